@@ -1,0 +1,153 @@
+//! A worker's line to its supervisor: a `SOCK_SEQPACKET` Unix socketpair, one message a packet.
+//!
+//! The two ends have different types, so that sending a message the wrong way does not compile. Neither end ever
+//! blocks. The channel does not know what a message means, nor which one is allowed at what time.
+
+use crate::message::{ToSupervisor, ToWorker};
+use crate::sys;
+use crate::wire::{self, MAX_PACKET, WireError};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The supervisor's end of a channel.
+pub type SupervisorEnd = Channel<ToWorker, ToSupervisor>;
+/// The worker's end of a channel.
+pub type WorkerEnd = Channel<ToSupervisor, ToWorker>;
+
+/// One end of a channel, on which `Out` is sent and `In` is received.
+#[derive(Debug)]
+pub struct Channel<Out, In> {
+    socket: OwnedFd,
+    direction: PhantomData<fn(Out) -> In>,
+}
+
+/// What [`Channel::receive`] found.
+#[derive(Debug, PartialEq)]
+pub enum Received<In> {
+    /// A message.
+    Message(In),
+    /// Nothing for now.
+    Nothing,
+    /// The other side is gone.
+    Closed,
+}
+
+/// Why a channel cannot be used any more.
+#[derive(Debug)]
+pub enum ChannelError {
+    /// The other side does not read: the queue is full.
+    Full,
+    /// The other side is gone.
+    Closed,
+    /// What came is no message, or what should go is too long.
+    Wire(WireError),
+    /// The system refused.
+    System(io::Error),
+}
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("the channel is full: nobody reads it"),
+            Self::Closed => f.write_str("the channel is closed"),
+            Self::Wire(error) => error.fmt(f),
+            Self::System(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ChannelError {}
+
+impl From<WireError> for ChannelError {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Self::Full,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
+                Self::Closed
+            }
+            _ => Self::System(error),
+        }
+    }
+}
+
+/// Makes a channel: the supervisor's end and the worker's. Both are closed on exec.
+///
+/// # Errors
+/// Those of socketpair(2).
+///
+/// ```
+/// use prefork::channel::{Received, pair};
+/// use prefork::message::ToSupervisor;
+/// let (supervisor, worker) = pair()?;
+/// worker.send(&ToSupervisor::Ready)?;
+/// assert_eq!(supervisor.receive()?, Received::Message(ToSupervisor::Ready));
+/// assert_eq!(supervisor.receive()?, Received::Nothing);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn pair() -> io::Result<(SupervisorEnd, WorkerEnd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    Ok((Channel::from_socket(ours), Channel::from_socket(theirs)))
+}
+
+impl<Out: bincode::Encode, In: bincode::Decode<()>> Channel<Out, In> {
+    /// Takes over one end of a `SOCK_SEQPACKET` socketpair.
+    pub fn from_socket(socket: OwnedFd) -> Self {
+        Self { socket, direction: PhantomData }
+    }
+
+    /// Sends one message, or fails at once.
+    ///
+    /// # Errors
+    /// [`ChannelError::Full`] when the other side has stopped reading; the message is not sent.
+    pub fn send(&self, message: &Out) -> Result<(), ChannelError> {
+        let packet = wire::encode(message)?;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.socket.as_raw_fd(), &packet, flags).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// Takes one message, if there is one.
+    ///
+    /// # Errors
+    /// [`ChannelError::Wire`] for bytes that are no message: the other side is not to be believed again.
+    pub fn receive(&self) -> Result<Received<In>, ChannelError> {
+        let mut buffer = [0_u8; MAX_PACKET];
+        let (length, cut) = match sys::receive_packet(self.socket.as_fd(), &mut buffer) {
+            Ok(packet) => packet,
+            Err(error) => {
+                return match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(Received::Nothing),
+                    io::ErrorKind::ConnectionReset => Ok(Received::Closed),
+                    _ => Err(ChannelError::System(error)),
+                };
+            }
+        };
+        match length {
+            0 => Ok(Received::Closed),
+            _ if cut => Err(ChannelError::Wire(WireError::TooLong(MAX_PACKET + 1))),
+            _ => Ok(Received::Message(wire::decode(&buffer[..length])?)),
+        }
+    }
+}
+
+impl<Out, In> AsFd for Channel<Out, In> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl<Out, In> From<Channel<Out, In>> for OwnedFd {
+    fn from(channel: Channel<Out, In>) -> Self {
+        channel.socket
+    }
+}

@@ -1,0 +1,163 @@
+//! What a worker finds in its environment: systemd's contract for any program, and a little more for programs
+//! that link the `worker` crate.
+//!
+//! | variable | meaning | source |
+//! |---|---|---|
+//! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | listening sockets: descriptors from 3 on, for whom, their names | sd_listen_fds(3) |
+//! | `NOTIFY_SOCKET` | where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` | sd_notify(3) |
+//! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
+//! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers | here |
+//! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
+
+use crate::channel::{Channel, WorkerEnd};
+use crate::sys;
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+
+/// The number of inherited listening sockets.
+pub const LISTEN_FDS: &str = "LISTEN_FDS";
+/// The pid that they are meant for.
+pub const LISTEN_PID: &str = "LISTEN_PID";
+/// Their names, separated by colons.
+pub const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+/// The address of the notification socket.
+pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// The watchdog's period in microseconds.
+pub const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
+/// The pid that the watchdog watches.
+pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
+/// The worker's slot.
+pub const PREFORK_SLOT: &str = "PREFORK_SLOT";
+/// The worker's generation.
+pub const PREFORK_GENERATION: &str = "PREFORK_GENERATION";
+/// How many workers the server runs.
+pub const PREFORK_WORKERS: &str = "PREFORK_WORKERS";
+/// The descriptor of the worker's end of the channel.
+pub const PREFORK_CHANNEL: &str = "PREFORK_CHANNEL";
+/// The descriptor of the scoreboard.
+pub const PREFORK_SCOREBOARD: &str = "PREFORK_SCOREBOARD";
+
+/// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
+pub const ALL: [&str; 11] = [
+    LISTEN_FDS,
+    LISTEN_PID,
+    LISTEN_FDNAMES,
+    NOTIFY_SOCKET,
+    WATCHDOG_USEC,
+    WATCHDOG_PID,
+    PREFORK_SLOT,
+    PREFORK_GENERATION,
+    PREFORK_WORKERS,
+    PREFORK_CHANNEL,
+    PREFORK_SCOREBOARD,
+];
+
+/// The first inherited descriptor, by systemd's convention.
+pub const FIRST_FD: RawFd = 3;
+
+/// A listening socket that was inherited, with the name it was given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its name; `unknown` when it has none.
+    pub name: String,
+    /// The socket, closed on exec.
+    pub socket: OwnedFd,
+}
+
+/// What a Rust worker inherits.
+#[derive(Debug)]
+pub struct WorkerEnvironment {
+    /// The channel to the supervisor.
+    pub channel: WorkerEnd,
+    /// The scoreboard's memory.
+    pub scoreboard: OwnedFd,
+    /// Listening sockets, the worker's own slot's.
+    pub listeners: Vec<Inherited>,
+}
+
+/// Which part of the environment is wrong.
+#[derive(Debug)]
+pub struct EnvironmentError {
+    variable: &'static str,
+    problem: String,
+}
+
+impl fmt::Display for EnvironmentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.variable, self.problem)
+    }
+}
+
+impl std::error::Error for EnvironmentError {}
+
+/// Whether this process was started as a Rust worker by a supervisor.
+pub fn is_worker() -> bool {
+    std::env::var_os(PREFORK_CHANNEL).is_some()
+}
+
+/// Takes the listening sockets that systemd (or a supervisor) handed to this process; none when there are none.
+///
+/// # Errors
+/// When the variables contradict each other or name descriptors that are not open.
+///
+/// # Safety
+/// To be called once, before anything else in the process opens or owns descriptors from 3 on.
+#[allow(unsafe_code)]
+pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
+    let Some(pid) = number::<u32>(LISTEN_PID)? else { return Ok(Vec::new()) };
+    if pid != std::process::id() {
+        return Ok(Vec::new());
+    }
+    let count = number::<RawFd>(LISTEN_FDS)?.unwrap_or(0);
+    let names = std::env::var(LISTEN_FDNAMES).unwrap_or_default();
+    let mut names = names.split(':').filter(|name| !name.is_empty());
+    (FIRST_FD..FIRST_FD.saturating_add(count.max(0)))
+        .map(|fd| {
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            let socket = unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
+                variable: LISTEN_FDS,
+                problem: format!("descriptor {fd}: {error}"),
+            })?;
+            Ok(Inherited { name: names.next().unwrap_or("unknown").to_owned(), socket })
+        })
+        .collect()
+}
+
+impl WorkerEnvironment {
+    /// Takes what the supervisor left in the environment, or `None` when this process is no Rust worker.
+    ///
+    /// # Errors
+    /// When the variables contradict each other or name descriptors that are not open.
+    ///
+    /// # Safety
+    /// To be called once, before anything else in the process opens or owns descriptors from 3 on.
+    #[allow(unsafe_code)]
+    pub unsafe fn take() -> Result<Option<Self>, EnvironmentError> {
+        let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else { return Ok(None) };
+        let scoreboard = number::<RawFd>(PREFORK_SCOREBOARD)?.ok_or_else(|| EnvironmentError {
+            variable: PREFORK_SCOREBOARD,
+            problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
+        })?;
+        // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+        let (listeners, channel, scoreboard) =
+            unsafe { (take_listeners()?, sys::adopt(channel), sys::adopt(scoreboard)) };
+        let opened =
+            |variable| move |error: std::io::Error| EnvironmentError { variable, problem: error.to_string() };
+        Ok(Some(Self {
+            channel: Channel::from_socket(channel.map_err(opened(PREFORK_CHANNEL))?),
+            scoreboard: scoreboard.map_err(opened(PREFORK_SCOREBOARD))?,
+            listeners,
+        }))
+    }
+}
+
+fn number<T: std::str::FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
+    match std::env::var(variable) {
+        Err(_) => Ok(None),
+        Ok(text) => text
+            .trim()
+            .parse()
+            .map(Some)
+            .map_err(|_| EnvironmentError { variable, problem: format!("`{text}` is no number") }),
+    }
+}

@@ -1,0 +1,167 @@
+//! The few system calls that need `unsafe` on both sides, each wrapped so that its caller needs none.
+//!
+//! The only other modules with `unsafe` are the supervisor's spawn and signal code.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+/// Time since an arbitrary start, by the clock that never jumps. The same in every process of a machine.
+pub fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec to write to; CLOCK_MONOTONIC cannot fail on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// [`monotonic`] in whole milliseconds.
+pub fn monotonic_ms() -> u64 {
+    u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Memory shared with other processes through a descriptor; unmapped when dropped.
+#[derive(Debug)]
+pub struct SharedMemory {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping is plain memory that lives until drop; whoever reads or writes it must do so by atomics,
+// which `scoreboard` (the only user) does.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// Maps the first `length` bytes of `memory`, readable and writable.
+    ///
+    /// # Errors
+    /// Those of mmap(2), and `InvalidData` when the file is shorter than `length`.
+    pub fn map(memory: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        let size = nix::sys::stat::fstat(memory)?.st_size;
+        if usize::try_from(size).unwrap_or(0) < length {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{size} bytes of {length}")));
+        }
+        let size = NonZeroUsize::new(length).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing; the file was checked to be
+        // long enough, and its seals (see `sealed_memory`) keep it from shrinking.
+        let start = unsafe {
+            nix::sys::mman::mmap(
+                None,
+                size,
+                nix::sys::mman::ProtFlags::PROT_READ | nix::sys::mman::ProtFlags::PROT_WRITE,
+                nix::sys::mman::MapFlags::MAP_SHARED,
+                memory,
+                0,
+            )?
+        };
+        Ok(Self { start: start.cast(), length })
+    }
+
+    /// A reference to the `T` at `offset`.
+    ///
+    /// # Panics
+    /// When `T` does not fit there or would be misaligned.
+    pub fn at<T: AnyBytes>(&self, offset: usize) -> &T {
+        assert!(offset.is_multiple_of(align_of::<T>()), "misaligned row");
+        assert!(
+            offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.length),
+            "row out of bounds"
+        );
+        // SAFETY: in bounds and aligned (just asserted; the mapping starts at a page), valid for any bytes
+        // (`AnyBytes`), alive as long as `self`.
+        unsafe { self.start.byte_add(offset).cast::<T>().as_ref() }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `map` made; no reference outlives `self`.
+        let _ = unsafe { nix::sys::mman::munmap(self.start.cast(), self.length) };
+    }
+}
+
+/// Types made of atomics only, for which any bytes are a valid value.
+///
+/// # Safety
+/// Every field must be an atomic integer, or an array of them.
+pub unsafe trait AnyBytes: Sync {}
+
+/// Makes an anonymous memory file of `length` zero bytes that nobody can shrink or grow any more.
+///
+/// # Errors
+/// Those of memfd_create(2), ftruncate(2) and fcntl(2).
+pub fn sealed_memory(name: &str, length: usize) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let memory = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let length = i64::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    nix::unistd::ftruncate(&memory, length)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(memory)
+}
+
+/// Takes ownership of a descriptor that this process inherited, and sets its close-on-exec flag.
+///
+/// # Errors
+/// `EBADF` when no such descriptor is open.
+///
+/// # Safety
+/// Nobody else in this process may own `fd`.
+pub unsafe fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD and F_SETFD touch only the descriptor's flags.
+    unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFD);
+        if flags < 0 || libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: open (just seen), and not owned by anybody else (the caller's promise).
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let fd = fd.as_fd();
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Receives one packet into `buffer`; the second value tells whether the packet was longer than the buffer.
+///
+/// # Errors
+/// Those of recv(2); `WouldBlock` when there is none. A length of 0 means that the other side is gone.
+pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    // SAFETY: `buffer` is valid for writes of its length.
+    let length = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT | libc::MSG_TRUNC,
+        )
+    };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok((length.min(buffer.len()), length > buffer.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealed_memory_cannot_shrink() {
+        let memory = sealed_memory("test", 4096).expect("memfd");
+        assert_eq!(nix::unistd::ftruncate(&memory, 1), Err(nix::errno::Errno::EPERM));
+        assert!(SharedMemory::map(memory.as_fd(), 8192).is_err(), "shorter than asked for");
+    }
+}
