@@ -8,6 +8,7 @@ use crate::{Address, address};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,9 @@ use tempfile::TempDir;
 
 /// Every process that a server starts inherits this variable; by it, leftovers are found.
 const MARK: &str = "TESTKIT_SERVER";
+
+/// The control socket in a server's own directory, which is also where it is by default.
+const CONTROL: &str = "supervisor.sock";
 
 /// Variables that would lead a server under test astray.
 const FOREIGN: [&str; 7] = [
@@ -36,7 +40,10 @@ pub struct Setup {
     arguments: Vec<OsString>,
     program: Vec<OsString>,
     variables: Vec<(OsString, OsString)>,
+    wrapper: Vec<OsString>,
+    input: Option<OwnedFd>,
     bound: bool,
+    control: bool,
 }
 
 /// A running server.
@@ -125,6 +132,27 @@ impl Setup {
         self
     }
 
+    /// Starts it through another program, which must exec its last arguments: `sh -c 'exec "$@"' sh`.
+    #[must_use]
+    pub fn wrapped<T: Into<OsString>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
+        self.wrapper = words.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Gives it a descriptor as standard input; a wrapper can move it elsewhere.
+    #[must_use]
+    pub fn input(mut self, descriptor: impl Into<OwnedFd>) -> Self {
+        self.input = Some(descriptor.into());
+        self
+    }
+
+    /// No `--control`: the control socket is where it is by default.
+    #[must_use]
+    pub fn no_control(mut self) -> Self {
+        self.control = false;
+        self
+    }
+
     /// A path in the server's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -139,9 +167,14 @@ impl Setup {
     }
 
     fn command(&self, mark: &str) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut words = self.wrapper.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+        let mut command = Command::new(words.next().expect("there is a binary at least"));
+        command.args(words);
         if !self.bound {
             command.args(["--bind", "127.0.0.1:0"]);
+        }
+        if self.control {
+            command.arg("--control").arg(self.path(CONTROL));
         }
         command.args(&self.arguments);
         if !self.program.is_empty() {
@@ -166,11 +199,14 @@ impl Setup {
     /// # Panics
     /// When the binary cannot be started.
     #[track_caller]
-    pub fn spawn(self) -> Server {
+    pub fn spawn(mut self) -> Server {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}.{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         let (reader, writer) = std::io::pipe().expect("a pipe for the log");
         let mut command = self.command(&mark);
+        if let Some(input) = self.input.take() {
+            command.stdin(input);
+        }
         command.stdout(writer.try_clone().expect("a second end for stdout")).stderr(writer);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.binary));
         // The command holds the pipe's writing end; the log must see its end when the server is gone.
@@ -223,7 +259,10 @@ impl Server {
             arguments: Vec::new(),
             program: Vec::new(),
             variables: Vec::new(),
+            wrapper: Vec::new(),
+            input: None,
             bound: false,
+            control: true,
         }
     }
 
@@ -263,7 +302,7 @@ impl Server {
 
     /// The control socket.
     pub fn control(&self) -> PathBuf {
-        self.path("supervisor.sock")
+        self.path(CONTROL)
     }
 
     /// Runs `supervisor WORDS --control SOCKET`.

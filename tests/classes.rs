@@ -1,0 +1,54 @@
+//! The three worker classes: how many connections a worker has in hand, and that any of them may hold on to them.
+
+use std::time::Duration;
+use testkit::load::{Plan, Report, run};
+use testkit::{Server, Setup};
+
+fn setup(class: &str) -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1).args(["--class", class])
+}
+
+/// Eight requests at once that keep their handler for 300 ms each.
+fn eight(server: &Server) -> Report {
+    let report = run(&Plan::fresh(&server.address(), 8).http("/?ms=300", None).count(8));
+    report.assert_flawless();
+    report
+}
+
+#[test]
+fn sync_serves_one_connection_after_the_other() {
+    let report = eight(&setup("sync").args(["--app", "sleep"]).start());
+    assert!(report.elapsed >= Duration::from_millis(8 * 300), "{report}");
+}
+
+#[test]
+fn threads_serve_one_connection_each() {
+    let report = eight(&setup("threads").args(["--app", "sleep", "--threads", "4"]).start());
+    assert!(report.elapsed >= Duration::from_millis(2 * 300), "four at once at most: {report}");
+    assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
+}
+
+#[test]
+fn async_serves_many_connections_at_once() {
+    let report = eight(&setup("async").args(["--app", "sleep"]).start());
+    assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
+}
+
+#[test]
+fn every_class_serves_more_keeping_clients_than_it_has_places() {
+    // An idle kept-alive connection must not keep the only place of a worker from everybody else.
+    for class in ["sync", "threads", "async"] {
+        let server = setup(class).workers(2).args(["--threads", "2"]).start();
+        let load = Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!"));
+        run(&load.lasting(Duration::from_secs(1))).assert_flawless();
+    }
+}
+
+#[test]
+fn a_worker_has_as_many_threads_as_its_class_says() {
+    let server = setup("threads").args(["--threads", "6"]).start();
+    let threads = server.ready()[0].threads();
+    assert!((6..=8).contains(&threads), "{threads} threads for six that serve");
+    let server = setup("async").start();
+    assert!(server.ready()[0].threads() <= 2);
+}

@@ -1,0 +1,155 @@
+//! Addresses: which are taken, which are refused, and what happens to them over the server's life.
+
+use nix::sys::signal::Signal::SIGHUP;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use testkit::load::{Plan, run, start};
+use testkit::{Address, LONG, Server, Setup, http, wait_until};
+
+fn setup() -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+}
+
+fn served(address: &Address) {
+    run(&Plan::fresh(address, 4).http("/", Some("Hello, client!")).count(40)).assert_flawless();
+}
+
+#[test]
+fn one_server_listens_on_many_addresses() {
+    let setup = setup().workers(2).bind("127.0.0.1:0").bind("[::1]:0").bind("localhost:0").bind_unix();
+    let server = setup.start();
+    let addresses = server.addresses();
+    assert!(addresses.len() >= 4, "{addresses:?}");
+    addresses.iter().for_each(served);
+    server.wait_for_log(&format!("listening on {}", addresses[0]));
+}
+
+#[test]
+fn a_second_instance_is_refused_and_told_the_address() {
+    let server = setup().workers(2).start();
+    let address = server.address();
+    let (status, log) = setup().workers(1).bind(&address.to_string()).run();
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains(&address.to_string())), "{log:#?}");
+    served(&address);
+}
+
+#[test]
+fn an_address_that_another_program_has_is_refused() {
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = other.local_addr().expect("a bound socket").to_string();
+    let (status, log) = setup().workers(1).bind(&address).run();
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains(&address)), "{log:#?}");
+}
+
+#[test]
+fn a_stale_unix_socket_is_replaced() {
+    let setup = setup().workers(1);
+    let path = setup.path("http.sock");
+    drop(UnixListener::bind(&path).expect("a socket"));
+    assert!(path.exists(), "dropping it leaves the file");
+    let server = setup.bind_unix().start();
+    served(&server.address());
+}
+
+#[test]
+fn a_unix_socket_in_use_is_refused() {
+    let first = setup().workers(1).bind_unix().start();
+    let address = first.address();
+    let (status, log) = setup().workers(1).bind(&address.to_string()).run();
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("http.sock")), "{log:#?}");
+    served(&address);
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_refused_and_left_alone() {
+    let setup = setup().workers(1).bind_unix();
+    setup.file("http.sock", "precious");
+    let mut server = setup.spawn();
+    assert_eq!(server.wait_exit(LONG).code(), Some(1));
+    server.wait_for_log("http.sock");
+    assert_eq!(std::fs::read_to_string(server.path("http.sock")).expect("still there"), "precious");
+}
+
+#[test]
+fn a_unix_socket_gets_its_mode_and_goes_with_the_server() {
+    let setup = setup().workers(1);
+    let path = setup.path("http.sock");
+    let mut server = setup.bind(&format!("unix:{},mode=0600", path.display())).start();
+    let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    served(&Address::Unix(path.clone()));
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    server.wait_exit(LONG);
+    assert!(!path.exists(), "its file is removed");
+}
+
+#[test]
+fn an_inherited_descriptor_is_served() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
+    let wrapper = ["sh", "-c", "exec 7<&0 </dev/null; exec \"$@\"", "sh"];
+    let mut server = setup().workers(2).wrapped(wrapper).input(listener).bind("fd://7").start();
+    served(&address);
+    let load = start(Plan::fresh(&address, 8).http("/", Some("Hello, client!")));
+    server.reload();
+    load.finish().assert_flawless();
+}
+
+#[test]
+fn sockets_handed_over_by_systemd_are_served_by_name() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
+    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec \"$@\"";
+    let wrapper = ["sh", "-c", script, "sh"];
+    let mut server = setup().workers(2).wrapped(wrapper).input(listener).bind("fd://web").start();
+    served(&address);
+    let load = start(Plan::fresh(&address, 8).http("/", Some("Hello, client!")));
+    server.reload();
+    load.finish().assert_flawless();
+}
+
+#[test]
+fn a_descriptor_that_is_no_listening_socket_is_refused() {
+    let (status, log) = setup().workers(1).bind("fd://0").run();
+    assert_ne!(status.code(), Some(0), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("fd://0")), "{log:#?}");
+}
+
+#[test]
+fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
+    let free = |_| TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
+    let [one, two, three] = [1, 2, 3].map(free);
+    let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
+    let mut server = setup().no_bind().config(&config(&[&one, &two])).start();
+    let [one, two, three] = [one, two, three].map(|text| text.parse::<Address>().expect("an address"));
+    let load = start(Plan::kept_alive(&one, 8).http("/", Some("Hello, client!")));
+    server.file("config.toml", &config(&[&one.to_string(), &three.to_string()]));
+    server.reload();
+    served(&one);
+    served(&three);
+    wait_until("the removed address to be closed", LONG, || two.connect().is_err());
+    server.file("config.toml", &config(&[&one.to_string(), &two.to_string()]));
+    server.reload();
+    served(&two);
+    load.finish().assert_flawless();
+}
+
+#[test]
+fn an_address_that_cannot_be_bound_fails_the_reload_only() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().map(|address| (taken, address.to_string())).expect("a bound socket");
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
+    let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
+    let server = setup().no_bind().config(&config(&[&free])).start();
+    let before = server.ready();
+    server.file("config.toml", &config(&[&free, &taken.1]));
+    server.signal(SIGHUP);
+    server.wait_for_log(&taken.1);
+    wait_until("the old state", LONG, || server.is_settled());
+    assert_eq!(server.ready(), before);
+    assert_eq!(http::get(&server.address(), "/").expect("an answer").status, 200);
+}

@@ -1,0 +1,71 @@
+"""A server that knows nothing but sockets: descriptor 3, SIGTERM, and systemd's notifications if it is asked to.
+
+Variables for tests: READY=no says nothing, READY=late:SECONDS says so late.
+"""
+import os
+import select
+import signal
+import socket
+import time
+
+
+def notify(text):
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+            line.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
+
+
+def answer(connection):
+    connection.settimeout(10)
+    request = b""
+    while b"\r\n\r\n" not in request:
+        more = connection.recv(4096)
+        if not more:
+            return
+        request += more
+    path = request.split()[1].decode()
+    if path.startswith("/sleep/"):
+        time.sleep(float(path.rsplit("/", 1)[1]))
+    body = os.environ.get("BODY", "Hello from Python").encode()
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+        f"x-prefork-pid: {os.getpid()}\r\nx-prefork-slot: {os.environ.get('PREFORK_SLOT', '')}\r\n"
+        f"x-prefork-generation: {os.environ.get('PREFORK_GENERATION', '')}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + body)
+    connection.shutdown(socket.SHUT_WR)
+
+
+def main():
+    assert os.environ["LISTEN_PID"] == str(os.getpid()), "the sockets are for somebody else"
+    listeners = [socket.socket(fileno=3 + n) for n in range(int(os.environ["LISTEN_FDS"]))]
+    for listener in listeners:
+        listener.setblocking(False)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    ready = os.environ.get("READY", "yes")
+    if ready.startswith("late:"):
+        time.sleep(float(ready[5:]))
+    if ready != "no":
+        notify("READY=1\nSTATUS=waiting for connections")
+    while True:
+        found, _, _ = select.select([reader, *listeners], [], [])
+        if reader in found:
+            notify("STOPPING=1")
+            return
+        for listener in found:
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            with connection:
+                try:
+                    answer(connection)
+                except OSError:
+                    pass
+
+
+main()

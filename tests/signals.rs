@@ -1,0 +1,155 @@
+//! Signals: what each of them does, with requests in hand.
+
+use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+use testkit::load::{Load, Plan, run, start};
+use testkit::{LONG, Server, Setup, wait_until};
+
+fn setup() -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+}
+
+/// A server whose only worker has a request in hand that takes `ms`.
+fn busy(ms: u32) -> (Server, Load) {
+    let server = setup().workers(1).args(["--app", "sleep"]).start();
+    let idle = server.ready()[0].descriptors();
+    let load = start(Plan::fresh(&server.address(), 1).http(&format!("/?ms={ms}"), None).count(1));
+    wait_until("a request in hand", LONG, || server.ready()[0].descriptors() > idle);
+    (server, load)
+}
+
+#[test]
+fn term_and_quit_finish_what_is_in_hand() {
+    for signal in [SIGTERM, SIGQUIT] {
+        let (mut server, load) = busy(1000);
+        server.signal(signal);
+        assert!(server.wait_exit(LONG).success());
+        load.wait().assert_flawless();
+    }
+}
+
+#[test]
+fn a_stop_refuses_new_connections_only_after_the_queue_is_served() {
+    let mut server = setup().workers(2).start();
+    let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
+    load.wait_for_more(100);
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+    let report = load.finish();
+    // The end is the end: a client that connects afterwards is refused. No request was lost before that.
+    let refused = report.count(testkit::load::Failure::Refused);
+    assert_eq!(report.failed() - refused, report.count(testkit::load::Failure::ConnectReset), "{report}");
+}
+
+fn ends_at_once(signals: &[Signal]) {
+    let (mut server, load) = busy(20_000);
+    let began = Instant::now();
+    for signal in signals {
+        server.signal(*signal);
+        // Two signals of one kind that arrive together are one.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    server.wait_exit(LONG);
+    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the request");
+    assert_eq!(load.wait().answered, 0);
+}
+
+#[test]
+fn int_stops_at_once() {
+    ends_at_once(&[SIGINT]);
+}
+
+#[test]
+fn a_second_term_stops_at_once() {
+    ends_at_once(&[SIGTERM, SIGTERM]);
+}
+
+#[test]
+fn int_during_a_graceful_stop_stops_at_once() {
+    ends_at_once(&[SIGTERM, SIGINT]);
+}
+
+#[test]
+fn a_graceful_stop_ends_at_its_deadline() {
+    let mut server = setup().workers(1).args(["--app", "sleep", "--graceful-timeout", "500ms"]).start();
+    let idle = server.ready()[0].descriptors();
+    let load = start(Plan::fresh(&server.address(), 1).http("/?ms=20000", None).count(1));
+    wait_until("a request in hand", LONG, || server.ready()[0].descriptors() > idle);
+    let began = Instant::now();
+    server.signal(SIGTERM);
+    server.wait_exit(LONG);
+    assert!(began.elapsed() >= Duration::from_millis(500) && began.elapsed() < Duration::from_secs(10));
+    assert_eq!(load.wait().answered, 0);
+}
+
+#[test]
+fn ttin_and_ttou_scale_by_one_and_lose_nothing() {
+    let mut server = setup().workers(2).args(["--max-workers", "6"]).start();
+    let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
+    let fresh = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
+    for (signal, workers) in [(SIGTTIN, 3), (SIGTTIN, 4), (SIGTTOU, 3), (SIGTTOU, 2), (SIGTTOU, 1), (SIGTTIN, 2)] {
+        server.signal(signal);
+        wait_until(&format!("{workers} workers"), LONG, || server.ready().len() == workers && server.is_settled());
+        fresh.wait_for_more(50);
+    }
+    // The last worker stays, however often one asks.
+    for _ in 0..4 {
+        server.signal(SIGTTOU);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wait_until("one worker", LONG, || server.ready().len() == 1 && server.is_settled());
+    load.finish().assert_flawless();
+    fresh.finish().assert_flawless();
+    server.wait_until_settled(LONG);
+}
+
+#[test]
+fn winch_drains_the_workers_and_keeps_the_sockets() {
+    let mut server = setup().workers(2).args(["--probation", "50ms"]).start();
+    let address = server.address();
+    server.signal(SIGWINCH);
+    wait_until("no workers", LONG, || server.workers().is_empty());
+    assert_eq!(server.state(), "draining");
+    // A client is still accepted by the kernel; it waits, and is served when workers come again.
+    let load = start(Plan::fresh(&address, 4).http("/", Some("Hello, client!")).count(20).timeout(LONG));
+    server.signal(SIGHUP);
+    load.wait().assert_flawless();
+    server.wait_until_settled(LONG);
+}
+
+#[test]
+fn usr1_reopens_the_log() {
+    let setup = setup().workers(1);
+    let file = setup.path("server.log");
+    let mut server = setup.args(["--log-file".into(), file.clone().into_os_string()]).start();
+    let moved = server.path("server.log.1");
+    std::fs::rename(&file, &moved).expect("there is a log");
+    server.signal(SIGUSR1);
+    wait_until("a new log", LONG, || file.exists());
+    server.reload();
+    let text = std::fs::read_to_string(&file).expect("the new log");
+    assert!(text.contains("generation"), "later lines are in the new file: {text}");
+}
+
+#[test]
+fn usr2_and_unknown_signals_disturb_nothing() {
+    let server = setup().workers(2).start();
+    let before = server.ready();
+    server.signal(SIGUSR2);
+    server.signal(Signal::SIGPIPE);
+    run(&Plan::fresh(&server.address(), 4).count(50)).assert_flawless();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.ready(), before);
+}
+
+#[test]
+fn a_terminal_signal_to_the_group_reaches_no_worker() {
+    // Workers are in process groups of their own, so that Ctrl-C asks the supervisor only.
+    let server = setup().workers(2).start();
+    let group = |pid: u32| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))));
+    let supervisor = group(server.process().0).expect("it runs");
+    for worker in server.ready() {
+        assert_ne!(group(worker.0).expect("it runs"), supervisor);
+    }
+}
