@@ -1,1 +1,2 @@
-//! Placeholder.
+//! The supervisor.
+pub mod core;
