@@ -54,8 +54,9 @@ pub enum Event {
     Refused(GenerationId, String),
     /// A worker says that it accepts connections, or counts as doing so.
     Ready(WorkerId),
-    /// A thread of the worker that serves was alive at this time.
-    Beat(WorkerId, Time),
+    /// When a serving thread of each of these workers was last alive. In one event, and the first of every wake-up,
+    /// or a supervisor that wakes late would judge workers by what it has not read yet.
+    Beats(Vec<(WorkerId, Time)>),
     /// A starting worker says why it will not start.
     Failed(WorkerId, String),
     /// A worker broke the protocol and is not to be believed any more.

@@ -154,11 +154,15 @@ impl Core {
         }
         self.catch_up(now);
         match event {
-            Event::Command(command) => self.command(now, command),
+            Event::Command(command) => self.command(command),
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Beat(worker, at) => self.worker_heard(now, worker, at),
+            Event::Beats(beats) => {
+                for (worker, at) in beats {
+                    self.worker_heard(now, worker, at);
+                }
+            }
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.complaint = Some(reason);
@@ -191,7 +195,7 @@ impl Core {
         }
     }
 
-    fn command(&mut self, now: Time, command: Command) {
+    fn command(&mut self, command: Command) {
         match (command, self.phase) {
             (Command::Stop, Phase::Stopping { .. }) | (Command::StopNow, _) => self.stop(true),
             (Command::Stop, _) => self.stop(false),

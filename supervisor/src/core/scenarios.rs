@@ -61,10 +61,8 @@ impl Stage {
         let mut all = Vec::new();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
             self.now = due;
-            for worker in self.core.view().workers {
-                all.extend(self.core.step(due, Event::Beat(worker.worker, due)));
-            }
-            all.extend(self.core.step(due, Event::Tick));
+            let beats = self.core.view().workers.iter().map(|worker| (worker.worker, due)).collect();
+            all.extend(self.core.step(due, Event::Beats(beats)));
         }
         self.now = end;
         self.last.clone_from(&all);
@@ -350,7 +348,7 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
     stage.now = Time::from_millis(30_000);
     // Worker 2 beats, worker 1 does not; the supervisor was awake all the time.
     stage.core.due = Some(stage.now);
-    stage.tell(Event::Beat(WorkerId(2), Time::from_millis(29_500)));
+    stage.tell(Event::Beats(vec![(WorkerId(2), Time::from_millis(29_500))]));
     assert!(stage.has(&Action::Abort(WorkerId(1))));
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Hung(..))));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
@@ -362,10 +360,10 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
 #[test]
 fn a_beat_from_the_future_does_not_save_a_hung_worker() {
     let mut stage = Stage::serving(PLAN);
-    stage.tell(Event::Beat(WorkerId(1), Time::from_millis(1 << 40)));
+    stage.tell(Event::Beats(vec![(WorkerId(1), Time::from_millis(1 << 40))]));
     stage.now = Time::from_millis(30_000);
     stage.core.due = Some(stage.now);
-    stage.tell(Event::Beat(WorkerId(2), stage.now));
+    stage.tell(Event::Beats(vec![(WorkerId(2), stage.now)]));
     assert!(stage.has(&Action::Abort(WorkerId(1))));
 }
 
