@@ -3,13 +3,10 @@
 use super::event::{Action, Fact, Why};
 use super::time::Time;
 use super::worker::{Stage, Worker};
-use super::{ABORT_GRACE, Core, HOPELESS_AFTER, Phase, UNREADY_GRACE};
+use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
 use prefork::scoreboard::SEATS;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
-
-/// The shortest wait the core asks for: a timeout of zero is still a deadline in the future.
-const LEAST: Duration = Duration::from_millis(1);
 
 impl Core {
     /// Takes every step that is possible now, from what is intended and what is.
@@ -222,9 +219,10 @@ impl Core {
             Phase::Drained => return Why::DrainAll,
             Phase::Booting | Phase::Serving => {}
         }
-        if worker.generation > self.stable.id {
+        let on_trial = self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation);
+        if worker.generation > self.stable.id && !on_trial {
             Why::RolledBack
-        } else if self.wanted_in(worker.slot).next().is_none() {
+        } else if on_trial || self.wanted_in(worker.slot).next().is_none() {
             Why::Retired
         } else {
             Why::Replaced

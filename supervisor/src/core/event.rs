@@ -59,6 +59,8 @@ pub enum Event {
     Beats(Vec<(WorkerId, Time)>),
     /// A starting worker says why it will not start.
     Failed(WorkerId, String),
+    /// A worker leaves of its own accord (somebody sent it a signal): it accepts no more, and finishes.
+    Leaving(WorkerId),
     /// A worker broke the protocol and is not to be believed any more.
     Condemned(WorkerId, String),
     /// A worker is dead (or could not be born), and how.
@@ -161,6 +163,8 @@ pub enum Fact {
     StartTimedOut(Who, Duration),
     /// A worker broke the protocol and is killed.
     Condemned(Who, String),
+    /// A worker drains although nobody here had asked it to; the slot is filled again after this long.
+    LeavesUnasked(Who, Duration),
     /// A worker is asked to drain.
     Draining(Who, Why),
     /// A worker did not finish draining in time and is killed.

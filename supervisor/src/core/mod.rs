@@ -48,6 +48,8 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 const UNREADY_GRACE: Duration = Duration::from_secs(2);
 /// A step that comes later than this after its deadline means that the supervisor itself was stopped.
 const LATE: Duration = Duration::from_secs(1);
+/// The shortest wait the core asks for: a timeout of zero is still a deadline in the future.
+const LEAST: Duration = Duration::from_millis(1);
 /// The first start is given up after this many failures (or one for every slot, if that is more).
 const HOPELESS_AFTER: u32 = 3;
 
@@ -168,6 +170,7 @@ impl Core {
                     worker.complaint = Some(reason);
                 }
             }
+            Event::Leaving(worker) => self.worker_leaves(now, worker),
             Event::Condemned(worker, reason) => self.condemn(now, worker, &reason),
             Event::Died(worker, how) => self.worker_died(now, worker, how),
             Event::Tick => {}
@@ -271,6 +274,14 @@ impl Core {
             // A beat from the future is a lie that would keep a hung worker alive for ever.
             *heard = at.min(now).max(*heard);
         }
+    }
+
+    fn worker_leaves(&mut self, now: Time, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_occupant()) else { return };
+        let before = worker.clone();
+        worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
+        let wait = self.lose(now, &before, "left unasked");
+        self.report(Fact::LeavesUnasked(before.who(), wait));
     }
 
     fn condemn(&mut self, now: Time, id: WorkerId, reason: &str) {

@@ -460,3 +460,14 @@ fn a_reload_can_mend_a_first_start_that_is_stuck() {
     stage.pass(2.0);
     assert!(stage.facts().any(|fact| matches!(fact, Fact::ServerReady(..))));
 }
+
+#[test]
+fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
+    let mut stage = Stage::serving(PLAN);
+    stage.tell(Event::Leaving(WorkerId(1)));
+    assert_eq!(stage.spawned(), [(3, 0, 1)]);
+    assert_eq!(stage.drained(), [], "it drains already");
+    stage.get_ready([3]);
+    stage.die(1);
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Left(..))));
+}

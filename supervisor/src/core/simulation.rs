@@ -235,6 +235,8 @@ impl World {
             }
             Action::Report(Fact::Resized(..)) => {
                 self.open_at_reload = None;
+                // Scaling up and down again before the new workers are ready may take the ready one away.
+                self.served_before = 0;
                 self.operations.push_back(self.now);
             }
             Action::Report(_) | Action::Accept(_) => {}
@@ -313,14 +315,6 @@ impl World {
                 && other.drained_at.is_none()
                 && !other.killed
         });
-        // It may itself have died in this very moment; the healthy worlds allow no excuse.
-        if self.healthy && !retired {
-            invariant!(
-                self,
-                successor,
-                "a serving worker drains only when another one serves its slot: {worker}"
-            );
-        }
         if !retired && process.ready {
             invariant!(self, successor, "nobody takes a slot out of service: worker {worker}");
         }
@@ -544,6 +538,20 @@ impl World {
                 self.wake();
             }
             92..94 => {
+                let now = self.now;
+                let leaving = self
+                    .random_worker()
+                    .filter(|id| self.processes[id].ready && self.processes[id].drained_at.is_none());
+                if let Some(worker) = leaving {
+                    if let Some(process) = self.processes.get_mut(&worker) {
+                        process.drained_at = Some((now, MINUTE));
+                    }
+                    self.step(Event::Leaving(worker));
+                    let after = self.dice.millis(3000);
+                    self.schedule(after, Happening::Dies(worker));
+                }
+            }
+            94..96 => {
                 // A worker that is dead or never was.
                 self.step(Event::Ready(WorkerId(1 << 40)));
                 self.step(Event::Died(WorkerId(0), "twice".to_owned()));
