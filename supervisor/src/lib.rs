@@ -1,2 +1,4 @@
 //! The supervisor.
+pub mod config;
 pub mod core;
+pub mod shell;
