@@ -245,7 +245,7 @@ fn lookups_name_what_is_wrong() {
 #[test]
 fn a_signal_before_exec_acts_as_if_it_came_after() {
     for _ in 0..20 {
-        let spawned = Shell::new("read line <&3").spawn();
+        let spawned = Shell::new("while :; do :; done").spawn();
         kill(spawned.pid, Signal::SIGTERM).expect("kill");
         let death = death(&spawned);
         assert_eq!(death, Death::Signaled { signal: libc::SIGTERM, core: false });
@@ -256,7 +256,7 @@ fn a_signal_before_exec_acts_as_if_it_came_after() {
 fn a_supervisors_death_takes_its_workers_along() {
     // A fork of this test plays the supervisor. Its end is seen through the pipe that only the worker holds.
     let (mut reader, writer) = pipe();
-    let mut shell = Shell::new("echo up >&3; while :; do read line </dev/zero; done");
+    let mut shell = Shell::new("echo up >&3; while :; do :; done");
     shell.listeners.push(writer.as_fd());
     let executable = Executable::open("/bin/sh").expect("a shell");
     let order = shell.order(&executable);
@@ -284,7 +284,7 @@ fn a_supervisors_death_takes_its_workers_along() {
 #[test]
 fn every_kind_of_death_is_told() {
     let death_by = |signal: i32| {
-        let spawned = Shell::new("read line </dev/zero").spawn();
+        let spawned = Shell::new("while :; do :; done").spawn();
         // SAFETY: sends a signal to a child that was not yet reaped. nix knows no real-time signals.
         assert_eq!(unsafe { libc::kill(spawned.pid.as_raw(), signal) }, 0);
         let told = death(&spawned);
