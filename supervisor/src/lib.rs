@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The supervisor.
+pub mod config;
+pub mod core;
+pub mod shell;

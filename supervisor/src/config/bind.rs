@@ -1,0 +1,209 @@
+//! Where to listen: the syntax of `--bind`.
+
+use super::words::{Word, socket_path};
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// An address to listen on, as `--bind` writes it. [`Display`](fmt::Display) writes what [`FromStr`] reads.
+///
+/// ```
+/// use supervisor::config::Bind;
+/// let bind: Bind = "[::1]:8000".parse()?;
+/// assert_eq!(bind, Bind::Tcp { host: "::1".to_owned(), port: 8000 });
+/// assert_eq!(bind.to_string(), "[::1]:8000");
+/// # Ok::<(), String>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Bind {
+    /// `HOST:PORT`.
+    Tcp {
+        /// An IPv4 address, an IPv6 address without brackets (perhaps with `%zone`), or a name to be looked up.
+        host: String,
+        /// The port; 0 lets the kernel choose one.
+        port: u16,
+    },
+    /// `unix:/path[,mode=0660][,owner=USER][,group=GROUP]`.
+    Unix {
+        /// The socket's absolute path.
+        path: PathBuf,
+        /// Its permission bits; the umask decides when there are none.
+        mode: Option<u32>,
+        /// Its owner, by name or number.
+        owner: Option<String>,
+        /// Its group, by name or number.
+        group: Option<String>,
+    },
+    /// `fd://N`: an inherited listening socket, by its number.
+    Fd(RawFd),
+    /// `fd://NAME`: the inherited listening sockets of that name in `LISTEN_FDNAMES`. There may be several.
+    Inherited(String),
+}
+
+impl Word for Bind {
+    const LIKE: &'static str = "\"127.0.0.1:8000\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl FromStr for Bind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("no address is given (write HOST:PORT, unix:/PATH or fd://N)".to_owned());
+        }
+        if let Some(unix) = text.strip_prefix("unix:") {
+            return unix_socket(text, unix);
+        }
+        if let Some(fd) = text.strip_prefix("fd://") {
+            return inherited(text, fd);
+        }
+        if text.contains("://") {
+            return Err(format!("`{text}` is a URL (write HOST:PORT, unix:/PATH or fd://N)"));
+        }
+        if text.starts_with(['/', '.', '@']) {
+            return Err(format!("`{text}` names no kind of address (write unix:/PATH for a Unix socket)"));
+        }
+        tcp(text)
+    }
+}
+
+fn tcp(text: &str) -> Result<Bind, String> {
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Err(format!("`{text}` needs brackets and a port (write it like [{address}]:8000)"));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err(match text.parse::<u16>() {
+            Ok(port) => format!(
+                "`{text}` names no host (write 127.0.0.1:{port}, or 0.0.0.0:{port} and [::]:{port} for everyone)"
+            ),
+            Err(_) => format!("`{text}` names no port (write it like {text}:8000)"),
+        });
+    };
+    let port: u16 = port
+        .parse()
+        .ok()
+        .filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()))
+        .ok_or_else(|| format!("`{text}`: `{port}` is no port (write a number from 0 to 65535)"))?;
+    if matches!(host, "" | "*") {
+        return Err(format!(
+            "`{text}` names no host (for every address bind 0.0.0.0:{port} for IPv4 and [::]:{port} for IPv6)"
+        ));
+    }
+    Ok(Bind::Tcp { host: self::host(text, host)?, port })
+}
+
+/// The host in the form in which equal hosts look equal.
+fn host(text: &str, host: &str) -> Result<String, String> {
+    if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        let (address, zone) = inner.split_once('%').map_or((inner, None), |(a, z)| (a, Some(z)));
+        let address: Ipv6Addr =
+            address.parse().map_err(|_| format!("`{text}`: `{inner}` is no IPv6 address"))?;
+        return match zone {
+            None => Ok(address.to_string()),
+            Some(zone) if !zone.is_empty() && zone.bytes().all(is_name_byte) => {
+                Ok(format!("{address}%{zone}"))
+            }
+            Some(_) => Err(format!("`{text}`: `{inner}` names no network interface after `%`")),
+        };
+    }
+    if host.contains(':') {
+        return Err(format!("`{text}`: an IPv6 address needs brackets (write it like [::1]:8000)"));
+    }
+    let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    if numeric && host.parse::<Ipv4Addr>().is_err() {
+        return Err(format!("`{text}`: `{host}` is no IPv4 address (write four numbers from 0 to 255)"));
+    }
+    if !host.bytes().all(is_name_byte) || host.starts_with(['-', '.']) {
+        return Err(format!("`{text}`: `{host}` is no host name"));
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
+}
+
+fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
+    let mut parts = rest.split(',');
+    let path = parts.next().unwrap_or_default();
+    if !path.starts_with('/') {
+        return Err(format!("`{text}`: the path must start with `/` (write it like unix:/run/app.sock)"));
+    }
+    // `unix:///run/app.sock` is how others write it, and means the same.
+    let path = socket_path(&format!("/{}", path.trim_start_matches('/')))?;
+    let (mut mode, mut owner, mut group) = (None, None, None);
+    for part in parts {
+        let twice = match part.split_once('=') {
+            Some(("mode", bits)) => mode.replace(permissions(text, bits)?).is_some(),
+            Some(("owner", name)) if !name.is_empty() => owner.replace(name.to_owned()).is_some(),
+            Some(("group", name)) if !name.is_empty() => group.replace(name.to_owned()).is_some(),
+            _ => {
+                return Err(format!(
+                    "`{text}`: `{part}` is no option of a Unix socket (there are mode=0660, owner=USER and group=GROUP)"
+                ));
+            }
+        };
+        if twice {
+            return Err(format!("`{text}`: `{part}` is the second of its kind (leave one out)"));
+        }
+    }
+    Ok(Bind::Unix { path, mode, owner, group })
+}
+
+fn permissions(text: &str, bits: &str) -> Result<u32, String> {
+    let octal = !bits.is_empty() && bits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+    octal.then(|| u32::from_str_radix(bits, 8).ok()).flatten().filter(|mode| *mode <= 0o777).ok_or_else(
+        || format!("`{text}`: `mode={bits}` is no mode (write octal digits up to 0777, like mode=0660)"),
+    )
+}
+
+fn inherited(text: &str, rest: &str) -> Result<Bind, String> {
+    if rest.bytes().all(|byte| byte.is_ascii_digit()) && !rest.is_empty() {
+        return match rest.parse() {
+            Ok(fd @ 3..) => Ok(Bind::Fd(fd)),
+            Ok(fd) => Err(format!(
+                "`{text}`: descriptor {fd} is standard input, output or error (inherited sockets start at 3)"
+            )),
+            Err(_) => Err(format!("`{text}`: `{rest}` is no descriptor")),
+        };
+    }
+    // The names that sd_listen_fds(3) allows.
+    let valid =
+        (1..=255).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+    if !valid {
+        return Err(format!(
+            "`{text}` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)"
+        ));
+    }
+    Ok(Bind::Inherited(rest.to_owned()))
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix { path, mode, owner, group } => {
+                write!(f, "unix:{}", path.display())?;
+                if let Some(mode) = mode {
+                    write!(f, ",mode={mode:04o}")?;
+                }
+                if let Some(owner) = owner {
+                    write!(f, ",owner={owner}")?;
+                }
+                if let Some(group) = group {
+                    write!(f, ",group={group}")?;
+                }
+                Ok(())
+            }
+            Self::Fd(fd) => write!(f, "fd://{fd}"),
+            Self::Inherited(name) => write!(f, "fd://{name}"),
+        }
+    }
+}

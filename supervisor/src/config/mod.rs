@@ -1,0 +1,177 @@
+//! The configuration: what was typed → what is true.
+//!
+//! [`Source`] holds the command line and the environment of this process. [`Source::load`] reads the file that
+//! they name, lays the four layers over each other (flag, environment, file, default), checks everything that can
+//! be known without serving, and gives a [`Config`]. Nothing downstream checks again. A reload calls it again.
+//!
+//! The module deliberately does not know how anything is done that it configures: it opens no socket, starts no
+//! process and logs nothing.
+//!
+//! Start reading at the table in `options.rs`; each setting is one row there.
+
+mod bind;
+mod cli;
+mod error;
+mod file;
+mod options;
+mod resolve;
+mod source;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+pub use bind::Bind;
+pub use cli::{Act, Identity, command};
+pub use error::{ConfigError, File, Place, Problem, USAGE};
+pub use options::{Preset, SETTINGS, Setting};
+pub use source::{Invocation, Source, Surroundings};
+
+use nix::sys::signal::Signal;
+use prefork::settings::{Class, ClassName, WorkerSettings};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A configuration in which everything has been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where to listen: at least one address, none twice.
+    pub binds: Vec<Bind>,
+    /// Connections that may wait in each listening socket's queue.
+    pub backlog: u32,
+    /// Worker processes: 1 to [`max_workers`](Self::max_workers).
+    pub workers: u16,
+    /// Workers that TTIN can scale up to: at most [`prefork::Slot::MAX`].
+    pub max_workers: u16,
+    /// What a worker runs.
+    pub program: Program,
+    /// How a Rust worker serves.
+    pub class: ClassName,
+    /// Threads of a worker of class `threads`.
+    pub threads: u16,
+    /// Connections that a worker of class `async` has in hand at most.
+    pub max_connections: u32,
+    /// Variables to add to the workers' environment. None is one that the supervisor sets itself.
+    pub env: BTreeMap<String, String>,
+    /// Working directory of the workers; it existed when the configuration was loaded.
+    pub directory: Option<PathBuf>,
+    /// How many slots a reload replaces at a time.
+    pub surge: Surge,
+    /// How long a reload's new workers must live after they are ready before the old ones drain.
+    pub probation: Duration,
+    /// How long a worker may drain before it is killed.
+    pub graceful_timeout: Duration,
+    /// How long a draining worker leaves an idle kept-alive connection open for its next request.
+    pub drain_idle: Duration,
+    /// What asks a foreign worker to drain. Never KILL or STOP.
+    pub stop_signal: Signal,
+    /// How long a worker may take to get ready.
+    pub start_timeout: Duration,
+    /// How long a foreign program that says nothing must live to count as ready.
+    pub ready_after: Duration,
+    /// How long a worker may give no sign of life.
+    pub hang_timeout: Option<Duration>,
+    /// How long a handler may take before its client gets 503.
+    pub request_timeout: Option<Duration>,
+    /// How long a kept-alive connection may be idle.
+    pub keep_alive: Duration,
+    /// How long a request's head may take to arrive.
+    pub header_timeout: Duration,
+    /// The longest request head, in bytes.
+    pub max_head: u32,
+    /// The longest request body, in bytes.
+    pub max_body: Option<u64>,
+    /// What is logged, how and where.
+    pub log: LogSettings,
+    /// Where the control socket is.
+    pub control: Control,
+    /// What is allowed but probably not meant, in sentences to be logged.
+    pub warnings: Vec<String>,
+}
+
+/// What a worker runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// A stock app, such as `hello` or `files:/srv/www`.
+    App(String),
+    /// The service that this very program brings.
+    Linked,
+    /// Another program and its arguments; never empty.
+    Command(Vec<OsString>),
+}
+
+/// How many slots a reload replaces at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surge {
+    /// Every one: all new workers are ready before any old one drains.
+    All,
+    /// So many.
+    Count(NonZeroU16),
+}
+
+/// What is logged, how and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// The least important messages that are logged.
+    pub level: log::LevelFilter,
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The file, or `None` for stderr.
+    pub file: Option<PathBuf>,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Words for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where the control socket is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// `control.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
+    Default,
+    /// Here; short enough for a Unix socket's address.
+    Path(PathBuf),
+    /// There is none.
+    Off,
+}
+
+impl Config {
+    /// A Rust worker's two numbers.
+    pub fn class(&self) -> Class {
+        Class::new(self.class, self.threads, self.max_connections)
+    }
+
+    /// What a Rust worker is told.
+    pub fn worker_settings(&self) -> WorkerSettings {
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        WorkerSettings {
+            class: self.class(),
+            app: match &self.program {
+                Program::App(app) => app.clone(),
+                Program::Linked | Program::Command(_) => String::new(),
+            },
+            // Four beats within the timeout, so that one late beat is no hang.
+            heartbeat_ms: self.hang_timeout.map_or(1000, |timeout| millis(timeout / 4).clamp(100, 1000)),
+            drain_idle_ms: millis(self.drain_idle),
+            keep_alive_ms: millis(self.keep_alive),
+            header_timeout_ms: millis(self.header_timeout),
+            request_timeout_ms: self.request_timeout.map_or(0, millis),
+            max_head_bytes: self.max_head,
+            max_body_bytes: self.max_body.unwrap_or(0),
+            log_level: self.log.level as u8,
+        }
+    }
+
+    /// `WATCHDOG_USEC` for foreign workers: a program that once answers the watchdog must go on doing so.
+    pub fn worker_watchdog(&self) -> Option<Duration> {
+        self.hang_timeout
+    }
+}

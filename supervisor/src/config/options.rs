@@ -1,0 +1,199 @@
+//! The table of settings: each has its name, type, help and default here and nowhere else.
+//!
+//! From the table come the flag (`--max-workers`), the variable (`SUPERVISOR_MAX_WORKERS`), the key in the file
+//! (`max-workers`), the line in `--help` and the man page, and the lowest layer: a default is text that is read
+//! by the same reader as what a user types.
+
+use super::bind::Bind;
+use super::words::{
+    DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Typed, Value, Variable, Whole,
+};
+use super::{Control, LogFormat, Surge};
+use log::LevelFilter;
+use prefork::settings::ClassName;
+
+/// What holds when nobody sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// This value, as it would be typed.
+    Given(&'static str),
+    /// What these words say.
+    Computed(&'static str),
+}
+
+/// A setting: one row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name in Rust, as in `max_workers`.
+    identifier: &'static str,
+    /// The heading under which `--help` shows it.
+    pub heading: &'static str,
+    /// What holds when nobody sets it.
+    pub preset: Preset,
+}
+
+impl Setting {
+    /// The name that the command line and the file use, as in `max-workers`.
+    pub fn name(&self) -> String {
+        self.identifier.replace('_', "-")
+    }
+
+    /// The environment variable, as in `SUPERVISOR_MAX_WORKERS`.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.identifier.to_ascii_uppercase())
+    }
+}
+
+/// What every variable begins with.
+pub(super) const PREFIX: &str = "SUPERVISOR_";
+
+/// The setting of a name, as the command line and the file use it.
+pub(super) fn setting(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name() == name)
+}
+
+macro_rules! settings {
+    ($($heading:literal {
+        $($(#[doc = $doc:literal])+ $name:ident: ($($type:tt)+) as $placeholder:literal = $how:ident($preset:literal);)+
+    })+) => {
+        /// What one layer (the command line, the environment, the file, the defaults) sets.
+        #[derive(clap::Args, Debug, Clone, Default)]
+        pub(super) struct Options {$($(
+            $(#[doc = $doc])+
+            #[arg(long, help_heading = $heading, value_name = $placeholder, allow_negative_numbers = true)]
+            pub(super) $name: Option<$($type)+>,
+        )+)+}
+
+        /// Every setting, in the order of `--help`.
+        pub const SETTINGS: &[Setting] = &[$($(
+            Setting { identifier: stringify!($name), heading: $heading, preset: Preset::$how($preset) },
+        )+)+];
+
+        impl Options {
+            /// Whether this layer sets it.
+            pub(super) fn sets(&self, setting: &Setting) -> bool {
+                match setting.identifier {
+                    $($(stringify!($name) => self.$name.is_some(),)+)+
+                    _ => false,
+                }
+            }
+
+            /// Sets it from text.
+            pub(super) fn set(&mut self, setting: &Setting, text: &str) -> Result<(), String> {
+                match setting.identifier {
+                    $($(stringify!($name) => self.$name = Some(Value::from_text(text)?),)+)+
+                    _ => {}
+                }
+                Ok(())
+            }
+
+            /// Sets it from the file.
+            pub(super) fn set_toml(
+                &mut self,
+                setting: &Setting,
+                value: toml::de::ValueDeserializer<'_>,
+            ) -> Result<(), toml::de::Error> {
+                match setting.identifier {
+                    $($(stringify!($name) => self.$name = Some(Value::from_toml(value)?),)+)+
+                    _ => {}
+                }
+                Ok(())
+            }
+
+            /// This layer over a lower one.
+            pub(super) fn over(self, lower: Self) -> Self {
+                Self {$($(
+                    $name: match (self.$name, lower.$name) {
+                        (Some(upper), Some(lower)) => Some(upper.over(lower)),
+                        (upper, lower) => upper.or(lower),
+                    },
+                )+)+}
+            }
+        }
+    };
+}
+
+settings! {
+    "Listening" {
+        /// Address to listen on: HOST:PORT, unix:/PATH[,mode=0660][,owner=USER][,group=GROUP], fd://N or fd://NAME.
+        /// May be given several times
+        bind: (Vec<Typed<Bind>>) as "ADDRESS" = Given("127.0.0.1:8000");
+        /// Connections that may wait in each listening socket's queue; the kernel's net.core.somaxconn caps it
+        backlog: (Typed<Whole<1, 1_048_576>>) as "N" = Given("4096");
+    }
+    "Workers" {
+        /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
+        app: (Typed<Plain>) as "APP" = Given("hello");
+        /// Number of worker processes
+        workers: (Typed<Whole<1, 1024>>) as "N" = Computed("one per CPU that this process may use");
+        /// Most workers that TTIN can scale up to
+        max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
+        /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
+        class: (Typed<ClassName>) as "CLASS" = Given("async");
+        /// Threads of a worker of class threads
+        threads: (Typed<Whole<1, 1024>>) as "N" = Given("16");
+        /// Connections that a worker of class async has in hand at most
+        max_connections: (Typed<Whole<1, 1_000_000>>) as "N" = Given("10000");
+        /// Variable for the workers' environment. May be given several times
+        env: (Vec<Typed<Variable>>) as "KEY=VALUE" = Computed("what the supervisor has");
+        /// Working directory of the workers
+        directory: (Typed<Place>) as "DIR" = Computed("the supervisor's");
+    }
+    "Reload and shutdown" {
+        /// How many workers a reload replaces at a time: all, or a number
+        surge: (Typed<Surge>) as "all|N" = Given("all");
+        /// How long a reload's new workers must live after they are ready before the old ones drain
+        probation: (Typed<Span<0, DAY>>) as "TIME" = Given("2s");
+        /// How long a worker may drain before it is killed
+        graceful_timeout: (Typed<Span<0, DAY>>) as "TIME" = Given("30s");
+        /// How long a draining worker leaves an idle kept-alive connection open for its next request
+        drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
+        /// Signal that asks a program to drain
+        stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
+    }
+    "Timeouts" {
+        /// How long a worker may take to get ready
+        start_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("60s");
+        /// How long a program that says nothing must live to count as ready
+        ready_after: (Typed<Span<0, DAY>>) as "TIME" = Given("1s");
+        /// How long a worker may give no sign of life before it is killed and replaced, or off
+        hang_timeout: (Typed<OrOff<Span<500, DAY>>>) as "TIME" = Given("30s");
+        /// How long a handler may take before its client gets 503, or off
+        request_timeout: (Typed<OrOff<Span<1, DAY>>>) as "TIME" = Given("off");
+    }
+    "HTTP" {
+        /// How long a kept-alive connection may be idle
+        keep_alive: (Typed<Span<100, DAY>>) as "TIME" = Given("75s");
+        /// How long a request's head may take to arrive
+        header_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("30s");
+        /// Longest request head; longer ones get 431. KB is 1000 bytes, KiB 1024
+        max_head: (Typed<Size<8_192, 16_777_216>>) as "SIZE" = Given("64KiB");
+        /// Longest request body, or off; longer ones get 413
+        max_body: (Typed<OrOff<Size<1, 1_099_511_627_776>>>) as "SIZE" = Given("off");
+    }
+    "Logging" {
+        /// Least important messages to log: off, error, warn, info, debug or trace
+        log_level: (Typed<LevelFilter>) as "LEVEL" = Given("info");
+        /// How a log line looks: text or json
+        log_format: (Typed<LogFormat>) as "FORMAT" = Given("text");
+        /// File to log to, reopened on USR1; - is stderr
+        log_file: (Typed<LogFile>) as "FILE" = Given("-");
+    }
+    "Control" {
+        /// Path of the control socket, or off
+        control: (Typed<Control>) as "PATH" = Computed("control.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
+    }
+}
+
+impl Options {
+    /// The lowest layer.
+    pub(super) fn presets() -> Self {
+        let mut options = Self::default();
+        for setting in SETTINGS {
+            if let Preset::Given(text) = setting.preset {
+                options.set(setting, text).expect("a test reads every default");
+            }
+        }
+        options
+    }
+}

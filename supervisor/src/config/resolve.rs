@@ -1,0 +1,233 @@
+//! Layers → [`Config`]: what the settings mean together.
+
+use super::error::{ConfigError, Place, Problem};
+use super::options::{Options, SETTINGS};
+use super::source::{Layer, Origin, Surroundings};
+use super::words::{OrOff, Typed};
+use super::{Bind, Config, Control, LogSettings, Program};
+use prefork::Slot;
+use prefork::settings::ClassName;
+use std::collections::BTreeSet;
+
+/// Settings that only a Rust worker hears of.
+const RUST_ONLY: [&str; 9] = [
+    "class",
+    "threads",
+    "max-connections",
+    "drain-idle",
+    "request-timeout",
+    "keep-alive",
+    "header-timeout",
+    "max-head",
+    "max-body",
+];
+
+/// Makes a configuration of layers, highest first, or says everything that is wrong with it.
+pub(super) fn resolve(
+    layers: &[Layer],
+    linked: bool,
+    around: &Surroundings<'_>,
+    warnings: Vec<String>,
+) -> Result<Config, ConfigError> {
+    let mut desk = Desk { layers, problems: Vec::new(), warnings };
+    let all = layers
+        .iter()
+        .map(|layer| layer.options.clone())
+        .reduce(Options::over)
+        .expect("there is always the layer of defaults");
+
+    let program = desk.program(linked, around, value(all.app).0);
+    let workers = all.workers.map_or_else(
+        || u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
+        |Typed(workers)| small(workers.0),
+    );
+    let max_workers = match all.max_workers {
+        None => workers.saturating_mul(2).clamp(8, Slot::MAX),
+        Some(Typed(most)) => small(most.0),
+    };
+    if max_workers < workers {
+        desk.refuse(
+            "max-workers",
+            format!("{max_workers} is less than the {workers} workers (raise it, or leave it out)"),
+        );
+    }
+    let binds = desk.binds(value_list(all.bind), around);
+    let directory = all.directory.map(|Typed(place)| place.0);
+    if let Some(directory) = directory.as_ref().filter(|directory| !directory.is_dir()) {
+        desk.refuse(
+            "directory",
+            format!("{} is no directory (make it, or name another)", directory.display()),
+        );
+    }
+    let class = value(all.class);
+    desk.warn_of_unused(&program, class);
+
+    let config = Config {
+        binds,
+        backlog: value(all.backlog).0,
+        workers,
+        max_workers,
+        program,
+        class,
+        threads: small(value(all.threads).0),
+        max_connections: value(all.max_connections).0,
+        env: value_list(all.env).into_iter().map(|variable| (variable.key, variable.value)).collect(),
+        directory,
+        surge: value(all.surge),
+        probation: value(all.probation).0,
+        graceful_timeout: value(all.graceful_timeout).0,
+        drain_idle: value(all.drain_idle).0,
+        stop_signal: value(all.stop_signal).0,
+        start_timeout: value(all.start_timeout).0,
+        ready_after: value(all.ready_after).0,
+        hang_timeout: limit(all.hang_timeout).map(|span| span.0),
+        request_timeout: limit(all.request_timeout).map(|span| span.0),
+        keep_alive: value(all.keep_alive).0,
+        header_timeout: value(all.header_timeout).0,
+        max_head: u32::try_from(value(all.max_head).0).expect("the range of max-head fits"),
+        max_body: limit(all.max_body).map(|size| size.0),
+        log: LogSettings {
+            level: value(all.log_level),
+            format: value(all.log_format),
+            file: value(all.log_file).0,
+        },
+        control: all.control.map_or(Control::Default, |Typed(control)| control),
+        warnings: desk.warnings,
+    };
+    if desk.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: desk.problems }) }
+}
+
+/// A setting that has a default.
+fn value<T>(value: Option<Typed<T>>) -> T {
+    value.expect("the table gives a default").0
+}
+
+fn value_list<T>(list: Option<Vec<Typed<T>>>) -> Vec<T> {
+    list.unwrap_or_default().into_iter().map(|Typed(word)| word).collect()
+}
+
+fn limit<T>(limit: Option<Typed<OrOff<T>>>) -> Option<T> {
+    value(limit).0
+}
+
+/// A number whose range in the table fits.
+fn small(number: u32) -> u16 {
+    u16::try_from(number).expect("the range in the table fits")
+}
+
+/// The layers, and what has been found in them.
+struct Desk<'a> {
+    layers: &'a [Layer],
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl Desk<'_> {
+    /// The highest layer that sets it, unless that is the one of defaults.
+    fn typed(&self, name: &str) -> Option<&Layer> {
+        let setting = SETTINGS.iter().find(|setting| setting.name() == name)?;
+        self.layers
+            .iter()
+            .find(|layer| layer.options.sets(setting))
+            .filter(|layer| !matches!(layer.origin, Origin::Presets))
+    }
+
+    fn place(&self, name: &str) -> Place {
+        self.typed(name).map_or_else(|| Place::Preset(name.to_owned()), |layer| layer.place(name))
+    }
+
+    fn refuse(&mut self, name: &str, message: String) {
+        self.problems.push(Problem { place: self.place(name), message });
+    }
+
+    /// The highest layer that names a program or an app decides.
+    fn program(&mut self, linked: bool, around: &Surroundings<'_>, preset: String) -> Program {
+        let typed = |layer: &&Layer| !matches!(layer.origin, Origin::Presets);
+        let app = |layer: &Layer| layer.options.app.clone().map(|Typed(app)| app.0);
+        let deciding = self
+            .layers
+            .iter()
+            .filter(typed)
+            .find(|layer| layer.options.app.is_some() || !layer.program.is_empty());
+        let Some(layer) = deciding else {
+            return if linked { Program::Linked } else { Program::App(preset) };
+        };
+        let name = if layer.program.is_empty() { "app" } else { "command" };
+        let place = layer.place(name);
+        if linked {
+            let message = "this program serves a service of its own (leave it out)".to_owned();
+            self.problems.push(Problem { place, message });
+            return Program::Linked;
+        }
+        match app(layer) {
+            None => Program::Command(layer.program.clone()),
+            Some(app) if layer.program.is_empty() => {
+                if let Err(message) = (around.check_app)(&app) {
+                    self.problems.push(Problem { place, message });
+                }
+                Program::App(app)
+            }
+            Some(app) => {
+                let message =
+                    format!("a program cannot serve beside the app `{app}` (leave one of them out)");
+                self.problems.push(Problem { place, message });
+                Program::Command(layer.program.clone())
+            }
+        }
+    }
+
+    /// The addresses; without any, what was inherited.
+    fn binds(&mut self, binds: Vec<Bind>, around: &Surroundings<'_>) -> Vec<Bind> {
+        if binds.is_empty() {
+            self.refuse("bind", "the list is empty (name an address, or leave it out)".to_owned());
+        }
+        if self.typed("bind").is_none() && !around.inherited.is_empty() {
+            let names: BTreeSet<_> = around.inherited.iter().cloned().collect();
+            return names.into_iter().map(Bind::Inherited).collect();
+        }
+        for (index, bind) in binds.iter().enumerate() {
+            if binds[..index].iter().any(|earlier| same_address(earlier, bind)) {
+                self.refuse("bind", format!("{bind} is named twice (leave one out)"));
+            }
+            let Bind::Inherited(name) = bind else { continue };
+            if !around.inherited.contains(name) {
+                let names = match around.inherited {
+                    [] => "none was inherited".to_owned(),
+                    names => format!("inherited: {}", names.join(", ")),
+                };
+                self.refuse("bind", format!("no inherited socket is named {name} ({names})"));
+            }
+        }
+        binds
+    }
+
+    fn warn_of_unused(&mut self, program: &Program, class: ClassName) {
+        let foreign = matches!(program, Program::Command(_));
+        for name in RUST_ONLY {
+            let reason = match name {
+                _ if foreign => {
+                    "has no effect on another program (it is for apps and Rust services)".to_owned()
+                }
+                "threads" if class != ClassName::Threads => {
+                    format!("has no effect in class {class} (it is for class threads)")
+                }
+                "max-connections" if class != ClassName::Async => {
+                    format!("has no effect in class {class} (it is for class async)")
+                }
+                _ => continue,
+            };
+            if let Some(layer) = self.typed(name) {
+                self.warnings.push(format!("{}: {reason}", layer.place(name)));
+            }
+        }
+    }
+}
+
+/// Whether two binds would take the same address. Port 0 is another one each time.
+fn same_address(one: &Bind, other: &Bind) -> bool {
+    match (one, other) {
+        (Bind::Unix { path: one, .. }, Bind::Unix { path: other, .. }) => one == other,
+        (Bind::Tcp { port: 0, .. }, Bind::Tcp { .. }) => false,
+        _ => one == other,
+    }
+}

@@ -1,0 +1,221 @@
+//! The layers: what this process was started with, and the file that it names.
+
+use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command};
+use super::error::{ConfigError, File, Place, Problem};
+use super::file::{self, nearest};
+use super::options::{Options, PREFIX, SETTINGS};
+use super::resolve::resolve;
+use super::{Config, Control};
+use clap::FromArgMatches;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a process was started to do, and with what.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// What is to be done.
+    pub action: Act,
+    /// The configuration's source.
+    pub source: Source,
+}
+
+/// The command line and the environment, kept so that a reload can read the file again beneath them.
+#[derive(Debug, Clone)]
+pub struct Source {
+    flags: Options,
+    program: Vec<OsString>,
+    /// The variables that begin with [`PREFIX`].
+    environment: Vec<(String, OsString)>,
+    config: Option<PathBuf>,
+    linked: bool,
+}
+
+/// What a configuration is checked against.
+pub struct Surroundings<'a> {
+    /// CPUs that this process may use.
+    pub cpus: usize,
+    /// The names of the inherited listening sockets, `unknown` for one without.
+    pub inherited: &'a [String],
+    /// Says what is wrong with the name of a stock app.
+    pub check_app: &'a dyn Fn(&str) -> Result<(), String>,
+}
+
+impl<'a> Surroundings<'a> {
+    /// Those of this process: the CPUs that its affinity mask and its cgroup's quota leave it.
+    pub fn of_process(inherited: &'a [String], check_app: &'a dyn Fn(&str) -> Result<(), String>) -> Self {
+        Self { cpus: std::thread::available_parallelism().map_or(1, usize::from), inherited, check_app }
+    }
+}
+
+/// One layer and where it was written.
+pub(super) struct Layer {
+    pub(super) origin: Origin,
+    pub(super) options: Options,
+    /// The program that it names; empty when it names none.
+    pub(super) program: Vec<OsString>,
+}
+
+/// Where a layer was written.
+pub(super) enum Origin {
+    Flags,
+    Environment,
+    File { file: Arc<File>, spans: BTreeMap<String, Range<usize>> },
+    Presets,
+}
+
+impl Layer {
+    /// Where this layer sets `name`.
+    pub(super) fn place(&self, name: &str) -> Place {
+        match &self.origin {
+            Origin::Flags if name == "command" => Place::Flag("-- PROGRAM".to_owned()),
+            Origin::Flags => Place::Flag(format!("--{name}")),
+            Origin::Environment => {
+                Place::Variable(format!("{PREFIX}{}", name.replace('-', "_").to_ascii_uppercase()))
+            }
+            Origin::File { file, spans } => Place::File {
+                file: Arc::clone(file),
+                key: Some(name.to_owned()),
+                span: spans.get(name).cloned(),
+            },
+            Origin::Presets => Place::Preset(name.to_owned()),
+        }
+    }
+}
+
+impl Source {
+    /// Reads the command line and the environment of this process.
+    ///
+    /// # Errors
+    /// When the command line is wrong, and also for `--help` and `--version`: [`clap::Error::exit`] does the right
+    /// thing for each.
+    pub fn from_process(identity: &Identity) -> Result<Invocation, clap::Error> {
+        Self::from_parts(identity, std::env::args_os(), std::env::vars_os())
+    }
+
+    /// Reads a command line (the program's name first) and an environment.
+    ///
+    /// # Errors
+    /// When the command line is wrong, and also for `--help` and `--version`.
+    pub fn from_parts(
+        identity: &Identity,
+        args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+        env: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
+    ) -> Result<Invocation, clap::Error> {
+        let mut command = command(identity);
+        let cli = command
+            .try_get_matches_from_mut(args)
+            .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
+            .map_err(|error| error.format(&mut command))?;
+        let reached = |Reach { control, config }: Reach| Typed {
+            config,
+            options: Options { control, ..Options::default() },
+            program: Vec::new(),
+        };
+        let (action, typed) = match cli.verb {
+            None if cli.check => (Act::Check, cli.typed),
+            None => (Act::Serve, cli.typed),
+            Some(Verb::Check { typed }) => (Act::Check, *typed),
+            Some(Verb::Status { json, reach }) => (Act::Status { json }, reached(reach)),
+            Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
+            Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
+            Some(Verb::Man) => (Act::Man, Typed::default()),
+            Some(Verb::Completions { shell }) => (Act::Completions(shell), Typed::default()),
+        };
+        let environment: Vec<_> = env
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.into().into_string().ok()?, value.into())))
+            .filter(|(key, value)| key.starts_with(PREFIX) && !value.is_empty())
+            .collect();
+        let named = || environment.iter().find(|(key, _)| key == "SUPERVISOR_CONFIG");
+        let config = typed.config.or_else(|| named().map(|(_, path)| PathBuf::from(path)));
+        let source = Self {
+            flags: typed.options,
+            program: typed.program,
+            config,
+            environment,
+            linked: identity.linked,
+        };
+        Ok(Invocation { action, source })
+    }
+
+    /// The configuration file, when one is named.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// Reads the file and gives what is true now. To be called at start, at each reload and to check.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its place and its remedy.
+    pub fn load(&self, around: &Surroundings<'_>) -> Result<Config, ConfigError> {
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        let layers = self.layers(&mut problems, &mut warnings);
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        resolve(&layers, self.linked, around, warnings)
+    }
+
+    /// Where the running server's control socket is, for the acts that ask it something. Nothing else in the file
+    /// needs to be right.
+    ///
+    /// # Errors
+    /// When the setting, or the file that would hold it, is wrong.
+    pub fn control(&self) -> Result<Control, ConfigError> {
+        let mut problems = Vec::new();
+        let layers = self.layers(&mut problems, &mut Vec::new());
+        if let Some(found) = layers.iter().find_map(|layer| layer.options.control.clone()) {
+            return Ok(found.0);
+        }
+        problems.retain(|problem| match &problem.place {
+            Place::File { key, .. } => key.as_deref().is_none_or(|key| key == "control"),
+            Place::Variable(name) => name == "SUPERVISOR_CONTROL",
+            Place::Flag(_) | Place::Preset(_) => true,
+        });
+        if problems.is_empty() { Ok(Control::Default) } else { Err(ConfigError { problems }) }
+    }
+
+    /// Flags, environment, file and defaults, highest first.
+    fn layers(&self, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Vec<Layer> {
+        let mut layers = vec![
+            Layer { origin: Origin::Flags, options: self.flags.clone(), program: self.program.clone() },
+            self.environment(problems, warnings),
+        ];
+        if let Some(path) = &self.config {
+            match file::read(path) {
+                Ok(file) => layers.push(file::parse(&file, problems)),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        layers.push(Layer { origin: Origin::Presets, options: Options::presets(), program: Vec::new() });
+        layers
+    }
+
+    fn environment(&self, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Layer {
+        let mut options = Options::default();
+        let known: Vec<_> = SETTINGS.iter().map(|setting| setting.variable()).collect();
+        for (key, value) in &self.environment {
+            let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == *key) else {
+                // Others use the prefix too (supervisord does), so only what looks like a slip is worth a word.
+                if let Some(near) =
+                    nearest(key, known.iter().map(String::as_str)).filter(|_| key != "SUPERVISOR_CONFIG")
+                {
+                    warnings.push(format!("{key}: no setting has this variable (did you mean {near}?)"));
+                }
+                continue;
+            };
+            let result = match value.to_str() {
+                Some(text) => options.set(setting, text),
+                None => Err("is not UTF-8".to_owned()),
+            };
+            if let Err(message) = result {
+                problems.push(Problem { place: Place::Variable(key.clone()), message });
+            }
+        }
+        Layer { origin: Origin::Environment, options, program: Vec::new() }
+    }
+}

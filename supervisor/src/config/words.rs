@@ -1,0 +1,462 @@
+//! How a value is written: one reader for each kind of value, shared by the command line, the environment and
+//! the file.
+//!
+//! A reader says what is wrong and how to write it right. It does not know which setting it reads for; whoever
+//! asked puts the setting's name in front.
+
+use super::{Control, LogFormat, Surge};
+use log::LevelFilter;
+use nix::sys::signal::Signal;
+use prefork::environment;
+use prefork::settings::ClassName;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+use std::marker::PhantomData;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// A value that can be read from text.
+pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
+    /// An example, for messages: `write it like {LIKE}`.
+    const LIKE: &'static str;
+    /// Whether the file holds it as a bare number.
+    const NUMBER: bool = false;
+
+    /// Reads it, or says what is wrong with it.
+    fn read(text: &str) -> Result<Self, String>;
+
+    /// Reads one entry of a table. Only `env` is a table.
+    fn entry(_key: &str, _value: &str) -> Result<Self, String> {
+        Err(format!("is a table here; write it like {}", Self::LIKE))
+    }
+
+    /// A list in an upper layer replaces the one below it, unless its words are entries of a table.
+    fn over(upper: Vec<Typed<Self>>, _lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
+        upper
+    }
+}
+
+/// A [`Word`] as it stands in [`Options`](super::options::Options).
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Typed<T>(pub(super) T);
+
+impl<T: Word> FromStr for Typed<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        T::read(text.trim()).map(Self)
+    }
+}
+
+/// One setting's value in one layer.
+pub(super) trait Value: Sized {
+    /// From an environment variable or the table of defaults.
+    fn from_text(text: &str) -> Result<Self, String>;
+    /// From the file.
+    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error>;
+    /// Laid over the value of a lower layer.
+    fn over(self, lower: Self) -> Self;
+}
+
+impl<T: Word> Value for Typed<T> {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+
+    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error> {
+        Self::deserialize(value)
+    }
+
+    fn over(self, _lower: Self) -> Self {
+        self
+    }
+}
+
+impl<T: Word> Value for Vec<Typed<T>> {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.split_whitespace().map(str::parse).collect()
+    }
+
+    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error> {
+        Many::deserialize(value).map(|Many(list)| list)
+    }
+
+    fn over(self, lower: Self) -> Self {
+        T::over(self, lower)
+    }
+}
+
+impl<'de, T: Word> Deserialize<'de> for Typed<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(One(PhantomData))
+    }
+}
+
+/// Reads a single word from the file.
+struct One<T>(PhantomData<T>);
+
+impl<'de, T: Word> Visitor<'de> for One<T> {
+    type Value = Typed<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::LIKE)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Typed<T>, E> {
+        if T::NUMBER {
+            return Err(E::custom(format!(
+                "is text here; write the number without quotes, like {}",
+                T::LIKE
+            )));
+        }
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Typed<T>, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Typed<T>, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Typed<T>, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_bool<E: Error>(self, yes: bool) -> Result<Typed<T>, E> {
+        yes.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
+        Err(A::Error::custom(format!("is a list here; write one value, like {}", T::LIKE)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
+        Err(A::Error::custom(format!("is a table here; write one value, like {}", T::LIKE)))
+    }
+}
+
+/// Reads a word, a list of words or a table of entries from the file.
+struct Many<T>(Vec<Typed<T>>);
+
+impl<'de, T: Word> Deserialize<'de> for Many<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(ManyVisitor(PhantomData))
+    }
+}
+
+struct ManyVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Word> Visitor<'de> for ManyVisitor<T> {
+    type Value = Many<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(T::LIKE)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Many<T>, E> {
+        One(PhantomData).visit_str(text).map(|word| Many(vec![word]))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Many<T>, E> {
+        One(PhantomData).visit_i64(number).map(|word| Many(vec![word]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Many<T>, A::Error> {
+        let mut words = Vec::new();
+        while let Some(word) = list.next_element()? {
+            words.push(word);
+        }
+        Ok(Many(words))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Many<T>, A::Error> {
+        let mut words = Vec::new();
+        while let Some(key) = table.next_key::<String>()? {
+            let Typed(Plain(value)) = table.next_value()?;
+            words.push(Typed(T::entry(&key, &value).map_err(A::Error::custom)?));
+        }
+        Ok(Many(words))
+    }
+}
+
+/// Any text.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Plain(pub(super) String);
+
+impl Word for Plain {
+    const LIKE: &'static str = "\"text\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text.contains('\0') {
+            return Err("holds a NUL byte, which no program can be given".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Whole<const MIN: u32, const MAX: u32>(pub(super) u32);
+
+impl<const MIN: u32, const MAX: u32> Word for Whole<MIN, MAX> {
+    const LIKE: &'static str = "8";
+    const NUMBER: bool = true;
+
+    fn read(text: &str) -> Result<Self, String> {
+        let number: i128 = text
+            .parse()
+            .map_err(|_| format!("`{text}` is no whole number (write one from {MIN} to {MAX})"))?;
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (MIN..=MAX).contains(number))
+            .map(Self)
+            .ok_or_else(|| format!("{number} is out of range ({MIN} to {MAX})"))
+    }
+}
+
+/// A duration from `MIN` to `MAX` milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Duration);
+
+/// A day, in milliseconds: no timeout is longer.
+pub(super) const DAY: u64 = 24 * 60 * 60 * 1000;
+
+impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
+    const LIKE: &'static str = "\"30s\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text.parse::<f64>().is_ok() {
+            return Err(format!("`{text}` has no unit (write it like {text}s or {text}ms)"));
+        }
+        let span = humantime::parse_duration(text)
+            .map_err(|_| format!("`{text}` is no duration (write it like 30s, 500ms or 1m 30s)"))?;
+        let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
+        if span < min || span > max {
+            let [min, max] = [min, max].map(humantime::format_duration);
+            return Err(format!("{text} is out of range ({min} to {max})"));
+        }
+        Ok(Self(span))
+    }
+}
+
+/// A number of bytes from `MIN` to `MAX`. `KB`, `MB`, `GB` are decimal; `KiB`, `MiB`, `GiB` are binary.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Size<const MIN: u64, const MAX: u64>(pub(super) u64);
+
+impl<const MIN: u64, const MAX: u64> Word for Size<MIN, MAX> {
+    const LIKE: &'static str = "\"64KiB\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no size (write it like 64KiB, 10MB or 65536)");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "k" | "kb" => 1_000,
+            "kib" => 1 << 10,
+            "m" | "mb" => 1_000_000,
+            "mib" => 1 << 20,
+            "g" | "gb" => 1_000_000_000,
+            "gib" => 1 << 30,
+            _ => return Err(wrong()),
+        };
+        number
+            .checked_mul(unit)
+            .filter(|bytes| (MIN..=MAX).contains(bytes))
+            .map(Self)
+            .ok_or_else(|| format!("{text} is out of range ({} to {})", binary(MIN), binary(MAX)))
+    }
+}
+
+/// A size in the largest binary unit that divides it.
+pub(super) fn binary(bytes: u64) -> String {
+    [(30, "GiB"), (20, "MiB"), (10, "KiB")]
+        .into_iter()
+        .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
+        .map_or_else(|| format!("{bytes}"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+/// A value that can be switched off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct OrOff<T>(pub(super) Option<T>);
+
+impl<T: Word> Word for OrOff<T> {
+    const LIKE: &'static str = T::LIKE;
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "off" | "0" | "0s" | "0ms" => Ok(Self(None)),
+            _ => T::read(text)
+                .map(|value| Self(Some(value)))
+                .map_err(|problem| format!("{problem}; `off` switches it off")),
+        }
+    }
+}
+
+impl Word for ClassName {
+    const LIKE: &'static str = "\"async\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl Word for Surge {
+    const LIKE: &'static str = "\"all\" or 1";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        text.parse::<u16>()
+            .ok()
+            .filter(|count| *count <= prefork::Slot::MAX)
+            .and_then(NonZeroU16::new)
+            .map(Self::Count)
+            .ok_or_else(|| format!("`{text}` is neither `all` nor a number from 1 to {}", prefork::Slot::MAX))
+    }
+}
+
+/// The signal that asks a foreign worker to drain.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct StopSignal(pub(super) Signal);
+
+impl Word for StopSignal {
+    const LIKE: &'static str = "\"TERM\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let name = text.to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        match Signal::from_str(&format!("SIG{name}")) {
+            Ok(signal @ (Signal::SIGKILL | Signal::SIGSTOP)) => Err(format!(
+                "{signal} cannot be caught, so no worker could drain (choose TERM, QUIT or INT; KILL follows at graceful-timeout by itself)"
+            )),
+            Ok(signal) => Ok(Self(signal)),
+            Err(_) => Err(format!("`{text}` is no signal (write a name, like TERM, QUIT or INT)")),
+        }
+    }
+}
+
+impl Word for LevelFilter {
+    const LIKE: &'static str = "\"info\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map_err(|_| format!("`{text}` is no log level (choose off, error, warn, info, debug or trace)"))
+    }
+}
+
+impl Word for LogFormat {
+    const LIKE: &'static str = "\"text\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("`{text}` is no log format (choose text or json)")),
+        }
+    }
+}
+
+/// Where the log goes: a file, or stderr for `-`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LogFile(pub(super) Option<PathBuf>);
+
+impl Word for LogFile {
+    const LIKE: &'static str = "\"/var/log/supervisor.log\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self(None));
+        }
+        path(text).map(|path| Self(Some(path)))
+    }
+}
+
+/// A path to something that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Place(pub(super) PathBuf);
+
+impl Word for Place {
+    const LIKE: &'static str = "\"/srv/app\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        path(text).map(Self)
+    }
+}
+
+impl Word for Control {
+    const LIKE: &'static str = "\"/run/supervisor/control.sock\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "default" => Ok(Self::Default),
+            _ => socket_path(text).map(Self::Path),
+        }
+    }
+}
+
+/// One variable of the workers' environment.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Variable {
+    pub(super) key: String,
+    pub(super) value: String,
+}
+
+impl Word for Variable {
+    const LIKE: &'static str = "KEY=VALUE";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let (key, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("`{text}` sets no variable (write it like KEY=VALUE)"))?;
+        Self::entry(key, value)
+    }
+
+    fn entry(key: &str, value: &str) -> Result<Self, String> {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(format!("`{}` is no name for a variable", key.escape_debug()));
+        }
+        if environment::ALL.contains(&key) {
+            return Err(format!(
+                "{key} is set for each worker by the supervisor itself (choose another name)"
+            ));
+        }
+        Ok(Self { key: key.to_owned(), value: value.to_owned() })
+    }
+
+    fn over(upper: Vec<Typed<Self>>, mut lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
+        lower.extend(upper);
+        lower
+    }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(format!("`{}` is no path", text.escape_debug()));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// The longest path that fits into a Unix socket's address, beside its closing NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// A path that a Unix socket can have.
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+    if text.len() > LONGEST_SOCKET_PATH {
+        return Err(format!(
+            "{text} is too long for a Unix socket ({} bytes; at most {LONGEST_SOCKET_PATH})",
+            text.len()
+        ));
+    }
+    if text.ends_with('/') {
+        return Err(format!("{text} is a directory (name the socket in it)"));
+    }
+    path(text)
+}

@@ -1,0 +1,302 @@
+//! From intent to reality, one possible step at a time.
+
+use super::event::{Action, Fact, Why};
+use super::time::Time;
+use super::worker::{Stage, Worker};
+use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
+use prefork::scoreboard::SEATS;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::time::Duration;
+
+impl Core {
+    /// Takes every step that is possible now, from what is intended and what is.
+    pub(super) fn converge(&mut self, now: Time) {
+        self.enforce_deadlines(now);
+        self.judge_boot();
+        self.advance_trial(now);
+        self.begin_reload();
+        self.fill(now);
+        // New connections go elsewhere before a worker is told to accept no more.
+        let leaving = self.leave(now);
+        self.steer();
+        self.out.extend(leaving);
+        self.note_degraded();
+        self.forget();
+        if let Phase::Stopping { status, .. } = self.phase
+            && self.workers.is_empty()
+        {
+            self.phase = Phase::Gone;
+            self.out.push(Action::Exit(status));
+        }
+    }
+
+    fn enforce_deadlines(&mut self, now: Time) {
+        let late: Vec<WorkerId> = self
+            .workers
+            .values()
+            .filter(|worker| worker.deadline().is_some_and(|deadline| deadline <= now))
+            .map(|worker| worker.id)
+            .collect();
+        for id in late {
+            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let before = worker.clone();
+            match worker.stage {
+                Stage::Starting { .. } => {
+                    worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    let timeout = worker.plan.start_timeout;
+                    self.report(Fact::StartTimedOut(before.who(), timeout));
+                    self.out.push(Action::Abort(id));
+                    self.lose(now, &before, &format!("did not get ready within {timeout:?}"));
+                }
+                Stage::Ready { heard, .. } => {
+                    worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    let silence = now - heard;
+                    self.report(Fact::Hung(before.who(), silence));
+                    self.out.push(Action::Abort(id));
+                    self.lose(now, &before, &format!("was silent for {silence:.1?}"));
+                }
+                Stage::Draining { .. } => {
+                    worker.stage = Stage::Killed;
+                    let timeout = worker.plan.graceful_timeout;
+                    self.report(Fact::DrainTimedOut(before.who(), timeout));
+                    self.out.push(Action::Kill(id));
+                }
+                Stage::Aborting { .. } => {
+                    worker.stage = Stage::Killed;
+                    self.out.push(Action::Kill(id));
+                }
+                Stage::Killed => {}
+            }
+        }
+    }
+
+    /// The first start succeeds when every slot is filled, and is given up when no worker ever got ready.
+    fn judge_boot(&mut self) {
+        if self.phase != Phase::Booting {
+            return;
+        }
+        let filled = (0..self.open).map(Slot).all(|slot| {
+            self.occupant(slot, self.stable.id).is_some_and(|worker| worker.ready_since().is_some())
+        });
+        if filled {
+            self.begin_serving();
+        } else if !self.ever_ready
+            && self.trial.is_none()
+            && self.wanted.is_none()
+            && self.boot_failures >= HOPELESS_AFTER.max(u32::from(self.open))
+        {
+            self.report(Fact::Hopeless(self.last_failure.clone()));
+            self.phase = Phase::Stopping { now: true, status: 1 };
+        }
+    }
+
+    pub(super) fn begin_serving(&mut self) {
+        self.phase = Phase::Serving;
+        self.report(Fact::ServerReady(self.stable.id, self.open));
+    }
+
+    /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
+    fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
+        let moved = self.trial.as_ref().is_some_and(|trial| slot.0 < trial.moved());
+        let stable = matches!(self.phase, Phase::Booting | Phase::Serving) && slot.0 < self.open && !moved;
+        let trial = self.trial.as_ref().map(|trial| trial.generation());
+        let trial = trial.filter(|_| slot.0 < self.batch_end());
+        stable.then_some(self.stable.id).into_iter().chain(trial)
+    }
+
+    pub(super) fn occupant(&self, slot: Slot, generation: GenerationId) -> Option<&Worker> {
+        self.in_slot(slot).find(|worker| worker.generation == generation && worker.is_occupant())
+    }
+
+    fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
+        self.workers.values().filter(move |worker| worker.slot == slot)
+    }
+
+    /// Whether a ready worker fills the slot.
+    fn is_served(&self, slot: Slot) -> bool {
+        self.in_slot(slot).any(|worker| worker.ready_since().is_some())
+    }
+
+    /// One past the last slot that is or may become filled.
+    fn reach(&self) -> u16 {
+        let highest = self.workers.values().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
+        highest.max(self.open).max(self.batch_end())
+    }
+
+    /// Spawns whoever is wanted and missing, where a seat is free and the back-off is over.
+    fn fill(&mut self, now: Time) {
+        for slot in (0..self.reach()).map(Slot) {
+            let missing: Vec<GenerationId> = self
+                .wanted_in(slot)
+                .filter(|generation| self.occupant(slot, *generation).is_none())
+                .collect();
+            for generation in missing {
+                if self.may_spawn_at(slot, generation).is_some_and(|at| at <= now) {
+                    self.spawn(now, slot, generation);
+                }
+            }
+        }
+    }
+
+    /// When a missing worker may be spawned; not at all while both seats of the slot are taken.
+    fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
+        self.free_seat(slot)?;
+        let backed_off = generation == self.stable.id;
+        Some(if backed_off { self.backoffs[slot.index()].not_before() } else { Time::default() })
+    }
+
+    fn free_seat(&self, slot: Slot) -> Option<u8> {
+        (0..SEATS).find(|seat| self.in_slot(slot).all(|worker| worker.seat != *seat))
+    }
+
+    fn spawn(&mut self, now: Time, slot: Slot, generation: GenerationId) {
+        let Some(seat) = self.free_seat(slot) else { return };
+        let trial = self.trial.as_ref().filter(|trial| trial.generation() == generation);
+        let plan = trial.and_then(|trial| trial.plan()).unwrap_or(self.stable.plan);
+        let id = WorkerId(self.last_worker.0 + 1);
+        self.last_worker = id;
+        let deadline = now + plan.start_timeout.max(LEAST);
+        let stage = Stage::Starting { deadline };
+        let worker = Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None };
+        self.report(Fact::Spawning(worker.who()));
+        self.workers.insert(id, worker);
+        self.out.push(Action::Spawn { worker: id, slot, seat, generation });
+    }
+
+    /// Lets go of whoever is not wanted, but of a worker that serves a wanted slot only when another one serves it.
+    fn leave(&mut self, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let Phase::Stopping { now: true, .. } = self.phase {
+            for worker in self.workers.values_mut().filter(|worker| worker.stage != Stage::Killed) {
+                worker.stage = Stage::Killed;
+                actions.push(Action::Kill(worker.id));
+            }
+            return actions;
+        }
+        let unwanted: Vec<WorkerId> = self
+            .workers
+            .values()
+            .filter(|worker| worker.is_occupant() && !self.is_needed(worker))
+            .map(|worker| worker.id)
+            .collect();
+        for id in unwanted {
+            let Some(worker) = self.workers.get(&id) else { continue };
+            let why = self.why_leave(worker);
+            let grace = match worker.stage {
+                Stage::Ready { .. } => worker.plan.graceful_timeout.max(LEAST),
+                _ => worker.plan.graceful_timeout.clamp(LEAST, UNREADY_GRACE),
+            };
+            let followed = self.in_slot(worker.slot).any(|other| other.id != id && other.is_occupant());
+            let fact = Fact::Draining(worker.who(), why);
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.stage = Stage::Draining { deadline: now + grace };
+            }
+            self.report(fact);
+            actions.push(Action::Drain { worker: id, grace, empty_queue: !followed });
+        }
+        actions
+    }
+
+    fn is_needed(&self, worker: &Worker) -> bool {
+        let mut wanted = self.wanted_in(worker.slot).peekable();
+        if wanted.peek().is_none() {
+            return false;
+        }
+        let mut served_otherwise = false;
+        for generation in wanted {
+            if generation == worker.generation {
+                return true;
+            }
+            served_otherwise |=
+                self.occupant(worker.slot, generation).is_some_and(|other| other.ready_since().is_some());
+        }
+        worker.ready_since().is_some() && !served_otherwise
+    }
+
+    fn why_leave(&self, worker: &Worker) -> Why {
+        match self.phase {
+            Phase::Stopping { .. } | Phase::Gone => return Why::Stop,
+            Phase::Drained => return Why::DrainAll,
+            Phase::Booting | Phase::Serving => {}
+        }
+        let on_trial = self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation);
+        if worker.generation > self.stable.id && !on_trial {
+            Why::RolledBack
+        } else if on_trial || self.wanted_in(worker.slot).next().is_none() {
+            Why::Retired
+        } else {
+            Why::Replaced
+        }
+    }
+
+    /// New connections go to slots with a ready worker, or whose first replacement is on its way; never to none.
+    fn steer(&mut self) {
+        let rotation: Vec<Slot> = (0..self.reach())
+            .map(Slot)
+            .filter(|slot| {
+                let replaced_at_once = !self.backoffs[slot.index()].is_looping()
+                    && self.rotation.contains(slot)
+                    && self.in_slot(*slot).any(Worker::is_occupant);
+                self.is_served(*slot) || replaced_at_once
+            })
+            .collect();
+        if !rotation.is_empty() && rotation != self.rotation {
+            self.rotation.clone_from(&rotation);
+            self.out.push(Action::Steer(rotation));
+        }
+    }
+
+    fn note_degraded(&mut self) {
+        if !matches!(self.phase, Phase::Booting | Phase::Serving) {
+            self.degraded = 0;
+            return;
+        }
+        let unserved = (0..self.open).map(Slot).filter(|slot| !self.is_served(*slot));
+        let looping = unserved.clone().filter(|slot| self.backoffs[slot.index()].is_looping()).count();
+        let looping = u16::try_from(looping).unwrap_or(u16::MAX);
+        if looping > self.degraded {
+            self.report(Fact::Degraded(looping, self.last_failure.clone()));
+            self.degraded = looping;
+        } else if self.degraded > 0 && unserved.count() == 0 {
+            self.report(Fact::Recovered);
+            self.degraded = 0;
+        }
+    }
+
+    fn forget(&mut self) {
+        let trial = self.trial.as_ref().map(|trial| trial.generation());
+        let useless: Vec<GenerationId> = self
+            .held
+            .iter()
+            .copied()
+            .filter(|held| *held != self.stable.id && Some(*held) != trial)
+            .filter(|held| self.workers.values().all(|worker| worker.generation != *held))
+            .collect();
+        for generation in useless {
+            self.held.remove(&generation);
+            self.out.push(Action::Forget(generation));
+        }
+    }
+
+    /// When something is due next.
+    pub(super) fn earliest(&self, now: Time) -> Option<Time> {
+        if self.phase == Phase::Gone {
+            return None;
+        }
+        let workers = self.workers.values().filter_map(Worker::deadline);
+        let hang = self.workers.values().filter(|worker| worker.ready_since().is_some());
+        let hang = hang.filter_map(|worker| worker.plan.hang_timeout).min();
+        let sample = hang.map(|timeout| now + sampling_period(timeout));
+        let retries = (0..self.reach()).map(Slot).flat_map(|slot| {
+            self.wanted_in(slot)
+                .filter(move |generation| self.occupant(slot, *generation).is_none())
+                .filter_map(move |generation| self.may_spawn_at(slot, generation))
+        });
+        workers.chain(sample).chain(retries).chain(self.trial_proven_at()).min()
+    }
+}
+
+/// How often heartbeats are looked at (and given) for a hang to be noticed soon after the timeout.
+pub fn sampling_period(hang_timeout: Duration) -> Duration {
+    (hang_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(1))
+}

@@ -1,0 +1,202 @@
+//! What goes into the core and what comes out of it.
+
+use super::time::Time;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::fmt;
+use std::time::Duration;
+
+/// What a generation's configuration means to the core. The rest of it is the shell's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Slots to fill, at least 1.
+    pub workers: u16,
+    /// The most slots that scaling by hand may reach.
+    pub max_workers: u16,
+    /// Slots that a reload replaces at a time, at least 1.
+    pub surge: u16,
+    /// How long a worker may take to get ready.
+    pub start_timeout: Duration,
+    /// How long a ready worker may be silent.
+    pub hang_timeout: Option<Duration>,
+    /// How long a draining worker may take.
+    pub graceful_timeout: Duration,
+    /// How long a reload's new workers must survive before the old ones drain.
+    pub probation: Duration,
+}
+
+/// Somebody who asked for a reload and waits for the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What an operator can ask for, by signal or by the control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Replace configuration and program, if the new ones work.
+    Reload(Option<RequestId>),
+    /// This many workers more, or fewer.
+    Resize(i32),
+    /// All workers leave, the sockets stay.
+    DrainAll,
+    /// All workers leave, then the server does.
+    Stop,
+    /// The server leaves at once.
+    StopNow,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Somebody asks for something.
+    Command(Command),
+    /// [`Action::Prepare`] worked: the configuration is valid, its addresses are bound, its program is open.
+    Prepared(GenerationId, Plan),
+    /// [`Action::Prepare`] failed, and nothing has changed.
+    Refused(GenerationId, String),
+    /// A worker says that it accepts connections, or counts as doing so.
+    Ready(WorkerId),
+    /// When a serving thread of each of these workers was last alive. In one event, and the first of every wake-up,
+    /// or a supervisor that wakes late would judge workers by what it has not read yet.
+    Beats(Vec<(WorkerId, Time)>),
+    /// A starting worker says why it will not start.
+    Failed(WorkerId, String),
+    /// A worker leaves of its own accord (somebody sent it a signal): it accepts no more, and finishes.
+    Leaving(WorkerId),
+    /// A worker broke the protocol and is not to be believed any more.
+    Condemned(WorkerId, String),
+    /// A worker is dead (or could not be born), and how.
+    Died(WorkerId, String),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Read the configuration, check it, bind what is new; answer [`Event::Prepared`] or [`Event::Refused`].
+    Prepare(GenerationId),
+    /// Let new connections go to these slots only.
+    Steer(Vec<Slot>),
+    /// Start a worker.
+    Spawn {
+        /// Its id, never used before.
+        worker: WorkerId,
+        /// The slot it fills.
+        slot: Slot,
+        /// Its row on the scoreboard; nobody alive has it.
+        seat: u8,
+        /// Whose program and configuration.
+        generation: GenerationId,
+    },
+    /// Ask a worker to drain.
+    Drain {
+        /// Whom.
+        worker: WorkerId,
+        /// How long it has.
+        grace: Duration,
+        /// Nobody follows in its slot: what waits in its queue is to be accepted first.
+        empty_queue: bool,
+    },
+    /// Make a worker dump core.
+    Abort(WorkerId),
+    /// End a worker.
+    Kill(WorkerId),
+    /// This generation is the accepted one from now on.
+    Accept(GenerationId),
+    /// Nobody needs this generation any more.
+    Forget(GenerationId),
+    /// Tell the operator.
+    Report(Fact),
+    /// Tell whoever asked for a reload: the generation that serves, or why it does not.
+    Reply(RequestId, Result<GenerationId, String>),
+    /// Leave with this exit status. The last action ever.
+    Exit(u8),
+}
+
+/// A worker as logs name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Who {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its slot.
+    pub slot: Slot,
+    /// Its generation.
+    pub generation: GenerationId,
+}
+
+/// Why a worker drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// A newer generation has taken over.
+    Replaced,
+    /// Its own generation was rolled back.
+    RolledBack,
+    /// There are fewer slots.
+    Retired,
+    /// All workers were asked to drain.
+    DrainAll,
+    /// The server stops.
+    Stop,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replaced => "a newer generation has taken over",
+            Self::RolledBack => "its generation was rolled back",
+            Self::Retired => "its slot is retired",
+            Self::DrainAll => "all workers were asked to drain",
+            Self::Stop => "the server stops",
+        })
+    }
+}
+
+/// A decision or an observation that an operator wants to know of. The shell logs it, once, and counts it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fact {
+    /// A worker is being started.
+    Spawning(Who),
+    /// A worker accepts connections, after this long.
+    WorkerReady(Who, Duration),
+    /// A worker was silent for this long and is aborted.
+    Hung(Who, Duration),
+    /// A worker did not get ready in this time and is aborted.
+    StartTimedOut(Who, Duration),
+    /// A worker broke the protocol and is killed.
+    Condemned(Who, String),
+    /// A worker drains although nobody here had asked it to; the slot is filled again after this long.
+    LeavesUnasked(Who, Duration),
+    /// A worker is asked to drain.
+    Draining(Who, Why),
+    /// A worker did not finish draining in time and is killed.
+    DrainTimedOut(Who, Duration),
+    /// A worker that was asked to leave has left.
+    Left(Who, String),
+    /// A worker died unasked; the slot is filled again after this long.
+    Died(Who, String, Duration),
+    /// Every slot is filled for the first time.
+    ServerReady(GenerationId, u16),
+    /// This many slots are empty because their workers keep failing; the latest reason.
+    Degraded(u16, String),
+    /// Every slot is filled again.
+    Recovered,
+    /// A reload begins.
+    ReloadBegan(GenerationId),
+    /// A reload was asked for and waits: older workers still drain.
+    ReloadWaits,
+    /// A reload is done: this generation serves, with this many workers.
+    Reloaded(GenerationId, u16),
+    /// A reload failed and nothing has changed: the refused generation, the one that serves, the reason.
+    ReloadFailed(GenerationId, GenerationId, String),
+    /// The number of slots was changed by hand: from, to.
+    Resized(u16, u16),
+    /// A command does not apply now, and why.
+    Ignored(Command, &'static str),
+    /// All workers are asked to drain; the sockets stay.
+    DrainingAll,
+    /// The server stops: at once, or gracefully within this time.
+    Stopping(Option<Duration>),
+    /// No worker could ever be started: the reason.
+    Hopeless(String),
+    /// The supervisor itself was not running for this long; every deadline was put off by as much.
+    Overslept(Duration),
+}

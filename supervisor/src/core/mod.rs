@@ -1,0 +1,351 @@
+//! The supervision logic, as a value: events in, actions out.
+//!
+//! [`Core::step`] is the only door. The core knows no clock, process, descriptor or log: time is an argument, workers
+//! are numbers, and what is to be done or said comes out as [`Action`]s. That is why a test can put it through an
+//! hour of crashes in a millisecond.
+//!
+//! How it works: commands and events only *edit intent* (which generation, how many slots, stop or not) or note
+//! what became of a worker. Then one function, [`Core::converge`], compares intent with reality and takes whatever
+//! steps are possible now. So a reload, a scale-down and a stop share the same draining code, and a worker that
+//! dies in the middle of any of them needs no case of its own.
+//!
+//! * `event` – the words: [`Event`], [`Action`], [`Fact`], [`Plan`];
+//! * `converge` – deadlines, filling and emptying slots, steering, the end;
+//! * `reload` – the trial of a new generation, its acceptance, its rollback;
+//! * `worker`, `backoff`, `time` – what their names say;
+//! * `view` – a picture of it all for `supervisor status`.
+//!
+//! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
+
+mod backoff;
+mod converge;
+mod event;
+mod reload;
+mod time;
+mod view;
+mod worker;
+
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod simulation;
+
+pub use converge::sampling_period;
+pub use event::{Action, Command, Event, Fact, Plan, RequestId, Who, Why};
+pub use time::Time;
+pub use view::{ReloadView, State, View, WorkerState, WorkerView};
+
+use backoff::{Backoff, Chance};
+use prefork::{GenerationId, Slot, WorkerId};
+use reload::Trial;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use worker::{Stage, Worker};
+
+/// How long an aborted worker gets to dump core before it is killed.
+const ABORT_GRACE: Duration = Duration::from_secs(2);
+/// How long a worker that has not been ready yet gets to leave: it holds nobody's request.
+const UNREADY_GRACE: Duration = Duration::from_secs(2);
+/// A step that comes later than this after its deadline means that the supervisor itself was stopped.
+const LATE: Duration = Duration::from_secs(1);
+/// The shortest wait the core asks for: a timeout of zero is still a deadline in the future.
+const LEAST: Duration = Duration::from_millis(1);
+/// The first start is given up after this many failures (or one for every slot, if that is more).
+const HOPELESS_AFTER: u32 = 3;
+
+/// Where the server is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Not every slot has been filled yet.
+    Booting,
+    /// It serves.
+    Serving,
+    /// All workers were asked to drain, the sockets stay; a reload ends it.
+    Drained,
+    /// It leaves as soon as nobody is alive, with this exit status.
+    Stopping { now: bool, status: u8 },
+    /// It has left.
+    Gone,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Accepted {
+    id: GenerationId,
+    plan: Plan,
+}
+
+/// The state of the whole server.
+///
+/// ```
+/// use prefork::GenerationId;
+/// use std::time::Duration;
+/// use supervisor::core::{Action, Core, Event, Plan, Time};
+/// let plan = Plan {
+///     workers: 2,
+///     max_workers: 8,
+///     surge: 2,
+///     start_timeout: Duration::from_secs(60),
+///     hang_timeout: None,
+///     graceful_timeout: Duration::from_secs(30),
+///     probation: Duration::from_secs(2),
+/// };
+/// let mut core = Core::new(GenerationId(1), plan, 42);
+/// let actions = core.step(Time::default(), Event::Tick);
+/// assert_eq!(actions.iter().filter(|action| matches!(action, Action::Spawn { .. })).count(), 2);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Core {
+    phase: Phase,
+    stable: Accepted,
+    /// Slots that the stable generation fills.
+    open: u16,
+    trial: Option<Trial>,
+    /// A reload was asked for and has not begun; whoever waits for its verdict.
+    wanted: Option<Vec<RequestId>>,
+    wait_reported: bool,
+    workers: BTreeMap<WorkerId, Worker>,
+    backoffs: Vec<Backoff>,
+    /// Generations that the shell still holds.
+    held: BTreeSet<GenerationId>,
+    last_generation: GenerationId,
+    last_worker: WorkerId,
+    rotation: Vec<Slot>,
+    ever_ready: bool,
+    boot_failures: u32,
+    last_failure: String,
+    degraded: u16,
+    chance: Chance,
+    last_step: Time,
+    due: Option<Time>,
+    out: Vec<Action>,
+}
+
+impl Core {
+    /// A server that is about to start its first generation, which the shell has prepared already. `seed` feeds the
+    /// jitter of retries.
+    pub fn new(generation: GenerationId, plan: Plan, seed: u64) -> Self {
+        Self {
+            phase: Phase::Booting,
+            stable: Accepted { id: generation, plan },
+            open: plan.workers,
+            trial: None,
+            wanted: None,
+            wait_reported: false,
+            workers: BTreeMap::new(),
+            backoffs: vec![Backoff::default(); usize::from(Slot::MAX)],
+            held: BTreeSet::from([generation]),
+            last_generation: generation,
+            last_worker: WorkerId(0),
+            rotation: Vec::new(),
+            ever_ready: false,
+            boot_failures: 0,
+            last_failure: String::new(),
+            degraded: 0,
+            chance: Chance(seed),
+            last_step: Time::default(),
+            due: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes one event in and gives back what is to be done about it. An event about a worker that is not alive
+    /// (any more) means nothing.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        if self.phase == Phase::Gone {
+            return Vec::new();
+        }
+        self.catch_up(now);
+        match event {
+            Event::Command(command) => self.command(command),
+            Event::Prepared(generation, plan) => self.prepared(generation, plan),
+            Event::Refused(generation, reason) => self.refused(generation, reason),
+            Event::Ready(worker) => self.worker_ready(now, worker),
+            Event::Beats(beats) => {
+                for (worker, at) in beats {
+                    self.worker_heard(now, worker, at);
+                }
+            }
+            Event::Failed(worker, reason) => {
+                if let Some(worker) = self.workers.get_mut(&worker) {
+                    worker.complaint = Some(reason);
+                }
+            }
+            Event::Leaving(worker) => self.worker_leaves(now, worker),
+            Event::Condemned(worker, reason) => self.condemn(now, worker, &reason),
+            Event::Died(worker, how) => self.worker_died(now, worker, how),
+            Event::Tick => {}
+        }
+        self.converge(now);
+        self.last_step = now;
+        self.due = self.earliest(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`step`](Self::step) is to be called at the latest, with [`Event::Tick`] if nothing else happens. Always
+    /// later than the last step.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge.
+    fn catch_up(&mut self, now: Time) {
+        if self.due.is_some_and(|due| now > due + LATE) {
+            let gap = now - self.last_step;
+            for worker in self.workers.values_mut() {
+                worker.put_off(gap);
+            }
+            self.report(Fact::Overslept(gap));
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match (command, self.phase) {
+            (Command::Stop, Phase::Stopping { .. }) | (Command::StopNow, _) => self.stop(true),
+            (Command::Stop, _) => self.stop(false),
+            (Command::Reload(request), Phase::Stopping { .. }) => {
+                self.ignore(command, STOPPING);
+                self.reply(request, &Err(STOPPING.to_owned()));
+            }
+            (_, Phase::Stopping { .. }) => self.ignore(command, STOPPING),
+            (Command::Reload(request), _) => self.wanted.get_or_insert_default().extend(request),
+            (Command::DrainAll, Phase::Drained) => self.ignore(command, "all workers drain already"),
+            (Command::DrainAll, _) => {
+                self.abandon_trial("all workers were asked to drain");
+                self.phase = Phase::Drained;
+                self.report(Fact::DrainingAll);
+            }
+            (Command::Resize(_), Phase::Drained) => {
+                self.ignore(command, "all workers were asked to drain (reload to start them again)");
+            }
+            (Command::Resize(by), _) => self.resize(by),
+        }
+    }
+
+    fn stop(&mut self, now: bool) {
+        let status = match self.phase {
+            Phase::Stopping { status, .. } => status,
+            _ => 0,
+        };
+        let already = matches!(self.phase, Phase::Stopping { now: true, .. });
+        self.abandon_trial(STOPPING);
+        for request in self.wanted.take().unwrap_or_default() {
+            self.reply(Some(request), &Err(STOPPING.to_owned()));
+        }
+        self.phase = Phase::Stopping { now, status };
+        if !already {
+            let grace = self.stable.plan.graceful_timeout;
+            self.report(Fact::Stopping((!now).then_some(grace)));
+        }
+    }
+
+    fn resize(&mut self, by: i32) {
+        let command = Command::Resize(by);
+        let (from, most) = match &self.trial {
+            Some(trial) => trial.size().unwrap_or((self.open, self.stable.plan.max_workers)),
+            None => (self.open, self.stable.plan.max_workers),
+        };
+        let shift = |count: u16| {
+            let count = i32::from(count).saturating_add(by).clamp(1, i32::from(most.max(1)));
+            u16::try_from(count).unwrap_or(1)
+        };
+        let to = shift(from);
+        if to == from {
+            let limit = if by > 0 { "the server has max-workers already" } else { "one worker is the least" };
+            return self.ignore(command, limit);
+        }
+        self.open = shift(self.open);
+        if let Some(trial) = &mut self.trial {
+            trial.resize(to);
+        }
+        self.report(Fact::Resized(from, to));
+    }
+
+    fn worker_ready(&mut self, now: Time, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Stage::Starting { .. } = worker.stage else { return };
+        worker.stage = Stage::Ready { since: now, heard: now };
+        let fact = Fact::WorkerReady(worker.who(), now - worker.born);
+        self.ever_ready = true;
+        self.report(fact);
+    }
+
+    fn worker_heard(&mut self, now: Time, id: WorkerId, at: Time) {
+        if let Some(Worker { stage: Stage::Ready { heard, .. }, .. }) = self.workers.get_mut(&id) {
+            // A beat from the future is a lie that would keep a hung worker alive for ever.
+            *heard = at.min(now).max(*heard);
+        }
+    }
+
+    fn worker_leaves(&mut self, now: Time, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_occupant()) else { return };
+        let before = worker.clone();
+        worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
+        let wait = self.lose(now, &before, "left unasked");
+        self.report(Fact::LeavesUnasked(before.who(), wait));
+    }
+
+    fn condemn(&mut self, now: Time, id: WorkerId, reason: &str) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let was_occupant = worker.is_occupant();
+        if worker.stage == Stage::Killed {
+            return;
+        }
+        let before = worker.clone();
+        worker.stage = Stage::Killed;
+        self.report(Fact::Condemned(before.who(), reason.to_owned()));
+        self.out.push(Action::Kill(id));
+        if was_occupant {
+            self.lose(now, &before, reason);
+        }
+    }
+
+    fn worker_died(&mut self, now: Time, id: WorkerId, how: String) {
+        let Some(worker) = self.workers.remove(&id) else { return };
+        let how = match &worker.complaint {
+            Some(complaint) => format!("{how}: {complaint}"),
+            None => how,
+        };
+        if worker.is_occupant() {
+            let wait = self.lose(now, &worker, &how);
+            self.report(Fact::Died(worker.who(), how, wait));
+        } else {
+            self.report(Fact::Left(worker.who(), how));
+        }
+    }
+
+    /// A worker does not fill its slot any more, and nobody had asked for that. Tells how long the slot stays empty.
+    fn lose(&mut self, now: Time, worker: &Worker, how: &str) -> Duration {
+        let when = match worker.ready_since() {
+            Some(since) => format!("{:.1?} after it was ready", now - since),
+            None => "before it was ready".to_owned(),
+        };
+        let reason = format!("worker {} (slot {}) {how}, {when}", worker.id, worker.slot);
+        if self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation) {
+            self.fail_trial(reason);
+            return Duration::ZERO;
+        }
+        if worker.generation != self.stable.id {
+            return Duration::ZERO;
+        }
+        if !self.ever_ready {
+            self.boot_failures += 1;
+        }
+        self.last_failure = reason;
+        let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
+        self.backoffs[worker.slot.index()].fail(now, served, &mut self.chance)
+    }
+
+    fn report(&mut self, fact: Fact) {
+        self.out.push(Action::Report(fact));
+    }
+
+    fn ignore(&mut self, command: Command, why: &'static str) {
+        self.report(Fact::Ignored(command, why));
+    }
+
+    fn reply(&mut self, request: Option<RequestId>, verdict: &Result<GenerationId, String>) {
+        self.out.extend(request.map(|request| Action::Reply(request, verdict.clone())));
+    }
+}
+
+const STOPPING: &str = "the server stops";

@@ -1,0 +1,121 @@
+//! A picture of the core for `supervisor status`.
+
+use super::worker::{Stage, Worker};
+use super::{Core, Phase};
+use prefork::{GenerationId, Slot, WorkerId};
+use serde::Serialize;
+
+/// What the server does, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not every slot has been filled yet.
+    Starting,
+    /// Every slot is filled.
+    Serving,
+    /// Some slot is empty because its workers keep failing.
+    Degraded,
+    /// All workers were asked to drain; the sockets stay.
+    Draining,
+    /// The server leaves.
+    Stopping,
+}
+
+/// What a worker does, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Not ready yet.
+    Starting,
+    /// It accepts connections.
+    Ready,
+    /// It was asked to leave.
+    Draining,
+    /// It hangs and was aborted.
+    Aborting,
+    /// It was killed.
+    Killed,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Its slot.
+    pub slot: Slot,
+    /// Its scoreboard row.
+    pub seat: u8,
+    /// Its generation.
+    pub generation: GenerationId,
+    /// What it does.
+    pub state: WorkerState,
+}
+
+/// A reload in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ReloadView {
+    /// The generation on trial.
+    pub generation: GenerationId,
+    /// Slots it will fill.
+    pub slots: u16,
+    /// Slots of it that have a ready worker.
+    pub ready: u16,
+    /// Slots of it that have passed probation.
+    pub passed: u16,
+}
+
+/// The whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// What the server does.
+    pub state: State,
+    /// The accepted generation.
+    pub generation: GenerationId,
+    /// How many slots it fills.
+    pub open: u16,
+    /// The reload in progress.
+    pub reload: Option<ReloadView>,
+    /// Every worker that is alive.
+    pub workers: Vec<WorkerView>,
+}
+
+impl Core {
+    /// What the server looks like now.
+    pub fn view(&self) -> View {
+        let state = match self.phase {
+            Phase::Booting if self.degraded == 0 => State::Starting,
+            Phase::Serving if self.degraded == 0 => State::Serving,
+            Phase::Booting | Phase::Serving => State::Degraded,
+            Phase::Drained => State::Draining,
+            Phase::Stopping { .. } | Phase::Gone => State::Stopping,
+        };
+        let reload = self.trial.as_ref().map(|trial| {
+            let ready = self
+                .workers
+                .values()
+                .filter(|worker| worker.generation == trial.generation() && worker.ready_since().is_some());
+            ReloadView {
+                generation: trial.generation(),
+                slots: trial.size().map_or(0, |(count, _)| count),
+                ready: u16::try_from(ready.count()).unwrap_or(u16::MAX),
+                passed: trial.moved(),
+            }
+        });
+        let workers = self.workers.values().map(Worker::view).collect();
+        View { state, generation: self.stable.id, open: self.open, reload, workers }
+    }
+}
+
+impl Worker {
+    fn view(&self) -> WorkerView {
+        let state = match self.stage {
+            Stage::Starting { .. } => WorkerState::Starting,
+            Stage::Ready { .. } => WorkerState::Ready,
+            Stage::Draining { .. } => WorkerState::Draining,
+            Stage::Aborting { .. } => WorkerState::Aborting,
+            Stage::Killed => WorkerState::Killed,
+        };
+        WorkerView { worker: self.id, slot: self.slot, seat: self.seat, generation: self.generation, state }
+    }
+}

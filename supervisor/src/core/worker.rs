@@ -1,0 +1,76 @@
+//! One worker, as far as the core knows it.
+
+use super::event::{Plan, Who};
+use super::time::Time;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::time::Duration;
+
+/// A worker's stage in life, with what is due in it. Stages only go down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Spawned, not ready yet.
+    Starting { deadline: Time },
+    /// It accepts connections, and was last heard of then.
+    Ready { since: Time, heard: Time },
+    /// It was asked to leave.
+    Draining { deadline: Time },
+    /// It hangs and was told to dump core.
+    Aborting { kill_at: Time },
+    /// It was killed and is not dead yet.
+    Killed,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    pub(super) slot: Slot,
+    pub(super) seat: u8,
+    pub(super) generation: GenerationId,
+    pub(super) plan: Plan,
+    pub(super) born: Time,
+    pub(super) stage: Stage,
+    /// Why it will not start, in its own words.
+    pub(super) complaint: Option<String>,
+}
+
+impl Worker {
+    pub(super) fn who(&self) -> Who {
+        Who { worker: self.id, slot: self.slot, generation: self.generation }
+    }
+
+    /// It fills its slot: it serves, or will.
+    pub(super) fn is_occupant(&self) -> bool {
+        match self.stage {
+            Stage::Starting { .. } | Stage::Ready { .. } => true,
+            Stage::Draining { .. } | Stage::Aborting { .. } | Stage::Killed => false,
+        }
+    }
+
+    /// Since when it accepts connections.
+    pub(super) fn ready_since(&self) -> Option<Time> {
+        match self.stage {
+            Stage::Ready { since, .. } => Some(since),
+            Stage::Starting { .. } | Stage::Draining { .. } | Stage::Aborting { .. } | Stage::Killed => None,
+        }
+    }
+
+    /// When something is due about it.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        match self.stage {
+            Stage::Starting { deadline } | Stage::Draining { deadline } => Some(deadline),
+            Stage::Ready { heard, .. } => self.plan.hang_timeout.map(|timeout| heard + timeout),
+            Stage::Aborting { kill_at } => Some(kill_at),
+            Stage::Killed => None,
+        }
+    }
+
+    /// Puts everything off by the time in which nobody watched.
+    pub(super) fn put_off(&mut self, span: Duration) {
+        match &mut self.stage {
+            Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += span,
+            Stage::Ready { heard, .. } => *heard += span,
+            Stage::Aborting { kill_at } => *kill_at += span,
+            Stage::Killed => {}
+        }
+    }
+}

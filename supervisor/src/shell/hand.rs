@@ -1,0 +1,233 @@
+//! What the shell holds of a worker: its process, and its line to the supervisor.
+//!
+//! A worker's word counts only where the present phase allows it, and only so many words a second. Whatever is out
+//! of phase, undecodable or too much becomes [`Event::Condemned`]; nothing here can fail because of what a worker
+//! sends.
+
+use super::notify::WorkerNotice;
+use super::spawn::ExecErrors;
+use crate::core::{Event, Time};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use prefork::channel::{Received, SupervisorEnd};
+use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
+use prefork::{GenerationId, Slot, WorkerId};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// The most messages taken from one worker before others have their turn.
+const AT_ONCE: u32 = 16;
+/// The most messages a worker may send in a second.
+const A_SECOND: u32 = 100;
+/// How long a worker whose channel is closed may go on living.
+const MUTE: Duration = Duration::from_secs(1);
+/// The longest status text kept, in characters.
+const STATUS: usize = 200;
+
+/// A worker process, and what it has said.
+#[derive(Debug)]
+pub struct Hand {
+    pub(super) id: WorkerId,
+    pub(super) slot: Slot,
+    pub(super) seat: u8,
+    pub(super) generation: GenerationId,
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    pub(super) exec_errors: ExecErrors,
+    pub(super) line: Line,
+    /// What it says that it is doing.
+    pub(super) status: String,
+    /// Something to do at a time, unless it is overtaken.
+    pub(super) alarm: Option<(Time, Alarm)>,
+}
+
+/// What to do with a worker at a certain time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// It has said nothing and lives: it counts as ready.
+    CountsAsReady,
+    /// It has closed its channel and lives: it is condemned.
+    Mute,
+}
+
+/// How a worker talks.
+#[derive(Debug)]
+pub enum Line {
+    /// A Rust worker, on its channel.
+    Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
+    /// Any other program, through the notification socket: by what signal it drains, whether it is ready, and
+    /// when it last fed the watchdog, if ever.
+    Notify { stop: Signal, ready: bool, fed: Option<Time> },
+    /// It has closed its channel.
+    Closed,
+}
+
+/// What a Rust worker may say now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Hello.
+    Silent,
+    /// That it is ready, or that it fails.
+    Greeted,
+    /// Its status, and that it drains.
+    Ready,
+}
+
+/// How many messages are left in this second.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Allowance {
+    since: Time,
+    used: u32,
+}
+
+impl Allowance {
+    fn spend(&mut self, now: Time) -> bool {
+        if now - self.since >= Duration::from_secs(1) {
+            *self = Self { since: now, used: 0 };
+        }
+        self.used += 1;
+        self.used <= A_SECOND
+    }
+}
+
+impl Hand {
+    /// Takes what waits in the channel, up to a bound.
+    pub(super) fn listen(&mut self, now: Time) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..AT_ONCE {
+            let Line::Channel { channel, allowance, .. } = &mut self.line else { break };
+            match channel.receive() {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Closed) => {
+                    self.line = Line::Closed;
+                    self.alarm = Some((now + MUTE, Alarm::Mute));
+                    break;
+                }
+                Ok(Received::Message(message)) => {
+                    if !allowance.spend(now) {
+                        events.push(self.condemn(&format!("sent more than {A_SECOND} messages in a second")));
+                        break;
+                    }
+                    match self.hear(message) {
+                        Ok(event) => events.extend(event),
+                        Err(reason) => {
+                            events.push(self.condemn(&reason));
+                            break;
+                        }
+                    }
+                }
+                Err(error) => {
+                    events.push(self.condemn(&error.to_string()));
+                    break;
+                }
+            }
+        }
+        events
+    }
+
+    fn hear(&mut self, message: ToSupervisor) -> Result<Option<Event>, String> {
+        let id = self.id;
+        let Line::Channel { phase, draining, .. } = &mut self.line else { return Ok(None) };
+        match (message, *phase) {
+            (ToSupervisor::Hello { protocol: PROTOCOL }, Phase::Silent) => {
+                *phase = Phase::Greeted;
+                Ok(None)
+            }
+            (ToSupervisor::Hello { protocol }, Phase::Silent) => Err(format!(
+                "speaks protocol {protocol}, this supervisor {PROTOCOL} (build both from the same release)"
+            )),
+            (ToSupervisor::Ready, Phase::Greeted) => {
+                *phase = Phase::Ready;
+                Ok(Some(Event::Ready(id)))
+            }
+            (ToSupervisor::Failed { reason }, Phase::Greeted) => Ok(Some(Event::Failed(id, plain(&reason)))),
+            // Asked to by somebody else, with a signal.
+            (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
+                Ok((!std::mem::replace(draining, true)).then_some(Event::Leaving(id)))
+            }
+            (ToSupervisor::Status { text }, Phase::Greeted | Phase::Ready) => {
+                self.status = plain(&text);
+                Ok(None)
+            }
+            (message, phase) => Err(format!("said {message:?} out of phase ({phase:?})")),
+        }
+    }
+
+    /// A notice of this program or one of its descendants.
+    pub(super) fn notice(&mut self, now: Time, notice: WorkerNotice) -> Option<Event> {
+        let id = self.id;
+        let Line::Notify { ready, fed, .. } = &mut self.line else { return None };
+        match notice {
+            WorkerNotice::Ready => {
+                self.alarm = None;
+                return (!std::mem::replace(ready, true)).then_some(Event::Ready(id));
+            }
+            WorkerNotice::Status(text) => self.status = plain(&text),
+            WorkerNotice::Watchdog => *fed = Some(now),
+            // It speaks the protocol, so its silence about being ready means something.
+            WorkerNotice::ExtendTimeout(_) => self.alarm = None,
+            WorkerNotice::Stopping => return Some(Event::Leaving(id)),
+        }
+        None
+    }
+
+    /// The alarm went off.
+    pub(super) fn ring(&mut self) -> Option<Event> {
+        let (_, alarm) = self.alarm.take()?;
+        match (alarm, &mut self.line) {
+            (Alarm::CountsAsReady, Line::Notify { ready, .. }) => {
+                (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
+            }
+            (Alarm::Mute, _) => Some(self.condemn("closed its channel and went on living")),
+            (Alarm::CountsAsReady, _) => None,
+        }
+    }
+
+    /// When a thread of it that serves was last alive; `beat` is what its scoreboard row says.
+    pub(super) fn heard(&self, now: Time, beat: Time) -> Time {
+        match &self.line {
+            Line::Channel { .. } | Line::Closed => beat,
+            // A program that never fed the watchdog has not opted in.
+            Line::Notify { fed, .. } => fed.unwrap_or(now),
+        }
+    }
+
+    /// Asks the worker to drain.
+    pub(super) fn drain(&mut self, grace: Duration, empty_queue: bool) -> Option<Event> {
+        match &mut self.line {
+            Line::Channel { channel, draining, .. } => {
+                *draining = true;
+                let deadline_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                let asked = channel.send(&ToWorker::Drain(Drain { deadline_ms, empty_queue }));
+                asked.err().map(|error| self.condemn(&format!("cannot be asked to drain: {error}")))
+            }
+            Line::Notify { stop, .. } => {
+                let stop = *stop;
+                self.signal(stop);
+                None
+            }
+            Line::Closed => None,
+        }
+    }
+
+    fn condemn(&self, reason: &str) -> Event {
+        Event::Condemned(self.id, reason.to_owned())
+    }
+
+    /// Sends a signal to the worker, which cannot be another process: the pidfd names it even when its pid is reused.
+    pub(super) fn signal(&self, signal: Signal) {
+        // A worker that is dead already needs no signal.
+        let _ = super::spawn::signal(self.pidfd.as_fd(), signal);
+    }
+
+    /// Kills the worker and whatever it has started. Its group cannot be another one: the worker, alive or not yet
+    /// reaped, holds the number.
+    pub(super) fn kill_group(&self) {
+        let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
+    }
+}
+
+/// Text from a worker, made fit for a log line.
+fn plain(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(STATUS).collect()
+}

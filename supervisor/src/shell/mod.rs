@@ -1,0 +1,4 @@
+//! The thin shell: everything that touches processes, descriptors, signals and clocks. Decisions are made elsewhere.
+
+pub mod reap;
+pub mod spawn;

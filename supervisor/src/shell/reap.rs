@@ -1,0 +1,123 @@
+//! How children ended: reads a worker's death from its pidfd, and buries adopted orphans.
+//!
+//! Raw waitid(2), because nix's wrappers lose the status of a child that a real-time signal killed, and reap it
+//! all the same. This module does not know who the dead were.
+#![allow(unsafe_code)]
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// It left with this status.
+    Exited(i32),
+    /// A signal killed it.
+    Signaled {
+        /// The signal's number; real-time signals have no name.
+        signal: i32,
+        /// Whether it left a core dump.
+        core: bool,
+    },
+    /// It is gone, and nobody can tell how: somebody else took its status.
+    Unknown,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Signaled { signal, core } => {
+                match Signal::try_from(*signal) {
+                    Ok(signal) => write!(f, "killed by {signal}")?,
+                    Err(_) => write!(f, "killed by signal {signal}")?,
+                }
+                f.write_str(if *core { " (core dumped)" } else { "" })
+            }
+            Self::Unknown => f.write_str("gone, cause unknown"),
+        }
+    }
+}
+
+/// The most orphans that one call of [`reap_orphans`] buries, so that a flood of them cannot starve the loop.
+pub const ORPHANS_AT_ONCE: usize = 64;
+
+/// What [`reap_orphans`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Orphans {
+    /// Who was buried, and how they had ended.
+    pub reaped: Vec<(Pid, Death)>,
+    /// There may be more: the bound was reached, or a known child's body hides them. Call again after the next
+    /// round of pidfds.
+    pub more: bool,
+}
+
+/// Reaps the child of a pidfd; `None` while it lives.
+///
+/// # Errors
+/// Those of waitid(2), except `ECHILD`, which is [`Death::Unknown`].
+pub fn reap(pidfd: impl AsFd) -> io::Result<Option<Death>> {
+    let id = pidfd.as_fd().as_raw_fd().unsigned_abs();
+    match wait(libc::P_PIDFD, id, libc::WEXITED | libc::WNOHANG) {
+        Ok(found) => Ok(found.map(|(_, death)| death)),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(Some(Death::Unknown)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reaps dead children that are not `known`, such as grandchildren that came to us as their subreaper.
+/// To be called after a round in which the known children's pidfds were served.
+///
+/// # Errors
+/// Those of waitid(2). To have no children is none.
+pub fn reap_orphans(known: impl Fn(Pid) -> bool) -> io::Result<Orphans> {
+    let mut orphans = Orphans::default();
+    let gone = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ECHILD) => Ok(None),
+        _ => Err(error),
+    };
+    loop {
+        // First only a look: the status of a known child belongs to the reader of its pidfd.
+        let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        let Some((pid, _)) = wait(libc::P_ALL, 0, look).or_else(gone)? else { return Ok(orphans) };
+        if known(pid) || orphans.reaped.len() == ORPHANS_AT_ONCE {
+            orphans.more = true;
+            return Ok(orphans);
+        }
+        let id = pid.as_raw().unsigned_abs();
+        if let Some((pid, death)) = wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).or_else(gone)? {
+            orphans.reaped.push((pid, death));
+        }
+    }
+}
+
+fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(Pid, Death)>> {
+    loop {
+        // SAFETY: all-zero bytes are a valid siginfo_t, and its pid stays 0 when nobody is dead.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is valid for writes.
+        if unsafe { libc::waitid(kind, id, &raw mut info, options) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        }
+        // SAFETY: waitid filled in the fields of SIGCHLD, or left the zeros.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        if pid == 0 {
+            return Ok(None);
+        }
+        let death = match info.si_code {
+            libc::CLD_EXITED => Death::Exited(status),
+            code @ (libc::CLD_KILLED | libc::CLD_DUMPED) => {
+                Death::Signaled { signal: status, core: code == libc::CLD_DUMPED }
+            }
+            _ => Death::Unknown,
+        };
+        return Ok(Some((Pid::from_raw(pid), death)));
+    }
+}
