@@ -55,7 +55,9 @@ fn wrong_usage_is_status_2_and_names_the_option() {
 #[test]
 fn help_and_version_are_complete() {
     let help = text(&supervisor(&["--help"]));
-    for word in ["--workers", "--bind", "--class", "--threads", "--app", "--config", "--start-timeout", "--probation"] {
+    for word in
+        ["--workers", "--bind", "--class", "--threads", "--app", "--config", "--start-timeout", "--probation"]
+    {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
     assert!(text(&supervisor(&["--version"])).contains("supervisor"));
@@ -98,8 +100,10 @@ fn check_passes_for_the_very_configuration_that_serves() {
 fn the_log_can_be_json_with_the_facts_as_fields() {
     let server = setup().workers(2).args(["--log-format", "json"]).start();
     let lines = server.log().lines();
-    let parsed: Vec<serde_json::Value> =
-        lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect();
+    let parsed: Vec<serde_json::Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
     let about_a_worker = parsed.iter().find(|line| !line["worker"].is_null()).expect("a line about a worker");
     for field in ["slot", "pid", "generation"] {
         assert!(!about_a_worker[field].is_null(), "no {field} in {about_a_worker}");

@@ -56,7 +56,8 @@ fn reload_wait_gives_the_verdict_and_the_reason() {
     server.file("config.toml", "workers = 2\nbacklogg = 3\n");
     let output = server.command(&["reload", "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("backlogg"), "{said}");
     assert_eq!(server.ready(), pids);
 }
@@ -90,7 +91,8 @@ fn the_socket_is_for_its_owner_only() {
 fn stalled_and_noisy_clients_delay_nobody() {
     let server = setup().workers(2).start();
     let mut stalled = Vec::new();
-    for noise in [&b""[..], b"\0", b"{\"half", b"\xff\xff\xff\xff\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"] {
+    for noise in [&b""[..], b"\0", b"{\"half", b"\xff\xff\xff\xff\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"]
+    {
         // As a stream; a socket of another type refuses, which is well.
         if let Ok(mut stream) = UnixStream::connect(server.control()) {
             let _ = stream.write_all(noise);
@@ -110,7 +112,8 @@ fn stalled_and_noisy_clients_delay_nobody() {
 fn no_control_socket_costs_a_line_and_nothing_else() {
     let server = setup().workers(1).no_control().args(["--control", "off"]).spawn();
     let line = server.wait_for_log("listening on ");
-    let address = line.split("listening on ").nth(1).expect("an address").split_whitespace().next().expect("a word");
+    let address =
+        line.split("listening on ").nth(1).expect("an address").split_whitespace().next().expect("a word");
     let address = address.trim_end_matches([',', ';']).parse().expect("an address");
     run(&Plan::fresh(&address, 4).count(50)).assert_flawless();
     assert!(!server.control().exists());
@@ -123,7 +126,9 @@ fn the_control_socket_has_a_place_of_its_own_by_default() {
     let server = setup.spawn();
     let sockets = || {
         let entries = std::fs::read_dir(&directory).expect("its directory");
-        entries.filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().ends_with(".sock"))).count()
+        entries
+            .filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().ends_with(".sock")))
+            .count()
     };
     testkit::wait_until("a control socket in $XDG_RUNTIME_DIR", LONG, || sockets() == 1);
     drop(server);

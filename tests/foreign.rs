@@ -23,7 +23,10 @@ fn serves_and_reloads(setup: Setup, words: &[OsString], body: &str) {
     let report = load.finish();
     report.assert_flawless();
     let pids = server.ready();
-    assert!(pids.iter().all(|process| process.variable("PREFORK_SLOT").is_some()), "the contract's variables");
+    assert!(
+        pids.iter().all(|process| process.variable("PREFORK_SLOT").is_some()),
+        "the contract's variables"
+    );
 }
 
 /// The tool's path, or a visible note that the test was skipped.
@@ -69,14 +72,18 @@ fn node_serves_and_reloads() {
 #[test]
 fn uvicorn_serves_and_reloads() {
     let Some(uvicorn) = needs("uvicorn", "uvicorn") else { return };
-    let words = words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
+    let words =
+        words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
     serves_and_reloads(setup().args(["--ready-after", "3s"]), &words, "Hello from ASGI");
 }
 
 #[test]
 fn gunicorn_serves_and_reloads() {
     let Some(gunicorn) = needs("gunicorn", "gunicorn") else { return };
-    let words = words(gunicorn, ["--bind", "fd://3", "--log-level", "warning", "--chdir", &applications(), "wsgi:app"]);
+    let words = words(
+        gunicorn,
+        ["--bind", "fd://3", "--log-level", "warning", "--chdir", &applications(), "wsgi:app"],
+    );
     serves_and_reloads(setup().args(["--ready-after", "3s"]), &words, "Hello from WSGI");
 }
 

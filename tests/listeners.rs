@@ -121,7 +121,9 @@ fn a_descriptor_that_is_no_listening_socket_is_refused() {
 
 #[test]
 fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
-    let free = |_| TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
+    let free = |_| {
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string()
+    };
     let [one, two, three] = [1, 2, 3].map(free);
     let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
     let mut server = setup().no_bind().config(&config(&[&one, &two])).start();
@@ -142,7 +144,8 @@ fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
 fn an_address_that_cannot_be_bound_fails_the_reload_only() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().map(|address| (taken, address.to_string())).expect("a bound socket");
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
+    let free =
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
     let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
     let server = setup().no_bind().config(&config(&[&free])).start();
     let before = server.ready();

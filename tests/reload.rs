@@ -140,7 +140,8 @@ fn program(before_ready: &str) -> String {
 
 /// A server whose program is `app.py` in its directory and must say that it is ready, within a second.
 fn slow_starter() -> Server {
-    let setup = setup().workers(2).args(["--ready-after", "1h", "--start-timeout", "1500ms", "--probation", "2s"]);
+    let setup =
+        setup().workers(2).args(["--ready-after", "1h", "--start-timeout", "1500ms", "--probation", "2s"]);
     setup.file("app.py", &program("pass"));
     let app = setup.path("app.py");
     setup.program(["python3".into(), app.into_os_string()]).start()
@@ -208,10 +209,7 @@ fn a_program_that_dies_a_second_after_ready_changes_nothing() {
 fn a_program_that_is_gone_changes_nothing() {
     let setup = setup().args(["--ready-after", "1h", "--start-timeout", "1500ms", "--probation", "100ms"]);
     setup.file("bare.py", &program("pass"));
-    let good = format!(
-        "workers = 2\ncommand = [\"python3\", \"{}\"]\n",
-        setup.path("bare.py").display()
-    );
+    let good = format!("workers = 2\ncommand = [\"python3\", \"{}\"]\n", setup.path("bare.py").display());
     let server = setup.config(&good).start();
     let bad = "workers = 2\ncommand = [\"/nonexistent/program\"]\n";
     refused(server, |s| s.file("config.toml", bad), |s| s.file("config.toml", &good), "/nonexistent/program");

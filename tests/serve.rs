@@ -101,7 +101,8 @@ fn echo_gives_back_every_byte() {
 
 #[test]
 fn greeter_logs_what_it_got_and_greets() {
-    let server = setup().workers(2).args(["--app", "greeter", "--class", "threads", "--threads", "4"]).start();
+    let server =
+        setup().workers(2).args(["--app", "greeter", "--class", "threads", "--threads", "4"]).start();
     run(&Plan::fresh(&server.address(), 4).ask("hello there", "Hello, client!").count(50)).assert_flawless();
     server.wait_for_log("Received data: hello there");
 }

@@ -1,7 +1,9 @@
 //! Signals: what each of them does, with requests in hand.
 
-use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH};
 use nix::sys::signal::Signal;
+use nix::sys::signal::Signal::{
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 use std::time::{Duration, Instant};
 use testkit::load::{Load, Plan, run, start};
 use testkit::{LONG, Server, Setup, wait_until};
@@ -88,9 +90,13 @@ fn ttin_and_ttou_scale_by_one_and_lose_nothing() {
     let mut server = setup().workers(2).args(["--max-workers", "6"]).start();
     let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
     let fresh = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
-    for (signal, workers) in [(SIGTTIN, 3), (SIGTTIN, 4), (SIGTTOU, 3), (SIGTTOU, 2), (SIGTTOU, 1), (SIGTTIN, 2)] {
+    for (signal, workers) in
+        [(SIGTTIN, 3), (SIGTTIN, 4), (SIGTTOU, 3), (SIGTTOU, 2), (SIGTTOU, 1), (SIGTTIN, 2)]
+    {
         server.signal(signal);
-        wait_until(&format!("{workers} workers"), LONG, || server.ready().len() == workers && server.is_settled());
+        wait_until(&format!("{workers} workers"), LONG, || {
+            server.ready().len() == workers && server.is_settled()
+        });
         fresh.wait_for_more(50);
     }
     // The last worker stays, however often one asks.
@@ -147,7 +153,8 @@ fn usr2_and_unknown_signals_disturb_nothing() {
 fn a_terminal_signal_to_the_group_reaches_no_worker() {
     // Workers are in process groups of their own, so that Ctrl-C asks the supervisor only.
     let server = setup().workers(2).start();
-    let group = |pid: u32| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))));
+    let group =
+        |pid: u32| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))));
     let supervisor = group(server.process().0).expect("it runs");
     for worker in server.ready() {
         assert_ne!(group(worker.0).expect("it runs"), supervisor);

@@ -18,7 +18,8 @@ fn notifying(prepare: impl FnOnce(Setup) -> Setup) -> (Server, NotifySocket) {
 
 fn monotonic_usec() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock runs");
-    u64::try_from(now.tv_sec()).expect("after boot") * 1_000_000 + u64::try_from(now.tv_nsec()).expect("positive") / 1000
+    u64::try_from(now.tv_sec()).expect("after boot") * 1_000_000
+        + u64::try_from(now.tv_nsec()).expect("positive") / 1000
 }
 
 #[test]
@@ -47,7 +48,8 @@ fn a_reload_is_framed_by_reloading_and_ready() {
     server.reload();
     let (place, message) = socket.wait_for("RELOADING=1", ready + 1, LONG);
     let stamp = message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    let stamp: u64 = stamp.unwrap_or_else(|| panic!("no MONOTONIC_USEC in {message}")).parse().expect("a number");
+    let stamp: u64 =
+        stamp.unwrap_or_else(|| panic!("no MONOTONIC_USEC in {message}")).parse().expect("a number");
     assert!((before..=monotonic_usec()).contains(&stamp), "{stamp}");
     socket.wait_for("READY=1", place + 1, LONG);
     socket.wait_for("STATUS=", place + 1, LONG);
@@ -79,10 +81,16 @@ fn stopping_is_said_before_the_end() {
 fn the_watchdog_is_fed_also_during_a_long_reload() {
     let (server, mut socket) = notifying(|setup| {
         let program = testkit::program("bare.py").into_os_string();
-        setup.workers(1).args(["--ready-after", "1h"]).env("WATCHDOG_USEC", "1000000").program(["python3".into(), program])
+        setup
+            .workers(1)
+            .args(["--ready-after", "1h"])
+            .env("WATCHDOG_USEC", "1000000")
+            .program(["python3".into(), program])
     });
     // Fed at least twice within the time that it is allowed to be silent.
-    let fed = |socket: &mut NotifySocket| socket.messages().iter().filter(|text| text.contains("WATCHDOG=1")).count();
+    let fed = |socket: &mut NotifySocket| {
+        socket.messages().iter().filter(|text| text.contains("WATCHDOG=1")).count()
+    };
     let before = fed(&mut socket);
     server.signal(SIGHUP);
     testkit::wait_until("six feedings", LONG, || fed(&mut socket) >= before + 6);
@@ -133,7 +141,11 @@ fn under_systemd(test: &str, script: &str) {
     let output = Command::new(root().join("scripts/with-systemd"))
         .arg("--timeout=120")
         .arg(format!("--bind={}", binary.parent().expect("a directory").display()))
-        .args([root().join("scripts/supervisor.service"), units.join("web.socket"), units.join("activated.service")])
+        .args([
+            root().join("scripts/supervisor.service"),
+            units.join("web.socket"),
+            units.join("activated.service"),
+        ])
         .arg("--")
         .arg(units.join(script))
         .arg(binary)
@@ -145,7 +157,10 @@ fn under_systemd(test: &str, script: &str) {
     println!("{said}");
     if output.status.code() == Some(125) || output.status.code() == Some(2) {
         // A container may forbid what a systemd needs; that says nothing about the server.
-        return skipped(test, &format!("systemd did not boot here: {}", error.lines().last().unwrap_or_default()));
+        return skipped(
+            test,
+            &format!("systemd did not boot here: {}", error.lines().last().unwrap_or_default()),
+        );
     }
     assert!(output.status.success(), "{said}\n{error}");
 }
