@@ -1,4 +1,5 @@
 //! The thin shell: everything that touches processes, descriptors, signals and clocks. Decisions are made elsewhere.
 
+pub mod listen;
 pub mod reap;
 pub mod spawn;
