@@ -91,15 +91,19 @@ impl Answer {
     }
 }
 
-/// Where the control socket is by default: in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`, else for root in `/run`.
-pub fn default_path() -> Option<PathBuf> {
+/// Where the server's small files go: `$RUNTIME_DIRECTORY`, else `$XDG_RUNTIME_DIR`, else for root `/run`.
+pub fn runtime_directory() -> Option<PathBuf> {
     let directory = |name| std::env::var_os(name).filter(|path: &std::ffi::OsString| !path.is_empty());
     // systemd separates several runtime directories by colons.
-    let runtime = directory("RUNTIME_DIRECTORY")
+    directory("RUNTIME_DIRECTORY")
         .and_then(|paths| std::env::split_paths(&paths).next())
         .or_else(|| directory("XDG_RUNTIME_DIR").map(PathBuf::from))
-        .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run")));
-    runtime.map(|directory| directory.join(SOCKET))
+        .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run")))
+}
+
+/// Where the control socket is by default: in the [runtime directory](runtime_directory).
+pub fn default_path() -> Option<PathBuf> {
+    runtime_directory().map(|directory| directory.join(SOCKET))
 }
 
 /// The listening socket and its clients.
@@ -128,20 +132,27 @@ impl ControlServer {
     /// # Errors
     /// When it cannot be made; the text tells why and what to do.
     pub fn bind(path: &Path) -> Result<Self, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("cannot make the control socket {}: {error}", path.display());
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("cannot make the control socket {}: {error}", path.display())
+        };
         if let Ok(about) = std::fs::symlink_metadata(path) {
             use std::os::unix::fs::FileTypeExt;
             if !about.file_type().is_socket() {
-                return Err(failed(&"something that is not a socket has this name (choose another with --control)"));
+                return Err(failed(
+                    &"something that is not a socket has this name (choose another with --control)",
+                ));
             }
             match UnixStream::connect(path) {
-                Ok(_) => return Err(failed(&"another instance answers there (choose another with --control)")),
+                Ok(_) => {
+                    return Err(failed(&"another instance answers there (choose another with --control)"));
+                }
                 Err(_) => std::fs::remove_file(path).map_err(|error| failed(&error))?,
             }
         }
         let listener = UnixListener::bind(path).map_err(|error| failed(&error))?;
         listener.set_nonblocking(true).map_err(|error| failed(&error))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(|error| failed(&error))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+            .map_err(|error| failed(&error))?;
         let about = std::fs::metadata(path).map_err(|error| failed(&error))?;
         let identity = (about.dev(), about.ino());
         Ok(Self { listener, path: path.to_owned(), identity, clients: BTreeMap::new(), last: 0 })
@@ -174,7 +185,8 @@ impl ControlServer {
                 refuse_peer(&stream)
             };
             let deadline = Some(now + TIME_TO_ASK);
-            let mut client = Client { stream, input: Vec::new(), output: Vec::new(), deadline, answered: false };
+            let mut client =
+                Client { stream, input: Vec::new(), output: Vec::new(), deadline, answered: false };
             if let Some(reason) = refusal {
                 client.push(&Answer::failed(reason));
                 let _ = client.flush();
@@ -204,7 +216,12 @@ impl ControlServer {
                 client.input.extend_from_slice(&buffer[..length]);
                 let Some(end) = client.input.iter().position(|byte| *byte == b'\n') else {
                     if client.input.len() >= MAX_REQUEST {
-                        self.answer(now, poll, id, &Answer::failed(format!("a request is one line of at most {MAX_REQUEST} bytes")));
+                        self.answer(
+                            now,
+                            poll,
+                            id,
+                            &Answer::failed(format!("a request is one line of at most {MAX_REQUEST} bytes")),
+                        );
                     }
                     return None;
                 };
@@ -213,7 +230,9 @@ impl ControlServer {
                         client.deadline = None;
                         return Some(request);
                     }
-                    Err(error) => self.answer(now, poll, id, &Answer::failed(format!("no such request: {error}"))),
+                    Err(error) => {
+                        self.answer(now, poll, id, &Answer::failed(format!("no such request: {error}")))
+                    }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -250,8 +269,12 @@ impl ControlServer {
 
     /// Lets go of whoever is late.
     pub fn expire(&mut self, now: Time, poll: &Poll) {
-        let late: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| client.deadline.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.deadline.is_some_and(|at| at <= now))
+            .map(|(id, _)| *id)
+            .collect();
         for id in late {
             self.drop_client(poll, id);
         }
@@ -314,7 +337,8 @@ fn refuse_peer(stream: &UnixStream) -> Option<String> {
         Ok(peer) => {
             let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
             let may = peer.uid() == 0 || peer.uid() == user || peer.gid() == group;
-            (!may).then(|| format!("user {} may not control this server (it runs as user {user})", peer.uid()))
+            (!may)
+                .then(|| format!("user {} may not control this server (it runs as user {user})", peer.uid()))
         }
     }
 }
@@ -373,7 +397,9 @@ mod tests {
     #[test]
     fn nonsense_is_answered_with_the_reason() {
         let mut desk = Desk::open();
-        for nonsense in ["{}\n", "stop\n", "{\"command\":\"dance\"}\n", "\u{0}\n", &format!("{}\n", "x".repeat(4095))] {
+        for nonsense in
+            ["{}\n", "stop\n", "{\"command\":\"dance\"}\n", "\u{0}\n", &format!("{}\n", "x".repeat(4095))]
+        {
             let (stream, _, request) = desk.ask(nonsense);
             assert_eq!(request, None);
             assert!(line(stream).error.expect("a reason").starts_with("no such request"), "{nonsense}");

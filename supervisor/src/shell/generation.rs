@@ -21,11 +21,12 @@ pub struct Generation {
 /// What loading needs to know besides the configuration itself.
 #[derive(Debug)]
 pub struct Loader {
-    pub(super) source: Source,
+    /// The command line and the environment; they name the file.
+    pub source: Source,
     /// Where this program was started from: a reload opens whatever is there by then.
-    pub(super) own_path: PathBuf,
+    pub own_path: PathBuf,
     /// Names of the inherited sockets.
-    pub(super) inherited: Vec<String>,
+    pub inherited: Vec<String>,
 }
 
 impl Loader {
@@ -50,7 +51,11 @@ impl Loader {
             Program::Command(words) => {
                 let path = std::env::var_os("PATH");
                 let here = config.directory.as_deref().unwrap_or(Path::new("."));
-                Executable::find(words.first().map_or(OsStr::new(""), OsString::as_os_str), path.as_deref(), here)
+                Executable::find(
+                    words.first().map_or(OsStr::new(""), OsString::as_os_str),
+                    path.as_deref(),
+                    here,
+                )
             }
         };
         found.map_err(|error| error.to_string())
@@ -102,7 +107,9 @@ impl Generation {
         match &self.config.program {
             Program::App(_) | Program::Linked => Vec::new(),
             // Words came from a command line or a checked file: there is no NUL in them.
-            Program::Command(words) => words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect(),
+            Program::Command(words) => {
+                words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
+            }
         }
     }
 }

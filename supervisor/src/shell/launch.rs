@@ -152,5 +152,7 @@ fn environment(generation: &Generation, role: Role<'_>, names: &[&str]) -> Resul
 }
 
 fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, String> {
-    CString::new(bytes).map_err(|error| format!("a NUL byte in the name of a worker, its environment or its directory: {error}"))
+    CString::new(bytes).map_err(|error| {
+        format!("a NUL byte in the name of a worker, its environment or its directory: {error}")
+    })
 }

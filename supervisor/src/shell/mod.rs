@@ -2,7 +2,7 @@
 //!
 //! * [`server`] – the loop, and what each [`Action`](crate::core::Action) means;
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
-//! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], `poll` – the system, in leaves that know no policy;
+//! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
 pub mod control;
@@ -19,3 +19,4 @@ pub mod server;
 pub mod signals;
 pub mod spawn;
 pub mod status;
+pub mod systemd;

@@ -55,13 +55,23 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::Spawning(_) => {}
         Fact::WorkerReady(who, after) => tell!(info, named(who), "is ready after {after:.1?}"),
         Fact::Hung(who, silence) => {
-            tell!(error, named(who), "missed its heartbeat for {silence:.1?}; sending SIGABRT, then SIGKILL in 2 s");
+            tell!(
+                error,
+                named(who),
+                "missed its heartbeat for {silence:.1?}; sending SIGABRT, then SIGKILL in 2 s"
+            );
         }
         Fact::StartTimedOut(who, timeout) => {
-            tell!(error, named(who), "did not get ready within {timeout:?}; sending SIGABRT, then SIGKILL in 2 s");
+            tell!(
+                error,
+                named(who),
+                "did not get ready within {timeout:?}; sending SIGABRT, then SIGKILL in 2 s"
+            );
         }
         Fact::Condemned(who, reason) => tell!(error, named(who), "{reason}; sending SIGKILL"),
-        Fact::LeavesUnasked(who, wait) => tell!(warn, named(who), "drains although it was not asked to; {}", again(*wait)),
+        Fact::LeavesUnasked(who, wait) => {
+            tell!(warn, named(who), "drains although it was not asked to; {}", again(*wait))
+        }
         Fact::Draining(who, why) => tell!(info, named(who), "drains: {why}"),
         Fact::DrainTimedOut(who, timeout) => {
             tell!(warn, named(who), "did not finish draining within {timeout:?}; sending SIGKILL");
@@ -75,7 +85,9 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
             warn!(slots = slots; "degraded: {slots} slots are empty since their workers keep failing; the last one: {reason}");
         }
         Fact::Recovered => info!("recovered: every slot is filled again"),
-        Fact::ReloadBegan(generation) => info!(generation = generation.0; "reload: preparing generation {generation}"),
+        Fact::ReloadBegan(generation) => {
+            info!(generation = generation.0; "reload: preparing generation {generation}")
+        }
         Fact::ReloadWaits => info!("reload: waiting until the workers of another generation have left"),
         Fact::Reloaded(generation, workers) => {
             info!(generation = generation.0, workers = workers; "reloaded: {workers} workers of generation {generation} serve");
@@ -125,26 +137,31 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
 }
 
 /// Tells systemd what concerns it. Every RELOADING=1 is followed by a READY=1, or the unit would hang in "reloading".
-pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) {
+///
+/// # Errors
+/// Those of the notifier: `WouldBlock` means that it has to be told again.
+pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> std::io::Result<()> {
     match fact {
         Fact::ServerReady(_, workers) => notifier.ready(&format!("{workers} workers serve")),
         // Before the first READY=1 the unit is starting, and a reload is part of that.
         Fact::ReloadBegan(generation) if booted => {
-            notifier.reloading();
-            notifier.status(&format!("reloading: trying generation {generation}"));
+            notifier.reloading(&format!("reloading: trying generation {generation}"))
         }
         Fact::Reloaded(generation, workers) if booted => {
-            notifier.ready(&format!("{workers} workers of generation {generation} serve"));
+            notifier.ready(&format!("{workers} workers of generation {generation} serve"))
         }
         Fact::ReloadFailed(_, serving, reason) if booted => {
-            notifier.ready(&format!("generation {serving} serves; the last reload failed: {reason}"));
+            notifier.ready(&format!("generation {serving} serves; the last reload failed: {reason}"))
         }
-        Fact::Degraded(slots, reason) => notifier.status(&format!("degraded: {slots} slots are empty: {reason}")),
+        Fact::Degraded(slots, reason) => {
+            notifier.status(&format!("degraded: {slots} slots are empty: {reason}"))
+        }
         Fact::Recovered => notifier.status("every slot is filled again"),
         Fact::Resized(_, to) => notifier.status(&format!("scaling to {to} workers")),
         Fact::DrainingAll => notifier.status("all workers drain"),
-        Fact::Stopping(_) | Fact::Hopeless(_) => notifier.stopping(),
-        _ => {}
+        Fact::Stopping(_) => notifier.stopping("stopping"),
+        Fact::Hopeless(reason) => notifier.stopping(&format!("giving up: {reason}")),
+        _ => Ok(()),
     }
 }
 

@@ -27,6 +27,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+/// How long to wait before systemd is told again what it would not take.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
 /// The most notices taken from foreign workers in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
 
@@ -50,6 +52,8 @@ pub struct Server {
     notify_address: OsString,
     systemd: Notifier,
     watchdog: Option<(Duration, Time)>,
+    /// The last thing that systemd would not take, and when to say it again.
+    untold: Option<(Time, Fact)>,
     booted: bool,
     control: Option<ControlServer>,
     /// Control clients that wait for a reload's verdict.
@@ -79,7 +83,8 @@ impl Server {
         let first = GenerationId(1);
         let generation = loader.load(&mut listeners, true)?;
         let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
-        let notify = NotifyServer::bind().map_err(failed("make the notification socket"))?;
+        let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
+            .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
         poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;
         poll.add(&notify, Token::Notify, Interest::Read).map_err(failed("watch the notification socket"))?;
@@ -92,7 +97,10 @@ impl Server {
         let now = clock();
         let seed = u64::from(std::process::id()) ^ u64::try_from(now.0.as_nanos()).unwrap_or(1);
         let core = Core::new(first, generation.plan(), seed);
-        let systemd = Notifier::from_env();
+        let systemd = Notifier::from_env().unwrap_or_else(|error| {
+            warn!("not telling systemd anything: {error}");
+            Notifier::default()
+        });
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         Ok(Self {
             core,
@@ -111,6 +119,7 @@ impl Server {
             notify,
             systemd,
             watchdog,
+            untold: None,
             booted: false,
             control: None,
             waiting: BTreeSet::new(),
@@ -169,7 +178,14 @@ impl Server {
         let control = self.control.as_ref().and_then(ControlServer::next_deadline);
         let watchdog = self.watchdog.map(|(_, at)| at);
         let orphans = self.orphans_left.then(|| self.now + Duration::from_millis(100));
-        alarms.chain(self.core.next_deadline()).chain(control).chain(watchdog).chain(orphans).min()
+        let untold = self.untold.as_ref().map(|(at, _)| *at);
+        alarms
+            .chain(self.core.next_deadline())
+            .chain(control)
+            .chain(watchdog)
+            .chain(untold)
+            .chain(orphans)
+            .min()
     }
 
     /// What the scoreboard and the notices say of everybody's last sign of life.
@@ -191,7 +207,8 @@ impl Server {
                 }
             }
             Token::Client(id) => {
-                let request = self.control.as_mut().and_then(|control| control.serve(self.now, &self.poll, id));
+                let request =
+                    self.control.as_mut().and_then(|control| control.serve(self.now, &self.poll, id));
                 if let Some(request) = request {
                     self.answer_request(id, request);
                 }
@@ -219,8 +236,12 @@ impl Server {
         if let Some((period, at)) = &mut self.watchdog
             && *at <= self.now
         {
-            self.systemd.watchdog();
+            // One that is not taken is followed by another.
+            let _ = self.systemd.watchdog();
             *at = self.now + *period;
+        }
+        if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
+            self.tell_systemd(&fact);
         }
         if self.orphans_left {
             self.bury_orphans();
@@ -240,7 +261,9 @@ impl Server {
                 Signal::SIGWINCH if on_terminal() => {}
                 Signal::SIGWINCH => commands.push(Command::DrainAll),
                 Signal::SIGUSR1 => reopen_log(),
-                Signal::SIGUSR2 => warn!("not upgrading: this version cannot replace its own binary yet (reload picks up a new one for the workers)"),
+                Signal::SIGUSR2 => warn!(
+                    "not upgrading: this version cannot replace its own binary yet (reload picks up a new one for the workers)"
+                ),
                 Signal::SIGCHLD => self.bury_orphans(),
                 _ => {}
             }
@@ -259,20 +282,16 @@ impl Server {
     }
 
     fn take_notices(&mut self) {
+        let pids: BTreeMap<Pid, WorkerId> = self.hands.values().map(|hand| (hand.pid, hand.id)).collect();
         for _ in 0..NOTICES_AT_ONCE {
-            let (pid, notices) = match self.notify.receive() {
+            let received = match self.notify.receive(|pid| pids.contains_key(&pid)) {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
                 Err(error) => return debug!("cannot read a notice: {error}"),
             };
-            // A worker leads its own process group, so that its descendants speak for it.
-            let group = nix::unistd::getpgid(Some(pid)).unwrap_or(pid);
-            let Some(worker) = self.hands.values().find(|hand| hand.pid == pid || hand.pid == group).map(|hand| hand.id)
-            else {
-                continue;
-            };
-            for notice in notices {
-                let event = self.hands.get_mut(&worker).and_then(|hand| hand.notice(self.now, notice));
+            let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
+            for notice in received.notices {
+                let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
                 }
@@ -283,7 +302,8 @@ impl Server {
     fn answer_request(&mut self, client: u64, request: Request) {
         match request {
             Request::Status => {
-                let listeners = self.generations.get(&self.accepted).map(|generation| generation.sockets.describe());
+                let listeners =
+                    self.generations.get(&self.accepted).map(|generation| generation.sockets.describe());
                 let status = status(
                     self.core.view(),
                     &self.hands,
@@ -509,15 +529,33 @@ impl Server {
 
     /// Whether everything that a worker listens on is still listened on by the accepted generation.
     fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
-        let describe = |id| self.generations.get(id).map(|generation: &Generation| generation.sockets.describe());
-        let (Some(hand), Some(kept)) = (self.hands.get(&worker), describe(&self.accepted)) else { return true };
+        let describe =
+            |id| self.generations.get(id).map(|generation: &Generation| generation.sockets.describe());
+        let (Some(hand), Some(kept)) = (self.hands.get(&worker), describe(&self.accepted)) else {
+            return true;
+        };
         describe(&hand.generation).is_none_or(|own| own.iter().all(|address| kept.contains(address)))
+    }
+
+    /// What systemd does not take at once it is told again, or a unit could hang in "reloading".
+    fn tell_systemd(&mut self, fact: &Fact) {
+        let told = report::tell_systemd(&self.systemd, fact, self.booted);
+        self.untold = match told {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Some((self.now + TELL_AGAIN, fact.clone()))
+            }
+            Err(error) => {
+                debug!("cannot tell systemd: {error}");
+                None
+            }
+            Ok(()) => self.untold.take(),
+        };
     }
 
     fn report(&mut self, fact: &Fact) {
         let pid = report::subject(fact).and_then(|who| self.hands.get(&who.worker)).map(|hand| hand.pid);
         report::log(fact, pid);
-        report::tell_systemd(&self.systemd, fact, self.booted);
+        self.tell_systemd(fact);
         match fact {
             Fact::ServerReady(..) => self.booted = true,
             Fact::Reloaded(generation, _) => {
