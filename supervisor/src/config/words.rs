@@ -46,7 +46,7 @@ impl<T: Word> FromStr for Typed<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        T::read(text.trim()).map(Self)
+        T::read(text).map(Self)
     }
 }
 
@@ -122,6 +122,14 @@ impl<'de, T: Word> Visitor<'de> for One<T> {
         number.to_string().parse().map_err(E::custom)
     }
 
+    fn visit_i128<E: Error>(self, number: i128) -> Result<Typed<T>, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
+    fn visit_u128<E: Error>(self, number: u128) -> Result<Typed<T>, E> {
+        number.to_string().parse().map_err(E::custom)
+    }
+
     fn visit_f64<E: Error>(self, number: f64) -> Result<Typed<T>, E> {
         number.to_string().parse().map_err(E::custom)
     }
@@ -135,7 +143,8 @@ impl<'de, T: Word> Visitor<'de> for One<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
-        Err(A::Error::custom(format!("is a table here; write one value, like {}", T::LIKE)))
+        // A date looks like a table to a visitor.
+        Err(A::Error::custom(format!("is a table or a date here; write one value, like {}", T::LIKE)))
     }
 }
 
@@ -229,7 +238,7 @@ impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
     const LIKE: &'static str = "\"30s\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        if text.parse::<f64>().is_ok() {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("`{text}` has no unit (write it like {text}s or {text}ms)"));
         }
         let span = humantime::parse_duration(text)
@@ -459,4 +468,64 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("{text} is a directory (name the socket in it)"));
     }
     path(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_decimal_or_binary_by_their_unit() {
+        let read = |text| Size::<0, { u64::MAX }>::read(text).map(|size| size.0);
+        for (text, bytes) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("10B", 10),
+            ("10k", 10_000),
+            ("10KB", 10_000),
+            ("10 kB", 10_000),
+            ("10KiB", 10_240),
+            ("10MB", 10_000_000),
+            ("10MiB", 10_485_760),
+            ("2GB", 2_000_000_000),
+            ("2gib", 2_147_483_648),
+        ] {
+            assert_eq!(read(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MB", "-1", "1.5MB", "1XB", "0x10", "10MBs"] {
+            assert_eq!(read(text), Err(format!("`{text}` is no size (write it like 64KiB, 10MB or 65536)")));
+        }
+        let message = "18446744073709551615KB is out of range (0 to 18446744073709551615)";
+        assert_eq!(read("18446744073709551615KB"), Err(message.to_owned()));
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        let read = |text| Span::<0, DAY>::read(text).map(|span| span.0.as_millis());
+        for (text, millis) in
+            [("0s", 0), ("500ms", 500), ("30s", 30_000), ("1m 30s", 90_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(read(text), Ok(millis), "{text}");
+        }
+        for text in ["", "s", "30x", "-1s", "nan", "99999999999999999999s"] {
+            let message = format!("`{text}` is no duration (write it like 30s, 500ms or 1m 30s)");
+            assert_eq!(read(text), Err(message));
+        }
+        assert_eq!(read("30"), Err("`30` has no unit (write it like 30s or 30ms)".to_owned()));
+        assert_eq!(read("25h"), Err("25h is out of range (0s to 1day)".to_owned()));
+    }
+
+    #[test]
+    fn what_can_be_off_is_off_in_each_spelling() {
+        for text in ["off", "0", "0s"] {
+            assert_eq!(OrOff::<Span<1, DAY>>::read(text), Ok(OrOff(None)));
+        }
+    }
+
+    #[test]
+    fn a_signal_is_read_with_and_without_sig_in_any_case() {
+        for text in ["TERM", "SIGTERM", "term", "sigterm"] {
+            assert_eq!(StopSignal::read(text), Ok(StopSignal(Signal::SIGTERM)));
+        }
+    }
 }
