@@ -1,6 +1,7 @@
 //! Where to listen: the syntax of `--bind`.
 
-use super::words::{Word, socket_path};
+use super::reader::Word;
+use super::words::socket_path;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;

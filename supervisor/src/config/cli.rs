@@ -5,6 +5,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Whose command line it is.
@@ -99,7 +100,7 @@ pub(super) struct Typed {
 pub(super) struct Reach {
     /// Path of the running server's control socket
     #[arg(long, value_name = "PATH", help_heading = "Control")]
-    pub(super) control: Option<super::words::Typed<super::Control>>,
+    pub(super) control: Option<super::reader::Typed<super::Control>>,
     /// Configuration file that names the control socket
     #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
     pub(super) config: Option<PathBuf>,
@@ -161,28 +162,24 @@ Signals:
   WINCH       drain all workers, keep the sockets
   TTIN, TTOU  one worker more, one fewer";
 
-const LAYERS: &str = "\
-Configuration:
+const PRECEDENCE: &str = "\
+Precedence:
   Each option can also be set by its variable, and by its name in the file
   (workers = 8). A flag wins over the environment, which wins over the file. An
   empty variable counts as not set. Times have a unit: 500ms, 30s, 1m 30s.
   Only the file can hold: command = [\"PROGRAM\", \"ARGUMENT\"] and, at its end,
   a table [env] with a line for each of the workers' variables.";
 
+const STATUS: &str = "\
+Exit status:
+  0  stopped as asked; the configuration is right; the request was granted
+  1  no worker could start; the request was refused, or no server runs
+  2  the command line, the environment or the file is wrong";
+
 /// The whole command line, for parsing and help.
 pub fn command(identity: &Identity) -> Command {
     let name = &identity.name;
-    let examples = if identity.linked {
-        format!(
-            "Examples:\n  {name} --workers 8\n  {name} check --config /etc/{name}.toml\n  {name} reload --wait"
-        )
-    } else {
-        format!(
-            "Examples:\n  {name} --workers 8\n  {name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  \
-             {name} --workers 4 -- python3 app.py\n  {name} check --config /etc/{name}.toml\n  \
-             {name} reload --wait"
-        )
-    };
+    let examples = examples(identity);
     let linked = identity.linked;
     let finish = move |command: Command| {
         command.mut_args(describe).mut_args(|arg| {
@@ -196,14 +193,48 @@ pub fn command(identity: &Identity) -> Command {
         .bin_name(name.clone())
         .version(identity.version.clone())
         .about(identity.about.clone())
-        .after_help(format!("{LAYERS}\n\n{SIGNALS}\n\n{examples}"))
+        .after_help([PRECEDENCE, SIGNALS, STATUS, &examples].join("\n\n"))
+}
+
+fn examples(identity: &Identity) -> String {
+    let name = &identity.name;
+    let own = format!("{name} check --config /etc/{name}.toml\n  {name} reload --wait");
+    let others = format!(
+        "{name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  {name} --workers 4 -- python3 app.py\n  "
+    );
+    let others = if identity.linked { "" } else { &others };
+    format!("Examples:\n  {name} --workers 8\n  {others}{own}")
 }
 
 /// The man page, in roff.
 pub fn man(identity: &Identity) -> Vec<u8> {
+    let name = &identity.name;
+    let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
+    let synopsis = format!(
+        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status [--json]\n  \
+         {name} reload [--wait]\n  {name} stop [--now]"
+    );
+    let man = clap_mangen::Man::new(command(identity));
     let mut page = Vec::new();
-    clap_mangen::Man::new(command(identity)).render(&mut page).expect("memory takes every byte");
+    man.render_title(&mut page)
+        .and_then(|()| man.render_name_section(&mut page))
+        .and_then(|()| page.write_all(section(&synopsis).as_bytes()))
+        .and_then(|()| man.render_options_section(&mut page))
+        .and_then(|()| man.render_subcommands_section(&mut page))
+        .expect("memory takes every byte");
+    for text in [PRECEDENCE, SIGNALS, STATUS, &examples(identity)] {
+        page.extend_from_slice(section(text).as_bytes());
+    }
     page
+}
+
+/// A section of the man page, from text with its heading in the first line, as `--help` has it.
+fn section(text: &str) -> String {
+    let (heading, body) = text.split_once('\n').unwrap_or((text, ""));
+    let heading = heading.trim_end_matches(':').to_uppercase();
+    // No line of ours begins with a dot, which roff would obey.
+    let body = body.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    format!(".SH \"{heading}\"\n.nf\n{body}\n.fi\n")
 }
 
 /// A shell's completions.

@@ -2,8 +2,9 @@
 
 use super::error::{File, Place, Problem};
 use super::options::{Options, SETTINGS, setting};
+use super::reader::{Typed, Word};
 use super::source::{Layer, Origin};
-use super::words::{Plain, Typed, Word};
+use super::words::Plain;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -14,6 +14,7 @@ mod cli;
 mod error;
 mod file;
 mod options;
+mod reader;
 mod render;
 mod resolve;
 mod source;

@@ -2,8 +2,9 @@
 
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
+use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
-use super::words::{OrOff, Typed};
+use super::words::OrOff;
 use super::{Bind, Config, Control, LogSettings, Program};
 use prefork::Slot;
 use prefork::settings::ClassName;
