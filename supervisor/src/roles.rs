@@ -1,7 +1,7 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
 use crate::client;
-use crate::config::{Act, Control, Identity, Invocation, Source, USAGE, command};
+use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::listen::Listeners;
@@ -48,15 +48,12 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     let Invocation { action, source } = invocation;
     match action {
         Act::Serve => serve(identity, source, inherited),
-        Act::Check => check(source, &inherited),
+        Act::Check { print } => check(source, &inherited, print),
         Act::Status { json } => reach(&source, |path| client::status(path, json)),
         Act::Reload { wait } => reach(&source, |path| client::ask(path, &Request::Reload { wait })),
         Act::Stop { now } => reach(&source, |path| client::ask(path, &Request::Stop { now })),
-        Act::Man => print(|out| clap_mangen::Man::new(command(identity)).render(out)),
-        Act::Completions(shell) => print(|out| {
-            clap_complete::generate(shell, &mut command(identity), identity.name.clone(), out);
-            Ok(())
-        }),
+        Act::Man => print(&config::man(identity)),
+        Act::Completions(shell) => print(&config::completions(identity, shell)),
     }
 }
 
@@ -64,7 +61,7 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>) -> Exit
     let loader = loader(source, &inherited);
     let config = match loader.config() {
         Ok(config) => config,
-        Err(reason) => return usage(&reason),
+        Err(error) => return usage(&error.to_string()),
     };
     if let Err(reason) = logfile::start(&config.log) {
         return fail(&reason);
@@ -98,21 +95,18 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
 }
 
 /// Validates everything that can be known without serving; an instance that serves is not disturbed.
-fn check(source: Source, inherited: &[Inherited]) -> ExitCode {
+fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
     let config = match loader.config() {
         Ok(config) => config,
-        Err(reason) => return usage(&reason),
+        Err(error) => return usage(&error.to_string()),
     };
     if let Err(reason) = loader.executable(&config, false) {
         return fail(&reason);
     }
-    print(|out| {
-        for warning in &config.warnings {
-            writeln!(out, "warning: {warning}")?;
-        }
-        writeln!(out, "the configuration is valid")
-    })
+    let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    let _ = std::io::stderr().write_all(warnings.as_bytes());
+    if effective { print(config.render().as_bytes()) } else { print(b"the configuration is valid\n") }
 }
 
 /// Finds the running server's control socket, and asks there.
@@ -134,13 +128,9 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
     }
 }
 
-fn print(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> ExitCode {
-    let mut text = Vec::new();
-    let written = write(&mut text).and_then(|()| std::io::stdout().write_all(&text));
-    match written {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            fail(&format!("cannot write: {error}"))
-        }
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(&format!("cannot write: {error}")),
         _ => ExitCode::SUCCESS,
     }
 }

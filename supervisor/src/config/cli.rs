@@ -158,7 +158,7 @@ Signals:
   TERM, QUIT  drain and stop within graceful-timeout; a second one stops at once
   INT         stop at once
   USR1        reopen the log file
-  USR2        upgrade this program in place
+  USR2        upgrade this program in place (not yet: a later version will)
   WINCH       drain all workers, keep the sockets
   TTIN, TTOU  one worker more, one fewer";
 

@@ -138,7 +138,7 @@ pub enum LogFormat {
 /// Where the control socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// `control.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
+    /// `supervisor.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
     Default,
     /// Here; short enough for a Unix socket's address.
     Path(PathBuf),

@@ -180,7 +180,7 @@ settings! {
     }
     "Control" {
         /// Path of the control socket, or off
-        control: (Typed<Control>) as "PATH" = Computed("control.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
+        control: (Typed<Control>) as "PATH" = Computed("supervisor.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
     }
 }
 

@@ -223,7 +223,7 @@ impl Word for Place {
 }
 
 impl Word for Control {
-    const LIKE: &'static str = "\"/run/supervisor/control.sock\"";
+    const LIKE: &'static str = "\"/run/supervisor/supervisor.sock\"";
 
     fn read(text: &str) -> Result<Self, String> {
         match text {

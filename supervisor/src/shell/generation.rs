@@ -2,7 +2,7 @@
 
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
-use crate::config::{Bind, Config, Program, Source, Surge, Surroundings};
+use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
 use crate::core::Plan;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -33,10 +33,10 @@ impl Loader {
     /// The configuration as it is now.
     ///
     /// # Errors
-    /// Every problem of it, in the words for the operator.
-    pub fn config(&self) -> Result<Config, String> {
+    /// Every problem of it.
+    pub fn config(&self) -> Result<Config, ConfigError> {
         let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
-        self.source.load(&around).map_err(|error| error.to_string())
+        self.source.load(&around)
     }
 
     /// Opens the program that a configuration runs. `first`: this very program is meant, not what has replaced it
@@ -66,7 +66,7 @@ impl Loader {
     /// # Errors
     /// Why nothing has changed.
     pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
-        let config = self.config()?;
+        let config = self.config().map_err(|error| error.brief())?;
         let executable = self.executable(&config, first)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
