@@ -1,4 +1,25 @@
-//! The supervisor.
+//! A multi-process prefork server for Linux, as a library: a program that calls [`main`] is a whole server.
+//!
+//! ```no_run
+//! use worker::Service;
+//! # fn service() -> Service { unimplemented!() }
+//! fn main() -> std::process::ExitCode {
+//!     supervisor::main(service())
+//! }
+//! ```
+//!
+//! The program then has the supervisor's command line (`myapp --workers 8`, `myapp reload --wait`) and plays both
+//! roles: as supervisor it starts itself again for every worker.
+//!
+//! * [`config`] – what was typed → what is true;
+//! * [`core`] – what to do, as a pure state machine;
+//! * [`shell`] – how to do it;
+//! * `roles` – which of the roles this process plays; `client` – the other end of the control socket.
+
+mod client;
 pub mod config;
 pub mod core;
+mod roles;
 pub mod shell;
+
+pub use roles::{main, stock};

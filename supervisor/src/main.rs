@@ -1,2 +1,5 @@
-//! The `supervisor` binary.
-fn main() {}
+//! The `supervisor` binary: the server with its stock apps.
+
+fn main() -> std::process::ExitCode {
+    supervisor::stock()
+}

@@ -1,6 +1,7 @@
 //! Where to listen: the syntax of `--bind`.
 
-use super::words::{Word, socket_path};
+use super::reader::Word;
+use super::words::socket_path;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
@@ -77,7 +78,7 @@ fn tcp(text: &str) -> Result<Bind, String> {
     if let Ok(address) = text.parse::<Ipv6Addr>() {
         return Err(format!("`{text}` needs brackets and a port (write it like [{address}]:8000)"));
     }
-    let Some((host, port)) = text.rsplit_once(':') else {
+    let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(match text.parse::<u16>() {
             Ok(port) => format!(
                 "`{text}` names no host (write 127.0.0.1:{port}, or 0.0.0.0:{port} and [::]:{port} for everyone)"
@@ -204,6 +205,143 @@ impl fmt::Display for Bind {
             }
             Self::Fd(fd) => write!(f, "fd://{fd}"),
             Self::Inherited(name) => write!(f, "fd://{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tcp(host: &str, port: u16) -> Bind {
+        Bind::Tcp { host: host.to_owned(), port }
+    }
+
+    #[test]
+    fn each_kind_of_address_is_read() {
+        let unix = |mode, owner: Option<&str>, group: Option<&str>| Bind::Unix {
+            path: PathBuf::from("/run/app.sock"),
+            mode,
+            owner: owner.map(str::to_owned),
+            group: group.map(str::to_owned),
+        };
+        let table = [
+            ("127.0.0.1:8000", tcp("127.0.0.1", 8000)),
+            ("0.0.0.0:0", tcp("0.0.0.0", 0)),
+            ("[::]:80", tcp("::", 80)),
+            ("[0:0::1]:80", tcp("::1", 80)),
+            ("[fe80::1%eth0]:80", tcp("fe80::1%eth0", 80)),
+            ("LocalHost:65535", tcp("localhost", 65535)),
+            ("my-host_1.example.org:80", tcp("my-host_1.example.org", 80)),
+            ("unix:/run/app.sock", unix(None, None, None)),
+            ("unix:///run/app.sock", unix(None, None, None)),
+            ("unix:/run/app.sock,mode=660", unix(Some(0o660), None, None)),
+            (
+                "unix:/run/app.sock,group=www-data,owner=33,mode=0600",
+                unix(Some(0o600), Some("33"), Some("www-data")),
+            ),
+            ("fd://3", Bind::Fd(3)),
+            ("fd://web.socket", Bind::Inherited("web.socket".to_owned())),
+        ];
+        for (text, bind) in table {
+            assert_eq!(text.parse(), Ok(bind), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_slip_gets_a_sentence() {
+        let table = [
+            ("", "no address is given (write HOST:PORT, unix:/PATH or fd://N)"),
+            (
+                "8000",
+                "`8000` names no host (write 127.0.0.1:8000, or 0.0.0.0:8000 and [::]:8000 for everyone)",
+            ),
+            (":80", "`:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"),
+            (
+                "*:80",
+                "`*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
+            ),
+            ("localhost", "`localhost` names no port (write it like localhost:8000)"),
+            ("::1", "`::1` needs brackets and a port (write it like [::1]:8000)"),
+            ("[::1]", "`[::1]` names no port (write it like [::1]:8000)"),
+            ("fe80::1%lo:80", "`fe80::1%lo:80`: an IPv6 address needs brackets (write it like [::1]:8000)"),
+            ("[::g]:80", "`[::g]:80`: `::g` is no IPv6 address"),
+            ("[::1%]:80", "`[::1%]:80`: `::1%` names no network interface after `%`"),
+            ("a:65536", "`a:65536`: `65536` is no port (write a number from 0 to 65535)"),
+            ("a:+80", "`a:+80`: `+80` is no port (write a number from 0 to 65535)"),
+            ("a:", "`a:`: `` is no port (write a number from 0 to 65535)"),
+            (
+                "127.0.0.256:80",
+                "`127.0.0.256:80`: `127.0.0.256` is no IPv4 address (write four numbers from 0 to 255)",
+            ),
+            ("a b:80", "`a b:80`: `a b` is no host name"),
+            ("-a:80", "`-a:80`: `-a` is no host name"),
+            ("http://a:80", "`http://a:80` is a URL (write HOST:PORT, unix:/PATH or fd://N)"),
+            ("/run/a", "`/run/a` names no kind of address (write unix:/PATH for a Unix socket)"),
+            ("unix:a", "`unix:a`: the path must start with `/` (write it like unix:/run/app.sock)"),
+            ("unix:/a/", "/a/ is a directory (name the socket in it)"),
+            (
+                "unix:/a,mode=0888",
+                "`unix:/a,mode=0888`: `mode=0888` is no mode (write octal digits up to 0777, like mode=0660)",
+            ),
+            (
+                "unix:/a,mode=1777",
+                "`unix:/a,mode=1777`: `mode=1777` is no mode (write octal digits up to 0777, like mode=0660)",
+            ),
+            (
+                "unix:/a,user=b",
+                "`unix:/a,user=b`: `user=b` is no option of a Unix socket (there are mode=0660, owner=USER and group=GROUP)",
+            ),
+            (
+                "unix:/a,owner=b,owner=c",
+                "`unix:/a,owner=b,owner=c`: `owner=c` is the second of its kind (leave one out)",
+            ),
+            ("fd://", "`fd://` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)"),
+            (
+                "fd://1",
+                "`fd://1`: descriptor 1 is standard input, output or error (inherited sockets start at 3)",
+            ),
+            ("fd://99999999999", "`fd://99999999999`: `99999999999` is no descriptor"),
+        ];
+        for (text, message) in table {
+            assert_eq!(text.parse::<Bind>(), Err(message.to_owned()), "{text}");
+        }
+        let long = format!("unix:/{}", "a".repeat(107));
+        let message = long.parse::<Bind>().unwrap_err();
+        assert!(message.ends_with("is too long for a Unix socket (108 bytes; at most 107)"), "{message}");
+    }
+
+    fn bind() -> impl Strategy<Value = Bind> {
+        let host = prop_oneof![
+            any::<Ipv4Addr>().prop_map(|address| address.to_string()),
+            any::<Ipv6Addr>().prop_map(|address| address.to_string()),
+            any::<Ipv6Addr>().prop_map(|address| format!("{address}%eth0")),
+            "[a-z][a-z0-9_.-]{0,20}",
+        ];
+        let name = || prop::option::of("[a-z][a-z0-9=-]{0,8}");
+        prop_oneof![
+            (host, any::<u16>()).prop_map(|(host, port)| Bind::Tcp { host, port }),
+            ("/[a-zé ][a-zA-Z0-9:é]{0,40}", prop::option::of(0..=0o777u32), name(), name())
+                .prop_map(|(path, mode, owner, group)| Bind::Unix { path: path.into(), mode, owner, group }),
+            (3..=RawFd::MAX).prop_map(Bind::Fd),
+            "[a-zA-Z._-][!-9;-~]{0,40}".prop_map(Bind::Inherited),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_displayed_is_read_again(bind in bind()) {
+            prop_assert_eq!(bind.to_string().parse(), Ok(bind));
+        }
+
+        #[test]
+        fn what_is_read_is_displayed_so_that_it_is_read_again(text in "[a-z0-9:/.,=\\[\\]%]{0,20}|(unix:/|fd://|\\[::)[ -~]{0,20}") {
+            if let Ok(bind) = text.parse::<Bind>() {
+                prop_assert_eq!(bind.to_string().parse(), Ok(bind));
+            }
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The command line: its shape, its help, its man page.
 
 use super::options::{Options, Preset, SETTINGS};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Whose command line it is.
@@ -43,7 +45,10 @@ pub enum Act {
     /// Serve.
     Serve,
     /// Validate the configuration and exit.
-    Check,
+    Check {
+        /// Print what is true, by [`Config::render`](super::Config::render).
+        print: bool,
+    },
     /// Ask the running server how it is.
     Status {
         /// Answer in JSON.
@@ -95,7 +100,7 @@ pub(super) struct Typed {
 pub(super) struct Reach {
     /// Path of the running server's control socket
     #[arg(long, value_name = "PATH", help_heading = "Control")]
-    pub(super) control: Option<super::words::Typed<super::Control>>,
+    pub(super) control: Option<super::reader::Typed<super::Control>>,
     /// Configuration file that names the control socket
     #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
     pub(super) config: Option<PathBuf>,
@@ -105,6 +110,9 @@ pub(super) struct Reach {
 pub(super) enum Verb {
     /// Validate the configuration and exit
     Check {
+        /// Print every setting with the value that it has, as a configuration file
+        #[arg(long, help_heading = "Configuration")]
+        print: bool,
         #[command(flatten)]
         typed: Box<Typed>,
     },
@@ -145,44 +153,95 @@ pub(super) enum Verb {
 
 const SIGNALS: &str = "\
 Signals:
-  HUP         reload configuration and program; the old workers serve until the new ones are ready
+  HUP         reload configuration and program; the old workers serve until the
+              new ones are ready
   TERM, QUIT  drain and stop within graceful-timeout; a second one stops at once
   INT         stop at once
   USR1        reopen the log file
-  USR2        upgrade this program in place
+  USR2        upgrade this program in place (not yet: a later version will)
   WINCH       drain all workers, keep the sockets
   TTIN, TTOU  one worker more, one fewer";
 
 const PRECEDENCE: &str = "\
-Each option can also be set by its variable (an empty one counts as not set) and by its name in the file:
-a flag wins over the environment, which wins over the file. Times have a unit (500ms, 30s, 1m 30s). The file
-may also say `command = [\"PROGRAM\", \"ARGUMENT\"]`, and hold a table `[env]`.";
+Precedence:
+  Each option can also be set by its variable, and by its name in the file
+  (workers = 8). A flag wins over the environment, which wins over the file. An
+  empty variable counts as not set. Times have a unit: 500ms, 30s, 1m 30s.
+  Only the file can hold: command = [\"PROGRAM\", \"ARGUMENT\"] and, at its end,
+  a table [env] with a line for each of the workers' variables.";
 
-/// The whole command line, for parsing, help, man page and completions.
+const STATUS: &str = "\
+Exit status:
+  0  stopped as asked; the configuration is right; the request was granted
+  1  no worker could start; the request was refused, or no server runs
+  2  the command line, the environment or the file is wrong";
+
+/// The whole command line, for parsing and help.
 pub fn command(identity: &Identity) -> Command {
     let name = &identity.name;
-    let examples = if identity.linked {
-        format!("Examples:\n  {name} --workers 8\n  {name} --config app.toml check\n  {name} reload --wait")
-    } else {
-        format!(
-            "Examples:\n  {name} --workers 8\n  {name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  \
-             {name} --workers 4 -- python3 app.py\n  {name} check --config /etc/supervisor.toml\n  {name} reload --wait"
-        )
-    };
+    let examples = examples(identity);
     let linked = identity.linked;
-    let describe = move |command: Command| {
-        command.mut_args(|arg| describe(arg)).mut_args(|arg| {
+    let finish = move |command: Command| {
+        command.mut_args(describe).mut_args(|arg| {
             let hide = linked && matches!(arg.get_id().as_str(), "app" | "program");
             arg.hide(hide)
         })
     };
-    describe(Cli::command())
-        .mut_subcommand("check", describe)
+    finish(Cli::command())
+        .mut_subcommand("check", finish)
         .name(name.clone())
         .bin_name(name.clone())
         .version(identity.version.clone())
         .about(identity.about.clone())
-        .after_help(format!("{SIGNALS}\n\n{examples}\n\n{PRECEDENCE}"))
+        .after_help([PRECEDENCE, SIGNALS, STATUS, &examples].join("\n\n"))
+}
+
+fn examples(identity: &Identity) -> String {
+    let name = &identity.name;
+    let own = format!("{name} check --config /etc/{name}.toml\n  {name} reload --wait");
+    let others = format!(
+        "{name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  {name} --workers 4 -- python3 app.py\n  "
+    );
+    let others = if identity.linked { "" } else { &others };
+    format!("Examples:\n  {name} --workers 8\n  {others}{own}")
+}
+
+/// The man page, in roff.
+pub fn man(identity: &Identity) -> Vec<u8> {
+    let name = &identity.name;
+    let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
+    let synopsis = format!(
+        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status [--json]\n  \
+         {name} reload [--wait]\n  {name} stop [--now]"
+    );
+    let man = clap_mangen::Man::new(command(identity));
+    let mut page = Vec::new();
+    man.render_title(&mut page)
+        .and_then(|()| man.render_name_section(&mut page))
+        .and_then(|()| page.write_all(section(&synopsis).as_bytes()))
+        .and_then(|()| man.render_options_section(&mut page))
+        .and_then(|()| man.render_subcommands_section(&mut page))
+        .expect("memory takes every byte");
+    for text in [PRECEDENCE, SIGNALS, STATUS, &examples(identity)] {
+        page.extend_from_slice(section(text).as_bytes());
+    }
+    page
+}
+
+/// A section of the man page, from text with its heading in the first line, as `--help` has it.
+fn section(text: &str) -> String {
+    let (heading, body) = text.split_once('\n').unwrap_or((text, ""));
+    let heading = heading.trim_end_matches(':').to_uppercase();
+    // No line of ours begins with a dot, which roff would obey.
+    let body = body.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    format!(".SH \"{heading}\"\n.nf\n{body}\n.fi\n")
+}
+
+/// A shell's completions.
+pub fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(identity), identity.name.clone(), &mut script);
+    script
 }
 
 /// Adds an option's default and variable to its help.
@@ -198,4 +257,24 @@ fn describe(arg: Arg) -> Arg {
     let (Preset::Given(preset) | Preset::Computed(preset)) = setting.preset;
     let several = if matches!(arg.get_action(), ArgAction::Append) { ", separated by blanks" } else { "" };
     arg.help(format!("{help} [default: {preset}] [env: {}{several}]", setting.variable()))
+}
+
+/// Adds to an error about a stray word what was probably meant.
+pub(super) fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
+    let stray = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => word.clone(),
+        _ => return error,
+    };
+    let name = &identity.name;
+    let tip = if stray.starts_with('-') {
+        return error;
+    } else if Cli::command().find_subcommand(&stray).is_some() {
+        format!("`{stray}` comes first: {name} {stray} [OPTIONS]")
+    } else if identity.linked {
+        return error;
+    } else {
+        format!("a program comes after `--`: {name} [OPTIONS] -- {stray}")
+    };
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }

@@ -2,13 +2,14 @@
 
 use super::error::{File, Place, Problem};
 use super::options::{Options, SETTINGS, setting};
+use super::reader::{Typed, Word};
 use super::source::{Layer, Origin};
 use super::words::Plain;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -35,7 +36,14 @@ pub(super) fn read(path: &Path) -> Result<Arc<File>, Problem> {
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
     // A pipe without a writer would otherwise hold up a reload for ever.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
-    let file = opened.map_err(|error| format!("cannot be opened: {}", lower(&error)))?;
+    let file = opened.map_err(|error| {
+        let remedy = match error.kind() {
+            ErrorKind::NotFound => " (check the path)",
+            ErrorKind::PermissionDenied => " (let this user read it)",
+            _ => "",
+        };
+        format!("cannot be opened: {}{remedy}", lower(&error))
+    })?;
     let metadata = file.metadata().map_err(|error| format!("cannot be read: {}", lower(&error)))?;
     if !metadata.is_file() {
         return Err("is no regular file, and could not be read again at a reload (name a file)".to_owned());
@@ -57,7 +65,7 @@ pub(super) fn lower(error: &std::io::Error) -> String {
 }
 
 /// Reads the settings in a file. What is wrong goes to `problems`; the rest is in the layer.
-pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>) -> Layer {
+pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Layer {
     let place =
         |key: Option<&str>, span| Place::File { file: Arc::clone(file), key: key.map(str::to_owned), span };
     let mut options = Options::default();
@@ -67,7 +75,7 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>) -> Layer {
     match DeTable::parse(&file.text) {
         Err(error) => {
             let span = error.span();
-            let message = error.message().to_owned();
+            let message = syntax(&error, &file.text);
             found.push((span.clone().unwrap_or_default(), Problem { place: place(None, span), message }));
         }
         Ok(table) => {
@@ -79,8 +87,9 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>) -> Layer {
                 } else if let Some(setting) = setting(&key) {
                     options.set_toml(setting, ValueDeserializer::from(value))
                 } else {
-                    let message = unknown(&key);
-                    found.push((key_span.clone(), Problem { place: place(None, Some(key_span)), message }));
+                    let message = unknown(&key, value.get_ref().is_table());
+                    let problem = Problem { place: place(Some(&key), Some(key_span.clone())), message };
+                    found.push((key_span, problem));
                     continue;
                 };
                 if let Err(error) = result {
@@ -90,6 +99,14 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>) -> Layer {
                 }
                 spans.insert(key.into_owned(), value_span);
             }
+        }
+    }
+    for Typed(variable) in options.env.iter().flatten() {
+        if setting(&variable.key).is_some() {
+            let (path, name) = (file.path.display(), &variable.key);
+            warnings.push(format!(
+                "{path}: env.{name} is a variable for the workers (to set `{name}`, move its line above `[env]`)"
+            ));
         }
     }
     found.sort_by_key(|(span, _)| span.start);
@@ -106,22 +123,36 @@ fn words(value: ValueDeserializer<'_>) -> Result<Vec<OsString>, toml::de::Error>
     }
     words
         .into_iter()
-        .map(|word| <Plain as super::words::Word>::read(&word).map(|Plain(word)| word.into()))
+        .map(|word| Plain::read(&word).map(|Plain(word)| word.into()))
         .collect::<Result<_, String>>()
         .map_err(serde::de::Error::custom)
 }
 
-fn unknown(key: &str) -> String {
-    let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name()).chain(["command".to_owned()]).collect();
-    let shown = key.escape_debug();
-    if key == "config" {
-        return "the file cannot name another one (leave the line out)".to_owned();
+/// What to say of text that is no TOML; in plainer words than the parser's where people slip often.
+fn syntax(error: &toml::de::Error, text: &str) -> String {
+    let rest = error.span().and_then(|span| text.get(span.start..)?.lines().next()).unwrap_or_default();
+    match error.message() {
+        "duplicate key" => "is set twice in this file (leave one out)".to_owned(),
+        message if message.starts_with("string values must be quoted") => match rest.trim() {
+            "" => "the value is missing (write it after the `=`, or leave the line out)".to_owned(),
+            word => format!("text needs quotes (write it like \"{word}\")"),
+        },
+        message => format!("{message} (the file is TOML; write lines like workers = 8)"),
     }
+}
+
+/// What to say of a key that is no setting's.
+fn unknown(key: &str, table: bool) -> String {
+    if key == "config" {
+        return "a file cannot name another one (leave the line out)".to_owned();
+    }
+    let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name()).chain(["command".to_owned()]).collect();
     match nearest(key, names.iter().map(String::as_str)) {
-        Some(near) => format!("unknown setting `{shown}` (did you mean `{near}`?)"),
-        None => {
-            format!("unknown setting `{shown}` (the settings are the options of --help, without the dashes)")
+        Some(near) => format!("unknown setting (did you mean `{near}`?)"),
+        None if table => {
+            "unknown section (the only one is [env]; every other setting stands above it)".to_owned()
         }
+        None => "unknown setting (the settings are the options of --help, without their dashes)".to_owned(),
     }
 }
 
@@ -129,12 +160,10 @@ fn unknown(key: &str) -> String {
 pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase().replace('_', "-");
     candidates
-        .map(|candidate| (distance(&word, &candidate.to_ascii_lowercase().replace('_', "-")), candidate))
+        .map(|candidate| {
+            (strsim::osa_distance(&word, &candidate.to_ascii_lowercase().replace('_', "-")), candidate)
+        })
         .min()
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
         .map(|(_, candidate)| candidate)
-}
-
-fn distance(one: &str, other: &str) -> usize {
-    strsim::osa_distance(one, other)
 }

@@ -14,6 +14,8 @@ mod cli;
 mod error;
 mod file;
 mod options;
+mod reader;
+mod render;
 mod resolve;
 mod source;
 mod words;
@@ -22,7 +24,8 @@ mod words;
 mod tests;
 
 pub use bind::Bind;
-pub use cli::{Act, Identity, command};
+pub use clap_complete::Shell;
+pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
 pub use source::{Invocation, Source, Surroundings};
@@ -135,7 +138,7 @@ pub enum LogFormat {
 /// Where the control socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// `control.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
+    /// `supervisor.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
     Default,
     /// Here; short enough for a Unix socket's address.
     Path(PathBuf),

@@ -5,9 +5,8 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
-use super::words::{
-    DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Typed, Value, Variable, Whole,
-};
+use super::reader::{Typed, Value};
+use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
 use super::{Control, LogFormat, Surge};
 use log::LevelFilter;
 use prefork::settings::ClassName;
@@ -181,7 +180,7 @@ settings! {
     }
     "Control" {
         /// Path of the control socket, or off
-        control: (Typed<Control>) as "PATH" = Computed("control.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
+        control: (Typed<Control>) as "PATH" = Computed("supervisor.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
     }
 }
 

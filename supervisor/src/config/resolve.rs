@@ -2,8 +2,9 @@
 
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
+use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
-use super::words::{OrOff, Typed};
+use super::words::OrOff;
 use super::{Bind, Config, Control, LogSettings, Program};
 use prefork::Slot;
 use prefork::settings::ClassName;
@@ -21,6 +22,9 @@ const RUST_ONLY: [&str; 9] = [
     "max-head",
     "max-body",
 ];
+
+/// Settings that only another program needs.
+const FOREIGN_ONLY: [&str; 2] = ["ready-after", "stop-signal"];
 
 /// Makes a configuration of layers, highest first, or says everything that is wrong with it.
 pub(super) fn resolve(
@@ -203,18 +207,21 @@ impl Desk<'_> {
 
     fn warn_of_unused(&mut self, program: &Program, class: ClassName) {
         let foreign = matches!(program, Program::Command(_));
-        for name in RUST_ONLY {
+        for name in RUST_ONLY.into_iter().chain(FOREIGN_ONLY) {
             let reason = match name {
+                _ if foreign == FOREIGN_ONLY.contains(&name) => match (name, class) {
+                    ("threads", ClassName::Sync | ClassName::Async) => {
+                        format!("has no effect in class {class} (it is for class threads)")
+                    }
+                    ("max-connections", ClassName::Sync | ClassName::Threads) => {
+                        format!("has no effect in class {class} (it is for class async)")
+                    }
+                    _ => continue,
+                },
                 _ if foreign => {
                     "has no effect on another program (it is for apps and Rust services)".to_owned()
                 }
-                "threads" if class != ClassName::Threads => {
-                    format!("has no effect in class {class} (it is for class threads)")
-                }
-                "max-connections" if class != ClassName::Async => {
-                    format!("has no effect in class {class} (it is for class async)")
-                }
-                _ => continue,
+                _ => "has no effect on an app or a Rust service (it is for other programs)".to_owned(),
             };
             if let Some(layer) = self.typed(name) {
                 self.warnings.push(format!("{}: {reason}", layer.place(name)));

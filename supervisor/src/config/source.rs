@@ -1,9 +1,9 @@
 //! The layers: what this process was started with, and the file that it names.
 
-use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command};
-use super::error::{ConfigError, File, Place, Problem};
+use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command, with_tip};
+use super::error::{ConfigError, File, Place, Problem, printable};
 use super::file::{self, nearest};
-use super::options::{Options, PREFIX, SETTINGS};
+use super::options::{Options, PREFIX, SETTINGS, setting};
 use super::resolve::resolve;
 use super::{Config, Control};
 use clap::FromArgMatches;
@@ -12,6 +12,9 @@ use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The variable that names the file.
+const CONFIG: &str = "SUPERVISOR_CONFIG";
 
 /// What a process was started to do, and with what.
 #[derive(Debug, Clone)]
@@ -108,16 +111,16 @@ impl Source {
         let cli = command
             .try_get_matches_from_mut(args)
             .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
-            .map_err(|error| error.format(&mut command))?;
+            .map_err(|error| with_tip(error, identity).format(&mut command))?;
         let reached = |Reach { control, config }: Reach| Typed {
             config,
             options: Options { control, ..Options::default() },
             program: Vec::new(),
         };
         let (action, typed) = match cli.verb {
-            None if cli.check => (Act::Check, cli.typed),
+            None if cli.check => (Act::Check { print: false }, cli.typed),
             None => (Act::Serve, cli.typed),
-            Some(Verb::Check { typed }) => (Act::Check, *typed),
+            Some(Verb::Check { print, typed }) => (Act::Check { print }, *typed),
             Some(Verb::Status { json, reach }) => (Act::Status { json }, reached(reach)),
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
             Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
@@ -129,7 +132,7 @@ impl Source {
             .filter_map(|(key, value)| Some((key.into().into_string().ok()?, value.into())))
             .filter(|(key, value)| key.starts_with(PREFIX) && !value.is_empty())
             .collect();
-        let named = || environment.iter().find(|(key, _)| key == "SUPERVISOR_CONFIG");
+        let named = || environment.iter().find(|(key, _)| key == CONFIG);
         let config = typed.config.or_else(|| named().map(|(_, path)| PathBuf::from(path)));
         let source = Self {
             flags: typed.options,
@@ -187,7 +190,7 @@ impl Source {
         ];
         if let Some(path) = &self.config {
             match file::read(path) {
-                Ok(file) => layers.push(file::parse(&file, problems)),
+                Ok(file) => layers.push(file::parse(&file, problems, warnings)),
                 Err(problem) => problems.push(problem),
             }
         }
@@ -197,14 +200,17 @@ impl Source {
 
     fn environment(&self, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Layer {
         let mut options = Options::default();
-        let known: Vec<_> = SETTINGS.iter().map(|setting| setting.variable()).collect();
+        let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name()).collect();
         for (key, value) in &self.environment {
             let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == *key) else {
                 // Others use the prefix too (supervisord does), so only what looks like a slip is worth a word.
-                if let Some(near) =
-                    nearest(key, known.iter().map(String::as_str)).filter(|_| key != "SUPERVISOR_CONFIG")
-                {
-                    warnings.push(format!("{key}: no setting has this variable (did you mean {near}?)"));
+                let near = nearest(&key[PREFIX.len()..], names.iter().map(String::as_str));
+                if let Some(near) = near.filter(|_| key != CONFIG).and_then(setting) {
+                    let near = near.variable();
+                    warnings.push(format!(
+                        "{}: no setting has this variable (did you mean {near}?)",
+                        printable(key)
+                    ));
                 }
                 continue;
             };

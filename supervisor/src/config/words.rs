@@ -4,184 +4,16 @@
 //! A reader says what is wrong and how to write it right. It does not know which setting it reads for; whoever
 //! asked puts the setting's name in front.
 
+use super::reader::{Typed, Word};
 use super::{Control, LogFormat, Surge};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork::environment;
 use prefork::settings::ClassName;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use std::fmt;
-use std::marker::PhantomData;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
-
-/// A value that can be read from text.
-pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
-    /// An example, for messages: `write it like {LIKE}`.
-    const LIKE: &'static str;
-    /// Whether the file holds it as a bare number.
-    const NUMBER: bool = false;
-
-    /// Reads it, or says what is wrong with it.
-    fn read(text: &str) -> Result<Self, String>;
-
-    /// Reads one entry of a table. Only `env` is a table.
-    fn entry(_key: &str, _value: &str) -> Result<Self, String> {
-        Err(format!("is a table here; write it like {}", Self::LIKE))
-    }
-
-    /// A list in an upper layer replaces the one below it, unless its words are entries of a table.
-    fn over(upper: Vec<Typed<Self>>, _lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
-        upper
-    }
-}
-
-/// A [`Word`] as it stands in [`Options`](super::options::Options).
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Typed<T>(pub(super) T);
-
-impl<T: Word> FromStr for Typed<T> {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        T::read(text.trim()).map(Self)
-    }
-}
-
-/// One setting's value in one layer.
-pub(super) trait Value: Sized {
-    /// From an environment variable or the table of defaults.
-    fn from_text(text: &str) -> Result<Self, String>;
-    /// From the file.
-    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error>;
-    /// Laid over the value of a lower layer.
-    fn over(self, lower: Self) -> Self;
-}
-
-impl<T: Word> Value for Typed<T> {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse()
-    }
-
-    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error> {
-        Self::deserialize(value)
-    }
-
-    fn over(self, _lower: Self) -> Self {
-        self
-    }
-}
-
-impl<T: Word> Value for Vec<Typed<T>> {
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.split_whitespace().map(str::parse).collect()
-    }
-
-    fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error> {
-        Many::deserialize(value).map(|Many(list)| list)
-    }
-
-    fn over(self, lower: Self) -> Self {
-        T::over(self, lower)
-    }
-}
-
-impl<'de, T: Word> Deserialize<'de> for Typed<T> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(One(PhantomData))
-    }
-}
-
-/// Reads a single word from the file.
-struct One<T>(PhantomData<T>);
-
-impl<'de, T: Word> Visitor<'de> for One<T> {
-    type Value = Typed<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::LIKE)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Typed<T>, E> {
-        if T::NUMBER {
-            return Err(E::custom(format!(
-                "is text here; write the number without quotes, like {}",
-                T::LIKE
-            )));
-        }
-        text.parse().map_err(E::custom)
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Typed<T>, E> {
-        number.to_string().parse().map_err(E::custom)
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Typed<T>, E> {
-        number.to_string().parse().map_err(E::custom)
-    }
-
-    fn visit_f64<E: Error>(self, number: f64) -> Result<Typed<T>, E> {
-        number.to_string().parse().map_err(E::custom)
-    }
-
-    fn visit_bool<E: Error>(self, yes: bool) -> Result<Typed<T>, E> {
-        yes.to_string().parse().map_err(E::custom)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
-        Err(A::Error::custom(format!("is a list here; write one value, like {}", T::LIKE)))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
-        Err(A::Error::custom(format!("is a table here; write one value, like {}", T::LIKE)))
-    }
-}
-
-/// Reads a word, a list of words or a table of entries from the file.
-struct Many<T>(Vec<Typed<T>>);
-
-impl<'de, T: Word> Deserialize<'de> for Many<T> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(ManyVisitor(PhantomData))
-    }
-}
-
-struct ManyVisitor<T>(PhantomData<T>);
-
-impl<'de, T: Word> Visitor<'de> for ManyVisitor<T> {
-    type Value = Many<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(T::LIKE)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Many<T>, E> {
-        One(PhantomData).visit_str(text).map(|word| Many(vec![word]))
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Many<T>, E> {
-        One(PhantomData).visit_i64(number).map(|word| Many(vec![word]))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Many<T>, A::Error> {
-        let mut words = Vec::new();
-        while let Some(word) = list.next_element()? {
-            words.push(word);
-        }
-        Ok(Many(words))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Many<T>, A::Error> {
-        let mut words = Vec::new();
-        while let Some(key) = table.next_key::<String>()? {
-            let Typed(Plain(value)) = table.next_value()?;
-            words.push(Typed(T::entry(&key, &value).map_err(A::Error::custom)?));
-        }
-        Ok(Many(words))
-    }
-}
 
 /// Any text.
 #[derive(Debug, Clone, PartialEq)]
@@ -229,7 +61,7 @@ impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
     const LIKE: &'static str = "\"30s\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        if text.parse::<f64>().is_ok() {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("`{text}` has no unit (write it like {text}s or {text}ms)"));
         }
         let span = humantime::parse_duration(text)
@@ -391,7 +223,7 @@ impl Word for Place {
 }
 
 impl Word for Control {
-    const LIKE: &'static str = "\"/run/supervisor/control.sock\"";
+    const LIKE: &'static str = "\"/run/supervisor/supervisor.sock\"";
 
     fn read(text: &str) -> Result<Self, String> {
         match text {
@@ -459,4 +291,64 @@ pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("{text} is a directory (name the socket in it)"));
     }
     path(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_decimal_or_binary_by_their_unit() {
+        let read = |text| Size::<0, { u64::MAX }>::read(text).map(|size| size.0);
+        for (text, bytes) in [
+            ("0", 0),
+            ("65536", 65_536),
+            ("10B", 10),
+            ("10k", 10_000),
+            ("10KB", 10_000),
+            ("10 kB", 10_000),
+            ("10KiB", 10_240),
+            ("10MB", 10_000_000),
+            ("10MiB", 10_485_760),
+            ("2GB", 2_000_000_000),
+            ("2gib", 2_147_483_648),
+        ] {
+            assert_eq!(read(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MB", "-1", "1.5MB", "1XB", "0x10", "10MBs"] {
+            assert_eq!(read(text), Err(format!("`{text}` is no size (write it like 64KiB, 10MB or 65536)")));
+        }
+        let message = "18446744073709551615KB is out of range (0 to 18446744073709551615)";
+        assert_eq!(read("18446744073709551615KB"), Err(message.to_owned()));
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        let read = |text| Span::<0, DAY>::read(text).map(|span| span.0.as_millis());
+        for (text, millis) in
+            [("0s", 0), ("500ms", 500), ("30s", 30_000), ("1m 30s", 90_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(read(text), Ok(millis), "{text}");
+        }
+        for text in ["", "s", "30x", "-1s", "nan", "99999999999999999999s"] {
+            let message = format!("`{text}` is no duration (write it like 30s, 500ms or 1m 30s)");
+            assert_eq!(read(text), Err(message));
+        }
+        assert_eq!(read("30"), Err("`30` has no unit (write it like 30s or 30ms)".to_owned()));
+        assert_eq!(read("25h"), Err("25h is out of range (0s to 1day)".to_owned()));
+    }
+
+    #[test]
+    fn what_can_be_off_is_off_in_each_spelling() {
+        for text in ["off", "0", "0s"] {
+            assert_eq!(OrOff::<Span<1, DAY>>::read(text), Ok(OrOff(None)));
+        }
+    }
+
+    #[test]
+    fn a_signal_is_read_with_and_without_sig_in_any_case() {
+        for text in ["TERM", "SIGTERM", "term", "sigterm"] {
+            assert_eq!(StopSignal::read(text), Ok(StopSignal(Signal::SIGTERM)));
+        }
+    }
 }

@@ -26,7 +26,7 @@ const STATUS: usize = 200;
 
 /// A worker process, and what it has said.
 #[derive(Debug)]
-pub struct Hand {
+pub(super) struct Hand {
     pub(super) id: WorkerId,
     pub(super) slot: Slot,
     pub(super) seat: u8,
@@ -43,7 +43,7 @@ pub struct Hand {
 
 /// What to do with a worker at a certain time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Alarm {
+pub(super) enum Alarm {
     /// It has said nothing and lives: it counts as ready.
     CountsAsReady,
     /// It has closed its channel and lives: it is condemned.
@@ -52,7 +52,7 @@ pub enum Alarm {
 
 /// How a worker talks.
 #[derive(Debug)]
-pub enum Line {
+pub(super) enum Line {
     /// A Rust worker, on its channel.
     Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
     /// Any other program, through the notification socket: by what signal it drains, whether it is ready, and
@@ -64,7 +64,7 @@ pub enum Line {
 
 /// What a Rust worker may say now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub(super) enum Phase {
     /// Hello.
     Silent,
     /// That it is ready, or that it fails.
@@ -75,7 +75,7 @@ pub enum Phase {
 
 /// How many messages are left in this second.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Allowance {
+pub(super) struct Allowance {
     since: Time,
     used: u32,
 }
@@ -217,7 +217,7 @@ impl Hand {
     /// Sends a signal to the worker, which cannot be another process: the pidfd names it even when its pid is reused.
     pub(super) fn signal(&self, signal: Signal) {
         // A worker that is dead already needs no signal.
-        let _ = super::spawn::signal(self.pidfd.as_fd(), signal);
+        let _ = super::spawn::send_signal(self.pidfd.as_fd(), signal);
     }
 
     /// Kills the worker and whatever it has started. Its group cannot be another one: the worker, alive or not yet

@@ -36,7 +36,7 @@ pub fn start(settings: &LogSettings) -> Result<(), String> {
         file.reopen().map_err(|error| cannot_open(path, &error))?;
         builder.target(Target::Pipe(Box::new(file))).write_style(WriteStyle::Never);
     }
-    let journal = settings.file.is_none() && super::notify::stderr_is_journal();
+    let journal = settings.file.is_none() && super::systemd::stderr_is_journal();
     match settings.format {
         LogFormat::Json => builder.format(json),
         LogFormat::Text if journal => builder.format(|out, record| {
@@ -91,7 +91,10 @@ pub fn reopen() -> Result<bool, String> {
 }
 
 fn cannot_open(path: &Path, error: &io::Error) -> String {
-    format!("cannot open log file {}: {error} (create its directory, or choose another --log-file)", path.display())
+    format!(
+        "cannot open log file {}: {error} (create its directory, or choose another --log-file)",
+        path.display()
+    )
 }
 
 /// syslog(3)'s number for a level, which journald takes from a line's `<n>` prefix.

@@ -1,4 +1,22 @@
-//! The thin shell: everything that touches processes, descriptors, signals and clocks. Decisions are made elsewhere.
+//! The thin shell: everything that touches processes, descriptors, signals and clocks. Decisions are the core's.
+//!
+//! * [`server`] – the loop, and what each [`Action`](crate::core::Action) means;
+//! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
+//! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
+//! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
+pub mod control;
+pub mod generation;
+mod hand;
+mod launch;
+pub mod listen;
+pub mod log;
+pub mod notify;
+pub mod poll;
 pub mod reap;
+mod report;
+pub mod server;
+pub mod signals;
 pub mod spawn;
+pub mod status;
+pub mod systemd;

@@ -132,7 +132,14 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Signals, Token::Notify, Token::Control, Token::Client(9), Token::Death(WorkerId(7)), Token::Channel(WorkerId(1 << 40))] {
+        for token in [
+            Token::Signals,
+            Token::Notify,
+            Token::Control,
+            Token::Client(9),
+            Token::Death(WorkerId(7)),
+            Token::Channel(WorkerId(1 << 40)),
+        ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

@@ -225,6 +225,18 @@ fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Sends a signal to the process of a pidfd, which cannot have become another process meanwhile.
+///
+/// # Errors
+/// Those of pidfd_send_signal(2); `ESRCH` when it is dead.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: pidfd_send_signal takes three integers, and a pointer that may be null.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as c_int, no_info, 0) };
+    Errno::result(sent).map(drop)
+}
+
 /// Everything the child needs, made before the fork so that the child need not allocate. It holds pointers into
 /// `order` and into its own buffers, which all live until after the fork.
 struct Plan<'a> {

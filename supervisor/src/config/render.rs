@@ -1,0 +1,114 @@
+//! What is true, written so that it could be typed: [`Config::render`].
+
+use super::words::binary;
+use super::{Config, Control, LogFormat, Program, Surge};
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+impl Config {
+    /// Every setting with its value, as a file that gives this configuration again. A program's arguments that are
+    /// not UTF-8 cannot be written in a file; they come out with replacement characters.
+    pub fn render(&self) -> String {
+        let mut page = Page(String::new());
+        let binds: Vec<_> = self.binds.iter().map(ToString::to_string).collect();
+        page.line("bind", quoted_list(&binds));
+        page.line("backlog", self.backlog);
+        match &self.program {
+            Program::App(app) => page.line("app", quoted(app)),
+            Program::Linked => {}
+            Program::Command(words) => {
+                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+                page.line("command", quoted_list(&words));
+            }
+        }
+        page.line("workers", self.workers);
+        page.line("max-workers", self.max_workers);
+        page.line("class", quoted(self.class));
+        page.line("threads", self.threads);
+        page.line("max-connections", self.max_connections);
+        if let Some(directory) = &self.directory {
+            page.line("directory", quoted(directory.display()));
+        }
+        match self.surge {
+            Surge::All => page.line("surge", quoted("all")),
+            Surge::Count(count) => page.line("surge", count),
+        }
+        page.line("probation", span(self.probation));
+        page.line("graceful-timeout", span(self.graceful_timeout));
+        page.line("drain-idle", span(self.drain_idle));
+        page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        page.line("start-timeout", span(self.start_timeout));
+        page.line("ready-after", span(self.ready_after));
+        page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
+        page.line("request-timeout", self.request_timeout.map_or_else(off, span));
+        page.line("keep-alive", span(self.keep_alive));
+        page.line("header-timeout", span(self.header_timeout));
+        page.line("max-head", quoted(binary(self.max_head.into())));
+        page.line("max-body", self.max_body.map_or_else(off, |size| quoted(binary(size))));
+        page.line("log-level", quoted(self.log.level.as_str().to_ascii_lowercase()));
+        page.line("log-format", quoted(self.log.format.as_str()));
+        page.line(
+            "log-file",
+            self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
+        );
+        match &self.control {
+            Control::Default => page.line("control", quoted("default")),
+            Control::Path(path) => page.line("control", quoted(path.display())),
+            Control::Off => page.line("control", off()),
+        }
+        if !self.env.is_empty() {
+            page.0.push_str("\n[env]\n");
+            for (key, value) in &self.env {
+                page.line(&quoted(key), quoted(value));
+            }
+        }
+        page.0
+    }
+}
+
+impl LogFormat {
+    /// The word for it, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, name: &str, value: impl Display) {
+        writeln!(self.0, "{name} = {value}").expect("a string takes every line");
+    }
+}
+
+/// A TOML string.
+fn quoted(text: impl Display) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.to_string().chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                write!(quoted, "\\u{:04X}", u32::from(c)).expect("a string takes every character");
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
+}
+
+/// A TOML list of strings.
+fn quoted_list(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(quoted).collect();
+    format!("[{}]", words.join(", "))
+}
+
+fn off() -> String {
+    quoted("off")
+}
+
+fn span(span: Duration) -> String {
+    quoted(humantime::format_duration(span))
+}

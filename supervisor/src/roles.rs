@@ -1,0 +1,146 @@
+//! Which role this process plays: supervisor, worker, or a client of a running server.
+
+use crate::client;
+use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
+use crate::shell::control::{Request, default_path, runtime_directory};
+use crate::shell::generation::Loader;
+use crate::shell::listen::Listeners;
+use crate::shell::log as logfile;
+use crate::shell::server::Server;
+use log::{error, info};
+use prefork::environment::{Inherited, take_listeners};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use worker::Service;
+
+/// The whole program of a server with a service of its own. Call it first in `main`, with nothing opened and no
+/// thread started before.
+pub fn main(service: Service) -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name =
+        name.as_deref().and_then(Path::file_name).map_or("server".into(), |name| name.to_string_lossy());
+    // A worker's first word is its title; it needs no name of its own.
+    play(&Identity::linked(name), Some(service))
+}
+
+/// The whole program of a server that runs stock apps and other programs.
+pub fn stock() -> ExitCode {
+    play(&Identity::supervisor(), None)
+}
+
+fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if worker::is_worker() {
+        logfile::start_in_worker();
+        return worker::run(|settings| match service {
+            Some(service) => Ok(service),
+            None => worker::apps::by_name(&settings.app),
+        });
+    }
+    // SAFETY: nothing in this process has opened or taken a descriptor yet.
+    #[allow(unsafe_code)]
+    let inherited = unsafe { take_listeners() };
+    let invocation = Source::from_process(identity).unwrap_or_else(|error| error.exit());
+    let inherited = match inherited {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
+    };
+    let Invocation { action, source } = invocation;
+    match action {
+        Act::Serve => serve(identity, source, inherited),
+        Act::Check { print } => check(source, &inherited, print),
+        Act::Status { json } => reach(&source, |path| client::status(path, json)),
+        Act::Reload { wait } => reach(&source, |path| client::ask(path, &Request::Reload { wait })),
+        Act::Stop { now } => reach(&source, |path| client::ask(path, &Request::Stop { now })),
+        Act::Man => print(&config::man(identity)),
+        Act::Completions(shell) => print(&config::completions(identity, shell)),
+    }
+}
+
+fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>) -> ExitCode {
+    let loader = loader(source, &inherited);
+    let config = match loader.config() {
+        Ok(config) => config,
+        Err(error) => return usage(&error.to_string()),
+    };
+    if let Err(reason) = logfile::start(&config.log) {
+        return fail(&reason);
+    }
+    info!("{} {} (pid {})", identity.name, identity.version, std::process::id());
+    let listeners = Listeners::new(runtime_directory(), inherited);
+    let mut server = match Server::new(loader, identity.name.clone(), listeners) {
+        Ok(server) => server,
+        Err(reason) => {
+            error!("cannot start: {reason}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match (&config.control, default_path()) {
+        (Control::Off, _) => {}
+        (Control::Path(path), _) => server.open_control(path),
+        (Control::Default, Some(path)) => server.open_control(&path),
+        (Control::Default, None) => {
+            info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set")
+        }
+    }
+    ExitCode::from(server.run())
+}
+
+fn loader(source: Source, inherited: &[Inherited]) -> Loader {
+    Loader {
+        source,
+        own_path: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+        inherited: inherited.iter().map(|socket| socket.name.clone()).collect(),
+    }
+}
+
+/// Validates everything that can be known without serving; an instance that serves is not disturbed.
+fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
+    let loader = loader(source, inherited);
+    let config = match loader.config() {
+        Ok(config) => config,
+        Err(error) => return usage(&error.to_string()),
+    };
+    if let Err(reason) = loader.executable(&config, false) {
+        return fail(&reason);
+    }
+    let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    let _ = std::io::stderr().write_all(warnings.as_bytes());
+    if effective { print(config.render().as_bytes()) } else { print(b"the configuration is valid\n") }
+}
+
+/// Finds the running server's control socket, and asks there.
+fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> ExitCode {
+    let path = match source.control() {
+        Err(error) => return usage(&error.to_string()),
+        Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
+        Ok(Control::Path(path)) => Some(path),
+        Ok(Control::Default) => default_path(),
+    };
+    let Some(path) = path else {
+        return fail(
+            "cannot tell where the control socket is (name it with --control, or set XDG_RUNTIME_DIR)",
+        );
+    };
+    match ask(&path) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => fail(&reason),
+    }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(&format!("cannot write: {error}")),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {reason}");
+    ExitCode::FAILURE
+}
+
+fn usage(reason: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {reason}");
+    ExitCode::from(u8::try_from(USAGE).unwrap_or(2))
+}

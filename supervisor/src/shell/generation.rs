@@ -1,0 +1,126 @@
+//! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
+
+use super::listen::{Address, FdSource, ListenSet, Listeners};
+use super::spawn::Executable;
+use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
+use crate::core::Plan;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Everything needed to start workers of a generation, now or after a rollback.
+#[derive(Debug)]
+pub struct Generation {
+    pub(super) config: Config,
+    pub(super) sockets: ListenSet,
+    pub(super) executable: Executable,
+    /// Slots whose sockets listen, as far as this generation has asked for.
+    pub(super) opened: u16,
+}
+
+/// What loading needs to know besides the configuration itself.
+#[derive(Debug)]
+pub struct Loader {
+    /// The command line and the environment; they name the file.
+    pub source: Source,
+    /// Where this program was started from: a reload opens whatever is there by then.
+    pub own_path: PathBuf,
+    /// Names of the inherited sockets.
+    pub inherited: Vec<String>,
+}
+
+impl Loader {
+    /// The configuration as it is now.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
+        self.source.load(&around)
+    }
+
+    /// Opens the program that a configuration runs. `first`: this very program is meant, not what has replaced it
+    /// on disk since it started.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn executable(&self, config: &Config, first: bool) -> Result<Executable, String> {
+        let found = match &config.program {
+            Program::App(_) | Program::Linked if first => Executable::current(),
+            Program::App(_) | Program::Linked => Executable::open(&self.own_path),
+            Program::Command(words) => {
+                let path = std::env::var_os("PATH");
+                let here = config.directory.as_deref().unwrap_or(Path::new("."));
+                Executable::find(
+                    words.first().map_or(OsStr::new(""), OsString::as_os_str),
+                    path.as_deref(),
+                    here,
+                )
+            }
+        };
+        found.map_err(|error| error.to_string())
+    }
+
+    /// Loads the configuration, opens its program and binds what is new in it. All or nothing.
+    ///
+    /// # Errors
+    /// Why nothing has changed.
+    pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
+        let config = self.config().map_err(|error| error.brief())?;
+        let executable = self.executable(&config, first)?;
+        let addresses: Vec<Address> = config.binds.iter().map(address).collect();
+        let sockets = listeners
+            .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
+            .map_err(|error| error.to_string())?;
+        Ok(Generation { config, sockets, executable, opened: 0 })
+    }
+}
+
+impl Generation {
+    /// What the core needs to know of it.
+    pub fn plan(&self) -> Plan {
+        let config = &self.config;
+        Plan {
+            workers: config.workers,
+            max_workers: config.max_workers,
+            surge: match config.surge {
+                Surge::All => u16::MAX,
+                Surge::Count(count) => count.get(),
+            },
+            start_timeout: config.start_timeout,
+            hang_timeout: config.hang_timeout,
+            graceful_timeout: config.graceful_timeout,
+            probation: config.probation,
+        }
+    }
+
+    /// The workers are Rust workers: they have a channel.
+    pub fn has_channel(&self) -> bool {
+        match self.config.program {
+            Program::App(_) | Program::Linked => true,
+            Program::Command(_) => false,
+        }
+    }
+
+    /// A foreign program's words; none for a Rust worker, which needs none.
+    pub fn words(&self) -> Vec<CString> {
+        match &self.config.program {
+            Program::App(_) | Program::Linked => Vec::new(),
+            // Words came from a command line or a checked file: there is no NUL in them.
+            Program::Command(words) => {
+                words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
+            }
+        }
+    }
+}
+
+fn address(bind: &Bind) -> Address {
+    match bind {
+        Bind::Tcp { host, port } => Address::Tcp { host: host.clone(), port: *port },
+        Bind::Unix { path, mode, owner, group } => {
+            Address::Unix { path: path.clone(), mode: *mode, owner: owner.clone(), group: group.clone() }
+        }
+        Bind::Fd(number) => Address::Fd(FdSource::Number(*number)),
+        Bind::Inherited(name) => Address::Fd(FdSource::Name(name.clone())),
+    }
+}

@@ -1,0 +1,158 @@
+//! Starting one worker: which descriptors, which environment, which first words.
+
+use super::generation::Generation;
+use super::hand::{Alarm, Allowance, Hand, Line, Phase};
+use super::log;
+use super::spawn::{Order, spawn};
+use crate::core::Time;
+use nix::sys::signal::Signal;
+use prefork::channel::{self, WorkerEnd};
+use prefork::environment::{self as contract, FIRST_FD};
+use prefork::message::{PROTOCOL, ToWorker, Welcome};
+use prefork::scoreboard::Scoreboard;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Who is to be started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Role<'a> {
+    pub(super) worker: WorkerId,
+    pub(super) slot: Slot,
+    pub(super) seat: u8,
+    pub(super) generation: GenerationId,
+    /// The name that its process goes by.
+    pub(super) name: &'a str,
+    /// Where foreign programs send their notices.
+    pub(super) notify: &'a OsStr,
+}
+
+/// Starts a worker of a generation.
+///
+/// # Errors
+/// Why there is none, in the words for the operator.
+pub(super) fn launch(
+    now: Time,
+    generation: &mut Generation,
+    scoreboard: &Scoreboard,
+    role: Role<'_>,
+) -> Result<Hand, String> {
+    // All the generation's slots at once: steering, not listen(2), decides who gets connections.
+    let open = generation.config.workers.max(role.slot.0 + 1).max(generation.opened);
+    generation.sockets.open(open).map_err(|error| error.to_string())?;
+    generation.opened = open;
+
+    let (line, theirs) = line(generation, role)?;
+    let sockets = generation.sockets.for_slot(role.slot.0);
+    let listeners: Vec<BorrowedFd<'_>> = sockets.iter().map(|(_, socket)| *socket).collect();
+    let names: Vec<&str> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+    let extras: Vec<BorrowedFd<'_>> =
+        theirs.iter().flat_map(|channel| [channel.as_fd(), scoreboard.as_fd()]).collect();
+
+    let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
+    let words = generation.words();
+    let argv = if words.is_empty() { vec![c_string(title)?] } else { words };
+    let directory = generation.config.directory.as_ref();
+    let directory = directory.map(|path| c_string(path.as_os_str().as_bytes())).transpose()?;
+    let order = Order {
+        executable: &generation.executable,
+        argv: &argv,
+        env: environment(generation, role, &names)?,
+        listeners: &listeners,
+        extras: &extras,
+        directory: directory.as_deref(),
+        // A Rust worker that is told of the supervisor's death finishes what it can within a second.
+        death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
+    };
+    let spawned = spawn(order).map_err(|error| error.to_string())?;
+    let alarm = match line {
+        Line::Notify { .. } => Some((now + generation.config.ready_after, Alarm::CountsAsReady)),
+        Line::Channel { .. } | Line::Closed => None,
+    };
+    // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
+    Ok(Hand {
+        id: role.worker,
+        slot: role.slot,
+        seat: role.seat,
+        generation: role.generation,
+        pid: spawned.pid,
+        pidfd: spawned.pidfd,
+        exec_errors: spawned.exec_errors,
+        line,
+        status: String::new(),
+        alarm,
+    })
+}
+
+/// The worker's line: a channel in which its welcome waits, or the notification socket.
+fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), String> {
+    if !generation.has_channel() {
+        let stop = generation.config.stop_signal;
+        return Ok((Line::Notify { stop, ready: false, fed: None }, None));
+    }
+    let failed = |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
+    let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;
+    let welcome = Welcome {
+        protocol: PROTOCOL,
+        worker: role.worker,
+        slot: role.slot,
+        generation: role.generation,
+        seat: role.seat,
+        workers: generation.config.workers,
+        settings: generation.config.worker_settings(),
+    };
+    ours.send(&ToWorker::Welcome(welcome)).map_err(|error| failed(&error))?;
+    let line = Line::Channel {
+        channel: ours,
+        phase: Phase::Silent,
+        draining: false,
+        allowance: Allowance::default(),
+    };
+    Ok((line, Some(theirs)))
+}
+
+/// The supervisor's own environment without what was meant for it alone, the configured variables, the contract.
+fn environment(generation: &Generation, role: Role<'_>, names: &[&str]) -> Result<Vec<CString>, String> {
+    let config = &generation.config;
+    let mut set: Vec<(&str, OsString)> = vec![
+        (contract::LISTEN_FDS, names.len().to_string().into()),
+        // The child writes its own pid here.
+        (contract::LISTEN_PID, OsString::new()),
+        (contract::LISTEN_FDNAMES, names.join(":").into()),
+        (contract::PREFORK_SLOT, role.slot.to_string().into()),
+        (contract::PREFORK_GENERATION, role.generation.to_string().into()),
+        (contract::PREFORK_WORKERS, config.workers.to_string().into()),
+    ];
+    if generation.has_channel() {
+        let first_extra = usize::try_from(FIRST_FD).unwrap_or(3) + names.len();
+        set.push((contract::PREFORK_CHANNEL, first_extra.to_string().into()));
+        set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
+        set.extend(log::environment(&config.log).into_iter().map(|(key, value)| (key, value.into())));
+    } else {
+        set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
+        if let Some(timeout) = config.worker_watchdog() {
+            set.push((contract::WATCHDOG_USEC, timeout.as_micros().to_string().into()));
+            set.push((contract::WATCHDOG_PID, OsString::new()));
+        }
+    }
+    set.extend(config.env.iter().map(|(key, value)| (key.as_str(), value.into())));
+    let ours = |key: &OsStr| {
+        contract::ALL.iter().chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE]).any(|name| key == *name)
+            || set.iter().any(|(name, _)| key == *name)
+    };
+    let inherited = std::env::vars_os().filter(|(key, _)| !ours(key));
+    let all = inherited.chain(set.iter().map(|(key, value)| (OsString::from(key), value.clone())));
+    all.map(|(mut key, value)| {
+        key.push("=");
+        key.push(value);
+        c_string(key.into_vec())
+    })
+    .collect()
+}
+
+fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, String> {
+    CString::new(bytes).map_err(|error| {
+        format!("a NUL byte in the name of a worker, its environment or its directory: {error}")
+    })
+}

@@ -1,0 +1,590 @@
+//! The supervisor's loop: wait, translate, hand to the core, do what it says.
+//!
+//! [`Server`] owns every descriptor and process. It makes no decision that outlives a line: what to do is the
+//! core's, how to do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the one
+//! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
+
+use super::control::{Answer, ControlServer, Request};
+use super::generation::{Generation, Loader};
+use super::hand::{Hand, Line};
+use super::launch::{Role, launch};
+use super::listen::Listeners;
+use super::notify::{Notifier, NotifyServer};
+use super::poll::{Interest, Poll, Token};
+use super::reap::{reap, reap_orphans};
+use super::signals::Signals;
+use super::status::{LastReload, status};
+use super::{log as logfile, report};
+use crate::core::{Action, Command, Core, Event, Fact, RequestId, Time};
+use log::{debug, error, info, warn};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use prefork::scoreboard::{Scoreboard, Totals};
+use prefork::{GenerationId, Slot, WorkerId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long to wait before systemd is told again what it would not take.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
+/// The most notices taken from foreign workers in one wake-up.
+const NOTICES_AT_ONCE: usize = 64;
+
+/// The running server.
+#[derive(Debug)]
+pub struct Server {
+    core: Core,
+    now: Time,
+    poll: Poll,
+    signals: Signals,
+    loader: Loader,
+    name: String,
+    listeners: Listeners,
+    generations: BTreeMap<GenerationId, Generation>,
+    accepted: GenerationId,
+    hands: BTreeMap<WorkerId, Hand>,
+    scoreboard: Scoreboard,
+    /// What dead workers have done, by slot.
+    dead: Vec<Totals>,
+    notify: NotifyServer,
+    notify_address: OsString,
+    systemd: Notifier,
+    watchdog: Option<(Duration, Time)>,
+    /// The last thing that systemd would not take, and when to say it again.
+    untold: Option<(Time, Fact)>,
+    booted: bool,
+    control: Option<ControlServer>,
+    /// Control clients that wait for a reload's verdict.
+    waiting: BTreeSet<u64>,
+    last_reload: Option<LastReload>,
+    orphans_left: bool,
+    steering_failed: bool,
+    exit: Option<u8>,
+}
+
+fn clock() -> Time {
+    Time(prefork::sys::monotonic())
+}
+
+impl Server {
+    /// Binds and prepares everything, and starts no worker yet.
+    ///
+    /// # Errors
+    /// Why the server cannot start, in the words for the operator.
+    pub fn new(loader: Loader, name: String, mut listeners: Listeners) -> Result<Self, String> {
+        let failed = |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
+        let signals = Signals::install().map_err(failed("install signal handlers"))?;
+        // Orphans of workers come to us, so that nobody's zombies pile up when we are PID 1's child or PID 1 itself.
+        if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+            debug!("cannot adopt orphans: {error}");
+        }
+        let first = GenerationId(1);
+        let generation = loader.load(&mut listeners, true)?;
+        let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
+        let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
+            .map_err(failed("make the notification socket"))?;
+        let poll = Poll::new().map_err(failed("make an epoll instance"))?;
+        poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;
+        poll.add(&notify, Token::Notify, Interest::Read).map_err(failed("watch the notification socket"))?;
+        for warning in &generation.config.warnings {
+            warn!("{warning}");
+        }
+        for address in generation.sockets.describe() {
+            info!("listening on {address}");
+        }
+        let now = clock();
+        let seed = u64::from(std::process::id()) ^ u64::try_from(now.0.as_nanos()).unwrap_or(1);
+        let core = Core::new(first, generation.plan(), seed);
+        let systemd = Notifier::from_env().unwrap_or_else(|error| {
+            warn!("not telling systemd anything: {error}");
+            Notifier::default()
+        });
+        let watchdog = systemd.watchdog_period().map(|period| (period, now));
+        Ok(Self {
+            core,
+            now,
+            poll,
+            signals,
+            loader,
+            name,
+            listeners,
+            generations: BTreeMap::from([(first, generation)]),
+            accepted: first,
+            hands: BTreeMap::new(),
+            scoreboard,
+            dead: vec![Totals::default(); usize::from(Slot::MAX)],
+            notify_address: notify.address().to_owned(),
+            notify,
+            systemd,
+            watchdog,
+            untold: None,
+            booted: false,
+            control: None,
+            waiting: BTreeSet::new(),
+            last_reload: None,
+            orphans_left: false,
+            steering_failed: false,
+            exit: None,
+        })
+    }
+
+    /// Opens the control socket. A server without one serves all the same.
+    pub fn open_control(&mut self, path: &Path) {
+        let opened = ControlServer::bind(path).and_then(|control| {
+            control.watch(&self.poll).map_err(|error| format!("cannot watch the control socket: {error}"))?;
+            Ok(control)
+        });
+        match opened {
+            Ok(control) => {
+                debug!("control socket at {}", control.path().display());
+                self.control = Some(control);
+            }
+            Err(reason) => info!("{reason}; going on without one"),
+        }
+    }
+
+    /// Serves until told to stop; gives the exit status.
+    pub fn run(mut self) -> u8 {
+        self.feed(Event::Tick);
+        while self.exit.is_none() {
+            let timeout = self.next_deadline().map(|deadline| deadline - clock());
+            let ready = match self.poll.wait(timeout) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    // It cannot happen with descriptors of our own; a loop that spins would hide it.
+                    error!("cannot wait for events: {error}");
+                    return 1;
+                }
+            };
+            self.now = clock();
+            let beats = self.beats();
+            self.feed(Event::Beats(beats));
+            for token in ready {
+                self.serve(token);
+            }
+            self.keep_time();
+        }
+        if let Some(control) = &mut self.control {
+            control.finish();
+        }
+        info!("stopped");
+        self.exit.unwrap_or(1)
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
+        let control = self.control.as_ref().and_then(ControlServer::next_deadline);
+        let watchdog = self.watchdog.map(|(_, at)| at);
+        let orphans = self.orphans_left.then(|| self.now + Duration::from_millis(100));
+        let untold = self.untold.as_ref().map(|(at, _)| *at);
+        alarms
+            .chain(self.core.next_deadline())
+            .chain(control)
+            .chain(watchdog)
+            .chain(untold)
+            .chain(orphans)
+            .min()
+    }
+
+    /// What the scoreboard and the notices say of everybody's last sign of life.
+    fn beats(&self) -> Vec<(WorkerId, Time)> {
+        let heard = |hand: &Hand| {
+            let beat = self.scoreboard.row(hand.slot, hand.seat).read().heartbeat;
+            (hand.id, hand.heard(self.now, Time::from_millis(beat)))
+        };
+        self.hands.values().map(heard).collect()
+    }
+
+    fn serve(&mut self, token: Token) {
+        match token {
+            Token::Signals => self.take_signals(),
+            Token::Notify => self.take_notices(),
+            Token::Control => {
+                if let Some(control) = &mut self.control {
+                    control.accept(self.now, &self.poll);
+                }
+            }
+            Token::Client(id) => {
+                let request =
+                    self.control.as_mut().and_then(|control| control.serve(self.now, &self.poll, id));
+                if let Some(request) = request {
+                    self.answer_request(id, request);
+                }
+            }
+            Token::Channel(worker) => self.hear(worker),
+            Token::Death(worker) => self.bury(worker),
+        }
+    }
+
+    fn keep_time(&mut self) {
+        let due: Vec<WorkerId> = self
+            .hands
+            .values()
+            .filter(|hand| hand.alarm.is_some_and(|(time, _)| time <= self.now))
+            .map(|hand| hand.id)
+            .collect();
+        for worker in due {
+            if let Some(event) = self.hands.get_mut(&worker).and_then(Hand::ring) {
+                self.feed(event);
+            }
+        }
+        if let Some(control) = &mut self.control {
+            control.expire(self.now, &self.poll);
+        }
+        if let Some((period, at)) = &mut self.watchdog
+            && *at <= self.now
+        {
+            // One that is not taken is followed by another.
+            let _ = self.systemd.watchdog();
+            *at = self.now + *period;
+        }
+        if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
+            self.tell_systemd(&fact);
+        }
+        if self.orphans_left {
+            self.bury_orphans();
+        }
+    }
+
+    fn take_signals(&mut self) {
+        let mut commands = Vec::new();
+        for signal in self.signals.take() {
+            match signal {
+                Signal::SIGINT => commands.push(Command::StopNow),
+                Signal::SIGTERM | Signal::SIGQUIT => commands.push(Command::Stop),
+                Signal::SIGHUP => commands.push(Command::Reload(None)),
+                Signal::SIGTTIN => commands.push(Command::Resize(1)),
+                Signal::SIGTTOU => commands.push(Command::Resize(-1)),
+                // A terminal sends it whenever its window changes.
+                Signal::SIGWINCH if on_terminal() => {}
+                Signal::SIGWINCH => commands.push(Command::DrainAll),
+                Signal::SIGUSR1 => reopen_log(),
+                Signal::SIGUSR2 => warn!(
+                    "not upgrading: this version cannot replace its own binary yet (reload picks up a new one for the workers)"
+                ),
+                Signal::SIGCHLD => self.bury_orphans(),
+                _ => {}
+            }
+        }
+        // Quick stop before stop before reload before scale, whatever the order in which they came.
+        commands.sort_by_key(|command| match command {
+            Command::StopNow => 0,
+            Command::Stop => 1,
+            Command::Reload(_) => 2,
+            Command::DrainAll => 3,
+            Command::Resize(_) => 4,
+        });
+        for command in commands {
+            self.feed(Event::Command(command));
+        }
+    }
+
+    fn take_notices(&mut self) {
+        let pids: BTreeMap<Pid, WorkerId> = self.hands.values().map(|hand| (hand.pid, hand.id)).collect();
+        for _ in 0..NOTICES_AT_ONCE {
+            let received = match self.notify.receive(|pid| pids.contains_key(&pid)) {
+                Ok(Some(received)) => received,
+                Ok(None) => return,
+                Err(error) => return debug!("cannot read a notice: {error}"),
+            };
+            let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
+            for notice in received.notices {
+                let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
+                if let Some(event) = event {
+                    self.feed(event);
+                }
+            }
+        }
+    }
+
+    fn answer_request(&mut self, client: u64, request: Request) {
+        match request {
+            Request::Status => {
+                let listeners =
+                    self.generations.get(&self.accepted).map(|generation| generation.sockets.describe());
+                let status = status(
+                    self.core.view(),
+                    &self.hands,
+                    &self.scoreboard,
+                    &self.dead,
+                    listeners.unwrap_or_default(),
+                    self.last_reload.clone(),
+                );
+                let answer = Answer { status: serde_json::to_value(status).ok(), ..Answer::done() };
+                self.answer(client, &answer);
+            }
+            Request::Reload { wait: true } => {
+                self.waiting.insert(client);
+                self.feed(Event::Command(Command::Reload(Some(RequestId(client)))));
+            }
+            Request::Reload { wait: false } => {
+                self.answer(client, &Answer::done());
+                self.feed(Event::Command(Command::Reload(None)));
+            }
+            Request::Stop { now } => {
+                self.answer(client, &Answer::done());
+                self.feed(Event::Command(if now { Command::StopNow } else { Command::Stop }));
+            }
+        }
+    }
+
+    fn answer(&mut self, client: u64, answer: &Answer) {
+        if let Some(control) = &mut self.control {
+            control.answer(self.now, &self.poll, client, answer);
+        }
+    }
+
+    fn hear(&mut self, worker: WorkerId) {
+        let Some(hand) = self.hands.get_mut(&worker) else { return };
+        let before = matches!(hand.line, Line::Channel { .. });
+        let events = hand.listen(self.now);
+        if before && matches!(hand.line, Line::Closed) {
+            debug!("worker {worker} has closed its channel");
+        }
+        for event in events {
+            self.feed(event);
+        }
+    }
+
+    /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
+    fn bury(&mut self, worker: WorkerId) {
+        self.hear(worker);
+        let Some(hand) = self.hands.get(&worker) else { return };
+        // While the body is not reaped, nobody else can have the group's number.
+        hand.kill_group();
+        let death = match reap(&hand.pidfd) {
+            Ok(None) => return,
+            Ok(Some(death)) => death.to_string(),
+            Err(error) => format!("gone, cause unknown ({error})"),
+        };
+        let how = hand.exec_errors.failure().map_or(death, |failure| failure.to_string());
+        let row = self.scoreboard.row(hand.slot, hand.seat);
+        if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
+            totals.fold(&row.read());
+        }
+        row.clear();
+        self.poll.remove(&hand.pidfd);
+        if let Line::Channel { channel, .. } = &hand.line {
+            self.poll.remove(channel);
+        }
+        self.feed(Event::Died(worker, how));
+        self.hands.remove(&worker);
+        self.orphans_left = true;
+    }
+
+    fn bury_orphans(&mut self) {
+        let known: BTreeSet<Pid> = self.hands.values().map(|hand| hand.pid).collect();
+        match reap_orphans(|pid| known.contains(&pid)) {
+            Ok(orphans) => {
+                for (pid, death) in orphans.reaped {
+                    debug!("orphan {pid} {death}");
+                }
+                self.orphans_left = orphans.more;
+            }
+            Err(error) => {
+                debug!("cannot reap orphans: {error}");
+                self.orphans_left = false;
+            }
+        }
+    }
+
+    /// Tells the core, and does what it says, until there is nothing left to tell.
+    fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.core.step(self.now, event) {
+                events.extend(self.perform(action));
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Prepare(generation) => Some(self.prepare(generation)),
+            Action::Steer(rotation) => {
+                self.steer(&rotation);
+                None
+            }
+            Action::Spawn { worker, slot, seat, generation } => self.spawn(worker, slot, seat, generation),
+            Action::Drain { worker, grace, empty_queue } => {
+                let orphaned = !self.keeps_all_addresses(worker);
+                self.hands.get_mut(&worker).and_then(|hand| hand.drain(grace, empty_queue || orphaned))
+            }
+            Action::Abort(worker) => {
+                self.hands.get(&worker)?.signal(Signal::SIGABRT);
+                None
+            }
+            Action::Kill(worker) => {
+                let hand = self.hands.get(&worker)?;
+                hand.signal(Signal::SIGKILL);
+                hand.kill_group();
+                None
+            }
+            Action::Accept(generation) => {
+                self.accepted = generation;
+                if let Some(generation) = self.generations.get(&generation) {
+                    log::set_max_level(generation.config.log.level);
+                }
+                None
+            }
+            Action::Forget(generation) => {
+                self.generations.remove(&generation);
+                None
+            }
+            Action::Report(fact) => {
+                self.report(&fact);
+                None
+            }
+            Action::Reply(RequestId(client), verdict) => {
+                self.waiting.remove(&client);
+                let answer = match verdict {
+                    Ok(generation) => Answer { generation: Some(generation.0), ..Answer::done() },
+                    Err(reason) => Answer::failed(reason),
+                };
+                self.answer(client, &answer);
+                None
+            }
+            Action::Exit(status) => {
+                self.exit = Some(status);
+                None
+            }
+        }
+    }
+
+    fn prepare(&mut self, id: GenerationId) -> Event {
+        let loaded = self.loader.load(&mut self.listeners, false);
+        // Looking up a host name may have taken its time.
+        self.now = clock();
+        match loaded {
+            Ok(generation) => {
+                for warning in &generation.config.warnings {
+                    warn!("{warning}");
+                }
+                let before = self.generations.get(&self.accepted).map(|old| old.sockets.describe());
+                for address in generation.sockets.describe() {
+                    if before.as_ref().is_none_or(|before| !before.contains(&address)) {
+                        info!("listening on {address}");
+                    }
+                }
+                let plan = generation.plan();
+                self.generations.insert(id, generation);
+                Event::Prepared(id, plan)
+            }
+            Err(reason) => Event::Refused(id, reason),
+        }
+    }
+
+    /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
+    fn steer(&mut self, rotation: &[Slot]) {
+        let mut generations: Vec<&Generation> = self.generations.values().collect();
+        // Where generations share an address, the one with the most slots has the last word.
+        generations.sort_by_key(|generation| generation.opened);
+        for generation in generations {
+            let open: Vec<u16> =
+                rotation.iter().map(|slot| slot.0).filter(|slot| *slot < generation.opened).collect();
+            if let Err(error) = generation.sockets.steer(&open)
+                && !std::mem::replace(&mut self.steering_failed, true)
+            {
+                warn!("{error}; new connections are spread over all slots");
+            }
+        }
+    }
+
+    fn spawn(&mut self, worker: WorkerId, slot: Slot, seat: u8, id: GenerationId) -> Option<Event> {
+        let role =
+            Role { worker, slot, seat, generation: id, name: &self.name, notify: &self.notify_address };
+        let launched = match self.generations.get_mut(&id) {
+            Some(generation) => launch(self.now, generation, &self.scoreboard, role),
+            None => Err(format!("generation {id} is not held any more")),
+        };
+        let watched = launched.and_then(|hand| match self.watch(&hand) {
+            Ok(()) => Ok(hand),
+            Err(error) => {
+                hand.kill_group();
+                Err(format!("cannot watch worker {worker}: {error}"))
+            }
+        });
+        match watched {
+            Ok(hand) => {
+                info!(worker = worker.0, slot = slot.0, generation = id.0, pid = hand.pid.as_raw();
+                    "worker {worker} (slot {slot}, generation {id}, pid {}) starts", hand.pid);
+                self.hands.insert(worker, hand);
+                None
+            }
+            Err(reason) => Some(Event::Died(worker, reason)),
+        }
+    }
+
+    fn watch(&self, hand: &Hand) -> std::io::Result<()> {
+        self.poll.add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
+        match &hand.line {
+            Line::Channel { channel, .. } => {
+                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)
+            }
+            Line::Notify { .. } | Line::Closed => Ok(()),
+        }
+    }
+
+    /// Whether everything that a worker listens on is still listened on by the accepted generation.
+    fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
+        let describe =
+            |id| self.generations.get(id).map(|generation: &Generation| generation.sockets.describe());
+        let (Some(hand), Some(kept)) = (self.hands.get(&worker), describe(&self.accepted)) else {
+            return true;
+        };
+        describe(&hand.generation).is_none_or(|own| own.iter().all(|address| kept.contains(address)))
+    }
+
+    /// What systemd does not take at once it is told again, or a unit could hang in "reloading".
+    fn tell_systemd(&mut self, fact: &Fact) {
+        let told = report::tell_systemd(&self.systemd, fact, self.booted);
+        self.untold = match told {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Some((self.now + TELL_AGAIN, fact.clone()))
+            }
+            Err(error) => {
+                debug!("cannot tell systemd: {error}");
+                None
+            }
+            Ok(()) => self.untold.take(),
+        };
+    }
+
+    fn report(&mut self, fact: &Fact) {
+        let pid = report::subject(fact).and_then(|who| self.hands.get(&who.worker)).map(|hand| hand.pid);
+        report::log(fact, pid);
+        self.tell_systemd(fact);
+        match fact {
+            Fact::ServerReady(..) => self.booted = true,
+            Fact::Reloaded(generation, _) => {
+                self.last_reload = Some(LastReload { generation: generation.0, ok: true, reason: None });
+            }
+            Fact::ReloadFailed(refused, _, reason) => {
+                self.last_reload =
+                    Some(LastReload { generation: refused.0, ok: false, reason: Some(reason.clone()) });
+            }
+            _ => {}
+        }
+        if let Some(progress) = report::progress(fact) {
+            let answer = Answer::progress(progress);
+            for client in self.waiting.clone() {
+                self.answer(client, &answer);
+            }
+        }
+    }
+}
+
+fn on_terminal() -> bool {
+    use std::io::IsTerminal;
+    std::io::stdin().is_terminal()
+}
+
+fn reopen_log() {
+    match logfile::reopen() {
+        Ok(true) => info!("log file reopened"),
+        Ok(false) => debug!("there is no log file to reopen"),
+        Err(reason) => error!("{reason}; going on with the old one"),
+    }
+}

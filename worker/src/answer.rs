@@ -1,0 +1,168 @@
+//! From a request to its response: the handler, and everything that is put around it.
+//!
+//! Counting, the limits on bodies and time, panics, `Connection: close` while draining. It knows nothing of
+//! sockets and bytes; [`crate::connection`] does.
+
+use crate::body::{Body, BoxError, Reply};
+use crate::link::{Link, Peek};
+use crate::thread::Thread;
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+
+/// A request in hand. Dropping it ends the request, however that comes about.
+pub(crate) struct Guard {
+    thread: Rc<Thread>,
+    link: Arc<Link>,
+    ticket: usize,
+    /// The right to run a handler, in classes that run one at a time.
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Guard {
+    /// A request begins: its head is here.
+    pub(crate) fn begin(thread: Rc<Thread>, link: Arc<Link>) -> Self {
+        link.state().begin();
+        let ticket = thread.request_begun(&link);
+        Self { thread, link, ticket, turn: None }
+    }
+
+    /// Waits until the thread may run one more handler.
+    pub(crate) async fn take_turn(&mut self) {
+        if let Some(gate) = &self.thread.gate {
+            self.turn = gate.clone().acquire_owned().await.ok();
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.link.state().end();
+        self.thread.request_ended(self.ticket);
+    }
+}
+
+/// What came of a handler.
+enum Outcome<B> {
+    Response(Response<B>),
+    Refused(StatusCode, &'static str),
+}
+
+/// Answers one request. `guard` was made when the request's head was complete.
+pub(crate) async fn answer<S, B>(
+    mut guard: Guard,
+    service: S,
+    request: Request<Incoming>,
+) -> Result<Response<Reply<B>>, Infallible>
+where
+    S: tower_service::Service<Request<Body>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: http_body::Body<Data = Bytes>,
+{
+    let h2 = guard.link.state().h2;
+    if !request.body().is_end_stream() {
+        // Nobody sends another request behind one with a body before that is answered (RFC 9112, 9.3.2).
+        guard.link.state().exact = true;
+    }
+    let limit = guard.thread.settings.max_body_bytes;
+    let outcome = if limit == 0 || request.body().size_hint().upper().is_some_and(|length| length <= limit) {
+        run(&mut guard, service, request.map(Body::new)).await
+    } else if request.body().size_hint().lower() > limit {
+        Outcome::Refused(StatusCode::PAYLOAD_TOO_LARGE, "The request body is too long.\n")
+    } else {
+        let exceeded = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&exceeded);
+        let outcome = run(&mut guard, service, request.map(|body| Body::counted(body, limit, flag))).await;
+        match exceeded.load(Relaxed) {
+            true => Outcome::Refused(StatusCode::PAYLOAD_TOO_LARGE, "The request body is too long.\n"),
+            false => outcome,
+        }
+    };
+    Ok(match outcome {
+        Outcome::Response(mut response) => {
+            let headers = response.headers_mut();
+            if !h2 && must_close(&guard) {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            if !h2 && headers.contains_key(CONNECTION) {
+                guard.link.state().closing = true;
+            }
+            response.map(|body| Reply::handler(body, guard))
+        }
+        Outcome::Refused(status, text) => {
+            let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
+            if !h2 {
+                guard.link.state().closing = true;
+                response = response.header(CONNECTION, "close");
+            }
+            let mut response = response.body(()).unwrap_or_default();
+            *response.status_mut() = status;
+            response.map(|()| Reply::text(text, guard))
+        }
+    })
+}
+
+/// Whether the response that is about to go out is to be the connection's last.
+fn must_close(guard: &Guard) -> bool {
+    let thread = &guard.thread;
+    let asked = thread.draining() || (thread.gate.is_some() && thread.somebody_waits());
+    if !asked {
+        return false;
+    }
+    // Requests that the client has already sent behind this one would be cut off: answer them first, for a while.
+    let state = guard.link.state();
+    let alone = state.exact && state.stash.is_empty();
+    drop(state);
+    (alone && guard.link.peek() != Peek::Bytes) || thread.drain_is_old()
+}
+
+async fn run<S, B>(guard: &mut Guard, mut service: S, request: Request<Body>) -> Outcome<B>
+where
+    S: tower_service::Service<Request<Body>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+{
+    guard.take_turn().await;
+    let handler = async move {
+        poll_fn(|cx| service.poll_ready(cx)).await?;
+        service.call(request).await
+    };
+    let mut handler = pin!(handler);
+    let caught = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
+        Ok(polled) => polled.map(Ok),
+        Err(_) => std::task::Poll::Ready(Err(())),
+    });
+    let timeout = guard.thread.settings.request_timeout_ms;
+    let result = match timeout {
+        0 => caught.await,
+        _ => match tokio::time::timeout(Duration::from_millis(timeout), caught).await {
+            Ok(result) => result,
+            Err(_) => {
+                log::warn!("a handler took longer than {timeout} ms; its client gets 503");
+                return Outcome::Refused(StatusCode::SERVICE_UNAVAILABLE, "The request took too long.\n");
+            }
+        },
+    };
+    match result {
+        Ok(Ok(response)) => Outcome::Response(response),
+        Ok(Err(error)) => {
+            let error: BoxError = error.into();
+            log::error!("a handler failed; its client gets 500: {error}");
+            Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.\n")
+        }
+        Err(()) => {
+            log::error!("a handler panicked; its client gets 500");
+            Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.\n")
+        }
+    }
+}

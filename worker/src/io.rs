@@ -1,0 +1,207 @@
+//! What hyper reads from and writes to: a [`Link`] with a few opinions.
+//!
+//! * The first bytes tell HTTP/2 with prior knowledge from HTTP/1. Nothing is read ahead for that and no buffer is
+//!   kept: on an ordinary connection it costs one comparison.
+//! * Reads keep the account by which a drain knows whether closing after an answer would cut off another request.
+//!   While draining, a request is handed to hyper alone, even when the client sends several at once.
+
+use crate::link::{Link, Phase, now_ms};
+use crate::sys;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use memchr::memmem;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+/// No method of HTTP/1 begins like the preface of HTTP/2, `PRI * HTTP/2.0`.
+const PREFACE: &[u8] = b"PRI ";
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+
+/// hyper's side of a connection.
+pub(crate) struct Io {
+    link: Arc<Link>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Io {
+    /// Reads and writes through `link`; `draining` is the worker's flag.
+    pub(crate) fn new(link: Arc<Link>, draining: Arc<AtomicBool>) -> Self {
+        Self { link, draining }
+    }
+
+    /// Gives hyper bytes that were received earlier, or none when there are none.
+    fn from_stash(&self, cursor: &mut ReadBufCursor<'_>) -> bool {
+        let mut state = self.link.state();
+        if state.stash.is_empty() {
+            return false;
+        }
+        let mut length = state.stash.len().min(cursor.remaining());
+        let in_head = matches!(state.phase, Phase::New | Phase::Head | Phase::Idle) && !state.h2;
+        if in_head && !state.upgraded {
+            if state.phase != Phase::Head {
+                state.phase = Phase::Head;
+                state.since = now_ms();
+            }
+            let kept = state.tail.len();
+            let mut seen = std::mem::take(&mut state.tail);
+            seen.extend_from_slice(&state.stash[..length]);
+            if let Some(at) = memmem::find(&seen, END_OF_HEAD) {
+                length = at + END_OF_HEAD.len() - kept;
+                state.exact = true;
+            } else {
+                state.tail = seen.split_off(seen.len().saturating_sub(END_OF_HEAD.len() - 1));
+            }
+        }
+        cursor.put_slice(&state.stash[..length]);
+        if length == state.stash.len() {
+            state.stash = Vec::new();
+        } else {
+            state.stash.drain(..length);
+        }
+        true
+    }
+}
+
+impl Read for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.link.state().h2 && self.link.state().sniffing {
+            // Found out below; these bytes are for the HTTP/2 connection that takes over.
+            return Poll::Pending;
+        }
+        if self.from_stash(&mut cursor) {
+            return Poll::Ready(Ok(()));
+        }
+        if cursor.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            let mut undecided = false;
+            let got = ready!(self.link.poll_receive(cx, |socket| {
+                let room = cursor.remaining();
+                let got = sys::read_into(
+                    &mut cursor,
+                    |buffer| socket.recv(buffer),
+                    |bytes| match self.account(bytes) {
+                        Keep::Yes => true,
+                        Keep::Stashed => {
+                            undecided = true;
+                            false
+                        }
+                    },
+                )?;
+                Ok((got, room))
+            }))?;
+            if got == 0 {
+                // What was held back while it could have been a preface is all there will be.
+                let mut state = self.link.state();
+                state.sniffing = false;
+                drop(state);
+                let _ = self.from_stash(&mut cursor);
+                return Poll::Ready(Ok(()));
+            }
+            if !undecided {
+                return Poll::Ready(Ok(()));
+            }
+            let state = self.link.state();
+            if state.sniffing && state.h2 {
+                return Poll::Pending;
+            }
+            let waiting = state.sniffing;
+            drop(state);
+            if !waiting && self.from_stash(&mut cursor) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// What becomes of received bytes.
+enum Keep {
+    /// hyper has them.
+    Yes,
+    /// They were put into the stash.
+    Stashed,
+}
+
+impl Io {
+    /// Looks at what was just received, and decides whether hyper may have it as it is.
+    fn account(&self, bytes: &[u8]) -> Keep {
+        if bytes.is_empty() {
+            return Keep::Yes;
+        }
+        let mut state = self.link.state();
+        if state.upgraded || (state.h2 && !state.sniffing) {
+            return Keep::Yes;
+        }
+        let fresh = matches!(state.phase, Phase::New | Phase::Idle);
+        if fresh {
+            state.phase = Phase::Head;
+            state.since = now_ms();
+            state.tail.clear();
+        }
+        if state.sniffing {
+            let start = if state.stash.is_empty() { bytes } else { &state.stash };
+            if bytes[0] == PREFACE[0] || start[0] == PREFACE[0] {
+                state.stash.extend_from_slice(bytes);
+                let length = state.stash.len().min(PREFACE.len());
+                if state.stash[..length] == PREFACE[..length] {
+                    state.h2 = length == PREFACE.len();
+                    return Keep::Stashed;
+                }
+                state.sniffing = false;
+                return Keep::Stashed;
+            }
+            state.sniffing = false;
+        }
+        if state.phase == Phase::Busy {
+            return Keep::Yes;
+        }
+        if self.draining.load(Relaxed) {
+            state.stash.extend_from_slice(bytes);
+            return Keep::Stashed;
+        }
+        state.exact =
+            fresh && memmem::find(bytes, END_OF_HEAD).is_some_and(|at| at + END_OF_HEAD.len() == bytes.len());
+        Keep::Yes
+    }
+}
+
+impl Write for Io {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.link.poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's task flushes when it has been polled. Nobody does that for an upgraded one.
+        if self.link.state().upgraded { self.link.poll_flush(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let blocked = self.link.poll_flush(cx);
+        self.link.state().write_blocked = blocked.is_pending();
+        ready!(blocked)?;
+        // How to close is the connection's task's business, except that it has none with an upgraded one.
+        if self.link.state().upgraded {
+            self.link.half_close();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.link.poll_write(cx, slices)
+    }
+}

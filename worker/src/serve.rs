@@ -1,0 +1,162 @@
+//! A serving thread: its runtime, its accept loop, its heartbeat.
+//!
+//! Every class is this loop with other numbers. See [`crate::thread`] for when it accepts.
+
+use crate::accept::Acceptor;
+use crate::control::{Control, Phase, Report, Reporter};
+use crate::link::Link;
+use crate::service::{Context, Serve, Service};
+use crate::thread::{Room, Thread};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::LocalOptions;
+use tokio::sync::watch;
+
+/// How long to wait after the system has refused a connection for want of descriptors or memory.
+const BREATHER: Duration = Duration::from_millis(100);
+
+/// The whole life of a serving thread.
+pub(crate) fn thread(
+    control: Arc<Control>,
+    index: usize,
+    context: Context,
+    service: &Service,
+    listeners: Arc<Vec<OwnedFd>>,
+    mut reporter: Reporter,
+) {
+    let runtime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+        {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                reporter.send(Report::Started(Err(format!("cannot start an event loop: {error}"))));
+                return;
+            }
+        };
+    runtime.block_on(async {
+        let thread = Rc::new(Thread::new(Arc::clone(&control), index));
+        let mut phase = control.phase.subscribe();
+        let served = service.start(context, &thread).await;
+        let acceptor =
+            Acceptor::new(listeners).map_err(|error| format!("cannot watch the listeners: {error}"));
+        let (served, acceptor) = match (served, acceptor) {
+            (Ok(served), Ok(acceptor)) => (served, Rc::new(acceptor)),
+            (Err(reason), _) | (_, Err(reason)) => {
+                reporter.send(Report::Started(Err(reason)));
+                reporter.send(Report::Done { died: false });
+                return;
+            }
+        };
+        let queue = Rc::clone(&acceptor);
+        thread.set_queue_peek(Box::new(move || queue.somebody_waits()));
+        reporter.send(Report::Started(Ok(())));
+        tokio::task::spawn_local(tick(Rc::clone(&thread), control.phase.subscribe()));
+        if phase.wait_for(|phase| *phase != Phase::Start).await.is_err() {
+            return;
+        }
+        let take = |socket| take(&thread, &*served, socket);
+        if *phase.borrow() == Phase::Serve {
+            tokio::select! {
+                biased;
+                _ = phase.wait_for(|phase| *phase != Phase::Serve) => (),
+                () = accept(&control, &thread, &acceptor, take) => (),
+            }
+        }
+        thread.begin_drain();
+        let empty_queue = *phase.borrow() == Phase::Drain { empty_queue: true };
+        if empty_queue {
+            // Nobody follows: they would wait for ever. The limits do not hold for the last ones.
+            while let Ok(Some(socket)) = acceptor.accept_now() {
+                take(socket);
+            }
+        }
+        thread.set_queue_peek(Box::new(|| false));
+        drop(acceptor);
+        reporter.send(Report::Stopped);
+        while !thread.is_empty() {
+            thread.changed.notified().await;
+        }
+        reporter.send(Report::Done { died: false });
+    });
+}
+
+/// Accepts while there is room, until it is dropped.
+async fn accept(control: &Control, thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)) {
+    let share = thread.gate.is_some() && control.settings.class.threads > 1;
+    let mut refused = false;
+    loop {
+        match thread.room() {
+            Room::Yes => (),
+            Room::No => {
+                thread.changed.notified().await;
+                continue;
+            }
+            Room::Later(ms) => {
+                let _ = tokio::time::timeout(Duration::from_millis(ms), thread.changed.notified()).await;
+                continue;
+            }
+        }
+        let baton = if share { Some(control.baton.lock().await) } else { None };
+        let accepted = poll_fn(|cx| {
+            // Asked again at each wake-up: by now a silent connection may have sent its request.
+            if thread.draining() || thread.room() != Room::Yes {
+                return std::task::Poll::Ready(Ok(None));
+            }
+            acceptor.poll_accept(cx).map_ok(Some)
+        })
+        .await;
+        drop(baton);
+        match accepted {
+            Ok(Some(socket)) => {
+                refused = false;
+                take(socket);
+                // Let it be served before the next one is taken.
+                tokio::task::yield_now().await;
+            }
+            Ok(None) if thread.draining() => std::future::pending().await,
+            Ok(None) => (),
+            Err(error) => {
+                if !refused {
+                    log::warn!("cannot accept connections: {error}; trying again every {BREATHER:?}");
+                    refused = true;
+                }
+                tokio::time::sleep(BREATHER).await;
+            }
+        }
+    }
+}
+
+/// Serves an accepted connection.
+fn take(thread: &Rc<Thread>, served: &dyn Serve, socket: OwnedFd) {
+    match Link::new(socket) {
+        Ok(link) => served.serve(thread, Arc::new(link)),
+        Err(error) => log::warn!("dropped a connection that cannot be watched: {error}"),
+    }
+}
+
+/// Beats and sweeps, for ever.
+async fn tick(thread: Rc<Thread>, mut phase: watch::Receiver<Phase>) -> io::Result<()> {
+    let heartbeat = Duration::from_millis(thread.settings.heartbeat_ms.max(10));
+    let mut next_beat = Instant::now();
+    loop {
+        let now = Instant::now();
+        if now >= next_beat {
+            thread.beat();
+            next_beat = now + heartbeat;
+        }
+        thread.sweep();
+        let period = thread.period();
+        if thread.draining() {
+            tokio::time::sleep(period).await;
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(period) => (),
+                _ = phase.wait_for(|phase| matches!(phase, Phase::Drain { .. })) => thread.begin_drain(),
+            }
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The system calls that need `unsafe` in this crate, each wrapped so that its caller needs none.
+#![allow(unsafe_code)]
+
+use hyper::rt::ReadBufCursor;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Takes one connection out of a listener's queue; `WouldBlock` when there is none, or when another process
+/// was faster. The new descriptor is non-blocking and closed on exec.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: null pointers tell accept4 that nobody wants the peer's address.
+    let fd = unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: accept4 has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Reads into hyper's buffer without zeroing it first. `keep` sees what was read and tells whether hyper may
+/// have it; what it refuses is as if it had not been put there.
+pub(crate) fn read_into(
+    cursor: &mut ReadBufCursor<'_>,
+    read: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
+    keep: impl FnOnce(&[u8]) -> bool,
+) -> io::Result<usize> {
+    // SAFETY: `recv` (all that `read` does, see `Link`) only ever writes into the buffer.
+    let buffer = unsafe { cursor.as_mut() };
+    let length = read(buffer)?.min(buffer.len());
+    // SAFETY: `read` says that it has written the first `length` bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
+    if keep(bytes) {
+        // SAFETY: as above.
+        unsafe { cursor.advance(length) };
+    }
+    Ok(length)
+}
+
+/// Closed sockets are errors of write(2) to a server, not reasons to die of SIGPIPE.
+pub(crate) fn ignore_sigpipe() {
+    // SAFETY: SIG_IGN is a valid disposition; no handler of ours can race with it.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Has the thread's tokio runtime watch a descriptor.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, and nobody takes it out.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
