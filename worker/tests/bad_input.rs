@@ -15,6 +15,7 @@ fn refused(app: &str, bytes: &[u8], status: u16) {
     assert_eq!(answer.status, status, "{answer:?}");
     assert!(answer.closes(), "{answer:?}");
     assert!(connection.at_end());
+    drop(connection);
     let path = if app == "sleep" { "/?ms=0" } else { "/" };
     assert_eq!(get(address, path).status, 200);
     worker.finish();
@@ -35,6 +36,7 @@ fn garbage_behind_a_request_gets_its_answer_and_400() {
     assert_eq!(connection.answer().unwrap().status, 200);
     assert_eq!(connection.answer().unwrap().status, 400);
     assert!(connection.at_end());
+    drop(connection);
     worker.finish();
 }
 
@@ -102,6 +104,7 @@ fn an_unread_body_does_not_destroy_the_answer() {
         connection.send(&format!("{head}{body}"));
         assert_eq!(connection.answer().unwrap().text(), "ignored");
         assert!(connection.at_end());
+        drop(connection);
         worker.finish();
     }
 }
@@ -155,6 +158,7 @@ fn an_idle_connection_is_closed_after_keep_alive() {
     let mut connection = client(address);
     assert_eq!(connection.get("/").status, 200);
     assert!(connection.at_end());
+    drop(connection);
     worker.finish();
 }
 

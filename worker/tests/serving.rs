@@ -243,7 +243,7 @@ fn pipelined_requests_are_answered_in_order_and_together() {
 
 #[test]
 fn a_head_in_small_pieces_is_understood() {
-    let (worker, address) = Worker::serving("hello", ASYNC);
+    let (worker, address) = Worker::serving("test:axum", ASYNC);
     for text in
         ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab"]
     {
