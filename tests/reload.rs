@@ -149,7 +149,7 @@ fn refused(mut server: Server, spoil: impl Fn(&Server), mend: impl Fn(&Server), 
     let line = server.wait_for_log(reason);
     wait_until("the old state", LONG, || server.is_settled());
     assert_eq!((server.ready(), server.generation()), (pids.clone(), generation), "after `{line}`");
-    assert_eq!(server.log().count(reason), 1, "the reason is logged once");
+    assert_eq!(server.log().count("reload failed"), 1, "the verdict is logged once");
     mend(&server);
     load.wait_for_more(20);
     server.reload();
@@ -163,7 +163,7 @@ fn a_broken_configuration_changes_nothing() {
     let good = "workers = 2\nprobation = \"50ms\"\n";
     for (bad, reason) in [
         ("workers = 2\nprobation = \"50ms\"\nworkerz = 3\n", "workerz"),
-        ("workers = \"many\"\n", "many"),
+        ("workers = \"many\"\n", "workers: is text"),
         ("workers = [", "config.toml"),
         ("workers = 2\nbind = [\"192.0.2.1:1\"]\n", "192.0.2.1:1"),
     ] {
