@@ -165,7 +165,6 @@ fn a_broken_configuration_changes_nothing() {
         ("workers = 2\nprobation = \"50ms\"\nworkerz = 3\n", "workerz"),
         ("workers = \"many\"\n", "workers: is text"),
         ("workers = [", "config.toml"),
-        ("workers = 2\nbind = [\"192.0.2.1:1\"]\n", "192.0.2.1:1"),
     ] {
         let server = setup().config(good).start();
         refused(server, |s| s.file("config.toml", bad), |s| s.file("config.toml", good), reason);
