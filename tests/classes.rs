@@ -5,7 +5,7 @@ use testkit::load::{Plan, Report, run};
 use testkit::{Server, Setup};
 
 fn setup(class: &str) -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1).args(["--class", class])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--class", class])
 }
 
 /// Eight requests at once that keep their handler for 300 ms each.
@@ -17,20 +17,20 @@ fn eight(server: &Server) -> Report {
 
 #[test]
 fn sync_serves_one_connection_after_the_other() {
-    let report = eight(&setup("sync").args(["--app", "sleep"]).start());
+    let report = eight(&setup("sync").workers(1).args(["--app", "sleep"]).start());
     assert!(report.elapsed >= Duration::from_millis(8 * 300), "{report}");
 }
 
 #[test]
 fn threads_serve_one_connection_each() {
-    let report = eight(&setup("threads").args(["--app", "sleep", "--threads", "4"]).start());
+    let report = eight(&setup("threads").workers(1).args(["--app", "sleep", "--threads", "4"]).start());
     assert!(report.elapsed >= Duration::from_millis(2 * 300), "four at once at most: {report}");
     assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
 }
 
 #[test]
 fn async_serves_many_connections_at_once() {
-    let report = eight(&setup("async").args(["--app", "sleep"]).start());
+    let report = eight(&setup("async").workers(1).args(["--app", "sleep"]).start());
     assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
 }
 
@@ -46,9 +46,9 @@ fn every_class_serves_more_keeping_clients_than_it_has_places() {
 
 #[test]
 fn a_worker_has_as_many_threads_as_its_class_says() {
-    let server = setup("threads").args(["--threads", "6"]).start();
+    let server = setup("threads").workers(1).args(["--threads", "6"]).start();
     let threads = server.ready()[0].threads();
     assert!((6..=8).contains(&threads), "{threads} threads for six that serve");
-    let server = setup("async").start();
+    let server = setup("async").workers(1).start();
     assert!(server.ready()[0].threads() <= 2);
 }

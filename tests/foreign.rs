@@ -80,10 +80,8 @@ fn uvicorn_serves_and_reloads() {
 #[test]
 fn gunicorn_serves_and_reloads() {
     let Some(gunicorn) = needs("gunicorn", "gunicorn") else { return };
-    let words = words(
-        gunicorn,
-        ["--bind", "fd://3", "--log-level", "warning", "--chdir", &applications(), "wsgi:app"],
-    );
+    // It takes systemd's sockets by itself; `--bind fd://3` besides would make it close them.
+    let words = words(gunicorn, ["--log-level", "warning", "--chdir", &applications(), "wsgi:app"]);
     serves_and_reloads(setup().args(["--ready-after", "3s"]), &words, "Hello from WSGI");
 }
 

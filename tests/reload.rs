@@ -116,18 +116,11 @@ fn term_during_a_reload_stops_the_server() {
 fn hup_during_a_stop_does_not_keep_it() {
     let mut server = setup().workers(2).args(["--app", "sleep"]).start();
     let load = start(Plan::fresh(&server.address(), 2).http("/?ms=1000", None).count(2));
-    wait_until("requests in hand", LONG, || load.answered() + load.failed() == 0 && in_hand(&server) > 0);
+    wait_until("requests in hand", LONG, || server.busy() == 2);
     server.signal(SIGTERM);
     server.signal(SIGHUP);
     assert!(server.wait_exit(LONG).success());
     load.wait().assert_flawless();
-}
-
-/// How many requests the workers have in hand, by their sockets: a descriptor more than an idle worker has.
-fn in_hand(server: &Server) -> usize {
-    let fewest = server.ready().iter().map(|worker| worker.descriptors()).min().unwrap_or(0);
-    let most = server.ready().iter().map(|worker| worker.descriptors()).max().unwrap_or(0);
-    most - fewest
 }
 
 // ---- reloads that fail
@@ -156,7 +149,7 @@ fn refused(mut server: Server, spoil: impl Fn(&Server), mend: impl Fn(&Server), 
     let line = server.wait_for_log(reason);
     wait_until("the old state", LONG, || server.is_settled());
     assert_eq!((server.ready(), server.generation()), (pids.clone(), generation), "after `{line}`");
-    assert_eq!(server.log().count(reason), 1, "the reason is logged once");
+    assert_eq!(server.log().count("reload failed"), 1, "the verdict is logged once");
     mend(&server);
     load.wait_for_more(20);
     server.reload();
@@ -170,9 +163,8 @@ fn a_broken_configuration_changes_nothing() {
     let good = "workers = 2\nprobation = \"50ms\"\n";
     for (bad, reason) in [
         ("workers = 2\nprobation = \"50ms\"\nworkerz = 3\n", "workerz"),
-        ("workers = \"many\"\n", "many"),
+        ("workers = \"many\"\n", "workers: is text"),
         ("workers = [", "config.toml"),
-        ("workers = 2\nbind = [\"192.0.2.1:1\"]\n", "192.0.2.1:1"),
     ] {
         let server = setup().config(good).start();
         refused(server, |s| s.file("config.toml", bad), |s| s.file("config.toml", good), reason);

@@ -52,7 +52,9 @@ fn converse(path: &Path, request: &Request) -> Result<Answer, String> {
             None => {}
             Some(true) => return Ok(answer),
             Some(false) => {
-                return Err(answer.error.unwrap_or_else(|| "the server says no, without a reason".to_owned()));
+                return Err(answer
+                    .error
+                    .unwrap_or_else(|| "the server says no, without a reason".to_owned()));
             }
         }
     }

@@ -130,7 +130,9 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
 
 fn print(text: &[u8]) -> ExitCode {
     match std::io::stdout().write_all(text) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => fail(&format!("cannot write: {error}")),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write: {error}"))
+        }
         _ => ExitCode::SUCCESS,
     }
 }

@@ -70,8 +70,10 @@ pub struct Worker {
     pub process: Process,
     /// The generation it belongs to.
     pub generation: u64,
-    /// `starting`, `ready`, `draining` or `killed`.
+    /// `starting`, `ready`, `draining`, `aborting` or `killed`.
     pub state: String,
+    /// Requests in its hands, as it says itself; a program that is no Rust worker says nothing.
+    pub busy: u64,
 }
 
 impl Setup {
@@ -360,6 +362,12 @@ impl Server {
         self.workers().iter().filter(|worker| worker.state == "ready").map(|worker| worker.process).collect()
     }
 
+    /// Requests in the hands of all workers, as they say themselves.
+    #[track_caller]
+    pub fn busy(&self) -> u64 {
+        self.workers().iter().map(|worker| worker.busy).sum()
+    }
+
     /// Where it listens, in the order of the status.
     #[track_caller]
     pub fn addresses(&self) -> Vec<Address> {
@@ -536,6 +544,7 @@ fn workers_of(status: &Value) -> Vec<Worker> {
             process: Process(u32::try_from(number(&worker, "pid")).expect("a pid")),
             generation: number(&worker, "generation"),
             state: worker["state"].as_str().unwrap_or_default().to_owned(),
+            busy: worker["scoreboard"]["busy"].as_u64().unwrap_or(0),
         })
     };
     slots.iter().flat_map(of_slot).collect()
