@@ -54,6 +54,8 @@ struct Process {
     seat: u8,
     generation: GenerationId,
     ready: bool,
+    ready_at: Time,
+    condemned: bool,
     hangs: bool,
     ignores_drain: bool,
     drained_at: Option<(Time, Duration)>,
@@ -79,6 +81,7 @@ struct World {
     healthy: bool,
     exited: bool,
     stopping: bool,
+    stops_now: bool,
     rotation: Vec<Slot>,
     spawns: Vec<VecDeque<Time>>,
     /// Times of whatever may spawn without being a retry.
@@ -120,6 +123,7 @@ impl World {
             healthy,
             exited: false,
             stopping: false,
+            stops_now: false,
             rotation: Vec::new(),
             spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],
             operations: VecDeque::new(),
@@ -203,6 +207,14 @@ impl World {
                     return;
                 };
                 process.killed = true;
+                let over = |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
+                let late = process.drained_at.is_some_and(|(at, grace)| over(Some(at), grace));
+                let deserved = late || over(process.aborted_at, ABORT_GRACE) || process.condemned;
+                invariant!(
+                    self,
+                    deserved || self.stops_now,
+                    "nobody is killed who may still finish: {worker}"
+                );
                 self.schedule(Duration::from_millis(2), Happening::Dies(worker));
             }
             Action::Forget(generation) => {
@@ -239,6 +251,7 @@ impl World {
                 self.served_before = 0;
                 self.operations.push_back(self.now);
             }
+            Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
             Action::Report(_) | Action::Accept(_) => {}
             Action::Exit(_) => {
                 invariant!(self, self.processes.is_empty(), "the exit comes when nobody is alive");
@@ -275,6 +288,8 @@ impl World {
             seat,
             generation,
             ready: false,
+            ready_at: self.now,
+            condemned: false,
             hangs: false,
             ignores_drain,
             drained_at: None,
@@ -426,6 +441,7 @@ impl World {
                 let Some(process) = self.processes.get_mut(&worker) else { return };
                 if process.drained_at.is_none() && process.aborted_at.is_none() && !process.killed {
                     process.ready = true;
+                    process.ready_at = self.now;
                     self.step(Event::Ready(worker));
                 }
             }
@@ -528,6 +544,7 @@ impl World {
             }
             82..88 => {
                 if let Some(worker) = self.random_worker() {
+                    self.processes.entry(worker).and_modify(|process| process.condemned = true);
                     self.step(Event::Condemned(worker, "garbage".to_owned()));
                 }
             }
@@ -543,8 +560,10 @@ impl World {
                     .random_worker()
                     .filter(|id| self.processes[id].ready && self.processes[id].drained_at.is_none());
                 if let Some(worker) = leaving {
+                    let grace = |generation| self.fates.get(&generation).map(|fate| fate.1.graceful_timeout);
+                    let grace = self.processes.get(&worker).and_then(|process| grace(process.generation));
                     if let Some(process) = self.processes.get_mut(&worker) {
-                        process.drained_at = Some((now, MINUTE));
+                        process.drained_at = Some((now, grace.unwrap_or(MINUTE)));
                     }
                     self.step(Event::Leaving(worker));
                     let after = self.dice.millis(3000);
@@ -563,6 +582,7 @@ impl World {
     fn stop(&mut self) {
         self.wake();
         let command = if self.dice.percent(70) { Command::Stop } else { Command::StopNow };
+        self.stops_now = command == Command::StopNow;
         // Whatever spawns in the same step was decided after the stop.
         self.stopping = true;
         self.step(Event::Command(command));
