@@ -145,8 +145,10 @@ fn descriptors_that_come_along_are_closed_at_once() {
     drop(writer);
     assert_eq!(receive(&server, |_| true).notices, [WorkerNotice::Ready]);
     let mut ended = [0; 1];
+    let mut waited = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+    // It ends only when all 253 copies are closed here.
+    assert_eq!(poll(&mut waited, PollTimeout::from(20_000_u16)), Ok(1), "some copy is open after 20 s");
     let mut reader = std::fs::File::from(reader);
-    // Ends only when all 253 copies are closed here.
     assert_eq!(reader.read(&mut ended).expect("read"), 0);
 }
 

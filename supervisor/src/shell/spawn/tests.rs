@@ -97,6 +97,8 @@ fn descriptors_stand_in_order_and_nothing_else_is_open() {
     let mut pipes: Vec<_> = (0..40).map(|_| pipe()).collect();
     pipes.reverse();
     let (mut listing, writer) = pipe();
+    // One that exec alone would not close.
+    let leak = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_DUPFD(200)).expect("dup");
     let mut shell = Shell::new(
         "for n in 3 4 5 6 7 8 9; do eval \"echo $n >&$n\"; done; n=10; \
          while [ $n -lt 43 ]; do /bin/sh -c \"echo $n\" > /proc/self/fd/$n; n=$((n+1)); done; \
@@ -108,6 +110,7 @@ fn descriptors_stand_in_order_and_nothing_else_is_open() {
     let spawned = shell.spawn();
     drop(shell);
     drop(writer);
+    nix::unistd::close(leak).expect("close");
     let mut open = String::new();
     listing.read_to_string(&mut open).expect("read");
     assert_eq!(death(&spawned), Death::Exited(0));
@@ -277,6 +280,7 @@ fn a_supervisors_death_takes_its_workers_along() {
     let mut text = [0; 3];
     reader.read_exact(&mut text).expect("the worker is up");
     kill(child, Signal::SIGKILL).expect("kill");
+    wait_readable(&reader);
     assert_eq!(reader.read(&mut text).expect("read"), 0, "all writers are gone");
     nix::sys::wait::waitpid(child, None).expect("reaped");
 }
