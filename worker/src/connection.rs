@@ -199,19 +199,17 @@ async fn over(thread: &Rc<Thread>, link: &Arc<Link>, result: Result<(), hyper::E
     if let Err(error) = &result {
         log::debug!("connection ended: {error}");
     }
-    let mut state = link.state();
     // Held by the thread's list, the caller, and whoever took the connection over.
     if result.is_ok() && Arc::strong_count(link) > Thread::HOLDERS {
-        state.upgraded = true;
-        state.phase = Phase::Busy;
-        drop(state);
+        link.state().upgrade();
         thread.wait_for_upgraded(link).await;
         return End::Close;
     }
-    // In the middle of a head: hyper has refused it, with 400 or 431.
-    let refused = state.phase == Phase::Head;
-    let ours = state.closing || refused || !state.stash.is_empty();
-    drop(state);
+    let ours = {
+        let state = link.state();
+        // In the middle of a head: hyper has refused it, with 400 or 431.
+        state.closing || state.phase == Phase::Head || !state.stash.is_empty()
+    };
     match link.peek() {
         Peek::Closed => End::Close,
         Peek::Bytes => End::Linger,

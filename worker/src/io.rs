@@ -32,9 +32,9 @@ impl Io {
     }
 
     /// Gives hyper bytes that were received earlier, or none when there are none.
-    fn from_stash(&self, cursor: &mut ReadBufCursor<'_>) -> bool {
+    fn take_stashed(&self, cursor: &mut ReadBufCursor<'_>) -> bool {
         let mut state = self.link.state();
-        if state.stash.is_empty() {
+        if state.stash.is_empty() || state.sniffing {
             return false;
         }
         let mut length = state.stash.len().min(cursor.remaining());
@@ -74,7 +74,7 @@ impl Read for Io {
             // Found out below; these bytes are for the HTTP/2 connection that takes over.
             return Poll::Pending;
         }
-        if self.from_stash(&mut cursor) {
+        if self.take_stashed(&mut cursor) {
             return Poll::Ready(Ok(()));
         }
         if cursor.remaining() == 0 {
@@ -102,7 +102,7 @@ impl Read for Io {
                 let mut state = self.link.state();
                 state.sniffing = false;
                 drop(state);
-                let _ = self.from_stash(&mut cursor);
+                let _ = self.take_stashed(&mut cursor);
                 return Poll::Ready(Ok(()));
             }
             if !undecided {
@@ -114,7 +114,7 @@ impl Read for Io {
             }
             let waiting = state.sniffing;
             drop(state);
-            if !waiting && self.from_stash(&mut cursor) {
+            if !waiting && self.take_stashed(&mut cursor) {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -301,6 +301,12 @@ impl State {
         }
     }
 
+    /// Somebody else than hyper has the connection from now on.
+    pub(crate) fn upgrade(&mut self) {
+        self.upgraded = true;
+        self.phase = Phase::Busy;
+    }
+
     /// Whether all that was written is on its way.
     pub(crate) fn all_sent(&self) -> bool {
         self.out.is_empty() && !self.write_blocked

@@ -131,7 +131,7 @@ impl AsyncWrite for Stream {
 
 /// Serves one raw connection.
 pub(crate) async fn serve<R: RawService>(thread: Rc<Thread>, link: Arc<Link>, seat: Seated, service: Rc<R>) {
-    link.state().upgraded = true;
+    link.state().upgrade();
     let mut guard = Guard::begin(Rc::clone(&thread), Arc::clone(&link));
     guard.take_turn().await;
     let stream = Stream {

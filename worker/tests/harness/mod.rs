@@ -1,6 +1,8 @@
 //! A supervisor just good enough to run one worker: sockets, channel, scoreboard, environment.
 #![allow(dead_code, unsafe_code, clippy::unwrap_used, unreachable_pub)]
 
+mod probe;
+
 use prefork::channel::{Received, SupervisorEnd, pair};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker, Welcome};
 use prefork::scoreboard::{Reading, Scoreboard};
@@ -10,7 +12,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,11 +55,6 @@ pub fn tcp() -> (OwnedFd, SocketAddr) {
     (listener.into(), address)
 }
 
-fn probe() -> PathBuf {
-    let me = std::env::current_exe().unwrap();
-    me.parent().unwrap().parent().unwrap().join("examples/probe")
-}
-
 impl Worker {
     /// Starts a worker, without waiting for anything.
     pub fn spawn(settings: WorkerSettings, listeners: &[&OwnedFd]) -> Self {
@@ -81,12 +77,14 @@ impl Worker {
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
         let mut command = Command::new("sh");
         command
-            .args(["-c", "export LISTEN_PID=$$; exec \"$0\""])
-            .arg(probe())
+            .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "harness::probe::worker_process", "--nocapture", "--test-threads=1", "--quiet"])
             .env("LISTEN_FDS", listeners.len().to_string())
             .env("PREFORK_CHANNEL", first.to_string())
             .env("PREFORK_SCOREBOARD", (first + 1).to_string())
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         // SAFETY: only async-signal-safe calls, on memory that was allocated before.
         unsafe {
             command.pre_exec(move || {
@@ -94,8 +92,8 @@ impl Worker {
                 for (index, &fd) in sources.iter().enumerate() {
                     high[index] = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100);
                 }
-                for index in 0..sources.len() {
-                    if libc::dup2(high[index], 3 + index as RawFd) < 0 {
+                for (index, &fd) in high[..sources.len()].iter().enumerate() {
+                    if libc::dup2(fd, 3 + index as RawFd) < 0 {
                         return Err(std::io::Error::last_os_error());
                     }
                 }

@@ -28,7 +28,7 @@ pub enum Problem {
     SocketInUse,
     /// The path is taken by something that is no socket.
     NotASocket(&'static str),
-    /// The path of a Unix socket has this many bytes, more than [`PATH_MAX`](super::unix::PATH_MAX).
+    /// The path of a Unix socket has this many bytes, more than the 107 that fit.
     PathTooLong(usize),
     /// The address is bound already, with other permissions.
     OtherPermissions,

@@ -22,9 +22,7 @@ impl AddressLock {
     /// Somebody holds it: that one's pid, if the file tells.
     pub(super) fn take(directory: Option<&Path>, address: &str) -> Result<Option<Self>, Option<u32>> {
         let Some(directory) = directory else { return Ok(None) };
-        let safe =
-            |letter: char| if letter.is_alphanumeric() || "-._".contains(letter) { letter } else { '_' };
-        let path = directory.join(format!("listen-{}.lock", address.chars().map(safe).collect::<String>()));
+        let path = directory.join(format!("listen-{}.lock", file_name(address)));
         loop {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -58,9 +56,29 @@ impl Drop for AddressLock {
     }
 }
 
+/// A different file name for every address. A Unix path of many odd letters gives too long a one, and no lock.
+fn file_name(address: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    let letter = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    address.bytes().map(letter).collect()
+}
+
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::symlink_metadata(path)) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_addresses_have_different_locks() {
+        assert_eq!(file_name("127.0.0.1-8000"), "127.0.0.1-8000");
+        assert_eq!(file_name("::1-8000"), "::1-8000");
+        assert_ne!(file_name("/run/a/b.sock"), file_name("/run/a_b.sock"));
+        assert_ne!(file_name("/run/a/b"), file_name("/run/a%2Fb"));
     }
 }

@@ -2,11 +2,16 @@
 
 use http::{Request, Response};
 use std::convert::Infallible;
-use std::process::ExitCode;
 use worker::{Body, Service};
 
-fn main() -> ExitCode {
-    worker::run(|settings| match settings.app.as_str() {
+/// Not a test of its own: each test program is also the worker that its tests start.
+#[test]
+fn worker_process() {
+    if !worker::is_worker() {
+        return;
+    }
+    log::set_logger(&Stderr).unwrap();
+    let code = worker::run(|settings| match settings.app.as_str() {
         "test:refuse" => Err("no such luck".to_owned()),
         "test:fail" => Ok(Service::http(|_| async { Err::<Nothing, _>("the database is away".into()) })),
         "test:panic-early" => {
@@ -14,7 +19,24 @@ fn main() -> ExitCode {
         }
         "test:axum" => Ok(Service::http(|_| async { Ok(router()) })),
         app => worker::apps::by_name(app),
-    })
+    });
+    std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
+}
+
+struct Stderr;
+
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.target().starts_with("worker") && std::env::var_os("WORKER_TEST_LOG").is_some() {
+            eprintln!("{} {}", record.level(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 type Nothing = tower::util::BoxCloneService<Request<Body>, Response<String>, Infallible>;
