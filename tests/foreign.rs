@@ -33,6 +33,7 @@ fn reloads_under_load(setup: Setup, words: &[OsString], body: &str) -> Report {
         pids.iter().all(|process| process.variable("PREFORK_SLOT").is_some()),
         "the contract's variables"
     );
+    report
 }
 
 /// The tool's path, or a visible note that the test was skipped.
