@@ -9,9 +9,6 @@ fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
 }
 
-/// Clients at once, and so the most that one reload can cost with a program that drains badly.
-const CLIENTS: usize = 8;
-
 /// Serves with four workers and reloads three times under new connections, of which none may be lost.
 fn serves_and_reloads(setup: Setup, words: &[OsString], body: &str) {
     reloads_under_load(setup, words, body).assert_flawless();
@@ -19,7 +16,7 @@ fn serves_and_reloads(setup: Setup, words: &[OsString], body: &str) {
 
 fn reloads_under_load(setup: Setup, words: &[OsString], body: &str) -> Report {
     let mut server = setup.workers(4).program(words.iter().cloned()).start();
-    let plan = || Plan::fresh(&server.address(), CLIENTS).http("/", Some(body));
+    let plan = || Plan::fresh(&server.address(), 8).http("/", Some(body));
     run(&plan().count(200)).assert_flawless();
     let load = start(plan());
     for _ in 0..3 {
@@ -81,11 +78,14 @@ fn uvicorn_serves_and_reloads() {
     let Some(uvicorn) = needs("uvicorn", "uvicorn") else { return };
     let words =
         words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
-    // When it is asked to leave it closes connections that it has accepted and not yet read from. That is all that may
-    // be lost: nobody is refused, and nobody waits for a worker that is gone.
     let report = reloads_under_load(setup().args(["--ready-after", "3s"]), &words, "Hello from ASGI");
-    let its_own = report.count(Failure::EofEarly) + report.count(Failure::ReadReset);
-    assert!(report.failed() == its_own && its_own <= 3 * CLIENTS as u64, "{report}");
+    // At SIGTERM it closes connections that it has accepted and not read yet: at most one a client and reload.
+    // Nothing else may be lost: what it had not accepted is its successor's.
+    let its_own = report.count(Failure::EofEarly)
+        + report.count(Failure::ReadReset)
+        + report.count(Failure::WriteReset);
+    assert!(report.failed() == its_own && its_own <= 3 * 8, "{report}");
+    println!("uvicorn dropped {its_own} of {} accepted connections in three reloads", report.requests);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! hour of crashes in a millisecond.
 //!
 //! How it works: commands and events only *edit intent* (which generation, how many slots, stop or not) or note
-//! what became of a worker. Then one function, [`Core::converge`], compares intent with reality and takes whatever
+//! what became of a worker. Then one function, `converge`, compares intent with reality and takes whatever
 //! steps are possible now. So a reload, a scale-down and a stop share the same draining code, and a worker that
 //! dies in the middle of any of them needs no case of its own.
 //!

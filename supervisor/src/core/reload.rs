@@ -3,7 +3,7 @@
 //! The slots are replaced in batches of `surge`. A batch passes when every new worker in it has been ready for the
 //! whole probation; only then do the old workers of its slots drain, and only when they are gone does the next
 //! batch begin. When the last batch has passed, the trial is accepted. Whatever goes wrong before that ends the
-//! trial, and since intent is then the old generation again, [`Core::converge`] brings back what had drained.
+//! trial, and since intent is then the old generation again, `converge` brings back what had drained.
 
 use super::event::{Action, Fact, Plan, RequestId};
 use super::time::Time;

@@ -176,9 +176,9 @@ fn a_good_reload_drains_the_old_workers_only_after_probation() {
     stage.reload(PLAN);
     assert_eq!(stage.spawned(), [(3, 0, 2), (4, 1, 2)]);
     stage.get_ready([3, 4]);
-    assert_eq!(stage.drained(), []);
+    assert_eq!(stage.drained(), [] as [u64; 0]);
     stage.pass(1.9);
-    assert_eq!(stage.drained(), []);
+    assert_eq!(stage.drained(), [] as [u64; 0]);
     stage.pass(0.2);
     assert_eq!(stage.drained(), [1, 2]);
     assert!(stage.has(&Action::Reply(RequestId(7), Ok(GenerationId(2)))));
@@ -257,7 +257,7 @@ fn a_rolling_reload_that_fails_late_brings_the_old_generation_back() {
     stage.die(4);
     assert!(stage.failure().is_some());
     assert_eq!(stage.spawned(), [(5, 0, 1)], "slot 0 gets a worker of the old generation");
-    assert_eq!(stage.drained(), [], "and keeps the new one until that one is ready");
+    assert_eq!(stage.drained(), [] as [u64; 0], "and keeps the new one until that one is ready");
     stage.get_ready([5]);
     assert_eq!(stage.drained(), [3]);
 }
@@ -466,7 +466,7 @@ fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
     let mut stage = Stage::serving(PLAN);
     stage.tell(Event::Leaving(WorkerId(1)));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
-    assert_eq!(stage.drained(), [], "it drains already");
+    assert_eq!(stage.drained(), [] as [u64; 0], "it drains already");
     stage.get_ready([3]);
     stage.die(1);
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Left(..))));
