@@ -40,7 +40,13 @@ fn converse(path: &Path, request: &Request) -> Result<Answer, String> {
     })?;
     let mut line = serde_json::to_vec(request).map_err(|error| reason("write the request to", &error))?;
     line.push(b'\n');
-    stream.write_all(&line).map_err(|error| reason("ask the server at", &error))?;
+    match stream.write_all(&line) {
+        // A server that refuses us closes at once; its reason can still be read.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            return Err(reason("ask the server at", &error));
+        }
+        _ => {}
+    }
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(|error| reason("read the answer from", &error))?;
         let answer: Answer =

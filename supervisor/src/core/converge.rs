@@ -46,14 +46,14 @@ impl Core {
                     let timeout = worker.plan.start_timeout;
                     self.report(Fact::StartTimedOut(before.who(), timeout));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, &format!("did not get ready within {timeout:?}"));
+                    self.lose(now, &before, format!("did not get ready within {timeout:?}"));
                 }
                 Stage::Ready { heard, .. } => {
                     worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
                     let silence = now - heard;
                     self.report(Fact::Hung(before.who(), silence));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, &format!("was silent for {silence:.1?}"));
+                    self.lose(now, &before, format!("was silent for {silence:.1?}"));
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;

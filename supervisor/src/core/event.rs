@@ -163,16 +163,16 @@ pub enum Fact {
     StartTimedOut(Who, Duration),
     /// A worker broke the protocol and is killed.
     Condemned(Who, String),
-    /// A worker drains although nobody here had asked it to; the slot is filled again after this long.
-    LeavesUnasked(Who, Duration),
+    /// A worker drains although nobody here had asked it to; the slot is filled again after this long, if at all.
+    LeavesUnasked(Who, Option<Duration>),
     /// A worker is asked to drain.
     Draining(Who, Why),
     /// A worker did not finish draining in time and is killed.
     DrainTimedOut(Who, Duration),
     /// A worker that was asked to leave has left.
     Left(Who, String),
-    /// A worker died unasked; the slot is filled again after this long.
-    Died(Who, String, Duration),
+    /// A worker died unasked; the slot is filled again after this long, if at all.
+    Died(Who, String, Option<Duration>),
     /// Every slot is filled for the first time.
     ServerReady(GenerationId, u16),
     /// This many slots are empty because their workers keep failing; the latest reason.

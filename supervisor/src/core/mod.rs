@@ -48,6 +48,8 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 const UNREADY_GRACE: Duration = Duration::from_secs(2);
 /// A step that comes later than this after its deadline means that the supervisor itself was stopped.
 const LATE: Duration = Duration::from_secs(1);
+/// A step that comes later than this after its deadline means that the machine has stood still: it counts for nobody's probation.
+const TARDY: Duration = Duration::from_millis(100);
 /// The shortest wait the core asks for: a timeout of zero is still a deadline in the future.
 const LEAST: Duration = Duration::from_millis(1);
 /// The first start is given up after this many failures (or one for every slot, if that is more).
@@ -189,11 +191,14 @@ impl Core {
 
     /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge.
     fn catch_up(&mut self, now: Time) {
-        if self.due.is_some_and(|due| now > due + LATE) {
-            let gap = now - self.last_step;
-            for worker in self.workers.values_mut() {
-                worker.put_off(gap);
-            }
+        let late = self.due.map_or(Duration::ZERO, |due| now - due);
+        let gap = now - self.last_step;
+        if late > TARDY {
+            // Time in which nobody may have run proves nothing about a worker that is on probation.
+            self.workers.values_mut().for_each(|worker| worker.prolong_probation(gap));
+        }
+        if late > LATE {
+            self.workers.values_mut().for_each(|worker| worker.put_off(gap));
             self.report(Fact::Overslept(gap));
         }
     }
@@ -280,7 +285,7 @@ impl Core {
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_occupant()) else { return };
         let before = worker.clone();
         worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
-        let wait = self.lose(now, &before, "left unasked");
+        let wait = self.lose(now, &before, "left unasked".to_owned());
         self.report(Fact::LeavesUnasked(before.who(), wait));
     }
 
@@ -295,7 +300,7 @@ impl Core {
         self.report(Fact::Condemned(before.who(), reason.to_owned()));
         self.out.push(Action::Kill(id));
         if was_occupant {
-            self.lose(now, &before, reason);
+            self.lose(now, &before, reason.to_owned());
         }
     }
 
@@ -306,33 +311,34 @@ impl Core {
             None => how,
         };
         if worker.is_occupant() {
-            let wait = self.lose(now, &worker, &how);
+            let when = match worker.ready_since() {
+                Some(since) => format!("{:.1?} after it was ready", now - since),
+                None => "before it was ready".to_owned(),
+            };
+            let wait = self.lose(now, &worker, format!("{how}, {when}"));
             self.report(Fact::Died(worker.who(), how, wait));
         } else {
             self.report(Fact::Left(worker.who(), how));
         }
     }
 
-    /// A worker does not fill its slot any more, and nobody had asked for that. Tells how long the slot stays empty.
-    fn lose(&mut self, now: Time, worker: &Worker, how: &str) -> Duration {
-        let when = match worker.ready_since() {
-            Some(since) => format!("{:.1?} after it was ready", now - since),
-            None => "before it was ready".to_owned(),
-        };
-        let reason = format!("worker {} (slot {}) {how}, {when}", worker.id, worker.slot);
+    /// A worker does not fill its slot any more, and nobody had asked for that. Tells how long the slot stays empty;
+    /// `None` when the worker is not replaced, because its generation is not the accepted one.
+    fn lose(&mut self, now: Time, worker: &Worker, how: String) -> Option<Duration> {
+        let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
         if self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation) {
             self.fail_trial(reason);
-            return Duration::ZERO;
+            return None;
         }
         if worker.generation != self.stable.id {
-            return Duration::ZERO;
+            return None;
         }
         if !self.ever_ready {
             self.boot_failures += 1;
         }
         self.last_failure = reason;
         let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
-        self.backoffs[worker.slot.index()].fail(now, served, &mut self.chance)
+        Some(self.backoffs[worker.slot.index()].fail(now, served, &mut self.chance))
     }
 
     fn report(&mut self, fact: Fact) {

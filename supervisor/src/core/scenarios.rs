@@ -221,7 +221,7 @@ fn a_program_that_never_gets_ready_is_rolled_back() {
     stage.reload(PLAN);
     stage.get_ready([3]);
     stage.pass(60.0);
-    let reason = "worker 4 (slot 1) did not get ready within 60s, before it was ready";
+    let reason = "worker 4 (slot 1) did not get ready within 60s";
     assert_eq!(stage.failure().as_deref(), Some(reason));
     assert!(stage.has(&Action::Abort(WorkerId(4))));
     assert_eq!(stage.drained(), [3]);
@@ -470,4 +470,17 @@ fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
     stage.get_ready([3]);
     stage.die(1);
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Left(..))));
+}
+
+#[test]
+fn time_in_which_the_machine_stood_still_proves_nothing() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(1.0);
+    stage.now += Duration::from_millis(1900);
+    stage.tell(Event::Tick);
+    assert_eq!(stage.drained(), [] as [u64; 0], "2.9 s after ready, of which nobody knows about 1.9");
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1, 2]);
 }

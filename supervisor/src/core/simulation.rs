@@ -82,6 +82,8 @@ struct World {
     exited: bool,
     stopping: bool,
     stops_now: bool,
+    /// The supervisor itself was stopped, and has just come back.
+    overslept: bool,
     rotation: Vec<Slot>,
     spawns: Vec<VecDeque<Time>>,
     /// Times of whatever may spawn without being a retry.
@@ -124,6 +126,7 @@ impl World {
             exited: false,
             stopping: false,
             stops_now: false,
+            overslept: false,
             rotation: Vec::new(),
             spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],
             operations: VecDeque::new(),
@@ -195,6 +198,11 @@ impl World {
                     return;
                 };
                 process.aborted_at = Some(now);
+                invariant!(
+                    self,
+                    !self.overslept,
+                    "a supervisor that was stopped judges nobody: abort {worker}"
+                );
                 let innocent = process.ready && process.silent_since.is_none() && !process.hangs;
                 invariant!(self, !innocent, "no worker that beats is aborted: {worker}");
                 if self.dice.percent(50) {
@@ -207,6 +215,11 @@ impl World {
                     return;
                 };
                 process.killed = true;
+                invariant!(
+                    self,
+                    !self.overslept,
+                    "a supervisor that was stopped judges nobody: kill {worker}"
+                );
                 let over = |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
                 let late = process.drained_at.is_some_and(|(at, grace)| over(Some(at), grace));
                 let deserved = late || over(process.aborted_at, ABORT_GRACE) || process.condemned;
@@ -332,6 +345,21 @@ impl World {
         });
         if !retired && process.ready {
             invariant!(self, successor, "nobody takes a slot out of service: worker {worker}");
+        }
+        let replaces = |other: &&Process| {
+            other.slot == process.slot
+                && other.generation > process.generation
+                && other.ready
+                && other.drained_at.is_none()
+        };
+        for newer in self.processes.values().filter(replaces).filter(|_| !retired) {
+            let probation = self.fates.get(&newer.generation).map_or(Duration::ZERO, |fate| fate.1.probation);
+            let survived = self.now - newer.ready_at;
+            invariant!(
+                self,
+                survived >= probation,
+                "a successor survives its probation first: {worker}, {survived:?}"
+            );
         }
         let on_trial = view
             .reload
@@ -551,8 +579,10 @@ impl World {
             88..92 => {
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
+                self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
                 self.stalls.push((from, self.now));
                 self.wake();
+                self.overslept = false;
             }
             92..94 => {
                 let now = self.now;

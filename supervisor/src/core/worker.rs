@@ -64,6 +64,13 @@ impl Worker {
         }
     }
 
+    /// Counts time in which the machine stood still as if it had not been.
+    pub(super) fn prolong_probation(&mut self, span: Duration) {
+        if let Stage::Ready { since, .. } = &mut self.stage {
+            *since += span;
+        }
+    }
+
     /// Puts everything off by the time in which nobody watched.
     pub(super) fn put_off(&mut self, span: Duration) {
         match &mut self.stage {

@@ -31,6 +31,7 @@ const MAX_REQUEST: usize = 4096;
 const MAX_UNREAD: usize = 4 << 20;
 const TIME_TO_ASK: Duration = Duration::from_secs(10);
 const TIME_TO_READ: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What an operator can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +115,9 @@ pub struct ControlServer {
     identity: (u64, u64),
     clients: BTreeMap<u64, Client>,
     last: u64,
+    /// Until when nobody is taken in, since the last attempt failed: descriptors may have run out, and what waits
+    /// would wake us for ever.
+    pause: Option<Time>,
 }
 
 #[derive(Debug)]
@@ -155,7 +159,7 @@ impl ControlServer {
             .map_err(|error| failed(&error))?;
         let about = std::fs::metadata(path).map_err(|error| failed(&error))?;
         let identity = (about.dev(), about.ino());
-        Ok(Self { listener, path: path.to_owned(), identity, clients: BTreeMap::new(), last: 0 })
+        Ok(Self { listener, path: path.to_owned(), identity, clients: BTreeMap::new(), last: 0, pause: None })
     }
 
     /// Where it is.
@@ -173,7 +177,16 @@ impl ControlServer {
 
     /// Takes in whoever connects, and may.
     pub fn accept(&mut self, now: Time, poll: &Poll) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    poll.remove(&self.listener);
+                    self.pause = Some(now + PAUSE);
+                    return;
+                }
+            };
             self.last += 1;
             let id = self.last;
             if stream.set_nonblocking(true).is_err() {
@@ -267,8 +280,11 @@ impl ControlServer {
         }
     }
 
-    /// Lets go of whoever is late.
+    /// Lets go of whoever is late, and takes clients in again after a pause.
     pub fn expire(&mut self, now: Time, poll: &Poll) {
+        if self.pause.take_if(|until| *until <= now).is_some() && self.watch(poll).is_err() {
+            self.pause = Some(now + PAUSE);
+        }
         let late: Vec<u64> = self
             .clients
             .iter()
@@ -280,9 +296,9 @@ impl ControlServer {
         }
     }
 
-    /// When somebody will be late.
+    /// When somebody will be late, or the pause is over.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.clients.values().filter_map(|client| client.deadline).min()
+        self.clients.values().filter_map(|client| client.deadline).chain(self.pause).min()
     }
 
     /// Gives everybody a last chance to read what was written, before the server exits.

@@ -77,6 +77,17 @@ impl Loader {
 }
 
 impl Generation {
+    /// Has the sockets of the first `slots` slots listen; more never do less.
+    ///
+    /// # Errors
+    /// The address whose socket cannot, and why.
+    pub fn listen(&mut self, slots: u16) -> Result<(), String> {
+        let slots = slots.max(self.opened);
+        self.sockets.open(slots).map_err(|error| error.to_string())?;
+        self.opened = slots;
+        Ok(())
+    }
+
     /// What the core needs to know of it.
     pub fn plan(&self) -> Plan {
         let config = &self.config;

@@ -39,9 +39,7 @@ pub(super) fn launch(
     role: Role<'_>,
 ) -> Result<Hand, String> {
     // All the generation's slots at once: steering, not listen(2), decides who gets connections.
-    let open = generation.config.workers.max(role.slot.0 + 1).max(generation.opened);
-    generation.sockets.open(open).map_err(|error| error.to_string())?;
-    generation.opened = open;
+    generation.listen(generation.config.workers.max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
     let sockets = generation.sockets.for_slot(role.slot.0);

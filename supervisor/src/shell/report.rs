@@ -32,8 +32,12 @@ macro_rules! tell {
 }
 
 /// In how long a slot is filled again, in words.
-fn again(wait: Duration) -> String {
-    if wait.is_zero() { "replacing it at once".to_owned() } else { format!("trying again in {wait:.1?}") }
+fn again(wait: Option<Duration>) -> String {
+    match wait {
+        None => "not replacing it, since its generation does not serve".to_owned(),
+        Some(Duration::ZERO) => "replacing it at once".to_owned(),
+        Some(wait) => format!("trying again in {wait:.1?}"),
+    }
 }
 
 fn command_name(command: &Command) -> &'static str {

@@ -61,6 +61,7 @@ pub struct Server {
     last_reload: Option<LastReload>,
     orphans_left: bool,
     steering_failed: bool,
+    on_terminal: bool,
     exit: Option<u8>,
 }
 
@@ -81,7 +82,8 @@ impl Server {
             debug!("cannot adopt orphans: {error}");
         }
         let first = GenerationId(1);
-        let generation = loader.load(&mut listeners, true)?;
+        let mut generation = loader.load(&mut listeners, true)?;
+        generation.listen(generation.config.workers)?;
         let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
         let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
             .map_err(failed("make the notification socket"))?;
@@ -126,6 +128,7 @@ impl Server {
             last_reload: None,
             orphans_left: false,
             steering_failed: false,
+            on_terminal: leave_terminal(),
             exit: None,
         })
     }
@@ -258,7 +261,7 @@ impl Server {
                 Signal::SIGTTIN => commands.push(Command::Resize(1)),
                 Signal::SIGTTOU => commands.push(Command::Resize(-1)),
                 // A terminal sends it whenever its window changes.
-                Signal::SIGWINCH if on_terminal() => {}
+                Signal::SIGWINCH if self.on_terminal => {}
                 Signal::SIGWINCH => commands.push(Command::DrainAll),
                 Signal::SIGUSR1 => reopen_log(),
                 Signal::SIGUSR2 => warn!(
@@ -576,9 +579,16 @@ impl Server {
     }
 }
 
-fn on_terminal() -> bool {
+/// Takes the terminal away from standard input, and tells whether there was one. A worker is in the terminal's background:
+/// one that read from it would be stopped by SIGTTIN.
+fn leave_terminal() -> bool {
     use std::io::IsTerminal;
-    std::io::stdin().is_terminal()
+    let on_terminal = std::io::stdin().is_terminal();
+    if on_terminal && let Ok(nothing) = std::fs::File::open("/dev/null") {
+        // Failing that, only a program that reads its standard input notices.
+        let _ = nix::unistd::dup2_stdin(&nothing);
+    }
+    on_terminal
 }
 
 fn reopen_log() {
