@@ -88,7 +88,9 @@ fn a_worker_is_idle_when_it_has_nothing_to_do() {
     let before = switches();
     std::thread::sleep(Duration::from_secs(2));
     let woke = switches() - before;
-    assert!(woke <= 8, "{woke} wake-ups in two seconds with a heartbeat of 500 ms");
+    // At most five heartbeats fall into the time, and tokio's timer wheel wakes up to twice for each (once to
+    // move the timer to a finer level). The rest is for what was still going on at the start.
+    assert!(woke <= 12, "{woke} wake-ups in two seconds with a heartbeat of 500 ms");
     drop(connection);
     worker.finish();
 }
