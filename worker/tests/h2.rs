@@ -113,7 +113,7 @@ fn saturated_http2_clients_lose_nothing() {
         let (listener, address) = tcp();
         let mut old = Worker::start(settings("hello", ASYNC), &[&listener]);
         let stop = std::rc::Rc::new(std::cell::Cell::new(false));
-        let served = std::rc::Rc::new(std::cell::Cell::new(0));
+        let served = std::rc::Rc::new(std::cell::Cell::new(0_u64));
         let local = tokio::task::LocalSet::new();
         let clients: Vec<_> = (0..16)
             .map(|_| {
@@ -126,13 +126,23 @@ fn saturated_http2_clients_lose_nothing() {
                             sender = connect_h2(address).await.0;
                             continue;
                         }
-                        match get_h2(&mut sender, "/").await {
-                            Ok((status, _)) => {
-                                assert_eq!(status, 200);
+                        let request = http::Request::get("http://x/").body(Full::default()).unwrap();
+                        match sender.try_send_request(request).await {
+                            Ok(response) => {
+                                assert_eq!(response.status(), 200);
+                                assert_eq!(
+                                    response.into_body().collect().await.unwrap().to_bytes(),
+                                    "Hello, client!"
+                                );
                                 served.set(served.get() + 1);
                             }
-                            Err(error) => {
-                                assert!(error.is_canceled() || error.is_closed(), "lost: {error:?}");
+                            Err(mut error) => {
+                                // Handed back: not a byte of it was sent.
+                                let unsent = error.take_message().is_some();
+                                // Or refused by GOAWAY, which tells the client that nobody has begun it.
+                                let text = format!("{:?}", error.error());
+                                let refused = text.contains("GoAway(b\"\", NO_ERROR, Remote)");
+                                assert!(unsent || refused, "lost: {text}");
                             }
                         }
                     }
@@ -146,8 +156,11 @@ fn saturated_http2_clients_lose_nothing() {
                 }
                 let new = Worker::start(settings("hello", ASYNC), &[&listener]);
                 old.drain(false);
-                let old = tokio::task::spawn_blocking(move || assert_eq!(old.exit().code(), Some(0)));
-                old.await.unwrap();
+                let old = tokio::task::spawn_blocking(move || {
+                    assert_eq!(old.exit().code(), Some(0));
+                    old
+                });
+                let old = old.await.unwrap();
                 let at_exit = served.get();
                 while served.get() < at_exit + 200 {
                     tokio::task::yield_now().await;
@@ -156,6 +169,10 @@ fn saturated_http2_clients_lose_nothing() {
                 for client in clients {
                     client.await.unwrap();
                 }
+                // Whatever a worker began to answer, its client got.
+                until("the last request has ended", || new.row().busy == 0);
+                let begun = old.row().requests + new.row().requests;
+                assert_eq!(begun, served.get(), "requests were begun and their answers lost");
                 tokio::task::spawn_blocking(move || new.finish()).await.unwrap();
             })
             .await;
