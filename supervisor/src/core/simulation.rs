@@ -148,7 +148,7 @@ impl World {
     }
 
     fn step(&mut self, event: Event) {
-        if self.verbose && event != Event::Tick && !matches!(event, Event::Beats(..)) {
+        if self.verbose && event != Event::Tick && !matches!(event, Event::Look(..)) {
             eprintln!("{:>12.3?} {event:?}", self.now.0);
         }
         let actions = self.core.step(self.now, event);
@@ -456,7 +456,8 @@ impl World {
             invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
         }
         for slot in (0..view.open).map(Slot) {
-            if self.serves(slot) {
+            let stalled = view.workers.iter().any(|w| w.slot == slot && w.state == WorkerState::Stalled);
+            if self.serves(slot) && !stalled {
                 invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
             }
         }
@@ -494,15 +495,18 @@ impl World {
     fn wake(&mut self) {
         if self.now > self.heard_at {
             self.heard_at = self.now;
-            let beats = self.beats();
-            self.step(Event::Beats(beats));
+            let look = self.look();
+            self.step(Event::Look(look));
         }
     }
 
-    fn beats(&self) -> Vec<(WorkerId, Time)> {
+    fn look(&self) -> Look {
         let beating = |process: &&Process| process.ready && process.silent_since.is_none();
-        let alive = self.processes.iter().filter(|(_, process)| beating(process));
-        alive.map(|(id, _)| (*id, self.now)).collect()
+        let alive =
+            self.processes.values().zip(self.processes.keys()).filter(|(process, _)| beating(process));
+        let sight = Sight { heard: self.now, beats: true, done: Some(0), oldest: None };
+        let workers = alive.map(|(_, id)| (*id, sight)).collect();
+        Look { workers, queues: self.core.wants_queues(self.now).then(Vec::new) }
     }
 
     /// Goes on to whatever comes first: a happening, or the core's own deadline (or `limit`).
@@ -705,6 +709,8 @@ fn random_plan(dice: &mut Dice) -> Plan {
         max_workers: workers + dice.below(6) as u16,
         surge: if dice.percent(50) { u16::MAX } else { 1 + dice.below(3) as u16 },
         start_timeout: Duration::from_secs(1 + dice.below(10)),
+        heartbeat: Duration::from_secs(1),
+        request_timeout: None,
         hang_timeout: dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
