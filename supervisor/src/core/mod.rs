@@ -206,7 +206,7 @@ impl Core {
         if late > TARDY {
             // Time in which nobody may have run proves nothing about a worker that is on probation.
             self.workers.values_mut().for_each(|worker| worker.prolong_probation(gap));
-            self.workers.values_mut().for_each(|worker| worker.forgive(late));
+            self.workers.values_mut().for_each(|worker| worker.forgive(late, gap));
         }
         if late > LATE {
             self.workers.values_mut().for_each(|worker| worker.put_off(gap));

@@ -132,14 +132,14 @@ impl Pulse {
         self.heard += span;
     }
 
-    /// The machine stood still for so long.
-    pub(super) fn forgive(&mut self, span: Duration) {
-        self.excuse += span;
+    /// The machine stood still for `late`, and nobody looked for `gap`.
+    pub(super) fn forgive(&mut self, late: Duration, gap: Duration) {
+        self.excuse += late;
         if let Some(oldest) = &mut self.oldest {
-            oldest.excuse += span;
+            oldest.excuse += late;
         }
         if let Some(wait) = &mut self.wait {
-            wait.since += span;
+            wait.since += gap;
         }
     }
 
@@ -148,9 +148,11 @@ impl Pulse {
         plan.hang_timeout.map(|_| self.heard + self.excuse + plan.heartbeat * 5 / 2)
     }
 
-    /// Since when its queue has given reason for doubt.
-    fn waits_since(&self) -> Option<Time> {
-        self.wait.filter(|wait| wait.looks > 0).map(|wait| wait.since)
+    /// How soon its queue is to be looked at again, if there is a reason to.
+    fn look_within(&self, now: Time) -> Option<Duration> {
+        let patient = |since: Time| ((now - since) / 4).max(CLOSE);
+        let wait = self.wait.map(|wait| if wait.looks == 0 { BRISK } else { patient(wait.since) });
+        wait.into_iter().chain(self.stalled.map(|stalled| patient(stalled.since))).min()
     }
 
     /// Since when it has certainly taken nothing out of its queue.
@@ -249,11 +251,8 @@ impl Core {
         let calm =
             watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min()?;
         let usual = if self.lively { calm.min(BRISK) } else { calm };
-        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some()).flat_map(|(pulse, _)| {
-            pulse.waits_since().into_iter().chain(pulse.stalled.map(|stalled| stalled.since))
-        });
-        let close = reasons.map(|since| ((now - since) / 4).max(CLOSE)).min();
-        Some(close.map_or(usual, |close| close.min(usual)))
+        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some());
+        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain([usual]).min()
     }
 
     /// When signs of life are to be looked at next.

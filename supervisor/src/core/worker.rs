@@ -95,9 +95,9 @@ impl Worker {
     }
 
     /// Stalls are not judged by time in which the machine stood still.
-    pub(super) fn forgive(&mut self, span: Duration) {
+    pub(super) fn forgive(&mut self, late: Duration, gap: Duration) {
         if let Stage::Ready { pulse, .. } = &mut self.stage {
-            pulse.forgive(span);
+            pulse.forgive(late, gap);
         }
     }
 
