@@ -206,10 +206,10 @@ impl Core {
         if late > TARDY {
             // Time in which nobody may have run proves nothing about a worker that is on probation.
             self.workers.values_mut().for_each(|worker| worker.prolong_probation(gap));
-            self.workers.values_mut().for_each(|worker| worker.forgive(late, gap));
+            self.workers.values_mut().for_each(|worker| worker.forgive(now, late));
         }
         if late > LATE {
-            self.workers.values_mut().for_each(|worker| worker.put_off(gap));
+            self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
             self.report(Fact::Overslept(gap));
         }
     }

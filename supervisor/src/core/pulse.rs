@@ -57,6 +57,8 @@ struct Oldest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wait {
     since: Time,
+    /// When that was last seen.
+    until: Time,
     looks: u32,
 }
 
@@ -114,38 +116,45 @@ impl Pulse {
     fn look(&mut self, now: Time, length: u32, moved: bool) {
         (self.queue, self.moved) = (length, false);
         if length == 0 || moved {
-            self.wait = (length > 0).then_some(Wait { since: now, looks: 0 });
+            self.wait = (length > 0).then_some(Wait { since: now, until: now, looks: 0 });
             if let Some(stalled) = &mut self.stalled {
                 // Siblings take from the queue of a worker that counts; a foreign program has its queue to itself.
                 stalled.sign |= self.done.is_none();
             }
         } else {
-            self.wait.get_or_insert(Wait { since: now, looks: 0 }).looks += 1;
+            let wait = self.wait.get_or_insert(Wait { since: now, until: now, looks: 0 });
+            (wait.until, wait.looks) = (now, wait.looks + 1);
             if let Some(stalled) = &mut self.stalled {
                 stalled.stuck = now;
             }
         }
     }
 
-    /// The supervisor was stopped for so long.
-    pub(super) fn put_off(&mut self, span: Duration) {
-        self.heard += span;
+    /// The supervisor was stopped for so long: what [`forgive`](Self::forgive) does, and more.
+    pub(super) fn put_off(&mut self, late: Duration, gap: Duration) {
+        self.heard += gap;
+        // One excuse for it is enough.
+        self.excuse = self.excuse.saturating_sub(late);
     }
 
-    /// The machine stood still for `late`, and nobody looked for `gap`.
-    pub(super) fn forgive(&mut self, late: Duration, gap: Duration) {
+    /// The machine stood still for `late`.
+    pub(super) fn forgive(&mut self, now: Time, late: Duration) {
         self.excuse += late;
         if let Some(oldest) = &mut self.oldest {
             oldest.excuse += late;
         }
         if let Some(wait) = &mut self.wait {
-            wait.since += gap;
+            // As if the last look had been now; and one more look is not enough.
+            wait.since += now - wait.until;
+            (wait.until, wait.looks) = (now, wait.looks.min(LOOKS - 2));
         }
     }
 
     /// When its silence makes it stalled.
     fn silent_at(&self, plan: &Plan) -> Option<Time> {
-        plan.hang_timeout.map(|_| self.heard + self.excuse + plan.heartbeat * 5 / 2)
+        // A beat may be as old as two periods when it is read; and a machine that is busy delays everything a little.
+        let slack = (plan.heartbeat / 2).max(Duration::from_millis(200));
+        plan.hang_timeout.map(|_| self.heard + self.excuse + plan.heartbeat * 2 + slack)
     }
 
     /// How soon its queue is to be looked at again, if there is a reason to.
@@ -166,8 +175,9 @@ impl Pulse {
         if self.silent_at(plan).is_some_and(|at| at <= now) {
             return Some((Stall::Silent, now - self.heard));
         }
-        let stuck = self.stuck_since().map(|since| now - since).filter(|span| *span >= STUCK);
-        stuck.map(|span| (Stall::Stuck, span))
+        // What was seen counts, not what may have happened since.
+        let stuck = self.wait.filter(|wait| wait.looks >= LOOKS).map(|wait| wait.until - wait.since);
+        stuck.filter(|span| *span >= STUCK).map(|span| (Stall::Stuck, span))
     }
 
     /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.

@@ -95,18 +95,18 @@ impl Worker {
     }
 
     /// Stalls are not judged by time in which the machine stood still.
-    pub(super) fn forgive(&mut self, late: Duration, gap: Duration) {
+    pub(super) fn forgive(&mut self, now: Time, late: Duration) {
         if let Stage::Ready { pulse, .. } = &mut self.stage {
-            pulse.forgive(late, gap);
+            pulse.forgive(now, late);
         }
     }
 
     /// Puts everything off by the time in which nobody watched.
-    pub(super) fn put_off(&mut self, span: Duration) {
+    pub(super) fn put_off(&mut self, late: Duration, gap: Duration) {
         match &mut self.stage {
-            Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += span,
-            Stage::Ready { pulse, .. } => pulse.put_off(span),
-            Stage::Aborting { kill_at } => *kill_at += span,
+            Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += gap,
+            Stage::Ready { pulse, .. } => pulse.put_off(late, gap),
+            Stage::Aborting { kill_at } => *kill_at += gap,
             Stage::Killed => {}
         }
     }

@@ -60,9 +60,7 @@ impl World {
     }
 
     pub(super) fn serves(&self, slot: Slot) -> bool {
-        self.processes.values().any(|p| {
-            p.slot == slot && p.ready && p.drained_at.is_none() && p.aborted_at.is_none() && !p.killed
-        })
+        self.processes.values().any(|process| process.slot == slot && process.serves())
     }
 
     pub(super) fn check(&mut self) {
@@ -91,7 +89,7 @@ impl World {
                 let over = self.now - at;
                 invariant!(
                     self,
-                    over <= grace + self.stalled_since(at) + Duration::from_millis(1500),
+                    over <= grace + self.slept_since(at) + Duration::from_millis(1500),
                     "a drain ends by its deadline: worker {id}, {over:?}"
                 );
             }
@@ -99,32 +97,18 @@ impl World {
                 let over = self.now - at;
                 invariant!(
                     self,
-                    over <= ABORT_GRACE + self.stalled_since(at) + Duration::from_millis(1500),
+                    over <= ABORT_GRACE + self.slept_since(at) + Duration::from_millis(1500),
                     "an abort ends by a kill: worker {id}, {over:?}"
                 );
             }
-            let hung = process.ready
-                && process.drained_at.is_none()
-                && process.aborted_at.is_none()
-                && !process.killed;
-            if let (Some(since), Some(timeout), true) = (
-                process.silent_since,
-                self.fates.get(&process.generation).and_then(|fate| fate.1.hang_timeout),
-                hung,
-            ) {
-                let silent = self.now - since;
-                invariant!(
-                    self,
-                    silent <= timeout * 2 + self.stalled_since(since) + Duration::from_secs(2),
-                    "a hung worker is seen: {id}, {silent:?}"
-                );
-            }
+            self.check_hangs(*id, process);
         }
+        self.check_stalls(&view);
     }
 
     /// Time since then in which the supervisor itself was not running.
-    pub(super) fn stalled_since(&self, then: Time) -> Duration {
-        self.stalls
+    pub(super) fn slept_since(&self, then: Time) -> Duration {
+        self.sleeps
             .iter()
             .filter(|(_, to)| *to > then)
             .map(|(from, to)| *to - (*from).max(then))
@@ -151,5 +135,111 @@ impl World {
                 invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
             }
         }
+    }
+
+    /// Nobody is aborted who serves, or who may still recover.
+    pub(super) fn check_abort(&self, worker: WorkerId) {
+        let process = &self.processes[&worker];
+        let Some(plan) = self.plan_of(process).filter(|_| process.ready) else { return };
+        let lasts = |since: Option<Time>, limit: Option<Duration>, error: Duration| {
+            since.zip(limit).is_some_and(|(since, limit)| self.now - since + error >= limit)
+        };
+        // It was heard of for the last time at most a period before it fell silent.
+        let period =
+            if self.kind == Kind::Feeds { plan.hang_timeout.unwrap_or_default() / 2 } else { plan.heartbeat };
+        let silent = self.kind != Kind::Mute && lasts(process.silent_since, plan.hang_timeout, period);
+        let stuck =
+            self.kind == Kind::Mute && lasts(self.stuck_since(process), plan.hang_timeout, Duration::ZERO);
+        let limit = plan.request_timeout.map(|limit| limit + Duration::from_secs(1));
+        let overdue = lasts(process.busy_since, limit, Duration::ZERO);
+        invariant!(
+            self,
+            silent || stuck || overdue,
+            "nobody is aborted before it has not served for the whole timeout: {worker}"
+        );
+    }
+
+    /// Since when nobody has taken anything out of the queue of a slot, while this process was there.
+    fn stuck_since(&self, process: &Process) -> Option<Time> {
+        let waits = self.queues.get(&process.slot).filter(|queue| queue.length > 0);
+        waits.map(|queue| queue.still_since.max(process.ready_at))
+    }
+
+    /// Nobody counts as stalled who is well.
+    pub(super) fn check_stalled(&self, who: Who, why: Stall) {
+        invariant!(
+            self,
+            !self.overslept,
+            "a supervisor that was stopped calls nobody stalled: {}",
+            who.worker
+        );
+        let Some(process) = self.processes.get(&who.worker) else {
+            invariant!(self, false, "no fact names a dead worker: {}", who.worker);
+            return;
+        };
+        let reason = match why {
+            Stall::Silent => process.silent_since.is_some(),
+            Stall::Stuck => self.stuck_since(process).is_some(),
+            Stall::Overdue => false,
+        };
+        invariant!(self, reason, "nobody stalls without a reason: {}, {why:?}", who.worker);
+    }
+
+    /// Whoever does not serve for much longer than it may is aborted.
+    fn check_hangs(&self, id: WorkerId, process: &Process) {
+        let Some(plan) = self.plan_of(process).filter(|_| process.serves()) else { return };
+        let silent = process.silent_since.filter(|_| self.kind != Kind::Mute);
+        let stuck = self.stuck_since(process).filter(|_| self.kind == Kind::Mute);
+        for (since, limit) in [
+            (silent, plan.hang_timeout),
+            (stuck, plan.hang_timeout),
+            (process.busy_since, plan.request_timeout),
+        ] {
+            let (Some(since), Some(limit)) = (since, limit) else { continue };
+            let lasted = self.now - since;
+            let seen = lasted <= limit * 2 + self.slept_since(since) + Duration::from_secs(4);
+            invariant!(self, seen, "a hung worker is seen: {id}, {lasted:?}");
+        }
+    }
+
+    /// A slot whose workers stall is not in rotation while another one can serve; one that is well again is.
+    fn check_stalls(&self, view: &View) {
+        let state = |id: &WorkerId| {
+            view.workers.iter().find(|worker| worker.worker == *id).map(|worker| worker.state)
+        };
+        for (id, process) in self.processes.iter().filter(|(_, process)| process.takes()) {
+            let stalled = state(id) == Some(WorkerState::Stalled);
+            let patience = Duration::from_secs(4) + self.slept_since(process.well_since);
+            let known = !process.troubled || self.now - process.well_since > patience;
+            invariant!(self, !(stalled && known), "who is well again is back in rotation: {id}");
+        }
+        let well = |slot: Slot| {
+            self.processes.iter().any(|(id, process)| {
+                process.slot == slot && process.serves() && state(id) == Some(WorkerState::Ready)
+            })
+        };
+        for slot in &self.rotation {
+            let others = (0..64).map(Slot).any(|other| other != *slot && well(other));
+            let here = || self.processes.values().filter(|process| process.slot == *slot);
+            let serving = || here().filter(|process| process.serves());
+            let useless = serving().all(|process| self.surely_stalls(process))
+                && (serving().next().is_some() || here().any(|process| process.aborted_at.is_some()));
+            invariant!(
+                self,
+                !(useless && others),
+                "a slot that stalls is not in rotation while another one is well: {slot}"
+            );
+        }
+    }
+
+    fn surely_stalls(&self, process: &Process) -> bool {
+        let Some(plan) = self.plan_of(process).filter(|plan| plan.hang_timeout.is_some()) else {
+            return false;
+        };
+        let lasts = |since: Time, limit: Duration| self.now - since > limit + self.slept_since(since);
+        let silence = plan.heartbeat * 3 + Duration::from_millis(500);
+        let silent = process.silent_since.is_some_and(|since| lasts(since, silence));
+        let stuck = self.stuck_since(process).is_some_and(|since| lasts(since, Duration::from_secs(2)));
+        (self.kind.is_rust() && silent) || (!process.takes() && stuck)
     }
 }

@@ -1,7 +1,8 @@
 //! The core against a random world: thousands of seeds, minutes of operations and failures in each, and the
 //! invariants checked after every step.
 //!
-//! * `world` – processes, queues and time: does what the core asks for, and lets happen what is due;
+//! * `world` – processes and time: does what the core asks for, and lets happen what is due;
+//! * `life` – how workers beat, take connections, stall and get well;
 //! * `operations` – what operators ask for, and what befalls workers;
 //! * `invariants` – what must hold.
 //!
@@ -15,10 +16,12 @@ macro_rules! invariant {
 }
 
 mod invariants;
+mod life;
 mod operations;
 mod world;
 
 use super::*;
+use life::{Kind, Queue};
 use operations::random_plan;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -60,6 +63,7 @@ enum Fate {
 enum Happening {
     Ready(WorkerId),
     Dies(WorkerId),
+    GetsWell(WorkerId),
     Answer(GenerationId),
 }
 
@@ -76,7 +80,17 @@ struct Process {
     drained_at: Option<(Time, Duration)>,
     aborted_at: Option<Time>,
     killed: bool,
+    /// It gives no sign of life and takes no connections.
     silent_since: Option<Time>,
+    /// It beats, and takes no connections.
+    deaf: bool,
+    /// When its longest-running handler began.
+    busy_since: Option<Time>,
+    /// Something has been wrong with it, which ended then.
+    troubled: bool,
+    well_since: Time,
+    heard: Time,
+    done: u64,
 }
 
 struct World {
@@ -109,15 +123,19 @@ struct World {
     asked: u64,
     asked_at_last_prepare: u64,
     served_before: usize,
-    stalls: Vec<(Time, Time)>,
+    /// When the supervisor was stopped.
+    sleeps: Vec<(Time, Time)>,
     heard_at: Time,
+    kind: Kind,
+    queues: BTreeMap<Slot, Queue>,
 }
 
 impl World {
     fn new(seed: u64, verbose: bool) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let healthy = seed.is_multiple_of(4);
-        let plan = random_plan(&mut dice);
+        let kind = Kind::of(seed / 4);
+        let plan = random_plan(&mut dice, kind);
         let fate = if healthy || dice.percent(90) { Fate::Good } else { Fate::ExitsAtStart };
         Self {
             seed,
@@ -145,7 +163,9 @@ impl World {
             asked: 0,
             asked_at_last_prepare: 0,
             served_before: 0,
-            stalls: Vec::new(),
+            sleeps: Vec::new(),
+            kind,
+            queues: BTreeMap::new(),
             heard_at: Time::default(),
         }
     }

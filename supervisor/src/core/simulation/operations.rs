@@ -28,7 +28,8 @@ impl World {
                 let by = self.dice.below(5) as i32 - 2;
                 self.step(Event::Command(Command::Resize(by)));
             }
-            30..50 => {}
+            30..40 => self.hold_up(),
+            40..50 => {}
             50..52 => {
                 self.operations.push_back(self.now);
                 self.step(Event::Command(Command::DrainAll));
@@ -44,6 +45,7 @@ impl World {
                     && process.ready
                 {
                     process.hangs = true;
+                    process.troubled = true;
                     process.silent_since.get_or_insert(now);
                 }
             }
@@ -57,7 +59,7 @@ impl World {
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
                 self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
-                self.stalls.push((from, self.now));
+                self.sleeps.push((from, self.now));
                 self.wake();
                 self.overslept = false;
             }
@@ -96,16 +98,18 @@ impl World {
     }
 }
 
-pub(super) fn random_plan(dice: &mut Dice) -> Plan {
+pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
     let workers = 1 + dice.below(8) as u16;
+    let hang_timeout = dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30)));
+    let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
     Plan {
         workers,
         max_workers: workers + dice.below(6) as u16,
         surge: if dice.percent(50) { u16::MAX } else { 1 + dice.below(3) as u16 },
         start_timeout: Duration::from_secs(1 + dice.below(10)),
-        heartbeat: Duration::from_secs(1),
-        request_timeout: None,
-        hang_timeout: dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30))),
+        heartbeat: if kind.is_rust() { beats } else { hang_timeout.unwrap_or_default() },
+        hang_timeout,
+        request_timeout: dice.percent(30).then(|| Duration::from_millis(1 + dice.below(20_000))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
     }

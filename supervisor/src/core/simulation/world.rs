@@ -31,7 +31,7 @@ impl World {
                 self.asked_at_last_prepare = self.asked;
                 self.operations.push_back(self.now);
                 self.open_at_reload = Some(self.core.view().open);
-                let plan = random_plan(&mut self.dice);
+                let plan = random_plan(&mut self.dice, self.kind);
                 let fate = if self.calm || self.healthy { Fate::Good } else { random_fate(&mut self.dice) };
                 self.fates.insert(generation, (fate, plan));
                 let delay = self.dice.millis(20);
@@ -66,8 +66,7 @@ impl World {
                     !self.overslept,
                     "a supervisor that was stopped judges nobody: abort {worker}"
                 );
-                let innocent = process.ready && process.silent_since.is_none() && !process.hangs;
-                invariant!(self, !innocent, "no worker that beats is aborted: {worker}");
+                self.check_abort(worker);
                 if self.dice.percent(50) {
                     self.schedule(Duration::from_millis(300), Happening::Dies(worker));
                 }
@@ -128,6 +127,7 @@ impl World {
                 self.operations.push_back(self.now);
             }
             Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
+            Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
             Action::Report(_) | Action::Accept(_) => {}
             Action::Exit(_) => {
                 invariant!(self, self.processes.is_empty(), "the exit comes when nobody is alive");
@@ -172,6 +172,12 @@ impl World {
             aborted_at: None,
             killed: false,
             silent_since: None,
+            deaf: false,
+            busy_since: None,
+            troubled: false,
+            well_since: self.now,
+            heard: self.now,
+            done: 0,
         };
         self.processes.insert(worker, process);
     }
@@ -184,6 +190,7 @@ impl World {
                 if process.drained_at.is_none() && process.aborted_at.is_none() && !process.killed {
                     process.ready = true;
                     process.ready_at = self.now;
+                    (process.heard, process.well_since) = (self.now, self.now);
                     self.step(Event::Ready(worker));
                 }
             }
@@ -192,6 +199,7 @@ impl World {
                     self.step(Event::Died(worker, "died".to_owned()));
                 }
             }
+            Happening::GetsWell(worker) => self.get_well(worker),
             Happening::Answer(generation) => {
                 let Some((fate, plan)) = self.fates.get(&generation).copied() else { return };
                 if fate == Fate::RefusedConfig {
@@ -208,18 +216,11 @@ impl World {
     pub(super) fn wake(&mut self) {
         if self.now > self.heard_at {
             self.heard_at = self.now;
+            self.flow();
             let look = self.look();
             self.step(Event::Look(look));
+            self.arrive();
         }
-    }
-
-    pub(super) fn look(&self) -> Look {
-        let beating = |process: &&Process| process.ready && process.silent_since.is_none();
-        let alive =
-            self.processes.values().zip(self.processes.keys()).filter(|(process, _)| beating(process));
-        let sight = Sight { heard: self.now, beats: true, done: Some(0), oldest: None };
-        let workers = alive.map(|(_, id)| (*id, sight)).collect();
-        Look { workers, queues: self.core.wants_queues(self.now).then(Vec::new) }
     }
 
     /// Goes on to whatever comes first: a happening, or the core's own deadline (or `limit`).
