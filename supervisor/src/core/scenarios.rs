@@ -1,5 +1,7 @@
 //! Each flow of the core, told as a short story.
 
+mod stalls;
+
 use super::*;
 use std::time::Duration;
 
