@@ -18,6 +18,7 @@ mod error;
 mod group;
 mod inherited;
 mod lock;
+mod queue;
 mod steer;
 mod tcp;
 mod unix;
