@@ -124,6 +124,27 @@ pub unsafe fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's program, for good:
+/// setsockopt(2) then refuses with EPERM. Processes that inherit the socket are what it is for.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn lock_filter(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
+    // SAFETY: the option's value is an int, which is valid for reads of `length` bytes.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
 ///
 /// # Errors

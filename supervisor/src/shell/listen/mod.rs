@@ -5,10 +5,9 @@
 //! does not name is closed when the last set that names it is dropped, so its queue is served as long as the old
 //! workers live. An address that stays keeps its very sockets.
 //!
-//! A TCP address has one SO_REUSEPORT socket per slot. None is closed while the address lives: a handshake in
-//! flight would die with it. That also keeps a socket's place in the kernel's group equal to its slot's number,
-//! which the [steering program](ListenSet::steer) returns. A Unix address or an inherited descriptor is one socket,
-//! shared by all slots.
+//! A TCP address has one SO_REUSEPORT socket per slot, and one more through which it is
+//! [steered](ListenSet::steer). None is closed while the address lives: a handshake in flight would die with it.
+//! A Unix address or an inherited descriptor is one socket, shared by all slots.
 //!
 //! Nothing here accepts, logs, or decides which slots are open. Nothing blocks, except that host and user names
 //! are looked up the C library's way, which may ask a server.
@@ -19,6 +18,7 @@ mod group;
 mod inherited;
 mod lock;
 mod queue;
+mod slots;
 mod steer;
 mod tcp;
 mod unix;
