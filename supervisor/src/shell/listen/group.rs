@@ -3,7 +3,7 @@
 use super::error::{Act, ListenError, Problem};
 use super::inherited;
 use super::lock::AddressLock;
-use super::slots::{self, Slots};
+use super::slots::{self, Parts, Slots};
 use super::steer::{SteerError, Steered};
 use super::tcp;
 use super::unix::{SocketFile, Wanted};
@@ -49,42 +49,69 @@ impl Group {
     /// Binds the first socket of a TCP address, unless somebody else has the address. When another group of
     /// `ours` overlaps it (as 0.0.0.0 does every address), that one keeps others out, and is in our own way.
     pub(super) fn tcp(asked: SocketAddr, ours: bool, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
-        let lock = |address: SocketAddr| {
-            AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port()))
-                .map_err(|holder| Problem::PortInUse { port: address.port(), holder })
-        };
         // For a free port there is nobody to ask, and no name for the lock yet.
-        let early = if asked.port() == 0 { None } else { lock(asked)? };
+        let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
         if asked.port() != 0 && !ours {
             tcp::probe(asked)?;
         }
         let slots = Slots::bind(asked)?;
+        let lock = if asked.port() == 0 { lock_tcp(runtime_dir, slots.address())? } else { early };
+        Ok(Self::of_slots(asked, slots, lock))
+    }
+
+    /// Takes over what an earlier process had of a TCP address.
+    pub(super) fn tcp_again(
+        asked: SocketAddr,
+        address: SocketAddr,
+        parts: Parts,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Self, Problem> {
+        let lock = lock_tcp(runtime_dir, address)?;
+        Ok(Self::of_slots(asked, Slots::adopt(address, parts)?, lock))
+    }
+
+    fn of_slots(asked: SocketAddr, slots: Slots, lock: Option<AddressLock>) -> Self {
         let address = slots.address();
-        let lock = if asked.port() == 0 { lock(address)? } else { early };
         let ip = match address {
             SocketAddr::V4(v4) => v4.ip().to_string(),
             SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
         };
-        Ok(Self {
+        Self {
             key: Key::Tcp(asked),
             text: address.to_string(),
             name: socket_name(&format!("tcp-{ip}-{}", address.port())),
             kind: Kind::Slots(slots),
             _lock: lock,
-        })
+        }
     }
 
     pub(super) fn unix(wanted: &Wanted, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
-        let path = wanted.path.display().to_string();
-        let lock = AddressLock::take(runtime_dir, &path).map_err(|_| Problem::SocketInUse)?;
+        let lock = lock_unix(runtime_dir, wanted)?;
         let (socket, file) = SocketFile::bind(wanted)?;
-        Ok(Self {
+        Ok(Self::of_file(file, socket, lock, wanted))
+    }
+
+    /// Takes over an earlier process's Unix socket. `None` when the file is not the socket's any more.
+    pub(super) fn unix_again(
+        wanted: &Wanted,
+        identity: (u64, u64),
+        socket: OwnedFd,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Option<Self>, Problem> {
+        let lock = lock_unix(runtime_dir, wanted)?;
+        let file = SocketFile::adopt(wanted, identity)?;
+        Ok(file.map(|file| Self::of_file(file, socket, lock, wanted)))
+    }
+
+    fn of_file(file: SocketFile, socket: OwnedFd, lock: Option<AddressLock>, wanted: &Wanted) -> Self {
+        let path = wanted.path.display();
+        Self {
             key: Key::Unix(wanted.path.clone()),
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
             kind: Kind::File { file, socket: Rc::new(socket) },
             _lock: lock,
-        })
+        }
     }
 
     pub(super) fn inherited(socket: &Inherited) -> Result<Self, Problem> {
@@ -136,8 +163,35 @@ impl Group {
     /// Slots whose sockets listen: these and those before them. None where all share one.
     pub(super) fn open_slots(&self) -> u16 {
         match &self.kind {
-            Kind::Slots { open, .. } => u16::try_from(open.get()).unwrap_or(u16::MAX),
+            Kind::Slots(slots) => slots.open_slots(),
             Kind::File { .. } | Kind::Inherited { .. } => 0,
+        }
+    }
+
+    /// Fewer than `slots` slots have sockets of their own, and there cannot be more: how many.
+    pub(super) fn limit(&self, slots: u16) -> Option<u16> {
+        match &self.kind {
+            Kind::Slots(own) => own.limit(slots),
+            Kind::File { .. } | Kind::Inherited { .. } => None,
+        }
+    }
+
+    /// The listening sockets that can outlive this process, each with its name. Inherited ones are kept by whoever
+    /// handed them over.
+    pub(super) fn kept_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
+        let any = matches!(self.key, Key::Tcp(asked) if asked.port() == 0);
+        let all = match &self.kind {
+            Kind::Slots(slots) => slots.labels(any),
+            Kind::File { file, socket } if slots::listens(socket) => vec![(file.label(), Rc::clone(socket))],
+            Kind::File { .. } | Kind::Inherited { .. } => Vec::new(),
+        };
+        all.into_iter().filter_map(|(label, socket)| Some((label.name()?, socket))).collect()
+    }
+
+    /// Leaves a Unix socket's file behind when the group goes.
+    pub(super) fn leave_file(&self) {
+        if let Kind::File { file, .. } = &self.kind {
+            file.keep();
         }
     }
 
@@ -184,10 +238,33 @@ impl Group {
         })
     }
 
+    /// Has nobody connect any more. A shared socket cannot be silenced.
+    pub(super) fn silence(&self) -> Result<Steered, SteerError> {
+        let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
+        slots.silence().map_err(|problem| SteerError { address: self.text.clone(), problem })
+    }
+
+    /// As [`steer`](Self::steer), unless it is steered so already.
+    pub(super) fn keep_steered(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
+        match &self.kind {
+            Kind::Slots(slots) if slots.is_steered_to(rotation) => Ok(Steered::Unchanged),
+            _ => self.steer(rotation),
+        }
+    }
+
     pub(super) fn steer(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
         let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
         slots.steer(rotation).map_err(|problem| SteerError { address: self.text.clone(), problem })
     }
+}
+
+fn lock_tcp(runtime_dir: Option<&Path>, address: SocketAddr) -> Result<Option<AddressLock>, Problem> {
+    AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port()))
+        .map_err(|holder| Problem::PortInUse { port: address.port(), holder })
+}
+
+fn lock_unix(runtime_dir: Option<&Path>, wanted: &Wanted) -> Result<Option<AddressLock>, Problem> {
+    AddressLock::take(runtime_dir, &wanted.path.display().to_string()).map_err(|_| Problem::SocketInUse)
 }
 
 /// A name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.

@@ -7,7 +7,6 @@
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::fmt;
-use std::io;
 use std::os::fd::OwnedFd;
 
 /// Whether steering changed anything.
@@ -35,19 +34,31 @@ pub enum SteerProblem {
     NotOpen(u16),
     /// The kernel refused the program.
     System(Errno),
+    /// The socket through which to steer is missing, and others may not.
+    NoKey,
+    /// Sockets came back from an earlier process, but not all: the kernel's order of them is not known any more.
+    Scattered,
 }
 
 impl fmt::Display for SteerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, problem } = self;
-        match problem {
-            SteerProblem::NotOpen(slot) => write!(f, "cannot steer {address} to slot {slot}: it is not open"),
-            SteerProblem::System(errno) => write!(
-                f,
-                "cannot steer {address}: {} (connections also reach slots without a worker, and wait there)",
-                errno.desc()
-            ),
-        }
+        let what: &dyn fmt::Display = match problem {
+            SteerProblem::NotOpen(slot) => {
+                return write!(f, "cannot steer {address} to slot {slot}: it is not open");
+            }
+            SteerProblem::System(errno) => &errno.desc(),
+            SteerProblem::NoKey => {
+                &"its sockets are another user's, and the one to steer them by is gone; a stop and a start cures it"
+            }
+            SteerProblem::Scattered => {
+                &"not all of its sockets were kept; raise FileDescriptorStoreMax=, then stop and start"
+            }
+        };
+        write!(
+            f,
+            "cannot steer {address}: {what} (connections also reach slots without a worker, and wait there)"
+        )
     }
 }
 
@@ -69,10 +80,12 @@ pub(super) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno>
     Ok(Steered::Changed)
 }
 
-/// Has the kernel throw away every packet that asks `socket` for a connection, so that none is ever made to it.
-pub(super) fn deafen(socket: &OwnedFd) -> io::Result<()> {
+/// Has the kernel throw away what asks `socket` for a connection, so that none is made to it even without a program.
+pub(super) fn deafen(socket: &OwnedFd) {
     let drop = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
-    socket2::SockRef::from(socket).attach_filter(&[drop])
+    // The filter is complete, but may need CAP_NET_ADMIN; the other needs nothing, and leaves odd neighbours.
+    let _ = socket2::SockRef::from(socket).attach_filter(&[drop]);
+    let _ = prefork::sys::ignore_travelled_packets(socket);
 }
 
 /// A program that returns each of `places` (ascending, not empty) equally often.

@@ -7,6 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod again;
 mod steering;
 
 fn tcp(host: &str, port: u16) -> Address {

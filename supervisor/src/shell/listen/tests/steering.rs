@@ -7,7 +7,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// The only group of a set.
-fn slots(set: &ListenSet) -> &slots::Slots {
+pub(super) fn slots(set: &ListenSet) -> &slots::Slots {
     set.entries[0].group.slots().expect("a TCP address")
 }
 
@@ -41,20 +41,20 @@ fn set_int(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> nix::Re
 }
 
 /// A connection that leaves nothing behind when it is dropped, so that ports do not run out.
-fn connect(port: u16) -> TcpStream {
+pub(super) fn connect(port: u16) -> TcpStream {
     let client = TcpStream::connect(("127.0.0.1", port)).expect("connected");
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("lingers not");
     client
 }
 
 /// Copies of the slots' sockets, as workers hold them.
-fn held(set: &ListenSet, count: u16) -> Vec<OwnedFd> {
+pub(super) fn held(set: &ListenSet, count: u16) -> Vec<OwnedFd> {
     let copy = |slot| set.for_slot(slot).remove(0).1.try_clone_to_owned().expect("a copy");
     (0..count).map(copy).collect()
 }
 
 /// The slot that a connection went to.
-fn taker(held: &[OwnedFd]) -> u16 {
+pub(super) fn taker(held: &[OwnedFd]) -> u16 {
     let sockets: Vec<_> = held.iter().map(AsFd::as_fd).collect();
     accept_one(&sockets) as u16
 }
@@ -94,15 +94,28 @@ fn nobody_can_connect_to_the_key() {
     set.open(2).expect("listening");
     let key = slots(&set).key();
     let place = slots(&set).place_of_key().expect("it is a member");
-    attach(key, u32::from(place)).expect("the key is not locked");
+    attach(&key, u32::from(place)).expect("the key is not locked");
     let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
     let address = SocketAddr::from(([127, 0, 0, 1], port(&set)));
     client.connect(&address.into()).expect_err("in progress");
-    assert!(drops(key) > 0, "its SYN is thrown away");
+    assert!(drops(&key) > 0, "its SYN is thrown away");
     set.steer(&[1]).expect("steered");
     // The client asks again after a second, and is served.
     assert_eq!(taker(&held(&set, 2)), 1);
     assert!(client.peer_addr().is_ok());
+}
+
+#[test]
+fn a_socket_is_deaf_without_privileges_too() {
+    for host in ["127.0.0.1", "::1"] {
+        let Ok(listener) = TcpListener::bind((host, 0)) else { continue };
+        let address = listener.local_addr().expect("bound");
+        let socket = OwnedFd::from(listener);
+        prefork::sys::ignore_travelled_packets(&socket).expect("anybody may");
+        let client = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None);
+        client.expect("a socket").connect(&address.into()).expect_err("in progress");
+        assert!(drops(&socket) > 0, "{address}");
+    }
 }
 
 #[test]
@@ -140,7 +153,7 @@ fn ten_thousand_connections_never_meet_the_key() {
         }
     }
     assert_eq!(open, 40);
-    assert_eq!(drops(slots(&set).key()), 0);
+    assert_eq!(drops(&slots(&set).key()), 0);
 }
 
 #[test]
@@ -168,7 +181,7 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
         }
     }
     clients.join().expect("all connected");
-    assert_eq!(drops(slots(&set).key()), 0);
+    assert_eq!(drops(&slots(&set).key()), 0);
 }
 
 #[test]
