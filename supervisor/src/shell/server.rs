@@ -574,14 +574,16 @@ impl Server {
         }
     }
 
-    /// Whether everything that a worker listens on is still listened on by the accepted generation.
+    /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
+    /// be it accepted already or on trial.
     fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
-        let describe =
-            |id| self.generations.get(id).map(|generation: &Generation| generation.sockets.describe());
-        let (Some(hand), Some(kept)) = (self.hands.get(&worker), describe(&self.accepted)) else {
-            return true;
-        };
-        describe(&hand.generation).is_none_or(|own| own.iter().all(|address| kept.contains(address)))
+        let own = self.hands.get(&worker).and_then(|hand| self.generations.get(&hand.generation));
+        own.is_none_or(|own| {
+            let kept = |address| {
+                self.generations.values().all(|other| other.sockets.addresses().any(|kept| kept == address))
+            };
+            own.sockets.addresses().all(kept)
+        })
     }
 
     /// What systemd does not take at once it is told again, or a unit could hang in "reloading".
