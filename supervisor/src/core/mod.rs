@@ -13,6 +13,7 @@
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `worker`, `backoff`, `time` – what their names say;
+//! * `handover` – the whole core, written down for the next version of the program;
 //! * `view` – a picture of it all for `supervisor status`.
 //!
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
@@ -20,6 +21,7 @@
 mod backoff;
 mod converge;
 mod event;
+mod handover;
 mod reload;
 mod time;
 mod view;
@@ -31,6 +33,7 @@ mod scenarios;
 mod simulation;
 
 pub use converge::sampling_period;
+pub use handover::CoreState;
 pub use event::{Action, Command, Event, Fact, Plan, RequestId, Who, Why};
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
@@ -56,7 +59,7 @@ const LEAST: Duration = Duration::from_millis(1);
 const HOPELESS_AFTER: u32 = 3;
 
 /// Where the server is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 enum Phase {
     /// Not every slot has been filled yet.
     Booting,

@@ -26,18 +26,19 @@ pub(super) enum Key {
 }
 
 #[derive(Debug)]
-pub(super) struct Group {
-    key: Key,
+pub(in crate::shell) struct Group {
+    pub(super) key: Key,
     /// The address, for people.
-    text: String,
+    pub(super) text: String,
     /// The name for `LISTEN_FDNAMES`.
-    name: String,
-    kind: Kind,
-    _lock: Option<AddressLock>,
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// Held as long as the group lives.
+    pub(super) lock: Option<AddressLock>,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// One socket per slot; the first `open` of them listen.
     Slots { address: SocketAddr, sockets: RefCell<Vec<Rc<OwnedFd>>>, open: Cell<usize>, backlog: Cell<u32> },
     /// A Unix socket for all. Its file goes when the group goes.
@@ -76,7 +77,7 @@ impl Group {
                 open: Cell::new(0),
                 backlog: Cell::new(0),
             },
-            _lock: lock,
+            lock,
         })
     }
 
@@ -89,7 +90,7 @@ impl Group {
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
             kind: Kind::File { file, socket: Rc::new(socket) },
-            _lock: lock,
+            lock,
         })
     }
 
@@ -100,7 +101,7 @@ impl Group {
             text,
             name: socket_name(&socket.name),
             kind: Kind::Inherited { socket: Rc::new(socket_copy) },
-            _lock: None,
+            lock: None,
         })
     }
 

@@ -16,6 +16,7 @@
 mod address;
 mod error;
 mod group;
+mod handover;
 mod inherited;
 mod lock;
 mod steer;
@@ -26,7 +27,8 @@ pub use address::{Address, FdSource};
 pub use error::{Act, ListenError, Problem};
 pub use steer::{SteerError, SteerProblem, Steered};
 
-use group::{Group, Key};
+pub(in crate::shell) use group::Group;
+use group::Key;
 use prefork::environment::Inherited;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
