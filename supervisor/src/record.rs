@@ -96,10 +96,12 @@ mod tests {
         let old = Old { number: 9, text: "nine".to_owned() };
         let new = New { number: 9, text: "nine".to_owned(), more: None, most: vec![1, 2] };
         // In a list, so that what follows a record is seen to be where it should be.
-        let read: Vec<Old> = take(&mut bytes(&[&new, &new].to_vec()).as_slice()).expect("the old version reads it");
+        let read: Vec<Old> =
+            take(&mut bytes(&[&new, &new].to_vec()).as_slice()).expect("the old version reads it");
         assert_eq!(read, [Old { number: 9, text: "nine".to_owned() }, old]);
         let old = Old { number: 9, text: "nine".to_owned() };
-        let read: Vec<New> = take(&mut bytes(&vec![&old, &old]).as_slice()).expect("the new version reads it");
+        let read: Vec<New> =
+            take(&mut bytes(&vec![&old, &old]).as_slice()).expect("the new version reads it");
         assert_eq!((read[1].number, read[1].more, read[1].most.len(), read.len()), (9, Some(7), 0, 2));
         let same: New = take(&mut bytes(&new).as_slice()).expect("the new version reads its own");
         assert_eq!(same, new);

@@ -121,8 +121,10 @@ impl Core {
     /// When the state is none that a core of this version could be in.
     pub fn resume(state: CoreState) -> Result<Self, String> {
         let slots = state.workers.iter().map(|worker| worker.slot);
-        let slots = slots.chain(state.backoffs.iter().map(|(slot, _)| *slot)).chain(state.rotation.iter().copied());
-        if let Some(slot) = slots.chain([Slot(state.open.saturating_sub(1))]).find(|slot| slot.0 >= Slot::MAX) {
+        let slots =
+            slots.chain(state.backoffs.iter().map(|(slot, _)| *slot)).chain(state.rotation.iter().copied());
+        if let Some(slot) = slots.chain([Slot(state.open.saturating_sub(1))]).find(|slot| slot.0 >= Slot::MAX)
+        {
             return Err(format!("slot {slot} is beyond the {} that there can be", Slot::MAX));
         }
         if let Some(worker) = state.workers.iter().find(|worker| worker.seat >= SEATS) {

@@ -33,8 +33,8 @@ mod scenarios;
 mod simulation;
 
 pub use converge::sampling_period;
-pub use handover::CoreState;
 pub use event::{Action, Command, Event, Fact, Plan, RequestId, Who, Why};
+pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 

@@ -94,7 +94,8 @@ impl Loader {
     /// # Errors
     /// When it makes none in this version of the program.
     pub(super) fn config_of(&self, origin: &Origin) -> Result<Config, ConfigError> {
-        let around = Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };
+        let around =
+            Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };
         self.source.with_text(origin.file.clone()).load(&around)
     }
 }

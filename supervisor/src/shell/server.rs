@@ -18,7 +18,6 @@ use super::reap::{reap, reap_orphans};
 use super::signals::Signals;
 use super::status::{LastReload, Status, status};
 use super::{log as logfile, report};
-use upgrade::Upgrade;
 use crate::core::{Action, Command, Core, Event, Fact, RequestId, Time};
 use log::{debug, error, info, warn};
 use nix::sys::signal::Signal;
@@ -30,6 +29,7 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
+use upgrade::Upgrade;
 
 /// How long to wait before systemd is told again what it would not take.
 const TELL_AGAIN: Duration = Duration::from_millis(200);

@@ -113,9 +113,8 @@ impl Unpacking {
 fn is_a(kind: Kind, descriptor: BorrowedFd<'_>) -> bool {
     let is_socket = |wanted: SockType| getsockopt(&descriptor, sockopt::SockType) == Ok(wanted);
     let format = || {
-        fstat(descriptor).map_or(SFlag::empty(), |status| {
-            SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
-        })
+        fstat(descriptor)
+            .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()))
     };
     match kind {
         Kind::Listener | Kind::Stream => is_socket(SockType::Stream),

@@ -20,6 +20,8 @@
 #![allow(unsafe_code)]
 
 mod descriptors;
+#[cfg(feature = "next")]
+mod next;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -113,7 +115,10 @@ pub(crate) fn task() -> Option<Task> {
         prefork::sys::adopt(memory)
     };
     let memory = memory.unwrap_or_else(|error| give_up(&format!("the state is not open: {error}")));
-    Some(Task { memory, check, failed })
+    let task = Task { memory, check, failed };
+    #[cfg(feature = "next")]
+    next::begin(&task);
+    Some(task)
 }
 
 impl Task {
@@ -124,6 +129,8 @@ impl Task {
             *descriptors = state.kept().collect();
         }
         let unpacking = Unpacking::open(&state.descriptors);
+        #[cfg(feature = "next")]
+        next::end(self);
         (state, unpacking)
     }
 
@@ -203,7 +210,10 @@ pub(super) fn verdict(report: &OwnedFd) -> Result<String, String> {
 pub(super) fn check_arguments(memory: &OwnedFd, report: &OwnedFd) -> Vec<CString> {
     let name = std::env::args_os().next().unwrap_or_default();
     let numbers = format!("{}:{}", memory.as_raw_fd(), report.as_raw_fd());
-    [name.into_vec(), CHECK.into(), numbers.into()].into_iter().filter_map(|word| CString::new(word).ok()).collect()
+    [name.into_vec(), CHECK.into(), numbers.into()]
+        .into_iter()
+        .filter_map(|word| CString::new(word).ok())
+        .collect()
 }
 
 /// The environment of this process without these variables.
@@ -231,13 +241,18 @@ fn seals() -> SealFlag {
 }
 
 fn bytes(state: &State) -> io::Result<Vec<u8>> {
-    let mut bytes = [MAGIC.as_slice(), &FORMAT.to_le_bytes()].concat();
+    #[cfg(not(feature = "next"))]
+    let format = FORMAT;
+    #[cfg(feature = "next")]
+    let format = next::format();
+    let mut bytes = [MAGIC.as_slice(), &format.to_le_bytes()].concat();
     record::append(&mut bytes, state).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(bytes)
 }
 
 fn read(memory: &OwnedFd) -> Result<State, String> {
-    let seals_found = fcntl(memory, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
+    let seals_found =
+        fcntl(memory, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
     if !seals_found.contains(seals()) {
         return Err("the state is not sealed, so somebody could change it".to_owned());
     }
@@ -258,6 +273,8 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
     };
     match u16::from_le_bytes(*format) {
         FORMAT => {}
+        #[cfg(feature = "next")]
+        format if format == next::format() => {}
         format => {
             let version = crate::VERSION;
             return Err(format!(
@@ -279,7 +296,8 @@ pub(super) fn execute(next: &Executable, state: &State, memory: &OwnedFd, previo
 }
 
 fn exec(program: &impl AsFd, memory: RawFd, previous: RawFd, failed: Option<&str>) -> Errno {
-    let words = |words: Vec<OsString>| words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok());
+    let words =
+        |words: Vec<OsString>| words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok());
     let arguments: Vec<CString> = words(std::env::args_os().collect()).collect();
     let mut environment = environment_without(&[VARIABLE, FAILED_VARIABLE]);
     let mut more = vec![format!("{VARIABLE}={memory}:{previous}").into()];

@@ -81,7 +81,12 @@ impl ListenSet {
             };
             let mut sockets = group.sockets();
             if sockets.len() < entry.sockets as usize {
-                give_up(&format!("{} has {} sockets, not {}", group.describe(), sockets.len(), entry.sockets));
+                give_up(&format!(
+                    "{} has {} sockets, not {}",
+                    group.describe(),
+                    sockets.len(),
+                    entry.sockets
+                ));
             }
             sockets.truncate(entry.sockets as usize);
             Entry { group: Rc::clone(group), sockets }
@@ -118,10 +123,10 @@ impl Group {
             }
             Kind::Inherited { socket } => KindState::Inherited(packing.add(Is::Listener, socket)),
         };
-        let lock = self.lock.as_ref().map(|lock| LockState {
-            path: (&lock.path).into(),
-            file: packing.add(Is::Lock, &lock.file),
-        });
+        let lock = self
+            .lock
+            .as_ref()
+            .map(|lock| LockState { path: (&lock.path).into(), file: packing.add(Is::Lock, &lock.file) });
         GroupState { key, text: self.text.clone(), name: self.name.clone(), kind, lock }
     }
 
@@ -179,7 +184,9 @@ fn verify(socket: &OwnedFd, address: SocketAddr, listens: bool) {
     // While a state is checked, its owner goes on, and may have opened more slots by now.
     if bound != Some(address) || listens && listening != Ok(true) {
         let number = socket.as_raw_fd();
-        give_up(&format!("descriptor {number} is bound to {bound:?} and listens: {listening:?}; not as it should be to {address}"));
+        give_up(&format!(
+            "descriptor {number} is bound to {bound:?} and listens: {listening:?}; not as it should be to {address}"
+        ));
     }
 }
 

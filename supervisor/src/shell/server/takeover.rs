@@ -65,7 +65,10 @@ impl Server {
         let hands: BTreeMap<_, _> =
             state.hands.into_iter().map(|state| (state.id, hand(state, rest, task.check))).collect();
         for hand in hands.values().filter(|hand| !generations.contains_key(&hand.generation)) {
-            give_up(&format!("worker {} is of generation {}, which is not in the state", hand.id, hand.generation));
+            give_up(&format!(
+                "worker {} is of generation {}, which is not in the state",
+                hand.id, hand.generation
+            ));
         }
         let found: Vec<_> =
             hands.values().map(|hand| (hand.id, hand.slot, hand.seat, hand.generation)).collect();
@@ -84,9 +87,10 @@ impl Server {
         let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
         let now = clock();
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
-        let poll = Poll::new().unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
-        let signals =
-            Signals::install().unwrap_or_else(|error| give_up(&format!("cannot install signal handlers: {error}")));
+        let poll =
+            Poll::new().unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
+        let signals = Signals::install()
+            .unwrap_or_else(|error| give_up(&format!("cannot install signal handlers: {error}")));
         let server = Self {
             core,
             now,
@@ -155,7 +159,9 @@ fn loader(state: &State, identity: &Identity) -> Loader {
 
 fn speaks(protocol: u16, who: &dyn std::fmt::Display) {
     if protocol != PROTOCOL {
-        give_up(&format!("{who} speaks protocol {protocol} to its workers, this version {PROTOCOL} (restart the server to change versions)"));
+        give_up(&format!(
+            "{who} speaks protocol {protocol} to its workers, this version {PROTOCOL} (restart the server to change versions)"
+        ));
     }
 }
 
@@ -228,7 +234,9 @@ fn scoreboard(state: &ScoreboardState, unpacking: &mut Unpacking) -> Scoreboard 
     let ours = (Slot::MAX, SEATS, size_of::<Row>() as u64);
     let theirs = (state.slots, state.seats, u64::from(state.row));
     if ours != theirs {
-        give_up(&format!("the scoreboard has {theirs:?} slots, seats and bytes a row; this version wants {ours:?} (restart the server to change versions)"));
+        give_up(&format!(
+            "the scoreboard has {theirs:?} slots, seats and bytes a row; this version wants {ours:?} (restart the server to change versions)"
+        ));
     }
     let memory = unpacking.take(state.memory, Kind::Memory);
     Scoreboard::open(memory).unwrap_or_else(|error| give_up(&format!("cannot map the scoreboard: {error}")))

@@ -98,7 +98,9 @@ impl Server {
         let asked = Asked { clients: Vec::new(), reload: Some(generation) };
         Some(match self.try_upgrade(asked) {
             Ok(()) => None,
-            Err((_, reason)) => Some(Event::Refused(generation, cannot_take_over(&self.loader.own_path, &reason))),
+            Err((_, reason)) => {
+                Some(Event::Refused(generation, cannot_take_over(&self.loader.own_path, &reason)))
+            }
         })
     }
 
@@ -209,7 +211,9 @@ impl Server {
             }
             (None, Err(reason), _) if !reason.is_empty() => reason,
             (None, _, death) => {
-                format!("its check {death} without a word (it is no version of this program that can take over)")
+                format!(
+                    "its check {death} without a word (it is no version of this program that can take over)"
+                )
             }
         };
         self.upgrade_failed(attempt.asked, &reason);
@@ -279,7 +283,9 @@ impl Server {
             }
             None => {
                 error!("upgrade failed, version {VERSION} goes on: {reason}");
-                let _ = self.systemd.status(&format!("version {VERSION} goes on; the last upgrade failed: {reason}"));
+                let _ = self
+                    .systemd
+                    .status(&format!("version {VERSION} goes on; the last upgrade failed: {reason}"));
             }
         }
     }
@@ -297,7 +303,10 @@ impl Server {
             self.upgrade_failed(asked, reason);
         } else {
             let workers = self.hands.len();
-            info!("upgraded in place from version {version} to {VERSION} (pid {}): {workers} workers go on", std::process::id());
+            info!(
+                "upgraded in place from version {version} to {VERSION} (pid {}): {workers} workers go on",
+                std::process::id()
+            );
             self.upgrade.last = Some(LastUpgrade { version: VERSION.to_owned(), ok: true, reason: None });
             for client in upgrade.clients {
                 self.answer(client, &Answer { upgraded: Some(VERSION.to_owned()), ..Answer::done() });
@@ -367,10 +376,10 @@ impl Server {
             notify: self.notify.state(packing),
             control: self.control.as_ref().map(|control| control.state(packing)),
             waiting: self.waiting.iter().copied().collect(),
-            last_reload: self.last_reload.as_ref().map(|last| ReloadState {
-                generation: last.generation,
-                reason: last.reason.clone(),
-            }),
+            last_reload: self
+                .last_reload
+                .as_ref()
+                .map(|last| ReloadState { generation: last.generation, reason: last.reason.clone() }),
             booted: self.booted,
             steering_failed: self.steering_failed,
             on_terminal: self.on_terminal,
