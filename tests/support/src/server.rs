@@ -167,7 +167,7 @@ impl Setup {
     #[must_use]
     pub fn copied(mut self) -> Self {
         let copy = self.path(COPY);
-        std::fs::copy(&self.binary, &copy).expect("a copy in a directory of our own");
+        copy_program(&self.binary, &copy);
         self.binary = copy;
         self
     }
@@ -328,7 +328,7 @@ impl Server {
     /// When it cannot be copied.
     pub fn replace(&self, program: &Path) {
         let new = self.path(".program.new");
-        std::fs::copy(program, &new).expect("a copy in a directory of our own");
+        copy_program(program, &new);
         std::fs::rename(&new, &self.binary).expect("a file in a directory of our own");
     }
 
@@ -545,6 +545,13 @@ impl Server {
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
+}
+
+/// Copies a program. By another process: one that this process has open for writing cannot be started while some
+/// other test forks, since the child has it open, too.
+fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp can be run");
+    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
 }
 
 /// Whether a status tells of a settled server.
