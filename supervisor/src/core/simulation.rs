@@ -95,6 +95,8 @@ struct World {
     asked_at_last_prepare: u64,
     served_before: usize,
     stalls: Vec<(Time, Time)>,
+    /// Decides when the supervisor is upgraded. Of its own, so that a seed means the same with and without.
+    upgrades: Dice,
     heard_at: Time,
 }
 
@@ -137,6 +139,7 @@ impl World {
             asked_at_last_prepare: 0,
             served_before: 0,
             stalls: Vec::new(),
+            upgrades: Dice(seed | 1 << 63),
             heard_at: Time::default(),
         }
     }
@@ -151,7 +154,10 @@ impl World {
         if self.verbose && event != Event::Tick && !matches!(event, Event::Beats(..)) {
             eprintln!("{:>12.3?} {event:?}", self.now.0);
         }
-        let actions = self.core.step(self.now, event);
+        let actions = match self.upgrades.percent(2) {
+            true => self.step_over_an_upgrade(event),
+            false => self.core.step(self.now, event),
+        };
         for action in actions {
             if self.verbose {
                 eprintln!("{:>12.3?}     {action:?}", self.now.0);
@@ -159,6 +165,34 @@ impl World {
             self.perform(action);
         }
         self.check();
+    }
+
+    /// The core is written down and read back, as by an upgrade in place; what goes on must be the same core.
+    fn step_over_an_upgrade(&mut self, event: Event) -> Vec<Action> {
+        let mut bytes = Vec::new();
+        crate::record::append(&mut bytes, &self.core.state()).expect("it can be written");
+        let state = crate::record::take(&mut bytes.as_slice()).expect("it can be read");
+        let mut read = Core::resume(state).expect("it is a core");
+        let expected = self.core.step(self.now, event.clone());
+        let actions = read.step(self.now, event);
+        invariant!(
+            self,
+            actions == expected,
+            "an upgrade changes no decision: {actions:?}, not {expected:?}"
+        );
+        invariant!(
+            self,
+            read.next_deadline() == self.core.next_deadline(),
+            "an upgrade changes no deadline: {:?}, not {:?}",
+            read.next_deadline(),
+            self.core.next_deadline()
+        );
+        if self.upgrades.percent(1) {
+            let (found, expected) = (format!("{read:?}"), format!("{:?}", self.core));
+            invariant!(self, found == expected, "an upgrade forgets nothing");
+        }
+        self.core = read;
+        actions
     }
 
     fn perform(&mut self, action: Action) {
