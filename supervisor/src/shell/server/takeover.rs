@@ -64,7 +64,7 @@ impl Server {
         let core = Core::resume(state.core).unwrap_or_else(|reason| give_up(&reason));
         let hands: BTreeMap<_, _> =
             state.hands.into_iter().map(|state| (state.id, hand(state, rest, task.check))).collect();
-        for hand in hands.values().filter(|hand| !generations.contains_key(&hand.generation)) {
+        if let Some(hand) = hands.values().find(|hand| !generations.contains_key(&hand.generation)) {
             give_up(&format!(
                 "worker {} is of generation {}, which is not in the state",
                 hand.id, hand.generation
