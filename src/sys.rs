@@ -154,6 +154,42 @@ pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
     Ok((length.min(buffer.len()), length > buffer.len()))
 }
 
+/// The queue of a listening TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenQueue {
+    /// Connections that wait to be accepted.
+    pub length: u32,
+    /// The most that may wait.
+    pub limit: u32,
+}
+
+/// The queue of a TCP socket, whoever accepts from it; `None` while it does not listen.
+///
+/// # Errors
+/// Those of getsockopt(2), such as `EOPNOTSUPP` for a socket that is no TCP socket.
+pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
+    const LISTEN: u8 = 10;
+    // SAFETY: tcp_info is made of integers only, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which `info` has.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Of a listening socket, the kernel tells its queue in these two fields (net/ipv4/tcp.c, tcp_get_info).
+    let queue = ListenQueue { length: info.tcpi_unacked, limit: info.tcpi_sacked };
+    Ok((info.tcpi_state == LISTEN).then_some(queue))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -35,6 +35,9 @@ pub struct CoreState {
     degraded: u16,
     chance: Chance,
     last_step: Time,
+    looked: Time,
+    lively: bool,
+    stall_told: Vec<(Slot, Time)>,
     due: Option<Time>,
 }
 
@@ -57,10 +60,23 @@ record!(CoreState {
     degraded,
     chance,
     last_step,
+    looked,
+    lively,
+    stall_told,
     due,
 });
 record!(Accepted { id, plan });
-record!(Plan { workers, max_workers, surge, start_timeout, hang_timeout, graceful_timeout, probation });
+record!(Plan {
+    workers,
+    max_workers,
+    surge,
+    start_timeout,
+    heartbeat,
+    hang_timeout,
+    request_timeout,
+    graceful_timeout,
+    probation
+});
 record!(Trial { generation, requests, stage });
 record!(Worker { id, slot, seat, generation, plan, born, stage, complaint });
 record!(Backoff { failures, not_before });
@@ -88,6 +104,9 @@ impl Core {
             degraded,
             chance,
             last_step,
+            looked,
+            lively,
+            stall_told,
             due,
             out: _,
         } = self.clone();
@@ -111,6 +130,9 @@ impl Core {
             degraded,
             chance,
             last_step,
+            looked,
+            lively,
+            stall_told: stall_told.into_iter().collect(),
             due,
         }
     }
@@ -159,6 +181,9 @@ impl Core {
             degraded: state.degraded,
             chance: state.chance,
             last_step: state.last_step,
+            looked: state.looked,
+            lively: state.lively,
+            stall_told: state.stall_told.into_iter().collect(),
             due: state.due,
             out: Vec::new(),
         })

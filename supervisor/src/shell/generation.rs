@@ -139,7 +139,14 @@ impl Generation {
                 Surge::Count(count) => count.get(),
             },
             start_timeout: config.start_timeout,
+            // A program that feeds the watchdog does so as it likes: it is late only when it hangs.
+            heartbeat: if self.has_channel() {
+                config.heartbeat()
+            } else {
+                config.hang_timeout.unwrap_or_default()
+            },
             hang_timeout: config.hang_timeout,
+            request_timeout: config.request_timeout.filter(|_| self.has_channel()),
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
         }

@@ -18,7 +18,7 @@ use super::reap::{reap, reap_orphans};
 use super::signals::Signals;
 use super::status::{LastReload, Status, status};
 use super::{log as logfile, report};
-use crate::core::{Action, Command, Core, Event, Fact, RequestId, Time};
+use crate::core::{Action, Command, Core, Event, Fact, Look, RequestId, Time};
 use log::{debug, error, info, warn};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -168,8 +168,8 @@ impl Server {
                 }
             };
             self.now = clock();
-            let beats = self.beats();
-            self.feed(Event::Beats(beats));
+            let look = self.look();
+            self.feed(Event::Look(look));
             for token in ready {
                 self.serve(token);
             }
@@ -199,13 +199,29 @@ impl Server {
             .min()
     }
 
-    /// What the scoreboard and the notices say of everybody's last sign of life.
-    fn beats(&self) -> Vec<(WorkerId, Time)> {
-        let heard = |hand: &Hand| {
-            let beat = self.scoreboard.row(hand.slot, hand.seat).read().heartbeat;
-            (hand.id, hand.heard(self.now, Time::from_millis(beat)))
-        };
-        self.hands.values().map(heard).collect()
+    /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
+    fn look(&self) -> Look {
+        let sight =
+            |hand: &Hand| (hand.id, hand.sight(self.now, &self.scoreboard.row(hand.slot, hand.seat).read()));
+        let workers = self.hands.values().map(sight).collect();
+        let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
+        Look { workers, queues }
+    }
+
+    /// How many connections wait for each slot that has a worker.
+    fn queues(&self) -> BTreeMap<Slot, u32> {
+        let mut queues = BTreeMap::new();
+        for hand in self.hands.values() {
+            let sockets = self.generations.get(&hand.generation).map(|generation| &generation.sockets);
+            if let Some(length) = sockets.and_then(|sockets| sockets.queue(hand.slot.0)) {
+                // Two workers in a slot mostly have the same sockets.
+                queues
+                    .entry(hand.slot)
+                    .and_modify(|most: &mut u32| *most = length.max(*most))
+                    .or_insert(length);
+            }
+        }
+        queues
     }
 
     fn serve(&mut self, token: Token) {
@@ -325,14 +341,14 @@ impl Server {
     fn answer_request(&mut self, client: u64, request: Request) {
         match request {
             Request::Status => {
-                let listeners =
-                    self.generations.get(&self.accepted).map(|generation| generation.sockets.describe());
+                let sockets = self.generations.get(&self.accepted).map(|generation| &generation.sockets);
                 let status = status(
                     self.core.view(),
                     &self.hands,
                     &self.scoreboard,
                     &self.dead,
-                    listeners.unwrap_or_default(),
+                    |slot| sockets.and_then(|sockets| sockets.queue(slot)),
+                    sockets.map(|sockets| sockets.describe()).unwrap_or_default(),
                     self.last_reload.clone(),
                 );
                 let status = Status { last_upgrade: self.upgrade.last.clone(), ..status };

@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Plan, RequestId, Time};
+use crate::core::{Command, Core, Event, Look, Plan, RequestId, Sight, Time};
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -19,33 +19,50 @@ fn hex(bytes: &[u8]) -> String {
     bytes.chunks(48).map(line).collect::<Vec<_>>().join("\n")
 }
 
+/// A worker that is silent, has a request in hand, and whose queue does not move.
+fn look(now: Time) -> Look {
+    let sight = Sight {
+        heard: Time::from_millis(900),
+        beats: true,
+        done: Some(5),
+        oldest: Some(Time::from_millis(800)),
+    };
+    assert!(now > sight.heard);
+    Look { workers: vec![(WorkerId(4), sight)], queues: Some(vec![(Slot(3), 2)]) }
+}
+
 /// A core with a bit of everything: a reload under way, a drained and a failed worker, one that complained.
 fn core() -> Core {
     let plan = Plan {
-        workers: 3,
+        workers: 4,
         max_workers: 8,
         surge: 1,
         start_timeout: Duration::from_secs(60),
+        heartbeat: Duration::from_millis(300),
         hang_timeout: Some(Duration::from_millis(1500)),
+        request_timeout: Some(Duration::from_secs(9)),
         graceful_timeout: Duration::from_secs(30),
         probation: Duration::from_secs(2),
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);
     core.step(now, Event::Tick);
-    for worker in 1..=3 {
+    for worker in 1..=4 {
         core.step(now, Event::Ready(WorkerId(worker)));
     }
     core.step(now, Event::Died(WorkerId(3), "exited with status 3".to_owned()));
-    core.step(now, Event::Died(WorkerId(4), "exited with status 3".to_owned()));
+    core.step(now, Event::Died(WorkerId(5), "exited with status 3".to_owned()));
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
     core.step(now, Event::Prepared(GenerationId(2), Plan { hang_timeout: None, ..plan }));
-    core.step(now, Event::Failed(WorkerId(5), "no words".to_owned()));
+    core.step(now, Event::Failed(WorkerId(6), "no words".to_owned()));
     core.step(now, Event::Command(Command::Reload(None)));
     now += Duration::from_millis(200);
     core.step(now, Event::Tick);
+    core.step(now, Event::Look(look(now)));
     core.step(now, Event::Leaving(WorkerId(1)));
     core.step(now, Event::Condemned(WorkerId(2), "garbage".to_owned()));
+    now += Duration::from_millis(900);
+    core.step(now, Event::Look(look(now)));
     core
 }
 

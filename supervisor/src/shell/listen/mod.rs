@@ -19,6 +19,7 @@ mod group;
 mod handover;
 mod inherited;
 mod lock;
+mod queue;
 mod steer;
 mod tcp;
 mod unix;
