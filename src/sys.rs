@@ -124,6 +124,40 @@ pub unsafe fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's program, for good:
+/// setsockopt(2) then refuses with EPERM. Processes that inherit the socket are what it is for.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn lock_filter(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1)
+}
+
+/// Has a TCP socket ignore packets that have come over a router, or from a machine that lets packets live for fewer than
+/// 255 hops, as nearly all do. Needs no privilege.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn ignore_travelled_packets(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    // A v4 socket has no hop counts.
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, 255)
+        .or_else(|_| set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, 255))
+}
+
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(4);
+    // SAFETY: the option's value is an int, which is valid for reads of `length` bytes.
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
 ///
 /// # Errors

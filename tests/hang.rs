@@ -1,7 +1,7 @@
 //! Workers that stall and hang: seen from outside, steered away from, put back, replaced.
 
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 use testkit::load::{Failure, Plan, run, start};
 use testkit::{LONG, Server, Setup, Worker, skipped, tool, wait_for, wait_until};
@@ -137,4 +137,51 @@ fn a_program_that_is_idle_for_longer_than_the_timeout_is_well() {
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(server.ready(), before);
     assert_eq!(server.log().count("is stalled"), 0);
+}
+
+#[test]
+fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
+    let setup = setup().workers(3).args(["--app", "block", "--class", "threads", "--threads", "4"]);
+    let server = setup.args(["--request-timeout", "1s", "--hang-timeout", "1m"]).start();
+    let before = server.workers();
+    let mut client = server.connect();
+    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    // The worker's other threads beat: only the request itself tells.
+    let line = server.wait_for_log("sending SIGABRT");
+    assert!(line.contains("has had a request in hand for"), "{line}");
+    let hung = wait_for("the worker that is gone", LONG, || {
+        before.iter().find(|worker| !server.ready().contains(&worker.process))
+    });
+    server.wait_for_replacement(hung.slot, hung.process);
+    let others = || before.iter().filter(|worker| worker.slot != hung.slot);
+    assert!(others().all(|worker| server.ready().contains(&worker.process)), "nobody else was replaced");
+    run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
+}
+
+#[test]
+fn a_request_that_only_waits_beyond_its_timeout_costs_nobody() {
+    let server = setup().workers(2).args(["--app", "sleep", "--request-timeout", "500ms"]).start();
+    let before = server.ready();
+    assert_eq!(server.get("/?ms=60000").status, 503);
+    // Longer than a worker that cannot help itself would live.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(server.ready(), before);
+}
+
+#[test]
+fn a_client_that_reads_slowly_costs_no_worker() {
+    const LENGTH: usize = 32 << 20;
+    let setup = setup().workers(2);
+    setup.file("big", &"x".repeat(LENGTH));
+    let app = format!("files:{}", setup.path(".").display());
+    let server = setup.args(["--app".to_owned(), app]).args(["--request-timeout", "500ms"]).start();
+    let before = server.ready();
+    let mut client = server.connect();
+    client.write_all(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    wait_until("the response to be on its way", LONG, || server.busy() == 1);
+    std::thread::sleep(Duration::from_secs(3));
+    let mut response = Vec::new();
+    client.read_to_end(&mut response).expect("the rest");
+    assert!(response.len() > LENGTH, "{} bytes", response.len());
+    assert_eq!(server.ready(), before);
 }

@@ -17,7 +17,8 @@ use super::poll::{Interest, Poll, Token};
 use super::reap::{reap, reap_orphans};
 use super::signals::Signals;
 use super::status::{LastReload, Status, status};
-use super::{log as logfile, report};
+use super::store::Store;
+use super::{log as logfile, report, steering};
 use crate::core::{Action, Command, Core, Event, Fact, Look, RequestId, Time};
 use log::{debug, error, info, warn};
 use nix::sys::signal::Signal;
@@ -55,6 +56,7 @@ pub struct Server {
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
+    store: Store,
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
@@ -64,6 +66,7 @@ pub struct Server {
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
     orphans_left: bool,
+    rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
     upgrade: Upgrade,
@@ -108,6 +111,13 @@ impl Server {
             warn!("not telling systemd anything: {error}");
             Notifier::default()
         });
+        for remark in listeners.settle_kept() {
+            warn!("{remark}");
+        }
+        let offered = std::env::var(prefork::environment::FDSTORE).ok();
+        let mut store = Store::new(now, &systemd, offered.as_deref(), &listeners.kept_names());
+        // Before the first worker: a death from now on costs no connection that waits.
+        store.tend(now, &systemd, &listeners);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         Ok(Self {
             core,
@@ -125,6 +135,7 @@ impl Server {
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
+            store,
             watchdog,
             untold: None,
             booted: false,
@@ -132,6 +143,7 @@ impl Server {
             waiting: BTreeSet::new(),
             last_reload: None,
             orphans_left: false,
+            rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
             upgrade: Upgrade::new(),
@@ -179,6 +191,9 @@ impl Server {
         if let Some(control) = &mut self.control {
             control.finish();
         }
+        if self.store.keeps() {
+            self.listeners.leave_files();
+        }
         info!("stopped");
         self.exit.unwrap_or(1)
     }
@@ -193,6 +208,7 @@ impl Server {
             .chain(self.core.next_deadline())
             .chain(control)
             .chain(watchdog)
+            .chain(self.store.due())
             .chain(untold)
             .chain(self.upgrade.deadline())
             .chain(orphans)
@@ -274,6 +290,7 @@ impl Server {
         if self.orphans_left {
             self.bury_orphans();
         }
+        self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 
     fn take_signals(&mut self) {
@@ -444,6 +461,7 @@ impl Server {
                 events.extend(self.perform(action));
             }
         }
+        self.steer_between_generations();
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
@@ -453,11 +471,17 @@ impl Server {
                 None => Some(self.prepare(generation)),
             },
             Action::Steer(rotation) => {
-                self.steer(&rotation);
+                self.rotation = rotation;
+                self.steer();
                 None
             }
-            Action::Spawn { worker, slot, seat, generation } => self.spawn(worker, slot, seat, generation),
+            Action::Spawn { worker, slot, seat, generation } => {
+                self.store.touch(self.now);
+                self.spawn(worker, slot, seat, generation)
+            }
             Action::Drain { worker, grace, empty_queue } => {
+                // Away from it first, or somebody could still come when it has left.
+                self.steer_between_generations();
                 let orphaned = !self.keeps_all_addresses(worker);
                 self.hands.get_mut(&worker).and_then(|hand| hand.drain(grace, empty_queue || orphaned))
             }
@@ -473,6 +497,7 @@ impl Server {
             }
             Action::Accept(generation) => {
                 self.accepted = generation;
+                self.steer_between_generations();
                 if let Some(generation) = self.generations.get(&generation) {
                     log::set_max_level(generation.config.log.level);
                 }
@@ -480,6 +505,8 @@ impl Server {
             }
             Action::Forget(generation) => {
                 self.generations.remove(&generation);
+                self.steer();
+                self.store.touch(self.now);
                 None
             }
             Action::Report(fact) => {
@@ -526,16 +553,19 @@ impl Server {
     }
 
     /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
-    fn steer(&mut self, rotation: &[Slot]) {
-        let mut generations: Vec<&Generation> = self.generations.values().collect();
-        // Where generations share an address, the one with the most slots has the last word.
-        generations.sort_by_key(|generation| generation.opened);
-        for generation in generations {
-            if let Err(error) = generation.steer(rotation)
-                && !std::mem::replace(&mut self.steering_failed, true)
-            {
-                warn!("{error}; new connections are spread over all slots");
-            }
+    fn steer(&mut self) {
+        let workers = self.core.view().workers;
+        if let Err(error) = steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
+            && !std::mem::replace(&mut self.steering_failed, true)
+        {
+            warn!("{error}; new connections are spread over all slots");
+        }
+    }
+
+    /// While a reload adds or removes addresses, not only the rotation tells who serves them.
+    fn steer_between_generations(&mut self) {
+        if self.generations.len() > 1 {
+            self.steer();
         }
     }
 

@@ -67,6 +67,8 @@ states! {
         waiting: Vec<u64>,
         last_reload: Option<ReloadState>,
         booted: bool,
+        rotation: Vec<Slot>,
+        stored: Vec<StoredState>,
         steering_failed: bool,
         on_terminal: bool,
         signals: Vec<i32>,
@@ -103,8 +105,19 @@ states! {
     /// The sockets of an address.
     GroupState { key: KeyState, text: String, name: String, kind: KindState, lock: Option<LockState> }
 
-    /// One socket per slot, in the order in which they listen.
-    SlotsState { address: String, sockets: Vec<Fd>, open: u32, backlog: u32 }
+    /// The sockets of a TCP address by slot, the place of each in the kernel's group, and the key.
+    SlotsState {
+        address: String,
+        sockets: Vec<Fd>,
+        places: Vec<Option<u16>>,
+        key: Option<Fd>,
+        key_place: Option<u16>,
+        count: u16,
+        backlog: u32,
+        adopted: bool,
+        steered: Vec<u16>,
+        scattered: bool,
+    }
 
     /// A Unix socket and its file.
     FileState {
@@ -176,6 +189,9 @@ states! {
         deadline: Option<Time>,
         answered: bool,
     }
+
+    /// A socket that the service manager keeps a copy of: its name there, and its inode.
+    StoredState { name: String, inode: u64 }
 
     /// How a reload ended.
     ReloadState { generation: u32, reason: Option<String> }

@@ -63,6 +63,8 @@ fn core() -> Core {
     core.step(now, Event::Condemned(WorkerId(2), "garbage".to_owned()));
     now += Duration::from_millis(900);
     core.step(now, Event::Look(look(now)));
+    let text = format!("{core:?}");
+    assert!(text.contains("stalled: Some") && text.contains("oldest: Some"), "{text}");
     core
 }
 
@@ -133,8 +135,14 @@ fn sample() -> State {
                 KindState::Slots(SlotsState {
                     address: "[::1]:80".to_owned(),
                     sockets: vec![fd(40), fd(41)],
-                    open: 1,
+                    places: vec![Some(0), None],
+                    key: Some(fd(44)),
+                    key_place: Some(1),
+                    count: 2,
                     backlog: 128,
+                    adopted: true,
+                    steered: vec![0],
+                    scattered: false,
                 }),
             ),
             group(
@@ -184,6 +192,8 @@ fn sample() -> State {
         waiting: vec![9],
         last_reload: Some(ReloadState { generation: 1, reason: Some("no".to_owned()) }),
         booted: true,
+        rotation: vec![Slot(0), Slot(3)],
+        stored: vec![StoredState { name: "prefork-key".to_owned(), inode: 99 }],
         steering_failed: false,
         on_terminal: true,
         signals: vec![1, 15],

@@ -2,6 +2,7 @@
 
 use super::group::{Group, Key, Kind};
 use super::lock::AddressLock;
+use super::slots::{Members, Slots};
 use super::unix::{SocketFile, Wanted};
 use super::{Entry, ListenSet, Listeners};
 use crate::shell::handover::{
@@ -103,12 +104,7 @@ impl Group {
             Key::Fd(number) => KeyState::Fd(*number),
         };
         let kind = match &self.kind {
-            Kind::Slots { address, sockets, open, backlog } => KindState::Slots(SlotsState {
-                address: address.to_string(),
-                sockets: sockets.borrow().iter().map(|socket| packing.add(Is::Listener, socket)).collect(),
-                open: count(open.get()),
-                backlog: backlog.get(),
-            }),
+            Kind::Slots(slots) => KindState::Slots(slots.state(packing)),
             Kind::File { file, socket } => {
                 let Wanted { path, mode, owner, group } = &file.made_for;
                 KindState::File(FileState {
@@ -137,21 +133,8 @@ impl Group {
             KeyState::Unix(path) => Key::Unix(path.path()),
             KeyState::Fd(number) => Key::Fd(number),
         };
-        let mut take = |fd: Fd| Rc::new(unpacking.take(fd, Is::Listener));
         let kind = match kind {
-            KindState::Slots(slots) => {
-                let address = parse(&slots.address);
-                let sockets: Vec<_> = slots.sockets.into_iter().map(&mut take).collect();
-                for (slot, socket) in sockets.iter().enumerate() {
-                    verify(socket, address, slot < slots.open as usize);
-                }
-                Kind::Slots {
-                    address,
-                    open: Cell::new((slots.open as usize).min(sockets.len())),
-                    sockets: RefCell::new(sockets),
-                    backlog: Cell::new(slots.backlog),
-                }
-            }
+            KindState::Slots(state) => Kind::Slots(Slots::resumed(state, unpacking)),
             KindState::File(state) => {
                 let made_for = Wanted {
                     path: state.path.path(),
@@ -159,10 +142,11 @@ impl Group {
                     owner: state.owner.map(Uid::from_raw),
                     group: state.group.map(Gid::from_raw),
                 };
-                let file = SocketFile { made_for, identity: (state.device, state.inode) };
-                Kind::File { file, socket: take(state.socket) }
+                let kept = Cell::new(false);
+                let file = SocketFile { made_for, identity: (state.device, state.inode), kept };
+                Kind::File { file, socket: take(state.socket, unpacking) }
             }
-            KindState::Inherited(socket) => Kind::Inherited { socket: take(socket) },
+            KindState::Inherited(socket) => Kind::Inherited { socket: take(socket, unpacking) },
         };
         let lock = lock.map(|lock| AddressLock {
             path: lock.path.path(),
@@ -175,6 +159,55 @@ impl Group {
     fn sockets(&self) -> Vec<Rc<OwnedFd>> {
         self.add(Vec::new())
     }
+}
+
+impl Slots {
+    fn state(&self, packing: &mut Packing) -> SlotsState {
+        // A new field does not compile before it is in the state.
+        let Members { key, key_place, sockets, places, count, backlog, adopted, steered, scattered } =
+            &*self.members.borrow();
+        let mut add = |socket: &Rc<OwnedFd>| packing.add(Is::Listener, socket);
+        SlotsState {
+            address: self.address.to_string(),
+            sockets: sockets.iter().map(&mut add).collect(),
+            places: places.clone(),
+            key: key.as_ref().map(&mut add),
+            key_place: *key_place,
+            count: *count,
+            backlog: *backlog,
+            adopted: *adopted,
+            steered: steered.clone(),
+            scattered: *scattered,
+        }
+    }
+
+    fn resumed(state: SlotsState, unpacking: &mut Unpacking) -> Self {
+        let address = parse(&state.address);
+        let sockets: Vec<_> = state.sockets.into_iter().map(|socket| take(socket, unpacking)).collect();
+        let key = state.key.map(|key| take(key, unpacking));
+        if sockets.is_empty() || sockets.len() != state.places.len() {
+            give_up(&format!("{address} has {} sockets in {} places", sockets.len(), state.places.len()));
+        }
+        for (socket, place) in sockets.iter().zip(&state.places).chain(key.iter().zip([&state.key_place])) {
+            verify(socket, address, place.is_some());
+        }
+        let members = Members {
+            key,
+            key_place: state.key_place,
+            sockets,
+            places: state.places,
+            count: state.count,
+            backlog: state.backlog,
+            adopted: state.adopted,
+            steered: state.steered,
+            scattered: state.scattered,
+        };
+        Self { address, members: RefCell::new(members) }
+    }
+}
+
+fn take(fd: Fd, unpacking: &mut Unpacking) -> Rc<OwnedFd> {
+    Rc::new(unpacking.take(fd, Is::Listener))
 }
 
 /// Checks that a socket of a TCP address is one.

@@ -17,6 +17,7 @@ use crate::shell::poll::{Interest, Poll, Token};
 use crate::shell::signals::Signals;
 use crate::shell::spawn::{ExecErrors, Executable};
 use crate::shell::status::LastReload;
+use crate::shell::store::Store;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::Channel;
@@ -86,6 +87,9 @@ impl Server {
         let control = state.control.map(|control| ControlServer::adopted(control, rest));
         let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
         let now = clock();
+        let stored: Vec<_> = state.stored.into_iter().map(|one| (one.name, one.inode)).collect();
+        let offered = std::env::var(prefork::environment::FDSTORE).ok();
+        let store = Store::new(now, &systemd, offered.as_deref(), &stored);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         let poll =
             Poll::new().unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
@@ -119,6 +123,8 @@ impl Server {
             }),
             // Some may have died while nobody looked.
             orphans_left: true,
+            rotation: state.rotation,
+            store,
             steering_failed: state.steering_failed,
             on_terminal: state.on_terminal,
             upgrade: Upgrade::new(),

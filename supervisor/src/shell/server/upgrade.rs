@@ -381,6 +381,12 @@ impl Server {
                 .as_ref()
                 .map(|last| ReloadState { generation: last.generation, reason: last.reason.clone() }),
             booted: self.booted,
+            rotation: self.rotation.clone(),
+            stored: self
+                .store
+                .held()
+                .map(|(name, inode)| StoredState { name: name.to_owned(), inode })
+                .collect(),
             steering_failed: self.steering_failed,
             on_terminal: self.on_terminal,
             signals: signals.iter().map(|signal| *signal as i32).collect(),
