@@ -61,10 +61,12 @@ fn core() -> Core {
     core.step(now, Event::Look(look(now)));
     core.step(now, Event::Leaving(WorkerId(1)));
     core.step(now, Event::Condemned(WorkerId(2), "garbage".to_owned()));
-    now += Duration::from_millis(900);
-    core.step(now, Event::Look(look(now)));
+    for _ in 0..12 {
+        now += Duration::from_millis(50);
+        core.step(now, Event::Look(look(now)));
+    }
     let text = format!("{core:?}");
-    assert!(text.contains("stalled: Some") && text.contains("oldest: Some"), "{text}");
+    assert!(text.contains("stalled: Some") && text.contains("oldest: Some"), "a worker stalls");
     core
 }
 
