@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// Somebody who asked for a reload and waits for the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
 pub struct RequestId(pub u64);
 
 /// What an operator can ask for, by signal or by the control socket.

@@ -12,6 +12,7 @@ use super::event::{Fact, Look, Plan, Sight, Stall};
 use super::time::Time;
 use super::worker::{Stage, Worker};
 use super::{Core, sampling_period};
+use crate::record::record;
 use prefork::Slot;
 use std::time::Duration;
 
@@ -72,6 +73,11 @@ struct Stalled {
     /// The operator was told.
     said: bool,
 }
+
+record!(Pulse { heard, excuse, beats, done, moved, oldest, queue, wait, stalled });
+record!(Oldest { began, excuse });
+record!(Wait { since, until, looks });
+record!(Stalled { since, sign, stuck, said });
 
 impl Pulse {
     pub(super) fn new(now: Time) -> Self {

@@ -60,6 +60,7 @@ pub(super) fn launch(
         env: environment(generation, role, &queues)?,
         listeners: &listeners,
         extras: &extras,
+        kept: &[],
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
         death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
