@@ -31,7 +31,8 @@ impl Stage {
     /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
     fn serving(done: Option<u64>) -> Self {
         let mut core = Core::new(GenerationId(1), PLAN, 1);
-        let sight = Sight { heard: Time::default(), beats: done.is_some(), done, oldest: None };
+        let sight =
+            Sight { heard: Time::default(), beats: done.is_some(), greeted: true, done, oldest: None };
         core.step(Time::default(), Event::Tick);
         for worker in 1..=3 {
             core.step(Time::default(), Event::Ready(WorkerId(worker)));
@@ -178,6 +179,24 @@ fn a_queue_that_moves_once_saves_a_program() {
     assert_eq!(stage.aborted(), [] as [u64; 0]);
     stage.pass(15.0);
     assert_eq!(stage.aborted(), [2]);
+}
+
+#[test]
+fn a_program_that_may_still_be_starting_has_the_time_to_start() {
+    let mut stage = Stage::serving(None);
+    stage.sights.values_mut().for_each(|sight| sight.greeted = false);
+    stage.core.workers.values_mut().for_each(|worker| worker.plan.start_timeout = Duration::from_secs(50));
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(49.0);
+    assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]));
+    stage.pass(3.0);
+    assert_eq!(stage.aborted(), [2]);
+    // One that has taken a connection was ready for certain.
+    stage.queues.insert(Slot(2), 3);
+    stage.pass(1.0);
+    stage.queues.insert(Slot(2), 2);
+    stage.pass(33.0);
+    assert_eq!(stage.aborted(), [3]);
 }
 
 #[test]
