@@ -43,7 +43,8 @@ pub(super) struct Pulse {
     moved: bool,
     /// When its longest-running handler began, put off by time in which the machine stood still.
     oldest: Option<Oldest>,
-    /// The length of its slot's queue at the last look.
+    /// When its slot's queue was last looked at, and how long it was.
+    looked: Time,
     queue: u32,
     wait: Option<Wait>,
     stalled: Option<Stalled>,
@@ -85,6 +86,7 @@ impl Pulse {
             done: None,
             moved: false,
             oldest: None,
+            looked: now,
             queue: 0,
             wait: None,
             stalled: None,
@@ -119,7 +121,7 @@ impl Pulse {
     /// Notes how long its queue is, and whether anything was taken out of it since the last look, which must have been by
     /// this worker if it is `alone` in its slot.
     fn look(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
-        (self.queue, self.moved) = (length, false);
+        (self.looked, self.queue, self.moved) = (now, length, false);
         self.proven |= moved && alone;
         if length == 0 || moved {
             self.wait = (length > 0).then_some(Wait { since: now, until: now, looks: 0 });
@@ -188,7 +190,7 @@ impl Pulse {
 
     /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.
     fn is_well(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
-        let flows = self.queue == 0 || now - stalled.stuck >= STUCK;
+        let flows = self.queue == 0 || self.looked - stalled.stuck >= STUCK;
         stalled.sign && flows && self.trouble(now, plan).is_none()
     }
 

@@ -255,6 +255,22 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
 }
 
 #[test]
+fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 1);
+    stage.pass(10.0);
+    stage.last.clear();
+    stage.now += Duration::from_secs(16);
+    stage.wake();
+    // A wake-up for another reason, between two looks at the queues.
+    stage.now += Duration::from_millis(900);
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.heard = stage.now);
+    let workers = stage.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
+    stage.core.step(stage.now, Event::Look(Look { workers, queues: None }));
+    assert_eq!(stage.rotation(), [0, 2]);
+}
+
+#[test]
 fn without_a_hang_timeout_nobody_is_watched() {
     let plan = Plan { hang_timeout: None, request_timeout: None, ..PLAN };
     let mut core = Core::new(GenerationId(1), plan, 1);
