@@ -209,6 +209,7 @@ impl fmt::Display for Report {
             sum(|t| t.connections),
             sum(|t| t.closed_idle)
         )?;
+        writeln!(f, "the clients themselves were at most {:.0} ms late", ledger.lag.as_secs_f64() * 1000.0)?;
         let unbegun = sum(|t| t.unbegun);
         if unbegun > 0 {
             writeln!(f, "not begun, since the client had its hands full: {unbegun}")?;

@@ -90,6 +90,8 @@ pub(super) struct Connection {
     /// Requests that the server told to repeat elsewhere.
     pub(super) withdrawn: u64,
     pub(super) answered: u64,
+    /// Bytes that have come.
+    pub(super) received: u64,
     /// The kill that took its worker.
     pub(super) kill: Option<usize>,
     /// Who answered last.
@@ -147,6 +149,7 @@ impl Connection {
             asked: VecDeque::new(),
             withdrawn: 0,
             answered: 0,
+            received: 0,
             kill: None,
             pid: 0,
             last: false,
@@ -215,6 +218,7 @@ impl Connection {
                 Err(error) => return self.ended(Some(error)),
             };
             limit -= length;
+            self.received += length as u64;
             if let Err((failure, detail)) = self.take(&buffer[..length], &mut each) {
                 return State::Failed(failure, detail);
             }

@@ -28,8 +28,8 @@ const REST: Duration = Duration::from_millis(50);
 const POST: u64 = 16 * 1024;
 /// The most that a slow client reads at a time, and its window.
 const SIP: u64 = 64 * 1024;
-/// Timers that fire in one round, so that answers are read in between.
-const ROUND: usize = 64;
+/// How long timers may fire in one round, so that answers are read in between.
+const ROUND: Duration = Duration::from_millis(5);
 
 /// What is to be done at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -199,12 +199,14 @@ impl Engine {
 
     /// Does what is due.
     fn fire(&mut self) {
-        for _ in 0..ROUND {
+        let began = Instant::now();
+        loop {
             let now = Instant::now();
             let Some(Reverse((at, _, wake))) = self.wakes.peek().copied() else { return };
-            if at > now {
+            if at > now || now > began + ROUND {
                 return;
             }
+            self.ledger.lag = self.ledger.lag.max(now - at);
             self.wakes.pop();
             match wake {
                 Wake::Arrive(_) | Wake::Open(_) if self.quiet => {}
@@ -377,7 +379,7 @@ impl Engine {
             let (ledger, live, late) = (&mut self.ledger, &self.live, self.load.late);
             let shape = connection.shape;
             let unsent = !connection.is_sent();
-            let answered = connection.answered;
+            let (answered, received) = (connection.answered, connection.received);
             let state = connection.drive(&mut self.buffer, limit, |asked, head| {
                 let took = asked.due.elapsed();
                 let tally = ledger.shape(shape);
@@ -396,7 +398,8 @@ impl Engine {
             if unsent && connection.is_sent() && connection.stream == usize::MAX && shape == Shape::Waiting {
                 self.live.sent.fetch_add(1, Ordering::Relaxed);
             }
-            if shape == Shape::Slow && limit > 0 {
+            // A slow client waits for the next bytes, not for the whole.
+            if shape == Shape::Slow && connection.received > received {
                 connection.deadline = Instant::now() + self.load.timeout;
             }
             let fresh = connection.answered > answered;
@@ -494,9 +497,17 @@ impl Engine {
     fn expire(&mut self) {
         let now = Instant::now();
         for place in 0..self.places.len() {
-            let Some(connection) = &self.places[place] else { continue };
-            let late = connection.deadline <= now && connection.waits();
-            if late {
+            let is_late = |engine: &Self| {
+                engine.places[place].as_ref().is_some_and(|it| it.deadline <= now && it.waits())
+            };
+            if !is_late(self) {
+                continue;
+            }
+            // We may be the one who is late: what has come by now counts.
+            self.drive(place, usize::MAX);
+            if is_late(self)
+                && let Some(connection) = &self.places[place]
+            {
                 let (failure, detail) = connection.timed_out();
                 self.conclude(place, State::Failed(failure, detail));
             }

@@ -139,6 +139,9 @@ pub struct Ledger {
     pub pids: BTreeMap<u32, u64>,
     /// How long the load ran.
     pub elapsed: Duration,
+    /// How late the clients themselves were, at worst: much more than some milliseconds mean that the machine had no
+    /// time for them, and that the times of the answers are theirs too.
+    pub lag: Duration,
 }
 
 impl Ledger {
@@ -190,6 +193,7 @@ impl Ledger {
             "closed_idle": self.sum(|t| t.closed_idle),
             "builds": self.builds,
             "processes": self.pids.len(),
+            "client_lag_ms": self.lag.as_secs_f64() * 1000.0,
             "shapes": shapes,
         })
     }
