@@ -1,5 +1,6 @@
 //! The delay line, with real sockets.
 
+use nix::sys::socket::{Backlog, listen as listen_again};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc;
@@ -19,6 +20,8 @@ fn line(test: &str, way: Way) -> Option<DelayLine> {
 /// A server that lasts as long as the test's process: each connection gets a thread that runs `serve`.
 fn listen(near: IpAddr, serve: impl Fn(TcpStream) -> io::Result<()> + Copy + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind((near, 0)).expect("a near address is this thread's");
+    // The standard library's queue of 128 is too short here: the kernel would reset connections.
+    listen_again(&listener, Backlog::new(1024).expect("a length")).expect("listens");
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {

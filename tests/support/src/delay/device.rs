@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{NEAR_V4, NEAR_V6, NotPossible, failed};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 const CLONE: &str = "/dev/net/tun";
 const NAME: &str = "delay";
 /// The kernel drops what does not fit: half a second of 100,000 packets a second.
-const QUEUE: libc::c_int = 65_536;
+const QUEUE: u32 = 65_536;
 
 /// The device's end in this process.
 #[derive(Debug)]
@@ -42,10 +42,6 @@ impl Device {
         request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
         command(&file, libc::TUNSETIFF, &mut request).map_err(failed("cannot make a TUN device"))?;
         let line = control(AddressFamily::Inet)?;
-        let mut request = named(NAME);
-        // The length shares its place in the union with the metric, an int too; libc has no name of its own for it.
-        request.ifr_ifru.ifru_metric = QUEUE;
-        command(&line, libc::SIOCSIFTXQLEN, &mut request).map_err(failed("cannot lengthen its queue"))?;
         for (what, address) in [(libc::SIOCSIFADDR, u32::from(NEAR_V4)), (libc::SIOCSIFNETMASK, 0xffff_0000)]
         {
             let mut request = named(NAME);
@@ -53,6 +49,7 @@ impl Device {
             command(&line, what, &mut request).map_err(failed("cannot give the TUN device an address"))?;
         }
         let index = raise(NAME)?;
+        lengthen_queue(index).map_err(failed("cannot lengthen its queue"))?;
         let has_v6 = add_v6(index).is_ok();
         Ok(Self { file, has_v6 })
     }
@@ -112,6 +109,32 @@ pub(super) fn raise(name: &str) -> Result<libc::c_int, NotPossible> {
     command(&line, libc::SIOCGIFINDEX, &mut request).map_err(failed(&format!("cannot find {name}")))?;
     // SAFETY: SIOCGIFINDEX succeeded, so that the kernel wrote this field.
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
+/// Sets the length of a device's queue by rtnetlink(7), since the ioctl for it demands to be root outside as well.
+fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
+    // A header of 16 bytes, an ifinfomsg of 16, an attribute of 8.
+    let mut message = Vec::new();
+    message.extend(40_u32.to_ne_bytes());
+    message.extend(libc::RTM_SETLINK.to_ne_bytes());
+    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message.extend([0; 12]);
+    message.extend(index.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(8_u16.to_ne_bytes());
+    message.extend(libc::IFLA_TXQLEN.to_ne_bytes());
+    message.extend(QUEUE.to_ne_bytes());
+    let line =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    send(line.as_raw_fd(), &message, MsgFlags::empty())?;
+    let mut answer = [0; 256];
+    let length = recv(line.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    // The answer is a header and then an error number, negated, which is 0 for success.
+    let error = answer[..length].get(16..20).and_then(|bytes| bytes.try_into().ok());
+    match error.map_or(libc::EPROTO, |bytes| -i32::from_ne_bytes(bytes)) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 fn add_v6(index: libc::c_int) -> Result<(), NotPossible> {
