@@ -4,6 +4,7 @@
 //! not in the hands of a worker when that worker was killed.
 
 mod pattern;
+#[allow(dead_code)]
 mod random;
 pub mod service;
 pub mod subject;

@@ -3,6 +3,7 @@
 //! The suite does what it can from outside (signals to workers, load, facts from `/proc`) and asks the subject for
 //! the rest. What a server cannot do stays [`Verdict::Unsupported`], which the report tells and nobody holds against it.
 
+pub mod peers;
 mod prefork;
 
 pub use prefork::Prefork;
