@@ -8,7 +8,7 @@
 //! | `POST /echo` | the request's body |
 //!
 //! `x-chaos-request` comes back as it was sent; `x-chaos-pid` and `x-chaos-build` tell who answered. In a worker with
-//! `CHAOS_SPOIL` in its environment, the service breaks at or after its start, as bad programs do: see [`Spoil`].
+//! `CHAOS_SPOIL` in its environment, the service breaks at its start, as bad programs do: see [`Spoil`].
 
 use crate::pattern::Pattern;
 use bytes::Bytes;
@@ -40,13 +40,11 @@ pub enum Spoil {
     NeverReady,
     /// Says why it cannot start.
     Declines,
-    /// Dies shortly after it was ready, before a probation ends.
-    DiesInProbation,
 }
 
 impl Spoil {
     /// Every way.
-    pub const ALL: [Self; 4] = [Self::Exits, Self::NeverReady, Self::Declines, Self::DiesInProbation];
+    pub const ALL: [Self; 3] = [Self::Exits, Self::NeverReady, Self::Declines];
 
     /// What the variable says.
     pub fn as_str(self) -> &'static str {
@@ -54,7 +52,6 @@ impl Spoil {
             Self::Exits => "exits",
             Self::NeverReady => "never-ready",
             Self::Declines => "declines",
-            Self::DiesInProbation => "dies-in-probation",
         }
     }
 }
@@ -68,11 +65,6 @@ pub fn main(build: &'static str) -> ExitCode {
             Some(Spoil::Exits) => std::process::exit(3),
             Some(Spoil::NeverReady) => std::future::pending().await,
             Some(Spoil::Declines) => return Err(BoxError::from("this build declines to start")),
-            Some(Spoil::DiesInProbation) => drop(std::thread::spawn(|| {
-                // The time in which it is ready and serves; its configuration's probation is longer.
-                std::thread::sleep(Duration::from_millis(400));
-                std::process::exit(5);
-            })),
         }
         Ok(tower::service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, build).await) }))
     }))

@@ -68,6 +68,9 @@ pub enum Broken {
     Address,
     /// The program breaks.
     Program(Spoil),
+    /// A new worker is killed when it serves already, and before it is trusted. It is the suite that kills it, since
+    /// what a program has in its hands when it dies by itself nobody can tell.
+    Killed,
 }
 
 impl Broken {
@@ -80,7 +83,7 @@ impl Broken {
         Self::Program(Spoil::Exits),
         Self::Program(Spoil::NeverReady),
         Self::Program(Spoil::Declines),
-        Self::Program(Spoil::DiesInProbation),
+        Self::Killed,
     ];
 
     /// Its name in the report.
@@ -91,6 +94,7 @@ impl Broken {
             Self::Missing => "missing-file",
             Self::Address => "address",
             Self::Program(spoil) => spoil.as_str(),
+            Self::Killed => "killed-in-probation",
         }
     }
 }
@@ -168,8 +172,9 @@ pub trait Subject: Send + Sync {
         Verdict::Unsupported("no reload".to_owned())
     }
 
-    /// Asks for a reload that must fail and change nothing; [`Verdict::Done`] when it did so.
-    fn broken_reload(&self, _how: Broken, _alone: bool) -> Verdict {
+    /// Asks for a reload that must fail and change nothing; [`Verdict::Done`] when it did so. `kill` kills a worker
+    /// such that what it holds is accounted for; for [`Broken::Killed`].
+    fn broken_reload(&self, _how: Broken, _alone: bool, _kill: &(dyn Fn(Process) + Sync)) -> Verdict {
         Verdict::Unsupported("no such broken reload".to_owned())
     }
 

@@ -136,11 +136,11 @@ impl Prefork {
             Broken::Program(spoil) => {
                 let limits = match spoil {
                     Spoil::NeverReady => "start-timeout = \"1s\"\n",
-                    Spoil::DiesInProbation => "probation = \"5s\"\n",
                     Spoil::Exits | Spoil::Declines => "",
                 };
                 self.write(&format!("{limits}[env]\n{SPOIL} = \"{}\"\n", spoil.as_str()))
             }
+            Broken::Killed => self.write("probation = \"60s\"\n"),
         }
     }
 
@@ -172,10 +172,21 @@ impl Prefork {
         }
     }
 
-    fn must_fail(&self, how: Broken, alone: bool) -> Result<Verdict, String> {
+    fn must_fail(
+        &self,
+        how: Broken,
+        alone: bool,
+        kill: &(dyn Fn(Process) + Sync),
+    ) -> Result<Verdict, String> {
         let before = self.wait("a status", |status| Some(status.clone()))?;
         self.spoil(how)?;
-        let answer = self.ask(r#"{"command":"reload","wait":true}"#);
+        let answer = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| self.ask(r#"{"command":"reload","wait":true}"#));
+            if how == Broken::Killed {
+                self.kill_newcomer(&before, kill, || asking.is_finished());
+            }
+            asking.join().unwrap_or_else(|_| Err("asking for a reload panicked".to_owned()))
+        });
         self.write("")?;
         match answer {
             Ok(answer) if answer["ok"] == true => {
@@ -192,6 +203,20 @@ impl Prefork {
             self.wait("the old workers after a failed reload", same)?;
         }
         Ok(Verdict::Done)
+    }
+
+    /// Kills the first worker of a newer generation that is ready, unless the reload is over before.
+    fn kill_newcomer(&self, before: &Value, kill: &(dyn Fn(Process) + Sync), over: impl Fn() -> bool) {
+        let is_new = |worker: &&Value| {
+            worker["state"] == "ready" && worker["generation"].as_u64() > before["generation"].as_u64()
+        };
+        while !over() {
+            let status = self.status().unwrap_or_default();
+            if let Some(pid) = workers(&status).find(is_new).and_then(|worker| worker["pid"].as_u64()) {
+                return kill(Process(u32::try_from(pid).unwrap_or(u32::MAX)));
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     fn scale_to(&self, to: usize, alone: bool) -> Result<Verdict, String> {
@@ -297,9 +322,9 @@ impl Subject for Prefork {
         })
     }
 
-    fn broken_reload(&self, how: Broken, alone: bool) -> Verdict {
+    fn broken_reload(&self, how: Broken, alone: bool, kill: &(dyn Fn(Process) + Sync)) -> Verdict {
         let _held = self.configuration.lock();
-        Verdict::of(self.must_fail(how, alone))
+        Verdict::of(self.must_fail(how, alone, kill))
     }
 
     fn scale(&self, to: usize, alone: bool) -> Verdict {
