@@ -113,7 +113,7 @@ impl<'a> Runner<'a> {
             return false;
         }
         match self.subject.workers().map(|workers| workers.len()) {
-            Ok(count) if count == self.workers => true,
+            Ok(count) if count == self.subject.processes(self.workers) => true,
             Ok(count) => {
                 // Operations that overlapped have left another number, which is right.
                 let verdict = self.subject.scale(self.workers, true);

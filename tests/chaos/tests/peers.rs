@@ -88,7 +88,7 @@ fn tried(name: &str, bind: &[&str]) -> Vec<&'static str> {
         note("upgrade", &subject.upgrade(true));
     }
     for how in Broken::ALL {
-        note("broken reload", &subject.broken_reload(how, true));
+        note("broken reload", &subject.broken_reload(how, true, &|_| {}));
     }
     note("reload", &subject.reload(Asked::Signal, true));
     let worker = subject.workers().expect("workers")[0];

@@ -61,6 +61,7 @@ fn handshake_answer_and_end_each_take_their_time() {
         let mut stream = connect(server, 7);
         assert!(start.elapsed() >= 2 * DELAY, "{near}: connected after {:?}", start.elapsed());
         assert_eq!(stream.peer_addr().expect("connected"), DelayLine::far(server, 7));
+        assert!(DelayLine::is_far(DelayLine::far(server, 7).ip()) && !DelayLine::is_far(near));
         let asked = Instant::now();
         stream.write_all(b"x").expect("written");
         stream.read_exact(&mut [0]).expect("answered");

@@ -92,7 +92,7 @@ const NGINX: Kind = Kind {
     },
     drain: Some(Signal::SIGQUIT),
     stop: Signal::SIGQUIT,
-    breaks: |how| !matches!(how, Broken::Program(_)),
+    breaks: |how| !matches!(how, Broken::Program(_) | Broken::Killed),
 };
 
 const GUNICORN: Kind = Kind {

@@ -35,7 +35,7 @@ pub fn names() -> Vec<&'static str> {
 /// When there is none of that name, when it is not installed, or when it does not serve in time.
 pub fn start(name: &str, setup: &Setup) -> Result<Box<dyn Subject>, String> {
     let kind = KINDS.iter().find(|kind| kind.name == name);
-    let kind = kind.ok_or_else(|| format!("no peer is called {name} (there are {})", names().join(", ")))?;
+    let kind = kind.ok_or_else(|| format!("there is no peer {name} (there are {})", names().join(", ")))?;
     let peer = Peer::start(*kind, setup).map_err(|error| format!("{name}: {error}"))?;
     Ok(Box::new(peer))
 }
@@ -170,11 +170,6 @@ impl Peer {
         found
     }
 
-    /// How many processes serve when so many workers are wanted.
-    fn processes(&self, workers: usize) -> usize {
-        if self.kind.one { 1 } else { workers }
-    }
-
     fn try_reload(&self) -> Result<Verdict, String> {
         let (supervisor, wanted) = {
             let state = self.state();
@@ -275,7 +270,7 @@ impl Peer {
             // Of TEST-NET-1, which no machine should have.
             Broken::Address if nginx => text.replacen("listen ", "listen 192.0.2.1:9; listen ", 1),
             Broken::Address => text.replacen("    bind ", "    bind 192.0.2.1:9\n    bind ", 1),
-            Broken::Missing | Broken::Program(_) => String::new(),
+            Broken::Missing | Broken::Program(_) | Broken::Killed => String::new(),
         };
         match how {
             Broken::Missing => {
@@ -331,6 +326,14 @@ impl Subject for Peer {
         self.serving(supervisor).len() == self.processes(wanted)
     }
 
+    fn is_ours(&self) -> bool {
+        false
+    }
+
+    fn processes(&self, workers: usize) -> usize {
+        if self.kind.one { 1 } else { workers }
+    }
+
     fn heals(&self) -> bool {
         self.kind.heals
     }
@@ -340,7 +343,7 @@ impl Subject for Peer {
         Verdict::of(self.try_reload())
     }
 
-    fn broken_reload(&self, how: Broken, _alone: bool) -> Verdict {
+    fn broken_reload(&self, how: Broken, _alone: bool, _kill: &(dyn Fn(Process) + Sync)) -> Verdict {
         let _held = self.alone();
         Verdict::of(self.try_break(how))
     }
