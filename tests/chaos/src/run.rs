@@ -132,7 +132,7 @@ impl<'a> Runner<'a> {
     fn settle(&self) -> bool {
         let end = Instant::now() + SETTLE;
         while !self.subject.settled() {
-            if Instant::now() > end || self.clients.is_gone() {
+            if Instant::now() > end || self.clients.is_gone() || !self.subject.supervisor().runs() {
                 return false;
             }
             std::thread::sleep(POLL);

@@ -201,17 +201,16 @@ impl Peer {
     }
 
     fn try_scale(&self, to: usize) -> Result<Verdict, String> {
+        if self.kind.scale == Scale::Never {
+            return Ok(Verdict::Unsupported("no scaling".to_owned()));
+        }
         let (supervisor, from) = {
             let mut state = self.state();
             (state.supervisor, std::mem::replace(&mut state.wanted, to))
         };
-        match self.kind.scale {
-            Scale::Never => return Ok(Verdict::Unsupported("no scaling".to_owned())),
-            Scale::Reload => {
-                (self.kind.prepare)(&self.site, to)?;
-                return self.try_reload();
-            }
-            Scale::Signals => {}
+        if self.kind.scale == Scale::Reload {
+            (self.kind.prepare)(&self.site, to)?;
+            return self.try_reload();
         }
         let signal = if to > from { Signal::SIGTTIN } else { Signal::SIGTTOU };
         for _ in 0..to.abs_diff(from) {
