@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 /// What the serving threads are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +47,6 @@ pub(crate) struct Control {
     pub(crate) settings: Arc<WorkerSettings>,
     /// Set before [`Phase::Drain`] is announced, for those who do not wait for announcements.
     pub(crate) draining: Arc<AtomicBool>,
-    /// In classes with one connection per thread, only the holder waits for the next connection: waking all of them for
-    /// each would cost as many wake-ups as there are threads.
-    pub(crate) baton: Mutex<()>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<Phase>,
     scoreboard: Scoreboard,
@@ -72,7 +69,6 @@ impl Control {
         Ok(Self {
             settings: Arc::new(settings),
             draining: Arc::default(),
-            baton: Mutex::new(()),
             phase,
             scoreboard,
             slot,
@@ -87,17 +83,27 @@ impl Control {
         self.scoreboard.row(self.slot, self.seat)
     }
 
-    /// Notes the start of a thread's oldest request; `u64::MAX` for none.
+    /// Notes the start of a thread's oldest handler; `u64::MAX` for none.
     pub(crate) fn set_oldest(&self, thread: usize, started_ms: u64) {
         self.oldest[thread].store(started_ms, Relaxed);
     }
 
-    /// A sign of life from a serving thread. The row's own idea of the oldest request is the first one since the worker
-    /// was last idle, which may be long gone; here it is put right.
-    pub(crate) fn beat(&self) {
-        self.row().beat();
+    /// The start of a thread's oldest handler; `u64::MAX` for none.
+    pub(crate) fn oldest(&self, thread: usize) -> u64 {
+        self.oldest[thread].load(Relaxed)
+    }
+
+    /// Tells the supervisor of the oldest handler. The row's own idea is the first request since the worker was last
+    /// idle, which may be long gone.
+    pub(crate) fn publish_oldest(&self) {
         let oldest = self.oldest.iter().map(|oldest| oldest.load(Relaxed)).min().unwrap_or(u64::MAX);
         self.row().set_oldest(if oldest == u64::MAX { 0 } else { oldest });
+    }
+
+    /// A sign of life from a serving thread.
+    pub(crate) fn beat(&self) {
+        self.row().beat();
+        self.publish_oldest();
     }
 
     /// Announces the drain.

@@ -4,6 +4,8 @@ use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
 use crate::core::Plan;
+use prefork::Slot;
+use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -88,6 +90,16 @@ impl Generation {
         Ok(())
     }
 
+    /// The queues for connections to the slots in `rotation`.
+    pub(super) fn queues(&self, rotation: &[Slot]) -> Vec<u16> {
+        match self.config.accept {
+            Accept::Own | Accept::Steal => {
+                rotation.iter().map(|slot| slot.0).filter(|slot| *slot < self.opened).collect()
+            }
+            Accept::Shared => vec![0],
+        }
+    }
+
     /// What the core needs to know of it.
     pub fn plan(&self) -> Plan {
         let config = &self.config;
@@ -99,7 +111,14 @@ impl Generation {
                 Surge::Count(count) => count.get(),
             },
             start_timeout: config.start_timeout,
+            // A program that feeds the watchdog does so as it likes: it is late only when it hangs.
+            heartbeat: if self.has_channel() {
+                config.heartbeat()
+            } else {
+                config.hang_timeout.unwrap_or_default()
+            },
             hang_timeout: config.hang_timeout,
+            request_timeout: config.request_timeout.filter(|_| self.has_channel()),
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
         }

@@ -129,9 +129,12 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Waits until it is settled, and still so a moment later: a signal may be on its way.
     fn settle(&self) -> bool {
         let end = Instant::now() + SETTLE;
-        while !self.subject.settled() {
+        let mut seen = 0;
+        while seen < 2 {
+            seen = if self.subject.settled() { seen + 1 } else { 0 };
             if Instant::now() > end || self.clients.is_gone() || !self.subject.supervisor().runs() {
                 return false;
             }
@@ -157,9 +160,11 @@ impl<'a> Runner<'a> {
             }
             Operation::StallSupervisor { time } => self.stall_supervisor(time),
             Operation::Drain { worker } => {
-                self.on_workers(worker, 1, |them| self.subject.drain_worker(them[0]))
+                self.on_workers(worker, 1, |them| self.left(them, self.subject.drain_worker(them[0])))
             }
-            Operation::Recycle { worker } => self.on_workers(worker, 1, |them| self.subject.recycle(them[0])),
+            Operation::Recycle { worker } => {
+                self.on_workers(worker, 1, |them| self.left(them, self.subject.recycle(them[0])))
+            }
             Operation::Burst { count, address } => {
                 self.clients.burst(count, usize::try_from(address).unwrap_or(0));
                 Verdict::Done
@@ -256,8 +261,9 @@ impl<'a> Runner<'a> {
         }
         match (before, self.subject.workers()) {
             (Ok(before), Ok(after)) => {
-                let stays = |worker: &Process| victims.contains(worker) != after.contains(worker);
-                match before.iter().all(stays) && after.len() == before.len() {
+                let new = after.iter().filter(|worker| !before.contains(worker)).count();
+                let dead = victims.iter().all(|victim| !after.contains(victim));
+                match dead && new == victims.len() {
                     true => Verdict::Done,
                     false => Verdict::Wrong(format!("workers {before:?} became {after:?}")),
                 }
