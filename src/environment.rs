@@ -8,11 +8,15 @@
 //! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
 //! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers | here |
 //! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
+//! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
+//! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
 
 use crate::channel::{Channel, WorkerEnd};
+use crate::settings::Accept;
 use crate::sys;
 use std::fmt;
 use std::os::fd::{OwnedFd, RawFd};
+use std::str::FromStr;
 
 /// The number of inherited listening sockets.
 pub const LISTEN_FDS: &str = "LISTEN_FDS";
@@ -37,8 +41,13 @@ pub const PREFORK_CHANNEL: &str = "PREFORK_CHANNEL";
 /// The descriptor of the scoreboard.
 pub const PREFORK_SCOREBOARD: &str = "PREFORK_SCOREBOARD";
 
+/// Whose queues the worker takes connections from.
+pub const PREFORK_ACCEPT: &str = "PREFORK_ACCEPT";
+/// How many sockets of other slots follow the scoreboard: near ones, and far ones.
+pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
+
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 13] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -50,6 +59,8 @@ pub const ALL: [&str; 11] = [
     PREFORK_WORKERS,
     PREFORK_CHANNEL,
     PREFORK_SCOREBOARD,
+    PREFORK_ACCEPT,
+    PREFORK_SIBLINGS,
 ];
 
 /// The first inherited descriptor, by systemd's convention.
@@ -73,6 +84,12 @@ pub struct WorkerEnvironment {
     pub scoreboard: OwnedFd,
     /// Listening sockets, the worker's own slot's.
     pub listeners: Vec<Inherited>,
+    /// Whose queues to take connections from.
+    pub accept: Accept,
+    /// Sockets of the next slots around the ring, nearest first: to be watched like the worker's own.
+    pub near: Vec<OwnedFd>,
+    /// Sockets of the slots beyond: to be looked at now and then, as somebody may be left in them.
+    pub far: Vec<OwnedFd>,
 }
 
 /// Which part of the environment is wrong.
@@ -138,26 +155,56 @@ impl WorkerEnvironment {
             variable: PREFORK_SCOREBOARD,
             problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
         })?;
-        // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
-        let (listeners, channel, scoreboard) =
-            unsafe { (take_listeners()?, sys::adopt(channel), sys::adopt(scoreboard)) };
-        let opened =
-            |variable| move |error: std::io::Error| EnvironmentError { variable, problem: error.to_string() };
+        let accept = word(PREFORK_ACCEPT)?.unwrap_or_default();
+        let Siblings { near, far } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
+        let take = |variable: &'static str, fd: RawFd| {
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            unsafe { sys::adopt(fd) }
+                .map_err(|error| EnvironmentError { variable, problem: format!("descriptor {fd}: {error}") })
+        };
+        let mut siblings = (scoreboard + 1..)
+            .take(near + far)
+            .map(|fd| take(PREFORK_SIBLINGS, fd))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Self {
-            channel: Channel::from_socket(channel.map_err(opened(PREFORK_CHANNEL))?),
-            scoreboard: scoreboard.map_err(opened(PREFORK_SCOREBOARD))?,
-            listeners,
+            // SAFETY: as above.
+            listeners: unsafe { take_listeners() }?,
+            channel: Channel::from_socket(take(PREFORK_CHANNEL, channel)?),
+            scoreboard: take(PREFORK_SCOREBOARD, scoreboard)?,
+            accept,
+            far: siblings.split_off(near),
+            near: siblings,
         }))
     }
 }
 
-fn number<T: std::str::FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
-    match std::env::var(variable) {
-        Err(_) => Ok(None),
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map(Some)
-            .map_err(|_| EnvironmentError { variable, problem: format!("`{text}` is no number") }),
+/// The value of [`PREFORK_SIBLINGS`].
+#[derive(Default)]
+struct Siblings {
+    near: usize,
+    far: usize,
+}
+
+impl FromStr for Siblings {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let counts = text.split_once(',').and_then(|(near, far)| {
+            Some(Self { near: near.parse::<u16>().ok()?.into(), far: far.parse::<u16>().ok()?.into() })
+        });
+        counts.ok_or_else(|| format!("`{text}` is no pair of counts"))
     }
+}
+
+fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
+    let text = word::<String>(variable)?;
+    let number = text.map(|text| text.trim().parse().map_err(|_| format!("`{text}` is no number")));
+    number.transpose().map_err(|problem| EnvironmentError { variable, problem })
+}
+
+fn word<T: FromStr<Err: fmt::Display>>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
+    let Ok(text) = std::env::var(variable) else { return Ok(None) };
+    let word =
+        text.parse().map_err(|error: T::Err| EnvironmentError { variable, problem: error.to_string() });
+    word.map(Some)
 }

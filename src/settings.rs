@@ -75,6 +75,50 @@ impl FromStr for ClassName {
     }
 }
 
+/// Whose queues a Rust worker takes connections from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accept {
+    /// Its own slot's only.
+    Own,
+    /// Its own slot's first, and its siblings' when nothing waits there.
+    #[default]
+    Steal,
+    /// The one queue that all workers share.
+    Shared,
+}
+
+impl Accept {
+    /// All of them, in the order in which the documentation names them.
+    pub const ALL: [Self; 3] = [Self::Own, Self::Steal, Self::Shared];
+
+    /// The word for it, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Steal => "steal",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+impl fmt::Display for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Accept {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|accept| accept.as_str() == word)
+            .ok_or_else(|| format!("`{word}` is no way to accept (choose own, steal or shared)"))
+    }
+}
+
 /// Everything a Rust worker needs to know to serve. Durations are milliseconds; 0 switches a timeout off.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct WorkerSettings {

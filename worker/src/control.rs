@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 /// What the serving threads are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +47,6 @@ pub(crate) struct Control {
     pub(crate) settings: Arc<WorkerSettings>,
     /// Set before [`Phase::Drain`] is announced, for those who do not wait for announcements.
     pub(crate) draining: Arc<AtomicBool>,
-    /// In classes with one connection per thread, only the holder waits for the next connection: waking all of them for
-    /// each would cost as many wake-ups as there are threads.
-    pub(crate) baton: Mutex<()>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<Phase>,
     scoreboard: Scoreboard,
@@ -72,7 +69,6 @@ impl Control {
         Ok(Self {
             settings: Arc::new(settings),
             draining: Arc::default(),
-            baton: Mutex::new(()),
             phase,
             scoreboard,
             slot,

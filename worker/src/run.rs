@@ -3,6 +3,7 @@
 //! The main thread only watches: the channel, the signals, and the reports of the serving threads. So a drain
 //! is heard even while every handler blocks.
 
+use crate::accept::Listeners;
 use crate::control::{Control, Report, Reporter};
 use crate::serve;
 use crate::service::{Context, Service};
@@ -58,7 +59,7 @@ pub fn run(service: impl FnOnce(&WorkerSettings) -> Result<Service, String>) -> 
 struct Worker {
     channel: WorkerEnd,
     scoreboard: OwnedFd,
-    listeners: Vec<OwnedFd>,
+    listeners: Listeners,
     signals: UnixStream,
 }
 
@@ -102,7 +103,8 @@ impl Worker {
                 }
             }
         };
-        let listeners = environment.listeners.into_iter().map(|inherited| inherited.socket).collect();
+        let own = environment.listeners.into_iter().map(|inherited| inherited.socket).collect();
+        let listeners = Listeners::new(own, environment.near, environment.far, environment.accept);
         Ok((Self { channel, scoreboard: environment.scoreboard, listeners, signals }, welcome))
     }
 

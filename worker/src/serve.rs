@@ -2,7 +2,7 @@
 //!
 //! Every class is this loop with other numbers. See [`crate::thread`] for when it accepts.
 
-use crate::accept::Acceptor;
+use crate::accept::{Acceptor, Listeners};
 use crate::control::{Control, Phase, Report, Reporter};
 use crate::link::Link;
 use crate::service::{Context, Serve, Service};
@@ -10,8 +10,9 @@ use crate::thread::{Room, Thread};
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task;
 use std::time::{Duration, Instant};
 use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
@@ -25,7 +26,7 @@ pub(crate) fn thread(
     index: usize,
     context: Context,
     service: &Service,
-    listeners: Arc<Vec<OwnedFd>>,
+    listeners: Arc<Listeners>,
     mut reporter: Reporter,
 ) {
     let runtime =
@@ -54,7 +55,11 @@ pub(crate) fn thread(
         let queue = Rc::clone(&acceptor);
         thread.set_queue_peek(Box::new(move || queue.somebody_waits()));
         reporter.send(Report::Started(Ok(())));
-        tokio::task::spawn_local(tick(Rc::clone(&thread), control.phase.subscribe()));
+        tokio::task::spawn_local(tick(
+            Rc::clone(&thread),
+            Rc::downgrade(&acceptor),
+            control.phase.subscribe(),
+        ));
         if phase.wait_for(|phase| *phase != Phase::Start).await.is_err() {
             return;
         }
@@ -63,14 +68,20 @@ pub(crate) fn thread(
             tokio::select! {
                 biased;
                 _ = phase.wait_for(|phase| *phase != Phase::Serve) => (),
-                () = accept(&control, &thread, &acceptor, take) => (),
+                () = accept(&thread, &acceptor, take) => (),
             }
         }
         thread.begin_drain();
         let empty_queue = *phase.borrow() == Phase::Drain { empty_queue: true };
         if empty_queue {
             // Nobody follows: they would wait for ever. The limits do not hold for the last ones.
-            while let Ok(Some(socket)) = acceptor.accept_now() {
+            while let Ok(Some(socket)) = acceptor.take_own() {
+                take(socket);
+            }
+            // These may still have an owner, or are left by one who died.
+            while thread.room() == Room::Yes
+                && let Ok(Some(socket)) = acceptor.take_siblings()
+            {
                 take(socket);
             }
         }
@@ -85,31 +96,21 @@ pub(crate) fn thread(
 }
 
 /// Accepts while there is room, until it is dropped.
-async fn accept(control: &Control, thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)) {
-    let share = thread.gate.is_some() && control.settings.class.threads > 1;
+async fn accept(thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)) {
     let mut refused = false;
     loop {
-        match thread.room() {
-            Room::Yes => (),
-            Room::No => {
-                thread.changed.notified().await;
-                continue;
+        if let Some(wait) = no_room(thread).await {
+            acceptor.pause();
+            match wait {
+                None => thread.changed.notified().await,
+                Some(time) => drop(tokio::time::timeout(time, thread.changed.notified()).await),
             }
-            Room::Later(ms) => {
-                let _ = tokio::time::timeout(Duration::from_millis(ms), thread.changed.notified()).await;
-                continue;
-            }
+            continue;
         }
-        let baton = if share { Some(control.baton.lock().await) } else { None };
-        let accepted = poll_fn(|cx| {
-            // Asked again at each wake-up: by now a silent connection may have sent its request.
-            if thread.draining() || thread.room() != Room::Yes {
-                return std::task::Poll::Ready(Ok(None));
-            }
-            acceptor.poll_accept(cx).map_ok(Some)
-        })
-        .await;
-        drop(baton);
+        let accepted = match acceptor.resume() {
+            Ok(()) => poll_fn(|cx| poll_accept(thread, acceptor, cx)).await,
+            Err(error) => Err(error),
+        };
         match accepted {
             Ok(Some(socket)) => {
                 refused = false;
@@ -124,10 +125,38 @@ async fn accept(control: &Control, thread: &Rc<Thread>, acceptor: &Acceptor, tak
                     log::warn!("cannot accept connections: {error}; trying again every {BREATHER:?}");
                     refused = true;
                 }
+                acceptor.pause();
                 tokio::time::sleep(BREATHER).await;
             }
         }
     }
+}
+
+/// How long there will be no room, unless something changes; `Some(None)`: for ever.
+async fn no_room(thread: &Thread) -> Option<Option<Duration>> {
+    if thread.room() == Room::Yes {
+        return None;
+    }
+    // Often there is room again as soon as everything that can go on has done so.
+    tokio::task::yield_now().await;
+    match thread.room() {
+        Room::Yes => None,
+        Room::Later(ms) => Some(Some(Duration::from_millis(ms))),
+        Room::No => Some(None),
+    }
+}
+
+/// A connection, or `None` when there is no room for one any more.
+fn poll_accept(
+    thread: &Thread,
+    acceptor: &Acceptor,
+    cx: &mut task::Context<'_>,
+) -> task::Poll<io::Result<Option<OwnedFd>>> {
+    // Asked again at each wake-up: by now a silent connection may have sent its request.
+    if thread.draining() || thread.room() != Room::Yes {
+        return task::Poll::Ready(Ok(None));
+    }
+    acceptor.poll_accept(cx).map_ok(Some)
 }
 
 /// Serves an accepted connection.
@@ -139,13 +168,20 @@ fn take(thread: &Rc<Thread>, served: &dyn Serve, socket: OwnedFd) {
 }
 
 /// Beats and sweeps, for ever.
-async fn tick(thread: Rc<Thread>, mut phase: watch::Receiver<Phase>) -> io::Result<()> {
+async fn tick(
+    thread: Rc<Thread>,
+    acceptor: Weak<Acceptor>,
+    mut phase: watch::Receiver<Phase>,
+) -> io::Result<()> {
     let heartbeat = Duration::from_millis(thread.settings.heartbeat_ms.max(10));
     let mut next_beat = Instant::now();
     loop {
         let now = Instant::now();
         if now >= next_beat {
             thread.beat();
+            if let Some(acceptor) = acceptor.upgrade() {
+                acceptor.beat();
+            }
             next_beat = now + heartbeat;
         }
         thread.sweep();

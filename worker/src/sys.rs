@@ -4,7 +4,7 @@
 use hyper::rt::ReadBufCursor;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -52,8 +52,19 @@ pub(crate) fn ignore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Has the thread's tokio runtime watch a descriptor.
-pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped, and nobody takes it out.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+/// Has the thread's tokio runtime watch a descriptor. Its owner must not exchange it for another while it is watched.
+pub(crate) fn watch<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the owners in this crate name the same open descriptor until they are dropped, and nobody takes it out.
+    Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
+}
+
+/// Copies whatever descriptor has this number now. Closed on exec.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl touches no memory, and says so when there is no such descriptor.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fcntl has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -31,7 +31,7 @@ pub use options::{Preset, SETTINGS, Setting};
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
-use prefork::settings::{Class, ClassName, WorkerSettings};
+use prefork::settings::{Accept, Class, ClassName, WorkerSettings};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
@@ -45,6 +45,8 @@ pub struct Config {
     pub binds: Vec<Bind>,
     /// Connections that may wait in each listening socket's queue.
     pub backlog: u32,
+    /// Whose queues a worker takes connections from; a foreign program never steals.
+    pub accept: Accept,
     /// Worker processes: 1 to [`max_workers`](Self::max_workers).
     pub workers: u16,
     /// Workers that TTIN can scale up to: at most [`prefork::Slot::MAX`].

@@ -9,7 +9,7 @@ use super::reader::{Typed, Value};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
 use super::{Control, LogFormat, Surge};
 use log::LevelFilter;
-use prefork::settings::ClassName;
+use prefork::settings::{Accept, ClassName};
 
 /// What holds when nobody sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +119,9 @@ settings! {
         bind: (Vec<Typed<Bind>>) as "ADDRESS" = Given("127.0.0.1:8000");
         /// Connections that may wait in each listening socket's queue; the kernel's net.core.somaxconn caps it
         backlog: (Typed<Whole<1, 1_048_576>>) as "N" = Given("4096");
+        /// Whose queues a worker takes connections from: own (its slot's only), steal (also its siblings', when its own
+        /// is empty) or shared (one queue for all workers). Other programs than ours never steal
+        accept: (Typed<Accept>) as "WHOSE" = Given("steal");
     }
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn

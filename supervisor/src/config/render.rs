@@ -13,6 +13,7 @@ impl Config {
         let binds: Vec<_> = self.binds.iter().map(ToString::to_string).collect();
         page.line("bind", quoted_list(&binds));
         page.line("backlog", self.backlog);
+        page.line("accept", quoted(self.accept));
         match &self.program {
             Program::App(app) => page.line("app", quoted(app)),
             Program::Linked => {}

@@ -69,6 +69,7 @@ pub(super) fn resolve(
     let config = Config {
         binds,
         backlog: value(all.backlog).0,
+        accept: value(all.accept),
         workers,
         max_workers,
         program,

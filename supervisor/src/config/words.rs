@@ -9,7 +9,7 @@ use super::{Control, LogFormat, Surge};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork::environment;
-use prefork::settings::ClassName;
+use prefork::settings::{Accept, ClassName};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -132,6 +132,14 @@ impl<T: Word> Word for OrOff<T> {
 
 impl Word for ClassName {
     const LIKE: &'static str = "\"async\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl Word for Accept {
+    const LIKE: &'static str = "\"steal\"";
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse()

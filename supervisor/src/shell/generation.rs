@@ -1,9 +1,11 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
-use super::listen::{Address, FdSource, ListenSet, Listeners};
+use super::listen::{Address, FdSource, ListenSet, Listeners, SteerError, Steered};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
 use crate::core::Plan;
+use prefork::Slot;
+use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -86,6 +88,20 @@ impl Generation {
         self.sockets.open(slots).map_err(|error| error.to_string())?;
         self.opened = slots;
         Ok(())
+    }
+
+    /// Has new connections go to the queues of the slots in `rotation`.
+    ///
+    /// # Errors
+    /// The address that cannot be steered, and why.
+    pub fn steer(&self, rotation: &[Slot]) -> Result<Steered, SteerError> {
+        let queues: Vec<u16> = match self.config.accept {
+            Accept::Own | Accept::Steal => {
+                rotation.iter().map(|slot| slot.0).filter(|slot| *slot < self.opened).collect()
+            }
+            Accept::Shared => vec![0],
+        };
+        self.sockets.steer(&queues)
     }
 
     /// What the core needs to know of it.

@@ -3,6 +3,7 @@
 use super::generation::Generation;
 use super::hand::{Alarm, Allowance, Hand, Line, Phase};
 use super::log;
+use super::queues::Queues;
 use super::spawn::{Order, spawn};
 use crate::core::Time;
 use nix::sys::signal::Signal;
@@ -42,11 +43,11 @@ pub(super) fn launch(
     generation.listen(generation.config.workers.max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
-    let sockets = generation.sockets.for_slot(role.slot.0);
-    let listeners: Vec<BorrowedFd<'_>> = sockets.iter().map(|(_, socket)| *socket).collect();
-    let names: Vec<&str> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+    let queues = Queues::of(generation, role.slot);
+    let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
+    let siblings = queues.near.iter().chain(&queues.far).copied();
     let extras: Vec<BorrowedFd<'_>> =
-        theirs.iter().flat_map(|channel| [channel.as_fd(), scoreboard.as_fd()]).collect();
+        theirs.iter().flat_map(|channel| [channel.as_fd(), scoreboard.as_fd()]).chain(siblings).collect();
 
     let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
     let words = generation.words();
@@ -56,7 +57,7 @@ pub(super) fn launch(
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
-        env: environment(generation, role, &names)?,
+        env: environment(generation, role, &queues)?,
         listeners: &listeners,
         extras: &extras,
         directory: directory.as_deref(),
@@ -111,8 +112,9 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
 }
 
 /// The supervisor's own environment without what was meant for it alone, the configured variables, the contract.
-fn environment(generation: &Generation, role: Role<'_>, names: &[&str]) -> Result<Vec<CString>, String> {
+fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> Result<Vec<CString>, String> {
     let config = &generation.config;
+    let names: Vec<&str> = queues.own.iter().map(|(name, _)| name.as_str()).collect();
     let mut set: Vec<(&str, OsString)> = vec![
         (contract::LISTEN_FDS, names.len().to_string().into()),
         // The child writes its own pid here.
@@ -126,6 +128,8 @@ fn environment(generation: &Generation, role: Role<'_>, names: &[&str]) -> Resul
         let first_extra = usize::try_from(FIRST_FD).unwrap_or(3) + names.len();
         set.push((contract::PREFORK_CHANNEL, first_extra.to_string().into()));
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
+        set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
+        set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
         set.extend(log::environment(&config.log).into_iter().map(|(key, value)| (key, value.into())));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));

@@ -13,6 +13,7 @@ pub mod listen;
 pub mod log;
 pub mod notify;
 pub mod poll;
+mod queues;
 pub mod reap;
 mod report;
 pub mod server;

@@ -485,9 +485,7 @@ impl Server {
         // Where generations share an address, the one with the most slots has the last word.
         generations.sort_by_key(|generation| generation.opened);
         for generation in generations {
-            let open: Vec<u16> =
-                rotation.iter().map(|slot| slot.0).filter(|slot| *slot < generation.opened).collect();
-            if let Err(error) = generation.sockets.steer(&open)
+            if let Err(error) = generation.steer(rotation)
                 && !std::mem::replace(&mut self.steering_failed, true)
             {
                 warn!("{error}; new connections are spread over all slots");

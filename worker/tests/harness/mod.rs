@@ -40,6 +40,16 @@ pub const ASYNC: Class = Class { threads: 1, connections: 1000 };
 pub const SYNC: Class = Class { threads: 1, connections: 1 };
 pub const THREADS: Class = Class { threads: 4, connections: 1 };
 
+/// The listening sockets of a worker, by whose they are.
+#[derive(Default)]
+pub struct Sockets<'a> {
+    pub own: &'a [&'a OwnedFd],
+    pub near: &'a [&'a OwnedFd],
+    pub far: &'a [&'a OwnedFd],
+    /// Nothing is to be seen in `/proc`; needs root.
+    pub without_proc: bool,
+}
+
 pub struct Worker {
     pub child: Child,
     pub channel: Option<SupervisorEnd>,
@@ -58,6 +68,12 @@ pub fn tcp() -> (OwnedFd, SocketAddr) {
 impl Worker {
     /// Starts a worker, without waiting for anything.
     pub fn spawn(settings: WorkerSettings, listeners: &[&OwnedFd]) -> Self {
+        Self::spawn_with(settings, &Sockets { own: listeners, ..Sockets::default() })
+    }
+
+    /// Starts a worker that has siblings, without waiting for anything.
+    pub fn spawn_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
+        let Sockets { own: listeners, near, far, without_proc } = sockets;
         let scoreboard = Scoreboard::create().unwrap();
         let (ours, theirs) = pair().unwrap();
         let theirs: OwnedFd = theirs.into();
@@ -75,14 +91,21 @@ impl Worker {
         let mut sources: Vec<RawFd> = listeners.iter().map(|fd| fd.as_raw_fd()).collect();
         let first = 3 + sources.len();
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
+        sources.extend(near.iter().chain(*far).map(|fd| fd.as_raw_fd()));
+        let script = if *without_proc {
+            r#"export LISTEN_PID=$$; exec unshare -m sh -c 'mount -t tmpfs none /proc && exec "$@"' sh "$@""#
+        } else {
+            r#"export LISTEN_PID=$$; exec "$@""#
+        };
         let mut command = Command::new("sh");
         command
-            .args(["-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
+            .args(["-c", script, "sh"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "harness::probe::worker_process", "--nocapture", "--test-threads=1", "--quiet"])
             .env("LISTEN_FDS", listeners.len().to_string())
             .env("PREFORK_CHANNEL", first.to_string())
             .env("PREFORK_SCOREBOARD", (first + 1).to_string())
+            .env("PREFORK_SIBLINGS", format!("{},{}", near.len(), far.len()))
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         // SAFETY: only async-signal-safe calls, on memory that was allocated before.
@@ -107,7 +130,12 @@ impl Worker {
 
     /// Starts a worker and waits until it is ready.
     pub fn start(settings: WorkerSettings, listeners: &[&OwnedFd]) -> Self {
-        let worker = Self::spawn(settings, listeners);
+        Self::start_with(settings, &Sockets { own: listeners, ..Sockets::default() })
+    }
+
+    /// Starts a worker that has siblings and waits until it is ready.
+    pub fn start_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
+        let worker = Self::spawn_with(settings, sockets);
         assert_eq!(worker.hear(), Some(ToSupervisor::Hello { protocol: PROTOCOL }));
         assert_eq!(worker.hear(), Some(ToSupervisor::Ready));
         worker

@@ -130,6 +130,14 @@ impl Group {
         !matches!(self.kind, Kind::Slots { .. })
     }
 
+    /// Slots whose sockets listen: these and those before them. None where all share one.
+    pub(super) fn open_slots(&self) -> u16 {
+        match &self.kind {
+            Kind::Slots { open, .. } => u16::try_from(open.get()).unwrap_or(u16::MAX),
+            Kind::File { .. } | Kind::Inherited { .. } => 0,
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

@@ -175,6 +175,23 @@ impl ListenSet {
         own.collect()
     }
 
+    /// The listening sockets of other slots than `slot`, each slot's together: those of slots below `workers` first, beginning
+    /// after `slot` and around the ring, then those of retired slots. With each the number of its slot.
+    pub fn siblings(&self, slot: u16, workers: u16) -> Vec<(u16, BorrowedFd<'_>)> {
+        let open = self.entries.iter().map(|entry| entry.group.open_slots()).max().unwrap_or(0);
+        let ring = (slot + 1..workers).chain(0..slot.min(workers));
+        let others = ring.chain(workers..open).filter(|other| *other != slot);
+        others
+            .flat_map(|other| {
+                self.entries.iter().filter_map(move |entry| {
+                    let listens = other < entry.group.open_slots();
+                    let socket = entry.sockets.get(usize::from(other)).filter(|_| listens)?;
+                    Some((other, socket.as_fd()))
+                })
+            })
+            .collect()
+    }
+
     /// Has the sockets of slots `0..slots` listen, in this order, with this set's backlog. Those that listen
     /// already go on. A slot that was opened stays open: to take it out of service, [steer](Self::steer) away.
     ///

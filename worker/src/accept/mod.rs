@@ -1,0 +1,219 @@
+//! Taking connections out of the queues of inherited listeners.
+//!
+//! A thread takes from its own slot's queues first and from its siblings' when nothing waits there, one connection
+//! for each time that it wakes up. It decides nothing else: when to accept, and how many, is up to the serving thread.
+//! A listener's file description is shared with other processes, so a queue that was ready may be empty by now.
+//!
+//! **Who is woken.** The kernel wakes one of those who wait for a queue: the one who has watched it longest. So a
+//! thread begins to watch its siblings' queues anew [at each heartbeat](Acceptor::beat), and whoever owns a queue is ahead of
+//! everybody else. Of a queue that all share, whoever has just taken a connection goes to the end of the line.
+
+mod watch;
+
+use crate::sys;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prefork::settings::Accept;
+use socket2::SockRef;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use tokio::io::Interest;
+use watch::{EventLoop, Watch};
+
+/// The listeners of a worker, which its threads share.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    /// Its own, then the near ones of its siblings, then the far ones.
+    sockets: Vec<OwnedFd>,
+    own: Range<usize>,
+    near: Range<usize>,
+    /// Which of its own are everybody's.
+    shared: Vec<bool>,
+}
+
+impl Listeners {
+    /// Those that a worker has inherited, by whose they are.
+    pub(crate) fn new(own: Vec<OwnedFd>, near: Vec<OwnedFd>, far: Vec<OwnedFd>, accept: Accept) -> Self {
+        let of_slot = |socket: &OwnedFd| SockRef::from(socket).reuse_port().unwrap_or(false);
+        let shared = own.iter().map(|socket| accept == Accept::Shared || !of_slot(socket)).collect();
+        let ends = (own.len(), own.len() + near.len());
+        let sockets = own.into_iter().chain(near).chain(far).collect();
+        Self { sockets, own: 0..ends.0, near: ends.0..ends.1, shared }
+    }
+
+    /// Takes one connection out of a queue, if there is one.
+    fn take(&self, index: usize) -> io::Result<Option<OwnedFd>> {
+        take(self.sockets[index].as_fd())
+    }
+
+    /// Whether somebody waits in one of these queues.
+    fn somebody_waits(&self, queues: Range<usize>) -> bool {
+        let mut fds: Vec<_> = self.sockets[queues]
+            .iter()
+            .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            .collect();
+        !fds.is_empty() && poll(&mut fds, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    }
+}
+
+fn take(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    match sys::accept(listener) {
+        Ok(connection) => Ok(Some(connection)),
+        Err(error) => match error.raw_os_error() {
+            // The rest are connections that died in the queue: the next one may be well.
+            Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED | libc::EPROTO) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// One of the listeners, as tokio holds it.
+struct Listener {
+    all: Arc<Listeners>,
+    index: usize,
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.all.sockets[self.index].as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+/// The queues that one thread takes connections from.
+pub(crate) struct Acceptor {
+    listeners: Arc<Listeners>,
+    /// Of its own and the near queues.
+    watches: Vec<Watch<Listener>>,
+    watching: Cell<bool>,
+    /// How often it has accepted: whose turn it is.
+    turn: Cell<usize>,
+    /// Whether somebody was seen in a far queue, and who is to be told of it.
+    far_waits: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Acceptor {
+    /// Watches nothing before [`resume`](Self::resume). To be called within a tokio runtime.
+    pub(crate) fn new(listeners: Arc<Listeners>) -> io::Result<Self> {
+        let event_loop = EventLoop::of_this_thread()?;
+        // Without the event loop every worker would be woken for every connection: the near queues become far ones.
+        let watched = if event_loop.is_some() { listeners.near.end } else { listeners.own.end };
+        let watches = (0..watched).map(|index| {
+            let listener = Listener { all: Arc::clone(&listeners), index };
+            Watch::new(event_loop.as_ref(), sys::watch(listener, Interest::READABLE)?)
+        });
+        Ok(Self {
+            watches: watches.collect::<io::Result<_>>()?,
+            listeners,
+            watching: Cell::new(false),
+            turn: Cell::new(0),
+            far_waits: Cell::new(false),
+            waker: RefCell::new(None),
+        })
+    }
+
+    /// Watches the queues.
+    pub(crate) fn resume(&self) -> io::Result<()> {
+        if !self.watching.replace(true) {
+            self.watches.iter().try_for_each(Watch::begin)?;
+        }
+        Ok(())
+    }
+
+    /// Watches nothing for a while. A thread that has no room and is about to wait for something else must not be woken
+    /// for a connection that somebody else has time for.
+    pub(crate) fn pause(&self) {
+        if self.watching.replace(false) {
+            self.watches.iter().for_each(Watch::end);
+        }
+    }
+
+    /// Lets the owners of the near queues go first, and looks into the far ones.
+    pub(crate) fn beat(&self) {
+        for index in self.listeners.near.clone() {
+            self.go_behind(index);
+        }
+        self.far_waits.set(self.listeners.somebody_waits(self.watches.len()..self.listeners.sockets.len()));
+        if self.far_waits.get()
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Waits until a queue has something, and takes one connection out of it.
+    pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+        for index in self.in_turn() {
+            let taken = match self.watches.get(index) {
+                Some(watch) => match watch.poll_take(cx, take) {
+                    Poll::Ready(taken) => Some(taken?),
+                    Poll::Pending => None,
+                },
+                None if self.far_waits.get() => self.listeners.take(index)?,
+                None => None,
+            };
+            if let Some(connection) = taken {
+                self.turn.set(self.turn.get().wrapping_add(1));
+                if self.listeners.shared.get(index) == Some(&true) {
+                    self.go_behind(index);
+                }
+                return Poll::Ready(Ok(connection));
+            }
+        }
+        self.far_waits.set(false);
+        if self.watches.len() < self.listeners.sockets.len() {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Takes one connection from its own queues if there is one, without waiting.
+    pub(crate) fn take_own(&self) -> io::Result<Option<OwnedFd>> {
+        self.take_of(self.listeners.own.clone())
+    }
+
+    /// Takes one connection from a sibling's queue if there is one, without waiting.
+    pub(crate) fn take_siblings(&self) -> io::Result<Option<OwnedFd>> {
+        self.take_of(self.listeners.own.end..self.listeners.sockets.len())
+    }
+
+    /// Whether somebody waits in its own queues.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        self.listeners.somebody_waits(self.listeners.own.clone())
+    }
+
+    fn take_of(&self, mut queues: Range<usize>) -> io::Result<Option<OwnedFd>> {
+        queues.find_map(|index| self.listeners.take(index).transpose()).transpose()
+    }
+
+    /// All queues in the order in which they are asked: its own, near, far. Within the first two another one comes first each
+    /// time, so that a busy address does not starve another.
+    fn in_turn(&self) -> impl Iterator<Item = usize> + use<> {
+        let turn = self.turn.get();
+        let rotate = move |queues: Range<usize>| {
+            let first = queues.start + turn.checked_rem(queues.len()).unwrap_or(0);
+            (first..queues.end).chain(queues.start..first)
+        };
+        let far = self.listeners.near.end..self.listeners.sockets.len();
+        rotate(self.listeners.own.clone()).chain(rotate(self.listeners.near.clone())).chain(far)
+    }
+
+    /// Goes to the end of the line of those who wait for a queue.
+    fn go_behind(&self, index: usize) {
+        if let Some(watch) = self.watches.get(index).filter(|_| self.watching.get()) {
+            watch.end();
+            if let Err(error) = watch.begin() {
+                log::warn!("cannot watch a listener any more: {error}");
+            }
+        }
+    }
+}

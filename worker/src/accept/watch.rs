@@ -1,0 +1,113 @@
+//! Waiting for a listener so that one connection wakes one of all that wait for it.
+//!
+//! The kernel does that for descriptors in the very epoll instance in which a thread sleeps, if they are registered with
+//! `EPOLLEXCLUSIVE` (epoll_ctl(2)). Registered in an instance that is itself watched by another one, every connection
+//! wakes every worker. The instance in which a thread sleeps is tokio's, and tokio can set no such flag: so a listener
+//! is registered by tokio, and then registered again in the same instance with the same data and this flag. What the
+//! data means stays tokio's secret. `docs/accepting.md` compares this with the other ways.
+//!
+//! *Invariant*: the data of a registration is what tokio gave for this very descriptor, and tokio keeps what it refers to
+//! for as long as the [`AsyncFd`] lives; that removes the registration when it is dropped.
+//!
+//! The flag also makes the event level-triggered: it comes again for as long as somebody waits.
+
+use crate::sys;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The epoll instance in which this thread's tokio runtime sleeps.
+pub(super) struct EventLoop(Rc<Epoll>);
+
+impl EventLoop {
+    /// Finds it: it is the one that watches a descriptor which only this thread has asked tokio to watch. `None` where
+    /// `/proc` does not tell.
+    pub(super) fn of_this_thread() -> io::Result<Option<Self>> {
+        let sign = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let sign = sys::watch(OwnedFd::from(sign), Interest::READABLE)?;
+        let Ok(open) = fs::read_dir("/proc/self/fd") else { return Ok(None) };
+        let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+        let watches = |number: RawFd| data_of(number, sign.as_raw_fd()).is_some();
+        for number in numbers.filter(|number| watches(*number)) {
+            // Between the look and the copy another thread may have put something else there: look at the copy.
+            if let Ok(copy) = sys::duplicate(number)
+                && watches(copy.as_raw_fd())
+            {
+                return Ok(Some(Self(Rc::new(Epoll(copy)))));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The data with which an epoll instance watches a descriptor, by proc_pid_fdinfo(5).
+fn data_of(epoll: RawFd, watched: RawFd) -> Option<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).ok()?;
+    info.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let mut value = |name| words.find(|word| *word == name).and_then(|_| words.next());
+        let number: RawFd = value("tfd:")?.parse().ok()?;
+        let data = value("data:")?;
+        if number == watched { u64::from_str_radix(data, 16).ok() } else { None }
+    })
+}
+
+/// A listener that the thread's event loop knows.
+pub(super) struct Watch<T: AsRawFd> {
+    listener: AsyncFd<T>,
+    /// The instance, and tokio's data; without it tokio watches in its own way, and does so always.
+    exclusive: Option<(Rc<Epoll>, u64)>,
+}
+
+impl<T: AsRawFd + AsFd> Watch<T> {
+    /// Prepares it: it is not watched before [`begin`](Self::begin).
+    pub(super) fn new(event_loop: Option<&EventLoop>, listener: AsyncFd<T>) -> io::Result<Self> {
+        let watched = listener.get_ref().as_raw_fd();
+        let exclusive = event_loop
+            .and_then(|EventLoop(epoll)| Some((Rc::clone(epoll), data_of(epoll.0.as_raw_fd(), watched)?)));
+        if let Some((epoll, _)) = &exclusive {
+            epoll.delete(listener.get_ref().as_fd())?;
+        }
+        Ok(Self { listener, exclusive })
+    }
+
+    /// Watches it, behind everybody who does so already.
+    pub(super) fn begin(&self) -> io::Result<()> {
+        let Some((epoll, data)) = &self.exclusive else { return Ok(()) };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, *data);
+        Ok(epoll.add(self.listener.get_ref().as_fd(), event)?)
+    }
+
+    /// Watches it no longer.
+    pub(super) fn end(&self) {
+        if let Some((epoll, _)) = &self.exclusive {
+            // It fails only for what is not watched.
+            let _ = epoll.delete(self.listener.get_ref().as_fd());
+        }
+    }
+
+    /// Waits until the queue has something, and has `take` look what.
+    pub(super) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        take: impl Fn(BorrowedFd<'_>) -> io::Result<Option<OwnedFd>>,
+    ) -> Poll<io::Result<OwnedFd>> {
+        loop {
+            let mut guard = ready!(self.listener.poll_read_ready(cx))?;
+            let taken = take(self.listener.get_ref().as_fd())?;
+            if taken.is_none() || self.exclusive.is_some() {
+                // Whoever is still there is told of again; in tokio's own way that holds for newcomers only.
+                guard.clear_ready();
+            }
+            if let Some(connection) = taken {
+                return Poll::Ready(Ok(connection));
+            }
+        }
+    }
+}
