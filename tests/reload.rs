@@ -136,7 +136,7 @@ fn slow_starter() -> Server {
     // A probation that is far longer than the second after which a program of these tests dies: a machine that stands
     // still for a while must not make the program outlive it.
     let setup =
-        setup().workers(2).args(["--ready-after", "1h", "--start-timeout", "1500ms", "--probation", "4s"]);
+        setup().workers(2).args(["--ready-after", "1h", "--start-timeout", "5s", "--probation", "4s"]);
     setup.file("app.py", &program("pass"));
     let app = setup.path("app.py");
     setup.program(["python3".into(), app.into_os_string()]).start()

@@ -20,6 +20,9 @@ use tokio::sync::watch;
 /// How long to wait after the system has refused a connection for want of descriptors or memory.
 const BREATHER: Duration = Duration::from_millis(100);
 
+/// How long after its start a thread begins to take its siblings' connections: they have all begun to take their own.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// The whole life of a serving thread.
 pub(crate) fn thread(
     control: Arc<Control>,
@@ -65,6 +68,7 @@ pub(crate) fn thread(
         }
         let take = |socket| take(&thread, &*served, socket);
         if *phase.borrow() == Phase::Serve {
+            tokio::task::spawn_local(settle(Rc::downgrade(&acceptor)));
             tokio::select! {
                 biased;
                 _ = phase.wait_for(|phase| *phase != Phase::Serve) => (),
@@ -93,6 +97,13 @@ pub(crate) fn thread(
         }
         reporter.send(Report::Done { died: false });
     });
+}
+
+async fn settle(acceptor: Weak<Acceptor>) {
+    tokio::time::sleep(SETTLING).await;
+    if let Some(acceptor) = acceptor.upgrade() {
+        acceptor.settle();
+    }
 }
 
 /// Accepts while there is room, until it is dropped.

@@ -3,7 +3,7 @@
 
 mod harness;
 
-use harness::{ASYNC, SYNC, Sockets, THREADS, Worker, client, get, settings, tcp};
+use harness::{ASYNC, SYNC, Sockets, THREADS, Worker, client, get, settings, tcp, until};
 use prefork::settings::Class;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -27,7 +27,7 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
             settings("hello", class),
             &Sockets { own: &[&second], near: &[&first], ..Sockets::default() },
         );
-        stopped.signal(libc::SIGSTOP);
+        stop(&stopped);
         for _ in 0..20 {
             is_served(first_address);
             is_served(second_address);
@@ -37,6 +37,16 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
         stopped.finish();
         sibling.finish();
     }
+}
+
+/// Stops it, and waits until every thread has: a running one could still take a connection, and keep it.
+fn stop(worker: &Worker) {
+    worker.signal(libc::SIGSTOP);
+    let stopped = |path: std::path::PathBuf| {
+        std::fs::read_to_string(path.join("stat")).unwrap().rsplit(") ").next().unwrap().starts_with('T')
+    };
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", worker.child.id())).unwrap();
+    until("every thread has stopped", || threads().all(|thread| stopped(thread.unwrap().path())));
 }
 
 #[test]

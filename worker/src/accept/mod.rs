@@ -5,8 +5,8 @@
 //! A listener's file description is shared with other processes, so a queue that was ready may be empty by now.
 //!
 //! **Who is woken.** The kernel wakes one of those who wait for a queue: the one who has watched it longest. So a
-//! thread begins to watch its siblings' queues anew [at each heartbeat](Acceptor::beat), and whoever owns a queue is ahead of
-//! everybody else. Of a queue that all share, whoever has just taken a connection goes to the end of the line.
+//! thread begins to watch its siblings' queues [a little later](Acceptor::settle) than its own, and anew at each
+//! [heartbeat](Acceptor::beat): whoever owns a queue is ahead of everybody else. Of a queue that all share, whoever has just taken a connection goes to the end of the line.
 
 mod watch;
 
@@ -94,6 +94,8 @@ pub(crate) struct Acceptor {
     /// Of its own and the near queues.
     watches: Vec<Watch<Listener>>,
     watching: Cell<bool>,
+    /// Whether it watches the near queues, too.
+    settled: Cell<bool>,
     /// How often it has accepted: whose turn it is.
     turn: Cell<usize>,
     /// Whether somebody was seen in a far queue, and who is to be told of it.
@@ -115,6 +117,7 @@ impl Acceptor {
             watches: watches.collect::<io::Result<_>>()?,
             listeners,
             watching: Cell::new(false),
+            settled: Cell::new(false),
             turn: Cell::new(0),
             far_waits: Cell::new(false),
             waker: RefCell::new(None),
@@ -124,7 +127,8 @@ impl Acceptor {
     /// Watches the queues.
     pub(crate) fn resume(&self) -> io::Result<()> {
         if !self.watching.replace(true) {
-            self.watches.iter().try_for_each(Watch::begin)?;
+            let count = if self.settled.get() { self.watches.len() } else { self.listeners.own.end };
+            self.watches[..count].iter().try_for_each(Watch::begin)?;
         }
         Ok(())
     }
@@ -137,10 +141,16 @@ impl Acceptor {
         }
     }
 
+    /// Watches the near queues, too, from now on. Workers start together: by now their owners watch them.
+    pub(crate) fn settle(&self) {
+        self.settled.set(true);
+        self.listeners.near.clone().for_each(|index| self.go_behind(index));
+    }
+
     /// Lets the owners of the near queues go first, and looks into the far ones.
     pub(crate) fn beat(&self) {
-        for index in self.listeners.near.clone() {
-            self.go_behind(index);
+        if self.settled.get() {
+            self.listeners.near.clone().for_each(|index| self.go_behind(index));
         }
         self.far_waits.set(self.listeners.somebody_waits(self.watches.len()..self.listeners.sockets.len()));
         if self.far_waits.get()
