@@ -26,6 +26,8 @@ pub const LISTEN_PID: &str = "LISTEN_PID";
 pub const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 /// The address of the notification socket.
 pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// How many descriptors systemd keeps for a service at most.
+pub const FDSTORE: &str = "FDSTORE";
 /// The watchdog's period in microseconds.
 pub const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// The pid that the watchdog watches.
@@ -47,11 +49,12 @@ pub const PREFORK_ACCEPT: &str = "PREFORK_ACCEPT";
 pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
 
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
     NOTIFY_SOCKET,
+    FDSTORE,
     WATCHDOG_USEC,
     WATCHDOG_PID,
     PREFORK_SLOT,

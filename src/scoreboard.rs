@@ -4,8 +4,8 @@
 //! be alive in a slot: one that drains, and the one that follows it. A row takes up cache lines of its own, and
 //! pages nobody touches cost nothing.
 //!
-//! The supervisor believes none of it: a number is a number, and only the heartbeat of a worker that serves has
-//! consequences (for that worker). What a dead worker leaves behind is [folded](Totals::fold) into its slot, so
+//! The supervisor believes none of it: a number is a number, and only the heartbeat and the oldest request of a
+//! worker that serves, and whether its counters move, have consequences (for that worker). What a dead worker leaves behind is [folded](Totals::fold) into its slot, so
 //! that a slot's totals never go back.
 
 use crate::id::Slot;
@@ -74,8 +74,8 @@ impl Row {
         }
     }
 
-    /// Corrects the start of the oldest request in hand, which a worker that has several knows better than the
-    /// row: 0 for none.
+    /// Corrects the start of the oldest request whose handler runs, which a worker that has several knows better than the
+    /// row: 0 for none. A response that its client is slow to read is no handler's fault.
     pub fn set_oldest(&self, started_ms: u64) {
         self.oldest.store(started_ms, Relaxed);
     }
@@ -124,7 +124,7 @@ pub struct Reading {
     pub busy: u64,
     /// Since when at least one request has been in hand.
     pub busy_since: u64,
-    /// When the oldest request in hand began.
+    /// When the handler that has been running longest began.
     pub oldest: u64,
 }
 

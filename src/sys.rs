@@ -124,6 +124,40 @@ pub unsafe fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's program, for good:
+/// setsockopt(2) then refuses with EPERM. Processes that inherit the socket are what it is for.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn lock_filter(socket: impl AsFd) -> io::Result<()> {
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1)
+}
+
+/// Has a TCP socket ignore packets that have come over a router, or from a machine that lets packets live for fewer than
+/// 255 hops, as nearly all do. Needs no privilege.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn ignore_travelled_packets(socket: impl AsFd) -> io::Result<()> {
+    let socket = socket.as_fd();
+    // A v4 socket has no hop counts.
+    set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, 255)
+        .or_else(|_| set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, 255))
+}
+
+fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(4);
+    // SAFETY: the option's value is an int, which is valid for reads of `length` bytes.
+    let done =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
 ///
 /// # Errors
@@ -152,6 +186,42 @@ pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
     };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     Ok((length.min(buffer.len()), length > buffer.len()))
+}
+
+/// The queue of a listening TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenQueue {
+    /// Connections that wait to be accepted.
+    pub length: u32,
+    /// The most that may wait.
+    pub limit: u32,
+}
+
+/// The queue of a TCP socket, whoever accepts from it; `None` while it does not listen.
+///
+/// # Errors
+/// Those of getsockopt(2), such as `EOPNOTSUPP` for a socket that is no TCP socket.
+pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
+    const LISTEN: u8 = 10;
+    // SAFETY: tcp_info is made of integers only, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which `info` has.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Of a listening socket, the kernel tells its queue in these two fields (net/ipv4/tcp.c, tcp_get_info).
+    let queue = ListenQueue { length: info.tcpi_unacked, limit: info.tcpi_sacked };
+    Ok((info.tcpi_state == LISTEN).then_some(queue))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Workers that die or hang, and a supervisor that does.
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
+use std::io::Write;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use testkit::load::{Failure, Plan, run, start};
-use testkit::{LONG, Server, Setup, wait_until};
+use testkit::{Address, LONG, Server, Setup, wait_until};
 
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
@@ -123,6 +125,28 @@ fn workers_do_not_outlive_a_killed_supervisor() {
     wait_until("nobody listens any more", LONG, || address.connect().is_err());
     let again = setup().workers(1).bind(&address.to_string()).start();
     assert_eq!(again.get("/").status, 200);
+}
+
+#[test]
+fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
+    let rust = setup().workers(2).args(["--app", "sleep"]);
+    let foreign =
+        setup().workers(2).program(["python3".into(), testkit::program("bare.py").into_os_string()]);
+    for setup in [rust, foreign] {
+        let mut server = setup.start();
+        let (workers, address) = (server.ready(), server.address());
+        // One that would take far longer than a worker has.
+        let mut client = address.connect().expect("connected");
+        client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+        server.signal(SIGKILL);
+        let killed = Instant::now();
+        wait_until("the workers' end", LONG, || workers.iter().all(|worker| !worker.runs()));
+        // A second, and one more for a busy machine.
+        assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+        server.wait_exit(LONG);
+        let Address::Tcp(port) = address else { panic!("a TCP address") };
+        wait_until("anybody to be able to have the port", LONG, || TcpListener::bind(port).is_ok());
+    }
 }
 
 #[test]

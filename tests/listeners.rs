@@ -147,6 +147,45 @@ fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
     load.finish().assert_flawless();
 }
 
+/// Who is connected when an address is removed is served, whichever slot's queue it waits in, also while workers leave one
+/// by one and when the last of them leaves late. Nobody is connected only to be reset.
+fn a_removed_address_serves_its_queue(surge: &str) {
+    let free = |_| {
+        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string()
+    };
+    let [stays, goes] = [1, 2].map(free);
+    let config = |binds: &[&str]| {
+        format!("workers = 4\nsurge = {surge}\nprobation = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n")
+    };
+    let mut server = setup().no_bind().config(&config(&[&stays, &goes])).start();
+    let [kept, removed] = [&stays, &goes].map(|text| text.parse::<Address>().expect("an address"));
+    // Slow requests keep old workers for a while after others have left.
+    let slow = start(Plan::fresh(&removed, 8).http("/?ms=700", None));
+    let load = start(Plan::rate(&removed, 400.0).http("/?ms=1", None));
+    let other = start(Plan::rate(&kept, 100.0).http("/?ms=1", None));
+    load.wait_for_more(200);
+    server.file("config.toml", &config(&[&stays]));
+    server.reload();
+    wait_until("the removed address to be closed", LONG, || load.failed() > 50);
+    for load in [slow, load] {
+        let report = load.finish();
+        let refused = report.count(testkit::load::Failure::Refused);
+        assert_eq!((report.failed(), report.answered + refused), (refused, report.requests), "{report}");
+        assert!(report.answered > 0 && refused > 0, "{report}");
+    }
+    other.finish().assert_flawless();
+}
+
+#[test]
+fn a_removed_address_serves_its_queue_when_all_workers_are_replaced_together() {
+    a_removed_address_serves_its_queue("\"all\"");
+}
+
+#[test]
+fn a_removed_address_serves_its_queue_when_workers_are_replaced_one_by_one() {
+    a_removed_address_serves_its_queue("1");
+}
+
 #[test]
 fn an_address_that_cannot_be_bound_fails_the_reload_only() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -130,39 +130,19 @@ fn lines_for_the_journal_begin_with_a_priority() {
 
 /// Runs a script of `tests/units` under a throw-away systemd with the project's unit.
 fn under_systemd(test: &str, script: &str) {
-    if !nix::unistd::geteuid().is_root() {
-        return skipped(test, "needs root, to boot a systemd in namespaces of its own");
-    }
-    if !Path::new("/usr/lib/systemd/systemd").exists() && !Path::new("/lib/systemd/systemd").exists() {
-        return skipped(test, "systemd is not installed");
-    }
     let binary = Path::new(env!("CARGO_BIN_EXE_supervisor"));
     let units = root().join("tests/units");
-    let output = Command::new(root().join("scripts/with-systemd"))
-        .arg("--timeout=120")
-        .arg(format!("--bind={}", binary.parent().expect("a directory").display()))
-        .args([
+    testkit::systemd::run(
+        test,
+        &[
             root().join("scripts/supervisor.service"),
             units.join("web.socket"),
             units.join("activated.service"),
-        ])
-        .arg("--")
-        .arg(units.join(script))
-        .arg(binary)
-        .current_dir(root())
-        .output()
-        .expect("the script can be run");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let error = String::from_utf8_lossy(&output.stderr);
-    println!("{said}");
-    if output.status.code() == Some(125) || output.status.code() == Some(2) {
-        // A container may forbid what a systemd needs; that says nothing about the server.
-        return skipped(
-            test,
-            &format!("systemd did not boot here: {}", error.lines().last().unwrap_or_default()),
-        );
-    }
-    assert!(output.status.success(), "{said}\n{error}");
+        ],
+        &[binary.parent().expect("a directory")],
+        &units.join(script),
+        &[binary.as_os_str()],
+    );
 }
 
 #[test]

@@ -94,15 +94,15 @@ fn table(status: &Value) -> String {
         ));
     }
     lines.push(format!(
-        "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6}",
-        "SLOT", "WORKER", "PID", "GEN", "STATE", "REQUESTS", "CONNECTIONS", "BUSY"
+        "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}",
+        "SLOT", "WORKER", "PID", "GEN", "STATE", "REQUESTS", "CONNECTIONS", "BUSY", "QUEUE"
     ));
     for slot in list(&status["slots"]) {
         let totals = &slot["totals"];
         let workers = list(&slot["workers"]);
         if workers.is_empty() {
             lines.push(format!(
-                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6}",
+                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}",
                 text(&slot["slot"]),
                 "-",
                 "-",
@@ -110,12 +110,13 @@ fn table(status: &Value) -> String {
                 "empty",
                 text(&totals["requests"]),
                 text(&totals["connections"]),
-                "-"
+                "-",
+                text(&slot["queue"])
             ));
         }
         for worker in workers {
             lines.push(format!(
-                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6}  {}",
+                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}  {}",
                 text(&slot["slot"]),
                 text(&worker["worker"]),
                 text(&worker["pid"]),
@@ -124,6 +125,7 @@ fn table(status: &Value) -> String {
                 text(&totals["requests"]),
                 text(&totals["connections"]),
                 text(&worker["scoreboard"]["busy"]),
+                text(&slot["queue"]),
                 worker["status"].as_str().unwrap_or_default(),
             ));
         }

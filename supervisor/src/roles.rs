@@ -4,7 +4,7 @@ use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
-use crate::shell::listen::Listeners;
+use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
 use crate::shell::server::Server;
 use log::{error, info};
@@ -45,9 +45,10 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
     };
+    let (inherited, kept) = Kept::sort(inherited);
     let Invocation { action, source } = invocation;
     match action {
-        Act::Serve => serve(identity, source, inherited),
+        Act::Serve => serve(identity, source, inherited, kept),
         Act::Check { print } => check(source, &inherited, print),
         Act::Status { json } => reach(&source, |path| client::status(path, json)),
         Act::Reload { wait } => reach(&source, |path| client::ask(path, &Request::Reload { wait })),
@@ -57,7 +58,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     }
 }
 
-fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>) -> ExitCode {
+fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: Kept) -> ExitCode {
     let loader = loader(source, &inherited);
     let config = match loader.config() {
         Ok(config) => config,
@@ -67,7 +68,7 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>) -> Exit
         return fail(&reason);
     }
     info!("{} {} (pid {})", identity.name, identity.version, std::process::id());
-    let listeners = Listeners::new(runtime_directory(), inherited);
+    let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
         Ok(server) => server,
         Err(reason) => {

@@ -38,6 +38,11 @@ impl Guard {
         Self { thread, link, ticket, turn: None }
     }
 
+    /// Its handler begins, or has ended.
+    fn handler(&self, runs: bool) {
+        self.thread.handler(self.ticket, runs);
+    }
+
     /// Waits until the thread may run one more handler.
     pub(crate) async fn take_turn(&mut self) {
         if let Some(gate) = &self.thread.gate {
@@ -133,6 +138,7 @@ where
     S::Error: Into<BoxError>,
 {
     guard.take_turn().await;
+    guard.handler(true);
     let handler = async move {
         poll_fn(|cx| service.poll_ready(cx)).await?;
         service.call(request).await
@@ -148,11 +154,13 @@ where
         _ => match tokio::time::timeout(Duration::from_millis(timeout), caught).await {
             Ok(result) => result,
             Err(_) => {
+                guard.handler(false);
                 log::warn!("a handler took longer than {timeout} ms; its client gets 503");
                 return Outcome::Refused(StatusCode::SERVICE_UNAVAILABLE, "The request took too long.\n");
             }
         },
     };
+    guard.handler(false);
     match result {
         Ok(Ok(response)) => Outcome::Response(response),
         Ok(Err(error)) => {

@@ -83,17 +83,27 @@ impl Control {
         self.scoreboard.row(self.slot, self.seat)
     }
 
-    /// Notes the start of a thread's oldest request; `u64::MAX` for none.
+    /// Notes the start of a thread's oldest handler; `u64::MAX` for none.
     pub(crate) fn set_oldest(&self, thread: usize, started_ms: u64) {
         self.oldest[thread].store(started_ms, Relaxed);
     }
 
-    /// A sign of life from a serving thread. The row's own idea of the oldest request is the first one since the worker
-    /// was last idle, which may be long gone; here it is put right.
-    pub(crate) fn beat(&self) {
-        self.row().beat();
+    /// The start of a thread's oldest handler; `u64::MAX` for none.
+    pub(crate) fn oldest(&self, thread: usize) -> u64 {
+        self.oldest[thread].load(Relaxed)
+    }
+
+    /// Tells the supervisor of the oldest handler. The row's own idea is the first request since the worker was last
+    /// idle, which may be long gone.
+    pub(crate) fn publish_oldest(&self) {
         let oldest = self.oldest.iter().map(|oldest| oldest.load(Relaxed)).min().unwrap_or(u64::MAX);
         self.row().set_oldest(if oldest == u64::MAX { 0 } else { oldest });
+    }
+
+    /// A sign of life from a serving thread.
+    pub(crate) fn beat(&self) {
+        self.row().beat();
+        self.publish_oldest();
     }
 
     /// Announces the drain.

@@ -50,7 +50,7 @@ pub(crate) struct Thread {
     lingering: Cell<usize>,
     /// Waiting connections: address of the link, and since when.
     waiting: RefCell<Vec<(*const Link, u64)>>,
-    /// When each request in hand began; [`NONE`] for free tickets.
+    /// When the handler of each request in hand began; [`NONE`] for free tickets, and when none runs.
     begun: RefCell<Vec<u64>>,
     tickets: RefCell<Vec<usize>>,
     drained_at: Cell<Option<u64>>,
@@ -172,29 +172,46 @@ impl Thread {
     pub(crate) fn request_begun(&self, link: &Arc<Link>) -> usize {
         self.control.row().request_begun();
         self.no_longer_waiting(link);
-        let mut begun = self.begun.borrow_mut();
-        let now = now_ms();
-        let ticket = self.tickets.borrow_mut().pop().unwrap_or_else(|| {
+        self.tickets.borrow_mut().pop().unwrap_or_else(|| {
+            let mut begun = self.begun.borrow_mut();
             begun.push(NONE);
             begun.len() - 1
-        });
-        begun[ticket] = now;
-        if begun.len() - self.tickets.borrow().len() == 1 {
-            self.control.set_oldest(self.index, now);
+        })
+    }
+
+    /// The handler of a request begins, or has ended: what remains of the request is up to its client.
+    pub(crate) fn handler(&self, ticket: usize, runs: bool) {
+        let began = if runs { now_ms() } else { NONE };
+        let was = std::mem::replace(&mut self.begun.borrow_mut()[ticket], began);
+        let oldest = self.control.oldest(self.index);
+        if began < oldest {
+            self.control.set_oldest(self.index, began);
+        } else if was == oldest && was != NONE && self.settings.request_timeout_ms > 0 {
+            // Otherwise the next beat is early enough. But the supervisor kills a worker whose oldest handler is
+            // overdue, and a worker whose thread is held up by another one does not beat.
+            self.control.set_oldest(self.index, self.oldest());
+        } else {
+            return;
         }
-        ticket
+        if self.settings.request_timeout_ms > 0 {
+            self.control.publish_oldest();
+        }
+    }
+
+    fn oldest(&self) -> u64 {
+        self.begun.borrow().iter().copied().min().unwrap_or(NONE)
     }
 
     /// A request has ended.
     pub(crate) fn request_ended(&self, ticket: usize) {
+        self.handler(ticket, false);
         self.control.row().request_ended();
-        let mut begun = self.begun.borrow_mut();
-        begun[ticket] = NONE;
         let mut tickets = self.tickets.borrow_mut();
         tickets.push(ticket);
-        if begun.len() == tickets.len() {
+        if self.begun.borrow().len() == tickets.len() {
             self.control.set_oldest(self.index, NONE);
         }
+        drop(tickets);
         if self.gate.is_some() {
             self.changed.notify_one();
         }
@@ -212,10 +229,9 @@ impl Thread {
         }
     }
 
-    /// A sign of life, and the oldest request for the scoreboard.
+    /// A sign of life, and the oldest handler for the scoreboard.
     pub(crate) fn beat(&self) {
-        let oldest = self.begun.borrow().iter().copied().min().unwrap_or(NONE);
-        self.control.set_oldest(self.index, oldest);
+        self.control.set_oldest(self.index, self.oldest());
         self.control.beat();
     }
 

@@ -163,8 +163,7 @@ impl Config {
                 Program::App(app) => app.clone(),
                 Program::Linked | Program::Command(_) => String::new(),
             },
-            // Four beats within the timeout, so that one late beat is no hang.
-            heartbeat_ms: self.hang_timeout.map_or(1000, |timeout| millis(timeout / 4).clamp(100, 1000)),
+            heartbeat_ms: millis(self.heartbeat()),
             drain_idle_ms: millis(self.drain_idle),
             keep_alive_ms: millis(self.keep_alive),
             header_timeout_ms: millis(self.header_timeout),
@@ -173,6 +172,12 @@ impl Config {
             max_body_bytes: self.max_body.unwrap_or(0),
             log_level: self.log.level as u8,
         }
+    }
+
+    /// How often a Rust worker beats: four times within the timeout, so that one late beat is no hang.
+    pub fn heartbeat(&self) -> Duration {
+        let most = Duration::from_secs(1);
+        self.hang_timeout.map_or(most, |timeout| (timeout / 4).clamp(Duration::from_millis(100), most))
     }
 
     /// `WATCHDOG_USEC` for foreign workers: a program that once answers the watchdog must go on doing so.

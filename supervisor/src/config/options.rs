@@ -158,9 +158,10 @@ settings! {
         start_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("60s");
         /// How long a program that says nothing must live to count as ready
         ready_after: (Typed<Span<0, DAY>>) as "TIME" = Given("1s");
-        /// How long a worker may give no sign of life before it is killed and replaced, or off
+        /// How long a worker may give no sign of life, or leave its queue alone, before it is killed and replaced, or off
         hang_timeout: (Typed<OrOff<Span<500, DAY>>>) as "TIME" = Given("30s");
-        /// How long a handler may take before its client gets 503, or off
+        /// How long a handler may take before its client gets 503, or off; a worker in which one blocks a second longer is
+        /// killed and replaced
         request_timeout: (Typed<OrOff<Span<1, DAY>>>) as "TIME" = Given("off");
     }
     "HTTP" {

@@ -1,6 +1,6 @@
 //! From intent to reality, one possible step at a time.
 
-use super::event::{Action, Fact, Why};
+use super::event::{Action, Fact, Stall, Why};
 use super::time::Time;
 use super::worker::{Stage, Worker};
 use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
@@ -12,6 +12,7 @@ impl Core {
     /// Takes every step that is possible now, from what is intended and what is.
     pub(super) fn converge(&mut self, now: Time) {
         self.enforce_deadlines(now);
+        self.judge_stalls(now);
         self.judge_boot();
         self.advance_trial(now);
         self.begin_reload();
@@ -48,12 +49,17 @@ impl Core {
                     self.out.push(Action::Abort(id));
                     self.lose(now, &before, format!("did not get ready within {timeout:?}"));
                 }
-                Stage::Ready { heard, .. } => {
+                Stage::Ready { pulse, .. } => {
+                    let Some((why, span)) = pulse.hang(now, &worker.plan) else { continue };
                     worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
-                    let silence = now - heard;
-                    self.report(Fact::Hung(before.who(), silence));
+                    self.report(Fact::Hung(before.who(), why, span));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, format!("was silent for {silence:.1?}"));
+                    let how = match why {
+                        Stall::Silent => format!("was silent for {span:.1?}"),
+                        Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
+                        Stall::Overdue => format!("had a request in hand for {span:.1?}"),
+                    };
+                    self.lose(now, &before, how);
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;
@@ -108,7 +114,7 @@ impl Core {
         self.in_slot(slot).find(|worker| worker.generation == generation && worker.is_occupant())
     }
 
-    fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
+    pub(super) fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
         self.workers.values().filter(move |worker| worker.slot == slot)
     }
 
@@ -229,17 +235,21 @@ impl Core {
         }
     }
 
-    /// New connections go to slots with a ready worker, or whose first replacement is on its way; never to none.
+    /// New connections go to slots with a worker that is ready and well, or whose first replacement is on its way. When
+    /// there are none, to those whose workers stall; never to none.
     fn steer(&mut self) {
-        let rotation: Vec<Slot> = (0..self.reach())
-            .map(Slot)
-            .filter(|slot| {
-                let replaced_at_once = !self.backoffs[slot.index()].is_looping()
-                    && self.rotation.contains(slot)
-                    && self.in_slot(*slot).any(Worker::is_occupant);
-                self.is_served(*slot) || replaced_at_once
-            })
-            .collect();
+        let slots = || (0..self.reach()).map(Slot);
+        let serves = |slot: &Slot| {
+            let replaced_at_once = !self.backoffs[slot.index()].is_looping()
+                && self.rotation.contains(slot)
+                && self.in_slot(*slot).any(Worker::is_occupant)
+                && !self.in_slot(*slot).any(Worker::is_in_the_way);
+            self.in_slot(*slot).any(Worker::is_well) || replaced_at_once
+        };
+        let mut rotation: Vec<Slot> = slots().filter(serves).collect();
+        if rotation.is_empty() {
+            rotation = slots().filter(|slot| self.is_served(*slot)).collect();
+        }
         if !rotation.is_empty() && rotation != self.rotation {
             self.rotation.clone_from(&rotation);
             self.out.push(Action::Steer(rotation));
@@ -284,15 +294,12 @@ impl Core {
             return None;
         }
         let workers = self.workers.values().filter_map(Worker::deadline);
-        let hang = self.workers.values().filter(|worker| worker.ready_since().is_some());
-        let hang = hang.filter_map(|worker| worker.plan.hang_timeout).min();
-        let sample = hang.map(|timeout| now + sampling_period(timeout));
         let retries = (0..self.reach()).map(Slot).flat_map(|slot| {
             self.wanted_in(slot)
                 .filter(move |generation| self.occupant(slot, *generation).is_none())
                 .filter_map(move |generation| self.may_spawn_at(slot, generation))
         });
-        workers.chain(sample).chain(retries).chain(self.trial_proven_at()).min()
+        workers.chain(self.look_due(now)).chain(retries).chain(self.trial_proven_at()).min()
     }
 }
 

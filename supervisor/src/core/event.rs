@@ -16,8 +16,12 @@ pub struct Plan {
     pub surge: u16,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
-    /// How long a ready worker may be silent.
+    /// How often a ready worker shows that it lives, if it does.
+    pub heartbeat: Duration,
+    /// How long a ready worker may be silent; without it, nobody is watched for stalls.
     pub hang_timeout: Option<Duration>,
+    /// How long a handler may run.
+    pub request_timeout: Option<Duration>,
     /// How long a draining worker may take.
     pub graceful_timeout: Duration,
     /// How long a reload's new workers must survive before the old ones drain.
@@ -54,9 +58,9 @@ pub enum Event {
     Refused(GenerationId, String),
     /// A worker says that it accepts connections, or counts as doing so.
     Ready(WorkerId),
-    /// When a serving thread of each of these workers was last alive. In one event, and the first of every wake-up,
-    /// or a supervisor that wakes late would judge workers by what it has not read yet.
-    Beats(Vec<(WorkerId, Time)>),
+    /// What is seen of all workers. In one event, and the first of every wake-up, or a supervisor that wakes late
+    /// would judge workers by what it has not read yet.
+    Look(Look),
     /// A starting worker says why it will not start.
     Failed(WorkerId, String),
     /// A worker leaves of its own accord (somebody sent it a signal): it accepts no more, and finishes.
@@ -67,6 +71,41 @@ pub enum Event {
     Died(WorkerId, String),
     /// Time has passed.
     Tick,
+}
+
+/// What is seen of the workers from outside, at one time. Untrusted: a worker may have written any number.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Look {
+    /// Their signs of life.
+    pub workers: Vec<(WorkerId, Sight)>,
+    /// How many connections wait in the queues of each slot, if that was looked at (see
+    /// [`wants_queues`](super::Core::wants_queues)). Slots without a queue of their own are left out.
+    pub queues: Option<Vec<(Slot, u32)>>,
+}
+
+/// A worker's signs of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// When a thread of it that serves was last alive; now, of a program that does not tell.
+    pub heard: Time,
+    /// It tells. Of a program that does not, only its queue can.
+    pub beats: bool,
+    /// A number that moves when it accepts or answers. `None`: it does not count, and nobody else takes connections
+    /// out of its queue.
+    pub done: Option<u64>,
+    /// When the handler began that has been running longest.
+    pub oldest: Option<Time>,
+}
+
+/// How a ready worker fails to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stall {
+    /// It does not beat.
+    Silent,
+    /// Connections wait in its queue, and it takes none.
+    Stuck,
+    /// A handler runs for too long.
+    Overdue,
 }
 
 /// What the shell is to do, in this order.
@@ -157,8 +196,12 @@ pub enum Fact {
     Spawning(Who),
     /// A worker accepts connections, after this long.
     WorkerReady(Who, Duration),
-    /// A worker was silent for this long and is aborted.
-    Hung(Who, Duration),
+    /// A worker seems not to serve, for this reason and since this long: it is out of rotation, if another is in it.
+    Stalled(Who, Stall, Duration),
+    /// A worker that was stalled for this long is well again, and back in rotation.
+    Resumed(Who, Duration),
+    /// A worker has not served, for this reason and since this long, and is aborted.
+    Hung(Who, Stall, Duration),
     /// A worker did not get ready in this time and is aborted.
     StartTimedOut(Who, Duration),
     /// A worker broke the protocol and is killed.

@@ -12,6 +12,7 @@
 //! * `event` – the words: [`Event`], [`Action`], [`Fact`], [`Plan`];
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
+//! * `pulse` – whether a worker stalls or hangs;
 //! * `worker`, `backoff`, `time` – what their names say;
 //! * `view` – a picture of it all for `supervisor status`.
 //!
@@ -20,6 +21,7 @@
 mod backoff;
 mod converge;
 mod event;
+mod pulse;
 mod reload;
 mod time;
 mod view;
@@ -31,12 +33,13 @@ mod scenarios;
 mod simulation;
 
 pub use converge::sampling_period;
-pub use event::{Action, Command, Event, Fact, Plan, RequestId, Who, Why};
+pub use event::{Action, Command, Event, Fact, Look, Plan, RequestId, Sight, Stall, Who, Why};
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
 use backoff::{Backoff, Chance};
 use prefork::{GenerationId, Slot, WorkerId};
+use pulse::Pulse;
 use reload::Trial;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -87,7 +90,9 @@ struct Accepted {
 ///     max_workers: 8,
 ///     surge: 2,
 ///     start_timeout: Duration::from_secs(60),
+///     heartbeat: Duration::from_secs(1),
 ///     hang_timeout: None,
+///     request_timeout: None,
 ///     graceful_timeout: Duration::from_secs(30),
 ///     probation: Duration::from_secs(2),
 /// };
@@ -112,6 +117,12 @@ pub struct Core {
     last_generation: GenerationId,
     last_worker: WorkerId,
     rotation: Vec<Slot>,
+    /// When the queues were last looked at.
+    looked: Time,
+    /// Workers had something to do then.
+    lively: bool,
+    /// When the operator was last told of a stall in a slot.
+    stall_told: BTreeMap<Slot, Time>,
     ever_ready: bool,
     boot_failures: u32,
     last_failure: String,
@@ -139,6 +150,9 @@ impl Core {
             last_generation: generation,
             last_worker: WorkerId(0),
             rotation: Vec::new(),
+            looked: Time::default(),
+            lively: false,
+            stall_told: BTreeMap::new(),
             ever_ready: false,
             boot_failures: 0,
             last_failure: String::new(),
@@ -162,11 +176,7 @@ impl Core {
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Beats(beats) => {
-                for (worker, at) in beats {
-                    self.worker_heard(now, worker, at);
-                }
-            }
+            Event::Look(look) => self.look(now, &look),
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.complaint = Some(reason);
@@ -196,9 +206,10 @@ impl Core {
         if late > TARDY {
             // Time in which nobody may have run proves nothing about a worker that is on probation.
             self.workers.values_mut().for_each(|worker| worker.prolong_probation(gap));
+            self.workers.values_mut().for_each(|worker| worker.forgive(now, late));
         }
         if late > LATE {
-            self.workers.values_mut().for_each(|worker| worker.put_off(gap));
+            self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
             self.report(Fact::Overslept(gap));
         }
     }
@@ -268,17 +279,10 @@ impl Core {
     fn worker_ready(&mut self, now: Time, id: WorkerId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let Stage::Starting { .. } = worker.stage else { return };
-        worker.stage = Stage::Ready { since: now, heard: now };
+        worker.stage = Stage::Ready { since: now, pulse: Pulse::new(now) };
         let fact = Fact::WorkerReady(worker.who(), now - worker.born);
         self.ever_ready = true;
         self.report(fact);
-    }
-
-    fn worker_heard(&mut self, now: Time, id: WorkerId, at: Time) {
-        if let Some(Worker { stage: Stage::Ready { heard, .. }, .. }) = self.workers.get_mut(&id) {
-            // A beat from the future is a lie that would keep a hung worker alive for ever.
-            *heard = at.min(now).max(*heard);
-        }
     }
 
     fn worker_leaves(&mut self, now: Time, id: WorkerId) {

@@ -1,5 +1,7 @@
 //! Each flow of the core, told as a short story.
 
+mod stalls;
+
 use super::*;
 use std::time::Duration;
 
@@ -8,10 +10,19 @@ const PLAN: Plan = Plan {
     max_workers: 4,
     surge: u16::MAX,
     start_timeout: Duration::from_secs(60),
+    heartbeat: Duration::from_secs(1),
     hang_timeout: Some(Duration::from_secs(30)),
+    request_timeout: None,
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
 };
+
+/// Workers that beat, were last heard of at these times, and have done so much.
+fn beats(workers: &[(u64, Time, u64)]) -> Look {
+    let sight = |heard, done| Sight { heard, beats: true, done: Some(done), oldest: None };
+    let workers = workers.iter().map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done))).collect();
+    Look { workers, queues: None }
+}
 
 /// A core with a clock and what it last asked for.
 struct Stage {
@@ -61,8 +72,9 @@ impl Stage {
         let mut all = Vec::new();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
             self.now = due;
-            let beats = self.core.view().workers.iter().map(|worker| (worker.worker, due)).collect();
-            all.extend(self.core.step(due, Event::Beats(beats)));
+            let alive: Vec<_> = self.core.view().workers.iter().map(|one| (one.worker.0, due, 0)).collect();
+            let queues = self.core.wants_queues(due).then(Vec::new);
+            all.extend(self.core.step(due, Event::Look(Look { queues, ..beats(&alive) })));
         }
         self.now = end;
         self.last.clone_from(&all);
@@ -348,7 +360,7 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
     stage.now = Time::from_millis(30_000);
     // Worker 2 beats, worker 1 does not; the supervisor was awake all the time.
     stage.core.due = Some(stage.now);
-    stage.tell(Event::Beats(vec![(WorkerId(2), Time::from_millis(29_500))]));
+    stage.tell(Event::Look(beats(&[(2, Time::from_millis(29_500), 0)])));
     assert!(stage.has(&Action::Abort(WorkerId(1))));
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Hung(..))));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
@@ -360,10 +372,10 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
 #[test]
 fn a_beat_from_the_future_does_not_save_a_hung_worker() {
     let mut stage = Stage::serving(PLAN);
-    stage.tell(Event::Beats(vec![(WorkerId(1), Time::from_millis(1 << 40))]));
+    stage.tell(Event::Look(beats(&[(1, Time::from_millis(1 << 40), 0)])));
     stage.now = Time::from_millis(30_000);
     stage.core.due = Some(stage.now);
-    stage.tell(Event::Beats(vec![(WorkerId(2), stage.now)]));
+    stage.tell(Event::Look(beats(&[(2, stage.now, 0)])));
     assert!(stage.has(&Action::Abort(WorkerId(1))));
 }
 

@@ -29,6 +29,8 @@ pub enum WorkerState {
     Starting,
     /// It accepts connections.
     Ready,
+    /// It is ready, and seems not to serve.
+    Stalled,
     /// It was asked to leave.
     Draining,
     /// It hangs and was aborted.
@@ -111,6 +113,7 @@ impl Worker {
     fn view(&self) -> WorkerView {
         let state = match self.stage {
             Stage::Starting { .. } => WorkerState::Starting,
+            Stage::Ready { pulse, .. } if pulse.is_stalled() => WorkerState::Stalled,
             Stage::Ready { .. } => WorkerState::Ready,
             Stage::Draining { .. } => WorkerState::Draining,
             Stage::Aborting { .. } => WorkerState::Aborting,

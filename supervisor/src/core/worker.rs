@@ -1,6 +1,7 @@
 //! One worker, as far as the core knows it.
 
 use super::event::{Plan, Who};
+use super::pulse::Pulse;
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use std::time::Duration;
 pub(super) enum Stage {
     /// Spawned, not ready yet.
     Starting { deadline: Time },
-    /// It accepts connections, and was last heard of then.
-    Ready { since: Time, heard: Time },
+    /// It accepts connections, and shows these signs of life.
+    Ready { since: Time, pulse: Pulse },
     /// It was asked to leave.
     Draining { deadline: Time },
     /// It hangs and was told to dump core.
@@ -54,11 +55,33 @@ impl Worker {
         }
     }
 
+    /// Its signs of life, while it is to accept connections.
+    pub(super) fn pulse(&self) -> Option<&Pulse> {
+        match &self.stage {
+            Stage::Ready { pulse, .. } => Some(pulse),
+            Stage::Starting { .. } | Stage::Draining { .. } | Stage::Aborting { .. } | Stage::Killed => None,
+        }
+    }
+
+    /// It accepts connections, and nothing is wrong with it.
+    pub(super) fn is_well(&self) -> bool {
+        self.pulse().is_some_and(|pulse| !pulse.is_stalled())
+    }
+
+    /// It has filled its slot until it stopped serving, and is still there.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        match &self.stage {
+            Stage::Ready { pulse, .. } => pulse.is_stalled(),
+            Stage::Aborting { .. } => true,
+            Stage::Starting { .. } | Stage::Draining { .. } | Stage::Killed => false,
+        }
+    }
+
     /// When something is due about it.
     pub(super) fn deadline(&self) -> Option<Time> {
         match self.stage {
             Stage::Starting { deadline } | Stage::Draining { deadline } => Some(deadline),
-            Stage::Ready { heard, .. } => self.plan.hang_timeout.map(|timeout| heard + timeout),
+            Stage::Ready { pulse, .. } => pulse.deadline(&self.plan),
             Stage::Aborting { kill_at } => Some(kill_at),
             Stage::Killed => None,
         }
@@ -71,12 +94,19 @@ impl Worker {
         }
     }
 
+    /// Stalls are not judged by time in which the machine stood still.
+    pub(super) fn forgive(&mut self, now: Time, late: Duration) {
+        if let Stage::Ready { pulse, .. } = &mut self.stage {
+            pulse.forgive(now, late);
+        }
+    }
+
     /// Puts everything off by the time in which nobody watched.
-    pub(super) fn put_off(&mut self, span: Duration) {
+    pub(super) fn put_off(&mut self, late: Duration, gap: Duration) {
         match &mut self.stage {
-            Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += span,
-            Stage::Ready { heard, .. } => *heard += span,
-            Stage::Aborting { kill_at } => *kill_at += span,
+            Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += gap,
+            Stage::Ready { pulse, .. } => pulse.put_off(late, gap),
+            Stage::Aborting { kill_at } => *kill_at += gap,
             Stage::Killed => {}
         }
     }

@@ -1,6 +1,6 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
-use super::listen::{Address, FdSource, ListenSet, Listeners, SteerError, Steered};
+use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
 use crate::core::Plan;
@@ -90,18 +90,14 @@ impl Generation {
         Ok(())
     }
 
-    /// Has new connections go to the queues of the slots in `rotation`.
-    ///
-    /// # Errors
-    /// The address that cannot be steered, and why.
-    pub fn steer(&self, rotation: &[Slot]) -> Result<Steered, SteerError> {
-        let queues: Vec<u16> = match self.config.accept {
+    /// The queues for connections to the slots in `rotation`.
+    pub(super) fn queues(&self, rotation: &[Slot]) -> Vec<u16> {
+        match self.config.accept {
             Accept::Own | Accept::Steal => {
                 rotation.iter().map(|slot| slot.0).filter(|slot| *slot < self.opened).collect()
             }
             Accept::Shared => vec![0],
-        };
-        self.sockets.steer(&queues)
+        }
     }
 
     /// What the core needs to know of it.
@@ -115,7 +111,14 @@ impl Generation {
                 Surge::Count(count) => count.get(),
             },
             start_timeout: config.start_timeout,
+            // A program that feeds the watchdog does so as it likes: it is late only when it hangs.
+            heartbeat: if self.has_channel() {
+                config.heartbeat()
+            } else {
+                config.hang_timeout.unwrap_or_default()
+            },
             hang_timeout: config.hang_timeout,
+            request_timeout: config.request_timeout.filter(|_| self.has_channel()),
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
         }

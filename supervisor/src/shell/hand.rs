@@ -6,11 +6,12 @@
 
 use super::notify::WorkerNotice;
 use super::spawn::ExecErrors;
-use crate::core::{Event, Time};
+use crate::core::{Event, Sight, Time};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::{Received, SupervisorEnd};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
+use prefork::scoreboard::Reading;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -183,12 +184,19 @@ impl Hand {
         }
     }
 
-    /// When a thread of it that serves was last alive; `beat` is what its scoreboard row says.
-    pub(super) fn heard(&self, now: Time, beat: Time) -> Time {
+    /// Its signs of life; `row` is what it has written on the scoreboard.
+    pub(super) fn sight(&self, now: Time, row: &Reading) -> Sight {
         match &self.line {
-            Line::Channel { .. } | Line::Closed => beat,
+            Line::Channel { .. } | Line::Closed => Sight {
+                heard: Time::from_millis(row.heartbeat),
+                beats: true,
+                done: Some(row.connections.wrapping_add(row.requests)),
+                oldest: (row.oldest > 0).then(|| Time::from_millis(row.oldest)),
+            },
             // A program that never fed the watchdog has not opted in.
-            Line::Notify { fed, .. } => fed.unwrap_or(now),
+            Line::Notify { fed, .. } => {
+                Sight { heard: fed.unwrap_or(now), beats: fed.is_some(), done: None, oldest: None }
+            }
         }
     }
 

@@ -20,4 +20,6 @@ pub mod server;
 pub mod signals;
 pub mod spawn;
 pub mod status;
+mod steering;
+mod store;
 pub mod systemd;

@@ -8,11 +8,13 @@ mod server;
 pub use server::{NotifyServer, Received, WorkerNotice};
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, sendto, socket,
+};
 use prefork::environment::{NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
@@ -117,6 +119,41 @@ impl Notifier {
     /// As [`ready`](Self::ready).
     pub fn extend_timeout(&self, time: Duration) -> io::Result<()> {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}", time.as_micros()))
+    }
+
+    /// Has systemd keep a copy of a descriptor, for whoever runs in this unit next. `name` must be printable ASCII
+    /// without colons, of at most 255 bytes. What is kept already is not kept twice.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready). A unit without a store, or with a full one, is no error; systemd does not tell.
+    pub fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send_with(&format!("FDSTORE=1\nFDNAME={name}"), descriptor)
+    }
+
+    /// Has systemd close all descriptors that it keeps under a name.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready).
+    pub fn forget(&self, name: &str) -> io::Result<()> {
+        self.send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))
+    }
+
+    /// Has systemd close `descriptor` when it has read all earlier messages.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready).
+    pub fn barrier(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.send_with("BARRIER=1", descriptor)
+    }
+
+    fn send_with(&self, message: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let Some((socket, address)) = &self.line else { return Ok(()) };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let bytes = [io::IoSlice::new(message.as_bytes())];
+        let descriptors = [descriptor.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&descriptors)];
+        sendmsg(socket.as_raw_fd(), &bytes, &control, flags, Some(address))?;
+        Ok(())
     }
 
     fn send(&self, message: &str) -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! What the core decided, told to people: one log line a fact, with everything that identifies a worker.
 
 use super::notify::Notifier;
-use crate::core::{Command, Fact, Who};
+use crate::core::{Command, Fact, Stall, Who};
 use log::{error, info, warn};
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -40,6 +40,15 @@ fn again(wait: Option<Duration>) -> String {
     }
 }
 
+/// What a worker that does not serve has done, in words.
+fn stalled(why: Stall, span: Duration) -> String {
+    match why {
+        Stall::Silent => format!("missed its heartbeat for {span:.1?}"),
+        Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
+        Stall::Overdue => format!("has had a request in hand for {span:.1?}"),
+    }
+}
+
 fn command_name(command: &Command) -> &'static str {
     match command {
         Command::Reload(_) => "reload",
@@ -58,12 +67,14 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         // The line comes when its pid is known.
         Fact::Spawning(_) => {}
         Fact::WorkerReady(who, after) => tell!(info, named(who), "is ready after {after:.1?}"),
-        Fact::Hung(who, silence) => {
-            tell!(
-                error,
-                named(who),
-                "missed its heartbeat for {silence:.1?}; sending SIGABRT, then SIGKILL in 2 s"
-            );
+        Fact::Stalled(who, why, span) => {
+            tell!(warn, named(who), "is stalled, it {}; taking it out of rotation", stalled(*why, *span))
+        }
+        Fact::Resumed(who, span) => {
+            tell!(info, named(who), "serves again after {span:.1?}, and is back in rotation")
+        }
+        Fact::Hung(who, why, span) => {
+            tell!(error, named(who), "{}; sending SIGABRT, then SIGKILL in 2 s", stalled(*why, *span));
         }
         Fact::StartTimedOut(who, timeout) => {
             tell!(
@@ -116,7 +127,9 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
     match fact {
         Fact::Spawning(who)
         | Fact::WorkerReady(who, _)
-        | Fact::Hung(who, _)
+        | Fact::Stalled(who, _, _)
+        | Fact::Resumed(who, _)
+        | Fact::Hung(who, _, _)
         | Fact::StartTimedOut(who, _)
         | Fact::Condemned(who, _)
         | Fact::LeavesUnasked(who, _)

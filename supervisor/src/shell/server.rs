@@ -14,8 +14,9 @@ use super::poll::{Interest, Poll, Token};
 use super::reap::{reap, reap_orphans};
 use super::signals::Signals;
 use super::status::{LastReload, status};
-use super::{log as logfile, report};
-use crate::core::{Action, Command, Core, Event, Fact, RequestId, Time};
+use super::store::Store;
+use super::{log as logfile, report, steering};
+use crate::core::{Action, Command, Core, Event, Fact, Look, RequestId, Time};
 use log::{debug, error, info, warn};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -51,6 +52,7 @@ pub struct Server {
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
+    store: Store,
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
@@ -60,6 +62,7 @@ pub struct Server {
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
     orphans_left: bool,
+    rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
     exit: Option<u8>,
@@ -103,6 +106,13 @@ impl Server {
             warn!("not telling systemd anything: {error}");
             Notifier::default()
         });
+        for remark in listeners.settle_kept() {
+            warn!("{remark}");
+        }
+        let offered = std::env::var(prefork::environment::FDSTORE).ok();
+        let mut store = Store::new(now, &systemd, offered.as_deref(), &listeners.kept_names());
+        // Before the first worker: a death from now on costs no connection that waits.
+        store.tend(now, &systemd, &listeners);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         Ok(Self {
             core,
@@ -120,6 +130,7 @@ impl Server {
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
+            store,
             watchdog,
             untold: None,
             booted: false,
@@ -127,6 +138,7 @@ impl Server {
             waiting: BTreeSet::new(),
             last_reload: None,
             orphans_left: false,
+            rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
             exit: None,
@@ -162,8 +174,8 @@ impl Server {
                 }
             };
             self.now = clock();
-            let beats = self.beats();
-            self.feed(Event::Beats(beats));
+            let look = self.look();
+            self.feed(Event::Look(look));
             for token in ready {
                 self.serve(token);
             }
@@ -171,6 +183,9 @@ impl Server {
         }
         if let Some(control) = &mut self.control {
             control.finish();
+        }
+        if self.store.keeps() {
+            self.listeners.leave_files();
         }
         info!("stopped");
         self.exit.unwrap_or(1)
@@ -186,18 +201,35 @@ impl Server {
             .chain(self.core.next_deadline())
             .chain(control)
             .chain(watchdog)
+            .chain(self.store.due())
             .chain(untold)
             .chain(orphans)
             .min()
     }
 
-    /// What the scoreboard and the notices say of everybody's last sign of life.
-    fn beats(&self) -> Vec<(WorkerId, Time)> {
-        let heard = |hand: &Hand| {
-            let beat = self.scoreboard.row(hand.slot, hand.seat).read().heartbeat;
-            (hand.id, hand.heard(self.now, Time::from_millis(beat)))
-        };
-        self.hands.values().map(heard).collect()
+    /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
+    fn look(&self) -> Look {
+        let sight =
+            |hand: &Hand| (hand.id, hand.sight(self.now, &self.scoreboard.row(hand.slot, hand.seat).read()));
+        let workers = self.hands.values().map(sight).collect();
+        let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
+        Look { workers, queues }
+    }
+
+    /// How many connections wait for each slot that has a worker.
+    fn queues(&self) -> BTreeMap<Slot, u32> {
+        let mut queues = BTreeMap::new();
+        for hand in self.hands.values() {
+            let sockets = self.generations.get(&hand.generation).map(|generation| &generation.sockets);
+            if let Some(length) = sockets.and_then(|sockets| sockets.queue(hand.slot.0)) {
+                // Two workers in a slot mostly have the same sockets.
+                queues
+                    .entry(hand.slot)
+                    .and_modify(|most: &mut u32| *most = length.max(*most))
+                    .or_insert(length);
+            }
+        }
+        queues
     }
 
     fn serve(&mut self, token: Token) {
@@ -249,6 +281,7 @@ impl Server {
         if self.orphans_left {
             self.bury_orphans();
         }
+        self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 
     fn take_signals(&mut self) {
@@ -305,14 +338,14 @@ impl Server {
     fn answer_request(&mut self, client: u64, request: Request) {
         match request {
             Request::Status => {
-                let listeners =
-                    self.generations.get(&self.accepted).map(|generation| generation.sockets.describe());
+                let sockets = self.generations.get(&self.accepted).map(|generation| &generation.sockets);
                 let status = status(
                     self.core.view(),
                     &self.hands,
                     &self.scoreboard,
                     &self.dead,
-                    listeners.unwrap_or_default(),
+                    |slot| sockets.and_then(|sockets| sockets.queue(slot)),
+                    sockets.map(|sockets| sockets.describe()).unwrap_or_default(),
                     self.last_reload.clone(),
                 );
                 let answer = Answer { status: serde_json::to_value(status).ok(), ..Answer::done() };
@@ -401,17 +434,24 @@ impl Server {
                 events.extend(self.perform(action));
             }
         }
+        self.steer_between_generations();
     }
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Prepare(generation) => Some(self.prepare(generation)),
             Action::Steer(rotation) => {
-                self.steer(&rotation);
+                self.rotation = rotation;
+                self.steer();
                 None
             }
-            Action::Spawn { worker, slot, seat, generation } => self.spawn(worker, slot, seat, generation),
+            Action::Spawn { worker, slot, seat, generation } => {
+                self.store.touch(self.now);
+                self.spawn(worker, slot, seat, generation)
+            }
             Action::Drain { worker, grace, empty_queue } => {
+                // Away from it first, or somebody could still come when it has left.
+                self.steer_between_generations();
                 let orphaned = !self.keeps_all_addresses(worker);
                 self.hands.get_mut(&worker).and_then(|hand| hand.drain(grace, empty_queue || orphaned))
             }
@@ -427,6 +467,7 @@ impl Server {
             }
             Action::Accept(generation) => {
                 self.accepted = generation;
+                self.steer_between_generations();
                 if let Some(generation) = self.generations.get(&generation) {
                     log::set_max_level(generation.config.log.level);
                 }
@@ -434,6 +475,8 @@ impl Server {
             }
             Action::Forget(generation) => {
                 self.generations.remove(&generation);
+                self.steer();
+                self.store.touch(self.now);
                 None
             }
             Action::Report(fact) => {
@@ -480,16 +523,19 @@ impl Server {
     }
 
     /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
-    fn steer(&mut self, rotation: &[Slot]) {
-        let mut generations: Vec<&Generation> = self.generations.values().collect();
-        // Where generations share an address, the one with the most slots has the last word.
-        generations.sort_by_key(|generation| generation.opened);
-        for generation in generations {
-            if let Err(error) = generation.steer(rotation)
-                && !std::mem::replace(&mut self.steering_failed, true)
-            {
-                warn!("{error}; new connections are spread over all slots");
-            }
+    fn steer(&mut self) {
+        let workers = self.core.view().workers;
+        if let Err(error) = steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
+            && !std::mem::replace(&mut self.steering_failed, true)
+        {
+            warn!("{error}; new connections are spread over all slots");
+        }
+    }
+
+    /// While a reload adds or removes addresses, not only the rotation tells who serves them.
+    fn steer_between_generations(&mut self) {
+        if self.generations.len() > 1 {
+            self.steer();
         }
     }
 

@@ -49,6 +49,8 @@ pub struct SlotStatus {
     pub slot: u16,
     /// What all its workers together have done, dead ones too.
     pub totals: Totals,
+    /// Connections that wait in its own queues; `None` when it has none.
+    pub queue: Option<u32>,
     /// Those alive in it.
     pub workers: Vec<WorkerStatus>,
 }
@@ -77,6 +79,7 @@ pub(super) fn status(
     hands: &BTreeMap<WorkerId, Hand>,
     scoreboard: &Scoreboard,
     dead: &[Totals],
+    queue: impl Fn(u16) -> Option<u32>,
     listeners: Vec<String>,
     last_reload: Option<LastReload>,
 ) -> Status {
@@ -98,7 +101,7 @@ pub(super) fn status(
             })
         });
         let workers = workers.collect();
-        SlotStatus { slot, totals, workers }
+        SlotStatus { slot, totals, queue: queue(slot), workers }
     });
     let slots = slots.collect();
     Status {

@@ -3,7 +3,8 @@
 //! * [`Server`] starts the real binary in a directory of its own, reads its log, asks it for its status, and leaves no
 //!   process behind;
 //! * [`load`] drives connections at it and puts every one that was not served as promised into a class;
-//! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol;
+//! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
+//!   runs a program under a real one;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
 //! It knows the supervisor only from outside: its command line, its log, its control socket and its sockets. Nothing
@@ -16,6 +17,7 @@ pub mod log;
 pub mod notify;
 pub mod process;
 pub mod server;
+pub mod systemd;
 pub mod wait;
 
 pub use address::Address;

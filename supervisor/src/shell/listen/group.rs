@@ -3,13 +3,12 @@
 use super::error::{Act, ListenError, Problem};
 use super::inherited;
 use super::lock::AddressLock;
-use super::steer::{self, SteerError, Steered};
+use super::slots::{self, Parts, Slots};
+use super::steer::{SteerError, Steered};
 use super::tcp;
 use super::unix::{SocketFile, Wanted};
 use nix::errno::Errno;
 use prefork::environment::Inherited;
-use socket2::SockRef;
-use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -38,8 +37,8 @@ pub(super) struct Group {
 
 #[derive(Debug)]
 enum Kind {
-    /// One socket per slot; the first `open` of them listen.
-    Slots { address: SocketAddr, sockets: RefCell<Vec<Rc<OwnedFd>>>, open: Cell<usize>, backlog: Cell<u32> },
+    /// A TCP address.
+    Slots(Slots),
     /// A Unix socket for all. Its file goes when the group goes.
     File { file: SocketFile, socket: Rc<OwnedFd> },
     /// An inherited socket for all. It listens, with the backlog of whoever made it.
@@ -50,47 +49,69 @@ impl Group {
     /// Binds the first socket of a TCP address, unless somebody else has the address. When another group of
     /// `ours` overlaps it (as 0.0.0.0 does every address), that one keeps others out, and is in our own way.
     pub(super) fn tcp(asked: SocketAddr, ours: bool, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
-        let lock = |address: SocketAddr| {
-            AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port()))
-                .map_err(|holder| Problem::PortInUse { port: address.port(), holder })
-        };
         // For a free port there is nobody to ask, and no name for the lock yet.
-        let early = if asked.port() == 0 { None } else { lock(asked)? };
+        let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
         if asked.port() != 0 && !ours {
             tcp::probe(asked)?;
         }
-        let first = tcp::bind(asked)?;
-        let address = tcp::local_address(&first)?;
-        let lock = if asked.port() == 0 { lock(address)? } else { early };
+        let slots = Slots::bind(asked)?;
+        let lock = if asked.port() == 0 { lock_tcp(runtime_dir, slots.address())? } else { early };
+        Ok(Self::of_slots(asked, slots, lock))
+    }
+
+    /// Takes over what an earlier process had of a TCP address.
+    pub(super) fn tcp_again(
+        asked: SocketAddr,
+        address: SocketAddr,
+        parts: Parts,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Self, Problem> {
+        let lock = lock_tcp(runtime_dir, address)?;
+        Ok(Self::of_slots(asked, Slots::adopt(address, parts)?, lock))
+    }
+
+    fn of_slots(asked: SocketAddr, slots: Slots, lock: Option<AddressLock>) -> Self {
+        let address = slots.address();
         let ip = match address {
             SocketAddr::V4(v4) => v4.ip().to_string(),
             SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
         };
-        Ok(Self {
+        Self {
             key: Key::Tcp(asked),
             text: address.to_string(),
             name: socket_name(&format!("tcp-{ip}-{}", address.port())),
-            kind: Kind::Slots {
-                address,
-                sockets: RefCell::new(vec![Rc::new(first)]),
-                open: Cell::new(0),
-                backlog: Cell::new(0),
-            },
+            kind: Kind::Slots(slots),
             _lock: lock,
-        })
+        }
     }
 
     pub(super) fn unix(wanted: &Wanted, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
-        let path = wanted.path.display().to_string();
-        let lock = AddressLock::take(runtime_dir, &path).map_err(|_| Problem::SocketInUse)?;
+        let lock = lock_unix(runtime_dir, wanted)?;
         let (socket, file) = SocketFile::bind(wanted)?;
-        Ok(Self {
+        Ok(Self::of_file(file, socket, lock, wanted))
+    }
+
+    /// Takes over an earlier process's Unix socket. `None` when the file is not the socket's any more.
+    pub(super) fn unix_again(
+        wanted: &Wanted,
+        identity: (u64, u64),
+        socket: OwnedFd,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Option<Self>, Problem> {
+        let lock = lock_unix(runtime_dir, wanted)?;
+        let file = SocketFile::adopt(wanted, identity)?;
+        Ok(file.map(|file| Self::of_file(file, socket, lock, wanted)))
+    }
+
+    fn of_file(file: SocketFile, socket: OwnedFd, lock: Option<AddressLock>, wanted: &Wanted) -> Self {
+        let path = wanted.path.display();
+        Self {
             key: Key::Unix(wanted.path.clone()),
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
             kind: Kind::File { file, socket: Rc::new(socket) },
             _lock: lock,
-        })
+        }
     }
 
     pub(super) fn inherited(socket: &Inherited) -> Result<Self, Problem> {
@@ -107,12 +128,13 @@ impl Group {
     /// Whether an address with this key is served by this group. A group that chose its port also answers to it.
     pub(super) fn answers_to(&self, key: &Key) -> bool {
         self.key == *key
-            || matches!((&self.kind, key), (Kind::Slots { address, .. }, Key::Tcp(asked)) if address == asked)
+            || matches!((&self.kind, key), (Kind::Slots(slots), Key::Tcp(asked)) if slots.address() == *asked)
     }
 
     /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is every address.
     pub(super) fn overlaps(&self, other: SocketAddr) -> bool {
-        let Kind::Slots { address, .. } = &self.kind else { return false };
+        let Kind::Slots(slots) = &self.kind else { return false };
+        let address = slots.address();
         address.port() == other.port()
             && address.is_ipv4() == other.is_ipv4()
             && (address.ip().is_unspecified() || other.ip().is_unspecified())
@@ -122,19 +144,54 @@ impl Group {
     pub(super) fn has_permissions(&self, wanted: &Wanted) -> bool {
         match &self.kind {
             Kind::File { file, .. } => file.was_made_for(wanted),
-            Kind::Slots { .. } | Kind::Inherited { .. } => true,
+            Kind::Slots(_) | Kind::Inherited { .. } => true,
         }
     }
 
     pub(super) fn is_shared(&self) -> bool {
-        !matches!(self.kind, Kind::Slots { .. })
+        !matches!(self.kind, Kind::Slots(_))
+    }
+
+    #[cfg(test)]
+    pub(super) fn slots(&self) -> Option<&Slots> {
+        match &self.kind {
+            Kind::Slots(slots) => Some(slots),
+            Kind::File { .. } | Kind::Inherited { .. } => None,
+        }
     }
 
     /// Slots whose sockets listen: these and those before them. None where all share one.
     pub(super) fn open_slots(&self) -> u16 {
         match &self.kind {
-            Kind::Slots { open, .. } => u16::try_from(open.get()).unwrap_or(u16::MAX),
+            Kind::Slots(slots) => slots.open_slots(),
             Kind::File { .. } | Kind::Inherited { .. } => 0,
+        }
+    }
+
+    /// Fewer than `slots` slots have sockets of their own, and there cannot be more: how many.
+    pub(super) fn limit(&self, slots: u16) -> Option<u16> {
+        match &self.kind {
+            Kind::Slots(own) => own.limit(slots),
+            Kind::File { .. } | Kind::Inherited { .. } => None,
+        }
+    }
+
+    /// The listening sockets that can outlive this process, each with its name. Inherited ones are kept by whoever
+    /// handed them over.
+    pub(super) fn kept_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
+        let any = matches!(self.key, Key::Tcp(asked) if asked.port() == 0);
+        let all = match &self.kind {
+            Kind::Slots(slots) => slots.labels(any),
+            Kind::File { file, socket } if slots::listens(socket) => vec![(file.label(), Rc::clone(socket))],
+            Kind::File { .. } | Kind::Inherited { .. } => Vec::new(),
+        };
+        all.into_iter().filter_map(|(label, socket)| Some((label.name()?, socket))).collect()
+    }
+
+    /// Leaves a Unix socket's file behind when the group goes.
+    pub(super) fn leave_file(&self) {
+        if let Kind::File { file, .. } = &self.kind {
+            file.keep();
         }
     }
 
@@ -148,62 +205,66 @@ impl Group {
 
     /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) makes them the group's.
     pub(super) fn more_sockets(&self, slots: u16) -> Result<Vec<OwnedFd>, ListenError> {
-        let Kind::Slots { address, sockets, .. } = &self.kind else { return Ok(Vec::new()) };
-        (sockets.borrow().len()..usize::from(slots))
-            .map(|_| tcp::bind(*address).map_err(|problem| ListenError::new(address, problem)))
-            .collect()
+        let Kind::Slots(own) = &self.kind else { return Ok(Vec::new()) };
+        own.more(slots).map_err(|problem| ListenError::new(&self.text, problem))
     }
 
-    /// Adds sockets, and returns all: one per slot, or the one for all.
+    /// Adds what `more_sockets` bound; gives all sockets.
     pub(super) fn add(&self, more: Vec<OwnedFd>) -> Vec<Rc<OwnedFd>> {
         match &self.kind {
-            Kind::Slots { sockets, .. } => {
-                sockets.borrow_mut().extend(more.into_iter().map(Rc::new));
-                sockets.borrow().clone()
+            Kind::Slots(slots) => {
+                slots.add(more);
+                slots.sockets()
             }
             Kind::File { socket, .. } | Kind::Inherited { socket } => vec![Rc::clone(socket)],
         }
     }
 
     /// Has the sockets of the first `slots` slots listen.
-    pub(super) fn open(&self, slots: u16, wanted: u32) -> Result<(), ListenError> {
-        let backlog_limit = i32::try_from(wanted).unwrap_or(i32::MAX);
-        let listen = |socket: &OwnedFd| {
-            SockRef::from(socket).listen(backlog_limit).map_err(|error| {
-                let problem = match (Errno::from_raw(error.raw_os_error().unwrap_or(0)), &self.kind) {
-                    (Errno::EADDRINUSE, Kind::Slots { address, .. }) => {
-                        Problem::PortInUse { port: address.port(), holder: None }
-                    }
-                    (errno, _) => Problem::System { act: Act::Listen, errno },
-                };
-                ListenError::new(&self.text, problem)
-            })
-        };
-        match &self.kind {
-            Kind::Slots { sockets, open, backlog, .. } => {
-                let sockets = sockets.borrow();
-                // To listen again on a listening socket changes its backlog, and nothing else.
-                let first = if backlog.replace(wanted) == wanted { open.get() } else { 0 };
-                let last = usize::from(slots).max(open.get()).min(sockets.len());
-                for (index, socket) in sockets.iter().enumerate().take(last).skip(first) {
-                    listen(socket)?;
-                    open.set(open.get().max(index + 1));
-                }
-                Ok(())
-            }
-            Kind::File { socket, .. } => listen(socket),
+    pub(super) fn open(&self, slots: u16, backlog: u32) -> Result<(), ListenError> {
+        let opened = match &self.kind {
+            Kind::Slots(own) => own.open(slots, backlog),
+            Kind::File { socket, .. } => slots::listen(socket, backlog),
             Kind::Inherited { .. } => Ok(()),
+        };
+        opened.map_err(|errno| {
+            let problem = match (errno, &self.kind) {
+                (Errno::EADDRINUSE, Kind::Slots(slots)) => {
+                    Problem::PortInUse { port: slots.address().port(), holder: None }
+                }
+                (errno, _) => Problem::System { act: Act::Listen, errno },
+            };
+            ListenError::new(&self.text, problem)
+        })
+    }
+
+    /// Has nobody connect any more. A shared socket cannot be silenced.
+    pub(super) fn silence(&self) -> Result<Steered, SteerError> {
+        let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
+        slots.silence().map_err(|problem| SteerError { address: self.text.clone(), problem })
+    }
+
+    /// As [`steer`](Self::steer), unless it is steered so already.
+    pub(super) fn keep_steered(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
+        match &self.kind {
+            Kind::Slots(slots) if slots.is_steered_to(rotation) => Ok(Steered::Unchanged),
+            _ => self.steer(rotation),
         }
     }
 
     pub(super) fn steer(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
-        let Kind::Slots { sockets, open, .. } = &self.kind else { return Ok(Steered::Unchanged) };
-        match sockets.borrow().first() {
-            // Before the first listen(2) there is no group to steer.
-            Some(first) if open.get() > 0 => steer::attach(first, &self.text, rotation, open.get()),
-            _ => Ok(Steered::Unchanged),
-        }
+        let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
+        slots.steer(rotation).map_err(|problem| SteerError { address: self.text.clone(), problem })
     }
+}
+
+fn lock_tcp(runtime_dir: Option<&Path>, address: SocketAddr) -> Result<Option<AddressLock>, Problem> {
+    AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port()))
+        .map_err(|holder| Problem::PortInUse { port: address.port(), holder })
+}
+
+fn lock_unix(runtime_dir: Option<&Path>, wanted: &Wanted) -> Result<Option<AddressLock>, Problem> {
+    AddressLock::take(runtime_dir, &wanted.path.display().to_string()).map_err(|_| Problem::SocketInUse)
 }
 
 /// A name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.

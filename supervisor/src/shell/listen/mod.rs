@@ -5,10 +5,9 @@
 //! does not name is closed when the last set that names it is dropped, so its queue is served as long as the old
 //! workers live. An address that stays keeps its very sockets.
 //!
-//! A TCP address has one SO_REUSEPORT socket per slot. None is closed while the address lives: a handshake in
-//! flight would die with it. That also keeps a socket's place in the kernel's group equal to its slot's number,
-//! which the [steering program](ListenSet::steer) returns. A Unix address or an inherited descriptor is one socket,
-//! shared by all slots.
+//! A TCP address has one SO_REUSEPORT socket per slot, and one more through which it is
+//! [steered](ListenSet::steer). None is closed while the address lives: a handshake in flight would die with it.
+//! A Unix address or an inherited descriptor is one socket, shared by all slots.
 //!
 //! Nothing here accepts, logs, or decides which slots are open. Nothing blocks, except that host and user names
 //! are looked up the C library's way, which may ask a server.
@@ -17,26 +16,35 @@ mod address;
 mod error;
 mod group;
 mod inherited;
+mod kept;
 mod lock;
+mod queue;
+mod slots;
 mod steer;
 mod tcp;
 mod unix;
 
 pub use address::{Address, FdSource};
 pub use error::{Act, ListenError, Problem};
+pub use kept::{Kept, inode};
 pub use steer::{SteerError, SteerProblem, Steered};
 
 use group::{Group, Key};
 use prefork::environment::Inherited;
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
+
+/// The name of what is given to a service manager only to see whether it keeps anything.
+pub const PROBE: &str = "prefork-probe";
 
 /// All listening sockets of a server, over its whole life.
 #[derive(Debug, Default)]
 pub struct Listeners {
     runtime_dir: Option<PathBuf>,
     inherited: Vec<Inherited>,
+    kept: RefCell<Kept>,
     /// Those that some [`ListenSet`] names; the dead ones are forgotten at the next `prepare`.
     groups: Vec<Weak<Group>>,
 }
@@ -47,6 +55,10 @@ pub struct ListenSet {
     entries: Vec<Entry>,
     backlog: u32,
 }
+
+/// One address of the server, the same in all sets that name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressId(*const Group);
 
 #[derive(Debug)]
 struct Entry {
@@ -59,7 +71,36 @@ impl Listeners {
     /// Knows no address yet. Locks against a second server are held in `runtime_dir`, if it is there and can be
     /// written; `inherited` is what `fd://` addresses may name.
     pub fn new(runtime_dir: Option<PathBuf>, inherited: Vec<Inherited>) -> Self {
-        Self { runtime_dir, inherited, groups: Vec::new() }
+        Self { runtime_dir, inherited, ..Self::default() }
+    }
+
+    /// Takes sockets that an earlier process had. Addresses that are prepared find them there, with their queues,
+    /// and bind only what is missing.
+    #[must_use]
+    pub fn with_kept(self, kept: Kept) -> Self {
+        Self { kept: RefCell::new(kept), ..self }
+    }
+
+    /// Closes the sockets of an earlier process that no address has claimed, and gives what is to be logged about
+    /// those that were, and were not, taken over. To be called when the first generation is prepared.
+    pub fn settle_kept(&mut self) -> Vec<String> {
+        self.kept.get_mut().settle()
+    }
+
+    /// The names of the sockets that came from an earlier process, each with its socket's inode.
+    pub fn kept_names(&self) -> Vec<(String, u64)> {
+        self.kept.borrow().names().to_vec()
+    }
+
+    /// The listening sockets of all addresses that are served, with names under which a service manager can keep
+    /// them for the next supervisor: those that must not be missing first.
+    pub fn kept_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
+        self.groups.iter().filter_map(Weak::upgrade).flat_map(|group| group.kept_sockets()).collect()
+    }
+
+    /// Leaves the files of Unix sockets behind: somebody keeps the sockets.
+    pub fn leave_files(&self) {
+        self.groups.iter().filter_map(Weak::upgrade).for_each(|group| group.leave_file());
     }
 
     /// Makes the sockets of a generation, all or nothing: binds what is new, and takes what exists as it is.
@@ -90,7 +131,16 @@ impl Listeners {
         let growth =
             chosen.iter().map(|group| group.more_sockets(slots)).collect::<Result<Vec<_>, ListenError>>()?;
         let grown = chosen.into_iter().zip(growth);
-        let entries = grown.map(|(group, more)| Entry { sockets: group.add(more), group }).collect();
+        let entries = grown.map(|(group, more)| Entry { sockets: group.add(more), group });
+        let entries: Vec<Entry> = entries.collect();
+        for group in entries.iter().map(|entry| &entry.group) {
+            if let Some(limit) = group.limit(slots) {
+                self.kept.get_mut().remark(format!(
+                    "{} came back with sockets for {limit} slots, and no more can be bound (another user's, or a privilege is gone); further slots share them",
+                    group.describe()
+                ));
+            }
+        }
         self.groups = live.iter().map(Rc::downgrade).collect();
         Ok(ListenSet { entries, backlog })
     }
@@ -105,6 +155,10 @@ impl Listeners {
                 let mut missing = None;
                 for target in &targets {
                     match self.get_or_bind(Key::Tcp(*target), live, |live| {
+                        let kept = self.kept.borrow_mut().take_tcp(*target);
+                        if let Some((address, parts)) = kept {
+                            return Group::tcp_again(*target, address, parts, self.runtime_dir.as_deref());
+                        }
                         let ours = live.iter().any(|group| group.overlaps(*target));
                         Group::tcp(*target, ours, self.runtime_dir.as_deref())
                     }) {
@@ -125,9 +179,7 @@ impl Listeners {
                 let wanted =
                     unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref()).map_err(error)?;
                 let found = self
-                    .get_or_bind(Key::Unix(wanted.path.clone()), live, |_| {
-                        Group::unix(&wanted, self.runtime_dir.as_deref())
-                    })
+                    .get_or_bind(Key::Unix(wanted.path.clone()), live, |_| self.unix(&wanted))
                     .map_err(error)?;
                 if found.has_permissions(&wanted) {
                     Ok(vec![found])
@@ -144,6 +196,21 @@ impl Listeners {
                 })
                 .collect(),
         }
+    }
+
+    fn unix(&self, wanted: &unix::Wanted) -> Result<Group, Problem> {
+        let directory = self.runtime_dir.as_deref();
+        let kept = self.kept.borrow_mut().take_file(&wanted.path);
+        if let Some((identity, socket)) = kept {
+            if let Some(group) = Group::unix_again(wanted, identity, socket, directory)? {
+                return Ok(group);
+            }
+            self.kept.borrow_mut().remark(format!(
+                "closing the kept socket of unix:{}: its file is gone (RuntimeDirectoryPreserve=restart leaves it)",
+                wanted.path.display()
+            ));
+        }
+        Group::unix(wanted, directory)
     }
 
     fn get_or_bind(
@@ -169,8 +236,15 @@ impl ListenSet {
     /// socket `unix-/run/app.sock`, an inherited one keeps its name.
     pub fn for_slot(&self, slot: u16) -> Vec<(String, BorrowedFd<'_>)> {
         let own = self.entries.iter().filter_map(|entry| {
-            let place = if entry.group.is_shared() { 0 } else { usize::from(slot) };
-            entry.sockets.get(place).map(|socket| (entry.group.name().to_owned(), socket.as_fd()))
+            let index = match entry.group.limit(slot + 1) {
+                _ if entry.group.is_shared() => 0,
+                Some(limit) => slot % limit,
+                None => slot,
+            };
+            entry
+                .sockets
+                .get(usize::from(index))
+                .map(|socket| (entry.group.name().to_owned(), socket.as_fd()))
         });
         own.collect()
     }
@@ -215,6 +289,25 @@ impl ListenSet {
             }
         }
         Ok(outcome)
+    }
+
+    /// The addresses of this set, in the order of the configuration.
+    pub fn addresses(&self) -> impl Iterator<Item = AddressId> + '_ {
+        self.entries.iter().map(|entry| AddressId(Rc::as_ptr(&entry.group)))
+    }
+
+    /// As [`steer`](Self::steer), for one address of this set. With `None`, nobody is connected to the address any more, while whoever is in a queue of it, or has begun to connect, stays there. A client that
+    /// begins later asks again every few seconds, and is refused when the address is closed. What is so already is
+    /// not done again.
+    ///
+    /// # Errors
+    /// As [`steer`](Self::steer).
+    pub fn steer_address(&self, address: AddressId, rotation: Option<&[u16]>) -> Result<Steered, SteerError> {
+        let entry = self.entries.iter().find(|entry| Rc::as_ptr(&entry.group) == address.0);
+        entry.map_or(Ok(Steered::Unchanged), |entry| match rotation {
+            Some(rotation) => entry.group.keep_steered(rotation),
+            None => entry.group.silence(),
+        })
     }
 
     /// Where the server can be reached, in the order of the configuration, for people and for tests:

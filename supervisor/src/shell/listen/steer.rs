@@ -1,7 +1,8 @@
 //! The steering program: which slots' sockets of a SO_REUSEPORT group get new connections.
 //!
 //! Classic BPF, run by the kernel once per SYN. It draws a random number, since a hash of the connection is 0 on
-//! some devices and a port modulo something is lopsided, and turns it into the index of an open slot's socket.
+//! some devices and a port modulo something is lopsided, and turns it into a place: the index of a socket in the
+//! group. Which slot's socket is where, [`slots`](super::slots) knows.
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -33,54 +34,66 @@ pub enum SteerProblem {
     NotOpen(u16),
     /// The kernel refused the program.
     System(Errno),
+    /// The socket through which to steer is missing, and others may not.
+    NoKey,
+    /// Sockets came back from an earlier process, but not all: the kernel's order of them is not known any more.
+    Scattered,
 }
 
 impl fmt::Display for SteerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, problem } = self;
-        match problem {
-            SteerProblem::NotOpen(slot) => write!(f, "cannot steer {address} to slot {slot}: it is not open"),
-            SteerProblem::System(errno) => write!(
-                f,
-                "cannot steer {address}: {} (connections also reach slots without a worker, and wait there)",
-                errno.desc()
-            ),
-        }
+        let what: &dyn fmt::Display = match problem {
+            SteerProblem::NotOpen(slot) => {
+                return write!(f, "cannot steer {address} to slot {slot}: it is not open");
+            }
+            SteerProblem::System(errno) => &errno.desc(),
+            SteerProblem::NoKey => {
+                &"its sockets are another user's, and the one to steer them by is gone; a stop and a start cures it"
+            }
+            SteerProblem::Scattered => {
+                &"not all of its sockets were kept; raise FileDescriptorStoreMax=, then stop and start"
+            }
+        };
+        write!(
+            f,
+            "cannot steer {address}: {what} (connections also reach slots without a worker, and wait there)"
+        )
     }
 }
 
 impl std::error::Error for SteerError {}
 
-/// Steers the group of `member` to the slots in `rotation`, of which `open` exist.
-pub(super) fn attach(
-    member: &OwnedFd,
-    address: &str,
-    rotation: &[u16],
-    open: usize,
-) -> Result<Steered, SteerError> {
-    let failed = |problem| SteerError { address: address.to_owned(), problem };
-    let mut slots = rotation.to_vec();
-    slots.sort_unstable();
-    slots.dedup();
-    match slots.last() {
-        None => return Ok(Steered::Unchanged),
-        Some(last) if usize::from(*last) >= open => return Err(failed(SteerProblem::NotOpen(*last))),
-        Some(_) => {}
+/// Steers the group of `member`, which must not be locked, to the sockets at `places` of the group. Without places
+/// there is nothing to steer to, and nothing changes.
+pub(super) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno> {
+    let mut places = places.to_vec();
+    places.sort_unstable();
+    places.dedup();
+    if places.is_empty() {
+        return Ok(Steered::Unchanged);
     }
-    let mut code = program(&slots);
-    let length = u16::try_from(code.len()).map_err(|_| failed(SteerProblem::System(Errno::E2BIG)))?;
+    let mut code = program(&places);
+    let length = u16::try_from(code.len()).map_err(|_| Errno::E2BIG)?;
     let program = libc::sock_fprog { len: length, filter: code.as_mut_ptr() };
-    setsockopt(member, sockopt::AttachReusePortCbpf, &program)
-        .map_err(|errno| failed(SteerProblem::System(errno)))?;
+    setsockopt(member, sockopt::AttachReusePortCbpf, &program)?;
     Ok(Steered::Changed)
 }
 
-/// A program that returns each of `slots` (ascending, not empty) equally often.
+/// Has the kernel throw away what asks `socket` for a connection, so that none is made to it even without a program.
+pub(super) fn deafen(socket: &OwnedFd) {
+    let drop = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    // The filter is complete, but may need CAP_NET_ADMIN; the other needs nothing, and leaves odd neighbours.
+    let _ = socket2::SockRef::from(socket).attach_filter(&[drop]);
+    let _ = prefork::sys::ignore_travelled_packets(socket);
+}
+
+/// A program that returns each of `places` (ascending, not empty) equally often.
 ///
-/// The random number modulo the count is a position in `slots`. Within a run of consecutive slots, the slot is
-/// the position plus a constant: so it takes three instructions per run, not two per slot.
-fn program(slots: &[u16]) -> Vec<libc::sock_filter> {
-    let count = slots.len() as u32;
+/// The random number modulo the count is a position in `places`. Within a run of consecutive places, the place is
+/// the position plus a constant: so it takes three instructions per run, not two per place.
+fn program(places: &[u16]) -> Vec<libc::sock_filter> {
+    let count = places.len() as u32;
     let mut code = vec![
         statement(
             libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
@@ -89,7 +102,7 @@ fn program(slots: &[u16]) -> Vec<libc::sock_filter> {
         statement(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
     ];
     let mut position = 0;
-    for run in slots.chunk_by(|one, next| one + 1 == *next) {
+    for run in places.chunk_by(|one, next| one + 1 == *next) {
         let end = position + run.len() as u32;
         if end < count {
             // Not in this run: over the next two instructions.
@@ -132,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn every_slot_of_a_rotation_comes_up_equally_often() {
+    fn every_place_comes_up_equally_often() {
         let odd: Vec<u16> = (0..1024).filter(|slot| slot % 2 == 1).collect();
         let all: Vec<u16> = (0..1024).collect();
         let rotations: [&[u16]; 7] = [&[0], &[7], &[0, 1, 2, 3], &[2, 3, 4], &[0, 1, 3, 4, 5, 9], &odd, &all];

@@ -7,6 +7,9 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+mod again;
+mod steering;
+
 fn tcp(host: &str, port: u16) -> Address {
     Address::Tcp { host: host.to_owned(), port }
 }
@@ -71,7 +74,7 @@ fn slots_share_one_port_and_take_turns() {
 }
 
 #[test]
-fn a_sockets_place_in_the_kernels_group_is_its_slot() {
+fn steering_reaches_the_slots_it_names_and_no_other() {
     let mut listeners = fresh();
     let first = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
     first.open(2).expect("listening");

@@ -1,11 +1,13 @@
 //! Unix sockets: the socket and its file.
 
 use super::error::{Act, Problem};
+use super::kept::Label;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
 use nix::unistd::{Gid, Group, Uid, User, fchownat};
+use std::cell::Cell;
 use std::fs::Permissions;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -57,6 +59,8 @@ pub(super) struct SocketFile {
     made_for: Wanted,
     /// Device and inode.
     identity: (u64, u64),
+    /// Left behind, for whoever keeps the socket.
+    kept: Cell<bool>,
 }
 
 impl SocketFile {
@@ -81,9 +85,37 @@ impl SocketFile {
             return Err(Problem::SocketInUse);
         }
         // From here on a failure removes the file again.
-        let this = Self { made_for: wanted.clone(), identity: (status.st_dev, status.st_ino) };
+        let this = Self {
+            made_for: wanted.clone(),
+            identity: (status.st_dev, status.st_ino),
+            kept: Cell::new(false),
+        };
         set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
         Ok((socket, this))
+    }
+
+    /// Takes over the file of a socket that an earlier process bound, as long as it is the one with this device and
+    /// inode, and gives it the owner and mode that are wanted now. `None` when it is gone: nobody can reach the socket
+    /// then.
+    pub(super) fn adopt(wanted: &Wanted, identity: (u64, u64)) -> Result<Option<Self>, Problem> {
+        let file = open(&wanted.path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let Ok(file) = file else { return Ok(None) };
+        let status = fstat(&file).map_err(Problem::system(Act::BindUnix))?;
+        if (status.st_dev, status.st_ino) != identity || file_kind(&status).is_some() {
+            return Ok(None);
+        }
+        set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
+        Ok(Some(Self { made_for: wanted.clone(), identity, kept: Cell::new(false) }))
+    }
+
+    /// What the socket is kept as.
+    pub(super) fn label(&self) -> Label {
+        Label::File { identity: self.identity, path: self.made_for.path.clone() }
+    }
+
+    /// Leaves the file behind when this is dropped.
+    pub(super) fn keep(&self) {
+        self.kept.set(true);
     }
 
     /// Whether it was made with these permissions.
@@ -95,7 +127,8 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let path = &self.made_for.path;
-        if lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity) {
+        if !self.kept.get() && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
+        {
             let _ = nix::unistd::unlink(path);
         }
     }

@@ -1,0 +1,245 @@
+//! What must hold after every step.
+
+use super::*;
+
+impl World {
+    /// A slot whose workers keep failing is not refilled more often than the back-off allows.
+    pub(super) fn count_spawn(&mut self, slot: Slot) {
+        let now = self.now;
+        let recent = |times: &mut VecDeque<Time>| {
+            while times.front().is_some_and(|time| now - *time > MINUTE) {
+                times.pop_front();
+            }
+            times.len()
+        };
+        let operations = recent(&mut self.operations);
+        let times = &mut self.spawns[slot.index()];
+        times.push_back(now);
+        let spawns = recent(times);
+        // 0 + 0.05 + 0.1 + ... s at the fastest: ten in the first minute; each operation starts a row anew.
+        let most = 12 * (1 + operations) + 2;
+        invariant!(self, spawns <= most, "spawns a slot and minute are bounded: {spawns} in slot {slot}");
+    }
+
+    /// A worker of the accepted generation drains only when another one serves its slot, or nobody is to.
+    pub(super) fn check_drain(&self, worker: WorkerId) {
+        let process = &self.processes[&worker];
+        let view = self.core.view();
+        let retired = self.stopping || view.state == State::Draining || process.slot.0 >= view.open;
+        let successor = self.processes.iter().any(|(id, other)| {
+            *id != worker
+                && other.slot == process.slot
+                && other.ready
+                && other.drained_at.is_none()
+                && !other.killed
+        });
+        if !retired && process.ready {
+            invariant!(self, successor, "nobody takes a slot out of service: worker {worker}");
+        }
+        let replaces = |other: &&Process| {
+            other.slot == process.slot
+                && other.generation > process.generation
+                && other.ready
+                && other.drained_at.is_none()
+        };
+        for newer in self.processes.values().filter(replaces).filter(|_| !retired) {
+            let probation = self.fates.get(&newer.generation).map_or(Duration::ZERO, |fate| fate.1.probation);
+            let survived = self.now - newer.ready_at;
+            invariant!(
+                self,
+                survived >= probation,
+                "a successor survives its probation first: {worker}, {survived:?}"
+            );
+        }
+        let on_trial = view
+            .reload
+            .is_some_and(|reload| process.slot.0 >= reload.passed && reload.generation != process.generation);
+        if on_trial && !retired {
+            invariant!(self, false, "an old worker drains only after the probation of the new one: {worker}");
+        }
+    }
+
+    pub(super) fn serves(&self, slot: Slot) -> bool {
+        self.processes.values().any(|process| process.slot == slot && process.serves())
+    }
+
+    pub(super) fn check(&mut self) {
+        if self.exited {
+            return;
+        }
+        let view = self.core.view();
+        if let Some(due) = self.core.next_deadline() {
+            invariant!(self, due > self.now, "the next deadline is in the future: {due:?}");
+        }
+        self.check_rotation(&view);
+        let served = (0..64).map(Slot).filter(|slot| self.serves(*slot)).count();
+        if self.healthy && matches!(view.state, State::Serving) && served < self.served_before {
+            let least = view.reload.map_or(view.open, |reload| {
+                if reload.slots > 0 { reload.slots.min(view.open) } else { view.open }
+            });
+            invariant!(
+                self,
+                served >= usize::from(least),
+                "served slots never fall below the fewer of old and new: {served} of {least}"
+            );
+        }
+        self.served_before = served;
+        for (id, process) in &self.processes {
+            if let (Some((at, grace)), false) = (process.drained_at, process.killed) {
+                let over = self.now - at;
+                invariant!(
+                    self,
+                    over <= grace + self.slept_since(at) + Duration::from_millis(1500),
+                    "a drain ends by its deadline: worker {id}, {over:?}"
+                );
+            }
+            if let (Some(at), false) = (process.aborted_at, process.killed) {
+                let over = self.now - at;
+                invariant!(
+                    self,
+                    over <= ABORT_GRACE + self.slept_since(at) + Duration::from_millis(1500),
+                    "an abort ends by a kill: worker {id}, {over:?}"
+                );
+            }
+            self.check_hangs(*id, process);
+        }
+        self.check_stalls(&view);
+    }
+
+    /// Time since then in which the supervisor itself was not running.
+    pub(super) fn slept_since(&self, then: Time) -> Duration {
+        self.sleeps
+            .iter()
+            .filter(|(_, to)| *to > then)
+            .map(|(from, to)| *to - (*from).max(then))
+            .sum::<Duration>()
+            * 2
+    }
+
+    pub(super) fn check_rotation(&self, view: &View) {
+        if self.rotation.is_empty()
+            || !matches!(view.state, State::Serving | State::Degraded | State::Starting)
+        {
+            return;
+        }
+        let anybody = (0..64).map(Slot).any(|slot| self.serves(slot));
+        for slot in &self.rotation {
+            let coming =
+                self.processes.values().any(|p| p.slot == *slot && !p.ready && p.drained_at.is_none());
+            let fine = self.serves(*slot) || coming || !anybody;
+            invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
+        }
+        for slot in (0..view.open).map(Slot) {
+            let stalled = view.workers.iter().any(|w| w.slot == slot && w.state == WorkerState::Stalled);
+            if self.serves(slot) && !stalled {
+                invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
+            }
+        }
+    }
+
+    /// Nobody is aborted who serves, or who may still recover.
+    pub(super) fn check_abort(&self, worker: WorkerId) {
+        let process = &self.processes[&worker];
+        let Some(plan) = self.plan_of(process).filter(|_| process.ready) else { return };
+        let lasts = |since: Option<Time>, limit: Option<Duration>, error: Duration| {
+            since.zip(limit).is_some_and(|(since, limit)| self.now - since + error >= limit)
+        };
+        // It was heard of for the last time at most a period before it fell silent.
+        let period =
+            if self.kind == Kind::Feeds { plan.hang_timeout.unwrap_or_default() / 2 } else { plan.heartbeat };
+        let silent = self.kind != Kind::Mute && lasts(process.silent_since, plan.hang_timeout, period);
+        let stuck =
+            self.kind == Kind::Mute && lasts(self.stuck_since(process), plan.hang_timeout, Duration::ZERO);
+        let limit = plan.request_timeout.map(|limit| limit + Duration::from_secs(1));
+        let overdue = lasts(process.busy_since, limit, Duration::ZERO);
+        invariant!(
+            self,
+            silent || stuck || overdue,
+            "nobody is aborted before it has not served for the whole timeout: {worker}"
+        );
+    }
+
+    /// Since when nobody has taken anything out of the queue of a slot, while this process was there.
+    fn stuck_since(&self, process: &Process) -> Option<Time> {
+        let waits = self.queues.get(&process.slot).filter(|queue| queue.length > 0);
+        waits.map(|queue| queue.still_since.max(process.ready_at))
+    }
+
+    /// Nobody counts as stalled who is well.
+    pub(super) fn check_stalled(&self, who: Who, why: Stall) {
+        invariant!(
+            self,
+            !self.overslept,
+            "a supervisor that was stopped calls nobody stalled: {}",
+            who.worker
+        );
+        let Some(process) = self.processes.get(&who.worker) else {
+            invariant!(self, false, "no fact names a dead worker: {}", who.worker);
+            return;
+        };
+        let reason = match why {
+            Stall::Silent => process.silent_since.is_some(),
+            Stall::Stuck => self.stuck_since(process).is_some(),
+            Stall::Overdue => false,
+        };
+        invariant!(self, reason, "nobody stalls without a reason: {}, {why:?}", who.worker);
+    }
+
+    /// Whoever does not serve for much longer than it may is aborted.
+    fn check_hangs(&self, id: WorkerId, process: &Process) {
+        let Some(plan) = self.plan_of(process).filter(|_| process.serves()) else { return };
+        let silent = process.silent_since.filter(|_| self.kind != Kind::Mute);
+        let stuck = self.stuck_since(process).filter(|_| self.kind == Kind::Mute);
+        for (since, limit) in [
+            (silent, plan.hang_timeout),
+            (stuck, plan.hang_timeout),
+            (process.busy_since, plan.request_timeout),
+        ] {
+            let (Some(since), Some(limit)) = (since, limit) else { continue };
+            let lasted = self.now - since;
+            let seen = lasted <= limit * 2 + self.slept_since(since) + Duration::from_secs(4);
+            invariant!(self, seen, "a hung worker is seen: {id}, {lasted:?}");
+        }
+    }
+
+    /// A slot whose workers stall is not in rotation while another one can serve; one that is well again is.
+    fn check_stalls(&self, view: &View) {
+        let state = |id: &WorkerId| {
+            view.workers.iter().find(|worker| worker.worker == *id).map(|worker| worker.state)
+        };
+        for (id, process) in self.processes.iter().filter(|(_, process)| process.takes()) {
+            let stalled = state(id) == Some(WorkerState::Stalled);
+            let patience = Duration::from_secs(4) + self.slept_since(process.well_since);
+            let known = !process.troubled || self.now - process.well_since > patience;
+            invariant!(self, !(stalled && known), "who is well again is back in rotation: {id}");
+        }
+        let well = |slot: Slot| {
+            self.processes.iter().any(|(id, process)| {
+                process.slot == slot && process.serves() && state(id) == Some(WorkerState::Ready)
+            })
+        };
+        for slot in &self.rotation {
+            let others = (0..64).map(Slot).any(|other| other != *slot && well(other));
+            let here = || self.processes.values().filter(|process| process.slot == *slot);
+            let serving = || here().filter(|process| process.serves());
+            let useless = serving().all(|process| self.surely_stalls(process))
+                && (serving().next().is_some() || here().any(|process| process.aborted_at.is_some()));
+            invariant!(
+                self,
+                !(useless && others),
+                "a slot that stalls is not in rotation while another one is well: {slot}"
+            );
+        }
+    }
+
+    fn surely_stalls(&self, process: &Process) -> bool {
+        let Some(plan) = self.plan_of(process).filter(|plan| plan.hang_timeout.is_some()) else {
+            return false;
+        };
+        let lasts = |since: Time, limit: Duration| self.now - since > limit + self.slept_since(since);
+        let silence = plan.heartbeat * 3 + Duration::from_millis(500);
+        let silent = process.silent_since.is_some_and(|since| lasts(since, silence));
+        let stuck = self.stuck_since(process).is_some_and(|since| lasts(since, Duration::from_secs(2)));
+        (self.kind.is_rust() && silent) || (!process.takes() && stuck)
+    }
+}

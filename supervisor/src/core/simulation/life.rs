@@ -1,0 +1,147 @@
+//! How workers live: they beat, take connections out of queues, stall, and get well again.
+
+use super::*;
+
+/// How the workers of a world tell that they live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Rust workers beat and count; siblings may take from each other's queues.
+    Rust { steals: bool },
+    /// A program that says nothing: only its queue can tell.
+    Mute,
+    /// A program that feeds the watchdog.
+    Feeds,
+}
+
+impl Kind {
+    pub(super) fn of(seed: u64) -> Self {
+        match seed % 5 {
+            0 | 1 => Self::Rust { steals: false },
+            2 => Self::Rust { steals: true },
+            3 => Self::Mute,
+            _ => Self::Feeds,
+        }
+    }
+
+    pub(super) fn is_rust(self) -> bool {
+        matches!(self, Self::Rust { .. })
+    }
+}
+
+/// What waits in a slot's queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Queue {
+    pub(super) length: u32,
+    /// When it last was empty, or something was taken out of it.
+    pub(super) still_since: Time,
+}
+
+impl Process {
+    /// It fills its slot, well or not.
+    pub(super) fn serves(&self) -> bool {
+        self.ready && self.drained_at.is_none() && self.aborted_at.is_none() && !self.killed
+    }
+
+    /// It takes what comes.
+    pub(super) fn takes(&self) -> bool {
+        self.serves() && self.silent_since.is_none() && !self.deaf
+    }
+}
+
+impl World {
+    pub(super) fn plan_of(&self, process: &Process) -> Option<Plan> {
+        self.fates.get(&process.generation).map(|fate| fate.1)
+    }
+
+    /// Workers take connections, whatever the supervisor does.
+    pub(super) fn flow(&mut self) {
+        let now = self.now;
+        for (slot, queue) in &mut self.queues {
+            let own = self.processes.values_mut().filter(|process| process.takes());
+            let (mut own, others): (Vec<_>, Vec<_>) = own.partition(|process| process.slot == *slot);
+            let stolen = self.kind == Kind::Rust { steals: true } && !others.is_empty();
+            let taken = match own.first_mut() {
+                _ if queue.length == 0 => 0,
+                Some(taker) => {
+                    let all = !self.kind.is_rust() || self.dice.percent(70);
+                    let taken =
+                        if all { queue.length } else { 1 + self.dice.below(queue.length.into()) as u32 };
+                    taker.done += u64::from(taken);
+                    taken
+                }
+                None if stolen && self.dice.percent(70) => queue.length,
+                None => 0,
+            };
+            queue.length -= taken;
+            if taken > 0 || queue.length == 0 {
+                queue.still_since = now;
+            }
+        }
+    }
+
+    /// Clients connect to slots in rotation.
+    pub(super) fn arrive(&mut self) {
+        for slot in &self.rotation {
+            let queue = self.queues.entry(*slot).or_insert(Queue { length: 0, still_since: self.now });
+            if self.dice.percent(30) {
+                queue.length += 1 + self.dice.below(3) as u32;
+            }
+        }
+    }
+
+    pub(super) fn look(&mut self) -> Look {
+        let mut workers = Vec::new();
+        let now = self.now;
+        for (id, process) in self.processes.iter_mut().filter(|(_, process)| process.ready) {
+            let plan = self.fates.get(&process.generation).map(|fate| fate.1);
+            let period = match self.kind {
+                Kind::Feeds => plan.and_then(|plan| plan.hang_timeout).unwrap_or(MINUTE) / 2,
+                Kind::Rust { .. } | Kind::Mute => plan.map_or(MINUTE, |plan| plan.heartbeat),
+            };
+            if process.silent_since.is_none() {
+                let age = self.dice.millis(1 + period.as_millis() as u64);
+                process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
+            }
+            let sight = Sight {
+                heard: if self.kind == Kind::Mute { now } else { process.heard },
+                beats: self.kind != Kind::Mute,
+                done: self.kind.is_rust().then_some(process.done),
+                oldest: process.busy_since,
+            };
+            workers.push((*id, sight));
+        }
+        let lengths = || self.queues.iter().map(|(slot, queue)| (*slot, queue.length)).collect();
+        Look { workers, queues: self.core.wants_queues(now).then(lengths) }
+    }
+
+    /// Something holds a worker up for a while.
+    pub(super) fn hold_up(&mut self) {
+        let Some(id) = self.random_worker().filter(|id| self.processes[id].ready) else { return };
+        let Some(plan) = self.plan_of(&self.processes[&id]) else { return };
+        let longest = if self.healthy || self.dice.percent(50) { 3000 } else { 40_000 };
+        let span = self.dice.millis(longest);
+        let (now, rust) = (self.now, self.kind.is_rust());
+        // In a healthy world, nothing lasts for so long that somebody would be aborted for it.
+        let harmless = |limit: Option<Duration>| !self.healthy || limit.is_none_or(|limit| limit > span * 3);
+        let (may_hang, may_last) = (harmless(plan.hang_timeout), harmless(plan.request_timeout));
+        let way = self.dice.below(3);
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        match way {
+            0 if may_hang => _ = process.silent_since.get_or_insert(now),
+            1 if may_hang => process.deaf = true,
+            2 if may_last && rust => _ = process.busy_since.get_or_insert(now),
+            _ => return,
+        }
+        process.troubled = true;
+        self.schedule(span, Happening::GetsWell(id));
+    }
+
+    pub(super) fn get_well(&mut self, id: WorkerId) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&id) else { return };
+        process.busy_since = None;
+        if !process.hangs {
+            (process.silent_since, process.deaf, process.well_since) = (None, false, now);
+        }
+    }
+}

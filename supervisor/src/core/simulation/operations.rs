@@ -1,0 +1,126 @@
+//! What operators do, and what befalls workers.
+
+use super::*;
+
+impl World {
+    pub(super) fn random_worker(&mut self) -> Option<WorkerId> {
+        let count = self.processes.len() as u64;
+        (count > 0)
+            .then(|| self.dice.below(count))
+            .and_then(|n| self.processes.keys().nth(n as usize).copied())
+    }
+
+    pub(super) fn reload(&mut self) {
+        self.asked += 1;
+        let request = self.dice.percent(50).then(|| {
+            self.next_request += 1;
+            RequestId(self.next_request)
+        });
+        self.unanswered.extend(request);
+        self.step(Event::Command(Command::Reload(request)));
+    }
+
+    pub(super) fn operate(&mut self) {
+        self.wake();
+        match self.dice.below(if self.healthy { 50 } else { 100 }) {
+            0..20 => self.reload(),
+            20..30 => {
+                let by = self.dice.below(5) as i32 - 2;
+                self.step(Event::Command(Command::Resize(by)));
+            }
+            30..40 => self.hold_up(),
+            40..50 => {}
+            50..52 => {
+                self.operations.push_back(self.now);
+                self.step(Event::Command(Command::DrainAll));
+            }
+            52..72 => {
+                if let Some(worker) = self.random_worker() {
+                    self.happen(Happening::Dies(worker));
+                }
+            }
+            72..82 => {
+                let now = self.now;
+                if let Some(process) = self.random_worker().and_then(|id| self.processes.get_mut(&id))
+                    && process.ready
+                {
+                    process.hangs = true;
+                    process.troubled = true;
+                    process.silent_since.get_or_insert(now);
+                }
+            }
+            82..88 => {
+                if let Some(worker) = self.random_worker() {
+                    self.processes.entry(worker).and_modify(|process| process.condemned = true);
+                    self.step(Event::Condemned(worker, "garbage".to_owned()));
+                }
+            }
+            88..92 => {
+                let from = self.now;
+                self.now += self.dice.millis(90_000);
+                self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
+                self.sleeps.push((from, self.now));
+                self.wake();
+                self.overslept = false;
+            }
+            92..94 => {
+                let now = self.now;
+                let leaving = self
+                    .random_worker()
+                    .filter(|id| self.processes[id].ready && self.processes[id].drained_at.is_none());
+                if let Some(worker) = leaving {
+                    let grace = |generation| self.fates.get(&generation).map(|fate| fate.1.graceful_timeout);
+                    let grace = self.processes.get(&worker).and_then(|process| grace(process.generation));
+                    if let Some(process) = self.processes.get_mut(&worker) {
+                        process.drained_at = Some((now, grace.unwrap_or(MINUTE)));
+                    }
+                    self.step(Event::Leaving(worker));
+                    let after = self.dice.millis(3000);
+                    self.schedule(after, Happening::Dies(worker));
+                }
+            }
+            94..96 => {
+                // A worker that is dead or never was.
+                self.step(Event::Ready(WorkerId(1 << 40)));
+                self.step(Event::Died(WorkerId(0), "twice".to_owned()));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.wake();
+        let command = if self.dice.percent(70) { Command::Stop } else { Command::StopNow };
+        self.stops_now = command == Command::StopNow;
+        // Whatever spawns in the same step was decided after the stop.
+        self.stopping = true;
+        self.step(Event::Command(command));
+    }
+}
+
+pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
+    let workers = 1 + dice.below(8) as u16;
+    let hang_timeout = dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30)));
+    let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
+    Plan {
+        workers,
+        max_workers: workers + dice.below(6) as u16,
+        surge: if dice.percent(50) { u16::MAX } else { 1 + dice.below(3) as u16 },
+        start_timeout: Duration::from_secs(1 + dice.below(10)),
+        heartbeat: if kind.is_rust() { beats } else { hang_timeout.unwrap_or_default() },
+        hang_timeout,
+        request_timeout: dice.percent(30).then(|| Duration::from_millis(1 + dice.below(20_000))),
+        graceful_timeout: Duration::from_millis(dice.below(20_000)),
+        probation: Duration::from_millis(dice.below(3000)),
+    }
+}
+
+pub(super) fn random_fate(dice: &mut Dice) -> Fate {
+    match dice.below(100) {
+        0..60 => Fate::Good,
+        60..70 => Fate::RefusedConfig,
+        70..80 => Fate::ExitsAtStart,
+        80..88 => Fate::NeverReady,
+        _ => Fate::DiesAfter(dice.millis(5000)),
+    }
+}
