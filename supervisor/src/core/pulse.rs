@@ -77,7 +77,7 @@ struct Stalled {
     said: bool,
 }
 
-record!(Pulse { heard, excuse, beats, done, moved, oldest, queue, wait, stalled });
+record!(Pulse { heard, excuse, beats, proven, done, moved, oldest, looked, queue, wait, stalled });
 record!(Oldest { began, excuse });
 record!(Wait { since, until, looks });
 record!(Stalled { since, sign, stuck, said });

@@ -158,7 +158,7 @@ states! {
     ChannelState { channel: Fd, phase: PhaseState, draining: bool }
 
     /// Any other worker's.
-    NoticesState { stop: i32, ready: bool, fed: Option<Time> }
+    NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
 
     /// The shared memory, and how it is laid out.
     ScoreboardState { memory: Fd, slots: u16, seats: u8, row: u32 }

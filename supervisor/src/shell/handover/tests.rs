@@ -24,6 +24,7 @@ fn look(now: Time) -> Look {
     let sight = Sight {
         heard: Time::from_millis(900),
         beats: true,
+        greeted: true,
         done: Some(5),
         oldest: Some(Time::from_millis(800)),
     };
@@ -167,7 +168,12 @@ fn sample() -> State {
             hand(3, channel(PhaseState::Ready), None),
             hand(
                 4,
-                LineState::Notices(NoticesState { stop: 15, ready: true, fed: Some(Time::from_millis(9)) }),
+                LineState::Notices(NoticesState {
+                    stop: 15,
+                    ready: true,
+                    greeted: true,
+                    fed: Some(Time::from_millis(9)),
+                }),
                 None,
             ),
             hand(5, LineState::Closed, None),

@@ -214,6 +214,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         LineState::Notices(line) => Line::Notify {
             stop: Signal::try_from(line.stop).unwrap_or(Signal::SIGTERM),
             ready: line.ready,
+            greeted: line.greeted,
             fed: line.fed,
         },
         LineState::Closed => Line::Closed,

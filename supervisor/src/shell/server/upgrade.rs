@@ -410,9 +410,12 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
             },
             draining: *draining,
         }),
-        Line::Notify { stop, ready, fed } => {
-            LineState::Notices(NoticesState { stop: *stop as i32, ready: *ready, fed: *fed })
-        }
+        Line::Notify { stop, ready, greeted, fed } => LineState::Notices(NoticesState {
+            stop: *stop as i32,
+            ready: *ready,
+            greeted: *greeted,
+            fed: *fed,
+        }),
         Line::Closed => LineState::Closed,
     };
     HandState {
