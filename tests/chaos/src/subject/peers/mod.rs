@@ -179,11 +179,7 @@ impl Peer {
         supervisor.signal(self.kind.reload);
         let mut asked = Instant::now();
         self.wait("new workers in place of all old ones", || {
-            // HAProxy's master has no ear for a short while after it has started again.
-            if self.kind.one && asked.elapsed() > DEAF {
-                supervisor.signal(self.kind.reload);
-                asked = Instant::now();
-            }
+            self.ask_again(supervisor, &mut asked);
             let children = self.serving(supervisor);
             let fresh = children.iter().filter(|child| !old.contains(child)).count();
             // Those that serve and are to leave do so when all new ones are there, or one by one.
@@ -193,6 +189,14 @@ impl Peer {
         self.state().leaving.extend(old);
         self.forget();
         Ok(Verdict::Done)
+    }
+
+    /// HAProxy's master has no ear for a short while after it has started again; then the reload is asked for again.
+    fn ask_again(&self, supervisor: Process, asked: &mut Instant) {
+        if self.kind.one && asked.elapsed() > DEAF {
+            supervisor.signal(self.kind.reload);
+            *asked = Instant::now();
+        }
     }
 
     /// A pid may come again; who is gone is not leaving any more.
@@ -281,7 +285,11 @@ impl Peer {
         let complaint = if nginx { "[emerg]" } else { "[ALERT]" };
         let complaints = self.log.count(complaint);
         supervisor.signal(self.kind.reload);
-        let outcome = self.wait("a complaint", || (self.log.count(complaint) > complaints).then_some(()));
+        let mut asked = Instant::now();
+        let outcome = self.wait("a complaint", || {
+            self.ask_again(supervisor, &mut asked);
+            (self.log.count(complaint) > complaints).then_some(())
+        });
         (self.kind.prepare)(&self.site, wanted)?;
         outcome?;
         let after = self.serving(supervisor);
