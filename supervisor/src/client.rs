@@ -15,6 +15,9 @@ pub(crate) fn ask(path: &Path, request: &Request) -> Result<(), String> {
     if let Some(generation) = verdict.generation {
         println_stdout(&format!("generation {generation} serves"));
     }
+    if let Some(version) = verdict.upgraded {
+        println_stdout(&format!("upgraded to version {version}"));
+    }
     Ok(())
 }
 
@@ -84,6 +87,7 @@ fn table(status: &Value) -> String {
     let mut lines = vec![
         format!("state       {}", text(&status["state"])),
         format!("pid         {}", text(&status["pid"])),
+        format!("version     {}", text(&status["program"])),
         format!("generation  {}", text(&status["generation"])),
         format!("listening   {}", listeners.join(", ")),
     ];
@@ -92,6 +96,9 @@ fn table(status: &Value) -> String {
             "last reload of generation {} failed: {reason}",
             text(&status["last_reload"]["generation"])
         ));
+    }
+    if let Some(reason) = status["last_upgrade"]["reason"].as_str() {
+        lines.push(format!("last upgrade failed: {reason}"));
     }
     lines.push(format!(
         "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}",

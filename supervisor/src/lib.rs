@@ -14,12 +14,21 @@
 //! * [`config`] – what was typed → what is true;
 //! * [`core`] – what to do, as a pure state machine;
 //! * [`shell`] – how to do it;
+//! * `record` – how one version writes its state for another;
 //! * `roles` – which of the roles this process plays; `client` – the other end of the control socket.
 
 mod client;
 pub mod config;
 pub mod core;
+mod record;
 mod roles;
 pub mod shell;
 
 pub use roles::{main, stock};
+
+/// The version of this program, as `--version` tells it.
+pub const VERSION: &str = if cfg!(feature = "next") {
+    concat!(env!("CARGO_PKG_VERSION"), "-next")
+} else {
+    env!("CARGO_PKG_VERSION")
+};

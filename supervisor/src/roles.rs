@@ -4,6 +4,7 @@ use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
+use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
 use crate::shell::server::Server;
@@ -30,6 +31,9 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = handover::task() {
+        return take_over(identity, task);
+    }
     if worker::is_worker() {
         logfile::start_in_worker();
         return worker::run(|settings| match service {
@@ -52,6 +56,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Act::Check { print } => check(source, &inherited, print),
         Act::Status { json } => reach(&source, |path| client::status(path, json)),
         Act::Reload { wait } => reach(&source, |path| client::ask(path, &Request::Reload { wait })),
+        Act::Upgrade { wait } => reach(&source, |path| client::ask(path, &Request::Upgrade { wait })),
         Act::Stop { now } => reach(&source, |path| client::ask(path, &Request::Stop { now })),
         Act::Man => print(&config::man(identity)),
         Act::Completions(shell) => print(&config::completions(identity, shell)),
@@ -84,6 +89,23 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
             info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set")
         }
     }
+    ExitCode::from(server.run())
+}
+
+/// Goes on with a running server that another version of this program has handed over, or checks whether we could.
+fn take_over(identity: &Identity, task: Task) -> ExitCode {
+    let (mut server, resumption) = Server::take_over(&task, identity);
+    if task.check {
+        task.pass();
+    }
+    if let Some(settings) = server.log_settings()
+        && let Err(reason) = logfile::start(settings)
+    {
+        // The server is worth more than its log.
+        let _ = writeln!(std::io::stderr(), "error: {reason}");
+    }
+    let failed = task.complete();
+    server.resume(resumption, failed.as_deref());
     ExitCode::from(server.run())
 }
 

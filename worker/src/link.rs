@@ -8,6 +8,10 @@
 //! **Writing is collected.** hyper's small writes gather in `out` and go to the socket once, when the connection's
 //! task has been polled: sixteen pipelined answers are one system call. (hyper's own `pipeline_flush` would do
 //! that too, but it loses every collected answer when a connection closes while unread bytes follow a request.)
+//!
+//! **Reading comes first.** tokio is told of a connection only when there is nothing to read from it. A new one's
+//! request is mostly there already: whoever waits for tokio to say so leaves the thread to others, one of which may block it
+//! for long, while a sibling would have had time. (And it saves system calls.)
 
 use crate::sys;
 use nix::time::{ClockId, clock_gettime};
@@ -15,12 +19,14 @@ use socket2::SockRef;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 /// From this many collected bytes on, writes go to the socket at once.
 const COLLECT: usize = 8 * 1024;
@@ -76,7 +82,13 @@ pub(crate) enum Peek {
 
 /// The socket and the shared knowledge.
 pub(crate) struct Link {
-    socket: AsyncFd<OwnedFd>,
+    /// Made when it is to be read for the second time, or when there is something to wait for. Dropped before the socket, whose number it watches.
+    watch: OnceLock<io::Result<AsyncFd<RawFd>>>,
+    socket: OwnedFd,
+    /// The serving thread's, whoever has the connection by then.
+    runtime: Handle,
+    /// Nothing was read from it yet.
+    unread: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -119,9 +131,12 @@ pub(crate) struct State {
 
 impl Link {
     /// Takes over an accepted socket. To be called within the serving thread's runtime.
-    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            socket: sys::watch(socket, Interest::READABLE | Interest::WRITABLE)?,
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self {
+            watch: OnceLock::new(),
+            socket,
+            runtime: Handle::current(),
+            unread: AtomicBool::new(true),
             state: Mutex::new(State {
                 phase: Phase::New,
                 since: now_ms(),
@@ -141,7 +156,16 @@ impl Link {
                 out: Vec::new(),
                 broken: false,
             }),
-        })
+        }
+    }
+
+    /// What to wait with.
+    fn watch(&self) -> io::Result<&AsyncFd<RawFd>> {
+        let watch = self.watch.get_or_init(|| {
+            let _entered = self.runtime.enter();
+            sys::watch(self.socket.as_raw_fd(), Interest::READABLE | Interest::WRITABLE)
+        });
+        watch.as_ref().map_err(|error| error.kind().into())
     }
 
     /// The shared knowledge. Never held across a call that could ask for it again.
@@ -156,9 +180,18 @@ impl Link {
         cx: &mut Context<'_>,
         mut receive: impl FnMut(&SockRef<'_>) -> io::Result<(usize, usize)>,
     ) -> Poll<io::Result<usize>> {
+        if self.unread.load(Relaxed) {
+            self.unread.store(false, Relaxed);
+            match receive(&self.socket()) {
+                Ok((got, _)) => return Poll::Ready(Ok(got)),
+                Err(error) if waits(&error) => (),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let watch = self.watch()?;
         loop {
-            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
-            match receive(&SockRef::from(self.socket.get_ref())) {
+            let mut guard = ready!(watch.poll_read_ready(cx))?;
+            match receive(&self.socket()) {
                 Ok((got, room)) => {
                     // A short read has emptied the socket; asking again would be a system call for nothing.
                     if 0 < got && got < room {
@@ -175,14 +208,21 @@ impl Link {
 
     /// Sends what fits.
     pub(crate) fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let socket = self.socket();
+        let send = || match slices {
+            [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
+            several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
+        };
+        if self.watch.get().is_none() {
+            match send() {
+                Err(error) if waits(&error) => (),
+                other => return Poll::Ready(other),
+            }
+        }
+        let watch = self.watch()?;
         loop {
-            let mut guard = ready!(self.socket.poll_write_ready(cx))?;
-            let socket = SockRef::from(self.socket.get_ref());
-            let sent = match slices {
-                [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
-                several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
-            };
-            match sent {
+            let mut guard = ready!(watch.poll_write_ready(cx))?;
+            match send() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 other => return Poll::Ready(other),
@@ -243,7 +283,7 @@ impl Link {
     pub(crate) fn peek(&self) -> Peek {
         let mut byte = [MaybeUninit::uninit(); 1];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        match SockRef::from(self.socket.get_ref()).recv_with_flags(&mut byte, flags) {
+        match self.socket().recv_with_flags(&mut byte, flags) {
             Ok(0) => Peek::Closed,
             Ok(_) => Peek::Bytes,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Peek::Nothing,
@@ -253,13 +293,12 @@ impl Link {
 
     /// Tells the client that nothing more comes. What it still sends is accepted.
     pub(crate) fn half_close(&self) {
-        let _ = SockRef::from(self.socket.get_ref()).shutdown(std::net::Shutdown::Write);
+        let _ = self.socket().shutdown(std::net::Shutdown::Write);
     }
 
     /// Sends a last short text, as far as the socket takes it, without waiting.
     pub(crate) fn send_last(&self, text: &[u8]) {
-        let _ = SockRef::from(self.socket.get_ref())
-            .send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        let _ = self.socket().send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
     }
 
     /// Waits until the client has closed, and throws away what it sends until then. At most a second: closing
@@ -280,8 +319,12 @@ impl Link {
 
     /// The descriptor, for reading options and addresses.
     pub(crate) fn socket(&self) -> SockRef<'_> {
-        SockRef::from(self.socket.get_ref())
+        SockRef::from(&self.socket)
     }
+}
+
+fn waits(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 impl State {

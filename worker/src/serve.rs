@@ -172,10 +172,7 @@ fn poll_accept(
 
 /// Serves an accepted connection.
 fn take(thread: &Rc<Thread>, served: &dyn Serve, socket: OwnedFd) {
-    match Link::new(socket) {
-        Ok(link) => served.serve(thread, Arc::new(link)),
-        Err(error) => log::warn!("dropped a connection that cannot be watched: {error}"),
-    }
+    served.serve(thread, Arc::new(Link::new(socket)));
 }
 
 /// Beats and sweeps, for ever.

@@ -54,7 +54,8 @@ pub(crate) fn ignore_sigpipe() {
 
 /// Has the thread's tokio runtime watch a descriptor. Its owner must not exchange it for another while it is watched.
 pub(crate) fn watch<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
-    // SAFETY: the owners in this crate name the same open descriptor until they are dropped, and nobody takes it out.
+    // SAFETY: in this crate an owner names the same open descriptor until it is dropped, which is when tokio lets go of it; a
+    // `Link`, which gives a mere number, keeps the descriptor open until after that.
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
 

@@ -50,6 +50,27 @@ fn stop(worker: &Worker) {
 }
 
 #[test]
+fn who_comes_behind_a_request_that_blocks_its_worker_stays_in_the_queue() {
+    let (listener, address) = tcp();
+    let worker = Worker::start(settings("block", ASYNC), &[&listener]);
+    stop(&worker);
+    let waiting: Vec<_> = ["/?ms=2000", "/", "/", "/"]
+        .map(|path| {
+            let mut client = client(address);
+            client.send(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+            client
+        })
+        .into();
+    worker.signal(libc::SIGCONT);
+    until("the first request is in hand", || worker.row().busy == 1);
+    // There a sibling with time finds them.
+    let queue = socket2::SockRef::from(&listener);
+    assert_eq!(std::iter::from_fn(|| queue.accept().ok()).count(), 3);
+    drop(waiting);
+    worker.finish();
+}
+
+#[test]
 fn who_was_left_in_a_far_queue_is_found() {
     for class in ONE_BY_ONE {
         let ((own, own_address), (far, far_address)) = (tcp(), tcp());

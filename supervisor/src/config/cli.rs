@@ -26,7 +26,7 @@ impl Identity {
     pub fn supervisor() -> Self {
         Self {
             name: "supervisor".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             about: "Prefork server: binds, forks, heals and reloads without losing a connection".to_owned(),
             linked: false,
         }
@@ -56,6 +56,11 @@ pub enum Act {
     },
     /// Ask the running server to reload.
     Reload {
+        /// Wait for the verdict.
+        wait: bool,
+    },
+    /// Ask the running server to upgrade its own program.
+    Upgrade {
         /// Wait for the verdict.
         wait: bool,
     },
@@ -132,6 +137,14 @@ pub(super) enum Verb {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Make the running server upgrade its own program in place: same pid, sockets and workers
+    Upgrade {
+        /// Wait for the verdict; exit with 1 and the reason when the new program cannot take over
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Make the running server drain and stop
     Stop {
         /// Stop at once, without draining
@@ -158,7 +171,8 @@ Signals:
   TERM, QUIT  drain and stop within graceful-timeout; a second one stops at once
   INT         stop at once
   USR1        reopen the log file
-  USR2        upgrade this program in place (not yet: a later version will)
+  USR2        upgrade this program in place: same pid, sockets and workers; a
+              reload does so, too, when it finds the program replaced on disk
   WINCH       drain all workers, keep the sockets
   TTIN, TTOU  one worker more, one fewer";
 
@@ -212,7 +226,7 @@ pub fn man(identity: &Identity) -> Vec<u8> {
     let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
     let synopsis = format!(
         "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status [--json]\n  \
-         {name} reload [--wait]\n  {name} stop [--now]"
+         {name} reload [--wait]\n  {name} upgrade [--wait]\n  {name} stop [--now]"
     );
     let man = clap_mangen::Man::new(command(identity));
     let mut page = Vec::new();

@@ -33,6 +33,8 @@ pub struct Source {
     /// The variables that begin with [`PREFIX`].
     environment: Vec<(String, OsString)>,
     config: Option<PathBuf>,
+    /// The file as it was read at some time, which then stands for what it is now.
+    read: Option<Arc<File>>,
     linked: bool,
 }
 
@@ -123,6 +125,7 @@ impl Source {
             Some(Verb::Check { print, typed }) => (Act::Check { print }, *typed),
             Some(Verb::Status { json, reach }) => (Act::Status { json }, reached(reach)),
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
+            Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),
             Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
             Some(Verb::Man) => (Act::Man, Typed::default()),
             Some(Verb::Completions { shell }) => (Act::Completions(shell), Typed::default()),
@@ -138,6 +141,7 @@ impl Source {
             flags: typed.options,
             program: typed.program,
             config,
+            read: None,
             environment,
             linked: identity.linked,
         };
@@ -147,6 +151,25 @@ impl Source {
     /// The configuration file, when one is named.
     pub fn file(&self) -> Option<&Path> {
         self.config.as_deref()
+    }
+
+    /// This source with the file as it is now: whatever is loaded from it is the same. A file that cannot be read is
+    /// left to [`load`](Self::load), which says why.
+    #[must_use]
+    pub fn frozen(&self) -> Self {
+        Self { read: self.config.as_deref().and_then(|path| file::read(path).ok()), ..self.clone() }
+    }
+
+    /// This source with a file that was read earlier, perhaps by another version of this program.
+    #[must_use]
+    pub fn with_text(&self, text: Option<String>) -> Self {
+        let file = self.config.as_ref().zip(text).map(|(path, text)| File { path: path.clone(), text });
+        Self { read: file.map(Arc::new), ..self.clone() }
+    }
+
+    /// The text of the file that [`frozen`](Self::frozen) read.
+    pub fn text(&self) -> Option<&str> {
+        self.read.as_ref().map(|file| file.text.as_str())
     }
 
     /// Reads the file and gives what is true now. To be called at start, at each reload and to check.
@@ -189,7 +212,7 @@ impl Source {
             self.environment(problems, warnings),
         ];
         if let Some(path) = &self.config {
-            match file::read(path) {
+            match self.read.clone().map_or_else(|| file::read(path), Ok) {
                 Ok(file) => layers.push(file::parse(&file, problems, warnings)),
                 Err(problem) => problems.push(problem),
             }

@@ -13,10 +13,10 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// A worker that was ready for this long ends a row of failures.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Backoff {
-    failures: u32,
-    not_before: Time,
+    pub(super) failures: u32,
+    pub(super) not_before: Time,
 }
 
 impl Backoff {
@@ -54,7 +54,7 @@ impl Backoff {
 
 /// A small generator of pseudo-random numbers (SplitMix64, Steele et al., 2014). Seeded from outside, so that
 /// the core stays a function of what it is told.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
 pub(super) struct Chance(pub(super) u64);
 
 impl Chance {

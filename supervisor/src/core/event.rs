@@ -29,7 +29,7 @@ pub struct Plan {
 }
 
 /// Somebody who asked for a reload and waits for the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
 pub struct RequestId(pub u64);
 
 /// What an operator can ask for, by signal or by the control socket.
@@ -90,6 +90,8 @@ pub struct Sight {
     pub heard: Time,
     /// It tells. Of a program that does not, only its queue can.
     pub beats: bool,
+    /// It has said itself that it is ready. Any other may still be starting until it takes a connection.
+    pub greeted: bool,
     /// A number that moves when it accepts or answers. `None`: it does not count, and nobody else takes connections
     /// out of its queue.
     pub done: Option<u64>,

@@ -14,6 +14,7 @@
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
 //! * `worker`, `backoff`, `time` – what their names say;
+//! * `handover` – the whole core, written down for the next version of the program;
 //! * `view` – a picture of it all for `supervisor status`.
 //!
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
@@ -21,6 +22,7 @@
 mod backoff;
 mod converge;
 mod event;
+mod handover;
 mod pulse;
 mod reload;
 mod time;
@@ -34,6 +36,7 @@ mod simulation;
 
 pub use converge::sampling_period;
 pub use event::{Action, Command, Event, Fact, Look, Plan, RequestId, Sight, Stall, Who, Why};
+pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
@@ -59,7 +62,7 @@ const LEAST: Duration = Duration::from_millis(1);
 const HOPELESS_AFTER: u32 = 3;
 
 /// Where the server is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 enum Phase {
     /// Not every slot has been filled yet.
     Booting,

@@ -12,6 +12,7 @@ use super::event::{Fact, Look, Plan, Sight, Stall};
 use super::time::Time;
 use super::worker::{Stage, Worker};
 use super::{Core, sampling_period};
+use crate::record::record;
 use prefork::Slot;
 use std::time::Duration;
 
@@ -36,12 +37,15 @@ pub(super) struct Pulse {
     /// Time since then in which the machine stood still.
     excuse: Duration,
     beats: bool,
+    /// It is certain to have been ready.
+    proven: bool,
     done: Option<u64>,
     /// It has done something since the last look at its queue.
     moved: bool,
     /// When its longest-running handler began, put off by time in which the machine stood still.
     oldest: Option<Oldest>,
-    /// The length of its slot's queue at the last look.
+    /// When its slot's queue was last looked at, and how long it was.
+    looked: Time,
     queue: u32,
     wait: Option<Wait>,
     stalled: Option<Stalled>,
@@ -73,15 +77,22 @@ struct Stalled {
     said: bool,
 }
 
+record!(Pulse { heard, excuse, beats, proven, done, moved, oldest, looked, queue, wait, stalled });
+record!(Oldest { began, excuse });
+record!(Wait { since, until, looks });
+record!(Stalled { since, sign, stuck, said });
+
 impl Pulse {
     pub(super) fn new(now: Time) -> Self {
         Self {
             heard: now,
             excuse: Duration::ZERO,
             beats: true,
+            proven: false,
             done: None,
             moved: false,
             oldest: None,
+            looked: now,
             queue: 0,
             wait: None,
             stalled: None,
@@ -104,6 +115,7 @@ impl Pulse {
         }
         self.moved |= sight.done != self.done;
         (self.beats, self.done) = (sight.beats, sight.done);
+        self.proven |= sight.greeted;
         if self.oldest.map(|oldest| oldest.began) != sight.oldest {
             self.oldest = sight.oldest.map(|began| Oldest { began, excuse: Duration::ZERO });
         }
@@ -112,9 +124,11 @@ impl Pulse {
         }
     }
 
-    /// Notes how long its queue is, and whether anything was taken out of it since the last look.
-    fn look(&mut self, now: Time, length: u32, moved: bool) {
-        (self.queue, self.moved) = (length, false);
+    /// Notes how long its queue is, and whether anything was taken out of it since the last look, which must have been by
+    /// this worker if it is `alone` in its slot.
+    fn look(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
+        (self.looked, self.queue, self.moved) = (now, length, false);
+        self.proven |= moved && alone;
         if length == 0 || moved {
             self.wait = (length > 0).then_some(Wait { since: now, until: now, looks: 0 });
             if let Some(stalled) = &mut self.stalled {
@@ -182,7 +196,7 @@ impl Pulse {
 
     /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.
     fn is_well(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
-        let flows = self.queue == 0 || now - stalled.stuck >= STUCK;
+        let flows = self.queue == 0 || self.looked - stalled.stuck >= STUCK;
         stalled.sign && flows && self.trouble(now, plan).is_none()
     }
 
@@ -190,7 +204,9 @@ impl Pulse {
     fn hangs_at(&self, plan: &Plan) -> [(Stall, Option<Time>); 3] {
         let silent = plan.hang_timeout.map(|timeout| self.heard + timeout);
         let mute = self.stuck_since().filter(|_| !self.beats);
-        let stuck = mute.and_then(|since| plan.hang_timeout.map(|timeout| since + timeout));
+        // A program that only counts as ready may still be starting.
+        let grace = if self.proven { Duration::ZERO } else { plan.start_timeout };
+        let stuck = mute.and_then(|since| plan.hang_timeout.map(|timeout| since + timeout.max(grace)));
         let overdue = self.oldest.and_then(|oldest| {
             plan.request_timeout.map(|timeout| oldest.began + oldest.excuse + timeout + SELF_HELP)
         });
@@ -227,14 +243,15 @@ impl Core {
         self.lively = self.workers.values().filter_map(Worker::pulse).any(|pulse| pulse.moved);
         let mut seen = vec![None; usize::from(Slot::MAX)];
         for (slot, length) in queues.iter().filter(|(slot, _)| slot.0 < Slot::MAX) {
-            seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length)));
+            let alone = self.in_slot(*slot).count() == 1;
+            seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
         }
         for worker in self.workers.values_mut() {
             let seen = seen[worker.slot.index()];
             if let Stage::Ready { pulse, .. } = &mut worker.stage {
                 // A slot without a queue of its own has nothing that could wait in it.
-                let (length, moved) = seen.unwrap_or_default();
-                pulse.look(now, length, moved);
+                let (length, moved, alone) = seen.unwrap_or_default();
+                pulse.look(now, length, moved, alone);
             }
         }
     }

@@ -13,13 +13,13 @@ use prefork::{GenerationId, Slot};
 
 #[derive(Debug, Clone)]
 pub(super) struct Trial {
-    generation: GenerationId,
-    requests: Vec<RequestId>,
-    stage: TrialStage,
+    pub(super) generation: GenerationId,
+    pub(super) requests: Vec<RequestId>,
+    pub(super) stage: TrialStage,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum TrialStage {
+#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+pub(super) enum TrialStage {
     /// The shell reads the configuration and binds.
     Preparing,
     /// Slots under `moved` have passed, of `count`.

@@ -19,7 +19,7 @@ const PLAN: Plan = Plan {
 
 /// Workers that beat, were last heard of at these times, and have done so much.
 fn beats(workers: &[(u64, Time, u64)]) -> Look {
-    let sight = |heard, done| Sight { heard, beats: true, done: Some(done), oldest: None };
+    let sight = |heard, done| Sight { heard, beats: true, greeted: true, done: Some(done), oldest: None };
     let workers = workers.iter().map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done))).collect();
     Look { workers, queues: None }
 }

@@ -7,7 +7,7 @@ use prefork::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
 
 /// A worker's stage in life, with what is due in it. Stages only go down this list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(super) enum Stage {
     /// Spawned, not ready yet.
     Starting { deadline: Time },

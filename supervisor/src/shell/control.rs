@@ -10,6 +10,8 @@
 //! size of what waits to be read by it), so a slow, dead or lying client costs the others nothing. This module
 //! does not know what a request does.
 
+mod handover;
+
 use super::poll::{Interest, Poll, Token};
 use crate::core::Time;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -45,6 +47,12 @@ pub enum Request {
         #[serde(default)]
         wait: bool,
     },
+    /// Upgrade the supervisor's own program in place, and perhaps wait for the verdict.
+    Upgrade {
+        /// Answer when it is known.
+        #[serde(default)]
+        wait: bool,
+    },
     /// Stop, gracefully or at once.
     Stop {
         /// At once.
@@ -70,6 +78,9 @@ pub struct Answer {
     /// The generation that serves after a reload.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
+    /// The version that serves after an upgrade.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<String>,
     /// The answer to `status`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<serde_json::Value>,

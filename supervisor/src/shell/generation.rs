@@ -18,6 +18,17 @@ pub struct Generation {
     pub(super) executable: Executable,
     /// Slots whose sockets listen, as far as this generation has asked for.
     pub(super) opened: u16,
+    /// What the configuration was made of.
+    pub(super) origin: Origin,
+}
+
+/// What makes the same configuration again, together with the command line and the environment.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The text of its file.
+    pub(super) file: Option<String>,
+    /// CPUs that could be used.
+    pub(super) cpus: usize,
 }
 
 /// What loading needs to know besides the configuration itself.
@@ -68,13 +79,26 @@ impl Loader {
     /// # Errors
     /// Why nothing has changed.
     pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
-        let config = self.config().map_err(|error| error.brief())?;
+        let source = self.source.frozen();
+        let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
+        let config = source.load(&around).map_err(|error| error.brief())?;
+        let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
         let executable = self.executable(&config, first)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
             .map_err(|error| error.to_string())?;
-        Ok(Generation { config, sockets, executable, opened: 0 })
+        Ok(Generation { config, sockets, executable, opened: 0, origin })
+    }
+
+    /// The configuration that an origin makes.
+    ///
+    /// # Errors
+    /// When it makes none in this version of the program.
+    pub(super) fn config_of(&self, origin: &Origin) -> Result<Config, ConfigError> {
+        let around =
+            Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };
+        self.source.with_text(origin.file.clone()).load(&around)
     }
 }
 

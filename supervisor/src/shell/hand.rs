@@ -56,9 +56,9 @@ pub(super) enum Alarm {
 pub(super) enum Line {
     /// A Rust worker, on its channel.
     Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
-    /// Any other program, through the notification socket: by what signal it drains, whether it is ready, and
-    /// when it last fed the watchdog, if ever.
-    Notify { stop: Signal, ready: bool, fed: Option<Time> },
+    /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
+    /// said so itself, and when it last fed the watchdog, if ever.
+    Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time> },
     /// It has closed its channel.
     Closed,
 }
@@ -157,10 +157,11 @@ impl Hand {
     /// A notice of this program or one of its descendants.
     pub(super) fn notice(&mut self, now: Time, notice: WorkerNotice) -> Option<Event> {
         let id = self.id;
-        let Line::Notify { ready, fed, .. } = &mut self.line else { return None };
+        let Line::Notify { ready, greeted, fed, .. } = &mut self.line else { return None };
         match notice {
             WorkerNotice::Ready => {
                 self.alarm = None;
+                *greeted = true;
                 return (!std::mem::replace(ready, true)).then_some(Event::Ready(id));
             }
             WorkerNotice::Status(text) => self.status = plain(&text),
@@ -190,13 +191,18 @@ impl Hand {
             Line::Channel { .. } | Line::Closed => Sight {
                 heard: Time::from_millis(row.heartbeat),
                 beats: true,
+                greeted: true,
                 done: Some(row.connections.wrapping_add(row.requests)),
                 oldest: (row.oldest > 0).then(|| Time::from_millis(row.oldest)),
             },
             // A program that never fed the watchdog has not opted in.
-            Line::Notify { fed, .. } => {
-                Sight { heard: fed.unwrap_or(now), beats: fed.is_some(), done: None, oldest: None }
-            }
+            Line::Notify { fed, greeted, .. } => Sight {
+                heard: fed.unwrap_or(now),
+                beats: fed.is_some(),
+                greeted: *greeted,
+                done: None,
+                oldest: None,
+            },
         }
     }
 

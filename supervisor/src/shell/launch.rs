@@ -60,6 +60,7 @@ pub(super) fn launch(
         env: environment(generation, role, &queues)?,
         listeners: &listeners,
         extras: &extras,
+        kept: &[],
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
         death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
@@ -88,7 +89,7 @@ pub(super) fn launch(
 fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), String> {
     if !generation.has_channel() {
         let stop = generation.config.stop_signal;
-        return Ok((Line::Notify { stop, ready: false, fed: None }, None));
+        return Ok((Line::Notify { stop, ready: false, greeted: false, fed: None }, None));
     }
     let failed = |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
     let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;

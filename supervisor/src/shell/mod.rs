@@ -3,11 +3,13 @@
 //! * [`server`] – the loop, and what each [`Action`](crate::core::Action) means;
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
+//! * [`handover`] – how one version of the program takes a running server over from another;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
 pub mod control;
 pub mod generation;
 mod hand;
+pub mod handover;
 mod launch;
 pub mod listen;
 pub mod log;

@@ -21,6 +21,8 @@ pub enum Token {
     Death(WorkerId),
     /// A worker says something on its channel.
     Channel(WorkerId),
+    /// The check of an upgrade has ended.
+    Upgrade,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -35,6 +37,7 @@ impl Token {
             Self::Client(client) => (3, client),
             Self::Death(worker) => (4, worker.0),
             Self::Channel(worker) => (5, worker.0),
+            Self::Upgrade => (6, 0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -47,7 +50,8 @@ impl Token {
             2 => Self::Control,
             3 => Self::Client(number),
             4 => Self::Death(WorkerId(number)),
-            _ => Self::Channel(WorkerId(number)),
+            5 => Self::Channel(WorkerId(number)),
+            _ => Self::Upgrade,
         }
     }
 }
@@ -139,6 +143,7 @@ mod tests {
             Token::Client(9),
             Token::Death(WorkerId(7)),
             Token::Channel(WorkerId(1 << 40)),
+            Token::Upgrade,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -68,10 +68,15 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::Spawning(_) => {}
         Fact::WorkerReady(who, after) => tell!(info, named(who), "is ready after {after:.1?}"),
         Fact::Stalled(who, why, span) => {
-            tell!(warn, named(who), "is stalled, it {}; taking it out of rotation", stalled(*why, *span))
+            tell!(
+                warn,
+                named(who),
+                "is stalled, it {}; it gets no new connections while others can take them",
+                stalled(*why, *span)
+            )
         }
         Fact::Resumed(who, span) => {
-            tell!(info, named(who), "serves again after {span:.1?}, and is back in rotation")
+            tell!(info, named(who), "serves again after {span:.1?} and gets new connections")
         }
         Fact::Hung(who, why, span) => {
             tell!(error, named(who), "{}; sending SIGABRT, then SIGKILL in 2 s", stalled(*why, *span));

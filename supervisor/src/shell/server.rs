@@ -4,6 +4,9 @@
 //! core's, how to do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the one
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
+mod takeover;
+mod upgrade;
+
 use super::control::{Answer, ControlServer, Request};
 use super::generation::{Generation, Loader};
 use super::hand::{Hand, Line};
@@ -13,7 +16,7 @@ use super::notify::{Notifier, NotifyServer};
 use super::poll::{Interest, Poll, Token};
 use super::reap::{reap, reap_orphans};
 use super::signals::Signals;
-use super::status::{LastReload, status};
+use super::status::{LastReload, Status, status};
 use super::store::Store;
 use super::{log as logfile, report, steering};
 use crate::core::{Action, Command, Core, Event, Fact, Look, RequestId, Time};
@@ -27,6 +30,7 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
+use upgrade::Upgrade;
 
 /// How long to wait before systemd is told again what it would not take.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
@@ -65,6 +69,7 @@ pub struct Server {
     rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
+    upgrade: Upgrade,
     exit: Option<u8>,
 }
 
@@ -141,6 +146,7 @@ impl Server {
             rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
+            upgrade: Upgrade::new(),
             exit: None,
         })
     }
@@ -180,6 +186,7 @@ impl Server {
                 self.serve(token);
             }
             self.keep_time();
+            self.advance_upgrade();
         }
         if let Some(control) = &mut self.control {
             control.finish();
@@ -203,6 +210,7 @@ impl Server {
             .chain(watchdog)
             .chain(self.store.due())
             .chain(untold)
+            .chain(self.upgrade.deadline())
             .chain(orphans)
             .min()
     }
@@ -250,6 +258,7 @@ impl Server {
             }
             Token::Channel(worker) => self.hear(worker),
             Token::Death(worker) => self.bury(worker),
+            Token::Upgrade => self.hear_check(),
         }
     }
 
@@ -285,8 +294,14 @@ impl Server {
     }
 
     fn take_signals(&mut self) {
+        let signals = self.signals.take().collect();
+        self.act_on(signals);
+    }
+
+    fn act_on(&mut self, signals: Vec<Signal>) {
         let mut commands = Vec::new();
-        for signal in self.signals.take() {
+        let mut upgrade = false;
+        for signal in signals {
             match signal {
                 Signal::SIGINT => commands.push(Command::StopNow),
                 Signal::SIGTERM | Signal::SIGQUIT => commands.push(Command::Stop),
@@ -297,14 +312,12 @@ impl Server {
                 Signal::SIGWINCH if self.on_terminal => {}
                 Signal::SIGWINCH => commands.push(Command::DrainAll),
                 Signal::SIGUSR1 => reopen_log(),
-                Signal::SIGUSR2 => warn!(
-                    "not upgrading: this version cannot replace its own binary yet (reload picks up a new one for the workers)"
-                ),
+                Signal::SIGUSR2 => upgrade = true,
                 Signal::SIGCHLD => self.bury_orphans(),
                 _ => {}
             }
         }
-        // Quick stop before stop before reload before scale, whatever the order in which they came.
+        // Quick stop before stop before upgrade before reload before scale, whatever the order in which they came.
         commands.sort_by_key(|command| match command {
             Command::StopNow => 0,
             Command::Stop => 1,
@@ -313,7 +326,14 @@ impl Server {
             Command::Resize(_) => 4,
         });
         for command in commands {
+            let stops = matches!(command, Command::Stop | Command::StopNow);
+            if !stops && std::mem::take(&mut upgrade) {
+                self.ask_for_upgrade(None);
+            }
             self.feed(Event::Command(command));
+        }
+        if upgrade {
+            self.ask_for_upgrade(None);
         }
     }
 
@@ -348,6 +368,7 @@ impl Server {
                     sockets.map(|sockets| sockets.describe()).unwrap_or_default(),
                     self.last_reload.clone(),
                 );
+                let status = Status { last_upgrade: self.upgrade.last.clone(), ..status };
                 let answer = Answer { status: serde_json::to_value(status).ok(), ..Answer::done() };
                 self.answer(client, &answer);
             }
@@ -358,6 +379,11 @@ impl Server {
             Request::Reload { wait: false } => {
                 self.answer(client, &Answer::done());
                 self.feed(Event::Command(Command::Reload(None)));
+            }
+            Request::Upgrade { wait: true } => self.ask_for_upgrade(Some(client)),
+            Request::Upgrade { wait: false } => {
+                self.answer(client, &Answer::done());
+                self.ask_for_upgrade(None);
             }
             Request::Stop { now } => {
                 self.answer(client, &Answer::done());
@@ -411,7 +437,8 @@ impl Server {
     }
 
     fn bury_orphans(&mut self) {
-        let known: BTreeSet<Pid> = self.hands.values().map(|hand| hand.pid).collect();
+        let known: BTreeSet<Pid> =
+            self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
         match reap_orphans(|pid| known.contains(&pid)) {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
@@ -439,7 +466,10 @@ impl Server {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Prepare(generation) => Some(self.prepare(generation)),
+            Action::Prepare(generation) => match self.upgrade_before(generation) {
+                Some(event) => event,
+                None => Some(self.prepare(generation)),
+            },
             Action::Steer(rotation) => {
                 self.rotation = rotation;
                 self.steer();
@@ -574,14 +604,16 @@ impl Server {
         }
     }
 
-    /// Whether everything that a worker listens on is still listened on by the accepted generation.
+    /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
+    /// be it accepted already or on trial.
     fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
-        let describe =
-            |id| self.generations.get(id).map(|generation: &Generation| generation.sockets.describe());
-        let (Some(hand), Some(kept)) = (self.hands.get(&worker), describe(&self.accepted)) else {
-            return true;
-        };
-        describe(&hand.generation).is_none_or(|own| own.iter().all(|address| kept.contains(address)))
+        let own = self.hands.get(&worker).and_then(|hand| self.generations.get(&hand.generation));
+        own.is_none_or(|own| {
+            let kept = |address| {
+                self.generations.values().all(|other| other.sockets.addresses().any(|kept| kept == address))
+            };
+            own.sockets.addresses().all(kept)
+        })
     }
 
     /// What systemd does not take at once it is told again, or a unit could hang in "reloading".

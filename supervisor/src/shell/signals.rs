@@ -81,6 +81,22 @@ impl Signals {
         Ok(this)
     }
 
+    /// Has signals wait until somebody [installs](Self::install) handlers or [goes on](Self::go_on), across an exec too.
+    ///
+    /// # Errors
+    /// Those of sigprocmask(2).
+    pub fn hold(&self) -> io::Result<()> {
+        Ok(pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&CAUGHT.into_iter().collect::<SigSet>()), None)?)
+    }
+
+    /// Ends a [`hold`](Self::hold).
+    ///
+    /// # Errors
+    /// Those of sigprocmask(2).
+    pub fn go_on(&self) -> io::Result<()> {
+        Ok(pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&CAUGHT.into_iter().collect::<SigSet>()), None)?)
+    }
+
     /// The signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which are told as often
     /// as they were delivered (the kernel itself merges what comes while one is pending).
     pub fn take(&self) -> impl Iterator<Item = Signal> + use<> {

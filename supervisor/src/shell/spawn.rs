@@ -33,8 +33,10 @@ pub struct Order<'a> {
     pub env: Vec<CString>,
     /// Descriptors for the child's 3, 4, and so on.
     pub listeners: &'a [BorrowedFd<'a>],
-    /// Descriptors for the numbers after those, such as a channel. Nothing else stays open.
+    /// Descriptors for the numbers after those, such as a channel. Nothing else stays open, except:
     pub extras: &'a [BorrowedFd<'a>],
+    /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be empty.
+    pub kept: &'a [RawFd],
     /// Where it runs; `None`: where the supervisor runs.
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
@@ -69,6 +71,16 @@ impl AsFd for ExecErrors {
 }
 
 impl ExecErrors {
+    /// Goes on listening to a child that another program has started.
+    pub(super) fn adopted(pipe: OwnedFd, program: String, directory: String) -> Self {
+        Self { pipe, program, directory }
+    }
+
+    /// The program and the directory that it tells of.
+    pub(super) fn about(&self) -> (&str, &str) {
+        (&self.program, &self.directory)
+    }
+
     /// Why the exec failed; `None` when it worked, or while it is not known. A dead child's report is always there.
     pub fn failure(&self) -> Option<ExecFailure> {
         let mut report = [0_u8; REPORT];
@@ -247,6 +259,7 @@ struct Plan<'a> {
     /// Where the child writes its pid: [`PID_ROOM`] bytes each.
     pid_fields: Vec<*mut u8>,
     sources: Vec<RawFd>,
+    kept: &'a [RawFd],
     /// As many as `sources`: where they are while the low numbers are cleared.
     parked: Vec<RawFd>,
     executable: RawFd,
@@ -289,6 +302,7 @@ impl<'a> Plan<'a> {
             pid_fields,
             parked: vec![-1; sources.len()],
             sources,
+            kept: order.kept,
             executable: order.executable.as_fd().as_raw_fd(),
             script: order.executable.script(),
             directory: order.directory,
@@ -354,6 +368,14 @@ impl<'a> Plan<'a> {
     /// the rest. Returns the executable's new number.
     fn place_descriptors(&mut self) -> Result<RawFd, (Stage, c_int)> {
         let stage = Stage::Descriptors;
+        if !self.kept.is_empty() {
+            // Everything that the supervisor opens is closed on exec, unless that is taken back here.
+            for descriptor in self.kept {
+                // SAFETY: a plain system call on integers.
+                check(stage, unsafe { libc::fcntl(*descriptor, libc::F_SETFD, 0) })?;
+            }
+            return Ok(self.executable);
+        }
         let count = self.sources.len() as RawFd;
         let (report, executable) = (FIRST_FD + count, FIRST_FD + count + 1);
         let above = executable + 1;

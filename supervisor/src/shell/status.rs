@@ -24,6 +24,10 @@ pub struct Status {
     pub reload: Option<ReloadView>,
     /// How the last reload ended, if there was one.
     pub last_reload: Option<LastReload>,
+    /// The version of the program that serves.
+    pub program: &'static str,
+    /// How the last upgrade ended, if there was one.
+    pub last_upgrade: Option<LastUpgrade>,
     /// Where clients reach it.
     pub listeners: Vec<String>,
     /// Every slot that is open or was.
@@ -36,6 +40,18 @@ pub struct LastReload {
     /// The generation that it offered.
     pub generation: u32,
     /// Whether it was accepted.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How an upgrade ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastUpgrade {
+    /// The version that serves since then.
+    pub version: String,
+    /// Whether it was upgraded to.
     pub ok: bool,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +128,8 @@ pub(super) fn status(
         workers: view.open,
         reload: view.reload,
         last_reload,
+        program: crate::VERSION,
+        last_upgrade: None,
         listeners,
         slots,
     }

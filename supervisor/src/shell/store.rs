@@ -69,6 +69,11 @@ impl Store {
         self.due = Some(self.due.map_or(now, |due| due.min(now)));
     }
 
+    /// What it was given: names and inodes of sockets.
+    pub(super) fn held(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.held.iter().map(|(name, inode)| (name.as_str(), *inode))
+    }
+
     /// Whether the sockets outlive this process.
     pub(super) fn keeps(&self) -> bool {
         matches!(self.state, State::On { .. }) && !self.held.is_empty()

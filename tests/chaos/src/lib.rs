@@ -41,7 +41,9 @@ use plan::{Plan, Step};
 use report::Report;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
-use subject::{Prefork, Setup, Subject};
+use subject::{Prefork, Setup, Subject, peers};
+use testkit::Address;
+use testkit::delay::{DelayLine, NEAR_V4, NEAR_V6, Way};
 use testkit::process::Process;
 
 /// How many failures are enough.
@@ -59,8 +61,10 @@ pub fn run(options: &Options) -> Result<bool, String> {
         u64::from(now.subsec_nanos()) ^ u64::from(std::process::id()) << 32 >> 12
     });
     eprintln!("chaos: seed {seed}");
+    // Before there is any other thread or process: they must be where the line is.
+    let line = options.delay.map(|ms| lay(ms, &options.sysctl)).transpose()?;
     let subject = start(options)?;
-    let (report, log) = measure(options, seed, subject.as_ref())?;
+    let (report, log) = measure(options, seed, subject.as_ref(), line.as_ref())?;
     match options.json {
         true => println!("{}", report.to_json()),
         false => println!("{report}"),
@@ -83,20 +87,54 @@ pub fn run(options: &Options) -> Result<bool, String> {
 fn start(options: &Options) -> Result<Box<dyn Subject>, String> {
     let binaries: Option<PathBuf> =
         std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let near = |place: &String| match place.as_str() {
+        "127.0.0.1:0" if options.delay.is_some() => format!("{NEAR_V4}:0"),
+        "[::1]:0" if options.delay.is_some() => format!("[{NEAR_V6}]:0"),
+        other => other.to_owned(),
+    };
     let setup = Setup {
-        bind: options.bind.clone(),
+        bind: options.bind.iter().map(near).collect(),
         workers: options.workers,
         class: options.class.clone(),
         binaries: binaries.ok_or("cannot tell where this program is")?,
         words: options.word.clone(),
     };
-    Ok(Box::new(Prefork::start(&setup)?))
+    match &options.against {
+        Some(name) => peers::start(name, &setup),
+        None => Ok(Box::new(Prefork::start(&setup)?)),
+    }
+}
+
+/// Moves this process into a network of its own where everything takes its time.
+fn lay(ms: u64, settings: &[String]) -> Result<DelayLine, String> {
+    let line = DelayLine::start(Way::of(Duration::from_millis(ms))).map_err(|error| error.to_string())?;
+    for setting in settings {
+        let (name, value) = setting.split_once('=').ok_or_else(|| format!("--sysctl {setting}: no value"))?;
+        // Only what belongs to this namespace: the rest is the whole machine's.
+        let name = name.strip_prefix("net.").ok_or_else(|| format!("--sysctl {setting}: not of net."))?;
+        let file = format!("/proc/sys/net/{}", name.replace('.', "/"));
+        std::fs::write(&file, value).map_err(|error| format!("cannot write {file}: {error}"))?;
+    }
+    Ok(line)
+}
+
+/// Where clients go: the far end of a delay line, if there is one.
+fn reach(address: &Address, line: Option<&DelayLine>) -> Address {
+    match (address, line) {
+        (Address::Tcp(near), Some(_)) => Address::Tcp(DelayLine::far(*near, 0)),
+        (address, _) => address.clone(),
+    }
 }
 
 /// The run itself.
-fn measure(options: &Options, seed: u64, subject: &dyn Subject) -> Result<(Report, Vec<String>), String> {
+fn measure(
+    options: &Options,
+    seed: u64,
+    subject: &dyn Subject,
+    line: Option<&DelayLine>,
+) -> Result<(Report, Vec<String>), String> {
     let supervisor = subject.supervisor();
-    let addresses = subject.addresses();
+    let addresses: Vec<Address> = subject.addresses().iter().map(|near| reach(near, line)).collect();
     let mut load = Load::mix(addresses.clone(), subject.offers(), &options.class, options.load);
     load.seed = seed;
     load.timeout = Duration::from_secs_f64(options.timeout);
@@ -127,6 +165,12 @@ fn measure(options: &Options, seed: u64, subject: &dyn Subject) -> Result<(Repor
         broken.push(format!("the graceful stop: {reason}"));
     }
     let ledger = clients.finish();
+    if let Some(counts) = line.map(DelayLine::counts) {
+        eprintln!("chaos: the delay line: {counts:?}");
+        if counts.dropped > 0 {
+            broken.push(format!("the delay line itself has dropped {} packets", counts.dropped));
+        }
+    }
     let report = Report {
         subject: subject.name(),
         addresses,
@@ -145,11 +189,13 @@ fn measure(options: &Options, seed: u64, subject: &dyn Subject) -> Result<(Repor
 fn carry_out(options: &Options, seed: u64, clients: &Clients, runner: &Runner<'_>) -> u64 {
     let mut plan = Plan::new(seed, options.workers);
     let mut steps = 0;
+    // Another server's failures are counted, not studied.
+    let enough_failures = if options.against.is_some() { u64::MAX } else { ENOUGH };
     loop {
         let time_is_up = clients.began().elapsed() >= options.limit();
         let enough = options.requests.is_some_and(|wanted| clients.verified() >= wanted)
             || options.steps.is_some_and(|wanted| steps >= wanted);
-        if time_is_up || enough || clients.is_gone() || clients.unexplained() >= ENOUGH {
+        if time_is_up || enough || clients.is_gone() || clients.unexplained() >= enough_failures {
             return steps;
         }
         let Some(step) = wanted(plan.step(), &options.only) else { continue };
@@ -173,6 +219,10 @@ fn invariants(subject: &dyn Subject, workers: usize, descriptors: usize) -> Vec<
     let supervisor = subject.supervisor();
     if !supervisor.runs() {
         return vec![format!("the supervisor, process {}, is gone", supervisor.0)];
+    }
+    if !subject.is_ours() {
+        let settled = wait_for(STOP, || subject.settled());
+        return if settled { broken } else { vec!["the server has not settled".to_owned()] };
     }
     let children = || {
         let children = supervisor.children();

@@ -47,6 +47,15 @@ pub struct Options {
     /// Where the server listens: HOST:PORT (port 0 finds a free one), or unix. May be given several times
     #[arg(long, value_name = "ADDRESS", default_values = ["127.0.0.1:0", "[::1]:0", "unix"])]
     pub bind: Vec<String>,
+    /// Break another server instead of ours: see scripts/chaos --against help
+    #[arg(long, value_name = "PEER")]
+    pub against: Option<String>,
+    /// Hold every packet for so long in each direction, in a network namespace of its own; 0 makes the namespace only
+    #[arg(long, value_name = "MS")]
+    pub delay: Option<u64>,
+    /// With --delay: a setting of that namespace, as in: net.ipv4.tcp_migrate_req=1. May be given several times
+    #[arg(long, value_name = "NAME=VALUE", requires = "delay")]
+    pub sysctl: Vec<String>,
     /// Further words for the server's command line
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     pub word: Vec<String>,

@@ -122,7 +122,7 @@ impl<'a> Runner<'a> {
             return false;
         }
         match self.subject.workers().map(|workers| workers.len()) {
-            Ok(count) if count == self.workers => true,
+            Ok(count) if count == self.subject.processes(self.workers) => true,
             Ok(count) => {
                 // Operations that overlapped have left another number, which is right.
                 let verdict = self.subject.scale(self.workers, true);
@@ -144,7 +144,7 @@ impl<'a> Runner<'a> {
         let mut seen = 0;
         while seen < 2 {
             seen = if self.subject.settled() { seen + 1 } else { 0 };
-            if Instant::now() > end || self.clients.is_gone() {
+            if Instant::now() > end || self.clients.is_gone() || !self.subject.supervisor().runs() {
                 return false;
             }
             std::thread::sleep(POLL);

@@ -5,12 +5,14 @@
 //! * [`load`] drives connections at it and puts every one that was not served as promised into a class;
 //! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
 //!   runs a program under a real one;
+//! * [`delay`] makes the way between client and server long;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
 //! It knows the supervisor only from outside: its command line, its log, its control socket and its sockets. Nothing
 //! here links the code under test, so that a mistake there cannot hide behind the same mistake here.
 
 pub mod address;
+pub mod delay;
 pub mod http;
 pub mod load;
 pub mod log;

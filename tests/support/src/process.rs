@@ -13,6 +13,7 @@ pub struct Process(pub u32);
 struct Stat {
     state: char,
     parent: u32,
+    group: u32,
     user_ticks: u64,
     system_ticks: u64,
     start: u64,
@@ -31,10 +32,11 @@ impl Process {
         let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
-        let mut fields = fields.skip(9);
+        let group = fields.next()?.parse().ok()?;
+        let mut fields = fields.skip(8);
         let (user, system) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         let start = fields.nth(6)?.parse().ok()?;
-        Some(Stat { state, parent, user_ticks: user, system_ticks: system, start })
+        Some(Stat { state, parent, group, user_ticks: user, system_ticks: system, start })
     }
 
     /// A number after a name in `/proc/PID/FILE`, 0 when there is none.
@@ -122,6 +124,13 @@ pub fn all() -> Vec<Process> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Process)).collect()
 }
 
+/// Every running process of a process group.
+pub fn in_group(group: u32) -> Vec<Process> {
+    let belongs =
+        |process: &Process| process.stat().is_some_and(|stat| stat.group == group) && process.runs();
+    all().into_iter().filter(belongs).collect()
+}
+
 /// Every running process that was started with this variable set to this value.
 pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
     let carries = |process: &Process| process.variable(name).as_deref() == Some(value) && process.runs();
@@ -139,6 +148,8 @@ mod tests {
         assert!(me.resident_kib() > 100 && me.proportional_kib() > 100 && me.threads() > 0);
         assert!(me.descriptors() >= 3 && me.command_line().contains("testkit"));
         assert!(!Process(u32::MAX).runs());
+        let group = u32::try_from(nix::unistd::getpgrp().as_raw()).expect("a group");
+        assert!(in_group(group).contains(&me));
     }
 
     #[test]

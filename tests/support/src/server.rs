@@ -21,6 +21,9 @@ const MARK: &str = "TESTKIT_SERVER";
 /// The control socket in a server's own directory, which is also where it is by default.
 const CONTROL: &str = "supervisor.sock";
 
+/// The name of a program's copy in the server's own directory.
+const COPY: &str = "program";
+
 /// Variables that would lead a server under test astray.
 const FOREIGN: [&str; 7] = [
     "RUNTIME_DIRECTORY",
@@ -36,6 +39,7 @@ const FOREIGN: [&str; 7] = [
 #[derive(Debug)]
 pub struct Setup {
     binary: PathBuf,
+    client: PathBuf,
     directory: TempDir,
     arguments: Vec<OsString>,
     program: Vec<OsString>,
@@ -53,6 +57,7 @@ pub struct Server {
     pid: Process,
     mark: String,
     binary: PathBuf,
+    client: PathBuf,
     directory: TempDir,
     log: Log,
     exit: Option<ExitStatus>,
@@ -155,6 +160,18 @@ impl Setup {
         self
     }
 
+    /// Starts a copy of the program, in the server's own directory, where [`Server::replace`] can put another one.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    #[must_use]
+    pub fn copied(mut self) -> Self {
+        let copy = self.path(COPY);
+        copy_program(&self.binary, &copy);
+        self.binary = copy;
+        self
+    }
+
     /// A path in the server's own directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -218,6 +235,7 @@ impl Setup {
             child,
             mark,
             binary: self.binary,
+            client: self.client,
             directory: self.directory,
             log: Log::read(reader),
             exit: None,
@@ -255,8 +273,10 @@ impl Server {
     /// # Panics
     /// When there can be no directory.
     pub fn setup(binary: impl Into<PathBuf>) -> Setup {
+        let binary = binary.into();
         Setup {
-            binary: binary.into(),
+            client: binary.clone(),
+            binary,
             directory: tempfile::tempdir().expect("a temporary directory"),
             arguments: Vec::new(),
             program: Vec::new(),
@@ -302,6 +322,16 @@ impl Server {
         std::fs::rename(&new, self.path(name)).expect("a file in a directory of our own");
     }
 
+    /// Puts another program in the place of the [copy](Setup::copied) that was started, as an installer does.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    pub fn replace(&self, program: &Path) {
+        let new = self.path(".program.new");
+        copy_program(program, &new);
+        std::fs::rename(&new, &self.binary).expect("a file in a directory of our own");
+    }
+
     /// The control socket.
     pub fn control(&self) -> PathBuf {
         self.path(CONTROL)
@@ -312,7 +342,7 @@ impl Server {
     /// # Panics
     /// When it cannot be run.
     pub fn command(&self, words: &[&str]) -> Output {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(&self.client);
         command.args(words).arg("--control").arg(self.control()).stdin(Stdio::null());
         command.output().expect("the binary can be run")
     }
@@ -515,6 +545,13 @@ impl Server {
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
+}
+
+/// Copies a program. By another process: one that this process has open for writing cannot be started while some
+/// other test forks, since the child has it open, too.
+fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp can be run");
+    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
 }
 
 /// Whether a status tells of a settled server.

@@ -1,8 +1,7 @@
-//! `hello`: the default app.
+//! `hello`: the default app. Everything but the date of its answers is known beforehand.
 
-use crate::{Body, Context, Service};
+use crate::{Body, Service};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
 use std::convert::Infallible;
@@ -13,19 +12,7 @@ use std::task::{self, Poll};
 const BODY: &str = "Hello, client!";
 
 pub(super) fn service() -> Service {
-    Service::http(|context| ready(Ok(Hello { headers: Rc::new(headers(context)) })))
-}
-
-/// Everything but the date is known beforehand.
-fn headers(context: Context) -> HeaderMap {
-    let number = |number: u64| HeaderValue::from(number);
-    HeaderMap::from_iter([
-        (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
-        (HeaderName::from_static("x-prefork-worker"), number(context.worker.0)),
-        (HeaderName::from_static("x-prefork-slot"), number(context.slot.0.into())),
-        (HeaderName::from_static("x-prefork-generation"), number(context.generation.0.into())),
-        (HeaderName::from_static("x-prefork-pid"), number(std::process::id().into())),
-    ])
+    Service::http(|context| ready(Ok(Hello { headers: Rc::new(super::headers(context)) })))
 }
 
 #[derive(Clone)]

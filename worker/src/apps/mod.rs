@@ -6,7 +6,9 @@ mod greeter;
 mod hello;
 mod timing;
 
-use crate::Service;
+use crate::{Context, Service};
+use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 /// The apps and what they do, for `--help`.
 pub const NAMES: [(&str, &str); 7] = [
@@ -51,4 +53,16 @@ pub fn check(app: &str) -> Result<(), String> {
 fn unknown(app: &str) -> String {
     let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
     format!("there is no app `{app}` (choose one of {})", names.join(", "))
+}
+
+/// The headers of an answer in plain text: what it is, and who gave it.
+fn headers(context: Context) -> HeaderMap {
+    let number = |number: u64| HeaderValue::from(number);
+    HeaderMap::from_iter([
+        (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+        (HeaderName::from_static("x-prefork-worker"), number(context.worker.0)),
+        (HeaderName::from_static("x-prefork-slot"), number(context.slot.0.into())),
+        (HeaderName::from_static("x-prefork-generation"), number(context.generation.0.into())),
+        (HeaderName::from_static("x-prefork-pid"), number(std::process::id().into())),
+    ])
 }

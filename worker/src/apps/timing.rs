@@ -3,6 +3,7 @@
 use crate::{Body, Service};
 use http::{Request, Response, StatusCode};
 use std::convert::Infallible;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// The longest time that a request may ask for.
@@ -19,9 +20,15 @@ pub(super) enum Way {
 }
 
 pub(super) fn service(way: Way) -> Service {
-    Service::http(move |_| {
-        std::future::ready(Ok(tower::service_fn(move |request: Request<Body>| async move {
-            Ok::<_, Infallible>(answer(way, request.uri().query().unwrap_or_default()).await)
+    Service::http(move |context| {
+        let headers = Rc::new(super::headers(context));
+        std::future::ready(Ok(tower::service_fn(move |request: Request<Body>| {
+            let headers = Rc::clone(&headers);
+            async move {
+                let mut response = answer(way, request.uri().query().unwrap_or_default()).await;
+                response.headers_mut().clone_from(&headers);
+                Ok::<_, Infallible>(response)
+            }
         })))
     })
 }

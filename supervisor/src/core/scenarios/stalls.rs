@@ -31,7 +31,8 @@ impl Stage {
     /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
     fn serving(done: Option<u64>) -> Self {
         let mut core = Core::new(GenerationId(1), PLAN, 1);
-        let sight = Sight { heard: Time::default(), beats: done.is_some(), done, oldest: None };
+        let sight =
+            Sight { heard: Time::default(), beats: done.is_some(), greeted: true, done, oldest: None };
         core.step(Time::default(), Event::Tick);
         for worker in 1..=3 {
             core.step(Time::default(), Event::Ready(WorkerId(worker)));
@@ -181,6 +182,24 @@ fn a_queue_that_moves_once_saves_a_program() {
 }
 
 #[test]
+fn a_program_that_may_still_be_starting_has_the_time_to_start() {
+    let mut stage = Stage::serving(None);
+    stage.sights.values_mut().for_each(|sight| sight.greeted = false);
+    stage.core.workers.values_mut().for_each(|worker| worker.plan.start_timeout = Duration::from_secs(50));
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(49.0);
+    assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]));
+    stage.pass(3.0);
+    assert_eq!(stage.aborted(), [2]);
+    // One that has taken a connection was ready for certain.
+    stage.queues.insert(Slot(2), 3);
+    stage.pass(1.0);
+    stage.queues.insert(Slot(2), 2);
+    stage.pass(33.0);
+    assert_eq!(stage.aborted(), [3]);
+}
+
+#[test]
 fn when_everybody_stalls_everybody_stays_in_rotation() {
     let mut stage = Stage::serving(Some(0));
     stage.silent.extend([WorkerId(1), WorkerId(2), WorkerId(3)]);
@@ -233,6 +252,22 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
         stage.wake();
         assert_eq!((stage.stalls(), stage.aborted()), (0, vec![]), "after {millis} ms");
     }
+}
+
+#[test]
+fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 1);
+    stage.pass(10.0);
+    stage.last.clear();
+    stage.now += Duration::from_secs(16);
+    stage.wake();
+    // A wake-up for another reason, between two looks at the queues.
+    stage.now += Duration::from_millis(900);
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.heard = stage.now);
+    let workers = stage.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
+    stage.core.step(stage.now, Event::Look(Look { workers, queues: None }));
+    assert_eq!(stage.rotation(), [0, 2]);
 }
 
 #[test]

@@ -147,9 +147,11 @@ impl World {
         // It was heard of for the last time at most a period before it fell silent.
         let period =
             if self.kind == Kind::Feeds { plan.hang_timeout.unwrap_or_default() / 2 } else { plan.heartbeat };
-        let silent = self.kind != Kind::Mute && lasts(process.silent_since, plan.hang_timeout, period);
-        let stuck =
-            self.kind == Kind::Mute && lasts(self.stuck_since(process), plan.hang_timeout, Duration::ZERO);
+        let silent = !self.kind.is_mute() && lasts(process.silent_since, plan.hang_timeout, period);
+        let starts = self.kind == Kind::Mute { greets: false } && process.done == 0;
+        let patience =
+            plan.hang_timeout.map(|limit| if starts { limit.max(plan.start_timeout) } else { limit });
+        let stuck = self.kind.is_mute() && lasts(self.stuck_since(process), patience, Duration::ZERO);
         let limit = plan.request_timeout.map(|limit| limit + Duration::from_secs(1));
         let overdue = lasts(process.busy_since, limit, Duration::ZERO);
         invariant!(
@@ -188,11 +190,11 @@ impl World {
     /// Whoever does not serve for much longer than it may is aborted.
     fn check_hangs(&self, id: WorkerId, process: &Process) {
         let Some(plan) = self.plan_of(process).filter(|_| process.serves()) else { return };
-        let silent = process.silent_since.filter(|_| self.kind != Kind::Mute);
-        let stuck = self.stuck_since(process).filter(|_| self.kind == Kind::Mute);
+        let silent = process.silent_since.filter(|_| !self.kind.is_mute());
+        let stuck = self.stuck_since(process).filter(|_| self.kind.is_mute());
         for (since, limit) in [
             (silent, plan.hang_timeout),
-            (stuck, plan.hang_timeout),
+            (stuck, plan.hang_timeout.map(|limit| limit.max(plan.start_timeout))),
             (process.busy_since, plan.request_timeout),
         ] {
             let (Some(since), Some(limit)) = (since, limit) else { continue };

@@ -7,8 +7,8 @@ use super::*;
 pub(super) enum Kind {
     /// Rust workers beat and count; siblings may take from each other's queues.
     Rust { steals: bool },
-    /// A program that says nothing: only its queue can tell.
-    Mute,
+    /// A program that says nothing, or only that it is ready: only its queue can tell.
+    Mute { greets: bool },
     /// A program that feeds the watchdog.
     Feeds,
 }
@@ -18,9 +18,13 @@ impl Kind {
         match seed % 5 {
             0 | 1 => Self::Rust { steals: false },
             2 => Self::Rust { steals: true },
-            3 => Self::Mute,
+            3 => Self::Mute { greets: seed % 10 == 3 },
             _ => Self::Feeds,
         }
+    }
+
+    pub(super) fn is_mute(self) -> bool {
+        matches!(self, Self::Mute { .. })
     }
 
     pub(super) fn is_rust(self) -> bool {
@@ -96,15 +100,16 @@ impl World {
             let plan = self.fates.get(&process.generation).map(|fate| fate.1);
             let period = match self.kind {
                 Kind::Feeds => plan.and_then(|plan| plan.hang_timeout).unwrap_or(MINUTE) / 2,
-                Kind::Rust { .. } | Kind::Mute => plan.map_or(MINUTE, |plan| plan.heartbeat),
+                Kind::Rust { .. } | Kind::Mute { .. } => plan.map_or(MINUTE, |plan| plan.heartbeat),
             };
             if process.silent_since.is_none() {
                 let age = self.dice.millis(1 + period.as_millis() as u64);
                 process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
             }
             let sight = Sight {
-                heard: if self.kind == Kind::Mute { now } else { process.heard },
-                beats: self.kind != Kind::Mute,
+                heard: if self.kind.is_mute() { now } else { process.heard },
+                beats: !self.kind.is_mute(),
+                greeted: self.kind != Kind::Mute { greets: false },
                 done: self.kind.is_rust().then_some(process.done),
                 oldest: process.busy_since,
             };

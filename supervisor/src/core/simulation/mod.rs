@@ -4,6 +4,7 @@
 //! * `world` – processes and time: does what the core asks for, and lets happen what is due;
 //! * `life` – how workers beat, take connections, stall and get well;
 //! * `operations` – what operators ask for, and what befalls workers;
+//! * `upgrades` – the core written down and read back;
 //! * `invariants` – what must hold.
 //!
 //! `SIM_SEED=n` replays one seed and prints what happened; `SIM_SEEDS=n` and `SIM_STEPS=n` set how much is swept.
@@ -18,6 +19,7 @@ macro_rules! invariant {
 mod invariants;
 mod life;
 mod operations;
+mod upgrades;
 mod world;
 
 use super::*;
@@ -126,6 +128,8 @@ struct World {
     /// When the supervisor was stopped.
     sleeps: Vec<(Time, Time)>,
     heard_at: Time,
+    /// Decides when the supervisor is upgraded. Of its own, so that a seed means the same with and without.
+    upgrades: Dice,
     kind: Kind,
     queues: BTreeMap<Slot, Queue>,
 }
@@ -167,6 +171,7 @@ impl World {
             kind,
             queues: BTreeMap::new(),
             heard_at: Time::default(),
+            upgrades: Dice(seed | 1 << 63),
         }
     }
 

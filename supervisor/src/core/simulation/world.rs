@@ -14,7 +14,7 @@ impl World {
         if self.verbose && event != Event::Tick && !matches!(event, Event::Look(..)) {
             eprintln!("{:>12.3?} {event:?}", self.now.0);
         }
-        let actions = self.core.step(self.now, event);
+        let actions = self.step_core(event);
         for action in actions {
             if self.verbose {
                 eprintln!("{:>12.3?}     {action:?}", self.now.0);

@@ -25,18 +25,19 @@ pub(super) enum Key {
 }
 
 #[derive(Debug)]
-pub(super) struct Group {
-    key: Key,
+pub(in crate::shell) struct Group {
+    pub(super) key: Key,
     /// The address, for people.
-    text: String,
+    pub(super) text: String,
     /// The name for `LISTEN_FDNAMES`.
-    name: String,
-    kind: Kind,
-    _lock: Option<AddressLock>,
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// Held as long as the group lives.
+    pub(super) lock: Option<AddressLock>,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// A TCP address.
     Slots(Slots),
     /// A Unix socket for all. Its file goes when the group goes.
@@ -81,7 +82,7 @@ impl Group {
             text: address.to_string(),
             name: socket_name(&format!("tcp-{ip}-{}", address.port())),
             kind: Kind::Slots(slots),
-            _lock: lock,
+            lock,
         }
     }
 
@@ -110,7 +111,7 @@ impl Group {
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
             kind: Kind::File { file, socket: Rc::new(socket) },
-            _lock: lock,
+            lock,
         }
     }
 
@@ -121,7 +122,7 @@ impl Group {
             text,
             name: socket_name(&socket.name),
             kind: Kind::Inherited { socket: Rc::new(socket_copy) },
-            _lock: None,
+            lock: None,
         })
     }
 

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 /// Held as long as it lives.
 #[derive(Debug)]
 pub(super) struct AddressLock {
-    path: PathBuf,
-    file: File,
+    pub(super) path: PathBuf,
+    pub(super) file: File,
 }
 
 impl AddressLock {

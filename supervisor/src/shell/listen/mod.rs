@@ -15,6 +15,7 @@
 mod address;
 mod error;
 mod group;
+mod handover;
 mod inherited;
 mod kept;
 mod lock;
@@ -29,7 +30,8 @@ pub use error::{Act, ListenError, Problem};
 pub use kept::{Kept, inode};
 pub use steer::{SteerError, SteerProblem, Steered};
 
-use group::{Group, Key};
+pub(in crate::shell) use group::Group;
+use group::Key;
 use prefork::environment::Inherited;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -27,29 +27,29 @@ const KEY_BACKLOG: u32 = 0;
 
 #[derive(Debug)]
 pub(super) struct Slots {
-    address: SocketAddr,
-    members: RefCell<Members>,
+    pub(super) address: SocketAddr,
+    pub(super) members: RefCell<Members>,
 }
 
 #[derive(Debug, Default)]
-struct Members {
+pub(super) struct Members {
     /// Closed first, lest it fill the gap of a slot's socket that is closed before it.
-    key: Option<Rc<OwnedFd>>,
+    pub(super) key: Option<Rc<OwnedFd>>,
     /// The key's place, if it listens.
-    key_place: Option<u16>,
+    pub(super) key_place: Option<u16>,
     /// By slot.
-    sockets: Vec<Rc<OwnedFd>>,
+    pub(super) sockets: Vec<Rc<OwnedFd>>,
     /// By slot: the place of its socket, if it listens.
-    places: Vec<Option<u16>>,
+    pub(super) places: Vec<Option<u16>>,
     /// How many members the group has, which is the next one's place.
-    count: u16,
-    backlog: u32,
+    pub(super) count: u16,
+    pub(super) backlog: u32,
     /// The sockets came from an earlier process: those that listen are locked, and perhaps another user's.
-    adopted: bool,
+    pub(super) adopted: bool,
     /// The places of the program's choice, as far as this process has attached it.
-    steered: Vec<u16>,
+    pub(super) steered: Vec<u16>,
     /// Nobody knows any more whose place is which.
-    scattered: bool,
+    pub(super) scattered: bool,
 }
 
 /// What came back of an address's sockets, each with its place.

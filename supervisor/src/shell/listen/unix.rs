@@ -21,9 +21,9 @@ pub(super) const PATH_MAX: usize = 107;
 pub(super) struct Wanted {
     /// Absolute.
     pub(super) path: PathBuf,
-    mode: Option<u32>,
-    owner: Option<Uid>,
-    group: Option<Gid>,
+    pub(super) mode: Option<u32>,
+    pub(super) owner: Option<Uid>,
+    pub(super) group: Option<Gid>,
 }
 
 impl Wanted {
@@ -56,11 +56,11 @@ impl Wanted {
 /// The file of a socket that we bound. Removed when dropped, if it is still ours.
 #[derive(Debug)]
 pub(super) struct SocketFile {
-    made_for: Wanted,
+    pub(super) made_for: Wanted,
     /// Device and inode.
-    identity: (u64, u64),
+    pub(super) identity: (u64, u64),
     /// Left behind, for whoever keeps the socket.
-    kept: Cell<bool>,
+    pub(super) kept: Cell<bool>,
 }
 
 impl SocketFile {

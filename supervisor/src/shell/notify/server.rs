@@ -4,6 +4,7 @@
 //! address.
 
 use super::printable;
+use crate::shell::handover::{Bytes, Kind, NotifyState, Packing, Unpacking};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind,
     getsockname, recvmsg, setsockopt, socket, sockopt,
@@ -80,6 +81,24 @@ impl NotifyServer {
         let name = bound.as_abstract().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let address = OsStr::from_bytes(&[b"@", name].concat()).to_owned();
         Ok(Self { socket, address, file: None })
+    }
+
+    /// What has to be known to go on with this socket in another program.
+    pub(in crate::shell) fn state(&self, packing: &mut Packing) -> NotifyState {
+        NotifyState {
+            socket: packing.add(Kind::Datagram, &self.socket),
+            address: (&self.address).into(),
+            file: self.file.as_ref().map(Bytes::from),
+        }
+    }
+
+    /// Goes on with the socket of another program.
+    pub(in crate::shell) fn adopted(state: NotifyState, unpacking: &mut Unpacking) -> Self {
+        Self {
+            socket: unpacking.take(state.socket, Kind::Datagram),
+            address: state.address.text(),
+            file: state.file.map(Bytes::path),
+        }
     }
 
     /// The value for the workers' `NOTIFY_SOCKET`.

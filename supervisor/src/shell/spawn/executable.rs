@@ -154,6 +154,17 @@ impl Executable {
         Ok(Self { descriptor, path, script })
     }
 
+    /// A program that another one has opened.
+    pub(in crate::shell) fn adopted(descriptor: OwnedFd, path: PathBuf, script: bool) -> Self {
+        let name = CString::new(path.as_os_str().as_bytes()).ok();
+        Self { descriptor, script: name.filter(|_| script), path }
+    }
+
+    /// Whether it needs an interpreter, which opens it by its name.
+    pub fn is_script(&self) -> bool {
+        self.script.is_some()
+    }
+
     /// Its path, for people.
     pub fn path(&self) -> &Path {
         &self.path
@@ -162,6 +173,12 @@ impl Executable {
     /// The path to start it by, when it must not be started by descriptor.
     pub(super) fn script(&self) -> Option<&CStr> {
         self.script.as_deref()
+    }
+}
+
+impl From<Executable> for OwnedFd {
+    fn from(program: Executable) -> Self {
+        program.descriptor
     }
 }
 

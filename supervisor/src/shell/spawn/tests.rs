@@ -47,6 +47,7 @@ impl<'a> Shell<'a> {
             env: self.env.clone(),
             listeners: &self.listeners,
             extras: &self.extras,
+            kept: &[],
             directory: self.directory.as_deref(),
             death_signal: Signal::SIGKILL,
         }

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 use testkit::Address;
+use testkit::delay::DelayLine;
 
 /// The client's end of a connection, by which the server's end can be found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -160,9 +161,19 @@ impl Connection {
         })
     }
 
-    /// The client's end.
+    /// The client's end, as the server sees it.
     pub(super) fn name(&self) -> Option<Name> {
-        Name::of(&getsockname::<SockaddrStorage>(self.socket.as_raw_fd()).ok()?)
+        let raw = self.socket.as_raw_fd();
+        let name = Name::of(&getsockname::<SockaddrStorage>(raw).ok()?)?;
+        let peer = getpeername::<SockaddrStorage>(raw).ok().as_ref().and_then(Name::of);
+        Some(match (name, peer) {
+            // A delay line swaps the addresses, so that the server meets a client from where the client went to.
+            (Name::Tcp(mut name), Some(Name::Tcp(peer))) if DelayLine::is_far(peer.ip()) => {
+                name.set_ip(peer.ip());
+                Name::Tcp(name)
+            }
+            (name, _) => name,
+        })
     }
 
     /// Where requests are written to before they are sent.

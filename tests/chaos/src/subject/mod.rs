@@ -3,6 +3,7 @@
 //! The suite does what it can from outside (signals to workers, load, facts from `/proc`) and asks the subject for
 //! the rest. What a server cannot do stays [`Verdict::Unsupported`], which the report tells and nobody holds against it.
 
+pub mod peers;
 mod prefork;
 
 pub use prefork::Prefork;
@@ -158,6 +159,16 @@ pub trait Subject: Send + Sync {
 
     /// Whether everything asked for is done: as many workers as wanted, all ready, nothing under way.
     fn settled(&self) -> bool;
+
+    /// Whether it promises what is ours to promise beyond serving: how many processes, threads and descriptors it has.
+    fn is_ours(&self) -> bool {
+        true
+    }
+
+    /// How many processes serve when there are so many workers; others may have threads instead.
+    fn processes(&self, workers: usize) -> usize {
+        workers
+    }
 
     /// Whether a worker that dies is replaced.
     fn heals(&self) -> bool {

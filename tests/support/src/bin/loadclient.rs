@@ -16,6 +16,7 @@ Shape of the load (default: --rate 1000)
   --fresh N         N clients without think time, a new connection for each request
 What is said (default: HTTP GET /)
   --path PATH       HTTP: what to ask for
+  --mix PATH:SHARE  HTTP: what to ask for instead in this share of the requests, 0.05 say; latencies by path
   --expect TEXT     HTTP: what the body must be; with --send: what the answer must be
   --echo BYTES      raw: so many bytes that must come back
   --send TEXT       raw: ask TEXT, demand the answer of --expect and that the server closes
@@ -51,6 +52,7 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String>
     let (mut path, mut expect, mut echo, mut send) =
         ("/".to_owned(), None::<String>, None::<usize>, None::<String>);
     let (mut duration, mut count, mut timeout) = (None::<f64>, None::<u64>, 10.0);
+    let mut mix = None;
     let mut target = None;
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -60,6 +62,7 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String>
             "--keep-alive" => keep = Some(number(&word, &value()?)?),
             "--fresh" => fresh = Some(number(&word, &value()?)?),
             "--path" => path = value()?,
+            "--mix" => mix = Some(share_of(&value()?)?),
             "--expect" => expect = Some(value()?),
             "--echo" => echo = Some(number(&word, &value()?)?),
             "--send" => send = Some(value()?),
@@ -85,6 +88,9 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String>
         (None, Some(question)) => plan.ask(&question, &expect.ok_or("--send needs --expect")?),
         (Some(_), Some(_)) => return Err("choose one of --echo and --send".to_owned()),
     };
+    if let Some((path, share)) = mix {
+        plan = plan.mixed(&path, share);
+    }
     if let Some(count) = count {
         plan = plan.count(count);
     }
@@ -96,6 +102,16 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String>
 
 fn number<T: std::str::FromStr>(option: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("{option}: `{text}` is no number"))
+}
+
+fn share_of(text: &str) -> Result<(String, f64), String> {
+    let (path, share) = text.rsplit_once(':').ok_or("--mix needs PATH:SHARE, /slow:0.05 say")?;
+    let share = number("--mix", share)?;
+    if (0.0..=1.0).contains(&share) {
+        Ok((path.to_owned(), share))
+    } else {
+        Err(format!("--mix: the share {share} is not between 0 and 1"))
+    }
 }
 
 fn seconds_of(option: &str, seconds: f64) -> Result<Duration, String> {

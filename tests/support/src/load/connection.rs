@@ -48,6 +48,8 @@ pub(super) struct Marks {
 #[derive(Debug)]
 pub(super) struct Script {
     request: Vec<u8>,
+    /// What is asked instead, now and then.
+    other: Vec<u8>,
     talk: Talk,
     kept: bool,
     target: Target,
@@ -63,10 +65,10 @@ impl Script {
     pub(super) fn new(plan: &Plan) -> Self {
         let kept = matches!(plan.pace, Pace::KeptAlive(_));
         let close = if kept { "" } else { "Connection: close\r\n" };
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: load\r\n{close}\r\n").into_bytes();
+        let other = plan.mix.as_ref().map(|(path, _)| get(path)).unwrap_or_default();
         let request = match &plan.talk {
-            Talk::Http { path, .. } => {
-                format!("GET {path} HTTP/1.1\r\nHost: load\r\n{close}\r\n").into_bytes()
-            }
+            Talk::Http { path, .. } => get(path),
             Talk::Echo(bytes) => (b'a'..=b'z').cycle().take(bytes - 1).chain([b'\n']).collect(),
             Talk::Ask(question, _) => question.clone().into_bytes(),
         };
@@ -79,7 +81,7 @@ impl Script {
                 Target::Unix(UnixAddr::new(path).expect("a path that fits a Unix address"))
             }
         };
-        Self { request, talk: plan.talk.clone(), kept, target }
+        Self { request, other, talk: plan.talk.clone(), kept, target }
     }
 }
 
@@ -91,6 +93,8 @@ pub(super) struct Connection {
     pub(super) due: Instant,
     /// When to give up.
     pub(super) deadline: Instant,
+    /// Whether the request in hand is for the other path of a mix.
+    pub(super) other: bool,
     stage: Stage,
     answered: u64,
     marks: Marks,
@@ -119,7 +123,16 @@ impl Connection {
             Err(Errno::EINPROGRESS) => Stage::Connecting,
             Err(error) => return Err(failed(classify_connect(error), error)),
         };
-        Ok(Self { socket, due, deadline, stage, answered: 0, marks: Marks::default(), buffer: Vec::new() })
+        Ok(Self {
+            socket,
+            due,
+            deadline,
+            other: false,
+            stage,
+            answered: 0,
+            marks: Marks::default(),
+            buffer: Vec::new(),
+        })
     }
 
     /// Makes another request on the same connection.
@@ -151,9 +164,10 @@ impl Connection {
                 Err(error) => return fail(Failure::Local, error),
             }
         }
+        let request = if self.other { &script.other } else { &script.request };
         while let Stage::Sending { done } = self.stage {
-            match send(self.socket.as_raw_fd(), &script.request[done..], MsgFlags::MSG_NOSIGNAL) {
-                Ok(sent) if done + sent == script.request.len() => self.stage = Stage::Receiving,
+            match send(self.socket.as_raw_fd(), &request[done..], MsgFlags::MSG_NOSIGNAL) {
+                Ok(sent) if done + sent == request.len() => self.stage = Stage::Receiving,
                 Ok(sent) => self.stage = Stage::Sending { done: done + sent },
                 Err(Errno::EAGAIN) => return Step::Waiting,
                 Err(error) if self.answered > 0 => return fail(Failure::Unanswered, error),
@@ -218,7 +232,9 @@ impl Connection {
     /// `Some(close announced)` for a whole and right response, `None` for a part of one, an error for a wrong one.
     fn judge(&mut self, script: &Script, eof: bool) -> Result<Option<bool>, String> {
         let expected: &[u8] = match &script.talk {
-            Talk::Http { body, .. } => return self.judge_http(body.as_deref(), eof),
+            Talk::Http { body, .. } => {
+                return self.judge_http(body.as_deref().filter(|_| !self.other), eof);
+            }
             Talk::Echo(_) => &script.request,
             Talk::Ask(_, answer) => answer.as_bytes(),
         };

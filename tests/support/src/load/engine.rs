@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, Marks, Script, Step};
 use super::report::{Failure, Latency, Report};
-use super::{Live, Pace, Plan};
+use super::{Live, Pace, Plan, Talk};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::time::TimeSpec;
@@ -34,6 +34,8 @@ pub(super) struct Engine<'a> {
     /// Closed loop: until when nothing is opened, after a failure.
     rest: Instant,
     micros: Vec<u32>,
+    /// Of the other path of a mix.
+    other_micros: Vec<u32>,
     report: Report,
 }
 
@@ -61,6 +63,7 @@ impl<'a> Engine<'a> {
             due: 0,
             rest: now,
             micros: Vec::new(),
+            other_micros: Vec::new(),
             report: Report::default(),
         }
     }
@@ -93,6 +96,12 @@ impl<'a> Engine<'a> {
             }
         }
         self.report.elapsed = self.began.elapsed();
+        if let (Some((other, _)), Talk::Http { path, .. }) = (&self.plan.mix, &self.plan.talk) {
+            for (path, micros) in [(path, &self.micros), (other, &self.other_micros)] {
+                self.report.paths.insert(path.clone(), (micros.len() as u64, Latency::of(micros.clone())));
+            }
+        }
+        self.micros.append(&mut self.other_micros);
         self.report.latency = Latency::of(self.micros);
         self.report
     }
@@ -138,11 +147,12 @@ impl<'a> Engine<'a> {
 
     fn open(&mut self, due: Instant) {
         self.report.requests += 1;
-        let connection = match Connection::open(&self.script, due, Instant::now() + self.plan.timeout) {
+        let mut connection = match Connection::open(&self.script, due, Instant::now() + self.plan.timeout) {
             Ok(connection) => connection,
             Err((failure, why)) => return self.failed(failure, &why),
         };
         self.report.connections += 1;
+        connection.other = self.asks_other();
         let number = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
@@ -158,6 +168,19 @@ impl<'a> Engine<'a> {
         self.drive(number);
     }
 
+    /// Whether the request that was just counted is for the other path of the mix.
+    fn asks_other(&self) -> bool {
+        let Some((_, share)) = self.plan.mix else { return false };
+        // Splitmix64: evenly spread, and the same for each server that is compared.
+        let mut z = self.report.requests.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        #[allow(clippy::cast_precision_loss)]
+        let chance = (z >> 11) as f64 / (1_u64 << 53) as f64;
+        chance < share
+    }
+
     fn drive(&mut self, number: usize) {
         loop {
             // An event may be left over from a connection that ended in this round.
@@ -171,8 +194,10 @@ impl<'a> Engine<'a> {
                     }
                     self.report.requests += 1;
                     let now = Instant::now();
+                    let other = self.asks_other();
                     if let Some(connection) = &mut self.slots[number] {
                         connection.again(now, now + self.plan.timeout);
+                        connection.other = other;
                     }
                 }
                 Step::Over { marks, announced } => {
@@ -192,7 +217,8 @@ impl<'a> Engine<'a> {
         self.report.answered += 1;
         self.live.answered.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = &self.slots[number] {
-            self.micros.push(u32::try_from(connection.due.elapsed().as_micros()).unwrap_or(u32::MAX));
+            let micros = if connection.other { &mut self.other_micros } else { &mut self.micros };
+            micros.push(u32::try_from(connection.due.elapsed().as_micros()).unwrap_or(u32::MAX));
         }
         if let Some(generation) = marks.generation {
             *self.report.generations.entry(generation).or_default() += 1;

@@ -58,6 +58,7 @@ pub struct Plan {
     target: Address,
     pace: Pace,
     talk: Talk,
+    mix: Option<(String, f64)>,
     lasting: Option<Duration>,
     count: Option<u64>,
     timeout: Duration,
@@ -67,7 +68,7 @@ impl Plan {
     fn new(target: &Address, pace: Pace) -> Self {
         let talk = Talk::Http { path: "/".to_owned(), body: None };
         let timeout = Duration::from_secs(10);
-        Self { target: target.clone(), pace, talk, lasting: None, count: None, timeout }
+        Self { target: target.clone(), pace, talk, mix: None, lasting: None, count: None, timeout }
     }
 
     /// Open loop: `per_second` new connections a second.
@@ -89,6 +90,14 @@ impl Plan {
     #[must_use]
     pub fn http(mut self, path: &str, body: Option<&str>) -> Self {
         self.talk = Talk::Http { path: path.to_owned(), body: body.map(str::to_owned) };
+        self
+    }
+
+    /// Asks for `path` instead in this share of the requests (0 to 1), chosen by chance but in each run the same.
+    /// Its answers must be 200, with any body; [`Report::paths`] tells the latencies apart. Only for HTTP.
+    #[must_use]
+    pub fn mixed(mut self, path: &str, share: f64) -> Self {
+        self.mix = Some((path.to_owned(), share));
         self
     }
 

@@ -87,6 +87,10 @@ impl Latency {
         };
         Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: at(1.0) }
     }
+
+    fn to_json(self) -> Value {
+        json!({"p50": self.p50, "p90": self.p90, "p99": self.p99, "p999": self.p999, "max": self.max})
+    }
 }
 
 /// What a load found.
@@ -108,6 +112,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Latency of the answered requests.
     pub latency: Latency,
+    /// Of a mix: answered requests and their latency, by path.
+    pub paths: BTreeMap<String, (u64, Latency)>,
     /// Answers by `x-prefork-generation`.
     pub generations: BTreeMap<String, u64>,
     /// Answers by `x-prefork-pid`.
@@ -139,7 +145,13 @@ impl Report {
         let failures: BTreeMap<_, _> = self.failures.iter().map(|(class, n)| (class.as_str(), *n)).collect();
         #[allow(clippy::cast_precision_loss)]
         let per_second = self.answered as f64 / self.elapsed.as_secs_f64().max(1e-9);
-        let latency = self.latency;
+        let paths: BTreeMap<_, _> = self
+            .paths
+            .iter()
+            .map(|(path, (answered, latency))| {
+                (path, json!({"answered": answered, "latency_ms": latency.to_json()}))
+            })
+            .collect();
         json!({
             "requests": self.requests,
             "answered": self.answered,
@@ -149,7 +161,8 @@ impl Report {
             "announced_closes": self.announced,
             "elapsed_s": self.elapsed.as_secs_f64(),
             "per_second": per_second.round(),
-            "latency_ms": {"p50": latency.p50, "p90": latency.p90, "p99": latency.p99, "p999": latency.p999, "max": latency.max},
+            "latency_ms": self.latency.to_json(),
+            "paths": paths,
             "generations": self.generations,
             "pids": self.pids,
         })

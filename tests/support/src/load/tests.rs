@@ -180,6 +180,24 @@ fn latency_counts_from_the_due_moment() {
 }
 
 #[test]
+fn a_mix_tells_its_paths_apart() {
+    let address = server(|mut stream, _| {
+        let mut head = [0; 1024];
+        let length = stream.read(&mut head).expect("a request");
+        if head[..length].starts_with(b"GET /slow ") {
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        answer(&mut stream, "connection: close\r\n");
+    });
+    let report = run(&Plan::rate(&address, 1000.0).http("/", Some("hi")).mixed("/slow", 0.1).count(300));
+    report.assert_flawless();
+    let ((fast, _), (slow, late)) = (report.paths["/"], report.paths["/slow"]);
+    assert_eq!(fast + slow, 300, "{report}");
+    assert!((10..60).contains(&slow), "about a tenth: {report}");
+    assert!(late.p50 >= 30.0, "{report}");
+}
+
+#[test]
 fn unix_sockets_serve_too_and_a_load_can_be_ended_from_outside() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("socket");

@@ -1,0 +1,244 @@
+//! What one version of the supervisor tells the next.
+//!
+//! Every struct is a [record](crate::record), so that fields can be appended: that is the only change there may be
+//! without a new [`FORMAT`](super::FORMAT). The test at the end compares every byte with those of the first release.
+//! A configuration is handed over as what it was made of, not as what became of it: the other version reads it itself.
+
+use super::descriptors::{Descriptor, Fd};
+use crate::core::{CoreState, Time};
+use crate::record::record;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// A name of the system's: any bytes.
+#[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) struct Bytes(pub(super) Vec<u8>);
+
+impl<T: AsRef<OsStr>> From<T> for Bytes {
+    fn from(text: T) -> Self {
+        Self(text.as_ref().as_bytes().to_vec())
+    }
+}
+
+impl Bytes {
+    pub(in crate::shell) fn text(self) -> OsString {
+        OsString::from_vec(self.0)
+    }
+
+    pub(in crate::shell) fn path(self) -> PathBuf {
+        self.text().into()
+    }
+}
+
+macro_rules! states {
+    ($($(#[doc = $doc:literal])+ $name:ident {
+        $($field:ident: $type:ty),+ $(,)?
+    } $(added { $($(#[$meta:meta])* $new:ident: $new_type:ty = $default:expr),+ $(,)? })?)+) => {$(
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone)]
+        pub(in crate::shell) struct $name {
+            $(pub(in crate::shell) $field: $type,)+
+            $($($(#[$meta])* pub(in crate::shell) $new: $new_type,)+)?
+        }
+        record!($name { $($field),+ } $(added { $($(#[$meta])* $new: $default),+ })?);
+    )+};
+}
+
+states! {
+    /// The whole.
+    State {
+        version: String,
+        pid: u32,
+        descriptors: Vec<Descriptor>,
+        arguments: Vec<Bytes>,
+        own_path: Bytes,
+        inherited: Vec<InheritedState>,
+        core: CoreState,
+        accepted: GenerationId,
+        generations: Vec<GenerationState>,
+        groups: Vec<GroupState>,
+        hands: Vec<HandState>,
+        scoreboard: ScoreboardState,
+        totals: Vec<TotalsState>,
+        notify: NotifyState,
+        control: Option<ControlState>,
+        waiting: Vec<u64>,
+        last_reload: Option<ReloadState>,
+        booted: bool,
+        rotation: Vec<Slot>,
+        stored: Vec<StoredState>,
+        steering_failed: bool,
+        on_terminal: bool,
+        signals: Vec<i32>,
+        upgrade: UpgradeState,
+    } added {
+        #[cfg(feature = "next")]
+        novelty: String = "not known to the old version".to_owned(),
+    }
+
+    /// The upgrade itself: who waits for its verdict, and which reload asked for it.
+    UpgradeState { clients: Vec<u64>, reload: Option<GenerationId> }
+
+    /// A socket that the supervisor was started with.
+    InheritedState { name: String, socket: Fd }
+
+    /// A generation: the text of its file, the CPUs that it counted, and what it has open.
+    GenerationState {
+        id: GenerationId,
+        file: Option<String>,
+        cpus: u64,
+        protocol: u16,
+        program: ProgramState,
+        opened: u16,
+        backlog: u32,
+        sockets: Vec<EntryState>,
+    }
+
+    /// A program.
+    ProgramState { descriptor: Fd, path: Bytes, script: bool }
+
+    /// A generation's part of a group: its first so many sockets.
+    EntryState { group: u32, sockets: u32 }
+
+    /// The sockets of an address.
+    GroupState { key: KeyState, text: String, name: String, kind: KindState, lock: Option<LockState> }
+
+    /// The sockets of a TCP address by slot, the place of each in the kernel's group, and the key.
+    SlotsState {
+        address: String,
+        sockets: Vec<Fd>,
+        places: Vec<Option<u16>>,
+        key: Option<Fd>,
+        key_place: Option<u16>,
+        count: u16,
+        backlog: u32,
+        adopted: bool,
+        steered: Vec<u16>,
+        scattered: bool,
+    }
+
+    /// A Unix socket and its file.
+    FileState {
+        path: Bytes,
+        mode: Option<u32>,
+        owner: Option<u32>,
+        group: Option<u32>,
+        device: u64,
+        inode: u64,
+        socket: Fd,
+    }
+
+    /// The lock of an address.
+    LockState { path: Bytes, file: Fd }
+
+    /// A worker.
+    HandState {
+        id: WorkerId,
+        slot: Slot,
+        seat: u8,
+        generation: GenerationId,
+        pid: i32,
+        pidfd: Fd,
+        exec_errors: ExecErrorsState,
+        protocol: u16,
+        line: LineState,
+        status: String,
+        alarm: Option<(Time, AlarmState)>,
+    } added {
+        #[cfg(feature = "next")]
+        novelty: Vec<u64> = vec![7],
+    }
+
+    /// The pipe on which a child tells of a failed exec.
+    ExecErrorsState { pipe: Fd, program: String, directory: String }
+
+    /// A Rust worker's line.
+    ChannelState { channel: Fd, phase: PhaseState, draining: bool }
+
+    /// Any other worker's.
+    NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
+
+    /// The shared memory, and how it is laid out.
+    ScoreboardState { memory: Fd, slots: u16, seats: u8, row: u32 }
+
+    /// What dead workers of a slot have done.
+    TotalsState { slot: Slot, requests: u64, connections: u64 }
+
+    /// The socket on which programs notify.
+    NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }
+
+    /// The control socket.
+    ControlState {
+        listener: Fd,
+        path: Bytes,
+        device: u64,
+        inode: u64,
+        last: u64,
+        pause: Option<Time>,
+        clients: Vec<ClientState>,
+    }
+
+    /// A control client.
+    ClientState {
+        id: u64,
+        stream: Fd,
+        input: Vec<u8>,
+        output: Vec<u8>,
+        deadline: Option<Time>,
+        answered: bool,
+    }
+
+    /// A socket that the service manager keeps a copy of: its name there, and its inode.
+    StoredState { name: String, inode: u64 }
+
+    /// How a reload ended.
+    ReloadState { generation: u32, reason: Option<String> }
+}
+
+/// What makes an address the same at the next reload.
+#[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum KeyState {
+    Tcp(String),
+    Unix(Bytes),
+    Fd(i32),
+}
+
+impl State {
+    /// The numbers of all descriptors in it.
+    pub(in crate::shell) fn kept(&self) -> impl Iterator<Item = std::os::fd::RawFd> {
+        self.descriptors.iter().map(|descriptor| descriptor.fd.0)
+    }
+}
+
+/// The kinds of groups.
+#[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum KindState {
+    Slots(SlotsState),
+    File(FileState),
+    Inherited(Fd),
+}
+
+/// How a worker talks.
+#[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum LineState {
+    Channel(ChannelState),
+    Notices(NoticesState),
+    Closed,
+}
+
+/// What a Rust worker may say.
+#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum PhaseState {
+    Silent,
+    Greeted,
+    Ready,
+}
+
+/// What is to be done about a worker at a time.
+#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum AlarmState {
+    CountsAsReady,
+    Mute,
+}

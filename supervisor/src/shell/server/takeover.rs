@@ -1,0 +1,250 @@
+//! A state becomes a server again: the other half of [`upgrade`](super::upgrade).
+//!
+//! The same code checks a state, in a child that then leaves, and takes it over. It [gives up](give_up) at the first thing
+//! that is not as it should be, and drops nothing before that.
+
+use super::upgrade::Upgrade;
+use super::{Server, clock};
+use crate::config::{Identity, Source};
+use crate::core::Core;
+use crate::shell::control::{ControlServer, runtime_directory};
+use crate::shell::generation::{Generation, Loader, Origin};
+use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
+use crate::shell::handover::*;
+use crate::shell::listen::{Group, ListenSet, Listeners};
+use crate::shell::notify::{Notifier, NotifyServer};
+use crate::shell::poll::{Interest, Poll, Token};
+use crate::shell::signals::Signals;
+use crate::shell::spawn::{ExecErrors, Executable};
+use crate::shell::status::LastReload;
+use crate::shell::store::Store;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use prefork::channel::Channel;
+use prefork::message::PROTOCOL;
+use prefork::scoreboard::{Row, SEATS, Scoreboard, Totals};
+use prefork::{GenerationId, Slot};
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+
+/// What a server that was taken over has still to do.
+#[derive(Debug)]
+pub(crate) struct Resumption {
+    /// The version that it had.
+    pub(super) version: String,
+    /// Who asked for the upgrade.
+    pub(super) upgrade: UpgradeState,
+    /// Signals that came and were not acted upon.
+    pub(super) signals: Vec<i32>,
+    /// Descriptors that this version has no use for.
+    pub(super) rest: Unpacking,
+}
+
+impl Server {
+    /// Rebuilds a server from a state. What is left to be done about it is for [`resume`](Self::resume).
+    pub(crate) fn take_over(task: &Task, identity: &Identity) -> (Self, Resumption) {
+        let (state, mut unpacking) = task.read();
+        let rest = &mut unpacking;
+        let expected = if task.check { nix::unistd::getppid().as_raw() } else { Pid::this().as_raw() };
+        if i64::from(state.pid) != i64::from(expected) {
+            give_up(&format!("the state is process {}'s", state.pid));
+        }
+        let loader = loader(&state, identity);
+        let mut listeners = Listeners::adopted(runtime_directory(), state.inherited, rest);
+        let groups = listeners.adopt_groups(state.groups, rest);
+        let generations: BTreeMap<GenerationId, Generation> = state
+            .generations
+            .into_iter()
+            .map(|state| (state.id, generation(state, &loader, &groups, rest)))
+            .collect();
+        if !generations.contains_key(&state.accepted) {
+            give_up(&format!("generation {}, which serves, is not in the state", state.accepted));
+        }
+        let expected: Vec<_> = state.core.workers().collect();
+        let core = Core::resume(state.core).unwrap_or_else(|reason| give_up(&reason));
+        let hands: BTreeMap<_, _> =
+            state.hands.into_iter().map(|state| (state.id, hand(state, rest, task.check))).collect();
+        if let Some(hand) = hands.values().find(|hand| !generations.contains_key(&hand.generation)) {
+            give_up(&format!(
+                "worker {} is of generation {}, which is not in the state",
+                hand.id, hand.generation
+            ));
+        }
+        let found: Vec<_> =
+            hands.values().map(|hand| (hand.id, hand.slot, hand.seat, hand.generation)).collect();
+        if found != expected {
+            give_up("the workers that are known are not those that are held");
+        }
+        let scoreboard = scoreboard(&state.scoreboard, rest);
+        let mut dead = vec![Totals::default(); usize::from(Slot::MAX)];
+        for totals in &state.totals {
+            if let Some(place) = dead.get_mut(totals.slot.index()) {
+                *place = Totals { requests: totals.requests, connections: totals.connections };
+            }
+        }
+        let notify = NotifyServer::adopted(state.notify, rest);
+        let control = state.control.map(|control| ControlServer::adopted(control, rest));
+        let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
+        let now = clock();
+        let stored: Vec<_> = state.stored.into_iter().map(|one| (one.name, one.inode)).collect();
+        let offered = std::env::var(prefork::environment::FDSTORE).ok();
+        let store = Store::new(now, &systemd, offered.as_deref(), &stored);
+        let watchdog = systemd.watchdog_period().map(|period| (period, now));
+        let poll =
+            Poll::new().unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
+        let signals = Signals::install()
+            .unwrap_or_else(|error| give_up(&format!("cannot install signal handlers: {error}")));
+        let server = Self {
+            core,
+            now,
+            poll,
+            signals,
+            loader,
+            name: identity.name.clone(),
+            listeners,
+            generations,
+            accepted: state.accepted,
+            hands,
+            scoreboard,
+            dead,
+            notify_address: notify.address().to_owned(),
+            notify,
+            systemd,
+            watchdog,
+            untold: None,
+            booted: state.booted,
+            control,
+            waiting: state.waiting.into_iter().collect(),
+            last_reload: state.last_reload.map(|last| LastReload {
+                generation: last.generation,
+                ok: last.reason.is_none(),
+                reason: last.reason,
+            }),
+            // Some may have died while nobody looked.
+            orphans_left: true,
+            rotation: state.rotation,
+            store,
+            steering_failed: state.steering_failed,
+            on_terminal: state.on_terminal,
+            upgrade: Upgrade::new(),
+            exit: None,
+        };
+        if let Err(error) = server.watch_all() {
+            give_up(&format!("cannot watch everything: {error}"));
+        }
+        let (version, upgrade, signals) = (state.version, state.upgrade, state.signals);
+        let resumption = Resumption { version, upgrade, signals, rest: unpacking };
+        (server, resumption)
+    }
+
+    fn watch_all(&self) -> std::io::Result<()> {
+        self.poll.add(&self.signals, Token::Signals, Interest::Read)?;
+        self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
+        self.hands.values().try_for_each(|hand| self.watch(hand))?;
+        self.control.as_ref().map_or(Ok(()), |control| control.watch_all(&self.poll))
+    }
+
+    /// How the accepted generation logs.
+    pub(crate) fn log_settings(&self) -> Option<&crate::config::LogSettings> {
+        self.generations.get(&self.accepted).map(|generation| &generation.config.log)
+    }
+}
+
+fn loader(state: &State, identity: &Identity) -> Loader {
+    let arguments = state.arguments.iter().cloned().map(Bytes::text);
+    let invocation = Source::from_parts(identity, arguments, std::env::vars_os()).unwrap_or_else(|error| {
+        give_up(&format!("the command line cannot be read by version {}: {error}", identity.version))
+    });
+    Loader {
+        source: invocation.source,
+        own_path: state.own_path.clone().path(),
+        inherited: state.inherited.iter().map(|socket| socket.name.clone()).collect(),
+    }
+}
+
+fn speaks(protocol: u16, who: &dyn std::fmt::Display) {
+    if protocol != PROTOCOL {
+        give_up(&format!(
+            "{who} speaks protocol {protocol} to its workers, this version {PROTOCOL} (restart the server to change versions)"
+        ));
+    }
+}
+
+fn generation(
+    state: GenerationState,
+    loader: &Loader,
+    groups: &[Rc<Group>],
+    unpacking: &mut Unpacking,
+) -> Generation {
+    speaks(state.protocol, &format_args!("generation {}", state.id));
+    let origin = Origin { file: state.file, cpus: usize::try_from(state.cpus).unwrap_or(1) };
+    let config = loader.config_of(&origin).unwrap_or_else(|error| {
+        give_up(&format!("generation {} cannot be read by this version: {}", state.id, error.brief()))
+    });
+    let ProgramState { descriptor, path, script } = state.program;
+    Generation {
+        config,
+        sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
+        executable: Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script),
+        opened: state.opened,
+        origin,
+    }
+}
+
+fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
+    speaks(state.protocol, &format_args!("worker {}", state.id));
+    let pidfd = unpacking.take(state.pidfd, Kind::Process);
+    let pid = pid_of(pidfd.as_fd());
+    // While a state is checked, its owner goes on, and may have buried a worker by now.
+    if pid != Some(state.pid) && !(check && pid == Some(-1)) {
+        give_up(&format!("worker {}'s pidfd is not process {}'s", state.id, state.pid));
+    }
+    let line = match state.line {
+        LineState::Channel(line) => Line::Channel {
+            channel: Channel::from_socket(unpacking.take(line.channel, Kind::Channel)),
+            phase: match line.phase {
+                PhaseState::Silent => Phase::Silent,
+                PhaseState::Greeted => Phase::Greeted,
+                PhaseState::Ready => Phase::Ready,
+            },
+            draining: line.draining,
+            allowance: Allowance::default(),
+        },
+        LineState::Notices(line) => Line::Notify {
+            stop: Signal::try_from(line.stop).unwrap_or(Signal::SIGTERM),
+            ready: line.ready,
+            greeted: line.greeted,
+            fed: line.fed,
+        },
+        LineState::Closed => Line::Closed,
+    };
+    let ExecErrorsState { pipe, program, directory } = state.exec_errors;
+    Hand {
+        id: state.id,
+        slot: state.slot,
+        seat: state.seat,
+        generation: state.generation,
+        pid: Pid::from_raw(state.pid),
+        pidfd,
+        exec_errors: ExecErrors::adopted(unpacking.take(pipe, Kind::Pipe), program, directory),
+        line,
+        status: state.status,
+        alarm: state.alarm.map(|(time, alarm)| match alarm {
+            AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
+            AlarmState::Mute => (time, Alarm::Mute),
+        }),
+    }
+}
+
+fn scoreboard(state: &ScoreboardState, unpacking: &mut Unpacking) -> Scoreboard {
+    let ours = (Slot::MAX, SEATS, size_of::<Row>() as u64);
+    let theirs = (state.slots, state.seats, u64::from(state.row));
+    if ours != theirs {
+        give_up(&format!(
+            "the scoreboard has {theirs:?} slots, seats and bytes a row; this version wants {ours:?} (restart the server to change versions)"
+        ));
+    }
+    let memory = unpacking.take(state.memory, Kind::Memory);
+    Scoreboard::open(memory).unwrap_or_else(|error| give_up(&format!("cannot map the scoreboard: {error}")))
+}

@@ -1,0 +1,94 @@
+// The service of the chaos suite for Node's cluster module, which leaves reloads to its user. This one does what the
+// module's documentation shows: HUP starts new workers and disconnects the old ones when the new ones listen; TTIN and
+// TTOU change their number; a worker that exits is replaced; TERM disconnects all.
+const cluster = require('cluster');
+const fs = require('fs');
+const http = require('http');
+const path = require('path');
+
+function primary() {
+  let wanted = Number(process.env.CHAOS_WORKERS);
+  let stopping = false;
+  const serving = new Set();
+  // Those that a reload has started and that do not listen yet; so many are to be there beyond the number wanted.
+  const coming = new Set();
+  const retire = (worker) => {
+    serving.delete(worker);
+    if (worker.isConnected()) worker.disconnect();
+  };
+  const converge = () => {
+    while (!stopping && serving.size < wanted) serving.add(cluster.fork());
+    // The oldest come first.
+    while (serving.size > wanted + coming.size) retire(serving.values().next().value);
+  };
+  const gone = (worker) => {
+    serving.delete(worker);
+    coming.delete(worker);
+    converge();
+  };
+  cluster.on('disconnect', gone);
+  cluster.on('exit', (worker) => {
+    gone(worker);
+    if (stopping && Object.keys(cluster.workers).length === 0) process.exit(0);
+  });
+  process.on('SIGHUP', () => {
+    for (let more = wanted; more > 0; more -= 1) {
+      const worker = cluster.fork();
+      serving.add(worker);
+      coming.add(worker);
+      worker.once('listening', () => { coming.delete(worker); converge(); });
+    }
+  });
+  process.on('SIGTTIN', () => { wanted += 1; converge(); });
+  process.on('SIGTTOU', () => { wanted = Math.max(1, wanted - 1); converge(); });
+  process.on('SIGTERM', () => {
+    stopping = true;
+    wanted = 0;
+    coming.clear();
+    converge();
+  });
+  converge();
+}
+
+function worker() {
+  const bodies = new Map();
+  const site = path.join(process.env.CHAOS_SITE, 'bytes');
+  for (const key of fs.readdirSync(site)) {
+    for (const length of fs.readdirSync(path.join(site, key))) {
+      bodies.set(`${key}/${length}`, fs.readFileSync(path.join(site, key, length)));
+    }
+  }
+  const handler = (request, response) => {
+    const number = request.headers['x-chaos-request'];
+    if (number) response.setHeader('x-chaos-request', number);
+    response.setHeader('x-chaos-pid', String(process.pid));
+    const answer = (body) => {
+      response.setHeader('content-length', body.length);
+      response.end(body);
+    };
+    if (request.method === 'POST') {
+      const pieces = [];
+      request.on('data', (piece) => pieces.push(piece));
+      request.on('end', () => answer(Buffer.concat(pieces)));
+      return;
+    }
+    const [, way, key, length, ms] = request.url.match(/^\/(\w+)\/(\d+)\/(\d+)(?:\?ms=(\d+))?$/) || [];
+    const body = bodies.get(`${key}/${length}`);
+    if (!body) {
+      response.statusCode = 404;
+      answer(Buffer.alloc(0));
+    } else if (way === 'wait') {
+      setTimeout(answer, Number(ms), body);
+    } else {
+      const end = Date.now() + (way === 'block' ? Number(ms) : 0);
+      while (Date.now() < end);
+      answer(body);
+    }
+  };
+  process.on('SIGTERM', () => cluster.worker.disconnect());
+  for (const place of JSON.parse(process.env.CHAOS_BIND)) {
+    http.createServer({ keepAliveTimeout: 75_000 }, handler).listen(place);
+  }
+}
+
+if (cluster.isPrimary) primary(); else worker();
