@@ -6,7 +6,7 @@ use nix::sys::signal::Signal::{
 };
 use std::time::{Duration, Instant};
 use testkit::load::{Failure, Load, Plan, run, start};
-use testkit::{LONG, Server, Setup, wait_until};
+use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
@@ -60,6 +60,22 @@ fn ends_at_once(signals: &[Signal]) {
 #[test]
 fn int_stops_at_once() {
     ends_at_once(&[SIGINT]);
+}
+
+#[test]
+fn a_term_to_a_worker_that_drains_already_cuts_nobody_off() {
+    let server = setup().workers(2).args(["--app", "sleep"]).start();
+    let load = start(Plan::fresh(&server.address(), 16).http("/?ms=2000", None).count(16));
+    wait_until("sixteen requests in both workers' hands", LONG, || {
+        server.busy() == 16 && server.workers().iter().all(|worker| worker.busy > 0)
+    });
+    server.signal(SIGTTOU);
+    let draining = wait_for("a worker that drains with requests in hand", LONG, || {
+        server.workers().into_iter().find(|worker| worker.state == "draining" && worker.busy > 0)
+    });
+    draining.process.signal(SIGTERM);
+    load.wait().assert_flawless();
+    wait_until("its end", LONG, || !draining.process.runs());
 }
 
 #[test]

@@ -245,6 +245,8 @@ impl Main {
         let mut limit = limit.map(|limit| began + limit);
         let mut listening = *reason != Heard::SupervisorGone && code == ExitCode::SUCCESS;
         let mut told = false;
+        // Whoever sends the first signal to a worker that the supervisor drains already asks for no more than that.
+        let mut asked = *reason == Heard::Signal;
         while self.done < self.threads {
             let stopping = (!told && !empty_queue).then_some(began + STOPPING);
             // A queue is empty once anybody has seen it empty; without that, all must have let go of it.
@@ -264,8 +266,9 @@ impl Main {
                     }
                 }
                 Heard::Drain { .. } => (),
+                Heard::Signal if !asked => asked = true,
                 Heard::Signal => {
-                    log::warn!("a signal while draining: leaving at once");
+                    log::warn!("a second signal while draining: leaving at once");
                     return code;
                 }
                 Heard::SupervisorGone => {

@@ -63,6 +63,8 @@ pub struct Runner<'a> {
     journal: Mutex<Journal>,
     /// Held while a worker is stopped to be killed: nobody may continue it meanwhile.
     stopped: Mutex<()>,
+    /// Workers that were asked to drain, each with its start.
+    drained: Mutex<HashSet<(Process, u64)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,7 +74,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<'a> Runner<'a> {
     /// For a subject with so many workers.
     pub fn new(subject: &'a dyn Subject, clients: &'a Clients, workers: usize) -> Self {
-        Self { subject, clients, workers, journal: Mutex::default(), stopped: Mutex::default() }
+        Self {
+            subject,
+            clients,
+            workers,
+            journal: Mutex::default(),
+            stopped: Mutex::default(),
+            drained: Mutex::default(),
+        }
     }
 
     /// What happened.
@@ -160,7 +169,7 @@ impl<'a> Runner<'a> {
             }
             Operation::StallSupervisor { time } => self.stall_supervisor(time),
             Operation::Drain { worker } => {
-                self.on_workers(worker, 1, |them| self.left(them, self.subject.drain_worker(them[0])))
+                self.on_workers(worker, 1, |them| self.left(them, self.drain(them[0])))
             }
             Operation::Recycle { worker } => {
                 self.on_workers(worker, 1, |them| self.left(them, self.subject.recycle(them[0])))
@@ -203,6 +212,14 @@ impl<'a> Runner<'a> {
                 Ok(_) => std::thread::sleep(POLL),
                 Err(reason) => return Verdict::Wrong(reason),
             }
+        }
+    }
+
+    /// Asks a worker to leave, once: whoever asks twice wants it to leave at once.
+    fn drain(&self, worker: Process) -> Verdict {
+        match lock(&self.drained).insert((worker, worker.started())) {
+            true => self.subject.drain_worker(worker),
+            false => Verdict::Refused(format!("worker {} was asked before", worker.0)),
         }
     }
 
