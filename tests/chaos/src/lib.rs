@@ -15,6 +15,8 @@
 //! What counts as a failure and what does not:
 //! * A kept connection that the server closes while nothing of a request is on its way is no failure: the client sees
 //!   the end and connects anew. A request that was written and met by a close is one.
+//! * Through a delay line, a request on a kept connection that meets the server's orderly end of that connection on its way, is
+//!   counted as crossed: the end had left before the request was there. Over a short way there is no such excuse.
 //! * A request that was pipelined behind an answer with `Connection: close` was withdrawn by the server, as HTTP says.
 //! * A worker that is to be killed is stopped first, and what it holds is read from outside. Exactly those connections
 //!   may fail. What waits in a queue is in nobody's hands, and must be answered.
@@ -137,6 +139,7 @@ fn measure(
     let addresses: Vec<Address> = subject.addresses().iter().map(|near| reach(near, line)).collect();
     let mut load = Load::mix(addresses.clone(), subject.offers(), &options.class, options.load);
     load.seed = seed;
+    load.round_trip = options.delay.map_or(Duration::ZERO, |ms| 2 * Duration::from_millis(ms));
     load.timeout = Duration::from_secs_f64(options.timeout);
     load.late = Duration::from_millis(options.late);
     if !options.shapes.is_empty() {
@@ -160,6 +163,8 @@ fn measure(
         // A graceful stop answers what is in hand.
         clients.last(32, Duration::from_secs(1));
         wait_for(Duration::from_secs(10), || clients.sent() == 32);
+        // In hand is what has arrived.
+        std::thread::sleep(2 * options.delay.map_or(Duration::ZERO, Duration::from_millis));
     }
     if let Err(reason) = subject.stop(STOP) {
         broken.push(format!("the graceful stop: {reason}"));

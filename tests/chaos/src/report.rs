@@ -209,6 +209,10 @@ impl fmt::Display for Report {
             sum(|t| t.connections),
             sum(|t| t.closed_idle)
         )?;
+        let crossed = sum(|t| t.crossed);
+        if crossed > 0 {
+            writeln!(f, "requests that crossed the end of an idle connection on their way: {crossed}")?;
+        }
         writeln!(f, "the clients themselves were at most {:.0} ms late", ledger.lag.as_secs_f64() * 1000.0)?;
         let unbegun = sum(|t| t.unbegun);
         if unbegun > 0 {

@@ -11,7 +11,7 @@ use nix::sys::socket::{
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use testkit::Address;
 use testkit::delay::DelayLine;
 
@@ -70,6 +70,8 @@ pub(super) enum State {
         /// Not in order.
         reset: bool,
     },
+    /// The server ended it in order, and a request and that end have met on the way.
+    Crossed,
     /// It has failed.
     Failed(Failure, String),
 }
@@ -99,6 +101,10 @@ pub(super) struct Connection {
     pub(super) pid: u32,
     /// The client has said that this request is its last.
     pub(super) last: bool,
+    /// How long it takes at least until an answer can be here.
+    pub(super) round_trip: Duration,
+    /// When the first of those that wait was written.
+    written: Option<Instant>,
     stage: Stage,
     out: Vec<u8>,
     sent: usize,
@@ -154,6 +160,8 @@ impl Connection {
             kill: None,
             pid: 0,
             last: false,
+            round_trip: Duration::ZERO,
+            written: None,
             stage,
             out: Vec::new(),
             sent: 0,
@@ -255,6 +263,7 @@ impl Connection {
             }
         }
         while self.sent < self.out.len() {
+            self.written.get_or_insert_with(Instant::now);
             match send(raw, &self.out[self.sent..], MsgFlags::MSG_NOSIGNAL) {
                 Ok(sent) => self.sent += sent,
                 // An answer may come before the request is whole; it is read below.
@@ -282,6 +291,8 @@ impl Connection {
             let Some(head) = self.reader.feed(&mut bytes, &asked)? else { return Ok(()) };
             self.asked.pop_front();
             self.answered += 1;
+            // For whatever else waits that is too early, and no excuse.
+            self.written = self.written.filter(|_| !self.asked.is_empty());
             self.pid = head.pid;
             each(asked, &head);
             if head.close {
@@ -320,6 +331,10 @@ impl Connection {
         }
         if self.sent == 0 {
             return State::Failed(Failure::ResetBefore, detail);
+        }
+        let crossed = |written: Instant| written.elapsed() < self.round_trip;
+        if !reset && self.answered > 0 && self.written.is_some_and(crossed) {
+            return State::Crossed;
         }
         State::Failed(if reset { Failure::ResetAfter } else { Failure::Unanswered }, detail)
     }

@@ -293,6 +293,9 @@ impl Engine {
         };
         self.last_number += 1;
         (connection.number, connection.stream, connection.address) = (self.last_number, stream, address);
+        if matches!(self.load.addresses[address], testkit::Address::Tcp(_)) {
+            connection.round_trip = self.load.round_trip;
+        }
         let place = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.places.len() - 1
@@ -447,6 +450,7 @@ impl Engine {
                 tally.closed_idle += 1;
                 tally.reset_idle += u64::from(reset);
             }
+            State::Crossed => self.ledger.shape(shape).crossed += connection.asked.len() as u64,
             State::Failed(failure, detail) => {
                 let (kill, requests) = (connection.kill, connection.asked.len() as u64);
                 let requests = if failure.after_answer() { 0 } else { requests };

@@ -91,6 +91,10 @@ pub struct Tally {
     /// Requests that the server had told beforehand to repeat elsewhere: pipelined behind an answer with
     /// `Connection: close`, or not written at all since the connection was found closed.
     pub withdrawn: u64,
+    /// Requests on kept connections that met the server's orderly end of an idle connection on their way: the end was here
+    /// before an answer could have been, so it had left before the request was there. HTTP/1.1 knows no way around
+    /// that; a client that is far away must be ready to repeat.
+    pub crossed: u64,
     /// Requests that were due when the client had too many open already; nothing was sent.
     pub unbegun: u64,
     /// Requests that failed.
@@ -188,6 +192,7 @@ impl Ledger {
             "allowed": names(&self.allowed),
             "late": self.sum(|t| t.late),
             "withdrawn": self.sum(|t| t.withdrawn),
+            "crossed": self.sum(|t| t.crossed),
             "unbegun": self.sum(|t| t.unbegun),
             "connections": self.sum(|t| t.connections),
             "closed_idle": self.sum(|t| t.closed_idle),
@@ -204,6 +209,7 @@ fn tally_json(tally: &Tally) -> Value {
         "begun": tally.begun,
         "verified": tally.verified,
         "withdrawn": tally.withdrawn,
+        "crossed": tally.crossed,
         "unbegun": tally.unbegun,
         "failed": tally.failed,
         "allowed": tally.allowed,

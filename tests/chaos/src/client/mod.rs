@@ -113,6 +113,8 @@ pub struct Load {
     pub late: Duration,
     /// The most connections at once; what is due beyond that is not begun.
     pub most: usize,
+    /// How long a packet takes to the server and back at least, over TCP.
+    pub round_trip: Duration,
 }
 
 impl Load {
@@ -142,6 +144,7 @@ impl Load {
             timeout: Duration::from_secs(15),
             late: Duration::from_secs(1),
             most: 4000,
+            round_trip: Duration::ZERO,
         };
         load.streams.retain(|(shape, _)| offered(*shape, offers));
         load

@@ -125,7 +125,7 @@ fn only(ledger: &Ledger, failure: Failure) {
 /// Every request has ended in exactly one way.
 #[track_caller]
 fn adds_up(ledger: &Ledger) {
-    let ends = ledger.sum(|tally| tally.verified + tally.withdrawn + tally.failed);
+    let ends = ledger.sum(|tally| tally.verified + tally.withdrawn + tally.crossed + tally.failed);
     assert_eq!(ledger.sum(|tally| tally.begun), ends, "{}", ledger.to_json());
 }
 
@@ -331,6 +331,26 @@ fn a_kept_connection_closed_while_idle_is_no_failure() {
     let ledger = run(&address, Shape::Idling);
     assert_eq!(ledger.failures, BTreeMap::new(), "{:#?}", ledger.incidents);
     assert!(ledger.shapes[&Shape::Idling].closed_idle >= 15, "{}", ledger.to_json());
+    adds_up(&ledger);
+}
+
+#[test]
+fn an_end_that_comes_before_an_answer_could_have_has_crossed_the_request() {
+    // It answers once, and closes after the second request. Only the way's length tells whether it had seen that.
+    let address = server(|mut stream| {
+        if let Some(first) = request(&mut stream) {
+            answer(&mut stream, &first, "");
+        }
+        drop(request(&mut stream));
+    });
+    only(&run(&address, Shape::Thinking), Failure::Unanswered);
+    let mut load = load(&address, Shape::Thinking);
+    load.round_trip = LONG;
+    let clients = start(load).expect("clients");
+    wait_until("some ends", LONG, || clients.verified() >= 20);
+    let ledger = clients.finish();
+    assert_eq!(ledger.failures, BTreeMap::new(), "{:#?}", ledger.incidents);
+    assert!(ledger.shapes[&Shape::Thinking].crossed >= 15, "{}", ledger.to_json());
     adds_up(&ledger);
 }
 
