@@ -12,29 +12,35 @@ function primary() {
   const number = () => Number(fs.readFileSync(process.env.CHAOS_WORKERS, 'utf8'));
   let wanted = number();
   let stopping = false;
+  let generation = 0;
   const serving = new Set();
-  // Those that a reload has started and that do not listen yet; so many are to be there beyond the number wanted.
-  const coming = new Set();
+  const listens = (worker) => worker.places === places.length;
   const disconnect = (worker) => { if (worker.isConnected()) worker.disconnect(); };
   const retire = (worker) => {
     serving.delete(worker);
     // One that is disconnected before it listens would listen afterwards, and never leave.
-    if (worker.places === places.length) disconnect(worker); else worker.retired = true;
+    if (listens(worker)) disconnect(worker); else worker.retired = true;
+  };
+  const converge = () => {
+    const of = (wanted) => [...serving].filter((worker) => (worker.generation === generation) === wanted);
+    for (let more = wanted - of(true).length; more > 0 && !stopping; more -= 1) {
+      const worker = cluster.fork();
+      worker.generation = generation;
+      worker.places = 0;
+      serving.add(worker);
+    }
+    of(true).slice(wanted).forEach(retire);
+    // An old one goes for each new one that listens.
+    const old = of(false);
+    old.slice(0, Math.max(0, of(true).filter(listens).length + old.length - wanted)).forEach(retire);
   };
   cluster.on('listening', (worker) => {
-    worker.places = (worker.places || 0) + 1;
-    if (worker.places < places.length) return;
-    coming.delete(worker);
-    if (worker.retired) disconnect(worker); else converge();
+    worker.places += 1;
+    if (listens(worker) && worker.retired) disconnect(worker);
+    converge();
   });
-  const converge = () => {
-    while (!stopping && serving.size < wanted) serving.add(cluster.fork());
-    // The oldest come first.
-    while (serving.size > wanted + coming.size) retire(serving.values().next().value);
-  };
   const gone = (worker) => {
     serving.delete(worker);
-    coming.delete(worker);
     converge();
   };
   cluster.on('disconnect', gone);
@@ -42,18 +48,11 @@ function primary() {
     gone(worker);
     if (stopping && Object.keys(cluster.workers).length === 0) process.exit(0);
   });
-  process.on('SIGHUP', () => {
-    for (let more = wanted; more > 0; more -= 1) {
-      const worker = cluster.fork();
-      serving.add(worker);
-      coming.add(worker);
-    }
-  });
+  process.on('SIGHUP', () => { generation += 1; converge(); });
   process.on('SIGUSR2', () => { wanted = number(); converge(); });
   process.on('SIGTERM', () => {
     stopping = true;
     wanted = 0;
-    coming.clear();
     converge();
   });
   converge();
