@@ -1,29 +1,46 @@
 // The service of the chaos suite for Node's cluster module, which leaves reloads to its user. This one does what the
-// module's documentation shows: HUP starts new workers and disconnects the old ones when the new ones listen; TTIN and
-// TTOU change their number; a worker that exits is replaced; TERM disconnects all.
+// module's documentation shows: HUP starts new workers and disconnects the old ones when the new ones listen; USR2 reads
+// their number again; a worker that exits is replaced; TERM disconnects all.
 const cluster = require('cluster');
 const fs = require('fs');
 const http = require('http');
 const path = require('path');
 
+const places = JSON.parse(process.env.CHAOS_BIND);
+
 function primary() {
-  let wanted = Number(process.env.CHAOS_WORKERS);
+  const number = () => Number(fs.readFileSync(process.env.CHAOS_WORKERS, 'utf8'));
+  let wanted = number();
   let stopping = false;
+  let generation = 0;
   const serving = new Set();
-  // Those that a reload has started and that do not listen yet; so many are to be there beyond the number wanted.
-  const coming = new Set();
+  const listens = (worker) => worker.places === places.length;
+  const disconnect = (worker) => { if (worker.isConnected()) worker.disconnect(); };
   const retire = (worker) => {
     serving.delete(worker);
-    if (worker.isConnected()) worker.disconnect();
+    // One that is disconnected before it listens would listen afterwards, and never leave.
+    if (listens(worker)) disconnect(worker); else worker.retired = true;
   };
   const converge = () => {
-    while (!stopping && serving.size < wanted) serving.add(cluster.fork());
-    // The oldest come first.
-    while (serving.size > wanted + coming.size) retire(serving.values().next().value);
+    const of = (wanted) => [...serving].filter((worker) => (worker.generation === generation) === wanted);
+    for (let more = wanted - of(true).length; more > 0 && !stopping; more -= 1) {
+      const worker = cluster.fork();
+      worker.generation = generation;
+      worker.places = 0;
+      serving.add(worker);
+    }
+    of(true).slice(wanted).forEach(retire);
+    // An old one goes for each new one that listens.
+    const old = of(false);
+    old.slice(0, Math.max(0, of(true).filter(listens).length + old.length - wanted)).forEach(retire);
   };
+  cluster.on('listening', (worker) => {
+    worker.places += 1;
+    if (listens(worker) && worker.retired) disconnect(worker);
+    converge();
+  });
   const gone = (worker) => {
     serving.delete(worker);
-    coming.delete(worker);
     converge();
   };
   cluster.on('disconnect', gone);
@@ -31,20 +48,11 @@ function primary() {
     gone(worker);
     if (stopping && Object.keys(cluster.workers).length === 0) process.exit(0);
   });
-  process.on('SIGHUP', () => {
-    for (let more = wanted; more > 0; more -= 1) {
-      const worker = cluster.fork();
-      serving.add(worker);
-      coming.add(worker);
-      worker.once('listening', () => { coming.delete(worker); converge(); });
-    }
-  });
-  process.on('SIGTTIN', () => { wanted += 1; converge(); });
-  process.on('SIGTTOU', () => { wanted = Math.max(1, wanted - 1); converge(); });
+  process.on('SIGHUP', () => { generation += 1; converge(); });
+  process.on('SIGUSR2', () => { wanted = number(); converge(); });
   process.on('SIGTERM', () => {
     stopping = true;
     wanted = 0;
-    coming.clear();
     converge();
   });
   converge();
@@ -85,9 +93,12 @@ function worker() {
       answer(body);
     }
   };
-  process.on('SIGTERM', () => cluster.worker.disconnect());
-  for (const place of JSON.parse(process.env.CHAOS_BIND)) {
-    http.createServer({ keepAliveTimeout: 75_000 }, handler).listen(place);
+  let listening = 0;
+  let leaving = false;
+  const leave = () => { if (leaving && listening === places.length) cluster.worker.disconnect(); };
+  process.on('SIGTERM', () => { leaving = true; leave(); });
+  for (const place of places) {
+    http.createServer({ keepAliveTimeout: 75_000 }, handler).listen(place, () => { listening += 1; leave(); });
   }
 }
 

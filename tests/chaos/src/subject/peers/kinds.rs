@@ -16,6 +16,8 @@ pub(super) enum Scale {
     Reload,
     /// By TTIN and TTOU.
     Signals,
+    /// By a changed configuration, which this signal makes it read.
+    Signal(Signal),
     Never,
 }
 
@@ -176,6 +178,7 @@ pub(super) const KINDS: [Kind; 8] = [
         program: "node",
         offers: APP,
         prepare: node,
+        scale: Scale::Signal(Signal::SIGUSR2),
         upgrade: Upgrade::Never,
         ..GUNICORN
     },
@@ -325,7 +328,8 @@ fn node(site: &Site, workers: usize) -> Result<Command, String> {
     let places: Vec<_> = site.addresses.iter().map(place).collect();
     let mut command = Command::new(found("node")?);
     command.arg(root().join("tests/chaos/peers/cluster.js"));
-    command.env("CHAOS_SITE", site.path("site")).env("CHAOS_WORKERS", workers.to_string());
+    site.write("workers", workers.to_string())?;
+    command.env("CHAOS_SITE", site.path("site")).env("CHAOS_WORKERS", site.path("workers"));
     command.env("CHAOS_BIND", serde_json::Value::from(places).to_string());
     Ok(command)
 }

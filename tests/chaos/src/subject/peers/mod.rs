@@ -216,11 +216,16 @@ impl Peer {
             (self.kind.prepare)(&self.site, to)?;
             return self.try_reload();
         }
-        let signal = if to > from { Signal::SIGTTIN } else { Signal::SIGTTOU };
-        for _ in 0..to.abs_diff(from) {
+        if let Scale::Signal(signal) = self.kind.scale {
+            (self.kind.prepare)(&self.site, to)?;
             supervisor.signal(signal);
-            // The same signal twice at once is one signal.
-            std::thread::sleep(5 * POLL);
+        } else {
+            let signal = if to > from { Signal::SIGTTIN } else { Signal::SIGTTOU };
+            for _ in 0..to.abs_diff(from) {
+                supervisor.signal(signal);
+                // The same signal twice at once is one signal.
+                std::thread::sleep(5 * POLL);
+            }
         }
         self.wait("the number of workers", || (self.serving(supervisor).len() == to).then_some(()))?;
         Ok(Verdict::Done)
