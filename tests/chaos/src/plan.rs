@@ -47,11 +47,6 @@ pub enum Operation {
         time: Duration,
     },
     /// SIGTERM to a worker, which drains and is replaced.
-    Drain {
-        /// Which.
-        worker: u64,
-    },
-    /// The graceful replacement of one worker.
     Recycle {
         /// Which.
         worker: u64,
@@ -78,7 +73,6 @@ impl Operation {
             Self::Abort { .. } => "abort",
             Self::Stall { .. } => "stop workers",
             Self::StallSupervisor { .. } => "stop supervisor",
-            Self::Drain { .. } => "drain a worker",
             Self::Recycle { .. } => "recycle",
             Self::Upgrade => "upgrade",
             Self::Burst { .. } => "burst",
@@ -105,9 +99,7 @@ impl fmt::Display for Operation {
             Self::Stall { count, time, .. } => write!(f, "{kind} {count} for {time:?}"),
             Self::StallSupervisor { time } => write!(f, "{kind} for {time:?}"),
             Self::Burst { count, .. } => write!(f, "{kind} of {count}"),
-            Self::Abort { .. } | Self::Drain { .. } | Self::Recycle { .. } | Self::Upgrade => {
-                f.write_str(kind)
-            }
+            Self::Abort { .. } | Self::Recycle { .. } | Self::Upgrade => f.write_str(kind),
         }
     }
 }
@@ -191,7 +183,6 @@ impl Plan {
                 time: stall(random, 200, 1500),
             },
             Operation::StallSupervisor { time: stall(random, 100, 2000) },
-            Operation::Drain { worker: worker(random) },
             Operation::Recycle { worker: worker(random) },
             Operation::Upgrade,
             Operation::Upgrade,

@@ -168,11 +168,8 @@ impl<'a> Runner<'a> {
                 self.on_workers(worker, count, |victims| self.stall(victims, time, alone))
             }
             Operation::StallSupervisor { time } => self.stall_supervisor(time),
-            Operation::Drain { worker } => {
-                self.on_workers(worker, 1, |them| self.left(them, self.drain(them[0])))
-            }
             Operation::Recycle { worker } => {
-                self.on_workers(worker, 1, |them| self.left(them, self.subject.recycle(them[0])))
+                self.on_workers(worker, 1, |them| self.left(them, self.drain(them[0])))
             }
             Operation::Burst { count, address } => {
                 self.clients.burst(count, usize::try_from(address).unwrap_or(0));

@@ -203,11 +203,6 @@ pub trait Subject: Send + Sync {
         Verdict::Unsupported("no draining of one worker".to_owned())
     }
 
-    /// Replaces a worker gracefully, its replacement first.
-    fn recycle(&self, _worker: Process) -> Verdict {
-        Verdict::Unsupported("no recycling".to_owned())
-    }
-
     /// Asks for a graceful stop and waits for the end.
     ///
     /// # Errors
