@@ -120,10 +120,7 @@ fn switches(worker: &Worker) -> u64 {
 
 #[test]
 fn a_worker_that_cannot_look_into_proc_serves_all_the_same() {
-    // SAFETY: plain system call.
-    #[allow(unsafe_code)]
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
+    if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED: a_worker_that_cannot_look_into_proc_serves_all_the_same: needs root");
         return;
     }
