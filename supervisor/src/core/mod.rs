@@ -173,13 +173,13 @@ impl Core {
         if self.phase == Phase::Gone {
             return Vec::new();
         }
-        self.catch_up(now);
+        let missed = self.catch_up(now);
         match event {
             Event::Command(command) => self.command(command),
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Look(look) => self.look(now, &look),
+            Event::Look(look) => self.look(now, &look, missed),
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.complaint = Some(reason);
@@ -202,8 +202,9 @@ impl Core {
         self.due
     }
 
-    /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge.
-    fn catch_up(&mut self, now: Time) {
+    /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge. Tells
+    /// how much it has missed.
+    fn catch_up(&mut self, now: Time) -> Duration {
         let late = self.due.map_or(Duration::ZERO, |due| now - due);
         let gap = now - self.last_step;
         if late > TARDY {
@@ -214,7 +215,9 @@ impl Core {
         if late > LATE {
             self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
             self.report(Fact::Overslept(gap));
+            return gap;
         }
+        if late > TARDY { late } else { Duration::ZERO }
     }
 
     fn command(&mut self, command: Command) {

@@ -255,6 +255,34 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
 }
 
 #[test]
+fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
+    // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
+    let mut stage = Stage::serving(Some(0));
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage.pass(10.0);
+    while stage.core.next_deadline().is_some_and(|due| due < Time::from_millis(11_000)) {
+        stage.now = stage.core.next_deadline().expect("it watches");
+        stage.wake();
+    }
+    assert_eq!(stage.core.next_deadline(), Some(Time::from_millis(11_000)));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(1.5);
+    assert_eq!(stage.aborted(), [2], "it has had its time now");
+    // Stopped before it had seen the request at all.
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(5.0);
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(stage.now));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    stage.pass(9.0);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(2.1);
+    assert_eq!(stage.aborted(), [2]);
+}
+
+#[test]
 fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
     let mut stage = Stage::serving(Some(0));
     stage.queues.insert(Slot(1), 1);

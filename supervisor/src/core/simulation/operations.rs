@@ -56,6 +56,10 @@ impl World {
                 }
             }
             88..92 => {
+                if self.dice.percent(30) {
+                    // Nobody has seen yet that this holds somebody up.
+                    self.hold_up();
+                }
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
                 self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
