@@ -2,6 +2,20 @@
 
 use super::*;
 
+/// Some of the slots, which in here are few.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slots(u64);
+
+impl Slots {
+    pub(super) fn has(self, slot: Slot) -> bool {
+        self.0 & (1 << slot.0) != 0
+    }
+
+    pub(super) fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+}
+
 impl World {
     /// A slot whose workers keep failing is not refilled more often than the back-off allows.
     pub(super) fn count_spawn(&mut self, slot: Slot) {
@@ -59,8 +73,11 @@ impl World {
         }
     }
 
-    pub(super) fn serves(&self, slot: Slot) -> bool {
-        self.processes.values().any(|process| process.slot == slot && process.serves())
+    /// The slots of the processes that are so. Worked out once a step: of all that a step costs, asking about each slot
+    /// anew was the half.
+    pub(super) fn slots(&self, is_so: impl Fn(&Process) -> bool) -> Slots {
+        let processes = self.processes.values().filter(|process| is_so(process));
+        Slots(processes.fold(0, |slots, process| slots | 1 << process.slot.0))
     }
 
     pub(super) fn check(&mut self) {
@@ -71,8 +88,9 @@ impl World {
         if let Some(due) = self.core.next_deadline() {
             invariant!(self, due > self.now, "the next deadline is in the future: {due:?}");
         }
-        self.check_rotation(&view);
-        let served = (0..64).map(Slot).filter(|slot| self.serves(*slot)).count();
+        let serving = self.slots(Process::serves);
+        self.check_rotation(&view, serving);
+        let served = serving.count();
         if self.healthy && matches!(view.state, State::Serving) && served < self.served_before {
             let least = view.reload.map_or(view.open, |reload| {
                 if reload.slots > 0 { reload.slots.min(view.open) } else { view.open }
@@ -116,22 +134,20 @@ impl World {
             * 2
     }
 
-    pub(super) fn check_rotation(&self, view: &View) {
+    fn check_rotation(&self, view: &View, serving: Slots) {
         if self.rotation.is_empty()
             || !matches!(view.state, State::Serving | State::Degraded | State::Starting)
         {
             return;
         }
-        let anybody = (0..64).map(Slot).any(|slot| self.serves(slot));
+        let coming = self.slots(|process| !process.ready && process.drained_at.is_none());
         for slot in &self.rotation {
-            let coming =
-                self.processes.values().any(|p| p.slot == *slot && !p.ready && p.drained_at.is_none());
-            let fine = self.serves(*slot) || coming || !anybody;
+            let fine = serving.has(*slot) || coming.has(*slot) || serving.count() == 0;
             invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
         }
-        for slot in (0..view.open).map(Slot) {
+        for slot in (0..view.open).map(Slot).filter(|slot| serving.has(*slot)) {
             let stalled = view.workers.iter().any(|w| w.slot == slot && w.state == WorkerState::Stalled);
-            if self.serves(slot) && !stalled {
+            if !stalled {
                 invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
             }
         }
@@ -215,13 +231,12 @@ impl World {
             let known = !process.troubled || self.now - process.well_since > patience;
             invariant!(self, !(stalled && known), "who is well again is back in rotation: {id}");
         }
-        let well = |slot: Slot| {
-            self.processes.iter().any(|(id, process)| {
-                process.slot == slot && process.serves() && state(id) == Some(WorkerState::Ready)
-            })
-        };
+        let well =
+            |(id, process): &(&WorkerId, &Process)| process.serves() && state(id) == Some(WorkerState::Ready);
+        let well =
+            self.processes.iter().filter(well).fold(0, |slots, (_, process)| slots | 1 << process.slot.0);
         for slot in &self.rotation {
-            let others = (0..64).map(Slot).any(|other| other != *slot && well(other));
+            let others = Slots(well & !(1 << slot.0)).count() > 0;
             let here = || self.processes.values().filter(|process| process.slot == *slot);
             let serving = || here().filter(|process| process.serves());
             let useless = serving().all(|process| self.surely_stalls(process))
