@@ -252,6 +252,7 @@ impl Core {
             let alone = self.in_slot(*slot).count() == 1;
             seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
         }
+        self.look_at_retired(now, |slot| seen[slot.index()].map_or(0, |(length, ..)| length));
         for worker in self.workers.values_mut() {
             let seen = seen[worker.slot.index()];
             if let Stage::Ready { pulse, .. } = &mut worker.stage {
@@ -281,11 +282,10 @@ impl Core {
         let ready = || self.workers.values().filter_map(|worker| Some((worker.pulse()?, &worker.plan)));
         let watched =
             ready().filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some());
-        let calm =
-            watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min()?;
-        let usual = if self.lively { calm.min(BRISK) } else { calm };
+        let calm = watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min();
+        let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
         let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some());
-        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain([usual]).min()
+        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain(usual).chain(self.retired_gap()).min()
     }
 
     /// When signs of life are to be looked at next.

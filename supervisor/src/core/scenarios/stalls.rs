@@ -13,6 +13,7 @@ const PLAN: Plan = Plan {
     request_timeout: Some(Duration::from_secs(10)),
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
+    steals: true,
 };
 
 /// A core, and what its workers show of themselves at every look.

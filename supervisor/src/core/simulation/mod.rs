@@ -74,6 +74,8 @@ struct Process {
     slot: Slot,
     seat: u8,
     generation: GenerationId,
+    /// It came to a retired slot, for who waits there.
+    visits: bool,
     ready: bool,
     ready_at: Time,
     condemned: bool,
@@ -132,6 +134,11 @@ struct World {
     upgrades: Dice,
     kind: Kind,
     queues: BTreeMap<Slot, Queue>,
+    /// When a slot was last in rotation.
+    left: BTreeMap<Slot, Time>,
+    /// Since when it has served, as far as the core says.
+    serving_since: Time,
+    calm_since: Option<Time>,
 }
 
 impl World {
@@ -170,6 +177,9 @@ impl World {
             sleeps: Vec::new(),
             kind,
             queues: BTreeMap::new(),
+            left: BTreeMap::new(),
+            serving_since: Time::default(),
+            calm_since: None,
             heard_at: Time::default(),
             upgrades: Dice(seed | 1 << 63),
         }
@@ -209,6 +219,7 @@ impl World {
     /// Once nothing fails any more, the last reload that was asked for is done and all is of one piece.
     fn settle(&mut self) {
         self.calm = true;
+        self.calm_since = Some(self.now);
         for (fate, _) in self.fates.values_mut() {
             *fate = Fate::Good;
         }

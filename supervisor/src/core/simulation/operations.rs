@@ -116,6 +116,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         request_timeout: dice.percent(30).then(|| Duration::from_millis(1 + dice.below(20_000))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
+        steals: kind == Kind::Rust { steals: true },
     }
 }
 
