@@ -52,6 +52,12 @@ impl Core {
             let retired = Retired { until: now + WATCH, length: 0, waits: None, visit: None, said: false };
             self.retired.insert(Slot(slot), retired);
         }
+        // Where all workers were asked to drain, nobody is steered elsewhere until there is an elsewhere.
+        for slot in &self.rotation {
+            if let Some(retired) = self.retired.get_mut(slot) {
+                retired.until = now + WATCH;
+            }
+        }
         self.wide = wide;
     }
 

@@ -256,6 +256,26 @@ fn a_reload_and_its_rollback_leave_nobody_waiting() {
 }
 
 #[test]
+fn a_slot_is_looked_at_from_when_nobody_is_steered_to_it_any_more() {
+    let mut stage = Stage::retired(PLAN);
+    stage.tell(Event::Command(Command::Reload(None)));
+    stage.tell(Event::Prepared(GenerationId(2), Plan { workers: 4, ..PLAN }));
+    (4..=7).for_each(|worker| stage.tell(Event::Ready(WorkerId(worker))));
+    stage.tell(Event::Command(Command::DrainAll));
+    [1, 2, 4, 5, 6, 7].into_iter().for_each(|worker| stage.die(worker));
+    stage.pass(600.0);
+    assert_eq!(stage.rotation(), [0, 1, 2, 3], "there is nowhere else");
+    stage.tell(Event::Command(Command::Reload(None)));
+    stage.tell(Event::Prepared(GenerationId(3), Plan { workers: 1, ..PLAN }));
+    stage.tell(Event::Ready(WorkerId(8)));
+    stage.pass(60.0);
+    assert_eq!((stage.rotation(), stage.core.view().state), (vec![0], State::Serving));
+    stage.queues.insert(Slot(3), 1);
+    stage.pass(1.0);
+    assert_eq!(stage.spawned(), [(9, 3)]);
+}
+
+#[test]
 fn slots_of_a_reload_that_failed_are_retired() {
     let mut stage = Stage::retired(PLAN);
     stage.tell(Event::Command(Command::Reload(None)));

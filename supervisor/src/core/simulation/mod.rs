@@ -8,7 +8,7 @@
 //! * `invariants` – what must hold.
 //!
 //! `SIM_SEED=n` replays one seed and prints what happened; `SIM_SEEDS=n` and `SIM_STEPS=n` set how much is swept.
-//! A seed that finds a bug becomes a scenario. Without them, 1,000 seeds are swept, in 15 to 20 s of one CPU.
+//! A seed that finds a bug becomes a scenario. Without them, 1,000 seeds are swept, in about 20 s of one CPU.
 
 macro_rules! invariant {
     ($world:expr, $holds:expr, $($text:tt)+) => {
