@@ -16,6 +16,7 @@ impl Core {
         self.judge_boot();
         self.advance_trial(now);
         self.begin_reload();
+        self.retire(now);
         self.fill(now);
         // New connections go elsewhere before a worker is told to accept no more.
         let leaving = self.leave(now);
@@ -104,7 +105,8 @@ impl Core {
     /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
     fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
         let moved = self.trial.as_ref().is_some_and(|trial| slot.0 < trial.moved());
-        let stable = matches!(self.phase, Phase::Booting | Phase::Serving) && slot.0 < self.open && !moved;
+        let stable = matches!(self.phase, Phase::Booting | Phase::Serving) && slot.0 < self.open && !moved
+            || self.is_visited(slot);
         let trial = self.trial.as_ref().map(|trial| trial.generation());
         let trial = trial.filter(|_| slot.0 < self.batch_end());
         stable.then_some(self.stable.id).into_iter().chain(trial)
@@ -126,7 +128,8 @@ impl Core {
     /// One past the last slot that is or may become filled.
     fn reach(&self) -> u16 {
         let highest = self.workers.values().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
-        highest.max(self.open).max(self.batch_end())
+        let visited = self.retired().filter(|slot| self.is_visited(*slot)).map(|slot| slot.0 + 1).max();
+        highest.max(self.open).max(self.batch_end()).max(visited.unwrap_or(0))
     }
 
     /// Spawns whoever is wanted and missing, where a seat is free and the back-off is over.
@@ -238,7 +241,7 @@ impl Core {
     /// New connections go to slots with a worker that is ready and well, or whose first replacement is on its way. When
     /// there are none, to those whose workers stall; never to none.
     fn steer(&mut self) {
-        let slots = || (0..self.reach()).map(Slot);
+        let slots = || (0..self.reach()).map(Slot).filter(|slot| !self.is_visited(*slot));
         let serves = |slot: &Slot| {
             let replaced_at_once = !self.backoffs[slot.index()].is_looping()
                 && self.rotation.contains(slot)

@@ -26,6 +26,8 @@ pub struct Plan {
     pub graceful_timeout: Duration,
     /// How long a reload's new workers must survive before the old ones drain.
     pub probation: Duration,
+    /// Workers take connections out of the queues of slots that are retired.
+    pub steals: bool,
 }
 
 /// Somebody who asked for a reload and waits for the verdict.
@@ -234,6 +236,8 @@ pub enum Fact {
     ReloadFailed(GenerationId, GenerationId, String),
     /// The number of slots was changed by hand: from, to.
     Resized(u16, u16),
+    /// A slot is retired, and so many connections wait in its queue: a worker is being started for them.
+    Stragglers(Slot, u32),
     /// A command does not apply now, and why.
     Ignored(Command, &'static str),
     /// All workers are asked to drain; the sockets stay.

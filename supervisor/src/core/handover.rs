@@ -6,6 +6,7 @@
 use super::backoff::{Backoff, Chance};
 use super::event::{Plan, RequestId};
 use super::reload::Trial;
+use super::stragglers::Retired;
 use super::worker::Worker;
 use super::{Accepted, Core, Phase, Time};
 use crate::record::record;
@@ -38,6 +39,8 @@ pub struct CoreState {
     looked: Time,
     lively: bool,
     stall_told: Vec<(Slot, Time)>,
+    retired: Vec<(Slot, Retired)>,
+    wide: u16,
     due: Option<Time>,
 }
 
@@ -63,6 +66,8 @@ record!(CoreState {
     looked,
     lively,
     stall_told,
+    retired,
+    wide,
     due,
 });
 record!(Accepted { id, plan });
@@ -75,7 +80,8 @@ record!(Plan {
     hang_timeout,
     request_timeout,
     graceful_timeout,
-    probation
+    probation,
+    steals
 });
 record!(Trial { generation, requests, stage });
 record!(Worker { id, slot, seat, generation, plan, born, stage, complaint });
@@ -107,6 +113,8 @@ impl Core {
             looked,
             lively,
             stall_told,
+            retired,
+            wide,
             due,
             out: _,
         } = self.clone();
@@ -133,6 +141,8 @@ impl Core {
             looked,
             lively,
             stall_told: stall_told.into_iter().collect(),
+            retired: retired.into_iter().collect(),
+            wide,
             due,
         }
     }
@@ -145,8 +155,9 @@ impl Core {
         let slots = state.workers.iter().map(|worker| worker.slot);
         let slots =
             slots.chain(state.backoffs.iter().map(|(slot, _)| *slot)).chain(state.rotation.iter().copied());
-        if let Some(slot) = slots.chain([Slot(state.open.saturating_sub(1))]).find(|slot| slot.0 >= Slot::MAX)
-        {
+        let slots = slots.chain(state.retired.iter().map(|(slot, _)| *slot));
+        let highest = state.open.max(state.wide).saturating_sub(1);
+        if let Some(slot) = slots.chain([Slot(highest)]).find(|slot| slot.0 >= Slot::MAX) {
             return Err(format!("slot {slot} is beyond the {} that there can be", Slot::MAX));
         }
         if let Some(worker) = state.workers.iter().find(|worker| worker.seat >= SEATS) {
@@ -184,6 +195,8 @@ impl Core {
             looked: state.looked,
             lively: state.lively,
             stall_told: state.stall_told.into_iter().collect(),
+            retired: state.retired.into_iter().collect(),
+            wide: state.wide,
             due: state.due,
             out: Vec::new(),
         })

@@ -13,6 +13,7 @@
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
+//! * `stragglers` – who still waits in the queue of a slot that is retired;
 //! * `worker`, `backoff`, `time` – what their names say;
 //! * `handover` – the whole core, written down for the next version of the program;
 //! * `view` – a picture of it all for `supervisor status`.
@@ -25,6 +26,7 @@ mod event;
 mod handover;
 mod pulse;
 mod reload;
+mod stragglers;
 mod time;
 mod view;
 mod worker;
@@ -46,6 +48,7 @@ use pulse::Pulse;
 use reload::Trial;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use stragglers::Retired;
 use worker::{Stage, Worker};
 
 /// How long an aborted worker gets to dump core before it is killed.
@@ -98,6 +101,7 @@ struct Accepted {
 ///     request_timeout: None,
 ///     graceful_timeout: Duration::from_secs(30),
 ///     probation: Duration::from_secs(2),
+///     steals: true,
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);
@@ -126,6 +130,10 @@ pub struct Core {
     lively: bool,
     /// When the operator was last told of a stall in a slot.
     stall_told: BTreeMap<Slot, Time>,
+    /// Slots in whose queues somebody may still turn up.
+    retired: BTreeMap<Slot, Retired>,
+    /// One past the last slot that was wanted at the last step.
+    wide: u16,
     ever_ready: bool,
     boot_failures: u32,
     last_failure: String,
@@ -156,6 +164,8 @@ impl Core {
             looked: Time::default(),
             lively: false,
             stall_told: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            wide: plan.workers,
             ever_ready: false,
             boot_failures: 0,
             last_failure: String::new(),
@@ -173,13 +183,13 @@ impl Core {
         if self.phase == Phase::Gone {
             return Vec::new();
         }
-        self.catch_up(now);
+        let missed = self.catch_up(now);
         match event {
             Event::Command(command) => self.command(command),
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Look(look) => self.look(now, &look),
+            Event::Look(look) => self.look(now, &look, missed),
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.complaint = Some(reason);
@@ -202,8 +212,9 @@ impl Core {
         self.due
     }
 
-    /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge.
-    fn catch_up(&mut self, now: Time) {
+    /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge. Tells
+    /// how much it has missed.
+    fn catch_up(&mut self, now: Time) -> Duration {
         let late = self.due.map_or(Duration::ZERO, |due| now - due);
         let gap = now - self.last_step;
         if late > TARDY {
@@ -213,8 +224,11 @@ impl Core {
         }
         if late > LATE {
             self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
+            self.put_off_retired(gap);
             self.report(Fact::Overslept(gap));
+            return gap;
         }
+        if late > TARDY { late } else { Duration::ZERO }
     }
 
     fn command(&mut self, command: Command) {

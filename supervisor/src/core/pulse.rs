@@ -103,7 +103,8 @@ impl Pulse {
         self.stalled.is_some()
     }
 
-    fn see(&mut self, now: Time, sight: &Sight) {
+    /// Takes in its signs of life. Of the time before `now`, the supervisor has just `missed` so much.
+    fn see(&mut self, now: Time, sight: &Sight, missed: Duration) {
         // A beat from the future is a lie that would keep a hung worker alive for ever.
         let heard = sight.heard.min(now);
         if heard > self.heard {
@@ -117,7 +118,8 @@ impl Pulse {
         (self.beats, self.done) = (sight.beats, sight.done);
         self.proven |= sight.greeted;
         if self.oldest.map(|oldest| oldest.began) != sight.oldest {
-            self.oldest = sight.oldest.map(|began| Oldest { began, excuse: Duration::ZERO });
+            // One that began unseen had no more time of its own than any other.
+            self.oldest = sight.oldest.map(|began| Oldest { began, excuse: missed.min(now - began) });
         }
         if let Some(stalled) = &mut self.stalled {
             stalled.sign |= self.moved;
@@ -149,6 +151,10 @@ impl Pulse {
         self.heard += gap;
         // One excuse for it is enough.
         self.excuse = self.excuse.saturating_sub(late);
+        if let Some(oldest) = &mut self.oldest {
+            // The stop may have begun right after the last step; `late` counts only from when there was something to do.
+            oldest.excuse += gap.saturating_sub(late);
+        }
     }
 
     /// The machine stood still for `late`.
@@ -232,10 +238,10 @@ impl Pulse {
 
 impl Core {
     /// Takes in what was seen. Verdicts are [`judge_stalls`](Self::judge_stalls)' and `converge`'s.
-    pub(super) fn look(&mut self, now: Time, look: &Look) {
+    pub(super) fn look(&mut self, now: Time, look: &Look, missed: Duration) {
         for (id, sight) in &look.workers {
             if let Some(Worker { stage: Stage::Ready { pulse, .. }, .. }) = self.workers.get_mut(id) {
-                pulse.see(now, sight);
+                pulse.see(now, sight, missed);
             }
         }
         let Some(queues) = &look.queues else { return };
@@ -246,6 +252,7 @@ impl Core {
             let alone = self.in_slot(*slot).count() == 1;
             seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
         }
+        self.look_at_retired(now, |slot| seen[slot.index()].map_or(0, |(length, ..)| length));
         for worker in self.workers.values_mut() {
             let seen = seen[worker.slot.index()];
             if let Stage::Ready { pulse, .. } = &mut worker.stage {
@@ -275,11 +282,10 @@ impl Core {
         let ready = || self.workers.values().filter_map(|worker| Some((worker.pulse()?, &worker.plan)));
         let watched =
             ready().filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some());
-        let calm =
-            watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min()?;
-        let usual = if self.lively { calm.min(BRISK) } else { calm };
+        let calm = watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min();
+        let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
         let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some());
-        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain([usual]).min()
+        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain(usual).chain(self.retired_gap()).min()
     }
 
     /// When signs of life are to be looked at next.

@@ -1,6 +1,7 @@
 //! Each flow of the core, told as a short story.
 
 mod stalls;
+mod stragglers;
 
 use super::*;
 use std::time::Duration;
@@ -15,6 +16,7 @@ const PLAN: Plan = Plan {
     request_timeout: None,
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
+    steals: true,
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.

@@ -145,7 +145,13 @@ impl Generation {
             request_timeout: config.request_timeout.filter(|_| self.has_channel()),
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
+            steals: self.has_channel() && config.accept != Accept::Own,
         }
+    }
+
+    /// Whether a worker takes from its own slot's queue. Programs that share one queue get no other.
+    pub(super) fn serves_each_queue(&self) -> bool {
+        self.has_channel() || self.config.accept != Accept::Shared
     }
 
     /// The workers are Rust workers: they have a channel.

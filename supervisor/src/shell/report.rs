@@ -116,6 +116,9 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
             error!(generation = serving.0, refused = refused.0; "reload failed, generation {serving} goes on serving: {reason}");
         }
         Fact::Resized(from, to) => info!(workers = to; "scaling from {from} to {to} workers"),
+        Fact::Stragglers(slot, waiting) => {
+            info!(slot = slot.0, waiting = waiting; "slot {slot} is retired, but connections wait in its queue; starting a worker for them");
+        }
         Fact::Ignored(command, why) => warn!("ignoring the {}: {why}", command_name(command)),
         Fact::DrainingAll => info!("all workers drain, the sockets stay (reload to start workers again)"),
         Fact::Stopping(None) => info!("stopping at once"),
@@ -150,6 +153,7 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Reloaded(..)
         | Fact::ReloadFailed(..)
         | Fact::Resized(..)
+        | Fact::Stragglers(..)
         | Fact::Ignored(..)
         | Fact::DrainingAll
         | Fact::Stopping(_)

@@ -224,7 +224,7 @@ impl Server {
         Look { workers, queues }
     }
 
-    /// How many connections wait for each slot that has a worker.
+    /// How many connections wait for each slot that has a worker, or had one until a while ago.
     fn queues(&self) -> BTreeMap<Slot, u32> {
         let mut queues = BTreeMap::new();
         for hand in self.hands.values() {
@@ -235,6 +235,14 @@ impl Server {
                     .entry(hand.slot)
                     .and_modify(|most: &mut u32| *most = length.max(*most))
                     .or_insert(length);
+            }
+        }
+        let accepted = self.generations.get(&self.accepted).filter(|accepted| accepted.serves_each_queue());
+        if let Some(Generation { sockets, .. }) = accepted {
+            for slot in self.core.retired() {
+                if let Some(length) = sockets.queue(slot.0) {
+                    queues.entry(slot).or_insert(length);
+                }
             }
         }
         queues

@@ -13,6 +13,7 @@ const PLAN: Plan = Plan {
     request_timeout: Some(Duration::from_secs(10)),
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
+    steals: true,
 };
 
 /// A core, and what its workers show of themselves at every look.
@@ -252,6 +253,34 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
         stage.wake();
         assert_eq!((stage.stalls(), stage.aborted()), (0, vec![]), "after {millis} ms");
     }
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
+    // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
+    let mut stage = Stage::serving(Some(0));
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage.pass(10.0);
+    while stage.core.next_deadline().is_some_and(|due| due < Time::from_millis(11_000)) {
+        stage.now = stage.core.next_deadline().expect("it watches");
+        stage.wake();
+    }
+    assert_eq!(stage.core.next_deadline(), Some(Time::from_millis(11_000)));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(1.5);
+    assert_eq!(stage.aborted(), [2], "it has had its time now");
+    // Stopped before it had seen the request at all.
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(5.0);
+    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(stage.now));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    stage.pass(9.0);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(2.1);
+    assert_eq!(stage.aborted(), [2]);
 }
 
 #[test]

@@ -2,6 +2,29 @@
 
 use super::*;
 
+/// Some of the slots, which in here are few.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slots(u64);
+
+impl Slots {
+    pub(super) fn has(self, slot: Slot) -> bool {
+        self.0 & (1 << slot.0) != 0
+    }
+
+    fn below(self, slot: u16) -> Self {
+        Self(self.0 & ((1 << slot) - 1))
+    }
+
+    pub(super) fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+}
+
+/// One past the last slot that is filled, or will be if the reload succeeds.
+fn wide(view: &View) -> u16 {
+    view.reload.map_or(0, |reload| reload.slots).max(view.open)
+}
+
 impl World {
     /// A slot whose workers keep failing is not refilled more often than the back-off allows.
     pub(super) fn count_spawn(&mut self, slot: Slot) {
@@ -42,7 +65,7 @@ impl World {
                 && other.ready
                 && other.drained_at.is_none()
         };
-        for newer in self.processes.values().filter(replaces).filter(|_| !retired) {
+        for newer in self.processes.values().filter(replaces).filter(|_| !retired && !process.visits) {
             let probation = self.fates.get(&newer.generation).map_or(Duration::ZERO, |fate| fate.1.probation);
             let survived = self.now - newer.ready_at;
             invariant!(
@@ -59,8 +82,16 @@ impl World {
         }
     }
 
-    pub(super) fn serves(&self, slot: Slot) -> bool {
-        self.processes.values().any(|process| process.slot == slot && process.serves())
+    /// The slots of the processes that are so. Worked out once a step: of all that a step costs, asking about each slot
+    /// anew was the half.
+    pub(super) fn slots(&self, is_so: impl Fn(&Process) -> bool) -> Slots {
+        let processes = self.processes.values().filter(|process| is_so(process));
+        Slots(processes.fold(0, |slots, process| slots | 1 << process.slot.0))
+    }
+
+    /// Those of them that are not retired.
+    fn wanted(&self, slots: Slots) -> Slots {
+        Slots(self.core.retired().fold(slots.0, |slots, slot| slots & !(1 << slot.0)))
     }
 
     pub(super) fn check(&mut self) {
@@ -71,8 +102,10 @@ impl World {
         if let Some(due) = self.core.next_deadline() {
             invariant!(self, due > self.now, "the next deadline is in the future: {due:?}");
         }
-        self.check_rotation(&view);
-        let served = (0..64).map(Slot).filter(|slot| self.serves(*slot)).count();
+        let serving = self.slots(Process::serves);
+        self.check_rotation(&view, serving);
+        // Whoever is in a retired slot for a while is no part of this.
+        let served = self.wanted(serving).count();
         if self.healthy && matches!(view.state, State::Serving) && served < self.served_before {
             let least = view.reload.map_or(view.open, |reload| {
                 if reload.slots > 0 { reload.slots.min(view.open) } else { view.open }
@@ -104,6 +137,26 @@ impl World {
             self.check_hangs(*id, process);
         }
         self.check_stalls(&view);
+        self.check_stragglers(&view);
+    }
+
+    /// Who has come to a slot that is retired is served, while workers can be started and do serve.
+    fn check_stragglers(&mut self, view: &View) {
+        if view.state != State::Serving {
+            self.serving_since = self.now;
+            return;
+        }
+        // A worker that is there and can do nothing costs two minutes, and then its time to drain.
+        let (since, patience) = match self.calm_since {
+            _ if self.healthy => (self.serving_since, MINUTE),
+            Some(calm) => (calm.max(self.serving_since), MINUTE * 4),
+            None => return,
+        };
+        let wide = wide(view);
+        for (slot, queue) in self.queues.iter().filter(|(slot, queue)| slot.0 >= wide && queue.length > 0) {
+            let waits = self.now - queue.still_since.max(since);
+            invariant!(self, waits <= patience, "nobody waits for ever in a retired slot: {slot}, {waits:?}");
+        }
     }
 
     /// Time since then in which the supervisor itself was not running.
@@ -116,22 +169,29 @@ impl World {
             * 2
     }
 
-    pub(super) fn check_rotation(&self, view: &View) {
+    fn check_rotation(&self, view: &View, serving: Slots) {
         if self.rotation.is_empty()
             || !matches!(view.state, State::Serving | State::Degraded | State::Starting)
         {
             return;
         }
-        let anybody = (0..64).map(Slot).any(|slot| self.serves(slot));
+        let coming = self.slots(|process| !process.ready && process.drained_at.is_none());
         for slot in &self.rotation {
-            let coming =
-                self.processes.values().any(|p| p.slot == *slot && !p.ready && p.drained_at.is_none());
-            let fine = self.serves(*slot) || coming || !anybody;
+            let fine = serving.has(*slot) || coming.has(*slot) || self.wanted(serving).count() == 0;
             invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
         }
-        for slot in (0..view.open).map(Slot) {
+        let wide = wide(view);
+        let served = serving.below(wide).count() > 0;
+        let parked = self.rotation.iter().filter(|slot| slot.0 >= wide).count();
+        invariant!(
+            self,
+            parked == 0 || !served,
+            "a retired slot is not in rotation: {:?} of {wide}",
+            self.rotation
+        );
+        for slot in (0..view.open).map(Slot).filter(|slot| serving.has(*slot)) {
             let stalled = view.workers.iter().any(|w| w.slot == slot && w.state == WorkerState::Stalled);
-            if self.serves(slot) && !stalled {
+            if !stalled {
                 invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
             }
         }
@@ -215,13 +275,12 @@ impl World {
             let known = !process.troubled || self.now - process.well_since > patience;
             invariant!(self, !(stalled && known), "who is well again is back in rotation: {id}");
         }
-        let well = |slot: Slot| {
-            self.processes.iter().any(|(id, process)| {
-                process.slot == slot && process.serves() && state(id) == Some(WorkerState::Ready)
-            })
-        };
+        let well =
+            |(id, process): &(&WorkerId, &Process)| process.serves() && state(id) == Some(WorkerState::Ready);
+        let well =
+            self.processes.iter().filter(well).fold(0, |slots, (_, process)| slots | 1 << process.slot.0);
         for slot in &self.rotation {
-            let others = (0..64).map(Slot).any(|other| other != *slot && well(other));
+            let others = self.wanted(Slots(well & !(1 << slot.0))).count() > 0;
             let here = || self.processes.values().filter(|process| process.slot == *slot);
             let serving = || here().filter(|process| process.serves());
             let useless = serving().all(|process| self.surely_stalls(process))

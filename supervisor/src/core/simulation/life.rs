@@ -83,8 +83,17 @@ impl World {
         }
     }
 
-    /// Clients connect to slots in rotation.
+    /// Clients connect to slots in rotation. Some come late: their handshake began when their slot still was.
     pub(super) fn arrive(&mut self) {
+        let (now, open) = (self.now, self.core.view().open);
+        self.left.retain(|slot, left| now - *left < MINUTE && !self.rotation.contains(slot));
+        for slot in self.left.keys().filter(|slot| slot.0 >= open) {
+            if self.dice.percent(3) {
+                let queue = self.queues.entry(*slot).or_insert(Queue { length: 0, still_since: now });
+                queue.length += 1;
+                self.operations.push_back(now);
+            }
+        }
         for slot in &self.rotation {
             let queue = self.queues.entry(*slot).or_insert(Queue { length: 0, still_since: self.now });
             if self.dice.percent(30) {
@@ -115,7 +124,12 @@ impl World {
             };
             workers.push((*id, sight));
         }
-        let lengths = || self.queues.iter().map(|(slot, queue)| (*slot, queue.length)).collect();
+        let seen = |slot: &Slot| {
+            self.processes.values().any(|process| process.slot == *slot)
+                || self.core.retired().any(|one| one == *slot)
+        };
+        let queues = || self.queues.iter().filter(|(slot, _)| seen(slot));
+        let lengths = || queues().map(|(slot, queue)| (*slot, queue.length)).collect();
         Look { workers, queues: self.core.wants_queues(now).then(lengths) }
     }
 

@@ -8,7 +8,7 @@
 //! * `invariants` – what must hold.
 //!
 //! `SIM_SEED=n` replays one seed and prints what happened; `SIM_SEEDS=n` and `SIM_STEPS=n` set how much is swept.
-//! A seed that finds a bug becomes a scenario.
+//! A seed that finds a bug becomes a scenario. Without them, 1,000 seeds are swept, in about 20 s of one CPU.
 
 macro_rules! invariant {
     ($world:expr, $holds:expr, $($text:tt)+) => {
@@ -74,6 +74,8 @@ struct Process {
     slot: Slot,
     seat: u8,
     generation: GenerationId,
+    /// It came to a retired slot, for who waits there.
+    visits: bool,
     ready: bool,
     ready_at: Time,
     condemned: bool,
@@ -132,6 +134,11 @@ struct World {
     upgrades: Dice,
     kind: Kind,
     queues: BTreeMap<Slot, Queue>,
+    /// When a slot was last in rotation.
+    left: BTreeMap<Slot, Time>,
+    /// Since when it has served, as far as the core says.
+    serving_since: Time,
+    calm_since: Option<Time>,
 }
 
 impl World {
@@ -170,6 +177,9 @@ impl World {
             sleeps: Vec::new(),
             kind,
             queues: BTreeMap::new(),
+            left: BTreeMap::new(),
+            serving_since: Time::default(),
+            calm_since: None,
             heard_at: Time::default(),
             upgrades: Dice(seed | 1 << 63),
         }
@@ -209,14 +219,15 @@ impl World {
     /// Once nothing fails any more, the last reload that was asked for is done and all is of one piece.
     fn settle(&mut self) {
         self.calm = true;
+        self.calm_since = Some(self.now);
         for (fate, _) in self.fates.values_mut() {
             *fate = Fate::Good;
         }
         self.advance_by(Duration::from_secs(600));
         if self.core.view().state == State::Draining {
             self.reload();
+            self.advance_by(Duration::from_secs(600));
         }
-        self.advance_by(Duration::from_secs(600));
         if self.exited {
             // A first start that was given up before the calm.
             return;

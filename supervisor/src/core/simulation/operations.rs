@@ -56,6 +56,10 @@ impl World {
                 }
             }
             88..92 => {
+                if self.dice.percent(30) {
+                    // Nobody has seen yet that this holds somebody up.
+                    self.hold_up();
+                }
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
                 self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
@@ -112,6 +116,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         request_timeout: dice.percent(30).then(|| Duration::from_millis(1 + dice.below(20_000))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
+        steals: kind == Kind::Rust { steals: true },
     }
 }
 

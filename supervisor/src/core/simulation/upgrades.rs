@@ -5,7 +5,7 @@ use super::*;
 impl World {
     /// A step of the core, now and then over an upgrade.
     pub(super) fn step_core(&mut self, event: Event) -> Vec<Action> {
-        if !self.upgrades.percent(2) {
+        if !self.upgrades.percent(1) {
             return self.core.step(self.now, event);
         }
         let mut bytes = Vec::new();
@@ -21,7 +21,7 @@ impl World {
         );
         let (found, expected) = (read.next_deadline(), self.core.next_deadline());
         invariant!(self, found == expected, "an upgrade changes no deadline: {found:?}, not {expected:?}");
-        if self.upgrades.percent(1) {
+        if self.upgrades.percent(2) {
             let (found, expected) = (format!("{read:?}"), format!("{:?}", self.core));
             invariant!(self, found == expected, "an upgrade forgets nothing");
         }

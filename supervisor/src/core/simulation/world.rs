@@ -37,7 +37,11 @@ impl World {
                 let delay = self.dice.millis(20);
                 self.schedule(delay, Happening::Answer(generation));
             }
-            Action::Steer(slots) => self.rotation = slots,
+            Action::Steer(slots) => {
+                let left = self.rotation.iter().filter(|slot| !slots.contains(slot));
+                self.left.extend(left.map(|slot| (*slot, self.now)));
+                self.rotation = slots;
+            }
             Action::Spawn { worker, slot, seat, generation } => self.spawn(worker, slot, seat, generation),
             Action::Drain { worker, grace, .. } => {
                 let now = self.now;
@@ -163,6 +167,7 @@ impl World {
             slot,
             seat,
             generation,
+            visits: self.core.retired().any(|retired| retired == slot),
             ready: false,
             ready_at: self.now,
             condemned: false,

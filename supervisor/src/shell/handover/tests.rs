@@ -29,13 +29,13 @@ fn look(now: Time) -> Look {
         oldest: Some(Time::from_millis(800)),
     };
     assert!(now > sight.heard);
-    Look { workers: vec![(WorkerId(4), sight)], queues: Some(vec![(Slot(3), 2)]) }
+    Look { workers: vec![(WorkerId(4), sight)], queues: Some(vec![(Slot(3), 2), (Slot(4), 1)]) }
 }
 
 /// A core with a bit of everything: a reload under way, a drained and a failed worker, one that complained.
 fn core() -> Core {
     let plan = Plan {
-        workers: 4,
+        workers: 5,
         max_workers: 8,
         surge: 1,
         start_timeout: Duration::from_secs(60),
@@ -44,18 +44,20 @@ fn core() -> Core {
         request_timeout: Some(Duration::from_secs(9)),
         graceful_timeout: Duration::from_secs(30),
         probation: Duration::from_secs(2),
+        steals: false,
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);
     core.step(now, Event::Tick);
-    for worker in 1..=4 {
+    for worker in 1..=5 {
         core.step(now, Event::Ready(WorkerId(worker)));
     }
+    core.step(now, Event::Command(Command::Resize(-1)));
     core.step(now, Event::Died(WorkerId(3), "exited with status 3".to_owned()));
-    core.step(now, Event::Died(WorkerId(5), "exited with status 3".to_owned()));
+    core.step(now, Event::Died(WorkerId(6), "exited with status 3".to_owned()));
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
     core.step(now, Event::Prepared(GenerationId(2), Plan { hang_timeout: None, ..plan }));
-    core.step(now, Event::Failed(WorkerId(6), "no words".to_owned()));
+    core.step(now, Event::Failed(WorkerId(7), "no words".to_owned()));
     core.step(now, Event::Command(Command::Reload(None)));
     now += Duration::from_millis(200);
     core.step(now, Event::Tick);
@@ -68,6 +70,7 @@ fn core() -> Core {
     }
     let text = format!("{core:?}");
     assert!(text.contains("stalled: Some") && text.contains("oldest: Some"), "a worker stalls");
+    assert!(text.contains("waits: Some"), "somebody waits in a retired slot");
     core
 }
 
