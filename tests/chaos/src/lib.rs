@@ -4,7 +4,7 @@
 //! not in the hands of a worker when that worker was killed.
 //!
 //! * [`client`]: the clients, one thread for all of them;
-//! * [`plan`]: what is done, and when; [`mod@run`] does it;
+//! * [`plan`]: what is done, and when; `run` does it;
 //! * `hands`: which connections a worker holds, read while it is stopped, just before it is killed;
 //! * [`subject`]: the server under test as the suite sees it; [`service`]: what our own one serves;
 //! * [`report`]: what was found.

@@ -10,13 +10,13 @@
 //!                               (it cannot after all:) exec back <----
 //! ```
 //!
-//! The state is a sealed memory file: a magic word, the number of the [`FORMAT`], and one [record](crate::record).
+//! The state is a sealed memory file: a magic word, the number of the [`FORMAT`], and one record (`record.rs`).
 //! Descriptors are named by number, with what identifies them. This module knows how the state travels and how a
-//! process that reads it gives up; what is in it is [`state`]'s, how a server becomes a state and a state a server is
+//! process that reads it gives up; what is in it is `state`'s, how a server becomes a state and a state a server is
 //! [`server`](super::server)'s.
 //!
 //! *Invariant*: whoever reads a state never returns an error and never unwinds, since a destructor would close or
-//! remove what still belongs to the server: it [gives up](give_up), which leaves the process by `exit` or by `exec`.
+//! remove what still belongs to the server: it gives up (`give_up`), which leaves the process by `exit` or by `exec`.
 #![allow(unsafe_code)]
 
 mod descriptors;
