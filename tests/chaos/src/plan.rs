@@ -218,7 +218,7 @@ mod tests {
             for _ in 0..19 {
                 kinds.extend(plan.step().operations.iter().map(|(_, operation)| operation.kind()));
             }
-            assert_eq!(kinds.len(), 11, "{kinds:?}");
+            assert_eq!(kinds.len(), 10, "{kinds:?}");
         }
     }
 }
