@@ -11,10 +11,6 @@ impl Slots {
         self.0 & (1 << slot.0) != 0
     }
 
-    fn below(self, slot: u16) -> Self {
-        Self(self.0 & ((1 << slot) - 1))
-    }
-
     pub(super) fn count(self) -> usize {
         self.0.count_ones() as usize
     }
@@ -181,7 +177,7 @@ impl World {
             invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
         }
         let wide = wide(view);
-        let served = serving.below(wide).count() > 0;
+        let served = self.wanted(serving).count() > 0;
         let parked = self.rotation.iter().filter(|slot| slot.0 >= wide).count();
         invariant!(
             self,
