@@ -178,6 +178,10 @@ impl World {
         let Some(process) = self.processes.get_mut(&id) else { return };
         process.busy_since = None;
         if !process.hangs {
+            if process.silent_since.is_some() {
+                // It beats as it comes back, even if it falls silent again in the same moment.
+                process.heard = now;
+            }
             (process.silent_since, process.deaf, process.well_since) = (None, false, now);
         }
     }
