@@ -177,9 +177,10 @@ impl Pulse {
         plan.hang_timeout.map(|_| self.heard + self.excuse + plan.heartbeat * 2 + slack)
     }
 
-    /// How soon its queue is to be looked at again, if there is a reason to.
-    fn look_within(&self, now: Time) -> Option<Duration> {
-        let patient = |since: Time| ((now - since) / 4).max(CLOSE);
+    /// How soon after the look at `looked` its queue is to be looked at again, if there is a reason to. As of that look: a
+    /// gap that grew until it is over would be approached in ever smaller steps, each of them a wake-up.
+    fn look_within(&self, looked: Time) -> Option<Duration> {
+        let patient = |since: Time| ((looked - since) / 4).max(CLOSE);
         let wait = self.wait.map(|wait| if wait.looks == 0 { BRISK } else { patient(wait.since) });
         wait.into_iter().chain(self.stalled.map(|stalled| patient(stalled.since))).min()
     }
@@ -273,24 +274,28 @@ impl Core {
     /// Whether the next [`Look`] is to have the queues' lengths, which cost a system call each.
     pub fn wants_queues(&self, now: Time) -> bool {
         let judged = |worker: &Worker| worker.deadline().is_some_and(|deadline| deadline <= now);
-        self.look_gap(now).is_some_and(|gap| self.looked + gap <= now)
+        self.look_gap().is_some_and(|gap| self.looked + gap <= now)
             || self.workers.values().filter(|worker| worker.pulse().is_some()).any(judged)
     }
 
     /// How long after the last look at the queues the next one is due; `None` while nobody is watched.
-    fn look_gap(&self, now: Time) -> Option<Duration> {
+    fn look_gap(&self) -> Option<Duration> {
         let ready = || self.workers.values().filter_map(|worker| Some((worker.pulse()?, &worker.plan)));
         let watched =
             ready().filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some());
         let calm = watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min();
         let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
         let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some());
-        reasons.filter_map(|(pulse, _)| pulse.look_within(now)).chain(usual).chain(self.retired_gap()).min()
+        reasons
+            .filter_map(|(pulse, _)| pulse.look_within(self.looked))
+            .chain(usual)
+            .chain(self.retired_gap())
+            .min()
     }
 
     /// When signs of life are to be looked at next.
     pub(super) fn look_due(&self, now: Time) -> Option<Time> {
-        let gap = self.look_gap(now)?;
+        let gap = self.look_gap()?;
         let silences = self.workers.values().filter_map(|worker| {
             worker.pulse().filter(|pulse| !pulse.is_stalled()).and_then(|pulse| pulse.silent_at(&worker.plan))
         });

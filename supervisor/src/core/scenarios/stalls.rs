@@ -311,6 +311,27 @@ fn without_a_hang_timeout_nobody_is_watched() {
 }
 
 #[test]
+fn a_stall_costs_fewer_wake_ups_the_longer_it_lasts() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 3);
+    for (seconds, most) in [(2, 25), (8, 25), (20, 25)] {
+        let end = stage.now + Duration::from_secs(seconds);
+        let mut wakes = 0;
+        while let Some(due) = stage.core.next_deadline().filter(|due| *due < end) {
+            assert!(
+                stage.core.wants_queues(due) || stage.core.look_due(due).is_some(),
+                "woken for something"
+            );
+            stage.now = due;
+            stage.wake();
+            wakes += 1;
+        }
+        assert!(wakes <= most, "{wakes} in {seconds} s");
+        stage.now = end;
+    }
+}
+
+#[test]
 fn an_idle_server_is_looked_at_once_a_second() {
     let mut stage = Stage::serving(Some(0));
     stage.pass(10.0);

@@ -11,10 +11,6 @@ impl Slots {
         self.0 & (1 << slot.0) != 0
     }
 
-    fn below(self, slot: u16) -> Self {
-        Self(self.0 & ((1 << slot) - 1))
-    }
-
     pub(super) fn count(self) -> usize {
         self.0.count_ones() as usize
     }
@@ -181,7 +177,7 @@ impl World {
             invariant!(self, fine, "a slot in rotation is served or about to be: {slot}");
         }
         let wide = wide(view);
-        let served = serving.below(wide).count() > 0;
+        let served = self.wanted(serving).count() > 0;
         let parked = self.rotation.iter().filter(|slot| slot.0 >= wide).count();
         invariant!(
             self,
@@ -211,7 +207,10 @@ impl World {
         let starts = self.kind == Kind::Mute { greets: false } && process.done == 0;
         let patience =
             plan.hang_timeout.map(|limit| if starts { limit.max(plan.start_timeout) } else { limit });
-        let stuck = self.kind.is_mute() && lasts(self.stuck_since(process), patience, Duration::ZERO);
+        // What is taken and comes back between two looks, nobody can see.
+        let unseen = self.queues.get(&process.slot).map(|queue| queue.seen_since.max(process.ready_at));
+        let stuck = self.stuck_since(process).map(|since| unseen.map_or(since, |unseen| since.min(unseen)));
+        let stuck = self.kind.is_mute() && lasts(stuck, patience, Duration::ZERO);
         let limit = plan.request_timeout.map(|limit| limit + Duration::from_secs(1));
         let overdue = lasts(process.busy_since, limit, Duration::ZERO);
         invariant!(

@@ -38,6 +38,15 @@ pub(super) struct Queue {
     pub(super) length: u32,
     /// When it last was empty, or something was taken out of it.
     pub(super) still_since: Time,
+    /// How long it was at the last look, and since when, as far as looks can tell, nothing was taken out of it.
+    pub(super) seen: u32,
+    pub(super) seen_since: Time,
+}
+
+impl Queue {
+    fn new(now: Time) -> Self {
+        Self { length: 0, still_since: now, seen: 0, seen_since: now }
+    }
 }
 
 impl Process {
@@ -89,13 +98,13 @@ impl World {
         self.left.retain(|slot, left| now - *left < MINUTE && !self.rotation.contains(slot));
         for slot in self.left.keys().filter(|slot| slot.0 >= open) {
             if self.dice.percent(3) {
-                let queue = self.queues.entry(*slot).or_insert(Queue { length: 0, still_since: now });
+                let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
                 queue.length += 1;
                 self.operations.push_back(now);
             }
         }
         for slot in &self.rotation {
-            let queue = self.queues.entry(*slot).or_insert(Queue { length: 0, still_since: self.now });
+            let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
             if self.dice.percent(30) {
                 queue.length += 1 + self.dice.below(3) as u32;
             }
@@ -130,7 +139,16 @@ impl World {
         };
         let queues = || self.queues.iter().filter(|(slot, _)| seen(slot));
         let lengths = || queues().map(|(slot, queue)| (*slot, queue.length)).collect();
-        Look { workers, queues: self.core.wants_queues(now).then(lengths) }
+        let lengths: Option<Vec<_>> = self.core.wants_queues(now).then(lengths);
+        for (slot, length) in lengths.iter().flatten() {
+            if let Some(queue) = self.queues.get_mut(slot) {
+                if *length < queue.seen || *length == 0 {
+                    queue.seen_since = now;
+                }
+                queue.seen = *length;
+            }
+        }
+        Look { workers, queues: lengths }
     }
 
     /// Something holds a worker up for a while.
@@ -160,6 +178,10 @@ impl World {
         let Some(process) = self.processes.get_mut(&id) else { return };
         process.busy_since = None;
         if !process.hangs {
+            if process.silent_since.is_some() {
+                // It beats as it comes back, even if it falls silent again in the same moment.
+                process.heard = now;
+            }
             (process.silent_since, process.deaf, process.well_since) = (None, false, now);
         }
     }
