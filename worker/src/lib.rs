@@ -12,7 +12,7 @@
 //! *Invariant*: nothing that a client sends ends a worker.
 //!
 //! Start reading at `run.rs` (the process), then `serve.rs` (a thread), `thread.rs` (when it accepts, and its timeouts),
-//! `connection.rs` (a connection) and `link.rs` (what a connection's parties share).
+//! `accept/` (from whose queues, and who is woken), `connection.rs` (a connection) and `link.rs` (what a connection's parties share).
 
 mod accept;
 mod answer;

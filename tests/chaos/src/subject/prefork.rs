@@ -258,11 +258,8 @@ impl Prefork {
             let about =
                 |line: &&String| line.to_ascii_lowercase().contains("upgrad") || line.contains("USR2");
             let no = lines.iter().skip(seen).filter(about).find_map(|line| {
-                let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
-                if has(&["this version cannot", "not yet", "not supported"]) {
-                    return Some(Verdict::Unsupported("no upgrade in place".to_owned()));
-                }
-                has(&["failed", "refused", "ignoring", "cannot"]).then(|| refused(line.clone(), alone))
+                let no = ["failed", "refused", "ignoring", "cannot"].iter().any(|word| line.contains(word));
+                no.then(|| refused(line.clone(), alone))
             });
             if let Some(verdict) = no {
                 break verdict;
