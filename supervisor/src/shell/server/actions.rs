@@ -1,0 +1,185 @@
+//! What the core says is done here: each [`Action`], and the events that come of it.
+
+use super::{Server, clock};
+use crate::core::{Action, Event, RequestId};
+use crate::shell::control::Answer;
+use crate::shell::hand::{Hand, Line};
+use crate::shell::launch::{Role, launch};
+use crate::shell::poll::{Interest, Token};
+use crate::shell::steering;
+use log::{info, warn};
+use nix::sys::signal::Signal;
+use prefork::{GenerationId, Slot, WorkerId};
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+
+impl Server {
+    /// Tells the core, and does what it says, until there is nothing left to tell.
+    pub(super) fn feed(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.core.step(self.now, event) {
+                events.extend(self.perform(action));
+            }
+        }
+        self.steer_between_generations();
+    }
+
+    pub(super) fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Prepare(generation) => match self.upgrade_before(generation) {
+                Some(event) => event,
+                None => Some(self.prepare(generation)),
+            },
+            Action::Steer(rotation) => {
+                self.rotation = rotation;
+                self.steer();
+                None
+            }
+            Action::Spawn { worker, slot, seat, generation } => {
+                self.store.touch(self.now);
+                self.spawn(worker, slot, seat, generation)
+            }
+            Action::Drain { worker, grace, empty_queue } => {
+                // Away from it first, or somebody could still come when it has left.
+                self.steer_between_generations();
+                let orphaned = !self.keeps_all_addresses(worker);
+                self.hands.get_mut(&worker).and_then(|hand| hand.drain(grace, empty_queue || orphaned))
+            }
+            Action::Abort(worker) => {
+                self.hands.get(&worker)?.signal(Signal::SIGABRT);
+                None
+            }
+            Action::Kill(worker) => {
+                let hand = self.hands.get(&worker)?;
+                hand.signal(Signal::SIGKILL);
+                hand.kill_group();
+                None
+            }
+            Action::Accept(generation) => {
+                self.accepted = generation;
+                self.steer_between_generations();
+                if let Some(generation) = self.generations.get(&generation) {
+                    log::set_max_level(generation.config.log.level);
+                }
+                None
+            }
+            Action::Forget(generation) => {
+                self.generations.remove(&generation);
+                self.steer();
+                self.store.touch(self.now);
+                None
+            }
+            Action::Report(fact) => {
+                self.report(&fact);
+                None
+            }
+            Action::Reply(RequestId(client), verdict) => {
+                self.waiting.remove(&client);
+                let answer = match verdict {
+                    Ok(generation) => Answer { generation: Some(generation.0), ..Answer::done() },
+                    Err(reason) => Answer::failed(reason),
+                };
+                self.answer(client, &answer);
+                None
+            }
+            Action::Exit(status) => {
+                self.exit = Some(status);
+                None
+            }
+        }
+    }
+
+    pub(super) fn prepare(&mut self, id: GenerationId) -> Event {
+        let loaded = self.loader.load(&mut self.listeners, false);
+        // Looking up a host name may have taken its time.
+        self.now = clock();
+        match loaded {
+            Ok(generation) => {
+                for warning in &generation.config.warnings {
+                    warn!("{warning}");
+                }
+                let before = self.generations.get(&self.accepted).map(|old| old.sockets.describe());
+                for address in generation.sockets.describe() {
+                    if before.as_ref().is_none_or(|before| !before.contains(&address)) {
+                        info!("listening on {address}");
+                    }
+                }
+                let plan = generation.plan();
+                self.generations.insert(id, generation);
+                Event::Prepared(id, plan)
+            }
+            Err(reason) => Event::Refused(id, reason),
+        }
+    }
+
+    /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
+    pub(super) fn steer(&mut self) {
+        let workers = self.core.view().workers;
+        if let Err(error) = steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
+            && !std::mem::replace(&mut self.steering_failed, true)
+        {
+            warn!("{error}; new connections are spread over all slots");
+        }
+    }
+
+    /// While a reload adds or removes addresses, not only the rotation tells who serves them.
+    pub(super) fn steer_between_generations(&mut self) {
+        if self.generations.len() > 1 {
+            self.steer();
+        }
+    }
+
+    pub(super) fn spawn(
+        &mut self,
+        worker: WorkerId,
+        slot: Slot,
+        seat: u8,
+        id: GenerationId,
+    ) -> Option<Event> {
+        let role =
+            Role { worker, slot, seat, generation: id, name: &self.name, notify: &self.notify_address };
+        let launched = match self.generations.get_mut(&id) {
+            Some(generation) => launch(self.now, generation, &self.scoreboard, role),
+            None => Err(format!("generation {id} is not held any more")),
+        };
+        let watched = launched.and_then(|hand| match self.watch(&hand) {
+            Ok(()) => Ok(hand),
+            Err(error) => {
+                hand.kill_group();
+                Err(format!("cannot watch worker {worker}: {error}"))
+            }
+        });
+        match watched {
+            Ok(hand) => {
+                info!(worker = worker.0, slot = slot.0, generation = id.0, pid = hand.pid.as_raw();
+                    "worker {worker} (slot {slot}, generation {id}, pid {}) starts", hand.pid);
+                self.hands.insert(worker, hand);
+                None
+            }
+            Err(reason) => Some(Event::Died(worker, reason)),
+        }
+    }
+
+    pub(super) fn watch(&self, hand: &Hand) -> std::io::Result<()> {
+        self.poll.add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
+        match &hand.line {
+            Line::Channel { channel, .. } => {
+                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)
+            }
+            Line::Notify { .. } | Line::Closed => Ok(()),
+        }
+    }
+
+    /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
+    /// be it accepted already or on trial.
+    pub(super) fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
+        let own = self.hands.get(&worker).and_then(|hand| self.generations.get(&hand.generation));
+        own.is_none_or(|own| {
+            let kept = |address| {
+                self.generations.values().all(|other| other.sockets.addresses().any(|kept| kept == address))
+            };
+            own.sockets.addresses().all(kept)
+        })
+    }
+}
