@@ -1,5 +1,6 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
+use super::confine::Confinement;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
@@ -16,6 +17,8 @@ pub struct Generation {
     pub(super) config: Config,
     pub(super) sockets: ListenSet,
     pub(super) executable: Executable,
+    /// What its workers give up.
+    pub(super) confinement: Confinement,
     /// Slots whose sockets listen, as far as this generation has asked for.
     pub(super) opened: u16,
     /// What the configuration was made of.
@@ -84,11 +87,12 @@ impl Loader {
         let config = source.load(&around).map_err(|error| error.brief())?;
         let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
         let executable = self.executable(&config, first)?;
+        let confinement = Confinement::prepare(&config)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
             .map_err(|error| error.to_string())?;
-        Ok(Generation { config, sockets, executable, opened: 0, origin })
+        Ok(Generation { config, sockets, executable, confinement, opened: 0, origin })
     }
 
     /// The configuration that an origin makes.

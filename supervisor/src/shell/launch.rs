@@ -64,6 +64,7 @@ pub(super) fn launch(
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
         death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
+        confinement: &generation.confinement,
     };
     let spawned = spawn(order).map_err(|error| error.to_string())?;
     let alarm = match line {

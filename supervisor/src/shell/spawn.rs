@@ -9,6 +9,7 @@
 //! can know), or what to do when a spawn fails. Start reading at [`spawn`].
 #![allow(unsafe_code)]
 
+use super::confine::Confinement;
 use child::Plan;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -42,6 +43,8 @@ pub struct Order<'a> {
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
     pub death_signal: Signal,
+    /// What it gives up.
+    pub confinement: &'a Confinement,
 }
 
 /// A child that was forked. Whether its exec worked is told by [`exec_errors`](Self::exec_errors).
@@ -114,13 +117,15 @@ pub enum Stage {
     Descriptors,
     /// To enter its directory.
     Directory,
+    /// To renounce new privileges.
+    NoNewPrivileges,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
 
 impl Stage {
     fn from_byte(byte: u8) -> Self {
-        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory];
+        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory, Self::NoNewPrivileges];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
 }
@@ -147,6 +152,7 @@ impl fmt::Display for ExecFailure {
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
+            Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {

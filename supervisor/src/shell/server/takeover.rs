@@ -7,6 +7,7 @@ use super::upgrade::Upgrade;
 use super::{Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
+use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
@@ -182,11 +183,14 @@ fn generation(
     let config = loader.config_of(&origin).unwrap_or_else(|error| {
         give_up(&format!("generation {} cannot be read by this version: {}", state.id, error.brief()))
     });
+    let confinement = Confinement::prepare(&config)
+        .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     let ProgramState { descriptor, path, script } = state.program;
     Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
         executable: Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script),
+        confinement,
         opened: state.opened,
         origin,
     }

@@ -8,6 +8,7 @@ use super::takeover::Resumption;
 use super::{Answer, Server, clock};
 use crate::VERSION;
 use crate::core::{Event, Time};
+use crate::shell::confine::FREE;
 use crate::shell::hand::{Alarm, Hand, Line, Phase};
 use crate::shell::handover::*;
 use crate::shell::poll::{Interest, Token};
@@ -168,6 +169,7 @@ impl Server {
             kept: &kept,
             directory: None,
             death_signal: Signal::SIGKILL,
+            confinement: &FREE,
         };
         let check = spawn(order).map_err(|error| error.to_string())?;
         if let Err(error) = self.poll.add(&check.pidfd, Token::Upgrade, Interest::Read) {

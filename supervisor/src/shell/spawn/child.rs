@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{Order, REPORT, Stage};
+use crate::shell::confine::Confinement;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use prefork::environment::{FIRST_FD, LISTEN_PID, WATCHDOG_PID};
@@ -25,6 +26,7 @@ pub(super) struct Plan<'a> {
     script: Option<&'a CStr>,
     directory: Option<&'a CStr>,
     death_signal: c_int,
+    confinement: &'a Confinement,
     pub(super) parent: Pid,
     report: RawFd,
 }
@@ -66,6 +68,7 @@ impl<'a> Plan<'a> {
             script: order.executable.script(),
             directory: order.directory,
             death_signal: order.death_signal as c_int,
+            confinement: order.confinement,
             parent: nix::unistd::getpid(),
             report,
         }
@@ -90,12 +93,17 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers; `setpgid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
         unsafe {
             check(Stage::Group, libc::setpgid(0, 0))?;
+        }
+        self.confinement.surrender()?;
+        // SAFETY: as above.
+        unsafe {
             check(Stage::DeathSignal, libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0))?;
             // The supervisor may have died before the line above. Then no signal comes, and nobody reads a report.
             if libc::getppid() != self.parent.as_raw() {
                 libc::_exit(127);
             }
         }
+        self.confinement.confine()?;
         reset_signals();
         let executable = self.place_descriptors()?;
         // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two arrays end
@@ -108,6 +116,7 @@ impl<'a> Plan<'a> {
             for field in &self.pid_fields {
                 write_pid(pid, *field);
             }
+            self.confinement.seal()?;
             match self.script {
                 Some(path) => libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()),
                 None => libc::syscall(

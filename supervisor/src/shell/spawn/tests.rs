@@ -1,4 +1,5 @@
 use super::*;
+use crate::shell::confine::FREE;
 use crate::shell::reap::{Death, reap, reap_orphans};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
@@ -50,6 +51,7 @@ impl<'a> Shell<'a> {
             kept: &[],
             directory: self.directory.as_deref(),
             death_signal: Signal::SIGKILL,
+            confinement: &FREE,
         }
     }
 
