@@ -5,7 +5,7 @@
 //! a message, never time.
 
 mod server;
-pub use server::{NotifyServer, Received, WorkerNotice};
+pub use server::{NotifyServer, Received, WorkerNotice, parse};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
