@@ -1,6 +1,7 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
 use crate::client;
+use crate::place;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
@@ -138,7 +139,7 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
         Err(error) => return usage(&error.to_string()),
         Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
         Ok(Control::Path(path)) => Some(path),
-        Ok(Control::Default) => default_path(),
+        Ok(Control::Default) => place::of_running_server(source.file()),
     };
     let Some(path) = path else {
         return fail(
