@@ -10,6 +10,7 @@ mod takeover;
 mod upgrade;
 mod workers;
 
+use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
@@ -60,7 +61,10 @@ pub struct Server {
     /// Control clients that wait for a reload's verdict.
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
-    orphans_left: bool,
+    /// The workers' control groups, if there are any.
+    groups: Option<Groups>,
+    /// When to look again for dead children that are not ours, and for what dead workers have left.
+    look_for_orphans: Option<Time>,
     rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
@@ -96,6 +100,7 @@ impl Server {
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
+        let groups = cgroup::prepare(&generation.config)?;
         for address in generation.sockets.describe() {
             info!("listening on {address}");
         }
@@ -137,7 +142,8 @@ impl Server {
             control: None,
             waiting: BTreeSet::new(),
             last_reload: None,
-            orphans_left: false,
+            groups,
+            look_for_orphans: None,
             rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
@@ -197,7 +203,6 @@ impl Server {
         let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
         let control = self.control.as_ref().and_then(ControlServer::next_deadline);
         let watchdog = self.watchdog.map(|(_, at)| at);
-        let orphans = self.orphans_left.then(|| self.now + Duration::from_millis(100));
         let untold = self.untold.as_ref().map(|(at, _)| *at);
         alarms
             .chain(self.core.next_deadline())
@@ -206,7 +211,7 @@ impl Server {
             .chain(self.store.due())
             .chain(untold)
             .chain(self.upgrade.deadline())
-            .chain(orphans)
+            .chain(self.look_for_orphans)
             .min()
     }
 
@@ -257,7 +262,7 @@ impl Server {
         if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
             self.tell_systemd(&fact);
         }
-        if self.orphans_left {
+        if self.look_for_orphans.is_some_and(|at| at <= self.now) {
             self.bury_orphans();
         }
         self.store.tend(self.now, &self.systemd, &self.listeners);

@@ -7,6 +7,7 @@ use super::upgrade::Upgrade;
 use super::{Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
+use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::generation::{Generation, Loader, Origin};
@@ -123,7 +124,8 @@ impl Server {
                 reason: last.reason,
             }),
             // Some may have died while nobody looked.
-            orphans_left: true,
+            look_for_orphans: Some(now),
+            groups: state.cgroups.map(|base| Groups::adopted(base.path())),
             rotation: state.rotation,
             store,
             steering_failed: state.steering_failed,
