@@ -46,7 +46,8 @@ mod tests {
         let path = |text: &str| Some(PathBuf::from(text));
         assert_eq!(socket("/etc/supervisor/config.toml"), path("/run/supervisor/supervisor.sock"));
         assert_eq!(socket("/etc/supervisor/shop.toml"), path("/run/supervisor-shop/supervisor.sock"));
-        for other in ["shop.toml", "/srv/shop.toml", "/etc/supervisor/shop", "/etc/supervisor/sub/shop.toml"] {
+        for other in ["shop.toml", "/srv/shop.toml", "/etc/supervisor/shop", "/etc/supervisor/sub/shop.toml"]
+        {
             assert_eq!(socket(other), None, "{other}");
         }
     }

@@ -1,8 +1,8 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
 use crate::client;
-use crate::place;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
+use crate::place;
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
