@@ -87,6 +87,7 @@ pub(super) fn launch(
         line,
         status: String::new(),
         alarm,
+        quiet: false,
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod actions;
 mod operators;
+mod settle;
 mod takeover;
 mod upgrade;
 mod workers;
@@ -24,6 +25,7 @@ use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
 use prefork::scoreboard::{Scoreboard, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
+use settle::Settling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
@@ -56,6 +58,8 @@ pub struct Server {
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
+    /// A reload that is done, and of which nobody has been told yet.
+    settling: Option<Settling>,
     booted: bool,
     control: Option<ControlServer>,
     /// Control clients that wait for a reload's verdict.
@@ -138,6 +142,7 @@ impl Server {
             store,
             watchdog,
             untold: None,
+            settling: None,
             booted: false,
             control: None,
             waiting: BTreeSet::new(),
@@ -186,9 +191,11 @@ impl Server {
             for token in ready {
                 self.serve(token);
             }
+            self.settle();
             self.keep_time();
             self.advance_upgrade();
         }
+        self.settle_now();
         if let Some(control) = &mut self.control {
             control.finish();
         }
@@ -210,6 +217,7 @@ impl Server {
             .chain(watchdog)
             .chain(self.store.due())
             .chain(untold)
+            .chain(self.settling.as_ref().map(Settling::deadline))
             .chain(self.upgrade.deadline())
             .chain(self.look_for_orphans)
             .min()

@@ -115,6 +115,7 @@ impl Server {
             systemd,
             watchdog,
             untold: None,
+            settling: None,
             booted: state.booted,
             control,
             waiting: state.waiting.into_iter().collect(),
@@ -240,6 +241,8 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::Mute),
         }),
+        // Nobody waits for that any more: a verdict is not held back over an upgrade.
+        quiet: false,
     }
 }
 
