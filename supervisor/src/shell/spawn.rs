@@ -119,13 +119,28 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To take its groups.
+    Groups,
+    /// To become its user and group.
+    Identity,
+    /// To give up capabilities.
+    Capabilities,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
 
 impl Stage {
     fn from_byte(byte: u8) -> Self {
-        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory, Self::NoNewPrivileges];
+        let all = [
+            Self::Group,
+            Self::DeathSignal,
+            Self::Descriptors,
+            Self::Directory,
+            Self::NoNewPrivileges,
+            Self::Groups,
+            Self::Identity,
+            Self::Capabilities,
+        ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
 }
@@ -153,6 +168,9 @@ impl fmt::Display for ExecFailure {
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
+            Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
+            Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {
