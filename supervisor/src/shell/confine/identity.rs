@@ -201,11 +201,7 @@ pub(super) fn of_workers(own: &Own, privileges: &Privileges) -> Result<Identity,
     let keep = kept(own, privileges)?;
     let identity = own.becoming(uid, gid, groups, keep, keep);
     if let Some(missing) = own.lacks(&identity) {
-        let whom = match (user, group) {
-            (Some(user), _) => format!("user {user}"),
-            (None, Some(group)) => format!("group {}", group.written),
-            (None, None) => "other groups".to_owned(),
-        };
+        let whom = name_of_workers(privileges).unwrap_or_default();
         return Err(format!(
             "cannot run workers as {whom}: this supervisor runs as user {} without {missing} (start it as root{}, or leave the setting out)",
             own.uid,
@@ -217,6 +213,19 @@ pub(super) fn of_workers(own: &Own, privileges: &Privileges) -> Result<Identity,
         ));
     }
     Ok(identity)
+}
+
+/// What workers are called, when they are somebody of their own.
+pub(super) fn name_of_workers(privileges: &Privileges) -> Option<String> {
+    match (&privileges.user, &privileges.group) {
+        (Some(user), _) => Some(format!("user {user}")),
+        (None, Some(group)) => Some(format!("group {}", group.written)),
+        (None, None) if privileges.groups.is_empty() => None,
+        (None, None) => {
+            let names: Vec<_> = privileges.groups.iter().map(|group| group.written.as_str()).collect();
+            Some(format!("member of {}", names.join(", ")))
+        }
+    }
 }
 
 /// The capabilities that workers keep.
