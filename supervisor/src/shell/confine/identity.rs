@@ -115,6 +115,13 @@ pub(super) struct Own {
 }
 
 impl Own {
+    /// A user without any privilege.
+    #[cfg(test)]
+    pub(super) fn nobody_special(uid: u32) -> Self {
+        let none = Capabilities::NONE;
+        Self { uid, gid: uid, groups: vec![uid], permitted: none, any: false, bounding: none }
+    }
+
     /// As it is now.
     pub(super) fn now() -> Result<Self, String> {
         let failed = |errno: Errno| format!("cannot read the capabilities of this process: {}", errno.desc());
@@ -138,7 +145,7 @@ impl Own {
 
     /// How this process, or its child, becomes another user with these groups, keeping some capabilities and, of what
     /// executing a file can give, some.
-    fn becoming(
+    pub(super) fn becoming(
         &self,
         uid: u32,
         gid: u32,
@@ -165,7 +172,7 @@ impl Own {
     }
 
     /// Which capability this needs that is not there.
-    fn lacks(&self, identity: &Identity) -> Option<Capabilities> {
+    pub(super) fn lacks(&self, identity: &Identity) -> Option<Capabilities> {
         let mut needs = Capabilities::NONE;
         if identity.uid.is_some() {
             needs = needs.and(Capabilities::SETUID);
@@ -182,7 +189,13 @@ impl Own {
 /// # Errors
 /// What this process cannot give them, and the remedy.
 pub(super) fn of_workers(own: &Own, privileges: &Privileges) -> Result<Identity, String> {
-    let Privileges { user, group, groups: more, .. } = privileges;
+    let Privileges { user, group, groups: more, supervisor_user, .. } = privileges;
+    if let Some(supervisor) = supervisor_user.as_ref().filter(|supervisor| supervisor.uid != own.uid) {
+        return Err(format!(
+            "the supervisor cannot become user {supervisor} while it runs as user {} (restart it as root to change supervisor-user)",
+            own.uid
+        ));
+    }
     let uid = user.as_ref().map_or(own.uid, |user| user.uid);
     let gid = match (group, user) {
         (Some(group), _) => group.gid,
@@ -203,12 +216,12 @@ pub(super) fn of_workers(own: &Own, privileges: &Privileges) -> Result<Identity,
     if let Some(missing) = own.lacks(&identity) {
         let whom = name_of_workers(privileges).unwrap_or_default();
         return Err(format!(
-            "cannot run workers as {whom}: this supervisor runs as user {} without {missing} (start it as root{}, or leave the setting out)",
+            "cannot run workers as {whom}: this supervisor runs as user {} without {missing} ({}, or leave the setting out)",
             own.uid,
-            if privileges.supervisor_user.is_some() {
-                " with this setting, so that it keeps what that needs"
+            if supervisor_user.is_some() {
+                "it gave that up at its start: restart it as root with this setting"
             } else {
-                ""
+                "start it as root"
             }
         ));
     }
@@ -220,7 +233,9 @@ pub(super) fn name_of_workers(privileges: &Privileges) -> Option<String> {
     match (&privileges.user, &privileges.group) {
         (Some(user), _) => Some(format!("user {user}")),
         (None, Some(group)) => Some(format!("group {}", group.written)),
-        (None, None) if privileges.groups.is_empty() => None,
+        (None, None) if privileges.groups.is_empty() => {
+            privileges.supervisor_user.as_ref().map(|user| format!("user {user}"))
+        }
         (None, None) => {
             let names: Vec<_> = privileges.groups.iter().map(|group| group.written.as_str()).collect();
             Some(format!("member of {}", names.join(", ")))

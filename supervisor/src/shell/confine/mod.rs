@@ -12,6 +12,9 @@
 mod capabilities;
 mod identity;
 mod reach;
+mod supervisor;
+
+pub use supervisor::{Dropped, become_user};
 
 use super::spawn::{Executable, Stage};
 use crate::config::{Config, CoreDumps, Program};
@@ -141,3 +144,6 @@ impl Confinement {
 fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
     if result < 0 { Err((stage, Errno::last_raw())) } else { Ok(result) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,14 +62,14 @@ fn switch(call: c_long, id: u32) -> Result<(), Errno> {
     if set() == c_long::from(id) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
-/// What the kernel resets in a process whose user for files changes.
-struct Traits {
+/// What the kernel resets in a process whose user changes, if only for files.
+pub(super) struct Traits {
     dumpable: bool,
     death_signal: libc::c_int,
 }
 
 impl Traits {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         let mut death_signal = 0;
         // SAFETY: the kernel writes one integer there; the other call takes integers only.
         let dumpable = unsafe {
@@ -77,6 +77,18 @@ impl Traits {
             libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0)
         };
         Self { dumpable: dumpable == 1, death_signal }
+    }
+
+    pub(super) fn restore(&self) {
+        // SAFETY: plain system calls on integers.
+        unsafe {
+            if self.dumpable {
+                libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+            }
+            if self.death_signal != 0 {
+                libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0);
+            }
+        }
     }
 }
 
@@ -95,15 +107,6 @@ impl Drop for Back<'_> {
                 if errno == Errno::EPERM { Ok(()) } else { Err(errno) }
             }));
         assert!(back.is_ok(), "whoever could become another user can become itself again");
-        let Traits { dumpable, death_signal } = self.traits;
-        // SAFETY: plain system calls on integers.
-        unsafe {
-            if dumpable {
-                libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
-            }
-            if death_signal != 0 {
-                libc::prctl(libc::PR_SET_PDEATHSIG, death_signal, 0, 0, 0);
-            }
-        }
+        self.traits.restore();
     }
 }
