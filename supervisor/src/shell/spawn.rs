@@ -123,6 +123,12 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To take its groups.
+    Groups,
+    /// To become its user and group.
+    Identity,
+    /// To give up capabilities.
+    Capabilities,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
@@ -136,6 +142,9 @@ impl Stage {
             Self::Descriptors,
             Self::Directory,
             Self::NoNewPrivileges,
+            Self::Groups,
+            Self::Identity,
+            Self::Capabilities,
         ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
@@ -165,6 +174,9 @@ impl fmt::Display for ExecFailure {
             Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
+            Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
+            Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {
