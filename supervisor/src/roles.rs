@@ -2,6 +2,7 @@
 
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
+use crate::shell::confine::Confinement;
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
@@ -120,11 +121,12 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
 /// Validates everything that can be known without serving; an instance that serves is not disturbed.
 fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
-    let config = match loader.config() {
+    let mut config = match loader.config() {
         Ok(config) => config,
         Err(error) => return usage(&error.to_string()),
     };
-    if let Err(reason) = loader.executable(&config, false) {
+    let executable = loader.executable(&config, false);
+    if let Err(reason) = executable.and_then(|program| Confinement::prepare(&mut config, &program)) {
         return fail(&reason);
     }
     let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();

@@ -84,10 +84,10 @@ impl Loader {
     pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
         let source = self.source.frozen();
         let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
-        let config = source.load(&around).map_err(|error| error.brief())?;
+        let mut config = source.load(&around).map_err(|error| error.brief())?;
         let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
         let executable = self.executable(&config, first)?;
-        let confinement = Confinement::prepare(&config)?;
+        let confinement = Confinement::prepare(&mut config, &executable)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))

@@ -119,13 +119,31 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To set resource limits.
+    Limits,
+    /// To mount its own `/tmp`.
+    PrivateTmp,
+    /// To restrict its access to files and processes.
+    Landlock,
+    /// To filter its system calls.
+    Seccomp,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
 
 impl Stage {
     fn from_byte(byte: u8) -> Self {
-        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory, Self::NoNewPrivileges];
+        let all = [
+            Self::Group,
+            Self::DeathSignal,
+            Self::Descriptors,
+            Self::Directory,
+            Self::NoNewPrivileges,
+            Self::Limits,
+            Self::PrivateTmp,
+            Self::Landlock,
+            Self::Seccomp,
+        ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
 }
@@ -153,6 +171,10 @@ impl fmt::Display for ExecFailure {
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Limits => write!(f, "cannot set resource limits of {program}: {reason}")?,
+            Stage::PrivateTmp => write!(f, "cannot mount a private /tmp for {program}: {reason}")?,
+            Stage::Landlock => write!(f, "cannot restrict {program} to its paths: {reason}")?,
+            Stage::Seccomp => write!(f, "cannot filter the system calls of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {

@@ -9,32 +9,51 @@
 //! generation is made; what the child does allocates nothing and is async-signal-safe.
 #![allow(unsafe_code)]
 
-use super::spawn::Stage;
+use super::spawn::{Executable, Stage};
 use crate::config::Config;
+use limits::Limits;
 use nix::errno::Errno;
+use sandbox::Sandbox;
 use std::ffi::c_int;
+
+mod landlock;
+mod limits;
+mod private_tmp;
+mod sandbox;
+mod seccomp;
+#[cfg(test)]
+mod tests;
 
 /// What a child gives up on its way to its program.
 #[derive(Debug)]
 pub struct Confinement {
     /// Nothing that it executes may gain privileges, such as by set-user-id bits.
     no_new_privs: bool,
+    limits: Limits,
+    sandbox: Sandbox,
 }
 
 /// A child that is as free as the supervisor.
-pub static FREE: Confinement = Confinement { no_new_privs: false };
+pub static FREE: Confinement =
+    Confinement { no_new_privs: false, limits: Limits::NONE, sandbox: Sandbox::NONE };
 
 impl Confinement {
-    /// Prepares what a configuration asks for.
+    /// Prepares what a configuration asks for. What it goes without is added to the configuration's warnings.
     ///
     /// # Errors
     /// What cannot be had here, and the remedy.
-    pub fn prepare(_config: &Config) -> Result<Self, String> {
-        Ok(Self { no_new_privs: false })
+    pub fn prepare(config: &mut Config, program: &Executable) -> Result<Self, String> {
+        let limits = Limits::prepare(&config.limits)?;
+        let sandbox = Sandbox::prepare(config, program)?;
+        Ok(Self { no_new_privs: sandbox.needs_no_new_privs(), limits, sandbox })
     }
 
     /// What needs privileges, and their surrender. In the child, before its descriptors and directory.
     pub(super) fn surrender(&self) -> Result<(), (Stage, c_int)> {
+        if let Some(private_tmp) = &self.sandbox.private_tmp {
+            private_tmp.enter()?;
+        }
+        self.limits.set()?;
         Ok(())
     }
 
@@ -44,11 +63,17 @@ impl Confinement {
             // SAFETY: a plain system call on integers.
             check(Stage::NoNewPrivileges, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
         }
+        if let Some(landlock) = &self.sandbox.landlock {
+            landlock.enter()?;
+        }
         Ok(())
     }
 
     /// The last step before exec; from here on, system calls may fail.
     pub(super) fn seal(&self) -> Result<(), (Stage, c_int)> {
+        if let Some(filter) = &self.sandbox.filter {
+            filter.enter()?;
+        }
         Ok(())
     }
 }
