@@ -22,7 +22,7 @@ mod private_tmp;
 mod sandbox;
 mod seccomp;
 #[cfg(test)]
-mod tests;
+mod attempts;
 
 /// What a child gives up on its way to its program.
 #[derive(Debug)]

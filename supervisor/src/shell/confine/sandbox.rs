@@ -52,11 +52,11 @@ const LOADER: [&str; 2] = ["/etc/ld.so.cache", "/etc/ld.so.preload"];
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernel {
     /// The version of Landlock, or 0.
-    landlock: u32,
+    pub(super) landlock: u32,
     /// It filters system calls.
-    seccomp: bool,
+    pub(super) seccomp: bool,
     /// Why there can be no private `/tmp`.
-    private_tmp: Option<Errno>,
+    pub(super) private_tmp: Option<Errno>,
 }
 
 impl Kernel {
@@ -87,7 +87,7 @@ impl Sandbox {
         Self::prepare_for(kernel, config, program)
     }
 
-    fn prepare_for(kernel: Kernel, config: &mut Config, program: &Executable) -> Result<Self, String> {
+    pub(super) fn prepare_for(kernel: Kernel, config: &mut Config, program: &Executable) -> Result<Self, String> {
         let sandbox = &config.sandbox;
         if sandbox.rigour == Rigour::Off {
             return Ok(Self::NONE);
