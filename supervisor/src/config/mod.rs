@@ -14,6 +14,7 @@ mod cli;
 mod error;
 mod file;
 mod options;
+mod privileges;
 mod reader;
 mod render;
 mod resolve;
@@ -29,6 +30,7 @@ pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
+pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
 pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
 
@@ -95,6 +97,8 @@ pub struct Config {
     pub max_head: u32,
     /// The longest request body, in bytes.
     pub max_body: Option<u64>,
+    /// Whom workers and the supervisor run as, and what they keep.
+    pub privileges: Privileges,
     /// What is logged, how and where.
     pub log: LogSettings,
     /// Where the control socket is.

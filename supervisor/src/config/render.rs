@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Config, Control, LogFormat, Program, Surge};
+use super::{Account, Config, Control, LogFormat, Privileges, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -57,6 +57,7 @@ impl Config {
         page.line("header-timeout", span(self.header_timeout));
         page.line("max-head", quoted(binary(self.max_head.into())));
         page.line("max-body", self.max_body.map_or_else(off, |size| quoted(binary(size))));
+        self.privileges.render(&mut page);
         page.line("log-level", quoted(self.log.level.as_str().to_ascii_lowercase()));
         page.line("log-format", quoted(self.log.format.as_str()));
         page.line(
@@ -75,6 +76,29 @@ impl Config {
             }
         }
         page.0
+    }
+}
+
+impl Privileges {
+    /// Only what is set: nothing that can be written means whoever starts the supervisor.
+    fn render(&self, page: &mut Page) {
+        let account = |account: &Option<Account>| account.as_ref().map(|account| quoted(&account.written));
+        if let Some(user) = account(&self.user) {
+            page.line("user", user);
+        }
+        if let Some(group) = &self.group {
+            page.line("group", quoted(&group.written));
+        }
+        let groups: Vec<_> = self.groups.iter().map(|group| group.written.clone()).collect();
+        page.line("groups", quoted_list(&groups));
+        page.line("keep-cap", quoted_list(&self.keep.names()));
+        if let Some(on) = self.no_new_privileges {
+            page.line("no-new-privileges", quoted(if on { "on" } else { "off" }));
+        }
+        page.line("core-dumps", quoted(self.core_dumps.as_str()));
+        if let Some(user) = account(&self.supervisor_user) {
+            page.line("supervisor-user", user);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
+use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
@@ -68,6 +69,16 @@ pub(super) fn resolve(
             format!("{} is no directory (make it, or name another)", directory.display()),
         );
     }
+    let wanted = Wanted {
+        user: all.user,
+        group: all.group,
+        groups: all.groups,
+        keep_cap: all.keep_cap,
+        no_new_privileges: all.no_new_privileges,
+        core_dumps: all.core_dumps,
+        supervisor_user: all.supervisor_user,
+    };
+    let privileges = privileges(wanted, |name, message| desk.refuse(name, message));
     let class = value(all.class);
     desk.warn_of_unused(&program, class);
 
@@ -98,6 +109,7 @@ pub(super) fn resolve(
         header_timeout: value(all.header_timeout).0,
         max_head: u32::try_from(value(all.max_head).0).expect("the range of max-head fits"),
         max_body: limit(all.max_body).map(|size| size.0),
+        privileges,
         log: LogSettings {
             level: value(all.log_level),
             format: value(all.log_format),

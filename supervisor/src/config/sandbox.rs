@@ -249,22 +249,6 @@ impl Seccomp {
     }
 }
 
-/// `on` or `off`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Switch(pub(super) bool);
-
-impl Word for Switch {
-    const LIKE: &'static str = "\"on\"";
-
-    fn read(text: &str) -> Result<Self, String> {
-        match text {
-            "on" | "true" => Ok(Self(true)),
-            "off" | "false" => Ok(Self(false)),
-            _ => Err(format!("`{text}` is neither on nor off")),
-        }
-    }
-}
-
 /// `allow` or `deny`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Permission(pub(super) bool);

@@ -11,10 +11,10 @@
 //! does not know what a request does.
 
 mod handover;
+mod peer;
 
 use super::poll::{Interest, Poll, Token};
 use crate::core::Time;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -206,7 +206,7 @@ impl ControlServer {
             let refusal = if self.clients.len() >= MAX_CLIENTS {
                 Some(format!("{MAX_CLIENTS} control clients are connected already"))
             } else {
-                refuse_peer(&stream)
+                peer::refuse(&stream)
             };
             let deadline = Some(now + TIME_TO_ASK);
             let mut client =
@@ -353,19 +353,6 @@ impl Drop for ControlServer {
         // Somebody may have put another one in its place.
         if std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
             let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Root, the supervisor's own user and its group may ask; the socket's mode says so too, but a mode can be changed.
-fn refuse_peer(stream: &UnixStream) -> Option<String> {
-    match getsockopt(stream, PeerCredentials) {
-        Err(error) => Some(format!("cannot tell who you are: {error}")),
-        Ok(peer) => {
-            let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            let may = peer.uid() == 0 || peer.uid() == user || peer.gid() == group;
-            (!may)
-                .then(|| format!("user {} may not control this server (it runs as user {user})", peer.uid()))
         }
     }
 }

@@ -5,6 +5,7 @@
 //! a message, never time.
 
 mod server;
+pub(super) use server::parent_and_group;
 pub use server::{NotifyServer, Received, WorkerNotice};
 
 use nix::errno::Errno;

@@ -119,6 +119,12 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To take its groups.
+    Groups,
+    /// To become its user and group.
+    Identity,
+    /// To give up capabilities.
+    Capabilities,
     /// To set resource limits.
     Limits,
     /// To mount its own `/tmp`.
@@ -139,6 +145,9 @@ impl Stage {
             Self::Descriptors,
             Self::Directory,
             Self::NoNewPrivileges,
+            Self::Groups,
+            Self::Identity,
+            Self::Capabilities,
             Self::Limits,
             Self::PrivateTmp,
             Self::Landlock,
@@ -171,6 +180,9 @@ impl fmt::Display for ExecFailure {
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
+            Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
+            Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
             Stage::Limits => write!(f, "cannot set resource limits of {program}: {reason}")?,
             Stage::PrivateTmp => write!(f, "cannot mount a private /tmp for {program}: {reason}")?,
             Stage::Landlock => write!(f, "cannot restrict {program} to its paths: {reason}")?,

@@ -5,7 +5,8 @@ use super::sandbox::Kernel;
 use super::*;
 use crate::config::{Identity, Source, Surroundings};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt, socket,
+    sockopt,
 };
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -15,12 +16,16 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 fn config(args: &[&str]) -> Config {
     let args = ["supervisor"].iter().chain(args);
-    let source = Source::from_parts(&Identity::supervisor(), args, Vec::<(String, String)>::new()).unwrap().source;
+    let source =
+        Source::from_parts(&Identity::supervisor(), args, Vec::<(String, String)>::new()).unwrap().source;
     source.load(&Surroundings { cpus: 2, inherited: &[], check_app: &|_| Ok(()) }).unwrap()
 }
 
 fn prepared(args: &[&str]) -> Confinement {
-    Confinement::prepare(&mut config(args), &Executable::open("/bin/sh").unwrap()).unwrap()
+    let mut config = config(args);
+    let mut confinement = Confinement::prepare(&config).unwrap();
+    confinement.add_sandbox(&mut config, &Executable::open("/bin/sh").unwrap()).unwrap();
+    confinement
 }
 
 /// What attempts are made on. All is made before the fork, since the child must not allocate.
@@ -100,13 +105,16 @@ fn memory(pid: Pid) -> libc::c_long {
     let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
     let there = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
     // SAFETY: one byte may be written to `byte`.
-    unsafe { libc::syscall(libc::SYS_process_vm_readv, pid.as_raw(), &raw const here, 1, &raw const there, 1, 0) }
+    unsafe {
+        libc::syscall(libc::SYS_process_vm_readv, pid.as_raw(), &raw const here, 1, &raw const there, 1, 0)
+    }
 }
 
 fn option(socket: &OwnedFd, option: c_int, value: *const libc::c_void, length: usize) -> libc::c_long {
     // SAFETY: the callers' values are valid for reads of the length.
     unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, length as libc::socklen_t).into()
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, length as libc::socklen_t)
+            .into()
     }
 }
 
@@ -256,7 +264,12 @@ fn a_stock_app_can_do_nothing_that_it_does_not_need_and_a_free_process_can() {
             // What only root can do tells nothing about others.
             if root || column > 0 {
                 let expected = expected[column];
-                assert_eq!(errno, expected, "{name}: {attempt}: {told} instead of {:?}", Errno::from_raw(expected));
+                assert_eq!(
+                    errno,
+                    expected,
+                    "{name}: {attempt}: {told} instead of {:?}",
+                    Errno::from_raw(expected)
+                );
             }
         }
     }
@@ -268,7 +281,7 @@ fn a_kernel_that_lacks_a_part_is_refused_or_told_of_once() {
     let old = Kernel { landlock: 1, seccomp: false, private_tmp: Some(Errno::EPERM) };
     let on = |kernel, args: &[&str]| {
         let mut config = config(args);
-        let made = Sandbox::prepare_for(kernel, &mut config, &program);
+        let made = Sandbox::prepare_for(kernel, &mut config, &program, None);
         made.map(|made| (made, config.warnings))
     };
     let asked = ["--private-tmp", "on"];
@@ -294,7 +307,7 @@ fn any_other_program_is_left_alone_unless_a_part_is_asked_for() {
     let program = Executable::open("/bin/sh").unwrap();
     let asks = |args: &[&str]| {
         let args: Vec<_> = args.iter().copied().chain(["--", "/bin/sh"]).collect();
-        Sandbox::prepare(&mut config(&args), &program).unwrap()
+        Sandbox::prepare(&mut config(&args), &program, None).unwrap()
     };
     assert!(!asks(&[]).needs_no_new_privs());
     assert!(!asks(&["--limit", "nofile=100"]).needs_no_new_privs(), "a limit is no sandbox");
@@ -314,9 +327,13 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
     let here = tempfile::tempdir_in("/tmp").unwrap();
     let path = here.path().to_str().unwrap();
     let served = format!("files:{path}");
-    let refused = |args: &[&str]| Sandbox::prepare_for(fine, &mut config(args), &program).unwrap_err();
-    for args in [["--directory", path], ["--app", &served], ["--writable", path], ["--log-file", &format!("{path}/log")]]
-    {
+    let refused = |args: &[&str]| Sandbox::prepare_for(fine, &mut config(args), &program, None).unwrap_err();
+    for args in [
+        ["--directory", path],
+        ["--app", &served],
+        ["--writable", path],
+        ["--log-file", &format!("{path}/log")],
+    ] {
         let message = refused(&[&["--private-tmp", "on"][..], &args].concat());
         assert!(message.starts_with("private-tmp: workers would not see /tmp/"), "{message}");
     }
@@ -325,6 +342,6 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
         "read-only: cannot open /nowhere: No such file or directory (check the path)"
     );
     let mut foreign = config(&["--read-only", "/srv", "--", "/bin/sh", path]);
-    Sandbox::prepare_for(fine, &mut foreign, &program).unwrap();
+    Sandbox::prepare_for(fine, &mut foreign, &program, None).unwrap();
     assert!(foreign.warnings[0].contains(&format!("workers cannot open {path}")), "{:?}", foreign.warnings);
 }

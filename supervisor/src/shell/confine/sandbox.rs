@@ -4,7 +4,6 @@ use super::landlock::{self, Landlock, Rule, Wanted};
 use super::private_tmp::{self, PrivateTmp};
 use super::seccomp::{self, Filter, Profile};
 use crate::config::{Config, Program, Rigour, Seccomp};
-use crate::shell::control::runtime_directory;
 use crate::shell::spawn::Executable;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -82,23 +81,35 @@ impl Sandbox {
     pub(super) const NONE: Self = Self { private_tmp: None, landlock: None, filter: None };
 
     /// Prepares what a configuration asks for, and adds to its warnings.
-    pub(super) fn prepare(config: &mut Config, program: &Executable) -> Result<Self, String> {
+    pub(super) fn prepare(
+        config: &mut Config,
+        program: &Executable,
+        meeting_place: Option<&Path>,
+    ) -> Result<Self, String> {
         let kernel = Kernel::probe(config.sandbox.seccomp);
-        Self::prepare_for(kernel, config, program)
+        Self::prepare_for(kernel, config, program, meeting_place)
     }
 
-    pub(super) fn prepare_for(kernel: Kernel, config: &mut Config, program: &Executable) -> Result<Self, String> {
+    pub(super) fn prepare_for(
+        kernel: Kernel,
+        config: &mut Config,
+        program: &Executable,
+        meeting_place: Option<&Path>,
+    ) -> Result<Self, String> {
         let sandbox = &config.sandbox;
         if sandbox.rigour == Rigour::Off {
             return Ok(Self::NONE);
         }
         let stock = matches!(config.program, Program::App(_));
         let foreign = matches!(config.program, Program::Command(_));
+        // Where the notification socket will have a path, which every program understands and no scope forbids.
+        let usable = |place: &&Path| access(*place, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+        let notices = meeting_place.filter(usable);
         let wanted = Wanted {
             files: stock || !sandbox.read_only.is_empty() || !sandbox.writable.is_empty(),
             tcp_bind: !sandbox.tcp_bind,
             // A program that is to speak to an abstract notification socket must be let to.
-            abstract_sockets: !foreign || notices_go_to_a_file(),
+            abstract_sockets: !foreign || notices.is_some(),
         };
         let mut missing: Vec<String> =
             wanted.missing(kernel.landlock).into_iter().map(str::to_owned).collect();
@@ -123,7 +134,7 @@ impl Sandbox {
 
         let private_tmp = match sandbox.private_tmp && kernel.private_tmp.is_none() {
             true => {
-                refuse_hidden(config, program)?;
+                refuse_hidden(config, program, notices)?;
                 let unmountable = |errno: Errno| format!("cannot have a private /tmp: {}", errno.desc());
                 Some(PrivateTmp::prepare().map_err(unmountable)?)
             }
@@ -257,7 +268,7 @@ fn is_visible(config: &Config, path: &Path) -> bool {
 }
 
 /// A private `/tmp` hides what is in the machine's: nothing that a worker needs may be there.
-fn refuse_hidden(config: &Config, program: &Executable) -> Result<(), String> {
+fn refuse_hidden(config: &Config, program: &Executable, notices: Option<&Path>) -> Result<(), String> {
     let mut needed: Vec<(String, PathBuf)> = Vec::new();
     let mut need = |what: &str, path: &Path| needed.push((what.to_owned(), path.to_owned()));
     if program.is_script() {
@@ -287,8 +298,8 @@ fn refuse_hidden(config: &Config, program: &Executable) -> Result<(), String> {
             for word in words.iter().skip(1).map(|word| here.join(word)).filter(|word| word.exists()) {
                 need("an argument of the program", &word);
             }
-            if let Some(directory) = runtime_directory().filter(|_| notices_go_to_a_file()) {
-                need("the notification socket, in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR", &directory);
+            if let Some(directory) = notices {
+                need("the notification socket, in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR", directory);
             }
         }
     }
@@ -304,10 +315,4 @@ fn refuse_hidden(config: &Config, program: &Executable) -> Result<(), String> {
             path.display()
         )),
     }
-}
-
-/// Whether the notification socket will have a path, which every program understands and no scope forbids.
-fn notices_go_to_a_file() -> bool {
-    runtime_directory()
-        .is_some_and(|directory| access(&directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok())
 }

@@ -207,7 +207,8 @@ fn worker_of(sender: Pid, known: impl Fn(Pid) -> bool) -> Option<Pid> {
     None
 }
 
-fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
+/// Its parent, and its process group. Anybody may read that of anybody.
+pub(in crate::shell) fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
     let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     // The name in parentheses may itself hold anything: what counts stands after the last one.

@@ -185,7 +185,11 @@ fn generation(
     });
     let ProgramState { descriptor, path, script } = state.program;
     let executable = Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script);
-    let confinement = Confinement::prepare(&mut config, &executable)
+    let confinement = Confinement::prepare(&config)
+        .and_then(|mut confinement| {
+            confinement.add_sandbox(&mut config, &executable)?;
+            Ok(confinement)
+        })
         .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     Generation {
         config,
