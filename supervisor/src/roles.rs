@@ -3,7 +3,7 @@
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::place;
-use crate::shell::confine::{Dropped, become_user};
+use crate::shell::confine::{Confinement, Dropped, become_user};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
@@ -132,11 +132,15 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
 /// Validates everything that can be known without serving; an instance that serves is not disturbed.
 fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
-    let config = match loader.config() {
+    let mut config = match loader.config() {
         Ok(config) => config,
         Err(error) => return usage(&error.to_string()),
     };
-    if let Err(reason) = loader.executable(&config, false) {
+    let confined = Confinement::prepare(&config).and_then(|mut confinement| {
+        let program = confinement.program(&config, || loader.executable(&config, false))?;
+        confinement.add_sandbox(&mut config, &program)
+    });
+    if let Err(reason) = confined {
         return fail(&reason);
     }
     let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();

@@ -19,6 +19,7 @@ mod privileges;
 mod reader;
 mod render;
 mod resolve;
+mod sandbox;
 mod source;
 mod words;
 
@@ -31,6 +32,7 @@ pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
 pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
+pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
@@ -66,6 +68,10 @@ pub struct Config {
     pub env: BTreeMap<String, String>,
     /// Working directory of the workers; it existed when the configuration was loaded.
     pub directory: Option<PathBuf>,
+    /// How workers are confined.
+    pub sandbox: Sandbox,
+    /// Resource limits of a worker, no resource twice.
+    pub limits: Vec<Limit>,
     /// How many slots a reload replaces at a time.
     pub surge: Surge,
     /// How long a reload's new workers must live after they are ready before the old ones drain.

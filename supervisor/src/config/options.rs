@@ -8,6 +8,7 @@ use super::bind::Bind;
 use super::cgroups::{Cpus, WorkerCount};
 use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
+use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
 use super::{Cgroups, Control, LogFormat, Surge};
 use log::LevelFilter;
@@ -142,6 +143,27 @@ settings! {
         env: (Vec<Typed<Variable>>) as "KEY=VALUE" = Computed("what the supervisor has");
         /// Working directory of the workers
         directory: (Typed<Place>) as "DIR" = Computed("the supervisor's");
+    }
+    "Sandbox" {
+        /// What to do when the kernel lacks a part of the workers' sandbox: strict (refuse), best-effort (say so and go on)
+        /// or off (no sandbox)
+        sandbox: (Typed<Rigour>) as "HOW" = Computed("best-effort for stock apps, and where another option asks for a part");
+        /// Path that workers may read and execute. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        read_only: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing but what they serve");
+        /// Path that workers may read and write. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        writable: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing");
+        /// Whether workers may bind TCP ports of their own: allow or deny
+        tcp_bind: (Typed<Permission>) as "WHETHER" = Computed("deny for stock apps, allow for others");
+        /// What becomes of system calls that a worker should not need: enforce (they fail), log (the kernel logs them) or
+        /// off
+        seccomp: (Typed<Seccomp>) as "HOW" = Computed("enforce for stock apps, off for others");
+        /// Whether each worker has a /tmp and a /var/tmp of its own: on or off. Needs CAP_SYS_ADMIN
+        private_tmp: (Typed<OnOff>) as "WHETHER" = Computed("off");
+        /// Limit of a resource of a worker: as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or stack.
+        /// May be given several times
+        limit: (Vec<Typed<Limit>>) as "NAME=SOFT[:HARD]" = Computed("the supervisor's");
     }
     "Reload and shutdown" {
         /// How many workers a reload replaces at a time: all, or a number

@@ -30,6 +30,17 @@ impl Config {
         if let Some(directory) = &self.directory {
             page.line("directory", quoted(directory.display()));
         }
+        let sandbox = &self.sandbox;
+        page.line("sandbox", quoted(sandbox.rigour.as_str()));
+        for (name, paths) in [("read-only", &sandbox.read_only), ("writable", &sandbox.writable)] {
+            let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            page.line(name, quoted_list(&paths));
+        }
+        page.line("tcp-bind", quoted(if sandbox.tcp_bind { "allow" } else { "deny" }));
+        page.line("seccomp", quoted(sandbox.seccomp.as_str()));
+        page.line("private-tmp", quoted(if sandbox.private_tmp { "on" } else { "off" }));
+        let limits: Vec<_> = self.limits.iter().map(ToString::to_string).collect();
+        page.line("limit", quoted_list(&limits));
         match self.surge {
             Surge::All => page.line("surge", quoted("all")),
             Surge::Count(count) => page.line("surge", count),

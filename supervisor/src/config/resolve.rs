@@ -7,7 +7,7 @@ use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
-use super::{Bind, Config, Control, LogSettings, Program};
+use super::{Bind, Config, Control, Limit, LogSettings, Program, Sandbox};
 use prefork::Slot;
 use prefork::settings::ClassName;
 use std::collections::BTreeSet;
@@ -42,7 +42,12 @@ pub(super) fn resolve(
         .reduce(Options::over)
         .expect("there is always the layer of defaults");
 
-    let program = desk.program(linked, around, value(all.app).0);
+    let program = desk.program(linked, around, value(all.app.clone()).0);
+    let (sandbox, useless) = Sandbox::resolve(&all, &program);
+    for name in useless {
+        let place = desk.place(name);
+        desk.warnings.push(format!("{place}: has no effect with sandbox off"));
+    }
     let workers = match value(all.workers) {
         WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
         WorkerCount::Fixed(count) => count,
@@ -90,6 +95,8 @@ pub(super) fn resolve(
         max_connections: value(all.max_connections).0,
         env: value_list(all.env).into_iter().map(|variable| (variable.key, variable.value)).collect(),
         directory,
+        sandbox,
+        limits: Limit::last_of_each(value_list(all.limit)),
         surge: value(all.surge),
         probation: value(all.probation).0,
         graceful_timeout: value(all.graceful_timeout).0,
