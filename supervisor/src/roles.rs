@@ -7,6 +7,7 @@ use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
+use crate::shell::lookout;
 use crate::shell::server::Server;
 use log::{error, info};
 use prefork::environment::{Inherited, take_listeners};
@@ -31,6 +32,9 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = lookout::task() {
+        return task.perform();
+    }
     if let Some(task) = handover::task() {
         return take_over(identity, task);
     }

@@ -15,6 +15,7 @@ mod error;
 mod file;
 mod options;
 mod reader;
+mod ready;
 mod render;
 mod resolve;
 mod source;
@@ -28,6 +29,7 @@ pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
+pub use ready::Ready;
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
@@ -75,8 +77,8 @@ pub struct Config {
     pub stop_signal: Signal,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
-    /// How long a foreign program that says nothing must live to count as ready.
-    pub ready_after: Duration,
+    /// When a foreign program counts as ready.
+    pub ready: Ready,
     /// How long a worker may give no sign of life.
     pub hang_timeout: Option<Duration>,
     /// How long a handler may take before its client gets 503.

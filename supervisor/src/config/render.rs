@@ -39,7 +39,7 @@ impl Config {
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
         page.line("start-timeout", span(self.start_timeout));
-        page.line("ready-after", span(self.ready_after));
+        page.line("ready", quoted(self.ready));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
         page.line("request-timeout", self.request_timeout.map_or_else(off, span));
         page.line("keep-alive", span(self.keep_alive));

@@ -4,6 +4,7 @@ use super::Server;
 use crate::core::{Event, Look};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
+use crate::shell::notify::WorkerNotice;
 use crate::shell::reap::{reap, reap_orphans};
 use log::debug;
 use nix::unistd::Pid;
@@ -57,6 +58,9 @@ impl Server {
             };
             let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
             for notice in received.notices {
+                if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
+                    continue;
+                }
                 let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
@@ -98,14 +102,20 @@ impl Server {
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
         }
+        self.stop_looking_out(worker);
         self.feed(Event::Died(worker, how));
         self.hands.remove(&worker);
         self.orphans_left = true;
     }
 
     pub(super) fn bury_orphans(&mut self) {
-        let known: BTreeSet<Pid> =
-            self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
+        let known: BTreeSet<Pid> = self
+            .hands
+            .values()
+            .map(|hand| hand.pid)
+            .chain(self.upgrade.pid())
+            .chain(self.lookouts.pids())
+            .collect();
         match reap_orphans(|pid| known.contains(&pid)) {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
