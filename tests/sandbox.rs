@@ -30,7 +30,7 @@ fn tempter(test: &str) -> Option<Setup> {
         return None;
     }
     let setup = setup().wrapped(["unshare", "--net"]).bind_unix().bind("0.0.0.0:0").workers(2);
-    let setup = setup.args(["--ready-after", "1h", "--hang-timeout", "off"]);
+    let setup = setup.args(["--ready", "notify", "--hang-timeout", "off"]);
     // Somebody else than root must get there, to the script and to the notification socket.
     std::fs::set_permissions(setup.path("."), Permissions::from_mode(0o711)).expect("our own directory");
     setup.file("tempter.py", include_str!("programs/tempter.py"));
@@ -196,7 +196,7 @@ fn a_sandboxed_worker_makes_its_log_file_anew_when_it_was_rotated() {
 #[test]
 fn a_script_and_its_interpreter_can_be_executed_under_rules() {
     let Some(python) = python() else { return skipped("a script", "there is no /usr/bin/python3") };
-    let setup = setup().workers(1).args(["--ready-after", "1h"]);
+    let setup = setup().workers(1).args(["--ready", "notify"]);
     let bare = std::fs::read_to_string(testkit::program("bare.py")).expect("a program of ours");
     setup.file("serve", &format!("#!{}\n{bare}", python.display()));
     let script = setup.path("serve");

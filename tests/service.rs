@@ -222,7 +222,7 @@ fn inside_many_sockets() {
     std::fs::copy(testkit::program("names.py"), "/opt/names.py").expect("copied");
     let config = |names: &[&str]| {
         let binds: Vec<String> = names.iter().map(|name| format!("\"fd://{name}\"")).collect();
-        let text = "workers = 2\nprobation = \"50ms\"\nready-after = \"100ms\"";
+        let text = "workers = 2\nprobation = \"50ms\"\nready = \"after=100ms\"";
         write(
             CONFIG,
             &format!(
@@ -409,7 +409,7 @@ fn inside_logs() {
         "/opt/app.sh",
         "#!/bin/sh\necho '<4>take care' >&2\necho '<3>all is lost' >&2\necho well >&2\nsleep 1000\n",
     );
-    configure("ready-after = \"100ms\"\ncommand = [\"/bin/sh\", \"/opt/app.sh\"]");
+    configure("ready = \"after=100ms\"\ncommand = [\"/bin/sh\", \"/opt/app.sh\"]");
     PLAIN.must("reload");
     assert_eq!(entry("take care").0, "4");
     assert_eq!(entry("all is lost").0, "3");

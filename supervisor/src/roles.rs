@@ -9,6 +9,7 @@ use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
+use crate::shell::lookout;
 use crate::shell::server::Server;
 use log::{error, info, warn};
 use prefork::environment::{Inherited, take_listeners};
@@ -33,6 +34,9 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = lookout::task() {
+        return task.perform();
+    }
     if let Some(task) = handover::task() {
         return take_over(identity, task);
     }

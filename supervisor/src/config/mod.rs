@@ -17,6 +17,7 @@ mod file;
 mod options;
 mod privileges;
 mod reader;
+mod ready;
 mod render;
 mod resolve;
 mod sandbox;
@@ -32,6 +33,7 @@ pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
 pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
+pub use ready::Ready;
 pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
 
@@ -90,8 +92,8 @@ pub struct Config {
     pub worker_cpus: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
-    /// How long a foreign program that says nothing must live to count as ready.
-    pub ready_after: Duration,
+    /// When a foreign program counts as ready.
+    pub ready: Ready,
     /// How long a worker may give no sign of life.
     pub hang_timeout: Option<Duration>,
     /// How long a handler may take before its client gets 503.

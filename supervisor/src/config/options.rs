@@ -10,7 +10,7 @@ use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Cgroups, Control, LogFormat, Surge};
+use super::{Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -189,8 +189,9 @@ settings! {
     "Timeouts" {
         /// How long a worker may take to get ready
         start_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("60s");
-        /// How long a program that says nothing must live to count as ready
-        ready_after: (Typed<Span<0, DAY>>) as "TIME" = Given("1s");
+        /// When a program counts as ready: notify (it says READY=1), after=TIME (it says so, or nothing for so long), auto
+        /// (after=1s), or listen (it is seen to wait for connections). Rust workers use their channel
+        ready: (Typed<Ready>) as "HOW" = Given("auto");
         /// How long a worker may give no sign of life, or leave its queue alone, before it is killed and replaced, or off
         hang_timeout: (Typed<OrOff<Span<500, DAY>>>) as "TIME" = Given("30s");
         /// How long a handler may take before its client gets 503, or off; a worker in which one blocks a second longer is

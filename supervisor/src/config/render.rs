@@ -58,7 +58,7 @@ impl Config {
         let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
         page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
-        page.line("ready-after", span(self.ready_after));
+        page.line("ready", quoted(self.ready));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
         page.line("request-timeout", self.request_timeout.map_or_else(off, span));
         page.line("keep-alive", span(self.keep_alive));

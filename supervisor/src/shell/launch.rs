@@ -72,7 +72,9 @@ pub(super) fn launch(
     };
     let spawned = spawn(order).map_err(|error| error.to_string())?;
     let alarm = match line {
-        Line::Notify { .. } => Some((now + generation.config.ready_after, Alarm::CountsAsReady)),
+        Line::Notify { .. } => {
+            generation.config.ready.silence().map(|silence| (now + silence, Alarm::CountsAsReady))
+        }
         Line::Channel { .. } | Line::Closed => None,
     };
     // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.

@@ -5,6 +5,7 @@
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
 mod actions;
+mod lookouts;
 mod operators;
 mod settle;
 mod takeover;
@@ -16,6 +17,7 @@ use super::control::{Answer, ControlServer};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
 use super::listen::Listeners;
+use super::lookout::Lookouts;
 use super::notify::{Notifier, NotifyServer};
 use super::poll::{Interest, Poll, Token};
 use super::signals::Signals;
@@ -73,6 +75,7 @@ pub struct Server {
     steering_failed: bool,
     on_terminal: bool,
     upgrade: Upgrade,
+    lookouts: Lookouts,
     exit: Option<u8>,
 }
 
@@ -153,6 +156,7 @@ impl Server {
             steering_failed: false,
             on_terminal: leave_terminal(),
             upgrade: Upgrade::new(),
+            lookouts: Lookouts::default(),
             exit: None,
         })
     }
@@ -242,6 +246,7 @@ impl Server {
             Token::Channel(worker) => self.hear(worker),
             Token::Death(worker) => self.bury(worker),
             Token::Upgrade => self.hear_check(),
+            Token::Lookout(worker) => self.hear_lookout(worker),
         }
     }
 

@@ -24,7 +24,7 @@ pub mod unit;
 pub mod wait;
 
 pub use address::Address;
-pub use server::{Server, Setup, Worker};
+pub use server::{Server, Setup, Worker, ready_after};
 pub use wait::{LONG, wait_for, wait_until};
 
 /// Says visibly that a test did not run, and why. `scripts/check` counts these lines.

@@ -158,7 +158,7 @@ impl Server {
                 info!(worker = worker.0, slot = slot.0, generation = id.0, pid = hand.pid.as_raw();
                     "worker {worker} (slot {slot}, generation {id}, pid {}) starts", hand.pid);
                 self.hands.insert(worker, hand);
-                None
+                self.look_out(worker)
             }
             Err(reason) => Some(Event::Died(worker, reason)),
         }

@@ -14,6 +14,7 @@ use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
 use crate::shell::listen::{Group, ListenSet, Listeners};
+use crate::shell::lookout::Lookouts;
 use crate::shell::notify::{Notifier, NotifyServer};
 use crate::shell::poll::{Interest, Poll, Token};
 use crate::shell::signals::Signals;
@@ -132,6 +133,7 @@ impl Server {
             steering_failed: state.steering_failed,
             on_terminal: state.on_terminal,
             upgrade: Upgrade::new(),
+            lookouts: Lookouts::default(),
             exit: None,
         };
         if let Err(error) = server.watch_all() {

@@ -326,6 +326,7 @@ impl Server {
                 self.feed(event);
             }
         }
+        self.look_out_again();
         self.act_on(signals.into_iter().filter_map(|number| Signal::try_from(number).ok()).collect());
     }
 

@@ -4,6 +4,7 @@ use super::Server;
 use crate::core::{Event, Look};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
+use crate::shell::notify::WorkerNotice;
 use crate::shell::reap::{reap, reap_orphans};
 use log::debug;
 use nix::unistd::Pid;
@@ -60,6 +61,9 @@ impl Server {
             };
             let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
             for notice in received.notices {
+                if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
+                    continue;
+                }
                 let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
@@ -104,6 +108,7 @@ impl Server {
         if self.groups.as_mut().is_some_and(|groups| groups.close(worker)) {
             how.push_str(", out of memory");
         }
+        self.stop_looking_out(worker);
         self.feed(Event::Died(worker, how));
         self.hands.remove(&worker);
         self.look_for_orphans = Some(self.now);
@@ -114,8 +119,13 @@ impl Server {
             groups.sweep();
             !groups.is_swept()
         });
-        let known: BTreeSet<Pid> =
-            self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
+        let known: BTreeSet<Pid> = self
+            .hands
+            .values()
+            .map(|hand| hand.pid)
+            .chain(self.upgrade.pid())
+            .chain(self.lookouts.pids())
+            .collect();
         match reap_orphans(|pid| known.contains(&pid)) {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
