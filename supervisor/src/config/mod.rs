@@ -10,6 +10,7 @@
 //! Start reading at the table in `options.rs`; each setting is one row there.
 
 mod bind;
+mod clean;
 mod cli;
 mod error;
 mod file;
@@ -24,6 +25,7 @@ mod words;
 mod tests;
 
 pub use bind::Bind;
+pub use clean::CleanExits;
 pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
@@ -73,6 +75,8 @@ pub struct Config {
     pub drain_idle: Duration,
     /// What asks a foreign worker to drain. Never KILL or STOP.
     pub stop_signal: Signal,
+    /// By which statuses and signals a worker may end.
+    pub clean_exit: CleanExits,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
     /// How long a foreign program that says nothing must live to count as ready.

@@ -5,6 +5,7 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
+use super::clean::CleanExits;
 use super::reader::{Typed, Value};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
 use super::{Control, LogFormat, Surge};
@@ -152,6 +153,9 @@ settings! {
         drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
         /// Signal that asks a program to drain
         stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
+        /// Exit statuses and signals by which a worker may end: one that has served for a second and ends so is
+        /// replaced without a delay. The stop signal is clean for whoever was asked to drain
+        clean_exit: (Typed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE");
     }
     "Timeouts" {
         /// How long a worker may take to get ready

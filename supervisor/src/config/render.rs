@@ -38,6 +38,7 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        page.line("clean-exit", quoted(&self.clean_exit));
         page.line("start-timeout", span(self.start_timeout));
         page.line("ready-after", span(self.ready_after));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));

@@ -83,6 +83,7 @@ pub(super) fn resolve(
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        clean_exit: value(all.clean_exit),
         start_timeout: value(all.start_timeout).0,
         ready_after: value(all.ready_after).0,
         hang_timeout: limit(all.hang_timeout).map(|span| span.0),

@@ -111,9 +111,10 @@ fn json(out: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result
     struct Fields(serde_json::Map<String, serde_json::Value>);
     impl<'kvs> VisitSource<'kvs> for Fields {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
-            let value = match value.to_u64() {
-                Some(number) => number.into(),
-                None => value.to_string().into(),
+            let value = match (value.to_u64(), value.to_bool()) {
+                (Some(number), _) => number.into(),
+                (None, Some(yes)) => yes.into(),
+                (None, None) => value.to_string().into(),
             };
             self.0.insert(key.to_string(), value);
             Ok(())

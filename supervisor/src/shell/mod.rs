@@ -4,10 +4,12 @@
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * [`handover`] – how one version of the program takes a running server over from another;
+//! * `deaths` – what a worker died of, told and counted;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
 pub mod confine;
 pub mod control;
+mod deaths;
 pub mod generation;
 mod hand;
 pub mod handover;

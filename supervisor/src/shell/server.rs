@@ -11,6 +11,7 @@ mod upgrade;
 mod workers;
 
 use super::control::{Answer, ControlServer};
+use super::deaths::{Deaths, Remains};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
 use super::listen::Listeners;
@@ -48,6 +49,10 @@ pub struct Server {
     scoreboard: Scoreboard,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
+    /// What workers have died of.
+    deaths: Deaths,
+    /// The worker that is being buried.
+    remains: Option<(WorkerId, Remains)>,
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
@@ -127,6 +132,8 @@ impl Server {
             hands: BTreeMap::new(),
             scoreboard,
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
+            deaths: Deaths::default(),
+            remains: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,

@@ -62,6 +62,7 @@ states! {
         hands: Vec<HandState>,
         scoreboard: ScoreboardState,
         totals: Vec<TotalsState>,
+        deaths: Vec<DeathsState>,
         notify: NotifyState,
         control: Option<ControlState>,
         waiting: Vec<u64>,
@@ -165,6 +166,9 @@ states! {
 
     /// What dead workers of a slot have done.
     TotalsState { slot: Slot, requests: u64, connections: u64 }
+
+    /// How many workers have died of a cause.
+    DeathsState { cause: String, count: u64 }
 
     /// The socket on which programs notify.
     NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }

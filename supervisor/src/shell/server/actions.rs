@@ -1,7 +1,7 @@
 //! What the core says is done here: each [`Action`], and the events that come of it.
 
 use super::{Server, clock};
-use crate::core::{Action, Event, RequestId};
+use crate::core::{Action, Cause, End, Event, RequestId};
 use crate::shell::control::Answer;
 use crate::shell::hand::{Hand, Line};
 use crate::shell::launch::{Role, launch};
@@ -157,7 +157,7 @@ impl Server {
                 self.hands.insert(worker, hand);
                 None
             }
-            Err(reason) => Some(Event::Died(worker, reason)),
+            Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::config::{Identity, Source};
 use crate::core::Core;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
+use crate::shell::deaths::Deaths;
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
@@ -109,6 +110,8 @@ impl Server {
             hands,
             scoreboard,
             dead,
+            deaths: Deaths::resumed(state.deaths.into_iter().map(|one| (one.cause, one.count))),
+            remains: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,

@@ -375,6 +375,11 @@ impl Server {
                     connections: totals.connections,
                 })
                 .collect(),
+            deaths: self
+                .deaths
+                .seen()
+                .map(|(cause, count)| DeathsState { cause: cause.to_owned(), count })
+                .collect(),
             notify: self.notify.state(packing),
             control: self.control.as_ref().map(|control| control.state(packing)),
             waiting: self.waiting.iter().copied().collect(),

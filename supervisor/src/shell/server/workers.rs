@@ -2,9 +2,10 @@
 
 use super::Server;
 use crate::core::{Event, Look};
+use crate::shell::deaths::{Remains, end};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
-use crate::shell::reap::{reap, reap_orphans};
+use crate::shell::reap::{reap_orphans, reap_with_usage};
 use log::debug;
 use nix::unistd::Pid;
 use prefork::{Slot, WorkerId};
@@ -83,22 +84,39 @@ impl Server {
         let Some(hand) = self.hands.get(&worker) else { return };
         // While the body is not reaped, nobody else can have the group's number.
         hand.kill_group();
-        let death = match reap(&hand.pidfd) {
+        let (death, usage) = match reap_with_usage(&hand.pidfd) {
             Ok(None) => return,
-            Ok(Some(death)) => death.to_string(),
-            Err(error) => format!("gone, cause unknown ({error})"),
+            Ok(Some((death, usage))) => (Some(death), usage),
+            Err(error) => {
+                debug!("cannot tell how worker {worker} ended: {error}");
+                Default::default()
+            }
         };
-        let how = hand.exec_errors.failure().map_or(death, |failure| failure.to_string());
         let row = self.scoreboard.row(hand.slot, hand.seat);
+        let reading = row.read();
         if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
-            totals.fold(&row.read());
+            totals.fold(&reading);
         }
         row.clear();
+        let generation = self.generations.get(&hand.generation);
+        let remains = Remains {
+            pid: hand.pid,
+            death,
+            failure: hand.exec_errors.failure(),
+            oom: None,
+            usage,
+            reading: generation.is_some_and(Generation::has_channel).then_some(reading),
+            last_words: Vec::new(),
+        };
+        let clean = generation.map(|generation| generation.config.clean_exit.clone()).unwrap_or_default();
+        let end = end(hand, &remains, &clean);
         self.poll.remove(&hand.pidfd);
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
         }
-        self.feed(Event::Died(worker, how));
+        self.remains = Some((worker, remains));
+        self.feed(Event::Died(worker, end));
+        self.remains = None;
         self.hands.remove(&worker);
         self.orphans_left = true;
     }
