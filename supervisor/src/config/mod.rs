@@ -10,6 +10,7 @@
 //! Start reading at the table in `options.rs`; each setting is one row there.
 
 mod bind;
+mod cgroups;
 mod clean;
 mod cli;
 mod error;
@@ -19,6 +20,7 @@ mod reader;
 mod render;
 mod resolve;
 mod source;
+mod stderr;
 mod words;
 
 #[cfg(test)]
@@ -30,6 +32,7 @@ pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
+pub use stderr::WorkerStderr;
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
@@ -77,6 +80,12 @@ pub struct Config {
     pub stop_signal: Signal,
     /// By which statuses and signals a worker may end.
     pub clean_exit: CleanExits,
+    /// Where the workers' control groups are.
+    pub cgroups: Cgroups,
+    /// Bytes that a worker's control group may use.
+    pub worker_memory: Option<u64>,
+    /// Thousandths of a CPU that a worker's control group may use.
+    pub worker_cpus: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
     /// How long a foreign program that says nothing must live to count as ready.
@@ -95,6 +104,8 @@ pub struct Config {
     pub max_body: Option<u64>,
     /// What is logged, how and where.
     pub log: LogSettings,
+    /// Where workers' standard error goes.
+    pub worker_stderr: WorkerStderr,
     /// Where the control socket is.
     pub control: Control,
     /// What is allowed but probably not meant, in sentences to be logged.
@@ -130,6 +141,17 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// The file, or `None` for stderr.
     pub file: Option<PathBuf>,
+}
+
+/// Where the workers' control groups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Below the supervisor's own, if that was delegated to it.
+    Auto,
+    /// Below this one.
+    Path(PathBuf),
+    /// There are none.
+    Off,
 }
 
 /// How a log line looks.

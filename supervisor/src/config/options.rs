@@ -5,10 +5,12 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
+use super::cgroups::{Cpus, WorkerCount};
 use super::clean::CleanExits;
 use super::reader::{Typed, Value};
+use super::stderr::WorkerStderr;
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Control, LogFormat, Surge};
+use super::{Cgroups, Control, LogFormat, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -127,8 +129,8 @@ settings! {
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
         app: (Typed<Plain>) as "APP" = Given("hello");
-        /// Number of worker processes
-        workers: (Typed<Whole<1, 1024>>) as "N" = Computed("one per CPU that this process may use");
+        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave
+        workers: (Typed<WorkerCount>) as "N|auto" = Given("auto");
         /// Most workers that TTIN can scale up to
         max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
@@ -156,6 +158,15 @@ settings! {
         /// Exit statuses and signals by which a worker may end: one that has served for a second and ends so is
         /// replaced without a delay. The stop signal is clean for whoever was asked to drain
         clean_exit: (Typed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE");
+    }
+    "Control groups" {
+        /// Where each worker gets a control group of its own: auto (below ours, where it was delegated to us), a directory
+        /// that is ours to use, or off. Read at start only
+        cgroups: (Typed<Cgroups>) as "auto|off|DIR" = Given("auto");
+        /// Memory that a worker's control group may use, or off; a worker that needs more is killed, and only that one
+        worker_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
+        /// CPUs that a worker's control group may use, such as 1.5, or off
+        worker_cpus: (Typed<OrOff<Cpus>>) as "CPUS" = Given("off");
     }
     "Timeouts" {
         /// How long a worker may take to get ready
@@ -185,6 +196,9 @@ settings! {
         log_format: (Typed<LogFormat>) as "FORMAT" = Given("text");
         /// File to log to, reopened on USR1; - is stderr
         log_file: (Typed<LogFile>) as "FILE" = Given("-");
+        /// Where workers' standard error goes: capture (through the supervisor, which passes on whole lines and tells
+        /// the last ones when a worker dies) or inherit (straight to the supervisor's own)
+        worker_stderr: (Typed<WorkerStderr>) as "WAY" = Given("capture");
     }
     "Control" {
         /// Path of the control socket, or off

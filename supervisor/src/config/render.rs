@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Config, Control, LogFormat, Program, Surge};
+use super::{Cgroups, Config, Control, LogFormat, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -39,6 +39,14 @@ impl Config {
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
         page.line("clean-exit", quoted(&self.clean_exit));
+        match &self.cgroups {
+            Cgroups::Auto => page.line("cgroups", quoted("auto")),
+            Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
+            Cgroups::Off => page.line("cgroups", off()),
+        }
+        page.line("worker-memory", self.worker_memory.map_or_else(off, |size| quoted(binary(size))));
+        let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
+        page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
         page.line("ready-after", span(self.ready_after));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
@@ -53,6 +61,7 @@ impl Config {
             "log-file",
             self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
         );
+        page.line("worker-stderr", quoted(self.worker_stderr.as_str()));
         match &self.control {
             Control::Default => page.line("control", quoted("default")),
             Control::Path(path) => page.line("control", quoted(path.display())),

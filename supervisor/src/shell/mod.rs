@@ -4,9 +4,11 @@
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * [`handover`] – how one version of the program takes a running server over from another;
-//! * `deaths` – what a worker died of, told and counted;
+//! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
+//! * `deaths`, `leftovers` – what a worker died of, told and counted, and what it has left running;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
+pub mod cgroup;
 pub mod confine;
 pub mod control;
 mod deaths;
@@ -14,6 +16,7 @@ pub mod generation;
 mod hand;
 pub mod handover;
 mod launch;
+mod leftovers;
 pub mod listen;
 pub mod log;
 pub mod notify;
@@ -25,6 +28,7 @@ pub mod server;
 pub mod signals;
 pub mod spawn;
 pub mod status;
+mod stderr;
 mod steering;
 mod store;
 pub mod systemd;

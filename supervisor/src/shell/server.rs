@@ -6,19 +6,23 @@
 
 mod actions;
 mod operators;
+mod relay;
 mod takeover;
 mod upgrade;
 mod workers;
 
+use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::deaths::{Deaths, Remains};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
+use super::leftovers::Leftovers;
 use super::listen::Listeners;
 use super::notify::{Notifier, NotifyServer};
 use super::poll::{Interest, Poll, Token};
 use super::signals::Signals;
 use super::status::LastReload;
+use super::stderr::outlet::outlet;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
@@ -27,6 +31,7 @@ use prefork::{GenerationId, Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
+use relay::Relay;
 use std::time::Duration;
 use upgrade::Upgrade;
 
@@ -49,6 +54,8 @@ pub struct Server {
     scoreboard: Scoreboard,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
+    relay: Relay,
+    leftovers: Leftovers,
     /// What workers have died of.
     deaths: Deaths,
     /// The worker that is being buried.
@@ -65,7 +72,10 @@ pub struct Server {
     /// Control clients that wait for a reload's verdict.
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
-    orphans_left: bool,
+    /// The workers' control groups, if there are any.
+    groups: Option<Groups>,
+    /// When to look again for dead children that are not ours, and for what dead workers have left.
+    look_for_orphans: Option<Time>,
     rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
@@ -101,6 +111,7 @@ impl Server {
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
+        let groups = cgroup::prepare(&generation.config)?;
         for address in generation.sockets.describe() {
             info!("listening on {address}");
         }
@@ -132,6 +143,8 @@ impl Server {
             hands: BTreeMap::new(),
             scoreboard,
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
+            relay: Relay::default(),
+            leftovers: Leftovers::new(),
             deaths: Deaths::default(),
             remains: None,
             notify_address: notify.address().to_owned(),
@@ -144,7 +157,8 @@ impl Server {
             control: None,
             waiting: BTreeSet::new(),
             last_reload: None,
-            orphans_left: false,
+            groups,
+            look_for_orphans: None,
             rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
@@ -171,7 +185,8 @@ impl Server {
     /// Serves until told to stop; gives the exit status.
     pub fn run(mut self) -> u8 {
         self.feed(Event::Tick);
-        while self.exit.is_none() {
+        let mut farewell = None;
+        while self.exit.is_none() || self.clear_away(&mut farewell) {
             let timeout = self.next_deadline().map(|deadline| deadline - clock());
             let ready = match self.poll.wait(timeout) {
                 Ok(ready) => ready,
@@ -188,6 +203,7 @@ impl Server {
                 self.serve(token);
             }
             self.keep_time();
+            self.tend_relay();
             self.advance_upgrade();
         }
         if let Some(control) = &mut self.control {
@@ -197,6 +213,7 @@ impl Server {
             self.listeners.leave_files();
         }
         info!("stopped");
+        outlet().finish();
         self.exit.unwrap_or(1)
     }
 
@@ -204,7 +221,6 @@ impl Server {
         let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
         let control = self.control.as_ref().and_then(ControlServer::next_deadline);
         let watchdog = self.watchdog.map(|(_, at)| at);
-        let orphans = self.orphans_left.then(|| self.now + Duration::from_millis(100));
         let untold = self.untold.as_ref().map(|(at, _)| *at);
         alarms
             .chain(self.core.next_deadline())
@@ -213,7 +229,9 @@ impl Server {
             .chain(self.store.due())
             .chain(untold)
             .chain(self.upgrade.deadline())
-            .chain(orphans)
+            .chain(self.relay.due())
+            .chain(self.leftovers.due())
+            .chain(self.look_for_orphans)
             .min()
     }
 
@@ -236,6 +254,8 @@ impl Server {
             Token::Channel(worker) => self.hear(worker),
             Token::Death(worker) => self.bury(worker),
             Token::Upgrade => self.hear_check(),
+            Token::Stderr(worker) => self.relay(worker),
+            Token::Outlet => self.reopen_outlet(),
         }
     }
 
@@ -264,9 +284,10 @@ impl Server {
         if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
             self.tell_systemd(&fact);
         }
-        if self.orphans_left {
+        if self.look_for_orphans.is_some_and(|at| at <= self.now) {
             self.bury_orphans();
         }
+        self.sweep_leftovers(None);
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 }

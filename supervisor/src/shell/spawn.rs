@@ -23,7 +23,7 @@ mod child;
 mod executable;
 pub use executable::{Executable, ExecutableError};
 
-/// What to start, and how. Standard input, output and error are inherited as they are.
+/// What to start, and how. Standard input and output are inherited as they are.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// The program.
@@ -39,10 +39,14 @@ pub struct Order<'a> {
     pub extras: &'a [BorrowedFd<'a>],
     /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be empty.
     pub kept: &'a [RawFd],
+    /// Its standard error; `None`: the supervisor's.
+    pub stderr: Option<BorrowedFd<'a>>,
     /// Where it runs; `None`: where the supervisor runs.
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
     pub death_signal: Signal,
+    /// A control group's `cgroup.procs` to enter.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// What it gives up.
     pub confinement: &'a Confinement,
 }
@@ -111,6 +115,8 @@ const REPORT: usize = 1 + size_of::<c_int>();
 pub enum Stage {
     /// To make its own process group.
     Group,
+    /// To enter its control group.
+    Cgroup,
     /// To ask for a signal at its parent's death.
     DeathSignal,
     /// To move its descriptors to their places and close all others.
@@ -125,7 +131,14 @@ pub enum Stage {
 
 impl Stage {
     fn from_byte(byte: u8) -> Self {
-        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory, Self::NoNewPrivileges];
+        let all = [
+            Self::Group,
+            Self::Cgroup,
+            Self::DeathSignal,
+            Self::Descriptors,
+            Self::Directory,
+            Self::NoNewPrivileges,
+        ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
 }
@@ -151,6 +164,7 @@ impl fmt::Display for ExecFailure {
             }
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
+            Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
@@ -236,8 +250,8 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
     Ok(Spawned { pid, pidfd, exec_errors: ExecErrors { pipe: errors, program, directory } })
 }
 
-/// Opens a pidfd, closed on exec, for a child that was not yet reaped.
-fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
+/// Opens a pidfd, closed on exec, for a process that has this number now.
+pub(super) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
     // SAFETY: the kernel just opened it for us, and nobody else knows it. Descriptors fit a RawFd.

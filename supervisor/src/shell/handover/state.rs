@@ -63,6 +63,8 @@ states! {
         scoreboard: ScoreboardState,
         totals: Vec<TotalsState>,
         deaths: Vec<DeathsState>,
+        backlog: Vec<u8>,
+        foster: bool,
         notify: NotifyState,
         control: Option<ControlState>,
         waiting: Vec<u64>,
@@ -74,6 +76,7 @@ states! {
         on_terminal: bool,
         signals: Vec<i32>,
         upgrade: UpgradeState,
+        cgroups: Option<Bytes>,
     } added {
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
@@ -145,6 +148,7 @@ states! {
         exec_errors: ExecErrorsState,
         protocol: u16,
         line: LineState,
+        stderr: Option<StderrState>,
         status: String,
         alarm: Option<(Time, AlarmState)>,
     } added {
@@ -154,6 +158,10 @@ states! {
 
     /// The pipe on which a child tells of a failed exec.
     ExecErrorsState { pipe: Fd, program: String, directory: String }
+
+    /// A worker's standard error: the pipe, what was read and not passed on, whether that goes on with a line that was cut,
+    /// and the last words.
+    StderrState { pipe: Option<Fd>, held: Vec<u8>, cut: Option<Vec<u8>>, last_words: Vec<u8> }
 
     /// A Rust worker's line.
     ChannelState { channel: Fd, phase: PhaseState, draining: bool }

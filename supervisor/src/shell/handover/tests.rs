@@ -103,6 +103,12 @@ fn sample() -> State {
         },
         protocol: 1,
         line,
+        stderr: Some(StderrState {
+            pipe: (id > 1).then_some(fd(23)),
+            held: b"li".to_vec(),
+            cut: (id == 3).then(|| b"<4>".to_vec()),
+            last_words: b"line\nli".to_vec(),
+        }),
         status: "well".to_owned(),
         alarm,
         #[cfg(feature = "next")]
@@ -184,6 +190,8 @@ fn sample() -> State {
         scoreboard: ScoreboardState { memory: fd(8), slots: 1024, seats: 2, row: 128 },
         totals: vec![TotalsState { slot: Slot(1), requests: 1 << 33, connections: 12 }],
         deaths: vec![DeathsState { cause: "exit".to_owned(), count: 3 }],
+        backlog: b"torn".to_vec(),
+        foster: true,
         notify: NotifyState { socket: fd(10), address: Bytes::from("@x"), file: Some(Bytes::from("/run/n")) },
         control: Some(ControlState {
             listener: fd(11),
@@ -210,6 +218,7 @@ fn sample() -> State {
         on_terminal: true,
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
+        cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }

@@ -54,6 +54,9 @@ impl Server {
                 let hand = self.hands.get(&worker)?;
                 hand.signal(Signal::SIGKILL);
                 hand.kill_group();
+                if let Some(groups) = &self.groups {
+                    groups.kill(worker);
+                }
                 None
             }
             Action::Accept(generation) => {
@@ -140,7 +143,7 @@ impl Server {
         let role =
             Role { worker, slot, seat, generation: id, name: &self.name, notify: &self.notify_address };
         let launched = match self.generations.get_mut(&id) {
-            Some(generation) => launch(self.now, generation, &self.scoreboard, role),
+            Some(generation) => launch(self.now, generation, &self.scoreboard, self.groups.as_mut(), role),
             None => Err(format!("generation {id} is not held any more")),
         };
         let watched = launched.and_then(|hand| match self.watch(&hand) {
@@ -165,10 +168,11 @@ impl Server {
         self.poll.add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
         match &hand.line {
             Line::Channel { channel, .. } => {
-                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)
+                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)?;
             }
-            Line::Notify { .. } | Line::Closed => Ok(()),
+            Line::Notify { .. } | Line::Closed => {}
         }
+        self.watch_stderr(hand)
     }
 
     /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,

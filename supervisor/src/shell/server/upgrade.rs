@@ -15,6 +15,7 @@ use crate::shell::poll::{Interest, Token};
 use crate::shell::reap::{Death, reap};
 use crate::shell::spawn::{Executable, Order, Spawned, spawn};
 use crate::shell::status::LastUpgrade;
+use crate::shell::stderr::outlet::outlet;
 use log::{debug, error, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -167,8 +168,10 @@ impl Server {
             listeners: &[],
             extras: &[],
             kept: &kept,
+            stderr: None,
             directory: None,
             death_signal: Signal::SIGKILL,
+            cgroup: None,
             confinement: &FREE,
         };
         let check = spawn(order).map_err(|error| error.to_string())?;
@@ -236,7 +239,7 @@ impl Server {
         let Some(attempt) = self.upgrade.attempt.take() else { return };
         if !attempt.passed {
             self.drop_check(&attempt.check);
-            self.orphans_left = true;
+            self.look_for_orphans = Some(self.now);
         }
         self.upgrade_failed(attempt.asked, &reason);
     }
@@ -380,6 +383,8 @@ impl Server {
                 .seen()
                 .map(|(cause, count)| DeathsState { cause: cause.to_owned(), count })
                 .collect(),
+            foster: self.leftovers.foster(),
+            backlog: outlet().backlog().to_vec(),
             notify: self.notify.state(packing),
             control: self.control.as_ref().map(|control| control.state(packing)),
             waiting: self.waiting.iter().copied().collect(),
@@ -398,6 +403,7 @@ impl Server {
             on_terminal: self.on_terminal,
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState { clients: asked.clients.clone(), reload: asked.reload },
+            cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),
@@ -439,6 +445,15 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
         },
         protocol: PROTOCOL,
         line,
+        stderr: hand.stderr.as_ref().map(|capture| {
+            let (held, cut) = capture.held();
+            StderrState {
+                pipe: capture.descriptor().map(|pipe| packing.add(Kind::Pipe, &pipe)),
+                held: held.to_vec(),
+                cut: cut.map(<[u8]>::to_vec),
+                last_words: capture.last_words(),
+            }
+        }),
         status: hand.status.clone(),
         alarm: hand.alarm.map(|(time, alarm)| match alarm {
             Alarm::CountsAsReady => (time, AlarmState::CountsAsReady),

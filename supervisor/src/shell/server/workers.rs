@@ -1,18 +1,25 @@
 //! What is seen and heard of the workers while they live, and what is left when they are dead.
 
 use super::Server;
-use crate::core::{Event, Look};
+use crate::core::{Event, Look, Time};
 use crate::shell::deaths::{Remains, end};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
+use crate::shell::leftovers::Leftover;
 use crate::shell::reap::{reap_orphans, reap_with_usage};
-use log::debug;
+use log::{debug, warn};
 use nix::unistd::Pid;
 use prefork::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long a server that leaves waits for the end of what its workers have left.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The most notices taken from foreign workers in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
+/// How long to leave what is not gone yet of dead workers.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
@@ -81,7 +88,7 @@ impl Server {
     /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
     pub(super) fn bury(&mut self, worker: WorkerId) {
         self.hear(worker);
-        let Some(hand) = self.hands.get(&worker) else { return };
+        let Some(hand) = self.hands.get_mut(&worker) else { return };
         // While the body is not reaped, nobody else can have the group's number.
         hand.kill_group();
         let (death, usage) = match reap_with_usage(&hand.pidfd) {
@@ -92,6 +99,14 @@ impl Server {
                 Default::default()
             }
         };
+        // A group tells only of what was killed in it.
+        let oom = self.groups.as_mut().is_some_and(|groups| groups.close(worker)).then_some(true);
+        let last_words = hand.stderr.take().map(|capture| {
+            if let Some(pipe) = capture.descriptor() {
+                self.poll.remove(pipe);
+            }
+            capture.bury()
+        });
         let row = self.scoreboard.row(hand.slot, hand.seat);
         let reading = row.read();
         if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
@@ -103,10 +118,10 @@ impl Server {
             pid: hand.pid,
             death,
             failure: hand.exec_errors.failure(),
-            oom: None,
+            oom,
             usage,
             reading: generation.is_some_and(Generation::has_channel).then_some(reading),
-            last_words: Vec::new(),
+            last_words: last_words.unwrap_or_default(),
         };
         let clean = generation.map(|generation| generation.config.clean_exit.clone()).unwrap_or_default();
         let end = end(hand, &remains, &clean);
@@ -114,26 +129,66 @@ impl Server {
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
         }
+        // Whatever it has left is gone before its death is told.
+        self.leftovers.look(self.now);
+        self.sweep_leftovers(Some(worker));
         self.remains = Some((worker, remains));
         self.feed(Event::Died(worker, end));
         self.remains = None;
         self.hands.remove(&worker);
-        self.orphans_left = true;
+        self.look_for_orphans = Some(self.now);
+    }
+
+    /// Kills what dead workers have left, if there was reason to look; `buried` is one of them.
+    pub(super) fn sweep_leftovers(&mut self, buried: Option<WorkerId>) {
+        if self.leftovers.due().is_none_or(|due| due > self.now) {
+            return;
+        }
+        let known: BTreeSet<Pid> =
+            self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
+        let lives = |worker| Some(worker) != buried && self.hands.contains_key(&worker);
+        for Leftover { pid, name, worker } in self.leftovers.sweep(self.now, &known, lives) {
+            match worker {
+                Some(worker) => warn!(worker = worker.0, pid = pid.as_raw();
+                    "killed process {pid} ({name}), which worker {worker} had left behind"),
+                None => warn!(pid = pid.as_raw();
+                    "killed process {pid} ({name}), which a worker had left behind without its environment"),
+            }
+        }
+    }
+
+    /// The server is about to leave, and everybody is dead: whether to wait for what they have left.
+    pub(super) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
+        let end = *farewell.get_or_insert_with(|| {
+            self.leftovers.look(self.now);
+            self.now + FAREWELL
+        });
+        self.sweep_leftovers(None);
+        self.leftovers.keep_looking(self.now);
+        self.leftovers.is_busy() && self.now < end
     }
 
     pub(super) fn bury_orphans(&mut self) {
+        let unswept = self.groups.as_mut().is_some_and(|groups| {
+            groups.sweep();
+            !groups.is_swept()
+        });
         let known: BTreeSet<Pid> =
             self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
         match reap_orphans(|pid| known.contains(&pid)) {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
                     debug!("orphan {pid} {death}");
+                    self.leftovers.buried(self.now, pid);
                 }
-                self.orphans_left = orphans.more;
+                // A body that hides others is buried in this very round; too many bodies are not.
+                let soon = if orphans.full { Some(self.now) } else { None };
+                let later = orphans.hidden || unswept;
+                self.look_for_orphans = soon.or(later.then(|| self.now + LOOK_AGAIN));
             }
             Err(error) => {
                 debug!("cannot reap orphans: {error}");
-                self.orphans_left = false;
+                self.look_for_orphans = None;
             }
         }
     }

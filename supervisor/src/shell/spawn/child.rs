@@ -18,6 +18,7 @@ pub(super) struct Plan<'a> {
     _pid_variables: Vec<Vec<u8>>,
     /// Where the child writes its pid: [`PID_ROOM`] bytes each.
     pid_fields: Vec<*mut u8>,
+    stderr: Option<RawFd>,
     sources: Vec<RawFd>,
     kept: &'a [RawFd],
     /// As many as `sources`: where they are while the low numbers are cleared.
@@ -26,6 +27,7 @@ pub(super) struct Plan<'a> {
     script: Option<&'a CStr>,
     directory: Option<&'a CStr>,
     death_signal: c_int,
+    cgroup: Option<RawFd>,
     confinement: &'a Confinement,
     pub(super) parent: Pid,
     report: RawFd,
@@ -63,11 +65,13 @@ impl<'a> Plan<'a> {
             pid_fields,
             parked: vec![-1; sources.len()],
             sources,
+            stderr: order.stderr.map(|descriptor| descriptor.as_raw_fd()),
             kept: order.kept,
             executable: order.executable.as_fd().as_raw_fd(),
             script: order.executable.script(),
             directory: order.directory,
             death_signal: order.death_signal as c_int,
+            cgroup: order.cgroup.map(|group| group.as_raw_fd()),
             confinement: order.confinement,
             parent: nix::unistd::getpid(),
             report,
@@ -93,6 +97,10 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers; `setpgid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
         unsafe {
             check(Stage::Group, libc::setpgid(0, 0))?;
+        }
+        if let Some(cgroup) = self.cgroup {
+            // SAFETY: one byte of a literal is read.
+            check(Stage::Cgroup, unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int)?;
         }
         self.confinement.surrender()?;
         // SAFETY: as above.
@@ -150,6 +158,9 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
         // would still be used: it never returns.
         unsafe {
+            if let Some(stderr) = self.stderr {
+                check(stage, libc::dup2(stderr, libc::STDERR_FILENO))?;
+            }
             // First all out of the way: a source may sit where another one belongs.
             self.report = check(stage, libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above))?;
             self.executable = check(stage, libc::fcntl(self.executable, libc::F_DUPFD_CLOEXEC, above))?;
