@@ -37,6 +37,11 @@ pub fn start(settings: &LogSettings) -> Result<(), String> {
     begin(settings, Some(Box::new(LogOutlet)), colours())
 }
 
+/// Gives whoever reads standard error a last chance. To be called before the process leaves.
+pub fn finish() {
+    super::stderr::outlet::outlet().finish();
+}
+
 /// Whether lines on standard error are to have colours.
 fn colours() -> bool {
     use std::io::IsTerminal;

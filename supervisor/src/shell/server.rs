@@ -22,7 +22,6 @@ use super::notify::{Notifier, NotifyServer};
 use super::poll::{Interest, Poll, Token};
 use super::signals::Signals;
 use super::status::LastReload;
-use super::stderr::outlet::outlet;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
@@ -213,7 +212,7 @@ impl Server {
             self.listeners.leave_files();
         }
         info!("stopped");
-        outlet().finish();
+        super::log::finish();
         self.exit.unwrap_or(1)
     }
 
