@@ -132,7 +132,8 @@ fn whoever_is_asked_to_leave_leaves_without_alarm_and_is_counted() {
     server.command(&["stop"]);
     server.wait_exit(LONG);
     let lines = server.log().lines();
-    let of = |cause: &str| lines.iter().filter(|line| line.contains(&format!(") is gone ({cause}): "))).count();
+    let of =
+        |cause: &str| lines.iter().filter(|line| line.contains(&format!(") is gone ({cause}): "))).count();
     // A reload returns to the configured number of workers.
     assert_eq!((of("scale-down"), of("reload"), of("stop")), (1, 2, 3), "{lines:#?}");
     assert!(lines.iter().all(|line| !line.contains("ERROR") && !line.contains(") died (")), "{lines:#?}");
@@ -188,7 +189,10 @@ fn a_clean_exit_in_a_reload_fails_it() {
     let before = server.ready();
     server.signal(nix::sys::signal::Signal::SIGHUP);
     let new = wait_for("the trial's worker", LONG, || {
-        server.workers().into_iter().find(|worker| worker.state == "ready" && !before.contains(&worker.process))
+        server
+            .workers()
+            .into_iter()
+            .find(|worker| worker.state == "ready" && !before.contains(&worker.process))
     });
     std::thread::sleep(Duration::from_millis(1200));
     // Both workers have the slot's sockets.

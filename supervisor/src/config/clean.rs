@@ -70,7 +70,9 @@ mod tests {
     #[test]
     fn statuses_and_signals_are_told_apart() {
         let clean = CleanExits::read("0 30, TERM sigint").expect("a list");
-        assert!(clean.has_status(0) && clean.has_status(30) && !clean.has_status(15) && !clean.has_status(-1));
+        assert!(
+            clean.has_status(0) && clean.has_status(30) && !clean.has_status(15) && !clean.has_status(-1)
+        );
         assert!(clean.has_signal(15) && clean.has_signal(2) && !clean.has_signal(9) && !clean.has_signal(40));
         assert_eq!(clean.to_string(), "0 30 INT TERM");
         assert_eq!(CleanExits::read(&clean.to_string()), Ok(clean));

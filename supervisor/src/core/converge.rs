@@ -173,7 +173,8 @@ impl Core {
         self.last_worker = id;
         let deadline = now + plan.start_timeout.max(LEAST);
         let stage = Stage::Starting { deadline };
-        let worker = Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None, cause: None };
+        let worker =
+            Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None, cause: None };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
         self.out.push(Action::Spawn { worker: id, slot, seat, generation });

@@ -191,7 +191,8 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
     if !follow.is_empty() {
         let _ = write!(text, "; {follow}");
     }
-    if let Some(words) = remains.map(|remains| last_words(&remains.last_words)).filter(|words| !words.is_empty())
+    if let Some(words) =
+        remains.map(|remains| last_words(&remains.last_words)).filter(|words| !words.is_empty())
     {
         let _ = write!(text, "; last words: \"{words}\"");
     }

@@ -101,6 +101,7 @@ pub(super) fn launch(
         stderr: capture,
         status: String::new(),
         alarm,
+        quiet: false,
     })
 }
 
@@ -156,7 +157,12 @@ fn environment(
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
-        set.extend(log::environment(&config.log, stderr.is_some()).into_iter().map(|(key, value)| (key, value.into())));
+        set.extend(
+            log::environment(&config.log, stderr.is_some())
+                .into_iter()
+                .map(|(key, value)| (key, value.into())),
+        );
+        set.push((contract::PREFORK_CORE_DUMPS, config.privileges.core_dumps.as_str().into()));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
         if let Some(timeout) = config.worker_watchdog() {
@@ -168,6 +174,8 @@ fn environment(
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
+    let told = generation.confinement.variables().iter().filter(|(key, _)| !config.env.contains_key(*key));
+    set.extend(told.cloned());
     set.extend(config.env.iter().map(|(key, value)| (key.as_str(), value.into())));
     let ours = |key: &OsStr| {
         contract::ALL.iter().chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE]).any(|name| key == *name)

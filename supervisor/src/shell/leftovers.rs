@@ -5,12 +5,12 @@
 //! nobody but our workers can have left us a child, without one, too. Killing a process brings us its children; that is
 //! why one look is followed by another until nothing is found.
 //!
-//! Each look is bounded. A kernel that does not list a process's children leaves everything as it is.
+//! What carries the id of a worker that lives is that worker's. Each look is bounded. A kernel that does not list a process's children leaves everything as it is.
 
 use super::spawn::{pidfd_open, send_signal};
 use crate::core::Time;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use prefork::WorkerId;
 use prefork::environment::PREFORK_WORKER;
 use std::collections::BTreeSet;
@@ -125,10 +125,10 @@ impl Leftovers {
             else {
                 continue;
             };
-            let worker = owner(pid);
-            let left = match worker {
-                Some(worker) => !lives(worker),
-                None => !self.foster,
+            let (worker, left) = match Owner::of(pid) {
+                Owner::Worker(worker) => (Some(worker), !lives(worker)),
+                Owner::Hidden => (None, !self.foster),
+                Owner::Unreadable => (None, !self.foster && known.is_empty()),
             };
             if left && kill(pid, Signal::SIGKILL).is_ok() {
                 self.killed.insert(pid);
@@ -177,14 +177,41 @@ fn children(pid: Pid) -> Vec<Pid> {
     all
 }
 
-/// The worker whose id a process has in its environment.
-fn owner(pid: Pid) -> Option<WorkerId> {
-    let environment = read(&format!("/proc/{pid}/environ"));
-    let value = |variable: &[u8]| {
-        let value = variable.strip_prefix(PREFORK_WORKER.as_bytes())?.strip_prefix(b"=")?;
-        std::str::from_utf8(value).ok()?.parse().ok()
-    };
-    environment.split(|byte| *byte == 0).find_map(value).map(WorkerId)
+/// Whose a process is, by its environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// This worker's.
+    Worker(WorkerId),
+    /// It does not tell.
+    Hidden,
+    /// Another user's, whom we may not look at: it may well be a living worker's.
+    Unreadable,
+}
+
+impl Owner {
+    fn of(pid: Pid) -> Self {
+        let environment = read(&format!("/proc/{pid}/environ"));
+        let value = |variable: &[u8]| {
+            let value = variable.strip_prefix(PREFORK_WORKER.as_bytes())?.strip_prefix(b"=")?;
+            std::str::from_utf8(value).ok()?.parse().ok()
+        };
+        let worker = environment.split(|byte| *byte == 0).find_map(value).map(WorkerId);
+        match worker {
+            Some(worker) => Self::Worker(worker),
+            // Whoever makes itself unreadable as our own user hides.
+            None if environment.is_empty() && user(pid).is_some_and(|user| user != Uid::current()) => {
+                Self::Unreadable
+            }
+            None => Self::Hidden,
+        }
+    }
+}
+
+/// The user that a process runs as; everybody may know that.
+fn user(pid: Pid) -> Option<Uid> {
+    let status = String::from_utf8_lossy(&read(&format!("/proc/{pid}/status"))).into_owned();
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_ascii_whitespace().next()?.parse().ok().map(Uid::from_raw)
 }
 
 /// A process's name, its parent, and whether it is more than a body.

@@ -50,11 +50,7 @@ fn colours() -> bool {
     io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb
 }
 
-fn begin(
-    settings: &LogSettings,
-    stderr: Option<Box<dyn Write + Send>>,
-    colours: bool,
-) -> Result<(), String> {
+fn begin(settings: &LogSettings, stderr: Option<Box<dyn Write + Send>>, colours: bool) -> Result<(), String> {
     let mut builder = Builder::new();
     builder.filter_level(settings.level).parse_default_env();
     if let Some(path) = &settings.file {

@@ -7,6 +7,7 @@
 mod actions;
 mod operators;
 mod relay;
+mod settle;
 mod takeover;
 mod upgrade;
 mod workers;
@@ -27,10 +28,11 @@ use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
 use prefork::scoreboard::{Scoreboard, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
+use relay::Relay;
+use settle::Settling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
-use relay::Relay;
 use std::time::Duration;
 use upgrade::Upgrade;
 
@@ -66,6 +68,8 @@ pub struct Server {
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
+    /// A reload that is done, and of which nobody has been told yet.
+    settling: Option<Settling>,
     booted: bool,
     control: Option<ControlServer>,
     /// Control clients that wait for a reload's verdict.
@@ -102,7 +106,7 @@ impl Server {
         let mut generation = loader.load(&mut listeners, true)?;
         generation.listen(generation.config.workers)?;
         let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
-        let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
+        let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
         poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;
@@ -152,6 +156,7 @@ impl Server {
             store,
             watchdog,
             untold: None,
+            settling: None,
             booted: false,
             control: None,
             waiting: BTreeSet::new(),
@@ -201,10 +206,12 @@ impl Server {
             for token in ready {
                 self.serve(token);
             }
+            self.settle();
             self.keep_time();
             self.tend_relay();
             self.advance_upgrade();
         }
+        self.settle_now();
         if let Some(control) = &mut self.control {
             control.finish();
         }
@@ -227,6 +234,7 @@ impl Server {
             .chain(watchdog)
             .chain(self.store.due())
             .chain(untold)
+            .chain(self.settling.as_ref().map(Settling::deadline))
             .chain(self.upgrade.deadline())
             .chain(self.relay.due())
             .chain(self.leftovers.due())

@@ -46,7 +46,10 @@ impl World {
     pub(super) fn excuses(&self, process: &Process) -> bool {
         // Time in which nobody watched does not count.
         let watched = self.sleeps.iter().all(|(_, until)| *until < process.ready_at);
-        process.serves() && !process.visits && watched && self.now - process.ready_at >= Duration::from_secs(1)
+        process.serves()
+            && !process.visits
+            && watched
+            && self.now - process.ready_at >= Duration::from_secs(1)
     }
 
     /// A worker is dead, and the core has been told: of a cause that is as it was, and followed as it should be.
@@ -57,7 +60,11 @@ impl World {
             return;
         };
         let failed = !excused && process.serves();
-        invariant!(self, !failed || grade == Grade::Failure || cause == Cause::Left, "a failure is called one");
+        invariant!(
+            self,
+            !failed || grade == Grade::Failure || cause == Cause::Left,
+            "a failure is called one"
+        );
         let expected = match (process.condemned, process.drained_at, process.aborted_at) {
             (false, None, None) if process.killed => Some(Cause::Stop),
             (false, None, None) if excused => Some(Cause::Left),

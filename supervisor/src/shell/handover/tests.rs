@@ -53,8 +53,14 @@ fn core() -> Core {
         core.step(now, Event::Ready(WorkerId(worker)));
     }
     core.step(now, Event::Command(Command::Resize(-1)));
-    core.step(now, Event::Died(WorkerId(3), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)));
-    core.step(now, Event::Died(WorkerId(6), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)));
+    core.step(
+        now,
+        Event::Died(WorkerId(3), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+    );
+    core.step(
+        now,
+        Event::Died(WorkerId(6), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+    );
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
     core.step(now, Event::Prepared(GenerationId(2), Plan { hang_timeout: None, ..plan }));
     core.step(now, Event::Failed(WorkerId(7), "no words".to_owned()));

@@ -83,7 +83,7 @@ impl Server {
                     Ok(generation) => Answer { generation: Some(generation.0), ..Answer::done() },
                     Err(reason) => Answer::failed(reason),
                 };
-                self.answer(client, &answer);
+                self.answer_settled(client, answer);
                 None
             }
             Action::Exit(status) => {

@@ -246,6 +246,7 @@ impl Server {
 
     /// Becomes the new program. Returns only why it cannot; everything is as before then.
     fn hand_over(&mut self) -> String {
+        self.settle_now();
         // From here on signals wait for whoever goes on.
         if let Err(error) = self.signals.hold() {
             return format!("cannot hold signals: {error}");

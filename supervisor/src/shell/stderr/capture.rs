@@ -57,12 +57,7 @@ impl Capture {
         last_words: &[u8],
         cut: Option<Vec<u8>>,
     ) -> Self {
-        Self {
-            pipe: pipe.map(File::from),
-            held,
-            cut,
-            last_words: last_words.iter().copied().collect(),
-        }
+        Self { pipe: pipe.map(File::from), held, cut, last_words: last_words.iter().copied().collect() }
     }
 
     /// The pipe's end that is to be watched.

@@ -76,7 +76,8 @@ impl Outlet {
         let written = if self.flush() { self.write(lines) } else { 0 };
         let rest = &lines[written..];
         if written == 0 && self.backlog.len() + rest.len() > most {
-            self.lost += 1 + rest[..rest.len().saturating_sub(1)].iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.lost +=
+                1 + rest[..rest.len().saturating_sub(1)].iter().filter(|byte| **byte == b'\n').count() as u64;
         } else {
             self.backlog.extend_from_slice(rest);
         }
