@@ -94,6 +94,7 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
         Ok(server) => server,
         Err(reason) => {
             error!("cannot start: {reason}");
+            logfile::finish();
             return ExitCode::FAILURE;
         }
     };

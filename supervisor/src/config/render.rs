@@ -49,6 +49,7 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        page.line("clean-exit", quoted(&self.clean_exit));
         match &self.cgroups {
             Cgroups::Auto => page.line("cgroups", quoted("auto")),
             Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
@@ -72,6 +73,7 @@ impl Config {
             "log-file",
             self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
         );
+        page.line("worker-stderr", quoted(self.worker_stderr.as_str()));
         match &self.control {
             Control::Default => page.line("control", quoted("default")),
             Control::Path(path) => page.line("control", quoted(path.display())),

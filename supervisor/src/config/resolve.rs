@@ -109,6 +109,7 @@ pub(super) fn resolve(
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        clean_exit: value(all.clean_exit),
         cgroups: value(all.cgroups),
         worker_memory: limit(all.worker_memory).map(|size| size.0),
         worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
@@ -126,6 +127,7 @@ pub(super) fn resolve(
             format: value(all.log_format),
             file: value(all.log_file).0,
         },
+        worker_stderr: value(all.worker_stderr),
         control: all.control.map_or(Control::Default, |Typed(control)| control),
         warnings: desk.warnings,
     };

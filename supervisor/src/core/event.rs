@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use super::cause::{Demise, End};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::fmt;
@@ -97,7 +98,7 @@ pub enum Event {
     /// A worker broke the protocol and is not to be believed any more.
     Condemned(WorkerId, String),
     /// A worker is dead (or could not be born), and how.
-    Died(WorkerId, String),
+    Died(WorkerId, End),
     /// Time has passed.
     Tick,
 }
@@ -243,10 +244,8 @@ pub enum Fact {
     Draining(Who, Why),
     /// A worker did not finish draining in time and is killed.
     DrainTimedOut(Who, Duration),
-    /// A worker that was asked to leave has left.
-    Left(Who, String),
-    /// A worker died unasked; the slot is filled again after this long, if at all.
-    Died(Who, String, Option<Duration>),
+    /// A worker is dead.
+    Died(Who, Demise),
     /// Every slot is filled for the first time.
     ServerReady(GenerationId, u16),
     /// This many slots are empty because their workers keep failing; the latest reason.

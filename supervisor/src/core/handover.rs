@@ -84,7 +84,7 @@ record!(Plan {
     steals
 } added { proof: Proof::default() });
 record!(Trial { generation, requests, stage });
-record!(Worker { id, slot, seat, generation, plan, born, stage, complaint });
+record!(Worker { id, slot, seat, generation, plan, born, stage, complaint, cause });
 record!(Backoff { failures, not_before });
 
 impl Core {

@@ -6,6 +6,7 @@
 
 use super::notify::WorkerNotice;
 use super::spawn::ExecErrors;
+use super::stderr::Capture;
 use crate::core::{Event, Sight, Time};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -36,6 +37,8 @@ pub(super) struct Hand {
     pub(super) pidfd: OwnedFd,
     pub(super) exec_errors: ExecErrors,
     pub(super) line: Line,
+    /// Its standard error, if that goes through us.
+    pub(super) stderr: Option<Capture>,
     /// What it says that it is doing.
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.

@@ -25,6 +25,10 @@ pub enum Token {
     Upgrade,
     /// A worker's lookout has ended.
     Lookout(WorkerId),
+    /// A worker has written to its standard error.
+    Stderr(WorkerId),
+    /// Our own standard error can be written.
+    Outlet,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -41,6 +45,8 @@ impl Token {
             Self::Channel(worker) => (5, worker.0),
             Self::Upgrade => (6, 0),
             Self::Lookout(worker) => (7, worker.0),
+            Self::Stderr(worker) => (8, worker.0),
+            Self::Outlet => (9, 0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -55,7 +61,9 @@ impl Token {
             4 => Self::Death(WorkerId(number)),
             5 => Self::Channel(WorkerId(number)),
             6 => Self::Upgrade,
-            _ => Self::Lookout(WorkerId(number)),
+            7 => Self::Lookout(WorkerId(number)),
+            8 => Self::Stderr(WorkerId(number)),
+            _ => Self::Outlet,
         }
     }
 }
@@ -149,6 +157,8 @@ mod tests {
             Token::Channel(WorkerId(1 << 40)),
             Token::Upgrade,
             Token::Lookout(WorkerId(3)),
+            Token::Stderr(WorkerId(3)),
+            Token::Outlet,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

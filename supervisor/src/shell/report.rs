@@ -96,8 +96,8 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::DrainTimedOut(who, timeout) => {
             tell!(warn, named(who), "did not finish draining within {timeout:?}; sending SIGKILL");
         }
-        Fact::Left(who, how) => tell!(info, named(who), "is gone: {how}"),
-        Fact::Died(who, how, wait) => tell!(error, named(who), "died: {how}; {}", again(*wait)),
+        // The line needs more than the core knows: see `deaths`.
+        Fact::Died(..) => {}
         Fact::ServerReady(generation, workers) => {
             info!(generation = generation.0, workers = workers; "ready: {workers} workers of generation {generation} serve");
         }
@@ -143,8 +143,7 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)
         | Fact::DrainTimedOut(who, _)
-        | Fact::Left(who, _)
-        | Fact::Died(who, _, _) => Some(*who),
+        | Fact::Died(who, _) => Some(*who),
         Fact::ServerReady(..)
         | Fact::Degraded(..)
         | Fact::Recovered

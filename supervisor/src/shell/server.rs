@@ -7,6 +7,7 @@
 mod actions;
 mod lookouts;
 mod operators;
+mod relay;
 mod settle;
 mod takeover;
 mod upgrade;
@@ -14,8 +15,10 @@ mod workers;
 
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
+use super::deaths::{Deaths, Remains};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
+use super::leftovers::Leftovers;
 use super::listen::Listeners;
 use super::lookout::Lookouts;
 use super::notify::{Notifier, NotifyServer};
@@ -27,6 +30,7 @@ use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
 use prefork::scoreboard::{Scoreboard, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
+use relay::Relay;
 use settle::Settling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -53,6 +57,12 @@ pub struct Server {
     scoreboard: Scoreboard,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
+    relay: Relay,
+    leftovers: Leftovers,
+    /// What workers have died of.
+    deaths: Deaths,
+    /// The worker that is being buried.
+    remains: Option<(WorkerId, Remains)>,
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
@@ -139,6 +149,10 @@ impl Server {
             hands: BTreeMap::new(),
             scoreboard,
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
+            relay: Relay::default(),
+            leftovers: Leftovers::new(),
+            deaths: Deaths::default(),
+            remains: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
@@ -179,7 +193,8 @@ impl Server {
     /// Serves until told to stop; gives the exit status.
     pub fn run(mut self) -> u8 {
         self.feed(Event::Tick);
-        while self.exit.is_none() {
+        let mut farewell = None;
+        while self.exit.is_none() || self.clear_away(&mut farewell) {
             let timeout = self.next_deadline().map(|deadline| deadline - clock());
             let ready = match self.poll.wait(timeout) {
                 Ok(ready) => ready,
@@ -197,6 +212,7 @@ impl Server {
             }
             self.settle();
             self.keep_time();
+            self.tend_relay();
             self.advance_upgrade();
         }
         self.settle_now();
@@ -207,6 +223,7 @@ impl Server {
             self.listeners.leave_files();
         }
         info!("stopped");
+        super::log::finish();
         self.exit.unwrap_or(1)
     }
 
@@ -223,6 +240,8 @@ impl Server {
             .chain(untold)
             .chain(self.settling.as_ref().map(Settling::deadline))
             .chain(self.upgrade.deadline())
+            .chain(self.relay.due())
+            .chain(self.leftovers.due())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -247,6 +266,8 @@ impl Server {
             Token::Death(worker) => self.bury(worker),
             Token::Upgrade => self.hear_check(),
             Token::Lookout(worker) => self.hear_lookout(worker),
+            Token::Stderr(worker) => self.relay(worker),
+            Token::Outlet => self.reopen_outlet(),
         }
     }
 
@@ -278,6 +299,7 @@ impl Server {
         if self.look_for_orphans.is_some_and(|at| at <= self.now) {
             self.bury_orphans();
         }
+        self.sweep_leftovers(None);
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 }

@@ -86,7 +86,7 @@ impl World {
             94..96 => {
                 // A worker that is dead or never was.
                 self.step(Event::Ready(WorkerId(1 << 40)));
-                self.step(Event::Died(WorkerId(0), "twice".to_owned()));
+                self.step(Event::Died(WorkerId(0), End::unclean("twice", Cause::Exit)));
             }
             _ => {}
         }

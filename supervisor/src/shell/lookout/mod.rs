@@ -68,7 +68,7 @@ impl Lookouts {
             logfile::FORMAT_VARIABLE,
             logfile::FILE_VARIABLE,
         ]);
-        env.extend(logfile::environment(log).into_iter().filter_map(|(key, value)| {
+        env.extend(logfile::environment(log, false).into_iter().filter_map(|(key, value)| {
             let value: &OsStr = value.as_os_str();
             CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
         }));
@@ -79,6 +79,7 @@ impl Lookouts {
             listeners: &[],
             extras: &[],
             kept: &[],
+            stderr: None,
             directory: None,
             death_signal: Signal::SIGKILL,
             cgroup: None,
