@@ -242,8 +242,7 @@ fn inside_many_sockets() {
     for round in 0..5 {
         // Units of other names each time: systemd's own order depends on them.
         let unit = |place: usize| format!("web{}.socket", (place * 7 + round * 5) % 97);
-        for place in 0..SOCKETS.len() {
-            let (name, lines, _) = SOCKETS[place];
+        for (place, (name, lines, _)) in SOCKETS.iter().enumerate() {
             let text = format!("[Socket]\n{lines}\nFileDescriptorName={name}\nService={}\n", PLAIN.0);
             write(&format!("/run/systemd/system/{}", unit(place)), &text);
         }
