@@ -43,7 +43,7 @@ impl Own {
 
     fn setup(&self) -> Setup {
         Server::setup(env!("CARGO_BIN_EXE_supervisor"))
-            .args(["--probation", "100ms", "--drain-idle", "0s", "--cgroups"])
+            .args(["--probation", "100ms", "--cgroups"])
             .args([self.0.as_os_str()])
     }
 }

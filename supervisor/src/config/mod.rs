@@ -15,9 +15,11 @@ mod cli;
 mod error;
 mod file;
 mod options;
+mod privileges;
 mod reader;
 mod render;
 mod resolve;
+mod sandbox;
 mod source;
 mod words;
 
@@ -29,6 +31,8 @@ pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
+pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
+pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
@@ -64,6 +68,10 @@ pub struct Config {
     pub env: BTreeMap<String, String>,
     /// Working directory of the workers; it existed when the configuration was loaded.
     pub directory: Option<PathBuf>,
+    /// How workers are confined.
+    pub sandbox: Sandbox,
+    /// Resource limits of a worker, no resource twice.
+    pub limits: Vec<Limit>,
     /// How many slots a reload replaces at a time.
     pub surge: Surge,
     /// How long a reload's new workers must live after they are ready before the old ones drain.
@@ -96,6 +104,8 @@ pub struct Config {
     pub max_head: u32,
     /// The longest request body, in bytes.
     pub max_body: Option<u64>,
+    /// Whom workers and the supervisor run as, and what they keep.
+    pub privileges: Privileges,
     /// What is logged, how and where.
     pub log: LogSettings,
     /// Where the control socket is.

@@ -137,6 +137,7 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        set.push((contract::PREFORK_CORE_DUMPS, config.privileges.core_dumps.as_str().into()));
         set.extend(log::environment(&config.log).into_iter().map(|(key, value)| (key, value.into())));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
@@ -145,6 +146,8 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
             set.push((contract::WATCHDOG_PID, OsString::new()));
         }
     }
+    let told = generation.confinement.variables().iter().filter(|(key, _)| !config.env.contains_key(*key));
+    set.extend(told.cloned());
     set.extend(config.env.iter().map(|(key, value)| (key.as_str(), value.into())));
     let ours = |key: &OsStr| {
         contract::ALL.iter().chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE]).any(|name| key == *name)

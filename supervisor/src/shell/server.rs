@@ -96,7 +96,7 @@ impl Server {
         let mut generation = loader.load(&mut listeners, true)?;
         generation.listen(generation.config.workers)?;
         let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
-        let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
+        let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
         poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;

@@ -123,6 +123,20 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To take its groups.
+    Groups,
+    /// To become its user and group.
+    Identity,
+    /// To give up capabilities.
+    Capabilities,
+    /// To set resource limits.
+    Limits,
+    /// To mount its own `/tmp`.
+    PrivateTmp,
+    /// To restrict its access to files and processes.
+    Landlock,
+    /// To filter its system calls.
+    Seccomp,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
@@ -136,6 +150,13 @@ impl Stage {
             Self::Descriptors,
             Self::Directory,
             Self::NoNewPrivileges,
+            Self::Groups,
+            Self::Identity,
+            Self::Capabilities,
+            Self::Limits,
+            Self::PrivateTmp,
+            Self::Landlock,
+            Self::Seccomp,
         ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
@@ -165,6 +186,13 @@ impl fmt::Display for ExecFailure {
             Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
+            Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
+            Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
+            Stage::Limits => write!(f, "cannot set resource limits of {program}: {reason}")?,
+            Stage::PrivateTmp => write!(f, "cannot mount a private /tmp for {program}: {reason}")?,
+            Stage::Landlock => write!(f, "cannot restrict {program} to its paths: {reason}")?,
+            Stage::Seccomp => write!(f, "cannot filter the system calls of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {

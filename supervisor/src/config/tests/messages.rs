@@ -228,3 +228,54 @@ fn a_setting_without_effect_is_warned_of() {
         ]
     );
 }
+
+#[test]
+fn users_groups_and_capabilities_that_do_not_exist_are_named_with_the_remedy() {
+    let message = |words: &[&str]| args(words).unwrap_err();
+    for (words, expected) in [
+        (
+            ["--user", "nosuchuser"],
+            "--user: there is no user `nosuchuser` (create it with useradd, or name another)",
+        ),
+        (
+            ["--supervisor-user", "nosuchuser"],
+            "--supervisor-user: there is no user `nosuchuser` (create it with useradd, or name another)",
+        ),
+        (
+            ["--user", "4000000000"],
+            "--user: user 4000000000 is not in the user database, so its group is unknown (add it there, or set group, too)",
+        ),
+        (
+            ["--group", "nosuchgroup"],
+            "--group: there is no group `nosuchgroup` (create it with groupadd, or name another)",
+        ),
+        (
+            ["--groups", "nosuchgroup"],
+            "--groups: there is no group `nosuchgroup` (create it with groupadd, or name another)",
+        ),
+    ] {
+        assert_eq!(message(&words), expected);
+    }
+    let capability = message(&["--keep-cap", "CAP_FLY"]);
+    assert!(
+        capability.contains(
+            "`CAP_FLY` is no capability (write a name of capabilities(7), like net_bind_service, or all)"
+        ),
+        "{capability}"
+    );
+}
+
+#[test]
+fn a_user_brings_its_groups_and_settings_that_make_sense_for_it() {
+    let config =
+        args(&["--user", "0", "--groups", "7", "--keep-cap", "CAP_NET_RAW", "--keep-cap", "kill"]).unwrap();
+    let privileges = &config.privileges;
+    let user = privileges.user.as_ref().unwrap();
+    assert_eq!((user.name.as_deref(), user.uid, user.gid), (Some("root"), 0, Some(0)));
+    assert!(user.groups.contains(&0));
+    assert_eq!(privileges.keep.names(), ["kill", "net_raw"]);
+    assert_eq!(privileges.core_dumps, CoreDumps::Abort);
+    assert_eq!(args(&[]).unwrap().privileges.core_dumps, CoreDumps::On);
+    let config = args(&["--user", "4000000000", "--group", "0"]).unwrap();
+    assert_eq!(config.privileges.user.unwrap().uid, 4_000_000_000);
+}

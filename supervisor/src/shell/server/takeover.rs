@@ -183,16 +183,21 @@ fn generation(
 ) -> Generation {
     speaks(state.protocol, &format_args!("generation {}", state.id));
     let origin = Origin { file: state.file, cpus: usize::try_from(state.cpus).unwrap_or(1) };
-    let config = loader.config_of(&origin).unwrap_or_else(|error| {
+    let mut config = loader.config_of(&origin).unwrap_or_else(|error| {
         give_up(&format!("generation {} cannot be read by this version: {}", state.id, error.brief()))
     });
-    let confinement = Confinement::prepare(&config)
-        .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     let ProgramState { descriptor, path, script } = state.program;
+    let executable = Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script);
+    let confinement = Confinement::prepare(&config)
+        .and_then(|mut confinement| {
+            confinement.add_sandbox(&mut config, &executable)?;
+            Ok(confinement)
+        })
+        .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
-        executable: Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script),
+        executable,
         confinement,
         opened: state.opened,
         origin,
