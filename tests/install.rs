@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testkit::load::{Plan, start};
 use testkit::unit::{Unit, command, said};
-use testkit::{Address, LONG, http, root, skipped, wait_until};
+use testkit::{Address, http, root, skipped};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_supervisor");
 const UNIT: Unit = Unit("supervisor.service");
@@ -265,7 +265,7 @@ fn inside_package() {
 
     // Installed, enabled, started, and it serves.
     dpkg(&["--install", &packages[0]]);
-    wait_until("the service", LONG, || UNIT.property("ActiveState") == "active");
+    assert_eq!(UNIT.property("ActiveState"), "active", "{}", UNIT.journal());
     assert_eq!(http::get(&v4, "/").expect("an answer").body, "Hello, client!");
     assert_eq!(said(&["systemctl", "is-enabled", UNIT.0]), "enabled");
     assert_eq!(said(&["readlink", &format!("/proc/{}/exe", UNIT.pid())]), "/usr/bin/supervisor");
