@@ -14,7 +14,7 @@ mod identity;
 mod reach;
 mod supervisor;
 
-pub use supervisor::{Dropped, become_user};
+pub use supervisor::{Dropped, become_user, warn_of_root};
 
 use super::spawn::{Executable, Stage};
 use crate::config::{Config, CoreDumps, Program};
@@ -58,7 +58,7 @@ impl Confinement {
         Ok(Self {
             identity: identity::of_workers(&own, privileges)?,
             whom: identity::name_of_workers(privileges),
-            variables: identity::variables(privileges.user.as_ref()),
+            variables: identity::variables(privileges.user.as_ref().or(privileges.supervisor_user.as_ref())),
             no_core: privileges.core_dumps == CoreDumps::Off,
             no_new_privs: identity::renounces(&own, privileges),
         })
