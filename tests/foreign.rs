@@ -55,13 +55,13 @@ fn applications() -> String {
 fn a_bare_python_server_serves_and_reloads() {
     let Some(python) = needs("bare python", "python3") else { return };
     let words = words(python, [&format!("{}/bare.py", applications())]);
-    serves_and_reloads(setup().args(["--ready-after", "1h"]), &words, "Hello from Python");
+    serves_and_reloads(setup().args(["--ready", "notify"]), &words, "Hello from Python");
 }
 
 #[test]
 fn a_python_server_that_says_nothing_counts_as_ready_after_a_while() {
     let Some(python) = needs("silent python", "python3") else { return };
-    let setup = setup().args(["--ready-after", "300ms"]).env("READY", "no");
+    let setup = setup().args(["--ready", "after=300ms"]).env("READY", "no");
     let words = words(python, [&format!("{}/bare.py", applications())]);
     serves_and_reloads(setup, &words, "Hello from Python");
 }
@@ -78,7 +78,7 @@ fn uvicorn_serves_and_reloads() {
     let Some(uvicorn) = needs("uvicorn", "uvicorn") else { return };
     let words =
         words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
-    let report = reloads_under_load(setup().args(["--ready-after", "3s"]), &words, "Hello from ASGI");
+    let report = reloads_under_load(setup().args(["--ready", "after=3s"]), &words, "Hello from ASGI");
     // At SIGTERM it closes connections that it has accepted and not read yet: at most one a client and reload.
     // Nothing else may be lost: what it had not accepted is its successor's.
     let its_own = report.count(Failure::EofEarly)
@@ -93,13 +93,13 @@ fn gunicorn_serves_and_reloads() {
     let Some(gunicorn) = needs("gunicorn", "gunicorn") else { return };
     // It takes systemd's sockets by itself; `--bind fd://3` besides would make it close them.
     let words = words(gunicorn, ["--log-level", "warning", "--chdir", &applications(), "wsgi:app"]);
-    serves_and_reloads(setup().args(["--ready-after", "3s"]), &words, "Hello from WSGI");
+    serves_and_reloads(setup().args(["--ready", "after=3s"]), &words, "Hello from WSGI");
 }
 
 #[test]
 fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
     let Some(_) = needs("environment", "python3") else { return };
-    let setup = setup().workers(1).args(["--ready-after", "1h"]).env("LEFT", "alone");
+    let setup = setup().workers(1).args(["--ready", "notify"]).env("LEFT", "alone");
     let program = testkit::program("bare.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let worker = server.ready()[0];
@@ -116,7 +116,7 @@ fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
 #[test]
 fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
     let script = "trap '' TERM; while :; do sleep 0.1; done";
-    let setup = setup().workers(1).args(["--ready-after", "100ms", "--graceful-timeout", "500ms"]);
+    let setup = setup().workers(1).args(["--ready", "after=100ms", "--graceful-timeout", "500ms"]);
     let mut server = setup.program(["sh", "-c", script]).start();
     let old = server.ready();
     server.reload();

@@ -37,7 +37,7 @@ fn python(setup: Setup, test: &str) -> Option<Setup> {
     // Its file lies where not everybody may go, perhaps; the interpreter takes it as text.
     let text = std::fs::read_to_string(testkit::program("bare.py")).expect("the program");
     let setup = setup.env("PATH", "/usr/local/bin:/usr/bin:/bin");
-    Some(setup.args(["--ready-after", "1h"]).program(["python3".to_owned(), "-c".to_owned(), text]))
+    Some(setup.args(["--ready", "notify"]).program(["python3".to_owned(), "-c".to_owned(), text]))
 }
 
 /// `/proc/PID/status` by name.
@@ -274,7 +274,7 @@ while True:
     time.sleep(1)
 "#;
     let wrapper = ["sh", "-c", "SUPERVISOR=$$ exec \"$@\"", "sh"];
-    let setup = setup().workers(1).args(["--ready-after", "100ms"]).wrapped(wrapper);
+    let setup = setup().workers(1).args(["--ready", "after=100ms"]).wrapped(wrapper);
     let server = setup.program(["/usr/bin/python3", "-c", script]).start();
     for name in ["itself", "child", "orphan"] {
         wait_until(name, LONG, || server.path(name).exists());

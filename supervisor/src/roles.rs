@@ -2,12 +2,14 @@
 
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
-use crate::shell::confine::{Dropped, become_user, warn_of_root};
+use crate::place;
+use crate::shell::confine::{Confinement, Dropped, become_user, warn_of_root};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
+use crate::shell::lookout;
 use crate::shell::server::Server;
 use log::{error, info, warn};
 use prefork::environment::{Inherited, take_listeners};
@@ -32,6 +34,9 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = lookout::task() {
+        return task.perform();
+    }
     if let Some(task) = handover::task() {
         return take_over(identity, task);
     }
@@ -134,11 +139,15 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
 /// Validates everything that can be known without serving; an instance that serves is not disturbed.
 fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
-    let config = match loader.config() {
+    let mut config = match loader.config() {
         Ok(config) => config,
         Err(error) => return usage(&error.to_string()),
     };
-    if let Err(reason) = loader.executable(&config, false) {
+    let confined = Confinement::prepare(&config).and_then(|mut confinement| {
+        let program = confinement.program(&config, || loader.executable(&config, false))?;
+        confinement.add_sandbox(&mut config, &program)
+    });
+    if let Err(reason) = confined {
         return fail(&reason);
     }
     let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -152,7 +161,7 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
         Err(error) => return usage(&error.to_string()),
         Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
         Ok(Control::Path(path)) => Some(path),
-        Ok(Control::Default) => default_path(),
+        Ok(Control::Default) => place::of_running_server(source.file()),
     };
     let Some(path) = path else {
         return fail(

@@ -5,10 +5,12 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
+use super::cgroups::{Cpus, WorkerCount};
 use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
+use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Control, LogFormat, Surge};
+use super::{Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -127,8 +129,8 @@ settings! {
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
         app: (Typed<Plain>) as "APP" = Given("hello");
-        /// Number of worker processes
-        workers: (Typed<Whole<1, 1024>>) as "N" = Computed("one per CPU that this process may use");
+        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave
+        workers: (Typed<WorkerCount>) as "N|auto" = Given("auto");
         /// Most workers that TTIN can scale up to
         max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
@@ -142,6 +144,27 @@ settings! {
         /// Working directory of the workers
         directory: (Typed<Place>) as "DIR" = Computed("the supervisor's");
     }
+    "Sandbox" {
+        /// What to do when the kernel lacks a part of the workers' sandbox: strict (refuse), best-effort (say so and go on)
+        /// or off (no sandbox)
+        sandbox: (Typed<Rigour>) as "HOW" = Computed("best-effort for stock apps, and where another option asks for a part");
+        /// Path that workers may read and execute. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        read_only: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing but what they serve");
+        /// Path that workers may read and write. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        writable: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing");
+        /// Whether workers may bind TCP ports of their own: allow or deny
+        tcp_bind: (Typed<Permission>) as "WHETHER" = Computed("deny for stock apps, allow for others");
+        /// What becomes of system calls that a worker should not need: enforce (they fail), log (the kernel logs them) or
+        /// off
+        seccomp: (Typed<Seccomp>) as "HOW" = Computed("enforce for stock apps, off for others");
+        /// Whether each worker has a /tmp and a /var/tmp of its own: on or off. Needs CAP_SYS_ADMIN
+        private_tmp: (Typed<OnOff>) as "WHETHER" = Computed("off");
+        /// Limit of a resource of a worker: as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or stack.
+        /// May be given several times
+        limit: (Vec<Typed<Limit>>) as "NAME=SOFT[:HARD]" = Computed("the supervisor's");
+    }
     "Reload and shutdown" {
         /// How many workers a reload replaces at a time: all, or a number
         surge: (Typed<Surge>) as "all|N" = Given("all");
@@ -154,11 +177,21 @@ settings! {
         /// Signal that asks a program to drain
         stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
     }
+    "Control groups" {
+        /// Where each worker gets a control group of its own: auto (below ours, where it was delegated to us), a directory
+        /// that is ours to use, or off. Read at start only
+        cgroups: (Typed<Cgroups>) as "auto|off|DIR" = Given("auto");
+        /// Memory that a worker's control group may use, or off; a worker that needs more is killed, and only that one
+        worker_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
+        /// CPUs that a worker's control group may use, such as 1.5, or off
+        worker_cpus: (Typed<OrOff<Cpus>>) as "CPUS" = Given("off");
+    }
     "Timeouts" {
         /// How long a worker may take to get ready
         start_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("60s");
-        /// How long a program that says nothing must live to count as ready
-        ready_after: (Typed<Span<0, DAY>>) as "TIME" = Given("1s");
+        /// When a program counts as ready: notify (it says READY=1), after=TIME (it says so, or nothing for so long), auto
+        /// (after=1s), or listen (it is seen to wait for connections). Rust workers use their channel
+        ready: (Typed<Ready>) as "HOW" = Given("auto");
         /// How long a worker may give no sign of life, or leave its queue alone, before it is killed and replaced, or off
         hang_timeout: (Typed<OrOff<Span<500, DAY>>>) as "TIME" = Given("30s");
         /// How long a handler may take before its client gets 503, or off; a worker in which one blocks a second longer is

@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Account, Config, Control, LogFormat, Privileges, Program, Surge};
+use super::{Account, Cgroups, Config, Control, LogFormat, Privileges, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -30,6 +30,17 @@ impl Config {
         if let Some(directory) = &self.directory {
             page.line("directory", quoted(directory.display()));
         }
+        let sandbox = &self.sandbox;
+        page.line("sandbox", quoted(sandbox.rigour.as_str()));
+        for (name, paths) in [("read-only", &sandbox.read_only), ("writable", &sandbox.writable)] {
+            let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            page.line(name, quoted_list(&paths));
+        }
+        page.line("tcp-bind", quoted(if sandbox.tcp_bind { "allow" } else { "deny" }));
+        page.line("seccomp", quoted(sandbox.seccomp.as_str()));
+        page.line("private-tmp", quoted(if sandbox.private_tmp { "on" } else { "off" }));
+        let limits: Vec<_> = self.limits.iter().map(ToString::to_string).collect();
+        page.line("limit", quoted_list(&limits));
         match self.surge {
             Surge::All => page.line("surge", quoted("all")),
             Surge::Count(count) => page.line("surge", count),
@@ -38,8 +49,16 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        match &self.cgroups {
+            Cgroups::Auto => page.line("cgroups", quoted("auto")),
+            Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
+            Cgroups::Off => page.line("cgroups", off()),
+        }
+        page.line("worker-memory", self.worker_memory.map_or_else(off, |size| quoted(binary(size))));
+        let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
+        page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
-        page.line("ready-after", span(self.ready_after));
+        page.line("ready", quoted(self.ready));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
         page.line("request-timeout", self.request_timeout.map_or_else(off, span));
         page.line("keep-alive", span(self.keep_alive));

@@ -1,12 +1,13 @@
 //! Layers → [`Config`]: what the settings mean together.
 
+use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
 use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
-use super::{Bind, Config, Control, LogSettings, Program};
+use super::{Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
 use prefork::Slot;
 use prefork::settings::ClassName;
 use std::collections::BTreeSet;
@@ -24,8 +25,11 @@ const RUST_ONLY: [&str; 9] = [
     "max-body",
 ];
 
+/// Why a program cannot be asked for what only Rust workers have.
+const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses it (choose auto, notify, listen or after=TIME for another one)";
+
 /// Settings that only another program needs.
-const FOREIGN_ONLY: [&str; 2] = ["ready-after", "stop-signal"];
+const FOREIGN_ONLY: [&str; 2] = ["ready", "stop-signal"];
 
 /// Makes a configuration of layers, highest first, or says everything that is wrong with it.
 pub(super) fn resolve(
@@ -41,11 +45,16 @@ pub(super) fn resolve(
         .reduce(Options::over)
         .expect("there is always the layer of defaults");
 
-    let program = desk.program(linked, around, value(all.app).0);
-    let workers = all.workers.map_or_else(
-        || u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
-        |Typed(workers)| small(workers.0),
-    );
+    let program = desk.program(linked, around, value(all.app.clone()).0);
+    let (sandbox, useless) = Sandbox::resolve(&all, &program);
+    for name in useless {
+        let place = desk.place(name);
+        desk.warnings.push(format!("{place}: has no effect with sandbox off"));
+    }
+    let workers = match value(all.workers) {
+        WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
+        WorkerCount::Fixed(count) => count,
+    };
     let max_workers = match all.max_workers {
         None => workers.saturating_mul(2).clamp(8, Slot::MAX),
         Some(Typed(most)) => small(most.0),
@@ -75,7 +84,11 @@ pub(super) fn resolve(
     };
     let privileges = privileges(wanted, |name, message| desk.refuse(name, message));
     let class = value(all.class);
-    desk.warn_of_unused(&program, class);
+    let ready = value(all.ready);
+    if ready == Ready::Channel && matches!(program, Program::Command(_)) {
+        desk.refuse("ready", NO_CHANNEL.to_owned());
+    }
+    desk.warn_of_unused(&program, class, ready);
 
     let config = Config {
         binds,
@@ -89,13 +102,18 @@ pub(super) fn resolve(
         max_connections: value(all.max_connections).0,
         env: value_list(all.env).into_iter().map(|variable| (variable.key, variable.value)).collect(),
         directory,
+        sandbox,
+        limits: Limit::last_of_each(value_list(all.limit)),
         surge: value(all.surge),
         probation: value(all.probation).0,
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        cgroups: value(all.cgroups),
+        worker_memory: limit(all.worker_memory).map(|size| size.0),
+        worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
         start_timeout: value(all.start_timeout).0,
-        ready_after: value(all.ready_after).0,
+        ready,
         hang_timeout: limit(all.hang_timeout).map(|span| span.0),
         request_timeout: limit(all.request_timeout).map(|span| span.0),
         keep_alive: value(all.keep_alive).0,
@@ -218,7 +236,7 @@ impl Desk<'_> {
         binds
     }
 
-    fn warn_of_unused(&mut self, program: &Program, class: ClassName) {
+    fn warn_of_unused(&mut self, program: &Program, class: ClassName, ready: Ready) {
         let foreign = matches!(program, Program::Command(_));
         for name in RUST_ONLY.into_iter().chain(FOREIGN_ONLY) {
             let reason = match name {
@@ -231,6 +249,8 @@ impl Desk<'_> {
                     }
                     _ => continue,
                 },
+                // That is how they do it.
+                "ready" if matches!(ready, Ready::Auto | Ready::Channel) => continue,
                 _ if foreign => {
                     "has no effect on another program (it is for apps and Rust services)".to_owned()
                 }

@@ -46,9 +46,10 @@ impl Core {
                 Stage::Starting { .. } => {
                     worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
                     let timeout = worker.plan.start_timeout;
-                    self.report(Fact::StartTimedOut(before.who(), timeout));
+                    let proof = worker.plan.proof;
+                    self.report(Fact::StartTimedOut(before.who(), timeout, proof));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, format!("did not get ready within {timeout:?}"));
+                    self.lose(now, &before, format!("did not get ready within {timeout:?}{proof}"));
                 }
                 Stage::Ready { pulse, .. } => {
                     let Some((why, span)) = pulse.hang(now, &worker.plan) else { continue };

@@ -37,7 +37,7 @@ mod scenarios;
 mod simulation;
 
 pub use converge::sampling_period;
-pub use event::{Action, Command, Event, Fact, Look, Plan, RequestId, Sight, Stall, Who, Why};
+pub use event::{Action, Command, Event, Fact, Look, Plan, Proof, RequestId, Sight, Stall, Who, Why};
 pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
@@ -90,7 +90,7 @@ struct Accepted {
 /// ```
 /// use prefork::GenerationId;
 /// use std::time::Duration;
-/// use supervisor::core::{Action, Core, Event, Plan, Time};
+/// use supervisor::core::{Action, Core, Event, Plan, Proof, Time};
 /// let plan = Plan {
 ///     workers: 2,
 ///     max_workers: 8,
@@ -102,6 +102,7 @@ struct Accepted {
 ///     graceful_timeout: Duration::from_secs(30),
 ///     probation: Duration::from_secs(2),
 ///     steals: true,
+///     proof: Proof::Word,
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);

@@ -17,6 +17,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
     steals: true,
+    proof: Proof::Word,
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.

@@ -1,11 +1,10 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
 use super::confine::Confinement;
-use super::control::runtime_directory;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
-use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
-use crate::core::Plan;
+use crate::config::{Bind, Config, ConfigError, Program, Ready, Source, Surge, Surroundings};
+use crate::core::{Plan, Proof};
 use prefork::Slot;
 use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -85,10 +84,11 @@ impl Loader {
     pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
         let source = self.source.frozen();
         let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
-        let config = source.load(&around).map_err(|error| error.brief())?;
+        let mut config = source.load(&around).map_err(|error| error.brief())?;
         let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
-        let confinement = Confinement::prepare(&config)?;
+        let mut confinement = Confinement::prepare(&config)?;
         let executable = confinement.program(&config, || self.executable(&config, first))?;
+        confinement.add_sandbox(&mut config, &executable)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
@@ -110,11 +110,7 @@ impl Loader {
 impl Generation {
     /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
     pub(super) fn meeting_place(&self) -> Option<PathBuf> {
-        if !self.confinement.is_other() {
-            return runtime_directory();
-        }
-        let run = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
-        [runtime_directory(), run].into_iter().flatten().find(|place| self.confinement.reaches(place))
+        self.confinement.meeting_place()
     }
 
     /// Has the sockets of the first `slots` slots listen; more never do less.
@@ -160,6 +156,12 @@ impl Generation {
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
             steals: self.has_channel() && config.accept != Accept::Own,
+            proof: match config.ready {
+                _ if self.has_channel() => Proof::Word,
+                Ready::Auto | Ready::After(_) | Ready::Channel => Proof::Word,
+                Ready::Notify => Proof::Notice,
+                Ready::Listen => Proof::Wait,
+            },
         }
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Hand {
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.
     pub(super) alarm: Option<(Time, Alarm)>,
+    /// It accepts no more connections, by its own word.
+    pub(super) quiet: bool,
 }
 
 /// What to do with a worker at a certain time.
@@ -57,7 +59,7 @@ pub(super) enum Line {
     /// A Rust worker, on its channel.
     Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
     /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
-    /// said so itself, and when it last fed the watchdog, if ever.
+    /// said so itself (or was seen to be), and when it last fed the watchdog, if ever.
     Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time> },
     /// It has closed its channel.
     Closed,
@@ -144,6 +146,7 @@ impl Hand {
             (ToSupervisor::Failed { reason }, Phase::Greeted) => Ok(Some(Event::Failed(id, plain(&reason)))),
             // Asked to by somebody else, with a signal.
             (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
+                self.quiet = true;
                 Ok((!std::mem::replace(draining, true)).then_some(Event::Leaving(id)))
             }
             (ToSupervisor::Status { text }, Phase::Greeted | Phase::Ready) => {
@@ -168,9 +171,24 @@ impl Hand {
             WorkerNotice::Watchdog => *fed = Some(now),
             // It speaks the protocol, so its silence about being ready means something.
             WorkerNotice::ExtendTimeout(_) => self.alarm = None,
-            WorkerNotice::Stopping => return Some(Event::Leaving(id)),
+            WorkerNotice::Stopping => {
+                self.quiet = true;
+                return Some(Event::Leaving(id));
+            }
         }
         None
+    }
+
+    /// It was seen to wait for connections.
+    pub(super) fn seen_to_wait(&mut self) -> Option<Event> {
+        let Line::Notify { ready, greeted, .. } = &mut self.line else { return None };
+        *greeted = true;
+        (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
+    }
+
+    /// It is a program that is not ready yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self.line, Line::Notify { ready: false, .. })
     }
 
     /// The alarm went off.

@@ -3,9 +3,11 @@
 //! * [`server`] – the loop, and what each [`Action`](crate::core::Action) means;
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
+//! * `lookout` – a child that sees when a program waits for connections;
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
+pub mod cgroup;
 pub mod confine;
 pub mod control;
 pub mod generation;
@@ -14,6 +16,7 @@ pub mod handover;
 mod launch;
 pub mod listen;
 pub mod log;
+pub(crate) mod lookout;
 pub mod notify;
 pub mod poll;
 mod queues;

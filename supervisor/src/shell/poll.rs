@@ -23,6 +23,8 @@ pub enum Token {
     Channel(WorkerId),
     /// The check of an upgrade has ended.
     Upgrade,
+    /// A worker's lookout has ended.
+    Lookout(WorkerId),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -38,6 +40,7 @@ impl Token {
             Self::Death(worker) => (4, worker.0),
             Self::Channel(worker) => (5, worker.0),
             Self::Upgrade => (6, 0),
+            Self::Lookout(worker) => (7, worker.0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -51,7 +54,8 @@ impl Token {
             3 => Self::Client(number),
             4 => Self::Death(WorkerId(number)),
             5 => Self::Channel(WorkerId(number)),
-            _ => Self::Upgrade,
+            6 => Self::Upgrade,
+            _ => Self::Lookout(WorkerId(number)),
         }
     }
 }
@@ -144,6 +148,7 @@ mod tests {
             Token::Death(WorkerId(7)),
             Token::Channel(WorkerId(1 << 40)),
             Token::Upgrade,
+            Token::Lookout(WorkerId(3)),
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -81,11 +81,11 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::Hung(who, why, span) => {
             tell!(error, named(who), "{}; sending SIGABRT, then SIGKILL in 2 s", stalled(*why, *span));
         }
-        Fact::StartTimedOut(who, timeout) => {
+        Fact::StartTimedOut(who, timeout, proof) => {
             tell!(
                 error,
                 named(who),
-                "did not get ready within {timeout:?}; sending SIGABRT, then SIGKILL in 2 s"
+                "did not get ready within {timeout:?}{proof}; sending SIGABRT, then SIGKILL in 2 s"
             );
         }
         Fact::Condemned(who, reason) => tell!(error, named(who), "{reason}; sending SIGKILL"),
@@ -138,7 +138,7 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Stalled(who, _, _)
         | Fact::Resumed(who, _)
         | Fact::Hung(who, _, _)
-        | Fact::StartTimedOut(who, _)
+        | Fact::StartTimedOut(who, _, _)
         | Fact::Condemned(who, _)
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)

@@ -61,7 +61,7 @@ fn each_slip_in_a_file_gets_a_sentence() {
         ("workers = [1]", "1:11: workers: is a list here; write one value, like 8"),
         ("[workers]", "1:1: workers: is a table or a date here; write one value, like 8"),
         ("workers = 99999999999999999999", "1:11: workers: 99999999999999999999 is out of range (1 to 1024)"),
-        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024)"),
+        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, or auto)"),
         (
             "[env]\nLISTEN_FDS = 1",
             "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose another name)",
@@ -152,7 +152,7 @@ fn errors_of_the_environment_name_the_variable() {
     let message = env(&[("SUPERVISOR_WORKERS", "x"), ("SUPERVISOR_BIND", ":80")]).unwrap_err();
     assert_eq!(
         message,
-        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024)\n\
+        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024, or auto)\n\
          SUPERVISOR_BIND: `:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"
     );
 }
@@ -172,11 +172,11 @@ fn errors_of_the_command_line_name_the_flag() {
     let first = |typed: &[&str]| args(typed).unwrap_err().lines().next().unwrap().to_owned();
     assert_eq!(
         first(&["--workers=0"]),
-        "error: invalid value '0' for '--workers <N>': 0 is out of range (1 to 1024)"
+        "error: invalid value '0' for '--workers <N|auto>': 0 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--workers", "-1"]),
-        "error: invalid value '-1' for '--workers <N>': -1 is out of range (1 to 1024)"
+        "error: invalid value '-1' for '--workers <N|auto>': -1 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),
@@ -211,14 +211,14 @@ fn a_setting_without_effect_is_warned_of() {
         ["SUPERVISOR_THREADS: has no effect in class async (it is for class threads)"]
     );
     assert_eq!(
-        args(&["--max-connections=3", "--class=sync", "--ready-after=2s"]).unwrap().warnings,
+        args(&["--max-connections=3", "--class=sync", "--ready=after=2s"]).unwrap().warnings,
         [
             "--max-connections: has no effect in class sync (it is for class async)",
-            "--ready-after: has no effect on an app or a Rust service (it is for other programs)"
+            "--ready: has no effect on an app or a Rust service (it is for other programs)"
         ]
     );
     assert_eq!(
-        args(&["--keep-alive=2s", "--ready-after=2s", "--", "ls"]).unwrap().warnings,
+        args(&["--keep-alive=2s", "--ready=after=2s", "--", "ls"]).unwrap().warnings,
         ["--keep-alive: has no effect on another program (it is for apps and Rust services)"]
     );
     assert_eq!(
@@ -278,4 +278,15 @@ fn a_user_brings_its_groups_and_settings_that_make_sense_for_it() {
     assert_eq!(args(&[]).unwrap().privileges.core_dumps, CoreDumps::On);
     let config = args(&["--user", "4000000000", "--group", "0"]).unwrap();
     assert_eq!(config.privileges.user.unwrap().uid, 4_000_000_000);
+}
+
+#[test]
+fn a_program_without_a_channel_cannot_be_ready_by_it() {
+    assert_eq!(args(&["--ready=channel"]).unwrap().warnings, Vec::<String>::new());
+    let error = args(&["--ready=channel", "--", "ls"]).unwrap_err();
+    assert!(
+        error.contains("--ready") && error.contains("choose auto, notify, listen or after=TIME"),
+        "{error}"
+    );
+    assert!(args(&["--ready=soon"]).unwrap_err().contains("`soon` is no way to get ready"));
 }

@@ -93,7 +93,7 @@ fn nothing_typed_gives_the_documented_defaults() {
     assert_eq!((config.start_timeout, config.hang_timeout), (seconds(60), Some(seconds(30))));
     assert_eq!((config.request_timeout, config.graceful_timeout), (None, seconds(30)));
     assert_eq!((config.surge, config.probation), (Surge::All, seconds(2)));
-    assert_eq!((config.stop_signal, config.ready_after), (Signal::SIGTERM, seconds(1)));
+    assert_eq!((config.stop_signal, config.ready), (Signal::SIGTERM, Ready::Auto));
     assert_eq!((config.control, config.warnings), (Control::Default, Vec::<String>::new()));
 }
 

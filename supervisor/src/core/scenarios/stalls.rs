@@ -14,6 +14,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
     steals: true,
+    proof: Proof::Word,
 };
 
 /// A core, and what its workers show of themselves at every look.

@@ -15,6 +15,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(600),
     probation: Duration::from_secs(2),
     steals: false,
+    proof: Proof::Word,
 };
 
 struct Stage {

@@ -117,6 +117,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
         steals: kind == Kind::Rust { steals: true },
+        proof: Proof::default(),
     }
 }
 

@@ -11,17 +11,28 @@
 
 mod capabilities;
 mod identity;
+mod landlock;
+mod limits;
+mod private_tmp;
 mod reach;
+mod sandbox;
+mod seccomp;
 mod supervisor;
 
 pub use supervisor::{Dropped, become_user, warn_of_root};
 
+use super::control::runtime_directory;
 use super::spawn::{Executable, Stage};
 use crate::config::{Config, CoreDumps, Program};
 use identity::{Identity, Own};
+use limits::Limits;
 use nix::errno::Errno;
+use sandbox::Sandbox;
 use std::ffi::{OsString, c_int};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+mod attempts;
 
 /// What a child gives up on its way to its program.
 #[derive(Debug)]
@@ -36,6 +47,8 @@ pub struct Confinement {
     no_core: bool,
     /// Nothing that it executes may gain privileges, such as by set-user-id bits.
     no_new_privs: bool,
+    limits: Limits,
+    sandbox: Sandbox,
 }
 
 /// A child that is as free as the supervisor.
@@ -45,10 +58,12 @@ pub static FREE: Confinement = Confinement {
     variables: Vec::new(),
     no_core: false,
     no_new_privs: false,
+    limits: Limits::NONE,
+    sandbox: Sandbox::NONE,
 };
 
 impl Confinement {
-    /// Prepares what a configuration asks for.
+    /// Prepares what a configuration asks for, but its sandbox.
     ///
     /// # Errors
     /// What cannot be had here, and the remedy.
@@ -61,7 +76,30 @@ impl Confinement {
             variables: identity::variables(privileges.user.as_ref().or(privileges.supervisor_user.as_ref())),
             no_core: privileges.core_dumps == CoreDumps::Off,
             no_new_privs: identity::renounces(&own, privileges),
+            limits: Limits::prepare(&config.limits)?,
+            sandbox: Sandbox::NONE,
         })
+    }
+
+    /// Adds the sandbox that a configuration asks for, now that the program is known; what it goes without is added to
+    /// the configuration's warnings.
+    ///
+    /// # Errors
+    /// What cannot be had here, and the remedy.
+    pub fn add_sandbox(&mut self, config: &mut Config, program: &Executable) -> Result<(), String> {
+        let meeting_place = self.meeting_place();
+        self.sandbox = Sandbox::prepare(config, program, meeting_place.as_deref())?;
+        self.no_new_privs |= self.sandbox.needs_no_new_privs();
+        Ok(())
+    }
+
+    /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
+    pub(super) fn meeting_place(&self) -> Option<PathBuf> {
+        if !self.is_other() {
+            return runtime_directory();
+        }
+        let run = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
+        [runtime_directory(), run].into_iter().flatten().find(|place| self.reaches(place))
     }
 
     /// Opens the program of the workers, as they can, and looks whether they can reach what else is named for them.
@@ -118,6 +156,10 @@ impl Confinement {
 
     /// What needs privileges, and their surrender. In the child, before its descriptors and directory.
     pub(super) fn surrender(&self) -> Result<(), (Stage, c_int)> {
+        if let Some(private_tmp) = &self.sandbox.private_tmp {
+            private_tmp.enter()?;
+        }
+        self.limits.set()?;
         if self.no_core {
             let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
             // SAFETY: the kernel reads one limit.
@@ -132,11 +174,17 @@ impl Confinement {
             // SAFETY: a plain system call on integers.
             check(Stage::NoNewPrivileges, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
         }
+        if let Some(landlock) = &self.sandbox.landlock {
+            landlock.enter()?;
+        }
         Ok(())
     }
 
     /// The last step before exec; from here on, system calls may fail.
     pub(super) fn seal(&self) -> Result<(), (Stage, c_int)> {
+        if let Some(filter) = &self.sandbox.filter {
+            filter.enter()?;
+        }
         Ok(())
     }
 }

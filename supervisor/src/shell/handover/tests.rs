@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Look, Plan, RequestId, Sight, Time};
+use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -45,6 +45,7 @@ fn core() -> Core {
         graceful_timeout: Duration::from_secs(30),
         probation: Duration::from_secs(2),
         steals: false,
+        proof: Proof::Notice,
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);
@@ -209,6 +210,7 @@ fn sample() -> State {
         on_terminal: true,
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
+        cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
