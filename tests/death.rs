@@ -110,7 +110,7 @@ fn an_overdue_request_is_told() {
 
 #[test]
 fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
-    let server = setup().workers(1).args(["--start-timeout", "300ms", "--ready-after", "1h"]);
+    let server = setup().workers(1).args(["--start-timeout", "300ms", "--ready", "notify"]);
     let server = server.program(["sleep", "1000"]).spawn();
     server.wait_for_log(") died (start-timeout): killed by SIGABRT");
     let setup = setup().workers(1);

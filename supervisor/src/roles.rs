@@ -3,7 +3,7 @@
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::place;
-use crate::shell::confine::{Confinement, Dropped, become_user};
+use crate::shell::confine::{Confinement, Dropped, become_user, warn_of_root};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
@@ -88,6 +88,9 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
             error!("cannot start: {reason}");
             return ExitCode::FAILURE;
         }
+    }
+    if let Some(warning) = warn_of_root(&config) {
+        warn!("{warning}");
     }
     let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
