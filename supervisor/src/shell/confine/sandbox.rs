@@ -44,8 +44,8 @@ const LIBRARIES: [&str; 10] = [
     "/nix/store",
     "/gnu/store",
 ];
-/// How it finds them.
-const LOADER: [&str; 2] = ["/etc/ld.so.cache", "/etc/ld.so.preload"];
+/// How it finds them, and how the C library counts CPUs.
+const LOADER: [&str; 3] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/sys/devices/system/cpu"];
 
 /// What this kernel, and this process's privileges, allow.
 #[derive(Debug, Clone, Copy)]
