@@ -2,6 +2,7 @@
 
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
+use crate::place;
 use crate::shell::confine::{Confinement, Dropped, become_user};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
@@ -153,7 +154,7 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
         Err(error) => return usage(&error.to_string()),
         Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
         Ok(Control::Path(path)) => Some(path),
-        Ok(Control::Default) => default_path(),
+        Ok(Control::Default) => place::of_running_server(source.file()),
     };
     let Some(path) = path else {
         return fail(

@@ -10,6 +10,7 @@
 //! Start reading at the table in `options.rs`; each setting is one row there.
 
 mod bind;
+mod cgroups;
 mod cli;
 mod error;
 mod file;
@@ -81,6 +82,12 @@ pub struct Config {
     pub drain_idle: Duration,
     /// What asks a foreign worker to drain. Never KILL or STOP.
     pub stop_signal: Signal,
+    /// Where the workers' control groups are.
+    pub cgroups: Cgroups,
+    /// Bytes that a worker's control group may use.
+    pub worker_memory: Option<u64>,
+    /// Thousandths of a CPU that a worker's control group may use.
+    pub worker_cpus: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
     /// How long a foreign program that says nothing must live to count as ready.
@@ -136,6 +143,17 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// The file, or `None` for stderr.
     pub file: Option<PathBuf>,
+}
+
+/// Where the workers' control groups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Below the supervisor's own, if that was delegated to it.
+    Auto,
+    /// Below this one.
+    Path(PathBuf),
+    /// There are none.
+    Off,
 }
 
 /// How a log line looks.

@@ -5,11 +5,12 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
+use super::cgroups::{Cpus, WorkerCount};
 use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Control, LogFormat, Surge};
+use super::{Cgroups, Control, LogFormat, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -128,8 +129,8 @@ settings! {
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
         app: (Typed<Plain>) as "APP" = Given("hello");
-        /// Number of worker processes
-        workers: (Typed<Whole<1, 1024>>) as "N" = Computed("one per CPU that this process may use");
+        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave
+        workers: (Typed<WorkerCount>) as "N|auto" = Given("auto");
         /// Most workers that TTIN can scale up to
         max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
@@ -175,6 +176,15 @@ settings! {
         drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
         /// Signal that asks a program to drain
         stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
+    }
+    "Control groups" {
+        /// Where each worker gets a control group of its own: auto (below ours, where it was delegated to us), a directory
+        /// that is ours to use, or off. Read at start only
+        cgroups: (Typed<Cgroups>) as "auto|off|DIR" = Given("auto");
+        /// Memory that a worker's control group may use, or off; a worker that needs more is killed, and only that one
+        worker_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
+        /// CPUs that a worker's control group may use, such as 1.5, or off
+        worker_cpus: (Typed<OrOff<Cpus>>) as "CPUS" = Given("off");
     }
     "Timeouts" {
         /// How long a worker may take to get ready

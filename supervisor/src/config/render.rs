@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Account, Config, Control, LogFormat, Privileges, Program, Surge};
+use super::{Account, Cgroups, Config, Control, LogFormat, Privileges, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -49,6 +49,14 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        match &self.cgroups {
+            Cgroups::Auto => page.line("cgroups", quoted("auto")),
+            Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
+            Cgroups::Off => page.line("cgroups", off()),
+        }
+        page.line("worker-memory", self.worker_memory.map_or_else(off, |size| quoted(binary(size))));
+        let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
+        page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
         page.line("ready-after", span(self.ready_after));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));

@@ -1,5 +1,6 @@
 //! Layers → [`Config`]: what the settings mean together.
 
+use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
 use super::privileges::{Wanted, privileges};
@@ -47,10 +48,10 @@ pub(super) fn resolve(
         let place = desk.place(name);
         desk.warnings.push(format!("{place}: has no effect with sandbox off"));
     }
-    let workers = all.workers.map_or_else(
-        || u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
-        |Typed(workers)| small(workers.0),
-    );
+    let workers = match value(all.workers) {
+        WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
+        WorkerCount::Fixed(count) => count,
+    };
     let max_workers = match all.max_workers {
         None => workers.saturating_mul(2).clamp(8, Slot::MAX),
         Some(Typed(most)) => small(most.0),
@@ -101,6 +102,9 @@ pub(super) fn resolve(
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        cgroups: value(all.cgroups),
+        worker_memory: limit(all.worker_memory).map(|size| size.0),
+        worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
         start_timeout: value(all.start_timeout).0,
         ready_after: value(all.ready_after).0,
         hang_timeout: limit(all.hang_timeout).map(|span| span.0),

@@ -61,6 +61,26 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Reads a request out of what a client has sent so far; `None` while it is incomplete.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the client.
+    ///
+    /// ```
+    /// use supervisor::shell::control::Request;
+    /// assert_eq!(Request::read(br#"{"command":"sta"#), None);
+    /// assert_eq!(Request::read(b"{\"command\":\"status\"}\n"), Some(Ok(Request::Status)));
+    /// ```
+    pub fn read(input: &[u8]) -> Option<Result<Self, String>> {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
+            let long = input.len() >= MAX_REQUEST;
+            return long.then(|| Err(format!("a request is one line of at most {MAX_REQUEST} bytes")));
+        };
+        Some(serde_json::from_slice(&input[..end]).map_err(|error| format!("no such request: {error}")))
+    }
+}
+
 /// One line of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -238,25 +258,12 @@ impl ControlServer {
             }
             Ok(length) => {
                 client.input.extend_from_slice(&buffer[..length]);
-                let Some(end) = client.input.iter().position(|byte| *byte == b'\n') else {
-                    if client.input.len() >= MAX_REQUEST {
-                        self.answer(
-                            now,
-                            poll,
-                            id,
-                            &Answer::failed(format!("a request is one line of at most {MAX_REQUEST} bytes")),
-                        );
-                    }
-                    return None;
-                };
-                match serde_json::from_slice(&client.input[..end]) {
+                match Request::read(&client.input)? {
                     Ok(request) => {
                         client.deadline = None;
                         return Some(request);
                     }
-                    Err(error) => {
-                        self.answer(now, poll, id, &Answer::failed(format!("no such request: {error}")))
-                    }
+                    Err(reason) => self.answer(now, poll, id, &Answer::failed(reason)),
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -6,7 +6,7 @@
 
 mod server;
 pub(super) use server::parent_and_group;
-pub use server::{NotifyServer, Received, WorkerNotice};
+pub use server::{NotifyServer, Received, WorkerNotice, parse};
 
 use nix::errno::Errno;
 use nix::sys::socket::{

@@ -43,6 +43,8 @@ pub struct Order<'a> {
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
     pub death_signal: Signal,
+    /// A control group's `cgroup.procs` to enter.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// What it gives up.
     pub confinement: &'a Confinement,
 }
@@ -111,6 +113,8 @@ const REPORT: usize = 1 + size_of::<c_int>();
 pub enum Stage {
     /// To make its own process group.
     Group,
+    /// To enter its control group.
+    Cgroup,
     /// To ask for a signal at its parent's death.
     DeathSignal,
     /// To move its descriptors to their places and close all others.
@@ -141,6 +145,7 @@ impl Stage {
     fn from_byte(byte: u8) -> Self {
         let all = [
             Self::Group,
+            Self::Cgroup,
             Self::DeathSignal,
             Self::Descriptors,
             Self::Directory,
@@ -178,6 +183,7 @@ impl fmt::Display for ExecFailure {
             }
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
+            Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
             Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,

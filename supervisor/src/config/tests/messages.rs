@@ -61,7 +61,7 @@ fn each_slip_in_a_file_gets_a_sentence() {
         ("workers = [1]", "1:11: workers: is a list here; write one value, like 8"),
         ("[workers]", "1:1: workers: is a table or a date here; write one value, like 8"),
         ("workers = 99999999999999999999", "1:11: workers: 99999999999999999999 is out of range (1 to 1024)"),
-        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024)"),
+        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, or auto)"),
         (
             "[env]\nLISTEN_FDS = 1",
             "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose another name)",
@@ -152,7 +152,7 @@ fn errors_of_the_environment_name_the_variable() {
     let message = env(&[("SUPERVISOR_WORKERS", "x"), ("SUPERVISOR_BIND", ":80")]).unwrap_err();
     assert_eq!(
         message,
-        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024)\n\
+        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024, or auto)\n\
          SUPERVISOR_BIND: `:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"
     );
 }
@@ -172,11 +172,11 @@ fn errors_of_the_command_line_name_the_flag() {
     let first = |typed: &[&str]| args(typed).unwrap_err().lines().next().unwrap().to_owned();
     assert_eq!(
         first(&["--workers=0"]),
-        "error: invalid value '0' for '--workers <N>': 0 is out of range (1 to 1024)"
+        "error: invalid value '0' for '--workers <N|auto>': 0 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--workers", "-1"]),
-        "error: invalid value '-1' for '--workers <N>': -1 is out of range (1 to 1024)"
+        "error: invalid value '-1' for '--workers <N|auto>': -1 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),

@@ -170,7 +170,8 @@ fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
     Some(path)
 }
 
-fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
+/// What a datagram says. Lines that say nothing known are left out, as the protocol asks for.
+pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
     let text = String::from_utf8_lossy(bytes);
     let notice = |line: &str| {
         Some(match line.split_once('=')? {

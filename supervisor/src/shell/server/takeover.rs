@@ -7,6 +7,7 @@ use super::upgrade::Upgrade;
 use super::{Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
+use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::generation::{Generation, Loader, Origin};
@@ -114,6 +115,7 @@ impl Server {
             systemd,
             watchdog,
             untold: None,
+            settling: None,
             booted: state.booted,
             control,
             waiting: state.waiting.into_iter().collect(),
@@ -123,7 +125,8 @@ impl Server {
                 reason: last.reason,
             }),
             // Some may have died while nobody looked.
-            orphans_left: true,
+            look_for_orphans: Some(now),
+            groups: state.cgroups.map(|base| Groups::adopted(base.path())),
             rotation: state.rotation,
             store,
             steering_failed: state.steering_failed,
@@ -243,6 +246,8 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::Mute),
         }),
+        // Nobody waits for that any more: a verdict is not held back over an upgrade.
+        quiet: false,
     }
 }
 
