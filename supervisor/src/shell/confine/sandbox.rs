@@ -154,8 +154,12 @@ impl Sandbox {
         })?;
         let profile = if stock { Profile::Stock } else { Profile::Other };
         let filter = if kernel.seccomp { Filter::prepare(profile, sandbox.seccomp)? } else { None };
+        let prepared = Self { private_tmp, landlock, filter };
+        if prepared.needs_no_new_privs() && config.privileges.no_new_privileges == Some(false) {
+            warnings.push("no-new-privileges off has no effect, since the sandbox needs it on".to_owned());
+        }
         config.warnings.extend(warnings);
-        Ok(Self { private_tmp, landlock, filter })
+        Ok(prepared)
     }
 
     /// Whether a part of it can only be entered by who renounces new privileges.
