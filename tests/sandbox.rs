@@ -231,8 +231,15 @@ fn a_script_and_its_interpreter_can_be_executed_under_rules() {
     let server = setup
         .args(["--sandbox", "strict", "--read-only"])
         .args([empty.into_os_string()])
-        .program([script.into_os_string()])
+        .program([script.clone().into_os_string()])
         .start();
+    assert_eq!(server.get("/").body, "Hello from Python");
+    // Exchanged by a new file, it is what the next worker runs.
+    let old = server.ready()[0];
+    std::fs::copy(&script, server.path("new")).expect("a copy, with its mode");
+    std::fs::rename(server.path("new"), &script).expect("exchanged");
+    old.signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_for_replacement(0, old);
     assert_eq!(server.get("/").body, "Hello from Python");
 }
 
