@@ -104,7 +104,9 @@ fn puma() {
     let Some(puma) = needs("puma", "puma") else { return };
     let words =
         words(puma, ["--no-config", "--silent", "--bind-to-activated-sockets=only", &file("config.ru")]);
-    stack("Puma", "Hello from Puma").program(words).speaks(Speaks::InTime).measure();
+    // TERM would end it as gracefully, but not with status 0.
+    let stack = stack("Puma", "Hello from Puma").options(["--stop-signal", "INT"]);
+    stack.program(words).speaks(Speaks::InTime).measure();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Each flow of the core, told as a short story.
 
+mod ready;
 mod stalls;
 mod stragglers;
 
