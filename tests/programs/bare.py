@@ -29,6 +29,8 @@ def answer(connection):
     if path == "/slow":
         open(os.environ["IN_HAND"], "w").close()
         time.sleep(1)
+    elif path == "/block":
+        time.sleep(3600)
     elif path.startswith("/sleep/"):
         time.sleep(float(path.rsplit("/", 1)[1]))
     body = os.environ.get("BODY", "Hello from Python").encode()

@@ -1,6 +1,7 @@
 //! Each flow of the core, told as a short story.
 
 mod deaths;
+mod ready;
 mod stalls;
 mod stragglers;
 
