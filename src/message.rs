@@ -47,8 +47,6 @@ pub struct Welcome {
     pub slot: Slot,
     /// The generation it belongs to.
     pub generation: GenerationId,
-    /// Which of the slot's two scoreboard rows it writes: 0 or 1.
-    pub seat: u8,
     /// How many workers the server runs.
     pub workers: u16,
     /// How to serve.
@@ -142,13 +140,12 @@ mod tests {
             worker: WorkerId(9),
             slot: Slot(2),
             generation: GenerationId(3),
-            seat: 1,
             workers: 8,
             settings,
         };
         golden(
             &ToWorker::Welcome(welcome),
-            &[0, 1, 9, 2, 3, 1, 8, 4, 1, 5, b'h', b'e', b'l', b'l', b'o', 1, 2, 3, 4, 0, 5, 6, 3],
+            &[0, 1, 9, 2, 3, 8, 4, 1, 5, b'h', b'e', b'l', b'l', b'o', 1, 2, 3, 4, 0, 5, 6, 3],
         );
     }
 

@@ -1,25 +1,19 @@
 //! Shared memory in which workers count and beat, and which the supervisor reads.
 //!
-//! One sealed memory file holds [two rows](Row) for every slot that a server can have, because two workers may
-//! be alive in a slot: one that drains, and the one that follows it. A row takes up cache lines of its own, and
-//! pages nobody touches cost nothing.
+//! Every worker has a [`Row`] in a sealed memory file of its own, which nobody but that worker and the supervisor has:
+//! a worker that writes what it likes, or goes on writing after its time, spoils its own numbers and nobody else's.
 //!
 //! The supervisor believes none of it: a number is a number, and only the heartbeat and the oldest request of a
 //! worker that serves, and whether its counters move, have consequences (for that worker). What a dead worker leaves behind is [folded](Totals::fold) into its slot, so
 //! that a slot's totals never go back.
 
-use crate::id::Slot;
 use crate::sys::{AnyBytes, SharedMemory, monotonic_ms, sealed_memory};
 use serde::Serialize;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Rows per slot.
-pub const SEATS: u8 = 2;
-
-const LENGTH: usize = size_of::<Row>() * Slot::MAX as usize * SEATS as usize;
 
 /// What one worker writes. Times are milliseconds of [`monotonic_ms`], 0 meaning never.
 #[repr(C, align(128))]
@@ -92,21 +86,6 @@ impl Row {
             oldest: self.oldest.load(Relaxed),
         }
     }
-
-    /// Zeroes the row for the next worker in the seat. Only once nobody alive writes it.
-    pub fn clear(&self) {
-        for field in [
-            &self.heartbeat,
-            &self.requests,
-            &self.connections,
-            &self.open,
-            &self.busy,
-            &self.busy_since,
-            &self.oldest,
-        ] {
-            field.store(0, Relaxed);
-        }
-    }
 }
 
 /// The numbers of a [`Row`] at one time. Untrusted: a worker may have written anything.
@@ -152,41 +131,40 @@ impl Totals {
     }
 }
 
-/// The mapped scoreboard.
+/// A row, mapped: the supervisor's and the worker's view of the same memory.
 #[derive(Debug)]
-pub struct Scoreboard {
+pub struct SharedRow {
     memory: SharedMemory,
     file: OwnedFd,
 }
 
-impl Scoreboard {
+impl SharedRow {
     /// Makes a new one, all zero.
     ///
     /// # Errors
     /// When the system refuses the memory.
     pub fn create() -> io::Result<Self> {
-        Self::open(sealed_memory("prefork-scoreboard", LENGTH)?)
+        Self::open(sealed_memory("prefork-row", size_of::<Row>())?)
     }
 
     /// Maps one that somebody else made.
     ///
     /// # Errors
-    /// When `file` is no scoreboard (too short), or cannot be mapped.
+    /// When `file` is no row (too short), or cannot be mapped.
     pub fn open(file: OwnedFd) -> io::Result<Self> {
-        Ok(Self { memory: SharedMemory::map(file.as_fd(), LENGTH)?, file })
-    }
-
-    /// The row of one of a slot's two seats.
-    ///
-    /// # Panics
-    /// When `slot` is not under [`Slot::MAX`] or `seat` not under [`SEATS`].
-    pub fn row(&self, slot: Slot, seat: u8) -> &Row {
-        assert!(slot.0 < Slot::MAX && seat < SEATS, "slot {slot} seat {seat} is not on the scoreboard");
-        self.memory.at((slot.index() * usize::from(SEATS) + usize::from(seat)) * size_of::<Row>())
+        Ok(Self { memory: SharedMemory::map(file.as_fd(), size_of::<Row>())?, file })
     }
 }
 
-impl AsFd for Scoreboard {
+impl Deref for SharedRow {
+    type Target = Row;
+
+    fn deref(&self) -> &Row {
+        self.memory.at(0)
+    }
+}
+
+impl AsFd for SharedRow {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -198,21 +176,23 @@ mod tests {
 
     #[test]
     fn both_sides_see_the_same_row() {
-        let ours = Scoreboard::create().expect("memfd");
-        let theirs = Scoreboard::open(ours.as_fd().try_clone_to_owned().expect("dup")).expect("map");
-        let row = theirs.row(Slot(Slot::MAX - 1), 1);
-        row.connection_opened();
-        row.request_begun();
-        row.beat();
-        let seen = ours.row(Slot(Slot::MAX - 1), 1).read();
+        let ours = SharedRow::create().expect("memfd");
+        let theirs = SharedRow::open(ours.as_fd().try_clone_to_owned().expect("dup")).expect("map");
+        theirs.connection_opened();
+        theirs.request_begun();
+        theirs.beat();
+        let seen = ours.read();
         assert_eq!((seen.connections, seen.open, seen.busy), (1, 1, 1));
         assert!(seen.heartbeat > 0 && seen.oldest > 0);
-        row.request_ended();
-        row.connection_closed();
-        let seen = ours.row(Slot(Slot::MAX - 1), 1).read();
+        theirs.request_ended();
+        theirs.connection_closed();
+        let seen = ours.read();
         assert_eq!((seen.requests, seen.open, seen.busy, seen.oldest), (1, 0, 0, 0));
-        ours.row(Slot(Slot::MAX - 1), 1).clear();
-        assert_eq!(row.read(), Reading::default());
+        assert_eq!(
+            SharedRow::create().expect("memfd").read(),
+            Reading::default(),
+            "another one is not touched"
+        );
     }
 
     #[test]

@@ -4,8 +4,7 @@
 //! [`Phase`], serving threads send [`Report`]s and ring the bell.
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use prefork::Slot;
-use prefork::scoreboard::{Row, Scoreboard};
+use prefork::scoreboard::{Row, SharedRow};
 use prefork::settings::WorkerSettings;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -49,38 +48,22 @@ pub(crate) struct Control {
     pub(crate) draining: Arc<AtomicBool>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<Phase>,
-    scoreboard: Scoreboard,
-    slot: Slot,
-    seat: u8,
+    row: SharedRow,
     oldest: Vec<AtomicU64>,
     bell: EventFd,
 }
 
 impl Control {
-    pub(crate) fn new(
-        settings: WorkerSettings,
-        scoreboard: Scoreboard,
-        slot: Slot,
-        seat: u8,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(settings: WorkerSettings, row: SharedRow) -> io::Result<Self> {
         let oldest = (0..settings.class.threads.max(1)).map(|_| AtomicU64::new(u64::MAX)).collect();
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (phase, _) = watch::channel(Phase::Start);
-        Ok(Self {
-            settings: Arc::new(settings),
-            draining: Arc::default(),
-            phase,
-            scoreboard,
-            slot,
-            seat,
-            oldest,
-            bell,
-        })
+        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, row, oldest, bell })
     }
 
     /// The worker's row of the scoreboard.
     pub(crate) fn row(&self) -> &Row {
-        self.scoreboard.row(self.slot, self.seat)
+        &self.row
     }
 
     /// Notes the start of a thread's oldest handler; `u64::MAX` for none.

@@ -10,11 +10,10 @@ use crate::service::{Context, Service};
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prefork::Slot;
 use prefork::channel::{Received, WorkerEnd};
 use prefork::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
 use prefork::message::{PROTOCOL, ToSupervisor, ToWorker, Welcome, clip};
-use prefork::scoreboard::{SEATS, Scoreboard};
+use prefork::scoreboard::SharedRow;
 use prefork::settings::WorkerSettings;
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -120,7 +119,7 @@ impl Worker {
         service: impl FnOnce(&WorkerSettings) -> Result<Service, String>,
     ) -> Result<ExitCode, (WorkerEnd, String)> {
         let Self { channel, scoreboard, listeners, mut signals } = self;
-        let Welcome { slot, seat, settings, .. } = welcome;
+        let Welcome { slot, settings, .. } = welcome;
         let context = Context {
             slot,
             generation: welcome.generation,
@@ -134,15 +133,12 @@ impl Worker {
                 format!("the supervisor speaks protocol {}, this worker {PROTOCOL}", welcome.protocol);
             return Err((channel, reason));
         }
-        if slot.0 >= Slot::MAX || seat >= SEATS {
-            return Err((channel, format!("slot {slot} seat {seat} is not on the scoreboard")));
-        }
         let prepared = (|| {
             let service = service(&settings)?;
-            let scoreboard = Scoreboard::open(scoreboard)
-                .map_err(|error| format!("cannot map the scoreboard: {error}"))?;
-            let control = Control::new(settings, scoreboard, slot, seat)
-                .map_err(|error| format!("cannot set up the worker: {error}"))?;
+            let row = SharedRow::open(scoreboard)
+                .map_err(|error| format!("cannot map this worker's row of the scoreboard: {error}"))?;
+            let control =
+                Control::new(settings, row).map_err(|error| format!("cannot set up the worker: {error}"))?;
             Ok((Arc::new(service), Arc::new(control)))
         })();
         let (service, control) = match prepared {

@@ -5,9 +5,11 @@ use super::event::{Action, Fact, Stall, Why};
 use super::time::Time;
 use super::worker::{Stage, Worker};
 use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
-use prefork::scoreboard::SEATS;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
+
+/// The most workers that may be alive in a slot: one that leaves, and the one that follows it.
+const MOST_IN_A_SLOT: usize = 2;
 
 impl Core {
     /// Takes every step that is possible now, from what is intended and what is.
@@ -140,7 +142,7 @@ impl Core {
         highest.max(self.open).max(self.batch_end()).max(visited.unwrap_or(0))
     }
 
-    /// Spawns whoever is wanted and missing, where a seat is free and the back-off is over.
+    /// Spawns whoever is wanted and missing, where the slot has room and the back-off is over.
     fn fill(&mut self, now: Time) {
         for slot in (0..self.reach()).map(Slot) {
             let missing: Vec<GenerationId> = self
@@ -155,30 +157,26 @@ impl Core {
         }
     }
 
-    /// When a missing worker may be spawned; not at all while both seats of the slot are taken.
+    /// When a missing worker may be spawned; not at all while the slot is full.
     fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
-        self.free_seat(slot)?;
+        if self.in_slot(slot).count() >= MOST_IN_A_SLOT {
+            return None;
+        }
         let backed_off = generation == self.stable.id;
         Some(if backed_off { self.backoffs[slot.index()].not_before() } else { Time::default() })
     }
 
-    fn free_seat(&self, slot: Slot) -> Option<u8> {
-        (0..SEATS).find(|seat| self.in_slot(slot).all(|worker| worker.seat != *seat))
-    }
-
     fn spawn(&mut self, now: Time, slot: Slot, generation: GenerationId) {
-        let Some(seat) = self.free_seat(slot) else { return };
         let trial = self.trial.as_ref().filter(|trial| trial.generation() == generation);
         let plan = trial.and_then(|trial| trial.plan()).unwrap_or(self.stable.plan);
         let id = WorkerId(self.last_worker.0 + 1);
         self.last_worker = id;
         let deadline = now + plan.start_timeout.max(LEAST);
         let stage = Stage::Starting { deadline };
-        let worker =
-            Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None, cause: None };
+        let worker = Worker { id, slot, generation, plan, born: now, stage, complaint: None, cause: None };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
-        self.out.push(Action::Spawn { worker: id, slot, seat, generation });
+        self.out.push(Action::Spawn { worker: id, slot, generation });
     }
 
     /// Lets go of whoever is not wanted, but of a worker that serves a wanted slot only when another one serves it.

@@ -153,8 +153,6 @@ pub enum Action {
         worker: WorkerId,
         /// The slot it fills.
         slot: Slot,
-        /// Its row on the scoreboard; nobody alive has it.
-        seat: u8,
         /// Whose program and configuration.
         generation: GenerationId,
     },

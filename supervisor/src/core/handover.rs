@@ -10,7 +10,6 @@ use super::stragglers::Retired;
 use super::worker::Worker;
 use super::{Accepted, Core, Phase, Time};
 use crate::record::record;
-use prefork::scoreboard::SEATS;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::collections::BTreeMap;
 
@@ -84,7 +83,7 @@ record!(Plan {
     steals
 } added { proof: Proof::default() });
 record!(Trial { generation, requests, stage });
-record!(Worker { id, slot, seat, generation, plan, born, stage, complaint, cause });
+record!(Worker { id, slot, generation, plan, born, stage, complaint, cause });
 record!(Backoff { failures, not_before });
 
 impl Core {
@@ -160,9 +159,6 @@ impl Core {
         if let Some(slot) = slots.chain([Slot(highest)]).find(|slot| slot.0 >= Slot::MAX) {
             return Err(format!("slot {slot} is beyond the {} that there can be", Slot::MAX));
         }
-        if let Some(worker) = state.workers.iter().find(|worker| worker.seat >= SEATS) {
-            return Err(format!("worker {} has seat {}, and there are {SEATS}", worker.id, worker.seat));
-        }
         let mut backoffs = vec![Backoff::default(); usize::from(Slot::MAX)];
         for (slot, backoff) in state.backoffs {
             backoffs[slot.index()] = backoff;
@@ -209,8 +205,8 @@ impl Core {
 }
 
 impl CoreState {
-    /// The workers that are alive in it, each with its slot, seat and generation.
-    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, Slot, u8, GenerationId)> {
-        self.workers.iter().map(|worker| (worker.id, worker.slot, worker.seat, worker.generation))
+    /// The workers that are alive in it, each with its slot and generation.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, Slot, GenerationId)> {
+        self.workers.iter().map(|worker| (worker.id, worker.slot, worker.generation))
     }
 }

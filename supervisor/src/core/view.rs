@@ -46,8 +46,6 @@ pub struct WorkerView {
     pub worker: WorkerId,
     /// Its slot.
     pub slot: Slot,
-    /// Its scoreboard row.
-    pub seat: u8,
     /// Its generation.
     pub generation: GenerationId,
     /// What it does.
@@ -119,6 +117,6 @@ impl Worker {
             Stage::Aborting { .. } => WorkerState::Aborting,
             Stage::Killed => WorkerState::Killed,
         };
-        WorkerView { worker: self.id, slot: self.slot, seat: self.seat, generation: self.generation, state }
+        WorkerView { worker: self.id, slot: self.slot, generation: self.generation, state }
     }
 }

@@ -26,7 +26,6 @@ pub(super) enum Stage {
 pub(super) struct Worker {
     pub(super) id: WorkerId,
     pub(super) slot: Slot,
-    pub(super) seat: u8,
     pub(super) generation: GenerationId,
     pub(super) plan: Plan,
     pub(super) born: Time,

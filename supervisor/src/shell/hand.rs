@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::{Received, SupervisorEnd};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
-use prefork::scoreboard::Reading;
+use prefork::scoreboard::{Reading, SharedRow};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -31,7 +31,6 @@ const STATUS: usize = 200;
 pub(super) struct Hand {
     pub(super) id: WorkerId,
     pub(super) slot: Slot,
-    pub(super) seat: u8,
     pub(super) generation: GenerationId,
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
@@ -39,6 +38,8 @@ pub(super) struct Hand {
     pub(super) line: Line,
     /// Its standard error, if that goes through us.
     pub(super) stderr: Option<Capture>,
+    /// Its row of the scoreboard; a foreign program has none.
+    pub(super) row: Option<SharedRow>,
     /// What it says that it is doing.
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.
@@ -206,8 +207,14 @@ impl Hand {
         }
     }
 
-    /// Its signs of life; `row` is what it has written on the scoreboard.
-    pub(super) fn sight(&self, now: Time, row: &Reading) -> Sight {
+    /// What it has written on the scoreboard.
+    pub(super) fn reading(&self) -> Option<Reading> {
+        self.row.as_ref().map(|row| row.read())
+    }
+
+    /// Its signs of life.
+    pub(super) fn sight(&self, now: Time) -> Sight {
+        let row = self.reading().unwrap_or_default();
         match &self.line {
             Line::Channel { .. } | Line::Closed => Sight {
                 heard: Time::from_millis(row.heartbeat),

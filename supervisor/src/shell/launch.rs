@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use prefork::channel::{self, WorkerEnd};
 use prefork::environment::{self as contract, FIRST_FD};
 use prefork::message::{PROTOCOL, ToWorker, Welcome};
-use prefork::scoreboard::Scoreboard;
+use prefork::scoreboard::SharedRow;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 pub(super) struct Role<'a> {
     pub(super) worker: WorkerId,
     pub(super) slot: Slot,
-    pub(super) seat: u8,
     pub(super) generation: GenerationId,
     /// The name that its process goes by.
     pub(super) name: &'a str,
@@ -41,7 +40,6 @@ pub(super) struct Role<'a> {
 pub(super) fn launch(
     now: Time,
     generation: &mut Generation,
-    scoreboard: &Scoreboard,
     groups: Option<&mut Groups>,
     role: Role<'_>,
 ) -> Result<Hand, String> {
@@ -49,11 +47,13 @@ pub(super) fn launch(
     generation.listen(generation.config.workers.max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
+    let row = theirs.as_ref().map(|_| SharedRow::create()).transpose();
+    let row = row.map_err(|error| format!("cannot make a worker's row of the scoreboard: {error}"))?;
     let queues = Queues::of(generation, role.slot);
     let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
     let siblings = queues.near.iter().chain(&queues.far).copied();
     let extras: Vec<BorrowedFd<'_>> =
-        theirs.iter().flat_map(|channel| [channel.as_fd(), scoreboard.as_fd()]).chain(siblings).collect();
+        theirs.iter().map(AsFd::as_fd).chain(row.iter().map(AsFd::as_fd)).chain(siblings).collect();
 
     let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
     let words = generation.words();
@@ -94,12 +94,12 @@ pub(super) fn launch(
     Ok(Hand {
         id: role.worker,
         slot: role.slot,
-        seat: role.seat,
         generation: role.generation,
         pid: spawned.pid,
         pidfd: spawned.pidfd,
         exec_errors: spawned.exec_errors,
         line,
+        row,
         stderr: capture,
         status: String::new(),
         alarm,
@@ -120,7 +120,6 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
         worker: role.worker,
         slot: role.slot,
         generation: role.generation,
-        seat: role.seat,
         workers: generation.config.workers,
         settings: generation.config.worker_settings(),
     };

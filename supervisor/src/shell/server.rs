@@ -28,7 +28,7 @@ use super::status::LastReload;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
-use prefork::scoreboard::{Scoreboard, Totals};
+use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
 use relay::Relay;
 use settle::Settling;
@@ -54,7 +54,6 @@ pub struct Server {
     generations: BTreeMap<GenerationId, Generation>,
     accepted: GenerationId,
     hands: BTreeMap<WorkerId, Hand>,
-    scoreboard: Scoreboard,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
     relay: Relay,
@@ -108,7 +107,6 @@ impl Server {
         let first = GenerationId(1);
         let mut generation = loader.load(&mut listeners, true)?;
         generation.listen(generation.config.workers)?;
-        let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
         let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
@@ -147,7 +145,6 @@ impl Server {
             generations: BTreeMap::from([(first, generation)]),
             accepted: first,
             hands: BTreeMap::new(),
-            scoreboard,
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
             relay: Relay::default(),
             leftovers: Leftovers::new(),

@@ -3,7 +3,7 @@
 use super::hand::Hand;
 use crate::core::{ReloadView, State, View, WorkerState};
 use prefork::WorkerId;
-use prefork::scoreboard::{Reading, Scoreboard, Totals};
+use prefork::scoreboard::{Reading, Totals};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -95,7 +95,6 @@ pub struct WorkerStatus {
 pub(super) fn status(
     view: View,
     hands: &BTreeMap<WorkerId, Hand>,
-    scoreboard: &Scoreboard,
     dead: &[Totals],
     queue: impl Fn(u16) -> Option<u32>,
     listeners: Vec<String>,
@@ -107,7 +106,7 @@ pub(super) fn status(
         let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
         let workers = here.filter_map(|worker| {
             let hand = hands.get(&worker.worker)?;
-            let reading = scoreboard.row(worker.slot, worker.seat).read();
+            let reading = hand.reading().unwrap_or_default();
             totals.fold(&reading);
             Some(WorkerStatus {
                 worker: worker.worker.0,

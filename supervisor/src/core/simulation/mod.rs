@@ -72,7 +72,6 @@ enum Happening {
 #[derive(Debug)]
 struct Process {
     slot: Slot,
-    seat: u8,
     generation: GenerationId,
     /// It came to a retired slot, for who waits there.
     visits: bool,

@@ -42,7 +42,7 @@ impl World {
                 self.left.extend(left.map(|slot| (*slot, self.now)));
                 self.rotation = slots;
             }
-            Action::Spawn { worker, slot, seat, generation } => self.spawn(worker, slot, seat, generation),
+            Action::Spawn { worker, slot, generation } => self.spawn(worker, slot, generation),
             Action::Drain { worker, grace, .. } => {
                 let now = self.now;
                 let leaves_after = self.dice.millis(1500);
@@ -150,12 +150,10 @@ impl World {
         }
     }
 
-    pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, seat: u8, generation: GenerationId) {
+    pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: GenerationId) {
         invariant!(self, !self.stopping, "nobody is spawned after a stop: worker {worker}");
         let in_slot: Vec<_> = self.processes.values().filter(|process| process.slot == slot).collect();
         invariant!(self, in_slot.len() < 2, "at most two workers are alive in a slot: {slot}");
-        let taken = in_slot.iter().any(|process| process.seat == seat);
-        invariant!(self, !taken, "nobody alive has the seat: slot {slot} seat {seat}");
         let Some((fate, _)) = self.fates.get(&generation).copied() else {
             invariant!(self, false, "a worker's generation was prepared and not forgotten: {generation}");
             return;
@@ -175,7 +173,6 @@ impl World {
         let ignores_drain = !self.healthy && !self.calm && self.dice.percent(5);
         let process = Process {
             slot,
-            seat,
             generation,
             visits: self.core.retired().any(|retired| retired == slot),
             ready: false,

@@ -60,7 +60,6 @@ states! {
         generations: Vec<GenerationState>,
         groups: Vec<GroupState>,
         hands: Vec<HandState>,
-        scoreboard: ScoreboardState,
         totals: Vec<TotalsState>,
         deaths: Vec<DeathsState>,
         backlog: Vec<u8>,
@@ -141,7 +140,6 @@ states! {
     HandState {
         id: WorkerId,
         slot: Slot,
-        seat: u8,
         generation: GenerationId,
         pid: i32,
         pidfd: Fd,
@@ -149,6 +147,7 @@ states! {
         protocol: u16,
         line: LineState,
         stderr: Option<StderrState>,
+        row: Option<RowState>,
         status: String,
         alarm: Option<(Time, AlarmState)>,
     } added {
@@ -169,8 +168,8 @@ states! {
     /// Any other worker's.
     NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
 
-    /// The shared memory, and how it is laid out.
-    ScoreboardState { memory: Fd, slots: u16, seats: u8, row: u32 }
+    /// A worker's row of the scoreboard: its memory, and how many bytes of it are a row.
+    RowState { memory: Fd, size: u32 }
 
     /// What dead workers of a slot have done.
     TotalsState { slot: Slot, requests: u64, connections: u64 }

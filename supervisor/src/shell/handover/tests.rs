@@ -99,7 +99,6 @@ fn sample() -> State {
     let hand = |id, line, alarm| HandState {
         id: WorkerId(id),
         slot: Slot(1),
-        seat: 1,
         generation: GenerationId(2),
         pid: 4711,
         pidfd: fd(20),
@@ -116,6 +115,7 @@ fn sample() -> State {
             cut: (id == 3).then(|| b"<4>".to_vec()),
             last_words: b"line\nli".to_vec(),
         }),
+        row: (id != 4).then_some(RowState { memory: fd(8), size: 128 }),
         status: "well".to_owned(),
         alarm,
         #[cfg(feature = "next")]
@@ -194,7 +194,6 @@ fn sample() -> State {
             ),
             hand(5, LineState::Closed, None),
         ],
-        scoreboard: ScoreboardState { memory: fd(8), slots: 1024, seats: 2, row: 128 },
         totals: vec![TotalsState { slot: Slot(1), requests: 1 << 33, connections: 12 }],
         deaths: vec![DeathsState { cause: "exit".to_owned(), count: 3 }],
         backlog: b"torn".to_vec(),

@@ -36,9 +36,9 @@ impl Server {
                 self.steer();
                 None
             }
-            Action::Spawn { worker, slot, seat, generation } => {
+            Action::Spawn { worker, slot, generation } => {
                 self.store.touch(self.now);
-                self.spawn(worker, slot, seat, generation)
+                self.spawn(worker, slot, generation)
             }
             Action::Drain { worker, grace, empty_queue } => {
                 // Away from it first, or somebody could still come when it has left.
@@ -133,17 +133,10 @@ impl Server {
         }
     }
 
-    pub(super) fn spawn(
-        &mut self,
-        worker: WorkerId,
-        slot: Slot,
-        seat: u8,
-        id: GenerationId,
-    ) -> Option<Event> {
-        let role =
-            Role { worker, slot, seat, generation: id, name: &self.name, notify: &self.notify_address };
+    pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, id: GenerationId) -> Option<Event> {
+        let role = Role { worker, slot, generation: id, name: &self.name, notify: &self.notify_address };
         let launched = match self.generations.get_mut(&id) {
-            Some(generation) => launch(self.now, generation, &self.scoreboard, self.groups.as_mut(), role),
+            Some(generation) => launch(self.now, generation, self.groups.as_mut(), role),
             None => Err(format!("generation {id} is not held any more")),
         };
         let watched = launched.and_then(|hand| match self.watch(&hand) {

@@ -60,7 +60,6 @@ impl Server {
                 let status = status(
                     self.core.view(),
                     &self.hands,
-                    &self.scoreboard,
                     &self.dead,
                     |slot| sockets.and_then(|sockets| sockets.queue(slot)),
                     sockets.map(|sockets| sockets.describe()).unwrap_or_default(),

@@ -30,7 +30,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::Channel;
 use prefork::message::PROTOCOL;
-use prefork::scoreboard::{Row, SEATS, Scoreboard, Totals};
+use prefork::scoreboard::{Row, SharedRow, Totals};
 use prefork::{GenerationId, Slot};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -79,12 +79,10 @@ impl Server {
                 hand.id, hand.generation
             ));
         }
-        let found: Vec<_> =
-            hands.values().map(|hand| (hand.id, hand.slot, hand.seat, hand.generation)).collect();
+        let found: Vec<_> = hands.values().map(|hand| (hand.id, hand.slot, hand.generation)).collect();
         if found != expected {
             give_up("the workers that are known are not those that are held");
         }
-        let scoreboard = scoreboard(&state.scoreboard, rest);
         let mut dead = vec![Totals::default(); usize::from(Slot::MAX)];
         for totals in &state.totals {
             if let Some(place) = dead.get_mut(totals.slot.index()) {
@@ -117,7 +115,6 @@ impl Server {
             generations,
             accepted: state.accepted,
             hands,
-            scoreboard,
             dead,
             relay: Relay::default(),
             leftovers: Leftovers::resumed(state.foster),
@@ -249,7 +246,6 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
     Hand {
         id: state.id,
         slot: state.slot,
-        seat: state.seat,
         generation: state.generation,
         pid: Pid::from_raw(state.pid),
         pidfd,
@@ -259,6 +255,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             let pipe = state.pipe.map(|pipe| unpacking.take(pipe, Kind::Pipe));
             Capture::adopted(pipe, state.held, &state.last_words, state.cut)
         }),
+        row: state.row.map(|state| row(&state, unpacking)),
         status: state.status,
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
@@ -269,14 +266,14 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
     }
 }
 
-fn scoreboard(state: &ScoreboardState, unpacking: &mut Unpacking) -> Scoreboard {
-    let ours = (Slot::MAX, SEATS, size_of::<Row>() as u64);
-    let theirs = (state.slots, state.seats, u64::from(state.row));
-    if ours != theirs {
+fn row(state: &RowState, unpacking: &mut Unpacking) -> SharedRow {
+    let ours = size_of::<Row>();
+    if state.size as usize != ours {
         give_up(&format!(
-            "the scoreboard has {theirs:?} slots, seats and bytes a row; this version wants {ours:?} (restart the server to change versions)"
+            "a worker's row of the scoreboard has {} bytes; this version wants {ours} (restart the server to change versions)",
+            state.size
         ));
     }
     let memory = unpacking.take(state.memory, Kind::Memory);
-    Scoreboard::open(memory).unwrap_or_else(|error| give_up(&format!("cannot map the scoreboard: {error}")))
+    SharedRow::open(memory).unwrap_or_else(|error| give_up(&format!("cannot map a row: {error}")))
 }

@@ -23,7 +23,7 @@ use nix::sys::stat::{fstat, stat};
 use nix::unistd::Pid;
 use prefork::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use prefork::message::PROTOCOL;
-use prefork::scoreboard::{Row, SEATS};
+use prefork::scoreboard::Row;
 use prefork::{GenerationId, Slot};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -367,12 +367,6 @@ impl Server {
             generations,
             groups: groups.into_iter().map(|(_, group)| group).collect(),
             hands: self.hands.values().map(|hand| hand_state(hand, packing)).collect(),
-            scoreboard: ScoreboardState {
-                memory: packing.add(Kind::Memory, &self.scoreboard),
-                slots: Slot::MAX,
-                seats: SEATS,
-                row: u32::try_from(size_of::<Row>()).unwrap_or(u32::MAX),
-            },
             totals: totals
                 .map(|(slot, totals)| TotalsState {
                     slot,
@@ -436,7 +430,6 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
     HandState {
         id: hand.id,
         slot: hand.slot,
-        seat: hand.seat,
         generation: hand.generation,
         pid: hand.pid.as_raw(),
         pidfd: packing.add(Kind::Process, &hand.pidfd),
@@ -455,6 +448,10 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
                 cut: cut.map(<[u8]>::to_vec),
                 last_words: capture.last_words(),
             }
+        }),
+        row: hand.row.as_ref().map(|row| RowState {
+            memory: packing.add(Kind::Memory, row),
+            size: u32::try_from(size_of::<Row>()).unwrap_or(u32::MAX),
         }),
         status: hand.status.clone(),
         alarm: hand.alarm.map(|(time, alarm)| match alarm {

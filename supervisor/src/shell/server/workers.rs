@@ -25,8 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
     pub(super) fn look(&self) -> Look {
-        let sight =
-            |hand: &Hand| (hand.id, hand.sight(self.now, &self.scoreboard.row(hand.slot, hand.seat).read()));
+        let sight = |hand: &Hand| (hand.id, hand.sight(self.now));
         let workers = self.hands.values().map(sight).collect();
         let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
         Look { workers, queues }
@@ -111,12 +110,10 @@ impl Server {
             }
             capture.bury()
         });
-        let row = self.scoreboard.row(hand.slot, hand.seat);
-        let reading = row.read();
-        if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
-            totals.fold(&reading);
+        let reading = hand.reading();
+        if let Some((totals, reading)) = self.dead.get_mut(hand.slot.index()).zip(reading.as_ref()) {
+            totals.fold(reading);
         }
-        row.clear();
         let generation = self.generations.get(&hand.generation);
         let remains = Remains {
             pid: hand.pid,
@@ -124,7 +121,7 @@ impl Server {
             failure: hand.exec_errors.failure(),
             oom,
             usage,
-            reading: generation.is_some_and(Generation::has_channel).then_some(reading),
+            reading,
             last_words: last_words.unwrap_or_default(),
         };
         let clean = generation.map(|generation| generation.config.clean_exit.clone()).unwrap_or_default();
