@@ -125,7 +125,9 @@ fn no_process_of_its_user_can_look_into_a_rust_worker_and_a_hung_one_still_leave
     }
     let dumped = |dumps: &str, hidden: bool| {
         let unlimited = ["sh", "-c", "ulimit -c unlimited; exec \"$@\"", "sh"];
-        let setup = setup().workers(1).args(["--user", NOBODY, "--core-dumps", dumps]).wrapped(unlimited);
+        let setup = setup().workers(1).args(["--user", NOBODY, "--core-dumps", dumps]);
+        // In a sandbox, the kernel would write no file into this directory.
+        let setup = setup.args(["--sandbox", "off"]).wrapped(unlimited);
         chown(setup.path(""), Some(65534), Some(65534)).expect("chown");
         let server = setup.start();
         let worker = server.ready()[0];
@@ -154,7 +156,8 @@ fn an_unprivileged_supervisor_passes_no_capability_on_but_those_that_are_kept() 
     let ambient = ["--inh-caps", "+net_bind_service", "--ambient-caps", "+net_bind_service"];
     for (has, keep) in [(false, false), (true, false), (true, true)] {
         let wrapper = user.iter().chain(ambient.iter().filter(|_| has));
-        let setup = setup().copied().workers(1).wrapped(wrapper.copied());
+        // A sandbox would take the right to gain privileges by itself.
+        let setup = setup().copied().workers(1).args(["--sandbox", "off"]).wrapped(wrapper.copied());
         let setup = if keep { setup.args(["--keep-cap", "net_bind_service"]) } else { setup };
         chown(setup.path(""), Some(65534), Some(65534)).expect("chown");
         let server = setup.start();
@@ -325,7 +328,7 @@ os.rename("told.new", "told")
 while True:
     time.sleep(1)
 "#;
-    let setup = setup().workers(1).args(["--user", NOBODY, "--ready-after", "100ms"]);
+    let setup = setup().workers(1).args(["--user", NOBODY, "--ready", "after=100ms"]);
     std::fs::set_permissions(setup.path(""), Permissions::from_mode(0o777)).expect("chmod");
     let server = setup.program(["/usr/bin/python3", "-c", script]).start();
     wait_until("what it tells", LONG, || server.path("told").exists());
@@ -525,5 +528,10 @@ fn a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_g
     server.signal(SIGUSR1);
     wait_until("the refusal", LONG, || logged().contains("cannot open log file"));
     assert!(logged().contains("going on with the old one"), "{}", logged());
+    let output = server.command(&["upgrade", "--wait"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let expected =
+        "Permission denied (os error 13) (give it to user 65534 with chown, or choose another --log-file)";
+    assert!(!output.status.success() && told.contains(expected), "{told}");
     assert_eq!(server.get("/").status, 200);
 }

@@ -116,6 +116,10 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
 fn take_over(identity: &Identity, task: Task) -> ExitCode {
     let (mut server, resumption) = Server::take_over(&task, identity);
     if task.check {
+        // Who has become another user may not be able to open again what is open now, and would go on without a log.
+        if let Some(Err(reason)) = server.log_settings().map(logfile::can_start) {
+            handover::give_up(&reason);
+        }
         task.pass();
     }
     if let Some(settings) = server.log_settings()

@@ -119,11 +119,23 @@ pub fn reopen() -> Result<bool, String> {
     }
 }
 
+/// Whether a process could go on logging like this one.
+///
+/// # Errors
+/// When the log file cannot be opened; the text names it.
+pub fn can_start(settings: &LogSettings) -> Result<(), String> {
+    let Some(path) = &settings.file else { return Ok(()) };
+    LogFile::new(path.clone()).reopen().map_err(|error| cannot_open(path, &error))
+}
+
 fn cannot_open(path: &Path, error: &io::Error) -> String {
-    format!(
-        "cannot open log file {}: {error} (create its directory, or choose another --log-file)",
-        path.display()
-    )
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("give it to user {} with chown", nix::unistd::geteuid())
+        }
+        _ => "create its directory".to_owned(),
+    };
+    format!("cannot open log file {}: {error} ({remedy}, or choose another --log-file)", path.display())
 }
 
 /// syslog(3)'s number for a level, which journald takes from a line's `<n>` prefix.

@@ -155,7 +155,7 @@ impl Task {
 }
 
 /// Ends this process's part, in the way that leaves the server as it is. Never unwinds.
-pub(super) fn give_up(reason: &str) -> ! {
+pub(crate) fn give_up(reason: &str) -> ! {
     let reason = plain(reason);
     match std::mem::replace(&mut *way(), Way::None) {
         Way::None => {
