@@ -46,8 +46,12 @@ def process(name):
     if name != "sibling":
         return int(name)
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with open(f"/proc/{pid}/stat") as file:
-            parent = int(file.read().rpartition(")")[2].split()[1])
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+        except OSError:
+            # It has just ended.
+            continue
         if parent == os.getppid() and int(pid) != os.getpid():
             return int(pid)
     raise OSError(errno.ENOENT, "no sibling")
