@@ -10,6 +10,7 @@
 //! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
 //! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
 //! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
+//! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
 
 use crate::channel::{Channel, WorkerEnd};
 use crate::settings::Accept;
@@ -47,9 +48,11 @@ pub const PREFORK_SCOREBOARD: &str = "PREFORK_SCOREBOARD";
 pub const PREFORK_ACCEPT: &str = "PREFORK_ACCEPT";
 /// How many sockets of other slots follow the scoreboard: near ones, and far ones.
 pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
+/// When to leave a core dump.
+pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
 
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 15] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -64,6 +67,7 @@ pub const ALL: [&str; 14] = [
     PREFORK_SCOREBOARD,
     PREFORK_ACCEPT,
     PREFORK_SIBLINGS,
+    PREFORK_CORE_DUMPS,
 ];
 
 /// The first inherited descriptor, by systemd's convention.

@@ -15,11 +15,13 @@
 //! * [`core`] – what to do, as a pure state machine;
 //! * [`shell`] – how to do it;
 //! * `record` – how one version writes its state for another;
-//! * `roles` – which of the roles this process plays; `client` – the other end of the control socket.
+//! * `roles` – which of the roles this process plays; `client` – the other end of the control socket; `place` –
+//!   where that is.
 
 mod client;
 pub mod config;
 pub mod core;
+mod place;
 mod record;
 mod roles;
 pub mod shell;

@@ -2,6 +2,8 @@
 
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
+use crate::place;
+use crate::shell::confine::{Confinement, Dropped, become_user};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
@@ -9,7 +11,7 @@ use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
 use crate::shell::lookout;
 use crate::shell::server::Server;
-use log::{error, info};
+use log::{error, info, warn};
 use prefork::environment::{Inherited, take_listeners};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -77,6 +79,16 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
         return fail(&reason);
     }
     info!("{} {} (pid {})", identity.name, identity.version, std::process::id());
+    // Before anything is bound: only sockets of one user can share an address.
+    match become_user(&config) {
+        Ok(None) => {}
+        Ok(Some(Dropped { remark, warns: false })) => info!("{remark}"),
+        Ok(Some(Dropped { remark, warns: true })) => warn!("{remark}"),
+        Err(reason) => {
+            error!("cannot start: {reason}");
+            return ExitCode::FAILURE;
+        }
+    }
     let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
         Ok(server) => server,
@@ -124,11 +136,15 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
 /// Validates everything that can be known without serving; an instance that serves is not disturbed.
 fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
-    let config = match loader.config() {
+    let mut config = match loader.config() {
         Ok(config) => config,
         Err(error) => return usage(&error.to_string()),
     };
-    if let Err(reason) = loader.executable(&config, false) {
+    let confined = Confinement::prepare(&config).and_then(|mut confinement| {
+        let program = confinement.program(&config, || loader.executable(&config, false))?;
+        confinement.add_sandbox(&mut config, &program)
+    });
+    if let Err(reason) = confined {
         return fail(&reason);
     }
     let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -142,7 +158,7 @@ fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> Exit
         Err(error) => return usage(&error.to_string()),
         Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
         Ok(Control::Path(path)) => Some(path),
-        Ok(Control::Default) => default_path(),
+        Ok(Control::Default) => place::of_running_server(source.file()),
     };
     let Some(path) = path else {
         return fail(

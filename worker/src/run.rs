@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prefork::Slot;
 use prefork::channel::{Received, WorkerEnd};
-use prefork::environment::WorkerEnvironment;
+use prefork::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
 use prefork::message::{PROTOCOL, ToSupervisor, ToWorker, Welcome, clip};
 use prefork::scoreboard::{SEATS, Scoreboard};
 use prefork::settings::WorkerSettings;
@@ -82,6 +82,11 @@ impl Worker {
             .map_err(|error| error.to_string())?
             .ok_or("it was not started by a supervisor (PREFORK_CHANNEL is not set)")?;
         sys::ignore_sigpipe();
+        match std::env::var(PREFORK_CORE_DUMPS).as_deref() {
+            Ok("abort") => sys::hide(true),
+            Ok("off") => sys::hide(false),
+            _ => {}
+        }
         let signals = register_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
         let channel = environment.channel;
         let deadline = Instant::now() + WELCOME;

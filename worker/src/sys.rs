@@ -69,3 +69,26 @@ pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl has just made this descriptor, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Nobody without privileges may look into this process from now on, not even another process of its user; so it
+/// leaves no core dump either, except `when_aborted`: SIGABRT opens it again for the kernel's dump.
+pub(crate) fn hide(when_aborted: bool) {
+    /// Runs in any state of the process, a hung one too: system calls only.
+    extern "C" fn open(signal: libc::c_int) {
+        // SAFETY: these are async-signal-safe and take integers. The signal is blocked while this runs, so the one
+        // that is raised here acts, by default, when this returns: the dump shows where the process was.
+        unsafe {
+            libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+    let handler: extern "C" fn(libc::c_int) = open;
+    // SAFETY: prctl takes integers, and the handler is async-signal-safe.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        if when_aborted {
+            libc::signal(libc::SIGABRT, handler as libc::sighandler_t);
+        }
+    }
+}

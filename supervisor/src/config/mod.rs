@@ -10,14 +10,17 @@
 //! Start reading at the table in `options.rs`; each setting is one row there.
 
 mod bind;
+mod cgroups;
 mod cli;
 mod error;
 mod file;
 mod options;
+mod privileges;
 mod reader;
 mod ready;
 mod render;
 mod resolve;
+mod sandbox;
 mod source;
 mod words;
 
@@ -29,7 +32,9 @@ pub use clap_complete::Shell;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
+pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
 pub use ready::Ready;
+pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
 
 use nix::sys::signal::Signal;
@@ -65,6 +70,10 @@ pub struct Config {
     pub env: BTreeMap<String, String>,
     /// Working directory of the workers; it existed when the configuration was loaded.
     pub directory: Option<PathBuf>,
+    /// How workers are confined.
+    pub sandbox: Sandbox,
+    /// Resource limits of a worker, no resource twice.
+    pub limits: Vec<Limit>,
     /// How many slots a reload replaces at a time.
     pub surge: Surge,
     /// How long a reload's new workers must live after they are ready before the old ones drain.
@@ -75,6 +84,12 @@ pub struct Config {
     pub drain_idle: Duration,
     /// What asks a foreign worker to drain. Never KILL or STOP.
     pub stop_signal: Signal,
+    /// Where the workers' control groups are.
+    pub cgroups: Cgroups,
+    /// Bytes that a worker's control group may use.
+    pub worker_memory: Option<u64>,
+    /// Thousandths of a CPU that a worker's control group may use.
+    pub worker_cpus: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
     /// When a foreign program counts as ready.
@@ -91,6 +106,8 @@ pub struct Config {
     pub max_head: u32,
     /// The longest request body, in bytes.
     pub max_body: Option<u64>,
+    /// Whom workers and the supervisor run as, and what they keep.
+    pub privileges: Privileges,
     /// What is logged, how and where.
     pub log: LogSettings,
     /// Where the control socket is.
@@ -128,6 +145,17 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// The file, or `None` for stderr.
     pub file: Option<PathBuf>,
+}
+
+/// Where the workers' control groups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cgroups {
+    /// Below the supervisor's own, if that was delegated to it.
+    Auto,
+    /// Below this one.
+    Path(PathBuf),
+    /// There are none.
+    Off,
 }
 
 /// How a log line looks.

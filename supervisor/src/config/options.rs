@@ -5,9 +5,12 @@
 //! by the same reader as what a user types.
 
 use super::bind::Bind;
+use super::cgroups::{Cpus, WorkerCount};
+use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
+use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Control, LogFormat, Ready, Surge};
+use super::{Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -126,8 +129,8 @@ settings! {
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
         app: (Typed<Plain>) as "APP" = Given("hello");
-        /// Number of worker processes
-        workers: (Typed<Whole<1, 1024>>) as "N" = Computed("one per CPU that this process may use");
+        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave
+        workers: (Typed<WorkerCount>) as "N|auto" = Given("auto");
         /// Most workers that TTIN can scale up to
         max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
@@ -141,6 +144,27 @@ settings! {
         /// Working directory of the workers
         directory: (Typed<Place>) as "DIR" = Computed("the supervisor's");
     }
+    "Sandbox" {
+        /// What to do when the kernel lacks a part of the workers' sandbox: strict (refuse), best-effort (say so and go on)
+        /// or off (no sandbox)
+        sandbox: (Typed<Rigour>) as "HOW" = Computed("best-effort for stock apps, and where another option asks for a part");
+        /// Path that workers may read and execute. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        read_only: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing but what they serve");
+        /// Path that workers may read and write. May be given several times; then they see nothing else but what any
+        /// program needs to run
+        writable: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing");
+        /// Whether workers may bind TCP ports of their own: allow or deny
+        tcp_bind: (Typed<Permission>) as "WHETHER" = Computed("deny for stock apps, allow for others");
+        /// What becomes of system calls that a worker should not need: enforce (they fail), log (the kernel logs them) or
+        /// off
+        seccomp: (Typed<Seccomp>) as "HOW" = Computed("enforce for stock apps, off for others");
+        /// Whether each worker has a /tmp and a /var/tmp of its own: on or off. Needs CAP_SYS_ADMIN
+        private_tmp: (Typed<OnOff>) as "WHETHER" = Computed("off");
+        /// Limit of a resource of a worker: as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or stack.
+        /// May be given several times
+        limit: (Vec<Typed<Limit>>) as "NAME=SOFT[:HARD]" = Computed("the supervisor's");
+    }
     "Reload and shutdown" {
         /// How many workers a reload replaces at a time: all, or a number
         surge: (Typed<Surge>) as "all|N" = Given("all");
@@ -152,6 +176,15 @@ settings! {
         drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
         /// Signal that asks a program to drain
         stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
+    }
+    "Control groups" {
+        /// Where each worker gets a control group of its own: auto (below ours, where it was delegated to us), a directory
+        /// that is ours to use, or off. Read at start only
+        cgroups: (Typed<Cgroups>) as "auto|off|DIR" = Given("auto");
+        /// Memory that a worker's control group may use, or off; a worker that needs more is killed, and only that one
+        worker_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
+        /// CPUs that a worker's control group may use, such as 1.5, or off
+        worker_cpus: (Typed<OrOff<Cpus>>) as "CPUS" = Given("off");
     }
     "Timeouts" {
         /// How long a worker may take to get ready
@@ -174,6 +207,24 @@ settings! {
         max_head: (Typed<Size<8_192, 16_777_216>>) as "SIZE" = Given("64KiB");
         /// Longest request body, or off; longer ones get 413
         max_body: (Typed<OrOff<Size<1, 1_099_511_627_776>>>) as "SIZE" = Given("off");
+    }
+    "Privileges" {
+        /// User that the workers run as, by name or number, with its group and all other groups that it is in. Workers get
+        /// HOME, USER, LOGNAME and SHELL of it. Needs root
+        user: (Typed<Name>) as "USER" = Computed("the supervisor's");
+        /// Group that the workers run as, by name or number
+        group: (Typed<Name>) as "GROUP" = Computed("the user's");
+        /// Group that the workers are in besides. May be given several times
+        groups: (Vec<Typed<Name>>) as "GROUP" = Computed("those of the user");
+        /// Capability that the workers keep, like net_bind_service, or all; they lose all others. May be given several times
+        keep_cap: (Vec<Typed<Capabilities>>) as "NAME" = Computed("none");
+        /// Whether nothing that a worker executes may gain privileges, as by set-user-id files: on or off
+        no_new_privileges: (Typed<OnOff>) as "on|off" = Computed("on for root, and when a user or group is set");
+        /// When a worker leaves a core dump: on (at every crash), abort (when it is aborted as hung; until then, no process
+        /// of its user can look into a Rust worker) or off
+        core_dumps: (Typed<CoreDumps>) as "WHEN" = Computed("abort when a user or group is set, else on");
+        /// User that the supervisor itself becomes before it binds, keeping only the capabilities that it needs. Needs root
+        supervisor_user: (Typed<Name>) as "USER" = Computed("whoever starts it");
     }
     "Logging" {
         /// Least important messages to log: off, error, warn, info, debug or trace

@@ -12,6 +12,8 @@ pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
     const LIKE: &'static str;
     /// Whether the file holds it as a bare number.
     const NUMBER: bool = false;
+    /// What a bare number's place can also hold, in quotes.
+    const WORDS: &'static [&'static str] = &[];
 
     /// Reads it, or says what is wrong with it.
     fn read(text: &str) -> Result<Self, String>;
@@ -94,7 +96,7 @@ impl<'de, T: Word> Visitor<'de> for One<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Typed<T>, E> {
-        if T::NUMBER {
+        if T::NUMBER && !T::WORDS.contains(&text) {
             return Err(E::custom(format!(
                 "is text here; write the number without quotes, like {}",
                 T::LIKE

@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Config, Control, LogFormat, Program, Surge};
+use super::{Account, Cgroups, Config, Control, LogFormat, Privileges, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -30,6 +30,17 @@ impl Config {
         if let Some(directory) = &self.directory {
             page.line("directory", quoted(directory.display()));
         }
+        let sandbox = &self.sandbox;
+        page.line("sandbox", quoted(sandbox.rigour.as_str()));
+        for (name, paths) in [("read-only", &sandbox.read_only), ("writable", &sandbox.writable)] {
+            let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            page.line(name, quoted_list(&paths));
+        }
+        page.line("tcp-bind", quoted(if sandbox.tcp_bind { "allow" } else { "deny" }));
+        page.line("seccomp", quoted(sandbox.seccomp.as_str()));
+        page.line("private-tmp", quoted(if sandbox.private_tmp { "on" } else { "off" }));
+        let limits: Vec<_> = self.limits.iter().map(ToString::to_string).collect();
+        page.line("limit", quoted_list(&limits));
         match self.surge {
             Surge::All => page.line("surge", quoted("all")),
             Surge::Count(count) => page.line("surge", count),
@@ -38,6 +49,14 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        match &self.cgroups {
+            Cgroups::Auto => page.line("cgroups", quoted("auto")),
+            Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
+            Cgroups::Off => page.line("cgroups", off()),
+        }
+        page.line("worker-memory", self.worker_memory.map_or_else(off, |size| quoted(binary(size))));
+        let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
+        page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
         page.line("ready", quoted(self.ready));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
@@ -46,6 +65,7 @@ impl Config {
         page.line("header-timeout", span(self.header_timeout));
         page.line("max-head", quoted(binary(self.max_head.into())));
         page.line("max-body", self.max_body.map_or_else(off, |size| quoted(binary(size))));
+        self.privileges.render(&mut page);
         page.line("log-level", quoted(self.log.level.as_str().to_ascii_lowercase()));
         page.line("log-format", quoted(self.log.format.as_str()));
         page.line(
@@ -64,6 +84,29 @@ impl Config {
             }
         }
         page.0
+    }
+}
+
+impl Privileges {
+    /// Only what is set: nothing that can be written means whoever starts the supervisor.
+    fn render(&self, page: &mut Page) {
+        let account = |account: &Option<Account>| account.as_ref().map(|account| quoted(&account.written));
+        if let Some(user) = account(&self.user) {
+            page.line("user", user);
+        }
+        if let Some(group) = &self.group {
+            page.line("group", quoted(&group.written));
+        }
+        let groups: Vec<_> = self.groups.iter().map(|group| group.written.clone()).collect();
+        page.line("groups", quoted_list(&groups));
+        page.line("keep-cap", quoted_list(&self.keep.names()));
+        if let Some(on) = self.no_new_privileges {
+            page.line("no-new-privileges", quoted(if on { "on" } else { "off" }));
+        }
+        page.line("core-dumps", quoted(self.core_dumps.as_str()));
+        if let Some(user) = account(&self.supervisor_user) {
+            page.line("supervisor-user", user);
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Layers → [`Config`]: what the settings mean together.
 
+use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
 use super::options::{Options, SETTINGS};
+use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
-use super::{Bind, Config, Control, LogSettings, Program, Ready};
+use super::{Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
 use prefork::Slot;
 use prefork::settings::ClassName;
 use std::collections::BTreeSet;
@@ -43,11 +45,16 @@ pub(super) fn resolve(
         .reduce(Options::over)
         .expect("there is always the layer of defaults");
 
-    let program = desk.program(linked, around, value(all.app).0);
-    let workers = all.workers.map_or_else(
-        || u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
-        |Typed(workers)| small(workers.0),
-    );
+    let program = desk.program(linked, around, value(all.app.clone()).0);
+    let (sandbox, useless) = Sandbox::resolve(&all, &program);
+    for name in useless {
+        let place = desk.place(name);
+        desk.warnings.push(format!("{place}: has no effect with sandbox off"));
+    }
+    let workers = match value(all.workers) {
+        WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
+        WorkerCount::Fixed(count) => count,
+    };
     let max_workers = match all.max_workers {
         None => workers.saturating_mul(2).clamp(8, Slot::MAX),
         Some(Typed(most)) => small(most.0),
@@ -66,6 +73,16 @@ pub(super) fn resolve(
             format!("{} is no directory (make it, or name another)", directory.display()),
         );
     }
+    let wanted = Wanted {
+        user: all.user,
+        group: all.group,
+        groups: all.groups,
+        keep_cap: all.keep_cap,
+        no_new_privileges: all.no_new_privileges,
+        core_dumps: all.core_dumps,
+        supervisor_user: all.supervisor_user,
+    };
+    let privileges = privileges(wanted, |name, message| desk.refuse(name, message));
     let class = value(all.class);
     let ready = value(all.ready);
     if ready == Ready::Channel && matches!(program, Program::Command(_)) {
@@ -85,11 +102,16 @@ pub(super) fn resolve(
         max_connections: value(all.max_connections).0,
         env: value_list(all.env).into_iter().map(|variable| (variable.key, variable.value)).collect(),
         directory,
+        sandbox,
+        limits: Limit::last_of_each(value_list(all.limit)),
         surge: value(all.surge),
         probation: value(all.probation).0,
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        cgroups: value(all.cgroups),
+        worker_memory: limit(all.worker_memory).map(|size| size.0),
+        worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
         start_timeout: value(all.start_timeout).0,
         ready,
         hang_timeout: limit(all.hang_timeout).map(|span| span.0),
@@ -98,6 +120,7 @@ pub(super) fn resolve(
         header_timeout: value(all.header_timeout).0,
         max_head: u32::try_from(value(all.max_head).0).expect("the range of max-head fits"),
         max_body: limit(all.max_body).map(|size| size.0),
+        privileges,
         log: LogSettings {
             level: value(all.log_level),
             format: value(all.log_format),

@@ -11,10 +11,10 @@
 //! does not know what a request does.
 
 mod handover;
+mod peer;
 
 use super::poll::{Interest, Poll, Token};
 use crate::core::Time;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -59,6 +59,26 @@ pub enum Request {
         #[serde(default)]
         now: bool,
     },
+}
+
+impl Request {
+    /// Reads a request out of what a client has sent so far; `None` while it is incomplete.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the client.
+    ///
+    /// ```
+    /// use supervisor::shell::control::Request;
+    /// assert_eq!(Request::read(br#"{"command":"sta"#), None);
+    /// assert_eq!(Request::read(b"{\"command\":\"status\"}\n"), Some(Ok(Request::Status)));
+    /// ```
+    pub fn read(input: &[u8]) -> Option<Result<Self, String>> {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
+            let long = input.len() >= MAX_REQUEST;
+            return long.then(|| Err(format!("a request is one line of at most {MAX_REQUEST} bytes")));
+        };
+        Some(serde_json::from_slice(&input[..end]).map_err(|error| format!("no such request: {error}")))
+    }
 }
 
 /// One line of an answer.
@@ -206,7 +226,7 @@ impl ControlServer {
             let refusal = if self.clients.len() >= MAX_CLIENTS {
                 Some(format!("{MAX_CLIENTS} control clients are connected already"))
             } else {
-                refuse_peer(&stream)
+                peer::refuse(&stream)
             };
             let deadline = Some(now + TIME_TO_ASK);
             let mut client =
@@ -238,25 +258,12 @@ impl ControlServer {
             }
             Ok(length) => {
                 client.input.extend_from_slice(&buffer[..length]);
-                let Some(end) = client.input.iter().position(|byte| *byte == b'\n') else {
-                    if client.input.len() >= MAX_REQUEST {
-                        self.answer(
-                            now,
-                            poll,
-                            id,
-                            &Answer::failed(format!("a request is one line of at most {MAX_REQUEST} bytes")),
-                        );
-                    }
-                    return None;
-                };
-                match serde_json::from_slice(&client.input[..end]) {
+                match Request::read(&client.input)? {
                     Ok(request) => {
                         client.deadline = None;
                         return Some(request);
                     }
-                    Err(error) => {
-                        self.answer(now, poll, id, &Answer::failed(format!("no such request: {error}")))
-                    }
+                    Err(reason) => self.answer(now, poll, id, &Answer::failed(reason)),
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -353,19 +360,6 @@ impl Drop for ControlServer {
         // Somebody may have put another one in its place.
         if std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
             let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Root, the supervisor's own user and its group may ask; the socket's mode says so too, but a mode can be changed.
-fn refuse_peer(stream: &UnixStream) -> Option<String> {
-    match getsockopt(stream, PeerCredentials) {
-        Err(error) => Some(format!("cannot tell who you are: {error}")),
-        Ok(peer) => {
-            let (user, group) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            let may = peer.uid() == 0 || peer.uid() == user || peer.gid() == group;
-            (!may)
-                .then(|| format!("user {} may not control this server (it runs as user {user})", peer.uid()))
         }
     }
 }

@@ -84,10 +84,11 @@ impl Loader {
     pub fn load(&self, listeners: &mut Listeners, first: bool) -> Result<Generation, String> {
         let source = self.source.frozen();
         let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
-        let config = source.load(&around).map_err(|error| error.brief())?;
+        let mut config = source.load(&around).map_err(|error| error.brief())?;
         let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
-        let executable = self.executable(&config, first)?;
-        let confinement = Confinement::prepare(&config)?;
+        let mut confinement = Confinement::prepare(&config)?;
+        let executable = confinement.program(&config, || self.executable(&config, first))?;
+        confinement.add_sandbox(&mut config, &executable)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
@@ -107,6 +108,11 @@ impl Loader {
 }
 
 impl Generation {
+    /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
+    pub(super) fn meeting_place(&self) -> Option<PathBuf> {
+        self.confinement.meeting_place()
+    }
+
     /// Has the sockets of the first `slots` slots listen; more never do less.
     ///
     /// # Errors

@@ -40,6 +40,8 @@ pub(super) struct Hand {
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.
     pub(super) alarm: Option<(Time, Alarm)>,
+    /// It accepts no more connections, by its own word.
+    pub(super) quiet: bool,
 }
 
 /// What to do with a worker at a certain time.
@@ -144,6 +146,7 @@ impl Hand {
             (ToSupervisor::Failed { reason }, Phase::Greeted) => Ok(Some(Event::Failed(id, plain(&reason)))),
             // Asked to by somebody else, with a signal.
             (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
+                self.quiet = true;
                 Ok((!std::mem::replace(draining, true)).then_some(Event::Leaving(id)))
             }
             (ToSupervisor::Status { text }, Phase::Greeted | Phase::Ready) => {
@@ -168,7 +171,10 @@ impl Hand {
             WorkerNotice::Watchdog => *fed = Some(now),
             // It speaks the protocol, so its silence about being ready means something.
             WorkerNotice::ExtendTimeout(_) => self.alarm = None,
-            WorkerNotice::Stopping => return Some(Event::Leaving(id)),
+            WorkerNotice::Stopping => {
+                self.quiet = true;
+                return Some(Event::Leaving(id));
+            }
         }
         None
     }

@@ -1,5 +1,6 @@
 //! Starting one worker: which descriptors, which environment, which first words.
 
+use super::cgroup::{Groups, Limits};
 use super::generation::Generation;
 use super::hand::{Alarm, Allowance, Hand, Line, Phase};
 use super::log;
@@ -37,6 +38,7 @@ pub(super) fn launch(
     now: Time,
     generation: &mut Generation,
     scoreboard: &Scoreboard,
+    groups: Option<&mut Groups>,
     role: Role<'_>,
 ) -> Result<Hand, String> {
     // All the generation's slots at once: steering, not listen(2), decides who gets connections.
@@ -54,6 +56,7 @@ pub(super) fn launch(
     let argv = if words.is_empty() { vec![c_string(title)?] } else { words };
     let directory = generation.config.directory.as_ref();
     let directory = directory.map(|path| c_string(path.as_os_str().as_bytes())).transpose()?;
+    let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
@@ -64,6 +67,7 @@ pub(super) fn launch(
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
         death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
+        cgroup: group.as_ref().map(AsFd::as_fd),
         confinement: &generation.confinement,
     };
     let spawned = spawn(order).map_err(|error| error.to_string())?;
@@ -85,6 +89,7 @@ pub(super) fn launch(
         line,
         status: String::new(),
         alarm,
+        quiet: false,
     })
 }
 
@@ -134,6 +139,7 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        set.push((contract::PREFORK_CORE_DUMPS, config.privileges.core_dumps.as_str().into()));
         set.extend(log::environment(&config.log).into_iter().map(|(key, value)| (key, value.into())));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
@@ -142,6 +148,8 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
             set.push((contract::WATCHDOG_PID, OsString::new()));
         }
     }
+    let told = generation.confinement.variables().iter().filter(|(key, _)| !config.env.contains_key(*key));
+    set.extend(told.cloned());
     set.extend(config.env.iter().map(|(key, value)| (key.as_str(), value.into())));
     let ours = |key: &OsStr| {
         contract::ALL.iter().chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE]).any(|name| key == *name)

@@ -7,6 +7,7 @@
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
+pub mod cgroup;
 pub mod confine;
 pub mod control;
 pub mod generation;

@@ -5,7 +5,8 @@
 //! a message, never time.
 
 mod server;
-pub use server::{NotifyServer, Received, WorkerNotice};
+pub(super) use server::parent_and_group;
+pub use server::{NotifyServer, Received, WorkerNotice, parse};
 
 use nix::errno::Errno;
 use nix::sys::socket::{

@@ -50,9 +50,10 @@ pub const ORPHANS_AT_ONCE: usize = 64;
 pub struct Orphans {
     /// Who was buried, and how they had ended.
     pub reaped: Vec<(Pid, Death)>,
-    /// There may be more: the bound was reached, or a known child's body hides them. Call again after the next
-    /// round of pidfds.
-    pub more: bool,
+    /// The bound was reached: call again soon.
+    pub full: bool,
+    /// There may be more behind a known child's body: call again when that is buried.
+    pub hidden: bool,
 }
 
 /// Reaps the child of a pidfd; `None` while it lives.
@@ -83,8 +84,9 @@ pub fn reap_orphans(known: impl Fn(Pid) -> bool) -> io::Result<Orphans> {
         // First only a look: the status of a known child belongs to the reader of its pidfd.
         let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
         let Some((pid, _)) = wait(libc::P_ALL, 0, look).or_else(gone)? else { return Ok(orphans) };
-        if known(pid) || orphans.reaped.len() == ORPHANS_AT_ONCE {
-            orphans.more = true;
+        orphans.hidden = known(pid);
+        orphans.full = orphans.reaped.len() == ORPHANS_AT_ONCE;
+        if orphans.hidden || orphans.full {
             return Ok(orphans);
         }
         let id = pid.as_raw().unsigned_abs();

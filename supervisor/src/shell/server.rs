@@ -7,10 +7,12 @@
 mod actions;
 mod lookouts;
 mod operators;
+mod settle;
 mod takeover;
 mod upgrade;
 mod workers;
 
+use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
@@ -25,6 +27,7 @@ use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
 use prefork::scoreboard::{Scoreboard, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
+use settle::Settling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
@@ -57,12 +60,17 @@ pub struct Server {
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
+    /// A reload that is done, and of which nobody has been told yet.
+    settling: Option<Settling>,
     booted: bool,
     control: Option<ControlServer>,
     /// Control clients that wait for a reload's verdict.
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
-    orphans_left: bool,
+    /// The workers' control groups, if there are any.
+    groups: Option<Groups>,
+    /// When to look again for dead children that are not ours, and for what dead workers have left.
+    look_for_orphans: Option<Time>,
     rotation: Vec<Slot>,
     steering_failed: bool,
     on_terminal: bool,
@@ -91,7 +99,7 @@ impl Server {
         let mut generation = loader.load(&mut listeners, true)?;
         generation.listen(generation.config.workers)?;
         let scoreboard = Scoreboard::create().map_err(failed("make the scoreboard"))?;
-        let notify = NotifyServer::bind(super::control::runtime_directory().as_deref())
+        let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
         poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;
@@ -99,6 +107,7 @@ impl Server {
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
+        let groups = cgroup::prepare(&generation.config)?;
         for address in generation.sockets.describe() {
             info!("listening on {address}");
         }
@@ -136,11 +145,13 @@ impl Server {
             store,
             watchdog,
             untold: None,
+            settling: None,
             booted: false,
             control: None,
             waiting: BTreeSet::new(),
             last_reload: None,
-            orphans_left: false,
+            groups,
+            look_for_orphans: None,
             rotation: Vec::new(),
             steering_failed: false,
             on_terminal: leave_terminal(),
@@ -184,9 +195,11 @@ impl Server {
             for token in ready {
                 self.serve(token);
             }
+            self.settle();
             self.keep_time();
             self.advance_upgrade();
         }
+        self.settle_now();
         if let Some(control) = &mut self.control {
             control.finish();
         }
@@ -201,7 +214,6 @@ impl Server {
         let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
         let control = self.control.as_ref().and_then(ControlServer::next_deadline);
         let watchdog = self.watchdog.map(|(_, at)| at);
-        let orphans = self.orphans_left.then(|| self.now + Duration::from_millis(100));
         let untold = self.untold.as_ref().map(|(at, _)| *at);
         alarms
             .chain(self.core.next_deadline())
@@ -209,8 +221,9 @@ impl Server {
             .chain(watchdog)
             .chain(self.store.due())
             .chain(untold)
+            .chain(self.settling.as_ref().map(Settling::deadline))
             .chain(self.upgrade.deadline())
-            .chain(orphans)
+            .chain(self.look_for_orphans)
             .min()
     }
 
@@ -262,7 +275,7 @@ impl Server {
         if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
             self.tell_systemd(&fact);
         }
-        if self.orphans_left {
+        if self.look_for_orphans.is_some_and(|at| at <= self.now) {
             self.bury_orphans();
         }
         self.store.tend(self.now, &self.systemd, &self.listeners);

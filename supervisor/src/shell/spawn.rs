@@ -43,6 +43,8 @@ pub struct Order<'a> {
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
     pub death_signal: Signal,
+    /// A control group's `cgroup.procs` to enter.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// What it gives up.
     pub confinement: &'a Confinement,
 }
@@ -111,6 +113,8 @@ const REPORT: usize = 1 + size_of::<c_int>();
 pub enum Stage {
     /// To make its own process group.
     Group,
+    /// To enter its control group.
+    Cgroup,
     /// To ask for a signal at its parent's death.
     DeathSignal,
     /// To move its descriptors to their places and close all others.
@@ -119,13 +123,41 @@ pub enum Stage {
     Directory,
     /// To renounce new privileges.
     NoNewPrivileges,
+    /// To take its groups.
+    Groups,
+    /// To become its user and group.
+    Identity,
+    /// To give up capabilities.
+    Capabilities,
+    /// To set resource limits.
+    Limits,
+    /// To mount its own `/tmp`.
+    PrivateTmp,
+    /// To restrict its access to files and processes.
+    Landlock,
+    /// To filter its system calls.
+    Seccomp,
     /// To execute the program. Last, as everything before it is told apart by number.
     Exec,
 }
 
 impl Stage {
     fn from_byte(byte: u8) -> Self {
-        let all = [Self::Group, Self::DeathSignal, Self::Descriptors, Self::Directory, Self::NoNewPrivileges];
+        let all = [
+            Self::Group,
+            Self::Cgroup,
+            Self::DeathSignal,
+            Self::Descriptors,
+            Self::Directory,
+            Self::NoNewPrivileges,
+            Self::Groups,
+            Self::Identity,
+            Self::Capabilities,
+            Self::Limits,
+            Self::PrivateTmp,
+            Self::Landlock,
+            Self::Seccomp,
+        ];
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
     }
 }
@@ -151,8 +183,16 @@ impl fmt::Display for ExecFailure {
             }
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
             Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
+            Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
+            Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
+            Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
+            Stage::Limits => write!(f, "cannot set resource limits of {program}: {reason}")?,
+            Stage::PrivateTmp => write!(f, "cannot mount a private /tmp for {program}: {reason}")?,
+            Stage::Landlock => write!(f, "cannot restrict {program} to its paths: {reason}")?,
+            Stage::Seccomp => write!(f, "cannot filter the system calls of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
         match executable::remedy(self.errno) {

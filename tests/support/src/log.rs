@@ -7,7 +7,14 @@ use std::time::{Duration, Instant};
 /// The lines that a process has written so far; more come while it lives.
 #[derive(Debug, Clone, Default)]
 pub struct Log {
-    shared: Arc<(Mutex<Vec<String>>, Condvar)>,
+    shared: Arc<(Mutex<Lines>, Condvar)>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    all: Vec<String>,
+    /// Nobody can write any more.
+    ended: bool,
 }
 
 impl Log {
@@ -19,26 +26,35 @@ impl Log {
             let mut output = BufReader::new(output);
             let mut line = Vec::new();
             while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                writer.guard().push(String::from_utf8_lossy(&line).trim_end().to_owned());
+                writer.guard().all.push(String::from_utf8_lossy(&line).trim_end().to_owned());
                 writer.shared.1.notify_all();
                 line.clear();
             }
+            writer.guard().ended = true;
+            writer.shared.1.notify_all();
         });
         log
     }
 
-    fn guard(&self) -> MutexGuard<'_, Vec<String>> {
+    fn guard(&self) -> MutexGuard<'_, Lines> {
         self.shared.0.lock().expect("no thread panics while it holds the log")
     }
 
     /// All lines so far.
     pub fn lines(&self) -> Vec<String> {
-        self.guard().clone()
+        self.guard().all.clone()
     }
 
     /// How many lines so far contain `text`.
     pub fn count(&self, text: &str) -> usize {
-        self.guard().iter().filter(|line| line.contains(text)).count()
+        self.guard().all.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// All lines there will ever be: waits until nobody can write any more, or for `limit` when a process that was left
+    /// behind still could.
+    pub fn all(&self, limit: Duration) -> Vec<String> {
+        let waited = self.shared.1.wait_timeout_while(self.guard(), limit, |lines| !lines.ended);
+        waited.expect("no thread panics while it holds the log").0.all.clone()
     }
 
     /// Waits for a line that contains `text`, and returns it. Lines from before the call count too.
@@ -59,12 +75,12 @@ impl Log {
         let end = Instant::now() + limit;
         let mut lines = self.guard();
         loop {
-            if let Some(line) = lines.iter().find(|line| wanted(line)) {
+            if let Some(line) = lines.all.iter().find(|line| wanted(line)) {
                 return line.clone();
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let all = lines.join("\n  ");
+                let all = lines.all.join("\n  ");
                 // Not poisoned by the panic: the same log is printed again when the server is dropped.
                 drop(lines);
                 panic!("no line `{what}` within {limit:?} in:\n  {all}");

@@ -262,8 +262,7 @@ impl Setup {
     pub fn run(self) -> (ExitStatus, Vec<String>) {
         let mut server = self.spawn();
         let status = server.wait_exit(LONG);
-        server.log.wait_by("anything", Duration::from_secs(5), |_| true);
-        (status, server.log.lines())
+        (status, server.log.all(Duration::from_secs(5)))
     }
 }
 

@@ -12,6 +12,33 @@ use std::process::Command;
 /// When the program fails, with all that it said.
 #[track_caller]
 pub fn run(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, arguments: &[&OsStr]) {
+    boot(test, &[], units, shown, program, arguments);
+}
+
+/// As [`run`], under a newer systemd than the machine's: the one that `scripts/newer-systemd` has fetched.
+///
+/// # Panics
+/// As [`run`].
+#[track_caller]
+pub fn run_newer(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, arguments: &[&OsStr]) {
+    let place = root().join("target/newer-systemd");
+    let files = std::fs::read_dir(&place).into_iter().flatten().flatten().map(|entry| entry.path());
+    let packages: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "deb")).collect();
+    if packages.is_empty() || !place.join("complete").exists() {
+        return skipped(test, "no newer systemd is there (scripts/newer-systemd fetches one)");
+    }
+    boot(test, &packages, units, shown, program, arguments);
+}
+
+#[track_caller]
+fn boot(
+    test: &str,
+    packages: &[PathBuf],
+    units: &[PathBuf],
+    shown: &[&Path],
+    program: &Path,
+    arguments: &[&OsStr],
+) {
     if !nix::unistd::geteuid().is_root() {
         return skipped(test, "needs root, to boot a systemd in namespaces of its own");
     }
@@ -20,6 +47,7 @@ pub fn run(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, argum
     }
     let output = Command::new(root().join("scripts/with-systemd"))
         .arg("--timeout=120")
+        .args(packages.iter().map(|package| format!("--deb={}", package.display())))
         .args(shown.iter().map(|directory| format!("--bind={}", directory.display())))
         .args(units)
         .arg("--")

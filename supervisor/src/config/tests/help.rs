@@ -33,7 +33,8 @@ fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
         let message = brief(&format!("{name} = [[]]"));
         assert!(message.contains(&format!(": {name}: is a list")), "{message}");
         let list = matches!(arg.get_action(), ArgAction::Append);
-        assert_eq!(list, ["bind", "env"].contains(&name.as_str()));
+        let lists = ["bind", "env", "groups", "keep-cap", "read-only", "writable", "limit"];
+        assert_eq!(list, lists.contains(&name.as_str()));
     }
 }
 

@@ -61,7 +61,7 @@ fn each_slip_in_a_file_gets_a_sentence() {
         ("workers = [1]", "1:11: workers: is a list here; write one value, like 8"),
         ("[workers]", "1:1: workers: is a table or a date here; write one value, like 8"),
         ("workers = 99999999999999999999", "1:11: workers: 99999999999999999999 is out of range (1 to 1024)"),
-        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024)"),
+        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, or auto)"),
         (
             "[env]\nLISTEN_FDS = 1",
             "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose another name)",
@@ -152,7 +152,7 @@ fn errors_of_the_environment_name_the_variable() {
     let message = env(&[("SUPERVISOR_WORKERS", "x"), ("SUPERVISOR_BIND", ":80")]).unwrap_err();
     assert_eq!(
         message,
-        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024)\n\
+        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024, or auto)\n\
          SUPERVISOR_BIND: `:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"
     );
 }
@@ -172,11 +172,11 @@ fn errors_of_the_command_line_name_the_flag() {
     let first = |typed: &[&str]| args(typed).unwrap_err().lines().next().unwrap().to_owned();
     assert_eq!(
         first(&["--workers=0"]),
-        "error: invalid value '0' for '--workers <N>': 0 is out of range (1 to 1024)"
+        "error: invalid value '0' for '--workers <N|auto>': 0 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--workers", "-1"]),
-        "error: invalid value '-1' for '--workers <N>': -1 is out of range (1 to 1024)"
+        "error: invalid value '-1' for '--workers <N|auto>': -1 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),
@@ -227,6 +227,57 @@ fn a_setting_without_effect_is_warned_of() {
             "app.toml: env.workers is a variable for the workers (to set `workers`, move its line above `[env]`)"
         ]
     );
+}
+
+#[test]
+fn users_groups_and_capabilities_that_do_not_exist_are_named_with_the_remedy() {
+    let message = |words: &[&str]| args(words).unwrap_err();
+    for (words, expected) in [
+        (
+            ["--user", "nosuchuser"],
+            "--user: there is no user `nosuchuser` (create it with useradd, or name another)",
+        ),
+        (
+            ["--supervisor-user", "nosuchuser"],
+            "--supervisor-user: there is no user `nosuchuser` (create it with useradd, or name another)",
+        ),
+        (
+            ["--user", "4000000000"],
+            "--user: user 4000000000 is not in the user database, so its group is unknown (add it there, or set group, too)",
+        ),
+        (
+            ["--group", "nosuchgroup"],
+            "--group: there is no group `nosuchgroup` (create it with groupadd, or name another)",
+        ),
+        (
+            ["--groups", "nosuchgroup"],
+            "--groups: there is no group `nosuchgroup` (create it with groupadd, or name another)",
+        ),
+    ] {
+        assert_eq!(message(&words), expected);
+    }
+    let capability = message(&["--keep-cap", "CAP_FLY"]);
+    assert!(
+        capability.contains(
+            "`CAP_FLY` is no capability (write a name of capabilities(7), like net_bind_service, or all)"
+        ),
+        "{capability}"
+    );
+}
+
+#[test]
+fn a_user_brings_its_groups_and_settings_that_make_sense_for_it() {
+    let config =
+        args(&["--user", "0", "--groups", "7", "--keep-cap", "CAP_NET_RAW", "--keep-cap", "kill"]).unwrap();
+    let privileges = &config.privileges;
+    let user = privileges.user.as_ref().unwrap();
+    assert_eq!((user.name.as_deref(), user.uid, user.gid), (Some("root"), 0, Some(0)));
+    assert!(user.groups.contains(&0));
+    assert_eq!(privileges.keep.names(), ["kill", "net_raw"]);
+    assert_eq!(privileges.core_dumps, CoreDumps::Abort);
+    assert_eq!(args(&[]).unwrap().privileges.core_dumps, CoreDumps::On);
+    let config = args(&["--user", "4000000000", "--group", "0"]).unwrap();
+    assert_eq!(config.privileges.user.unwrap().uid, 4_000_000_000);
 }
 
 #[test]

@@ -219,6 +219,13 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--stop-signal=sigint",
         "--drain-idle=0s",
         "--log-level=off",
+        "--user=root",
+        "--group=0",
+        "--groups=7",
+        "--keep-cap=all",
+        "--no-new-privileges=off",
+        "--core-dumps=abort",
+        "--supervisor-user=0",
     ]);
     for setting in SETTINGS.iter().map(Setting::name) {
         assert!(page.contains(&setting), "{setting} is missing in\n{page}");

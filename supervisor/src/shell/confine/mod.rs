@@ -9,33 +9,163 @@
 //! generation is made; what the child does allocates nothing and is async-signal-safe.
 #![allow(unsafe_code)]
 
-use super::spawn::Stage;
-use crate::config::Config;
+mod capabilities;
+mod identity;
+mod landlock;
+mod limits;
+mod private_tmp;
+mod reach;
+mod sandbox;
+mod seccomp;
+mod supervisor;
+
+pub use supervisor::{Dropped, become_user};
+
+use super::control::runtime_directory;
+use super::spawn::{Executable, Stage};
+use crate::config::{Config, CoreDumps, Program};
+use identity::{Identity, Own};
+use limits::Limits;
 use nix::errno::Errno;
-use std::ffi::c_int;
+use sandbox::Sandbox;
+use std::ffi::{OsString, c_int};
+use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+mod attempts;
 
 /// What a child gives up on its way to its program.
 #[derive(Debug)]
 pub struct Confinement {
+    /// Who it becomes.
+    identity: Identity,
+    /// Who that is, if it is somebody else.
+    whom: Option<String>,
+    /// What its environment says about that.
+    variables: Vec<(&'static str, OsString)>,
+    /// It leaves no core dump, whatever it runs.
+    no_core: bool,
     /// Nothing that it executes may gain privileges, such as by set-user-id bits.
     no_new_privs: bool,
+    limits: Limits,
+    sandbox: Sandbox,
 }
 
 /// A child that is as free as the supervisor.
-pub static FREE: Confinement = Confinement { no_new_privs: false };
+pub static FREE: Confinement = Confinement {
+    identity: Identity::SAME,
+    whom: None,
+    variables: Vec::new(),
+    no_core: false,
+    no_new_privs: false,
+    limits: Limits::NONE,
+    sandbox: Sandbox::NONE,
+};
 
 impl Confinement {
-    /// Prepares what a configuration asks for.
+    /// Prepares what a configuration asks for, but its sandbox.
     ///
     /// # Errors
     /// What cannot be had here, and the remedy.
-    pub fn prepare(_config: &Config) -> Result<Self, String> {
-        Ok(Self { no_new_privs: false })
+    pub fn prepare(config: &Config) -> Result<Self, String> {
+        let privileges = &config.privileges;
+        let own = Own::now()?;
+        Ok(Self {
+            identity: identity::of_workers(&own, privileges)?,
+            whom: identity::name_of_workers(privileges),
+            variables: identity::variables(privileges.user.as_ref()),
+            no_core: privileges.core_dumps == CoreDumps::Off,
+            no_new_privs: identity::renounces(&own, privileges),
+            limits: Limits::prepare(&config.limits)?,
+            sandbox: Sandbox::NONE,
+        })
+    }
+
+    /// Adds the sandbox that a configuration asks for, now that the program is known; what it goes without is added to
+    /// the configuration's warnings.
+    ///
+    /// # Errors
+    /// What cannot be had here, and the remedy.
+    pub fn add_sandbox(&mut self, config: &mut Config, program: &Executable) -> Result<(), String> {
+        let meeting_place = self.meeting_place();
+        self.sandbox = Sandbox::prepare(config, program, meeting_place.as_deref())?;
+        self.no_new_privs |= self.sandbox.needs_no_new_privs();
+        Ok(())
+    }
+
+    /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
+    pub(super) fn meeting_place(&self) -> Option<PathBuf> {
+        if !self.is_other() {
+            return runtime_directory();
+        }
+        let run = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
+        [runtime_directory(), run].into_iter().flatten().find(|place| self.reaches(place))
+    }
+
+    /// Opens the program of the workers, as they can, and looks whether they can reach what else is named for them.
+    ///
+    /// # Errors
+    /// What they cannot reach, and the remedy.
+    pub fn program(
+        &self,
+        config: &Config,
+        open: impl FnOnce() -> Result<Executable, String>,
+    ) -> Result<Executable, String> {
+        // Our own program is started by descriptor: wherever it lies, nobody looks for it.
+        let Program::Command(_) = config.program else {
+            let own = open()?;
+            self.reach(config.log.file.as_deref(), "write log file", reach::can_write)?;
+            self.reach(config.directory.as_deref(), "enter directory", reach::can_enter)?;
+            return Ok(own);
+        };
+        self.reach(config.directory.as_deref(), "enter directory", reach::can_enter)?;
+        let whom = || self.whom.as_ref().map_or(String::new(), |whom| format!(", as {whom}"));
+        reach::with_eyes_of(&Own::now()?, &self.identity, open)?.map_err(|error| error + &whom())
+    }
+
+    fn reach(
+        &self,
+        path: Option<&Path>,
+        act: &str,
+        can: impl FnOnce(&Path) -> Result<(), Errno>,
+    ) -> Result<(), String> {
+        let (Some(path), Some(whom)) = (path, &self.whom) else { return Ok(()) };
+        let seen = reach::with_eyes_of(&Own::now()?, &self.identity, || can(path))?;
+        seen.map_err(|errno| {
+            let path = path.display();
+            format!("workers cannot {act} {path} as {whom}: {} (give it to them with chown or chmod, or name another)", errno.desc())
+        })
+    }
+
+    /// Whether the workers are somebody else than the supervisor.
+    pub(super) fn is_other(&self) -> bool {
+        self.identity.uid.is_some() || self.identity.gid.is_some() || self.identity.groups.is_some()
+    }
+
+    /// Whether the workers can reach a directory.
+    pub(super) fn reaches(&self, directory: &Path) -> bool {
+        let seen = Own::now()
+            .and_then(|own| reach::with_eyes_of(&own, &self.identity, || reach::can_enter(directory)));
+        seen.is_ok_and(|seen| seen.is_ok())
+    }
+
+    /// Variables of its environment, unless the configuration sets them.
+    pub(super) fn variables(&self) -> &[(&'static str, OsString)] {
+        &self.variables
     }
 
     /// What needs privileges, and their surrender. In the child, before its descriptors and directory.
     pub(super) fn surrender(&self) -> Result<(), (Stage, c_int)> {
-        Ok(())
+        if let Some(private_tmp) = &self.sandbox.private_tmp {
+            private_tmp.enter()?;
+        }
+        self.limits.set()?;
+        if self.no_core {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: the kernel reads one limit.
+            check(Stage::Capabilities, unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
+        }
+        self.identity.assume().map_err(|(stage, errno)| (stage, errno as c_int))
     }
 
     /// What only takes away. In the child, while the descriptors of the parent are still there.
@@ -44,11 +174,17 @@ impl Confinement {
             // SAFETY: a plain system call on integers.
             check(Stage::NoNewPrivileges, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
         }
+        if let Some(landlock) = &self.sandbox.landlock {
+            landlock.enter()?;
+        }
         Ok(())
     }
 
     /// The last step before exec; from here on, system calls may fail.
     pub(super) fn seal(&self) -> Result<(), (Stage, c_int)> {
+        if let Some(filter) = &self.sandbox.filter {
+            filter.enter()?;
+        }
         Ok(())
     }
 }
@@ -56,3 +192,6 @@ impl Confinement {
 fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
     if result < 0 { Err((stage, Errno::last_raw())) } else { Ok(result) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,6 +73,7 @@ states! {
         on_terminal: bool,
         signals: Vec<i32>,
         upgrade: UpgradeState,
+        cgroups: Option<Bytes>,
     } added {
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),

@@ -210,6 +210,7 @@ fn sample() -> State {
         on_terminal: true,
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
+        cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }

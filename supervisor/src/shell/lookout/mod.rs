@@ -81,6 +81,7 @@ impl Lookouts {
             kept: &[],
             directory: None,
             death_signal: Signal::SIGKILL,
+            cgroup: None,
             confinement: &FREE,
         };
         let spawned = spawn(order).map_err(|error| failed(&error))?;

@@ -170,7 +170,8 @@ fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
     Some(path)
 }
 
-fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
+/// What a datagram says. Lines that say nothing known are left out, as the protocol asks for.
+pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
     let text = String::from_utf8_lossy(bytes);
     let notice = |line: &str| {
         Some(match line.split_once('=')? {
@@ -207,7 +208,8 @@ fn worker_of(sender: Pid, known: impl Fn(Pid) -> bool) -> Option<Pid> {
     None
 }
 
-fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
+/// Its parent, and its process group. Anybody may read that of anybody.
+pub(in crate::shell) fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
     let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     // The name in parentheses may itself hold anything: what counts stands after the last one.

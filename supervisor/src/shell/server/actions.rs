@@ -54,6 +54,9 @@ impl Server {
                 let hand = self.hands.get(&worker)?;
                 hand.signal(Signal::SIGKILL);
                 hand.kill_group();
+                if let Some(groups) = &self.groups {
+                    groups.kill(worker);
+                }
                 None
             }
             Action::Accept(generation) => {
@@ -80,7 +83,7 @@ impl Server {
                     Ok(generation) => Answer { generation: Some(generation.0), ..Answer::done() },
                     Err(reason) => Answer::failed(reason),
                 };
-                self.answer(client, &answer);
+                self.answer_settled(client, answer);
                 None
             }
             Action::Exit(status) => {
@@ -140,7 +143,7 @@ impl Server {
         let role =
             Role { worker, slot, seat, generation: id, name: &self.name, notify: &self.notify_address };
         let launched = match self.generations.get_mut(&id) {
-            Some(generation) => launch(self.now, generation, &self.scoreboard, role),
+            Some(generation) => launch(self.now, generation, &self.scoreboard, self.groups.as_mut(), role),
             None => Err(format!("generation {id} is not held any more")),
         };
         let watched = launched.and_then(|hand| match self.watch(&hand) {

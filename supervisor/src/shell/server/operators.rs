@@ -114,7 +114,15 @@ impl Server {
     pub(super) fn report(&mut self, fact: &Fact) {
         let pid = report::subject(fact).and_then(|who| self.hands.get(&who.worker)).map(|hand| hand.pid);
         report::log(fact, pid);
-        self.tell_systemd(fact);
+        match fact {
+            Fact::Reloaded(..) if self.begin_to_settle(fact) => {}
+            Fact::ReloadBegan(_) | Fact::ReloadFailed(..) | Fact::Stopping(_) | Fact::Hopeless(_) => {
+                // The end of one thing is told before the beginning of another.
+                self.settle_now();
+                self.tell_systemd(fact);
+            }
+            _ => self.tell_systemd(fact),
+        }
         match fact {
             Fact::ServerReady(..) => self.booted = true,
             Fact::Reloaded(generation, _) => {

@@ -7,6 +7,7 @@ use super::upgrade::Upgrade;
 use super::{Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
+use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::generation::{Generation, Loader, Origin};
@@ -115,6 +116,7 @@ impl Server {
             systemd,
             watchdog,
             untold: None,
+            settling: None,
             booted: state.booted,
             control,
             waiting: state.waiting.into_iter().collect(),
@@ -124,7 +126,8 @@ impl Server {
                 reason: last.reason,
             }),
             // Some may have died while nobody looked.
-            orphans_left: true,
+            look_for_orphans: Some(now),
+            groups: state.cgroups.map(|base| Groups::adopted(base.path())),
             rotation: state.rotation,
             store,
             steering_failed: state.steering_failed,
@@ -182,16 +185,21 @@ fn generation(
 ) -> Generation {
     speaks(state.protocol, &format_args!("generation {}", state.id));
     let origin = Origin { file: state.file, cpus: usize::try_from(state.cpus).unwrap_or(1) };
-    let config = loader.config_of(&origin).unwrap_or_else(|error| {
+    let mut config = loader.config_of(&origin).unwrap_or_else(|error| {
         give_up(&format!("generation {} cannot be read by this version: {}", state.id, error.brief()))
     });
-    let confinement = Confinement::prepare(&config)
-        .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     let ProgramState { descriptor, path, script } = state.program;
+    let executable = Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script);
+    let confinement = Confinement::prepare(&config)
+        .and_then(|mut confinement| {
+            confinement.add_sandbox(&mut config, &executable)?;
+            Ok(confinement)
+        })
+        .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
     Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
-        executable: Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script),
+        executable,
         confinement,
         opened: state.opened,
         origin,
@@ -240,6 +248,8 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::Mute),
         }),
+        // Nobody waits for that any more: a verdict is not held back over an upgrade.
+        quiet: false,
     }
 }
 

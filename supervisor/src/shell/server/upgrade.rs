@@ -169,6 +169,7 @@ impl Server {
             kept: &kept,
             directory: None,
             death_signal: Signal::SIGKILL,
+            cgroup: None,
             confinement: &FREE,
         };
         let check = spawn(order).map_err(|error| error.to_string())?;
@@ -236,13 +237,14 @@ impl Server {
         let Some(attempt) = self.upgrade.attempt.take() else { return };
         if !attempt.passed {
             self.drop_check(&attempt.check);
-            self.orphans_left = true;
+            self.look_for_orphans = Some(self.now);
         }
         self.upgrade_failed(attempt.asked, &reason);
     }
 
     /// Becomes the new program. Returns only why it cannot; everything is as before then.
     fn hand_over(&mut self) -> String {
+        self.settle_now();
         // From here on signals wait for whoever goes on.
         if let Err(error) = self.signals.hold() {
             return format!("cannot hold signals: {error}");
@@ -394,6 +396,7 @@ impl Server {
             on_terminal: self.on_terminal,
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState { clients: asked.clients.clone(), reload: asked.reload },
+            cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),

@@ -10,9 +10,12 @@ use log::debug;
 use nix::unistd::Pid;
 use prefork::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// The most notices taken from foreign workers in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
+/// How long to leave what is not gone yet of dead workers.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
@@ -92,7 +95,7 @@ impl Server {
             Ok(Some(death)) => death.to_string(),
             Err(error) => format!("gone, cause unknown ({error})"),
         };
-        let how = hand.exec_errors.failure().map_or(death, |failure| failure.to_string());
+        let mut how = hand.exec_errors.failure().map_or(death, |failure| failure.to_string());
         let row = self.scoreboard.row(hand.slot, hand.seat);
         if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
             totals.fold(&row.read());
@@ -102,13 +105,20 @@ impl Server {
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
         }
+        if self.groups.as_mut().is_some_and(|groups| groups.close(worker)) {
+            how.push_str(", out of memory");
+        }
         self.stop_looking_out(worker);
         self.feed(Event::Died(worker, how));
         self.hands.remove(&worker);
-        self.orphans_left = true;
+        self.look_for_orphans = Some(self.now);
     }
 
     pub(super) fn bury_orphans(&mut self) {
+        let unswept = self.groups.as_mut().is_some_and(|groups| {
+            groups.sweep();
+            !groups.is_swept()
+        });
         let known: BTreeSet<Pid> = self
             .hands
             .values()
@@ -121,11 +131,14 @@ impl Server {
                 for (pid, death) in orphans.reaped {
                     debug!("orphan {pid} {death}");
                 }
-                self.orphans_left = orphans.more;
+                // A body that hides others is buried in this very round; too many bodies are not.
+                let soon = if orphans.full { Some(self.now) } else { None };
+                let later = orphans.hidden || unswept;
+                self.look_for_orphans = soon.or(later.then(|| self.now + LOOK_AGAIN));
             }
             Err(error) => {
                 debug!("cannot reap orphans: {error}");
-                self.orphans_left = false;
+                self.look_for_orphans = None;
             }
         }
     }

@@ -26,6 +26,7 @@ pub(super) struct Plan<'a> {
     script: Option<&'a CStr>,
     directory: Option<&'a CStr>,
     death_signal: c_int,
+    cgroup: Option<RawFd>,
     confinement: &'a Confinement,
     pub(super) parent: Pid,
     report: RawFd,
@@ -68,6 +69,7 @@ impl<'a> Plan<'a> {
             script: order.executable.script(),
             directory: order.directory,
             death_signal: order.death_signal as c_int,
+            cgroup: order.cgroup.map(|group| group.as_raw_fd()),
             confinement: order.confinement,
             parent: nix::unistd::getpid(),
             report,
@@ -93,6 +95,10 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers; `setpgid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
         unsafe {
             check(Stage::Group, libc::setpgid(0, 0))?;
+        }
+        if let Some(cgroup) = self.cgroup {
+            // SAFETY: one byte of a literal is read.
+            check(Stage::Cgroup, unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int)?;
         }
         self.confinement.surrender()?;
         // SAFETY: as above.

@@ -51,6 +51,7 @@ impl<'a> Shell<'a> {
             kept: &[],
             directory: self.directory.as_deref(),
             death_signal: Signal::SIGKILL,
+            cgroup: None,
             confinement: &FREE,
         }
     }
@@ -344,7 +345,7 @@ fn bury() -> Result<(), i32> {
         )?;
         fact(orphans.reaped.len() <= crate::shell::reap::ORPHANS_AT_ONCE, line!())?;
         buried += orphans.reaped.len();
-        if orphans.more && orphans.reaped.is_empty() && !hidden {
+        if orphans.hidden && orphans.reaped.is_empty() && !hidden {
             hidden = true;
             let told = reap(&worker.pidfd).map_err(|_| 3)?;
             fact(told == Some(Death::Exited(9)), line!())?;

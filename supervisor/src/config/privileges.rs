@@ -1,0 +1,386 @@
+//! Whom workers and the supervisor run as, and what they may keep: users, groups, capabilities.
+//!
+//! Names are looked up here, in the user database of the machine, so that `check` finds the wrong ones. Whether this
+//! process can become such a user is not known here.
+
+use super::reader::{Typed, Word};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use std::ffi::CString;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Whom workers and the supervisor run as, and what they keep.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Privileges {
+    /// The workers' user; `None`: the supervisor's.
+    pub user: Option<Account>,
+    /// The workers' group; `None`: the user's.
+    pub group: Option<NamedGroup>,
+    /// Groups that the workers are in besides those of their user.
+    pub groups: Vec<NamedGroup>,
+    /// The capabilities that workers keep.
+    pub keep: Capabilities,
+    /// Whether nothing that workers execute may gain privileges; `None`: as their identity makes sense.
+    pub no_new_privileges: Option<bool>,
+    /// When a worker leaves a core dump.
+    pub core_dumps: CoreDumps,
+    /// Whom the supervisor itself runs as; `None`: who started it.
+    pub supervisor_user: Option<Account>,
+}
+
+impl Privileges {
+    /// The workers run as somebody else than whoever started the supervisor.
+    pub fn change_identity(&self) -> bool {
+        self.user.is_some()
+            || self.group.is_some()
+            || !self.groups.is_empty()
+            || self.supervisor_user.is_some()
+    }
+}
+
+/// A user, as the user database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// As it was written: a name or a number.
+    pub written: String,
+    /// Its name, unless the database has none for the number.
+    pub name: Option<String>,
+    /// Its number.
+    pub uid: u32,
+    /// Its group; `None` when the database does not know the number.
+    pub gid: Option<u32>,
+    /// All its groups, the first one too, as initgroups(3) finds them.
+    pub groups: Vec<u32>,
+    /// Its home directory and its shell.
+    pub home: Option<(PathBuf, PathBuf)>,
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "{name} (uid {})", self.uid),
+            None => write!(f, "{}", self.uid),
+        }
+    }
+}
+
+impl Account {
+    /// Looks a user up by name or number.
+    fn find(written: &str) -> Result<Self, String> {
+        let number: Option<u32> = written.parse().ok();
+        let found = match number {
+            Some(number) => User::from_uid(Uid::from_raw(number)),
+            None => User::from_name(written),
+        };
+        let found = found.map_err(|errno| format!("cannot look up user {written}: {}", errno.desc()))?;
+        let (written, number) = (written.to_owned(), number.filter(|number| *number != u32::MAX));
+        match (found, number) {
+            (Some(user), _) => {
+                let name = CString::new(user.name.as_str()).unwrap_or_default();
+                let groups = getgrouplist(&name, user.gid)
+                    .map_err(|errno| format!("cannot look up the groups of {written}: {}", errno.desc()))?;
+                Ok(Self {
+                    written,
+                    name: Some(user.name),
+                    uid: user.uid.as_raw(),
+                    gid: Some(user.gid.as_raw()),
+                    groups: groups.into_iter().map(Gid::as_raw).collect(),
+                    home: Some((user.dir, user.shell)),
+                })
+            }
+            (None, Some(uid)) => {
+                Ok(Self { written, name: None, uid, gid: None, groups: Vec::new(), home: None })
+            }
+            (None, None) => {
+                Err(format!("there is no user `{written}` (create it with useradd, or name another)"))
+            }
+        }
+    }
+}
+
+/// A group, as the group database knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedGroup {
+    /// As it was written: a name or a number.
+    pub written: String,
+    /// Its number.
+    pub gid: u32,
+}
+
+impl NamedGroup {
+    fn find(written: &str) -> Result<Self, String> {
+        let number = written.parse().ok().filter(|number| *number != u32::MAX);
+        let gid = match number {
+            Some(number) => Some(number),
+            None => Group::from_name(written)
+                .map_err(|errno| format!("cannot look up group {written}: {}", errno.desc()))?
+                .map(|group| group.gid.as_raw()),
+        };
+        gid.map(|gid| Self { written: written.to_owned(), gid }).ok_or_else(|| {
+            format!("there is no group `{written}` (create it with groupadd, or name another)")
+        })
+    }
+}
+
+/// When a worker leaves a core dump, and so whether other processes of its user may look into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CoreDumps {
+    /// Whenever it crashes.
+    #[default]
+    On,
+    /// When it is aborted, as a hung one is. Until then, a Rust worker cannot be looked into.
+    Abort,
+    /// Never.
+    Off,
+}
+
+impl CoreDumps {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Abort => "abort",
+            Self::Off => "off",
+        }
+    }
+}
+
+impl Word for CoreDumps {
+    const LIKE: &'static str = "\"on\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        [Self::On, Self::Abort, Self::Off]
+            .into_iter()
+            .find(|dumps| dumps.as_str() == text)
+            .ok_or_else(|| format!("`{text}` says nothing about core dumps (choose on, abort or off)"))
+    }
+}
+
+/// A set of capabilities, one bit each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(pub u64);
+
+/// The kernel's names, by number, in lower case and without `CAP_`.
+const NAMES: [&str; 41] = [
+    "chown",
+    "dac_override",
+    "dac_read_search",
+    "fowner",
+    "fsetid",
+    "kill",
+    "setgid",
+    "setuid",
+    "setpcap",
+    "linux_immutable",
+    "net_bind_service",
+    "net_broadcast",
+    "net_admin",
+    "net_raw",
+    "ipc_lock",
+    "ipc_owner",
+    "sys_module",
+    "sys_rawio",
+    "sys_chroot",
+    "sys_ptrace",
+    "sys_pacct",
+    "sys_admin",
+    "sys_boot",
+    "sys_nice",
+    "sys_resource",
+    "sys_time",
+    "sys_tty_config",
+    "mknod",
+    "lease",
+    "audit_write",
+    "audit_control",
+    "setfcap",
+    "mac_override",
+    "mac_admin",
+    "syslog",
+    "wake_alarm",
+    "block_suspend",
+    "audit_read",
+    "perfmon",
+    "bpf",
+    "checkpoint_restore",
+];
+
+impl Capabilities {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// Whatever there is.
+    pub const ALL: Self = Self(u64::MAX);
+    /// To give files away.
+    pub const CHOWN: Self = Self(1);
+    /// To change files of others.
+    pub const FOWNER: Self = Self(1 << 3);
+    /// To signal others' processes.
+    pub const KILL: Self = Self(1 << 5);
+    /// To change groups.
+    pub const SETGID: Self = Self(1 << 6);
+    /// To change users.
+    pub const SETUID: Self = Self(1 << 7);
+    /// To take capabilities out of the bounding set.
+    pub const SETPCAP: Self = Self(1 << 8);
+    /// To bind ports below 1024.
+    pub const NET_BIND_SERVICE: Self = Self(1 << 10);
+
+    /// Both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// What is not in the other.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all of these are in it.
+    pub fn has(self, others: Self) -> bool {
+        others.0 & !self.0 == 0
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Their numbers.
+    pub fn numbers(self) -> impl Iterator<Item = u32> {
+        (0..u64::BITS).filter(move |number| self.0 & (1 << number) != 0)
+    }
+
+    /// Their names, as they are written; `all` for everything.
+    pub fn names(self) -> Vec<String> {
+        if self == Self::ALL {
+            return vec!["all".to_owned()];
+        }
+        let name =
+            |number: u32| NAMES.get(number as usize).map_or(number.to_string(), |name| (*name).to_owned());
+        self.numbers().map(name).collect()
+    }
+}
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("no capability");
+        }
+        let names: Vec<_> =
+            self.names().iter().map(|name| format!("CAP_{}", name.to_ascii_uppercase())).collect();
+        f.write_str(&names.join(", "))
+    }
+}
+
+impl Word for Capabilities {
+    const LIKE: &'static str = "\"net_bind_service\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let name = text.to_ascii_lowercase();
+        let name = name.strip_prefix("cap_").unwrap_or(&name);
+        if name == "all" {
+            return Ok(Self::ALL);
+        }
+        NAMES.iter().position(|known| *known == name).map(|number| Self(1 << number)).ok_or_else(|| {
+            format!(
+                "`{}` is no capability (write a name of capabilities(7), like net_bind_service, or all)",
+                text.escape_debug()
+            )
+        })
+    }
+}
+
+/// A user or a group, by name or number, not yet looked up.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Name(pub(super) String);
+
+impl Word for Name {
+    const LIKE: &'static str = "\"www-data\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.contains(|letter: char| letter == ':' || letter.is_control()) {
+            return Err(format!("`{}` names nobody (write a name or a number)", text.escape_debug()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Yes or no.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct OnOff(pub(super) bool);
+
+impl Word for OnOff {
+    const LIKE: &'static str = "\"on\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "on" | "true" => Ok(Self(true)),
+            "off" | "false" => Ok(Self(false)),
+            _ => Err(format!("`{}` is neither on nor off", text.escape_debug())),
+        }
+    }
+}
+
+/// What was typed.
+pub(super) struct Wanted {
+    pub(super) user: Option<Typed<Name>>,
+    pub(super) group: Option<Typed<Name>>,
+    pub(super) groups: Option<Vec<Typed<Name>>>,
+    pub(super) keep_cap: Option<Vec<Typed<Capabilities>>>,
+    pub(super) no_new_privileges: Option<Typed<OnOff>>,
+    pub(super) core_dumps: Option<Typed<CoreDumps>>,
+    pub(super) supervisor_user: Option<Typed<Name>>,
+}
+
+/// Looks everybody up; tells `refuse` which setting is wrong, and why.
+pub(super) fn privileges(wanted: Wanted, mut refuse: impl FnMut(&str, String)) -> Privileges {
+    let mut account = |setting: &str, name: Option<Typed<Name>>, group: bool| {
+        let found = Account::find(&name?.0.0).and_then(|account| {
+            if account.gid.is_none() && !group {
+                return Err(format!(
+                    "user {} is not in the user database, so its group is unknown (add it there, or {})",
+                    account.uid,
+                    if setting == "user" { "set group, too" } else { "name another" }
+                ));
+            }
+            Ok(account)
+        });
+        found.map_err(|reason| refuse(setting, reason)).ok()
+    };
+    let user = account("user", wanted.user, wanted.group.is_some());
+    let supervisor_user = account("supervisor-user", wanted.supervisor_user, false);
+    let mut group =
+        |setting: &str, name: Name| NamedGroup::find(&name.0).map_err(|reason| refuse(setting, reason)).ok();
+    let mut found = Privileges {
+        user,
+        group: wanted.group.and_then(|Typed(name)| group("group", name)),
+        groups: wanted
+            .groups
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|Typed(name)| group("groups", name))
+            .collect(),
+        keep: wanted
+            .keep_cap
+            .unwrap_or_default()
+            .into_iter()
+            .fold(Capabilities::NONE, |set, Typed(more)| set.and(more)),
+        no_new_privileges: wanted.no_new_privileges.map(|Typed(OnOff(on))| on),
+        core_dumps: CoreDumps::On,
+        supervisor_user,
+    };
+    found.core_dumps = match wanted.core_dumps {
+        Some(Typed(dumps)) => dumps,
+        None if found.change_identity() => CoreDumps::Abort,
+        None => CoreDumps::On,
+    };
+    found
+}

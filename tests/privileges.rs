@@ -1,0 +1,432 @@
+//! Who the processes are and what they may do, read from `/proc`. All of it needs root.
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal::{SIGKILL, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2};
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+use testkit::process::Process;
+use testkit::{LONG, Server, Setup, skipped, wait_until};
+
+/// The user that workers run as here: every system has it.
+const NOBODY: &str = "65534";
+/// CAP_NET_BIND_SERVICE, as `/proc` shows it.
+const NET_BIND_SERVICE: &str = "0000000000000400";
+const NONE: &str = "0000000000000000";
+const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+/// Root, or a visible note that the test was skipped.
+fn root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        skipped(test, "only root can become another user");
+    }
+    root
+}
+
+fn setup() -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
+}
+
+/// As foreign program: one that serves, or `None` and a note.
+fn python(setup: Setup, test: &str) -> Option<Setup> {
+    if !Path::new("/usr/bin/python3").is_file() {
+        skipped(test, "/usr/bin/python3 is not there");
+        return None;
+    }
+    // Its file lies where not everybody may go, perhaps; the interpreter takes it as text.
+    let text = std::fs::read_to_string(testkit::program("bare.py")).expect("the program");
+    let setup = setup.env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    Some(setup.args(["--ready", "notify"]).program(["python3".to_owned(), "-c".to_owned(), text]))
+}
+
+/// `/proc/PID/status` by name.
+fn status(process: Process) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", process.0)).expect("it runs");
+    let line = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_owned(), value.split_whitespace().collect::<Vec<_>>().join(" ")))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// Demands that a process is this user and nobody else, with these capabilities and no way to more.
+#[track_caller]
+fn assert_is(process: Process, user: &str, group: &str, groups: &str, capabilities: &str) {
+    let status = status(process);
+    let four = |number: &str| [number; 4].join(" ");
+    assert_eq!(status["Uid"], four(user), "real, effective, saved, file system");
+    assert_eq!(status["Gid"], four(group), "real, effective, saved, file system");
+    assert_eq!(status["Groups"], groups);
+    for set in SETS {
+        assert_eq!(status[set], capabilities, "{set}");
+    }
+    assert_eq!(status["NoNewPrivs"], "1");
+}
+
+/// Makes the directory of a test root's alone. Notices go elsewhere then.
+fn private(setup: &Setup) {
+    std::fs::set_permissions(setup.path(""), Permissions::from_mode(0o700)).expect("chmod");
+}
+
+/// A stock server and a foreign one whose workers run as nobody.
+fn of_nobody(test: &str, prepare: impl Fn(Setup) -> Setup) -> Vec<Server> {
+    if !root(test) {
+        return Vec::new();
+    }
+    let base = || prepare(setup().workers(2).args(["--user", NOBODY]));
+    let foreign = python(base(), test).map(Setup::start);
+    [base().start()].into_iter().chain(foreign).collect()
+}
+
+#[test]
+fn workers_of_another_user_have_its_groups_and_no_capability() {
+    let private = |setup| {
+        private(&setup);
+        setup
+    };
+    for server in of_nobody("workers_of_another_user_have_its_groups_and_no_capability", private) {
+        for worker in server.ready() {
+            assert_is(worker, NOBODY, NOBODY, NOBODY, NONE);
+            assert_eq!(worker.variable("USER").as_deref(), Some("nobody"));
+            assert_ne!(worker.variable("HOME").as_deref(), Some("/root"));
+        }
+        assert_eq!(server.get("/").status, 200);
+        assert_eq!(status(server.process())["Uid"], "0 0 0 0", "the supervisor stays who it is");
+    }
+}
+
+#[test]
+fn a_group_and_more_groups_can_be_named_and_capabilities_kept() {
+    let more = ["--group", "12345", "--groups", "23456", "--keep-cap", "net_bind_service"];
+    let test = "a_group_and_more_groups_can_be_named_and_capabilities_kept";
+    for server in of_nobody(test, |setup| setup.args(more)) {
+        for worker in server.ready() {
+            assert_is(worker, NOBODY, "12345", "12345 23456 65534", NET_BIND_SERVICE);
+        }
+    }
+}
+
+#[test]
+fn workers_of_root_keep_no_capability_either() {
+    if !root("workers_of_root_keep_no_capability_either") {
+        return;
+    }
+    let server = setup().workers(1).start();
+    let groups = status(server.process())["Groups"].clone();
+    assert_is(server.ready()[0], "0", "0", &groups, NONE);
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn no_process_of_its_user_can_look_into_a_rust_worker_and_a_hung_one_still_leaves_a_core() {
+    if !root("no_process_of_its_user_can_look_into_a_rust_worker") {
+        return;
+    }
+    for (dumps, hidden, caught) in [("on", false, false), ("abort", true, true), ("off", true, false)] {
+        let server = setup().workers(1).args(["--user", NOBODY, "--core-dumps", dumps]).start();
+        let worker = server.ready()[0];
+        // What cannot be looked into belongs to root.
+        let owner = std::fs::metadata(format!("/proc/{}/environ", worker.0)).expect("it runs").uid();
+        assert_eq!(owner == 0, hidden, "--core-dumps {dumps}");
+        let signals = u64::from_str_radix(&status(worker)["SigCgt"], 16).expect("a set");
+        assert_eq!(signals & 1 << 5 != 0, caught, "SIGABRT with --core-dumps {dumps}");
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.0)).expect("it runs");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+        let none = core.split_whitespace().nth(4) == Some("0") && core.split_whitespace().nth(5) == Some("0");
+        assert_eq!(none, dumps == "off", "{core}");
+        worker.signal(nix::sys::signal::Signal::SIGABRT);
+        server.wait_for_replacement(0, worker);
+        let death = server.wait_for_log("died: ");
+        assert!(death.contains("SIGABRT"), "{death}");
+    }
+}
+
+#[test]
+fn workers_of_another_user_die_with_a_supervisor_that_is_killed() {
+    for mut server in of_nobody("workers_of_another_user_die_with_a_supervisor_that_is_killed", |setup| setup)
+    {
+        let workers = server.ready();
+        server.signal(SIGKILL);
+        server.wait_exit(LONG);
+        wait_until("the workers' end", LONG, || workers.iter().all(|worker| !worker.runs()));
+    }
+}
+
+#[test]
+fn workers_of_another_user_are_reloaded_aborted_killed_and_stopped() {
+    let test = "workers_of_another_user_are_reloaded_aborted_killed_and_stopped";
+    for mut server in of_nobody(test, |setup| setup.args(["--hang-timeout", "2s"])) {
+        let before = server.ready();
+        server.reload();
+        assert!(server.ready().iter().all(|worker| !before.contains(worker)));
+        let foreign = server.ready()[0].variable("PREFORK_CHANNEL").is_none();
+        if !foreign {
+            // Stopped, it can act upon nothing but SIGKILL.
+            let worker = server.ready()[0];
+            worker.signal(SIGSTOP);
+            server.wait_for_log("sending SIGABRT");
+            server.wait_for_replacement(0, worker);
+            wait_until("the hung worker's end", LONG, || !worker.runs());
+        }
+        server.signal(SIGTERM);
+        assert!(server.wait_exit(LONG).success());
+    }
+}
+
+#[test]
+fn what_workers_cannot_reach_is_refused_with_the_remedy_and_a_reload_that_asks_for_it_changes_nothing() {
+    if !root("what_workers_cannot_reach_is_refused_with_the_remedy") {
+        return;
+    }
+    let setup = setup().workers(1).config("user = \"65534\"\n");
+    private(&setup);
+    let (directory, log) = (setup.path(""), setup.path("log"));
+    let server = setup.start();
+    let before = server.ready();
+    let refused = |more: String, expected: &str| {
+        server.file("config.toml", &format!("user = \"65534\"\n{more}\n"));
+        let output = server.command(&["reload", "--wait"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(expected), "{told}");
+    };
+    let path = directory.display();
+    refused(
+        format!("directory = \"{path}\""),
+        "as user nobody (uid 65534): Permission denied (give it to them with chown or chmod, or name another)",
+    );
+    refused(format!("log-file = \"{}\"", log.display()), "workers cannot write log file");
+    std::fs::copy("/bin/true", server.path("true")).expect("a program");
+    refused(format!("command = [\"{path}/true\"]"), "Permission denied");
+    refused("keep-cap = [\"sys_resource\", \"mac_admin\", \"64\"]".to_owned(), "`64` is no capability");
+    refused("group = \"nosuchgroup\"".to_owned(), "there is no group `nosuchgroup`");
+    assert_eq!(server.ready(), before);
+}
+
+#[test]
+fn check_finds_wrong_names() {
+    let binary = env!("CARGO_BIN_EXE_supervisor");
+    for (word, name) in [("--user", "nosuchuser"), ("--group", "nosuchgroup"), ("--keep-cap", "fly")] {
+        let output =
+            std::process::Command::new(binary).args(["check", word, name]).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && told.contains(name) && told.contains(word), "{told}");
+    }
+}
+
+#[test]
+fn a_worker_may_not_use_the_control_socket() {
+    let test = "a_worker_may_not_use_the_control_socket";
+    if !Path::new("/usr/bin/python3").is_file() {
+        return skipped(test, "/usr/bin/python3 is not there");
+    }
+    // It tells in a file what it is told: itself, its child, and an orphan of its.
+    let script = r#"
+import os, socket, sys, time
+def ask(name):
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect("supervisor.sock")
+        try:
+            line.sendall(b'{"command":"stop"}\n')
+        except BrokenPipeError:
+            pass
+        answer = line.recv(4096).decode()
+    with open(name + ".new", "w") as file:
+        file.write(answer)
+    os.rename(name + ".new", name)
+ask("itself")
+if os.fork() == 0:
+    ask("child")
+    if os.fork() == 0:
+        os.setsid()
+        while os.getppid() != int(sys.argv[1] if len(sys.argv) > 1 else os.environ["SUPERVISOR"]):
+            time.sleep(0.01)
+        ask("orphan")
+    os._exit(0)
+while True:
+    time.sleep(1)
+"#;
+    let wrapper = ["sh", "-c", "SUPERVISOR=$$ exec \"$@\"", "sh"];
+    let setup = setup().workers(1).args(["--ready", "after=100ms"]).wrapped(wrapper);
+    let server = setup.program(["/usr/bin/python3", "-c", script]).start();
+    for name in ["itself", "child", "orphan"] {
+        wait_until(name, LONG, || server.path(name).exists());
+        let answer = std::fs::read_to_string(server.path(name)).expect("an answer");
+        assert!(answer.contains("a worker may not control its server"), "{name}: {answer}");
+    }
+    assert_eq!(server.state(), "serving");
+}
+
+#[test]
+fn workers_of_another_user_cannot_even_open_the_control_socket() {
+    for server in of_nobody("workers_of_another_user_cannot_even_open_the_control_socket", |setup| setup) {
+        let about = std::fs::metadata(server.control()).expect("a control socket");
+        assert_eq!((about.mode() & 0o777, about.uid(), about.gid()), (0o660, 0, 0));
+    }
+}
+
+/// A server that runs as nobody, in a directory of nobody's, in a network of its own, at a port that is root's.
+fn as_nobody(test: &str, config: &str) -> Option<(Setup, String)> {
+    if !root(test) {
+        return None;
+    }
+    // Of this thread alone; whom it starts comes along.
+    unshare(CloneFlags::CLONE_NEWNET).expect("root can make a network");
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    if !up.is_ok_and(|status| status.success()) {
+        skipped(test, "`ip link set lo up` does not work (apt-get install iproute2)");
+        return None;
+    }
+    let base = format!("supervisor-user = \"65534\"\nworkers = 2\n{config}\n");
+    let setup = setup().copied().no_bind().config(&format!("{base}bind = [\"127.0.0.1:81\"]\n"));
+    let nobody = Some(65534);
+    chown(setup.path(""), nobody, nobody).expect("chown");
+    Some((setup, base))
+}
+
+const KEPT: &str = "0000000000000400";
+
+#[test]
+fn a_supervisor_of_another_user_binds_low_ports_at_a_reload_and_keeps_that_over_an_upgrade() {
+    let test = "a_supervisor_of_another_user_binds_low_ports_at_a_reload_and_keeps_that_over_an_upgrade";
+    let Some((setup, base)) = as_nobody(test, "") else { return };
+    let mut server = setup.start();
+    let line = server.wait_for_log("the supervisor is user nobody (uid 65534) from here on");
+    assert!(line.contains("keeps CAP_NET_BIND_SERVICE; until a restart as root it cannot"), "{line}");
+    let is_nobody = |server: &Server| {
+        let own = status(server.process());
+        assert_eq!(own["Uid"], [NOBODY; 4].join(" "));
+        assert_eq!((own["Gid"].as_str(), own["Groups"].as_str()), ("65534 65534 65534 65534", NOBODY));
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(own[set], KEPT, "{set}");
+        }
+        assert_eq!(own["CapBnd"], NONE, "nothing more can be gained by executing a file");
+        for worker in server.ready() {
+            assert_is(worker, NOBODY, NOBODY, NOBODY, NONE);
+        }
+    };
+    is_nobody(&server);
+    let both = format!("{base}bind = [\"127.0.0.1:81\", \"127.0.0.1:82\"]\nmax-workers = 9\n");
+    server.file("config.toml", &both);
+    server.reload();
+    assert_eq!(server.addresses().len(), 2);
+    // More slots than at first: their sockets join those that were bound before.
+    server.file("config.toml", &both.replace("workers = 2", "workers = 9"));
+    server.reload();
+    assert_eq!(server.ready().len(), 9);
+    let (pid, workers) = (server.process(), server.ready());
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    server.wait_until_settled(LONG);
+    assert_eq!((server.process(), server.ready()), (pid, workers));
+    is_nobody(&server);
+    server.file("config.toml", &both.replace(":82", ":83"));
+    server.reload();
+    is_nobody(&server);
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+}
+
+#[test]
+fn a_reload_that_asks_for_what_the_supervisor_gave_up_is_refused_and_changes_nothing() {
+    let test = "a_reload_that_asks_for_what_the_supervisor_gave_up_is_refused_and_changes_nothing";
+    let Some((setup, base)) = as_nobody(test, "") else { return };
+    let server = setup.start();
+    let before = server.ready();
+    let bind = "bind = [\"127.0.0.1:81\"]\n";
+    let refused = |text: String, expected: &[&str]| {
+        server.file("config.toml", &text);
+        let output = server.command(&["reload", "--wait"]);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && expected.iter().all(|part| told.contains(part)), "{told}");
+    };
+    refused(
+        format!("{base}{bind}user = \"1\"\n"),
+        &[
+            "cannot run workers as user",
+            "without CAP_SETGID, CAP_SETUID (it gave that up at its start: restart it as root with this setting, or leave the setting out)",
+        ],
+    );
+    refused(
+        format!("{base}bind = [\"unix:/etc/nobody.sock\"]\n"),
+        &[
+            "cannot bind unix:/etc/nobody.sock: permission denied (this user must be able to write in the directory)",
+        ],
+    );
+    let socket = server.path("given.sock");
+    refused(
+        format!("{base}bind = [\"unix:{},owner=root\"]\n", socket.display()),
+        &["only root can give a file away"],
+    );
+    assert!(!socket.exists());
+    refused(
+        format!("{base}{bind}keep-cap = \"net_raw\"\n"),
+        &["cannot let workers keep CAP_NET_RAW", "leave it out of keep-cap"],
+    );
+    refused(
+        format!("{}{bind}", base.replace("65534", "1")),
+        &[
+            "the supervisor cannot become user",
+            "while it runs as user 65534 (restart it as root to change supervisor-user)",
+        ],
+    );
+    assert_eq!(server.ready(), before);
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn a_supervisor_of_another_user_rules_over_workers_of_a_third() {
+    let test = "a_supervisor_of_another_user_rules_over_workers_of_a_third";
+    let Some((setup, _)) = as_nobody(test, "user = \"1\"\nhang-timeout = \"2s\"") else { return };
+    let mut server = setup.start();
+    let own = status(server.process());
+    // CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_NET_BIND_SERVICE
+    assert_eq!((own["CapPrm"].as_str(), own["CapBnd"].as_str()), ("00000000000004e0", NONE));
+    let first = server.ready();
+    for worker in &first {
+        let status = status(*worker);
+        assert_eq!(status["Uid"], "1 1 1 1");
+        assert!(SETS.iter().all(|set| status[*set] == NONE) && status["NoNewPrivs"] == "1", "{status:?}");
+    }
+    server.reload();
+    let worker = server.ready()[0];
+    assert!(!first.contains(&worker));
+    worker.signal(SIGSTOP);
+    server.wait_for_log("sending SIGABRT");
+    server.wait_for_replacement(0, worker);
+    wait_until("the hung worker's end", LONG, || !worker.runs());
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    server.wait_until_settled(LONG);
+    server.reload();
+    let workers = server.ready();
+    server.signal(SIGKILL);
+    server.wait_exit(LONG);
+    wait_until("the workers' end", LONG, || workers.iter().all(|worker| !worker.runs()));
+}
+
+#[test]
+fn a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_goes_on() {
+    let test = "a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_goes_on";
+    let Some((setup, _)) = as_nobody(test, "") else { return };
+    let Some(setup) = python(setup, test) else { return };
+    // A directory in which root alone can write; a directory of a test is nobody's by now.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("chmod");
+    let log = folder.path().join("log");
+    let server = setup.args(["--log-file".into(), log.clone().into_os_string()]).start();
+    let logged = || std::fs::read_to_string(&log).expect("a log");
+    assert!(
+        logged().contains(&format!(
+            "it cannot run workers as another user, give a Unix socket to another owner, reopen log file {}",
+            log.display()
+        )),
+        "{}",
+        logged()
+    );
+    server.signal(SIGUSR1);
+    wait_until("the refusal", LONG, || logged().contains("cannot open log file"));
+    assert!(logged().contains("going on with the old one"), "{}", logged());
+    assert_eq!(server.get("/").status, 200);
+}
