@@ -247,6 +247,7 @@ while True:
 environment, steps = {how}
 pid = os.fork()
 if pid == 0:
+    connection.close()
     for step in steps.split():
         if step == "group": os.setpgid(0, 0)
         if step == "session": os.setsid()
