@@ -174,7 +174,8 @@ fn a_workers_log_has_the_supervisors_form() {
 #[test]
 fn a_worker_knows_that_its_lines_end_in_the_journal() {
     // The pipe that this test reads plays the journal.
-    let wrapper = ["sh", "-c", "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"", "sh"];
+    let wrapper =
+        ["sh", "-c", "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"", "sh"];
     let server = setup().workers(1).args(["--app", "greeter"]).wrapped(wrapper).start();
     let mut client = server.connect();
     client.write_all(b"a line for the log").expect("sent");
