@@ -122,7 +122,8 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
         let reader = OpenOptions::new().read(true).open(&pipe).expect("the pipe");
         let mut waiting: i32 = 0;
         waits(&reader, &mut waiting);
-        waiting >= 60_000
+        // Short writes leave half of its pages empty.
+        waiting >= 30_000
     });
     let memory = server.process().resident_kib();
     for round in 2..=4 {
