@@ -247,6 +247,7 @@ while True:
 environment, steps = {how}
 pid = os.fork()
 if pid == 0:
+    connection.close()
     for step in steps.split():
         if step == "group": os.setpgid(0, 0)
         if step == "session": os.setsid()
@@ -270,11 +271,12 @@ fn outlived(how: &str, named: bool) {
     assert!(left.runs());
     worker.process.signal(SIGKILL);
     server.wait_for_log(") died (signal): killed by SIGKILL");
+    // The signal has been sent; a process that waits in accept(2) may still take a connection on its way out.
+    wait_until("the leftover's end", LONG, || !left.runs());
     for _ in 0..100 {
         let answer = ask(&address, "pass").expect("an answer");
         assert_ne!(answer, "leftover", "{how}");
     }
-    wait_until("the leftover's end", LONG, || !left.runs());
     let text = if named {
         format!("which worker {} had left behind", worker.id)
     } else {

@@ -30,6 +30,9 @@ const LONGEST: u64 = 4 << 20;
 /// How soon there is another look after something was found.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// How long an exec may take.
+const EXEC: Duration = Duration::from_millis(200);
+
 /// What is known of leftovers.
 #[derive(Debug)]
 pub(super) struct Leftovers {
@@ -39,6 +42,8 @@ pub(super) struct Leftovers {
     queue: Vec<Pid>,
     /// When to look.
     due: Option<Time>,
+    /// Who had no environment at all at the last look: nobody has one in the middle of an exec.
+    suspects: BTreeSet<Pid>,
     /// Who was killed and is not buried yet.
     killed: BTreeSet<Pid>,
 }
@@ -61,7 +66,7 @@ impl Leftovers {
 
     /// Goes on where another version of the program was.
     pub(super) fn resumed(foster: bool) -> Self {
-        Self { foster, queue: Vec::new(), due: None, killed: BTreeSet::new() }
+        Self { foster, queue: Vec::new(), due: None, suspects: BTreeSet::new(), killed: BTreeSet::new() }
     }
 
     /// Whether others than workers leave us their children.
@@ -73,6 +78,7 @@ impl Leftovers {
     pub(super) fn look(&mut self, now: Time) {
         self.due = Some(now);
         self.queue.clear();
+        self.suspects.clear();
     }
 
     /// When to look next.
@@ -114,12 +120,14 @@ impl Leftovers {
         }
         if self.queue.is_empty() {
             self.queue = children(Pid::this());
+            self.suspects.retain(|suspect| self.queue.contains(suspect));
         }
         for _ in 0..AT_ONCE {
             let Some(pid) = self.queue.pop() else { break };
             if found.len() >= KILLED_AT_ONCE || known.contains(&pid) || self.killed.contains(&pid) {
                 continue;
             }
+            let suspected = self.suspects.remove(&pid);
             // It is our child, so nobody else can have its number before we bury it.
             let Some(about) = About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
             else {
@@ -128,6 +136,13 @@ impl Leftovers {
             let (worker, left) = match Owner::of(pid) {
                 Owner::Worker(worker) => (Some(worker), !lives(worker)),
                 Owner::Hidden => (None, !self.foster),
+                Owner::Empty if self.foster => (None, false),
+                Owner::Empty => {
+                    if !suspected {
+                        self.suspects.insert(pid);
+                    }
+                    (None, suspected)
+                }
                 Owner::Unreadable => (None, !self.foster && known.is_empty()),
             };
             if left && kill(pid, Signal::SIGKILL).is_ok() {
@@ -140,6 +155,8 @@ impl Leftovers {
             self.due = Some(now);
         } else if !found.is_empty() {
             self.due = Some(now + LOOK_AGAIN);
+        } else if !self.suspects.is_empty() {
+            self.due = Some(now + EXEC);
         }
         found
     }
@@ -184,6 +201,8 @@ enum Owner {
     Worker(WorkerId),
     /// It does not tell.
     Hidden,
+    /// It has no environment, for now at least.
+    Empty,
     /// Another user's, whom we may not look at: it may well be a living worker's.
     Unreadable,
 }
@@ -202,6 +221,7 @@ impl Owner {
             None if environment.is_empty() && user(pid).is_some_and(|user| user != Uid::current()) => {
                 Self::Unreadable
             }
+            None if environment.is_empty() => Self::Empty,
             None => Self::Hidden,
         }
     }
@@ -290,10 +310,8 @@ mod tests {
         assert_eq!(again, []);
         assert!(!foster.is_busy());
 
-        let mut alone = Leftovers::resumed(false);
-        alone.look(Time::default());
-        let found = alone.sweep(Time::default(), &others(&pids[1..]), |worker| worker == WorkerId(4));
-        assert_eq!(found.iter().map(|one| (one.pid, one.worker)).collect::<Vec<_>>(), [(pids[2], None)]);
+        // What hides is told by tests/death.rs: here, it could be another test's.
+        sleepers[2].kill().expect("it lives");
         sleepers[1].kill().expect("it lives");
         sleepers.iter_mut().for_each(|child| _ = child.wait());
     }
