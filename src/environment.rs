@@ -6,6 +6,7 @@
 //! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | listening sockets: descriptors from 3 on, for whom, their names | sd_listen_fds(3) |
 //! | `NOTIFY_SOCKET` | where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` | sd_notify(3) |
 //! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
+//! | `PREFORK_WORKER` | the worker's id; whatever carries it is killed when that worker is dead | here |
 //! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers | here |
 //! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
 //! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
@@ -33,6 +34,8 @@ pub const FDSTORE: &str = "FDSTORE";
 pub const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
 /// The pid that the watchdog watches.
 pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
+/// The worker's id; by it, what the worker leaves behind is found.
+pub const PREFORK_WORKER: &str = "PREFORK_WORKER";
 /// The worker's slot.
 pub const PREFORK_SLOT: &str = "PREFORK_SLOT";
 /// The worker's generation.
@@ -52,7 +55,7 @@ pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
 pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
 
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -60,6 +63,7 @@ pub const ALL: [&str; 15] = [
     FDSTORE,
     WATCHDOG_USEC,
     WATCHDOG_PID,
+    PREFORK_WORKER,
     PREFORK_SLOT,
     PREFORK_GENERATION,
     PREFORK_WORKERS,

@@ -110,7 +110,7 @@ fn every_worker_has_a_group_of_its_own_through_reload_scaling_death_and_stop() {
 fn whatever_a_worker_has_started_dies_with_it_even_in_a_session_of_its_own() {
     let Some(own) = Own::new("leftovers") else { return };
     let program = "setsid sleep 1000 & exec sleep 1000";
-    let setup = own.setup().workers(1).args(["--ready-after", "100ms"]);
+    let setup = own.setup().workers(1).args(["--ready", "after=100ms"]);
     let server = setup.program(["sh", "-c", program]).start();
     let worker = server.workers().remove(0);
     let group = format!("worker-{}", worker.id);

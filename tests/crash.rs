@@ -151,7 +151,7 @@ fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
 
 #[test]
 fn a_crash_loop_is_degraded_and_heals() {
-    let setup = setup().workers(3).args(["--ready-after", "1h"]);
+    let setup = setup().workers(3).args(["--ready", "notify"]);
     let flag = setup.path("broken");
     let app = std::fs::read_to_string(testkit::program("bare.py")).expect("the program").replacen(
         "\nmain()\n",

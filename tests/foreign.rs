@@ -1,36 +1,13 @@
-//! Programs that know nothing of this project, only systemd's contract or less.
+//! Programs that know nothing of this project, only systemd's contract or less. Servers of many stacks are in
+//! tests/stacks.rs.
 
-use std::ffi::OsString;
+use nix::sys::signal::Signal::SIGTERM;
 use std::path::PathBuf;
-use testkit::load::{Failure, Plan, Report, run, start};
-use testkit::{Server, Setup, skipped, tool};
+use testkit::load::{Plan, start};
+use testkit::{LONG, Server, Setup, skipped, tool};
 
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
-}
-
-/// Serves with four workers and reloads three times under new connections, of which none may be lost.
-fn serves_and_reloads(setup: Setup, words: &[OsString], body: &str) {
-    reloads_under_load(setup, words, body).assert_flawless();
-}
-
-fn reloads_under_load(setup: Setup, words: &[OsString], body: &str) -> Report {
-    let mut server = setup.workers(4).program(words.iter().cloned()).start();
-    let plan = || Plan::fresh(&server.address(), 8).http("/", Some(body));
-    run(&plan().count(200)).assert_flawless();
-    let load = start(plan());
-    for _ in 0..3 {
-        load.wait_for_more(20);
-        server.reload();
-    }
-    load.wait_for_more(20);
-    let report = load.finish();
-    let pids = server.ready();
-    assert!(
-        pids.iter().all(|process| process.variable("PREFORK_SLOT").is_some()),
-        "the contract's variables"
-    );
-    report
 }
 
 /// The tool's path, or a visible note that the test was skipped.
@@ -42,64 +19,24 @@ fn needs(test: &str, name: &str) -> Option<PathBuf> {
     found
 }
 
-fn words<const N: usize>(program: PathBuf, arguments: [&str; N]) -> Vec<OsString> {
-    std::iter::once(program.into()).chain(arguments.map(OsString::from)).collect()
-}
-
-/// Where the Python applications lie.
-fn applications() -> String {
-    testkit::root().join("tests/programs").display().to_string()
-}
-
 #[test]
-fn a_bare_python_server_serves_and_reloads() {
-    let Some(python) = needs("bare python", "python3") else { return };
-    let words = words(python, [&format!("{}/bare.py", applications())]);
-    serves_and_reloads(setup().args(["--ready-after", "1h"]), &words, "Hello from Python");
-}
-
-#[test]
-fn a_python_server_that_says_nothing_counts_as_ready_after_a_while() {
+fn a_program_that_says_nothing_counts_as_ready_after_a_while() {
     let Some(python) = needs("silent python", "python3") else { return };
-    let setup = setup().args(["--ready-after", "300ms"]).env("READY", "no");
-    let words = words(python, [&format!("{}/bare.py", applications())]);
-    serves_and_reloads(setup, &words, "Hello from Python");
-}
-
-#[test]
-fn node_serves_and_reloads() {
-    let Some(node) = needs("node", "node") else { return };
-    let words = words(node, [&format!("{}/http.js", applications())]);
-    serves_and_reloads(setup(), &words, "Hello from Node");
-}
-
-#[test]
-fn uvicorn_serves_and_reloads() {
-    let Some(uvicorn) = needs("uvicorn", "uvicorn") else { return };
-    let words =
-        words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
-    let report = reloads_under_load(setup().args(["--ready-after", "3s"]), &words, "Hello from ASGI");
-    // At SIGTERM it closes connections that it has accepted and not read yet: at most one a client and reload.
-    // Nothing else may be lost: what it had not accepted is its successor's.
-    let its_own = report.count(Failure::EofEarly)
-        + report.count(Failure::ReadReset)
-        + report.count(Failure::WriteReset);
-    assert!(report.failed() == its_own && its_own <= 3 * 8, "{report}");
-    println!("uvicorn dropped {its_own} of {} accepted connections in three reloads", report.requests);
-}
-
-#[test]
-fn gunicorn_serves_and_reloads() {
-    let Some(gunicorn) = needs("gunicorn", "gunicorn") else { return };
-    // It takes systemd's sockets by itself; `--bind fd://3` besides would make it close them.
-    let words = words(gunicorn, ["--log-level", "warning", "--chdir", &applications(), "wsgi:app"]);
-    serves_and_reloads(setup().args(["--ready-after", "3s"]), &words, "Hello from WSGI");
+    let setup = setup().workers(2).args(["--ready", "after=300ms"]).env("READY", "no");
+    let mut server = setup.program([python, testkit::program("bare.py")]).start();
+    let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello from Python")));
+    load.wait_for_more(20);
+    server.reload();
+    load.wait_for_more(20);
+    load.finish().assert_flawless();
+    let times = testkit::ready_after(server.log());
+    assert!(times.len() == 4 && times.iter().all(|time| time.as_millis() >= 300), "{times:?}");
 }
 
 #[test]
 fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
     let Some(_) = needs("environment", "python3") else { return };
-    let setup = setup().workers(1).args(["--ready-after", "1h"]).env("LEFT", "alone");
+    let setup = setup().workers(1).args(["--ready", "notify"]).env("LEFT", "alone");
     let program = testkit::program("bare.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let worker = server.ready()[0];
@@ -116,9 +53,20 @@ fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
 #[test]
 fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
     let script = "trap '' TERM; while :; do sleep 0.1; done";
-    let setup = setup().workers(1).args(["--ready-after", "100ms", "--graceful-timeout", "500ms"]);
+    let setup = setup().workers(1).args(["--ready", "after=100ms", "--graceful-timeout", "500ms"]);
     let mut server = setup.program(["sh", "-c", script]).start();
     let old = server.ready();
     server.reload();
     assert!(old.iter().all(|process| !process.runs()));
+}
+
+#[test]
+fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
+    let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; while :; do sleep 0.1; done";
+    let setup = setup().workers(1).args(["--ready", "after=100ms", "--stop-signal", "USR2"]);
+    let mut server = setup.program(["sh", "-c", script]).start();
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+    server.wait_for_log("asked");
+    server.wait_for_log("is gone: exited with status 0");
 }

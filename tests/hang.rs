@@ -32,7 +32,7 @@ fn bare(test: &str, hang_timeout: &str) -> Option<Server> {
         skipped(test, "python3 is not installed");
         return None;
     }
-    let setup = setup().workers(4).args(["--ready-after", "1h", "--hang-timeout", hang_timeout]);
+    let setup = setup().workers(4).args(["--ready", "notify", "--hang-timeout", hang_timeout]);
     Some(setup.program(["python3".into(), testkit::program("bare.py").into_os_string()]).start())
 }
 

@@ -135,8 +135,7 @@ fn program(before_ready: &str) -> String {
 fn slow_starter() -> Server {
     // A probation that is far longer than the second after which a program of these tests dies: a machine that stands
     // still for a while must not make the program outlive it.
-    let setup =
-        setup().workers(2).args(["--ready-after", "1h", "--start-timeout", "5s", "--probation", "4s"]);
+    let setup = setup().workers(2).args(["--ready", "notify", "--start-timeout", "5s", "--probation", "4s"]);
     setup.file("app.py", &program("pass"));
     let app = setup.path("app.py");
     setup.program(["python3".into(), app.into_os_string()]).start()
@@ -201,7 +200,7 @@ fn a_program_that_dies_a_second_after_ready_changes_nothing() {
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
-    let setup = setup().args(["--ready-after", "1h", "--start-timeout", "1500ms", "--probation", "100ms"]);
+    let setup = setup().args(["--ready", "notify", "--start-timeout", "1500ms", "--probation", "100ms"]);
     setup.file("bare.py", &program("pass"));
     let good = format!("workers = 2\ncommand = [\"python3\", \"{}\"]\n", setup.path("bare.py").display());
     let server = setup.config(&good).start();

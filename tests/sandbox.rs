@@ -30,7 +30,7 @@ fn tempter(test: &str) -> Option<Setup> {
         return None;
     }
     let setup = setup().wrapped(["unshare", "--net"]).bind_unix().bind("0.0.0.0:0").workers(2);
-    let setup = setup.args(["--ready-after", "1h", "--hang-timeout", "off"]);
+    let setup = setup.args(["--ready", "notify", "--hang-timeout", "off"]);
     // Somebody else than root must get there, to the script and to the notification socket.
     std::fs::set_permissions(setup.path("."), Permissions::from_mode(0o711)).expect("our own directory");
     setup.file("tempter.py", include_str!("programs/tempter.py"));
@@ -39,6 +39,7 @@ fn tempter(test: &str) -> Option<Setup> {
         let all = Permissions::from_mode(0o777);
         std::fs::set_permissions(setup.path(directory), all).expect("our own directory");
     }
+    setup.file("outside/there", "something");
     let script = setup.path("tempter.py");
     // Bytecode would be written beside the script.
     Some(setup.program([python.into_os_string(), "-B".into(), script.into_os_string()]))
@@ -57,8 +58,12 @@ fn paths(setup: &Setup) -> [String; 4] {
 #[test]
 fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not() {
     let test = "a confined worker";
-    let (Some(free), Some(confined)) = (tempter(test), tempter(test)) else { return };
-    let free = free.start();
+    let Some(free) = tempter(test) else { return };
+    let (Some(other), Some(confined)) = (tempter(test), tempter(test)) else { return };
+    // As free as the supervisor: root.
+    let free = free.args(["--keep-cap", "all", "--no-new-privileges", "off"]).start();
+    // What another user alone is good for: to be read, not judged.
+    let other = other.args(["--user", "nobody"]).start();
     let named = paths(&confined);
     let confined = confined
         .args(["--sandbox", "strict", "--seccomp", "enforce", "--tcp-bind", "deny"])
@@ -71,14 +76,14 @@ fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not()
         ("bind TCP port 22", "bind/22", None, "EACCES", "done"),
         ("write outside its paths", "write", Some("outside/file"), "EACCES", "done"),
         ("write inside them", "write", Some("inside/file"), "done", "done"),
-        ("read /root", "names//root", None, "EACCES", ""),
+        ("read outside its paths", "read", Some("outside/there"), "EACCES", "done"),
         ("read what it may", "read//etc/hostname", None, "done", "done"),
         ("signal the supervisor", "kill/supervisor", None, "EPERM", "done"),
         ("signal a sibling", "kill/sibling", None, "EPERM", "done"),
         ("attach a steering program", "attach", None, "EPERM", "EPERM"),
         ("attach one to sockets of its own", "own_attach", None, "EPERM", "done"),
         ("detach the steering program", "detach", None, "EPERM", "done"),
-        ("detach one from sockets of its own", "own_detach", None, "EPERM", ""),
+        ("detach one from sockets of its own", "own_detach", None, "EPERM", "done"),
         ("ptrace a sibling", "ptrace/sibling", None, "EPERM", "done"),
         ("read a sibling's memory", "memory/sibling", None, "EPERM", "done"),
         ("open a sibling's /proc/PID/mem", "proc_memory/sibling", None, "EACCES", "done"),
@@ -89,15 +94,15 @@ fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not()
         ("run a program of the system", "execute//bin/true", None, "done", "done"),
         ("open a UDP socket", "udp", None, "done", "done"),
     ];
-    println!("{:<36} {:<9} free", "attempt", "confined");
+    println!("{:<36} {:<9} {:<9} free", "attempt", "confined", "nobody");
     let mut wrong = Vec::new();
     for (what, attempt, file, refused, allowed) in attempts {
         let on = |server: &Server| match file {
             Some(name) => ask(server, &format!("{attempt}/{}", path(server, name))),
             None => ask(server, attempt),
         };
-        let (there, here) = (on(&confined), on(&free));
-        println!("{what:<36} {there:<9} {here}");
+        let (there, half, here) = (on(&confined), on(&other), on(&free));
+        println!("{what:<36} {there:<9} {half:<9} {here}");
         if there != refused || (!allowed.is_empty() && here != allowed) {
             wrong.push(what);
         }
@@ -148,21 +153,41 @@ fn a_notification_socket_that_a_private_tmp_hides_is_refused_before_anything_sta
 }
 
 #[test]
-fn the_stock_app_that_serves_files_sees_nothing_but_its_directory() {
-    let served = |sandbox: &str| {
-        let setup = setup().workers(1);
-        std::fs::create_dir(setup.path("public")).expect("our own directory");
-        setup.file("public/page", "here");
-        setup.file("secret", "there");
-        std::os::unix::fs::symlink(setup.path("secret"), setup.path("public/link")).expect("a link");
-        let app = format!("files:{}", setup.path("public").display());
-        let server = setup.args(["--app", &app, "--sandbox", sandbox]).start();
-        assert_eq!(server.get("/page").body, "here");
-        server.get("/link")
+fn stock_apps_are_sandboxed_unless_that_is_switched_off_and_other_programs_are_not() {
+    let facts = |setup: Setup| {
+        let server = setup.workers(1).start();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", server.ready()[0].0)).expect("it runs");
+        let fact = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+            line.trim_start_matches(':').trim().to_owned()
+        };
+        assert_eq!(server.log().count("is missing here"), 0, "this kernel has every part");
+        (fact("Seccomp"), fact("NoNewPrivs"))
     };
-    assert_eq!(served("off").body, "there", "a free worker follows the link");
-    let refused = served("best-effort");
-    assert!(refused.status >= 400, "{refused:?}");
+    let own = |on: &str| setup().args(["--no-new-privileges", "off", "--sandbox", on]);
+    let pair = |seccomp: &str, renounced: &str| (seccomp.to_owned(), renounced.to_owned());
+    assert_eq!(facts(setup()), pair("2", "1"));
+    assert_eq!(facts(own("strict").args(["--app", "echo"])), pair("2", "1"));
+    assert_eq!(facts(own("off")), pair("0", "0"));
+    let sleep = ["sh", "-c", "while :; do sleep 1; done"];
+    let foreign = || setup().args(["--no-new-privileges", "off", "--ready-after", "100ms"]).program(sleep);
+    assert_eq!(facts(foreign()), pair("0", "0"), "whatever runs under systemd");
+    assert_eq!(facts(foreign().args(["--seccomp", "log"])), pair("2", "1"));
+    assert_eq!(facts(foreign().args(["--sandbox", "strict"])), pair("0", "1"));
+}
+
+#[test]
+fn the_files_that_are_served_are_the_only_ones_that_can_be() {
+    let setup = setup().workers(1);
+    std::fs::create_dir(setup.path("public")).expect("our own directory");
+    setup.file("public/page", "here");
+    let app = format!("files:{}", setup.path("public").display());
+    let server = setup.args(["--app", &app, "--sandbox", "strict"]).start();
+    assert_eq!(server.get("/page").body, "here");
+    // What is put there later, too.
+    std::fs::write(server.path("public/more"), "more").expect("our own directory");
+    assert_eq!(server.get("/more").body, "more");
 }
 
 #[test]
@@ -196,7 +221,7 @@ fn a_sandboxed_worker_makes_its_log_file_anew_when_it_was_rotated() {
 #[test]
 fn a_script_and_its_interpreter_can_be_executed_under_rules() {
     let Some(python) = python() else { return skipped("a script", "there is no /usr/bin/python3") };
-    let setup = setup().workers(1).args(["--ready-after", "1h"]);
+    let setup = setup().workers(1).args(["--ready", "notify"]);
     let bare = std::fs::read_to_string(testkit::program("bare.py")).expect("a program of ours");
     setup.file("serve", &format!("#!{}\n{bare}", python.display()));
     let script = setup.path("serve");
@@ -206,8 +231,15 @@ fn a_script_and_its_interpreter_can_be_executed_under_rules() {
     let server = setup
         .args(["--sandbox", "strict", "--read-only"])
         .args([empty.into_os_string()])
-        .program([script.into_os_string()])
+        .program([script.clone().into_os_string()])
         .start();
+    assert_eq!(server.get("/").body, "Hello from Python");
+    // Exchanged by a new file, it is what the next worker runs.
+    let old = server.ready()[0];
+    std::fs::copy(&script, server.path("new")).expect("a copy, with its mode");
+    std::fs::rename(server.path("new"), &script).expect("exchanged");
+    old.signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_for_replacement(0, old);
     assert_eq!(server.get("/").body, "Hello from Python");
 }
 
@@ -226,4 +258,39 @@ fn a_sandbox_that_cannot_be_had_is_found_by_check_and_by_a_reload_which_changes_
     }
     server.wait_until_settled(testkit::LONG);
     assert_eq!(server.ready(), before);
+}
+
+#[test]
+fn real_programs_serve_and_reload_with_everything_but_paths_enforced() {
+    let applications = testkit::root().join("tests/programs").display().to_string();
+    let here = |name: &str| format!("{applications}/{name}");
+    let programs: [(&str, Vec<String>, &str); 4] = [
+        ("python3", vec![here("bare.py")], "Hello from Python"),
+        ("node", vec![here("http.js")], "Hello from Node"),
+        (
+            "uvicorn",
+            ["--fd", "3", "--log-level", "warning", "--app-dir", &applications, "asgi:app"]
+                .map(String::from)
+                .into(),
+            "Hello from ASGI",
+        ),
+        (
+            "gunicorn",
+            ["--log-level", "warning", "--chdir", &applications, "wsgi:app"].map(String::from).into(),
+            "Hello from WSGI",
+        ),
+    ];
+    for (name, arguments, body) in programs {
+        let Some(tool) = tool(name) else {
+            skipped("a confined program", &format!("{name} is not installed (scripts/peers installs it)"));
+            continue;
+        };
+        let words = std::iter::once(tool.into_os_string()).chain(arguments.into_iter().map(Into::into));
+        let setup = setup().workers(2).args(["--ready-after", "3s", "--tcp-bind", "deny"]);
+        let setup = setup.args(["--sandbox", "strict", "--seccomp", "enforce"]);
+        let mut server = setup.program(words).start();
+        assert_eq!(server.get("/").body, body, "{name}");
+        server.reload();
+        assert_eq!(server.get("/").body, body, "{name}");
+    }
 }

@@ -334,7 +334,7 @@ fn inside_logs() {
         "/opt/app.sh",
         "#!/bin/sh\necho '<4>take care' >&2\necho '<3>all is lost' >&2\necho well >&2\nsleep 1000\n",
     );
-    configure("ready-after = \"100ms\"\ncommand = [\"/bin/sh\", \"/opt/app.sh\"]");
+    configure("ready = \"after=100ms\"\ncommand = [\"/bin/sh\", \"/opt/app.sh\"]");
     PLAIN.must("reload");
     assert_eq!(entry("take care").0, "4");
     assert_eq!(entry("all is lost").0, "3");

@@ -39,7 +39,7 @@ fn after_a_reload_of_a_foreign_program_too() {
 /// A program that neither leaves when it is asked to nor says that it stops.
 fn stubborn() -> Setup {
     let script = "trap '' TERM; while :; do sleep 1000; done";
-    setup().args(["--ready-after", "20ms", "--graceful-timeout", "1m"]).program(["sh", "-c", script])
+    setup().args(["--ready", "after=20ms", "--graceful-timeout", "1m"]).program(["sh", "-c", script])
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn a_foreign_programs_client_that_waits_in_a_retired_slot_is_answered() {
     if tool("python3").is_none() {
         return skipped("stragglers of a foreign program", "python3 is not installed");
     }
-    let setup = setup().workers(2).args(["--ready-after", "1h"]);
+    let setup = setup().workers(2).args(["--ready", "notify"]);
     let server = setup.program(["python3".into(), testkit::program("bare.py").into_os_string()]).start();
     retires_with_somebody_waiting(server, "Hello from Python");
 }

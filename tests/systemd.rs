@@ -27,7 +27,7 @@ fn ready_is_said_only_when_the_workers_are_ready() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(2);
     let mut socket = NotifySocket::new(&setup.path("")).expect("a notification socket");
     let path = socket.path().to_owned();
-    let setup = setup.env("NOTIFY_SOCKET", path).env("READY", "late:1.5").args(["--ready-after", "1h"]);
+    let setup = setup.env("NOTIFY_SOCKET", path).env("START_DELAY", "1.5").args(["--ready", "notify"]);
     let program = testkit::program("bare.py").into_os_string();
     let mut server = setup.program(["python3".into(), program]).spawn();
     std::thread::sleep(Duration::from_millis(700));
@@ -83,7 +83,7 @@ fn the_watchdog_is_fed_also_during_a_long_reload() {
         let program = testkit::program("bare.py").into_os_string();
         setup
             .workers(1)
-            .args(["--ready-after", "1h"])
+            .args(["--ready", "notify"])
             .env("WATCHDOG_USEC", "1000000")
             .program(["python3".into(), program])
     });

@@ -356,7 +356,7 @@ fn counters_scale_and_configuration_survive_an_upgrade() {
 
 #[test]
 fn programs_that_notify_are_known_after_an_upgrade() {
-    let setup = Server::setup(THIS).copied().workers(2).args(["--ready-after", "1h", "--probation", "50ms"]);
+    let setup = Server::setup(THIS).copied().workers(2).args(["--ready", "notify", "--probation", "50ms"]);
     let bare = testkit::program("bare.py").into_os_string();
     let mut server = setup.program(["python3".into(), bare]).start();
     let workers = server.ready();

@@ -75,6 +75,18 @@ fn println_stdout(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// How many workers have died of what.
+fn deaths(counts: &Value) -> Option<String> {
+    let counts: Vec<(&String, u64)> = counts
+        .as_object()?
+        .iter()
+        .filter_map(|(cause, count)| Some((cause, count.as_u64().filter(|count| *count > 0)?)))
+        .collect();
+    let all: u64 = counts.iter().map(|(_, count)| count).sum();
+    let words: Vec<String> = counts.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    (all > 0).then(|| format!("deaths      {all} ({})", words.join(", ")))
+}
+
 /// The picture for people.
 fn table(status: &Value) -> String {
     let text = |value: &Value| match value {
@@ -91,6 +103,7 @@ fn table(status: &Value) -> String {
         format!("generation  {}", text(&status["generation"])),
         format!("listening   {}", listeners.join(", ")),
     ];
+    lines.extend(deaths(&status["deaths"]));
     if let Some(reason) = status["last_reload"]["reason"].as_str() {
         lines.push(format!(
             "last reload of generation {} failed: {reason}",

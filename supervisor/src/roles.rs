@@ -3,12 +3,13 @@
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::place;
-use crate::shell::confine::{Confinement, Dropped, become_user};
+use crate::shell::confine::{Confinement, Dropped, become_user, warn_of_root};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
+use crate::shell::lookout;
 use crate::shell::server::Server;
 use log::{error, info, warn};
 use prefork::environment::{Inherited, take_listeners};
@@ -33,6 +34,9 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = lookout::task() {
+        return task.perform();
+    }
     if let Some(task) = handover::task() {
         return take_over(identity, task);
     }
@@ -85,11 +89,15 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
             return ExitCode::FAILURE;
         }
     }
+    if let Some(warning) = warn_of_root(&config) {
+        warn!("{warning}");
+    }
     let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
         Ok(server) => server,
         Err(reason) => {
             error!("cannot start: {reason}");
+            logfile::finish();
             return ExitCode::FAILURE;
         }
     };

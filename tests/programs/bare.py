@@ -1,6 +1,7 @@
-"""A server that knows nothing but sockets: descriptor 3, SIGTERM, and systemd's notifications if it is asked to.
+"""A server that knows nothing but sockets: descriptors from 3 on, SIGTERM, and systemd's notifications.
 
-Variables for tests: READY=no says nothing, READY=late:SECONDS says so late.
+Variables for tests: READY=no says nothing; START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow
+is being answered.
 """
 import os
 import select
@@ -25,7 +26,12 @@ def answer(connection):
             return
         request += more
     path = request.split()[1].decode()
-    if path.startswith("/sleep/"):
+    if path == "/slow":
+        open(os.environ["IN_HAND"], "w").close()
+        time.sleep(1)
+    elif path == "/block":
+        time.sleep(3600)
+    elif path.startswith("/sleep/"):
         time.sleep(float(path.rsplit("/", 1)[1]))
     body = os.environ.get("BODY", "Hello from Python").encode()
     head = (
@@ -42,14 +48,13 @@ def main():
     listeners = [socket.socket(fileno=3 + n) for n in range(int(os.environ["LISTEN_FDS"]))]
     for listener in listeners:
         listener.setblocking(False)
+    # A signal makes the select below return.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGTERM, lambda *_: None)
-    ready = os.environ.get("READY", "yes")
-    if ready.startswith("late:"):
-        time.sleep(float(ready[5:]))
-    if ready != "no":
+    time.sleep(float(os.environ.get("START_DELAY", 0)))
+    if os.environ.get("READY") != "no":
         notify("READY=1\nSTATUS=waiting for connections")
     while True:
         found, _, _ = select.select([reader, *listeners], [], [])

@@ -1,12 +1,22 @@
 // Node's own http server on descriptor 3. SIGTERM: accept no more, finish, leave.
+//
+// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+const fs = require('fs');
 const http = require('http');
 
 const server = http.createServer((request, response) => {
   response.setHeader('x-prefork-generation', process.env.PREFORK_GENERATION || '');
   response.setHeader('x-prefork-pid', String(process.pid));
-  response.end('Hello from Node');
+  if (request.url === '/block') {
+    for (;;);
+  } else if (request.url === '/slow') {
+    fs.writeFileSync(process.env.IN_HAND, '');
+    setTimeout(() => response.end('Hello from Node'), 1000);
+  } else {
+    response.end('Hello from Node');
+  }
 });
 process.on('SIGTERM', () => {
   server.close(() => process.exit(0));
 });
-server.listen({ fd: 3 });
+setTimeout(() => server.listen({ fd: 3 }), 1000 * (process.env.START_DELAY || 0));

@@ -1,8 +1,19 @@
-"""The smallest WSGI application."""
+"""A WSGI application for gunicorn.
+
+Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+"""
 import os
+import time
+
+time.sleep(float(os.environ.get("START_DELAY", 0)))
 
 
 def app(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        open(os.environ["IN_HAND"], "w").close()
+        time.sleep(1)
+    elif environ["PATH_INFO"] == "/block":
+        time.sleep(3600)
     body = b"Hello from WSGI"
     headers = [
         ("Content-Length", str(len(body))),

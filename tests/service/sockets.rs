@@ -22,7 +22,7 @@ fn inside_many_sockets() {
     std::fs::copy(testkit::program("names.py"), "/opt/names.py").expect("copied");
     let config = |names: &[&str]| {
         let binds: Vec<String> = names.iter().map(|name| format!("\"fd://{name}\"")).collect();
-        let text = "workers = 2\nprobation = \"50ms\"\nready-after = \"100ms\"";
+        let text = "workers = 2\nprobation = \"50ms\"\nready = \"after=100ms\"";
         write(
             CONFIG,
             &format!(

@@ -11,16 +11,19 @@
 
 mod bind;
 mod cgroups;
+mod clean;
 mod cli;
 mod error;
 mod file;
 mod options;
 mod privileges;
 mod reader;
+mod ready;
 mod render;
 mod resolve;
 mod sandbox;
 mod source;
+mod stderr;
 mod words;
 
 #[cfg(test)]
@@ -28,12 +31,15 @@ mod tests;
 
 pub use bind::Bind;
 pub use clap_complete::Shell;
+pub use clean::CleanExits;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
 pub use options::{Preset, SETTINGS, Setting};
 pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
+pub use ready::Ready;
 pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Invocation, Source, Surroundings};
+pub use stderr::WorkerStderr;
 
 use nix::sys::signal::Signal;
 use prefork::settings::{Accept, Class, ClassName, WorkerSettings};
@@ -82,6 +88,8 @@ pub struct Config {
     pub drain_idle: Duration,
     /// What asks a foreign worker to drain. Never KILL or STOP.
     pub stop_signal: Signal,
+    /// By which statuses and signals a worker may end.
+    pub clean_exit: CleanExits,
     /// Where the workers' control groups are.
     pub cgroups: Cgroups,
     /// Bytes that a worker's control group may use.
@@ -90,8 +98,8 @@ pub struct Config {
     pub worker_cpus: Option<u32>,
     /// How long a worker may take to get ready.
     pub start_timeout: Duration,
-    /// How long a foreign program that says nothing must live to count as ready.
-    pub ready_after: Duration,
+    /// When a foreign program counts as ready.
+    pub ready: Ready,
     /// How long a worker may give no sign of life.
     pub hang_timeout: Option<Duration>,
     /// How long a handler may take before its client gets 503.
@@ -108,6 +116,8 @@ pub struct Config {
     pub privileges: Privileges,
     /// What is logged, how and where.
     pub log: LogSettings,
+    /// Where workers' standard error goes.
+    pub worker_stderr: WorkerStderr,
     /// Where the control socket is.
     pub control: Control,
     /// What is allowed but probably not meant, in sentences to be logged.

@@ -6,11 +6,13 @@
 
 use super::bind::Bind;
 use super::cgroups::{Cpus, WorkerCount};
+use super::clean::CleanExits;
 use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
+use super::stderr::WorkerStderr;
 use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
-use super::{Cgroups, Control, LogFormat, Surge};
+use super::{Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -176,6 +178,9 @@ settings! {
         drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
         /// Signal that asks a program to drain
         stop_signal: (Typed<StopSignal>) as "SIGNAL" = Given("TERM");
+        /// Exit statuses and signals by which a worker may end: one that has served for a second and ends so is
+        /// replaced without a delay. The stop signal is clean for whoever was asked to drain
+        clean_exit: (Typed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE");
     }
     "Control groups" {
         /// Where each worker gets a control group of its own: auto (below ours, where it was delegated to us), a directory
@@ -189,8 +194,9 @@ settings! {
     "Timeouts" {
         /// How long a worker may take to get ready
         start_timeout: (Typed<Span<100, DAY>>) as "TIME" = Given("60s");
-        /// How long a program that says nothing must live to count as ready
-        ready_after: (Typed<Span<0, DAY>>) as "TIME" = Given("1s");
+        /// When a program counts as ready: notify (it says READY=1), after=TIME (it says so, or nothing for so long), auto
+        /// (after=1s), or listen (it is seen to wait for connections). Rust workers use their channel
+        ready: (Typed<Ready>) as "HOW" = Given("auto");
         /// How long a worker may give no sign of life, or leave its queue alone, before it is killed and replaced, or off
         hang_timeout: (Typed<OrOff<Span<500, DAY>>>) as "TIME" = Given("30s");
         /// How long a handler may take before its client gets 503, or off; a worker in which one blocks a second longer is
@@ -232,6 +238,9 @@ settings! {
         log_format: (Typed<LogFormat>) as "FORMAT" = Given("text");
         /// File to log to, reopened on USR1; - is stderr
         log_file: (Typed<LogFile>) as "FILE" = Given("-");
+        /// Where workers' standard error goes: capture (through the supervisor, which passes on whole lines and tells
+        /// the last ones when a worker dies) or inherit (straight to the supervisor's own)
+        worker_stderr: (Typed<WorkerStderr>) as "WAY" = Given("capture");
     }
     "Control" {
         /// Path of the control socket, or off

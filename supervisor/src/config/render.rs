@@ -49,6 +49,7 @@ impl Config {
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
+        page.line("clean-exit", quoted(&self.clean_exit));
         match &self.cgroups {
             Cgroups::Auto => page.line("cgroups", quoted("auto")),
             Cgroups::Path(path) => page.line("cgroups", quoted(path.display())),
@@ -58,7 +59,7 @@ impl Config {
         let cpus = |thousandths: u32| quoted(f64::from(thousandths) / 1000.0);
         page.line("worker-cpus", self.worker_cpus.map_or_else(off, cpus));
         page.line("start-timeout", span(self.start_timeout));
-        page.line("ready-after", span(self.ready_after));
+        page.line("ready", quoted(self.ready));
         page.line("hang-timeout", self.hang_timeout.map_or_else(off, span));
         page.line("request-timeout", self.request_timeout.map_or_else(off, span));
         page.line("keep-alive", span(self.keep_alive));
@@ -72,6 +73,7 @@ impl Config {
             "log-file",
             self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
         );
+        page.line("worker-stderr", quoted(self.worker_stderr.as_str()));
         match &self.control {
             Control::Default => page.line("control", quoted("default")),
             Control::Path(path) => page.line("control", quoted(path.display())),

@@ -7,7 +7,7 @@ use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
-use super::{Bind, Config, Control, Limit, LogSettings, Program, Sandbox};
+use super::{Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
 use prefork::Slot;
 use prefork::settings::ClassName;
 use std::collections::BTreeSet;
@@ -25,8 +25,11 @@ const RUST_ONLY: [&str; 9] = [
     "max-body",
 ];
 
+/// Why a program cannot be asked for what only Rust workers have.
+const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses it (choose auto, notify, listen or after=TIME for another one)";
+
 /// Settings that only another program needs.
-const FOREIGN_ONLY: [&str; 2] = ["ready-after", "stop-signal"];
+const FOREIGN_ONLY: [&str; 2] = ["ready", "stop-signal"];
 
 /// Makes a configuration of layers, highest first, or says everything that is wrong with it.
 pub(super) fn resolve(
@@ -81,7 +84,11 @@ pub(super) fn resolve(
     };
     let privileges = privileges(wanted, |name, message| desk.refuse(name, message));
     let class = value(all.class);
-    desk.warn_of_unused(&program, class);
+    let ready = value(all.ready);
+    if ready == Ready::Channel && matches!(program, Program::Command(_)) {
+        desk.refuse("ready", NO_CHANNEL.to_owned());
+    }
+    desk.warn_of_unused(&program, class, ready);
 
     let config = Config {
         binds,
@@ -102,11 +109,12 @@ pub(super) fn resolve(
         graceful_timeout: value(all.graceful_timeout).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
+        clean_exit: value(all.clean_exit),
         cgroups: value(all.cgroups),
         worker_memory: limit(all.worker_memory).map(|size| size.0),
         worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
         start_timeout: value(all.start_timeout).0,
-        ready_after: value(all.ready_after).0,
+        ready,
         hang_timeout: limit(all.hang_timeout).map(|span| span.0),
         request_timeout: limit(all.request_timeout).map(|span| span.0),
         keep_alive: value(all.keep_alive).0,
@@ -119,6 +127,7 @@ pub(super) fn resolve(
             format: value(all.log_format),
             file: value(all.log_file).0,
         },
+        worker_stderr: value(all.worker_stderr),
         control: all.control.map_or(Control::Default, |Typed(control)| control),
         warnings: desk.warnings,
     };
@@ -229,7 +238,7 @@ impl Desk<'_> {
         binds
     }
 
-    fn warn_of_unused(&mut self, program: &Program, class: ClassName) {
+    fn warn_of_unused(&mut self, program: &Program, class: ClassName, ready: Ready) {
         let foreign = matches!(program, Program::Command(_));
         for name in RUST_ONLY.into_iter().chain(FOREIGN_ONLY) {
             let reason = match name {
@@ -242,6 +251,8 @@ impl Desk<'_> {
                     }
                     _ => continue,
                 },
+                // That is how they do it.
+                "ready" if matches!(ready, Ready::Auto | Ready::Channel) => continue,
                 _ if foreign => {
                     "has no effect on another program (it is for apps and Rust services)".to_owned()
                 }

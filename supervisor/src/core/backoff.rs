@@ -10,6 +10,9 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// A worker that was ready for this long, and then left cleanly, has not failed.
+pub(super) const SERVED: Duration = Duration::from_secs(1);
+
 /// A worker that was ready for this long ends a row of failures.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
 
@@ -35,6 +38,11 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + wait;
         wait
+    }
+
+    /// The slot's worker has left, and that was no failure: it is filled again at once.
+    pub(super) fn excuse(&mut self, now: Time) {
+        self.not_before = now;
     }
 
     /// Forgets the failures: another generation fills the slot.

@@ -1,5 +1,6 @@
 //! From intent to reality, one possible step at a time.
 
+use super::cause::Cause;
 use super::event::{Action, Fact, Stall, Why};
 use super::time::Time;
 use super::worker::{Stage, Worker};
@@ -45,14 +46,20 @@ impl Core {
             match worker.stage {
                 Stage::Starting { .. } => {
                     worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    worker.cause = Some(Cause::StartTimeout);
                     let timeout = worker.plan.start_timeout;
-                    self.report(Fact::StartTimedOut(before.who(), timeout));
+                    let proof = worker.plan.proof;
+                    self.report(Fact::StartTimedOut(before.who(), timeout, proof));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, format!("did not get ready within {timeout:?}"));
+                    self.lose(now, &before, format!("did not get ready within {timeout:?}{proof}"), false);
                 }
                 Stage::Ready { pulse, .. } => {
                     let Some((why, span)) = pulse.hang(now, &worker.plan) else { continue };
                     worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    worker.cause = Some(match why {
+                        Stall::Silent | Stall::Stuck => Cause::Hang,
+                        Stall::Overdue => Cause::RequestTimeout,
+                    });
                     self.report(Fact::Hung(before.who(), why, span));
                     self.out.push(Action::Abort(id));
                     let how = match why {
@@ -60,10 +67,11 @@ impl Core {
                         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
                         Stall::Overdue => format!("had a request in hand for {span:.1?}"),
                     };
-                    self.lose(now, &before, how);
+                    self.lose(now, &before, how, false);
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;
+                    worker.cause = Some(Cause::DrainTimeout);
                     let timeout = worker.plan.graceful_timeout;
                     self.report(Fact::DrainTimedOut(before.who(), timeout));
                     self.out.push(Action::Kill(id));
@@ -166,7 +174,8 @@ impl Core {
         self.last_worker = id;
         let deadline = now + plan.start_timeout.max(LEAST);
         let stage = Stage::Starting { deadline };
-        let worker = Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None };
+        let worker =
+            Worker { id, slot, seat, generation, plan, born: now, stage, complaint: None, cause: None };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
         self.out.push(Action::Spawn { worker: id, slot, seat, generation });
@@ -177,6 +186,9 @@ impl Core {
         let mut actions = Vec::new();
         if let Phase::Stopping { now: true, .. } = self.phase {
             for worker in self.workers.values_mut().filter(|worker| worker.stage != Stage::Killed) {
+                if !matches!(worker.stage, Stage::Aborting { .. }) {
+                    worker.cause = Some(Cause::Stop);
+                }
                 worker.stage = Stage::Killed;
                 actions.push(Action::Kill(worker.id));
             }
@@ -199,6 +211,7 @@ impl Core {
             let fact = Fact::Draining(worker.who(), why);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Draining { deadline: now + grace };
+                worker.cause = Some(why.into());
             }
             self.report(fact);
             actions.push(Action::Drain { worker: id, grace, empty_queue: !followed });

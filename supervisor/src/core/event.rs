@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use super::cause::{Demise, End};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::fmt;
@@ -28,6 +29,33 @@ pub struct Plan {
     pub probation: Duration,
     /// Workers take connections out of the queues of slots that are retired.
     pub steals: bool,
+    /// What tells that a worker is ready.
+    pub proof: Proof,
+}
+
+/// What tells that a worker is ready, as far as it matters to whoever reads that one did not get ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Proof {
+    /// Its word, or its silence for a while.
+    #[default]
+    Word,
+    /// `READY=1` and nothing else.
+    Notice,
+    /// It is seen to wait for connections.
+    Wait,
+}
+
+impl fmt::Display for Proof {
+    /// What was missing and what can be done about it, to be put after "did not get ready within 5s".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Word => "",
+            Self::Notice => ": it did not say READY=1 (a program that never does needs --ready after=TIME)",
+            Self::Wait => {
+                ": it was not seen to wait for connections on each of its sockets (if it does, it does so in a way that cannot be seen, and needs --ready after=TIME)"
+            }
+        })
+    }
 }
 
 /// Somebody who asked for a reload and waits for the verdict.
@@ -70,7 +98,7 @@ pub enum Event {
     /// A worker broke the protocol and is not to be believed any more.
     Condemned(WorkerId, String),
     /// A worker is dead (or could not be born), and how.
-    Died(WorkerId, String),
+    Died(WorkerId, End),
     /// Time has passed.
     Tick,
 }
@@ -207,7 +235,7 @@ pub enum Fact {
     /// A worker has not served, for this reason and since this long, and is aborted.
     Hung(Who, Stall, Duration),
     /// A worker did not get ready in this time and is aborted.
-    StartTimedOut(Who, Duration),
+    StartTimedOut(Who, Duration, Proof),
     /// A worker broke the protocol and is killed.
     Condemned(Who, String),
     /// A worker drains although nobody here had asked it to; the slot is filled again after this long, if at all.
@@ -216,10 +244,8 @@ pub enum Fact {
     Draining(Who, Why),
     /// A worker did not finish draining in time and is killed.
     DrainTimedOut(Who, Duration),
-    /// A worker that was asked to leave has left.
-    Left(Who, String),
-    /// A worker died unasked; the slot is filled again after this long, if at all.
-    Died(Who, String, Option<Duration>),
+    /// A worker is dead.
+    Died(Who, Demise),
     /// Every slot is filled for the first time.
     ServerReady(GenerationId, u16),
     /// This many slots are empty because their workers keep failing; the latest reason.

@@ -4,7 +4,7 @@
 //! does not compile here before it has found its place in it.
 
 use super::backoff::{Backoff, Chance};
-use super::event::{Plan, RequestId};
+use super::event::{Plan, Proof, RequestId};
 use super::reload::Trial;
 use super::stragglers::Retired;
 use super::worker::Worker;
@@ -82,9 +82,9 @@ record!(Plan {
     graceful_timeout,
     probation,
     steals
-});
+} added { proof: Proof::default() });
 record!(Trial { generation, requests, stage });
-record!(Worker { id, slot, seat, generation, plan, born, stage, complaint });
+record!(Worker { id, slot, seat, generation, plan, born, stage, complaint, cause });
 record!(Backoff { failures, not_before });
 
 impl Core {

@@ -14,6 +14,7 @@
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
 //! * `stragglers` – who still waits in the queue of a slot that is retired;
+//! * `cause` – what a worker died of;
 //! * `worker`, `backoff`, `time` – what their names say;
 //! * `handover` – the whole core, written down for the next version of the program;
 //! * `view` – a picture of it all for `supervisor status`.
@@ -21,6 +22,7 @@
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
 
 mod backoff;
+mod cause;
 mod converge;
 mod event;
 mod handover;
@@ -36,13 +38,14 @@ mod scenarios;
 #[cfg(test)]
 mod simulation;
 
+pub use cause::{Cause, Demise, End, Follow, Grade, Manner};
 pub use converge::sampling_period;
-pub use event::{Action, Command, Event, Fact, Look, Plan, RequestId, Sight, Stall, Who, Why};
+pub use event::{Action, Command, Event, Fact, Look, Plan, Proof, RequestId, Sight, Stall, Who, Why};
 pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
-use backoff::{Backoff, Chance};
+use backoff::{Backoff, Chance, SERVED};
 use prefork::{GenerationId, Slot, WorkerId};
 use pulse::Pulse;
 use reload::Trial;
@@ -90,7 +93,7 @@ struct Accepted {
 /// ```
 /// use prefork::GenerationId;
 /// use std::time::Duration;
-/// use supervisor::core::{Action, Core, Event, Plan, Time};
+/// use supervisor::core::{Action, Core, Event, Plan, Proof, Time};
 /// let plan = Plan {
 ///     workers: 2,
 ///     max_workers: 8,
@@ -102,6 +105,7 @@ struct Accepted {
 ///     graceful_timeout: Duration::from_secs(30),
 ///     probation: Duration::from_secs(2),
 ///     steals: true,
+///     proof: Proof::Word,
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);
@@ -197,7 +201,7 @@ impl Core {
             }
             Event::Leaving(worker) => self.worker_leaves(now, worker),
             Event::Condemned(worker, reason) => self.condemn(now, worker, &reason),
-            Event::Died(worker, how) => self.worker_died(now, worker, how),
+            Event::Died(worker, end) => self.worker_died(now, worker, end),
             Event::Tick => {}
         }
         self.converge(now);
@@ -306,7 +310,8 @@ impl Core {
         let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_occupant()) else { return };
         let before = worker.clone();
         worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
-        let wait = self.lose(now, &before, "left unasked".to_owned());
+        worker.cause = Some(Cause::Left);
+        let wait = self.lose(now, &before, "left unasked".to_owned(), true);
         self.report(Fact::LeavesUnasked(before.who(), wait));
     }
 
@@ -318,34 +323,39 @@ impl Core {
         }
         let before = worker.clone();
         worker.stage = Stage::Killed;
+        worker.cause = Some(Cause::Protocol);
         self.report(Fact::Condemned(before.who(), reason.to_owned()));
         self.out.push(Action::Kill(id));
         if was_occupant {
-            self.lose(now, &before, reason.to_owned());
+            self.lose(now, &before, reason.to_owned(), false);
         }
     }
 
-    fn worker_died(&mut self, now: Time, id: WorkerId, how: String) {
+    fn worker_died(&mut self, now: Time, id: WorkerId, end: End) {
         let Some(worker) = self.workers.remove(&id) else { return };
+        let (cause, grade) = cause::judge(&worker, &end);
         let how = match &worker.complaint {
-            Some(complaint) => format!("{how}: {complaint}"),
-            None => how,
+            Some(complaint) => format!("{}: {complaint}", end.how),
+            None => end.how,
         };
-        if worker.is_occupant() {
+        let follow = if worker.is_occupant() {
             let when = match worker.ready_since() {
                 Some(since) => format!("{:.1?} after it was ready", now - since),
                 None => "before it was ready".to_owned(),
             };
-            let wait = self.lose(now, &worker, format!("{how}, {when}"));
-            self.report(Fact::Died(worker.who(), how, wait));
+            let wait = self.lose(now, &worker, format!("{how}, {when}"), grade == Grade::Clean);
+            wait.map_or(Follow::Refused, Follow::New)
         } else {
-            self.report(Fact::Left(worker.who(), how));
-        }
+            let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
+            occupant.map_or(Follow::Nobody, |other| Follow::Known(other.id))
+        };
+        self.report(Fact::Died(worker.who(), Demise { cause, how, grade, age: now - worker.born, follow }));
     }
 
     /// A worker does not fill its slot any more, and nobody had asked for that. Tells how long the slot stays empty;
-    /// `None` when the worker is not replaced, because its generation is not the accepted one.
-    fn lose(&mut self, now: Time, worker: &Worker, how: String) -> Option<Duration> {
+    /// `None` when the worker is not replaced, because its generation is not the accepted one. `orderly`: it has left as
+    /// a program may, such as after so many requests. That is no failure if it had served for a while.
+    fn lose(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Option<Duration> {
         let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
         if self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation) {
             self.fail_trial(reason);
@@ -354,12 +364,17 @@ impl Core {
         if worker.generation != self.stable.id {
             return None;
         }
+        let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
+        let backoff = &mut self.backoffs[worker.slot.index()];
+        if orderly && served >= SERVED {
+            backoff.excuse(now);
+            return Some(Duration::ZERO);
+        }
         if !self.ever_ready {
             self.boot_failures += 1;
         }
         self.last_failure = reason;
-        let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
-        Some(self.backoffs[worker.slot.index()].fail(now, served, &mut self.chance))
+        Some(backoff.fail(now, served, &mut self.chance))
     }
 
     fn report(&mut self, fact: Fact) {

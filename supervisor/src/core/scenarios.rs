@@ -1,5 +1,7 @@
 //! Each flow of the core, told as a short story.
 
+mod deaths;
+mod ready;
 mod stalls;
 mod stragglers;
 
@@ -17,6 +19,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
     steals: true,
+    proof: Proof::Word,
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.
@@ -65,7 +68,7 @@ impl Stage {
     }
 
     fn die(&mut self, worker: u64) {
-        self.tell(Event::Died(WorkerId(worker), "exited with status 3".to_owned()));
+        self.tell(Event::Died(WorkerId(worker), End::unclean("exited with status 3", Cause::Exit)));
     }
 
     /// Lets time pass in steps that the core itself asks for, with every ready worker's heart beating.
@@ -483,7 +486,7 @@ fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
     assert_eq!(stage.drained(), [] as [u64; 0], "it drains already");
     stage.get_ready([3]);
     stage.die(1);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::Left(..))));
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Died(..))));
 }
 
 #[test]

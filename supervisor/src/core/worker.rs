@@ -1,5 +1,6 @@
 //! One worker, as far as the core knows it.
 
+use super::cause::Cause;
 use super::event::{Plan, Who};
 use super::pulse::Pulse;
 use super::time::Time;
@@ -32,6 +33,8 @@ pub(super) struct Worker {
     pub(super) stage: Stage,
     /// Why it will not start, in its own words.
     pub(super) complaint: Option<String>,
+    /// Why it is to leave, or was killed.
+    pub(super) cause: Option<Cause>,
 }
 
 impl Worker {

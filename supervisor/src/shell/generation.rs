@@ -3,8 +3,8 @@
 use super::confine::Confinement;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
-use crate::config::{Bind, Config, ConfigError, Program, Source, Surge, Surroundings};
-use crate::core::Plan;
+use crate::config::{Bind, Config, ConfigError, Program, Ready, Source, Surge, Surroundings};
+use crate::core::{Plan, Proof};
 use prefork::Slot;
 use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -156,6 +156,12 @@ impl Generation {
             graceful_timeout: config.graceful_timeout,
             probation: config.probation,
             steals: self.has_channel() && config.accept != Accept::Own,
+            proof: match config.ready {
+                _ if self.has_channel() => Proof::Word,
+                Ready::Auto | Ready::After(_) | Ready::Channel => Proof::Word,
+                Ready::Notify => Proof::Notice,
+                Ready::Listen => Proof::Wait,
+            },
         }
     }
 

@@ -6,6 +6,7 @@
 
 use super::notify::WorkerNotice;
 use super::spawn::ExecErrors;
+use super::stderr::Capture;
 use crate::core::{Event, Sight, Time};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -36,6 +37,8 @@ pub(super) struct Hand {
     pub(super) pidfd: OwnedFd,
     pub(super) exec_errors: ExecErrors,
     pub(super) line: Line,
+    /// Its standard error, if that goes through us.
+    pub(super) stderr: Option<Capture>,
     /// What it says that it is doing.
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.
@@ -59,7 +62,7 @@ pub(super) enum Line {
     /// A Rust worker, on its channel.
     Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
     /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
-    /// said so itself, and when it last fed the watchdog, if ever.
+    /// said so itself (or was seen to be), and when it last fed the watchdog, if ever.
     Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time> },
     /// It has closed its channel.
     Closed,
@@ -177,6 +180,18 @@ impl Hand {
             }
         }
         None
+    }
+
+    /// It was seen to wait for connections.
+    pub(super) fn seen_to_wait(&mut self) -> Option<Event> {
+        let Line::Notify { ready, greeted, .. } = &mut self.line else { return None };
+        *greeted = true;
+        (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
+    }
+
+    /// It is a program that is not ready yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self.line, Line::Notify { ready: false, .. })
     }
 
     /// The alarm went off.

@@ -6,6 +6,10 @@ use super::hand::{Alarm, Allowance, Hand, Line, Phase};
 use super::log;
 use super::queues::Queues;
 use super::spawn::{Order, spawn};
+use super::stderr::Capture;
+use super::stderr::capture::stream;
+use super::systemd::{JOURNAL_STREAM, stderr_is_journal};
+use crate::config::WorkerStderr;
 use crate::core::Time;
 use nix::sys::signal::Signal;
 use prefork::channel::{self, WorkerEnd};
@@ -14,7 +18,7 @@ use prefork::message::{PROTOCOL, ToWorker, Welcome};
 use prefork::scoreboard::Scoreboard;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Who is to be started.
@@ -57,13 +61,22 @@ pub(super) fn launch(
     let directory = generation.config.directory.as_ref();
     let directory = directory.map(|path| c_string(path.as_os_str().as_bytes())).transpose()?;
     let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
+    let (capture, stderr) = match generation.config.worker_stderr {
+        WorkerStderr::Inherit => (None, None),
+        WorkerStderr::Capture => {
+            let failed = |error| format!("cannot make a pipe for a worker's standard error: {error}");
+            let (ours, theirs) = Capture::open().map_err(failed)?;
+            (Some(ours), Some(theirs))
+        }
+    };
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
-        env: environment(generation, role, &queues)?,
+        env: environment(generation, role, &queues, stderr.as_ref())?,
         listeners: &listeners,
         extras: &extras,
         kept: &[],
+        stderr: stderr.as_ref().map(AsFd::as_fd),
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
         death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
@@ -72,7 +85,9 @@ pub(super) fn launch(
     };
     let spawned = spawn(order).map_err(|error| error.to_string())?;
     let alarm = match line {
-        Line::Notify { .. } => Some((now + generation.config.ready_after, Alarm::CountsAsReady)),
+        Line::Notify { .. } => {
+            generation.config.ready.silence().map(|silence| (now + silence, Alarm::CountsAsReady))
+        }
         Line::Channel { .. } | Line::Closed => None,
     };
     // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
@@ -85,6 +100,7 @@ pub(super) fn launch(
         pidfd: spawned.pidfd,
         exec_errors: spawned.exec_errors,
         line,
+        stderr: capture,
         status: String::new(),
         alarm,
         quiet: false,
@@ -119,7 +135,12 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
 }
 
 /// The supervisor's own environment without what was meant for it alone, the configured variables, the contract.
-fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> Result<Vec<CString>, String> {
+fn environment(
+    generation: &Generation,
+    role: Role<'_>,
+    queues: &Queues<'_>,
+    stderr: Option<&OwnedFd>,
+) -> Result<Vec<CString>, String> {
     let config = &generation.config;
     let names: Vec<&str> = queues.own.iter().map(|(name, _)| name.as_str()).collect();
     let mut set: Vec<(&str, OsString)> = vec![
@@ -127,6 +148,7 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
         // The child writes its own pid here.
         (contract::LISTEN_PID, OsString::new()),
         (contract::LISTEN_FDNAMES, names.join(":").into()),
+        (contract::PREFORK_WORKER, role.worker.to_string().into()),
         (contract::PREFORK_SLOT, role.slot.to_string().into()),
         (contract::PREFORK_GENERATION, role.generation.to_string().into()),
         (contract::PREFORK_WORKERS, config.workers.to_string().into()),
@@ -137,14 +159,22 @@ fn environment(generation: &Generation, role: Role<'_>, queues: &Queues<'_>) -> 
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        set.extend(
+            log::environment(&config.log, stderr.is_some())
+                .into_iter()
+                .map(|(key, value)| (key, value.into())),
+        );
         set.push((contract::PREFORK_CORE_DUMPS, config.privileges.core_dumps.as_str().into()));
-        set.extend(log::environment(&config.log).into_iter().map(|(key, value)| (key, value.into())));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
         if let Some(timeout) = config.worker_watchdog() {
             set.push((contract::WATCHDOG_USEC, timeout.as_micros().to_string().into()));
             set.push((contract::WATCHDOG_PID, OsString::new()));
         }
+    }
+    // Where our standard error is the journal, a worker's ends there, too, with its priorities.
+    if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
+        set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
     let told = generation.confinement.variables().iter().filter(|(key, _)| !config.env.contains_key(*key));
     set.extend(told.cloned());

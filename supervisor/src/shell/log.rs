@@ -4,6 +4,7 @@
 //! A log file heals itself: whoever writes looks about once a second whether the path still names the file it has
 //! open, so workers need not be told when the file was rotated. USR1 makes the supervisor look at once.
 
+use super::stderr::outlet::LogOutlet;
 use crate::config::{LogFormat, LogSettings};
 use env_logger::{Builder, Target, WriteStyle};
 use log::kv::{Key, Value, VisitSource};
@@ -24,17 +25,43 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 static FILE: OnceLock<LogFile> = OnceLock::new();
 
-/// Starts logging. To be called once in a process.
+/// A worker's format when its lines end on the supervisor's terminal, although it does not write there itself.
+const COLOUR: &str = "colour";
+
+/// Starts logging in a supervisor, whose standard error may be full or stopped: it does not wait for its reader. To be
+/// called once in a process.
 ///
 /// # Errors
 /// When the log file cannot be opened; the text names it.
 pub fn start(settings: &LogSettings) -> Result<(), String> {
+    begin(settings, Some(Box::new(LogOutlet)), colours())
+}
+
+/// Gives whoever reads standard error a last chance. To be called before the process leaves.
+pub fn finish() {
+    super::stderr::outlet::outlet().finish();
+}
+
+/// Whether lines on standard error are to have colours.
+fn colours() -> bool {
+    use std::io::IsTerminal;
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb
+}
+
+fn begin(settings: &LogSettings, stderr: Option<Box<dyn Write + Send>>, colours: bool) -> Result<(), String> {
     let mut builder = Builder::new();
     builder.filter_level(settings.level).parse_default_env();
     if let Some(path) = &settings.file {
         let file = FILE.get_or_init(|| LogFile::new(path.clone()));
         file.reopen().map_err(|error| cannot_open(path, &error))?;
         builder.target(Target::Pipe(Box::new(file))).write_style(WriteStyle::Never);
+    } else {
+        builder.write_style(if colours { WriteStyle::Always } else { WriteStyle::Never });
+        if let Some(stderr) = stderr {
+            builder.target(Target::Pipe(stderr));
+        }
     }
     let journal = settings.file.is_none() && super::systemd::stderr_is_journal();
     match settings.format {
@@ -57,21 +84,23 @@ pub fn start(settings: &LogSettings) -> Result<(), String> {
 
 /// Starts logging in a worker, as its environment says.
 pub fn start_in_worker() {
-    let format = match std::env::var(FORMAT_VARIABLE).as_deref() {
-        Ok("json") => LogFormat::Json,
-        _ => LogFormat::Text,
+    let (format, coloured) = match std::env::var(FORMAT_VARIABLE).as_deref() {
+        Ok("json") => (LogFormat::Json, false),
+        Ok(COLOUR) => (LogFormat::Text, true),
+        _ => (LogFormat::Text, colours()),
     };
     let file = std::env::var_os(FILE_VARIABLE).map(PathBuf::from);
     let settings = LogSettings { level: LevelFilter::Trace, format, file };
-    if let Err(error) = start(&settings) {
+    if let Err(error) = begin(&settings, None, coloured) {
         let _ = writeln!(io::stderr(), "{error}");
     }
 }
 
-/// What a worker needs in its environment to log like the supervisor.
-pub fn environment(settings: &LogSettings) -> Vec<(&'static str, PathBuf)> {
+/// What a worker needs in its environment to log like the supervisor. `captured`: its standard error is a pipe to us.
+pub fn environment(settings: &LogSettings, captured: bool) -> Vec<(&'static str, PathBuf)> {
     let format = match settings.format {
         LogFormat::Json => "json",
+        LogFormat::Text if captured && settings.file.is_none() && colours() => COLOUR,
         LogFormat::Text => "text",
     };
     let mut environment = vec![(FORMAT_VARIABLE, PathBuf::from(format))];
@@ -111,9 +140,10 @@ fn json(out: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result
     struct Fields(serde_json::Map<String, serde_json::Value>);
     impl<'kvs> VisitSource<'kvs> for Fields {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
-            let value = match value.to_u64() {
-                Some(number) => number.into(),
-                None => value.to_string().into(),
+            let value = match (value.to_u64(), value.to_bool()) {
+                (Some(number), _) => number.into(),
+                (None, Some(yes)) => yes.into(),
+                (None, None) => value.to_string().into(),
             };
             self.0.insert(key.to_string(), value);
             Ok(())

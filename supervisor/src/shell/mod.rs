@@ -3,18 +3,24 @@
 //! * [`server`] – the loop, and what each [`Action`](crate::core::Action) means;
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
+//! * `lookout` – a child that sees when a program waits for connections;
 //! * [`handover`] – how one version of the program takes a running server over from another;
+//! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
+//! * `deaths`, `leftovers` – what a worker died of, told and counted, and what it has left running;
 //! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
 
 pub mod cgroup;
 pub mod confine;
 pub mod control;
+mod deaths;
 pub mod generation;
 mod hand;
 pub mod handover;
 mod launch;
+mod leftovers;
 pub mod listen;
 pub mod log;
+pub(crate) mod lookout;
 pub mod notify;
 pub mod poll;
 mod queues;
@@ -24,6 +30,7 @@ pub mod server;
 pub mod signals;
 pub mod spawn;
 pub mod status;
+mod stderr;
 mod steering;
 mod store;
 pub mod systemd;

@@ -23,6 +23,12 @@ pub enum Token {
     Channel(WorkerId),
     /// The check of an upgrade has ended.
     Upgrade,
+    /// A worker's lookout has ended.
+    Lookout(WorkerId),
+    /// A worker has written to its standard error.
+    Stderr(WorkerId),
+    /// Our own standard error can be written.
+    Outlet,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -38,6 +44,9 @@ impl Token {
             Self::Death(worker) => (4, worker.0),
             Self::Channel(worker) => (5, worker.0),
             Self::Upgrade => (6, 0),
+            Self::Lookout(worker) => (7, worker.0),
+            Self::Stderr(worker) => (8, worker.0),
+            Self::Outlet => (9, 0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -51,7 +60,10 @@ impl Token {
             3 => Self::Client(number),
             4 => Self::Death(WorkerId(number)),
             5 => Self::Channel(WorkerId(number)),
-            _ => Self::Upgrade,
+            6 => Self::Upgrade,
+            7 => Self::Lookout(WorkerId(number)),
+            8 => Self::Stderr(WorkerId(number)),
+            _ => Self::Outlet,
         }
     }
 }
@@ -144,6 +156,9 @@ mod tests {
             Token::Death(WorkerId(7)),
             Token::Channel(WorkerId(1 << 40)),
             Token::Upgrade,
+            Token::Lookout(WorkerId(3)),
+            Token::Stderr(WorkerId(3)),
+            Token::Outlet,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,31 @@ impl fmt::Display for Death {
     }
 }
 
+/// What a process and the children that it had waited for have used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time in its own code.
+    pub user: Duration,
+    /// CPU time in the kernel.
+    pub system: Duration,
+    /// The most memory that it had in RAM at a time, in KiB.
+    pub max_resident_kib: u64,
+}
+
+impl Usage {
+    fn of(usage: &libc::rusage) -> Self {
+        let span = |time: libc::timeval| {
+            let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+            seconds + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+        };
+        Self {
+            user: span(usage.ru_utime),
+            system: span(usage.ru_stime),
+            max_resident_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+        }
+    }
+}
+
 /// The most orphans that one call of [`reap_orphans`] buries, so that a flood of them cannot starve the loop.
 pub const ORPHANS_AT_ONCE: usize = 64;
 
@@ -61,10 +87,20 @@ pub struct Orphans {
 /// # Errors
 /// Those of waitid(2), except `ECHILD`, which is [`Death::Unknown`].
 pub fn reap(pidfd: impl AsFd) -> io::Result<Option<Death>> {
+    Ok(reap_with_usage(pidfd)?.map(|(death, _)| death))
+}
+
+/// As [`reap`], and what the child has used.
+///
+/// # Errors
+/// As for [`reap`].
+pub fn reap_with_usage(pidfd: impl AsFd) -> io::Result<Option<(Death, Usage)>> {
     let id = pidfd.as_fd().as_raw_fd().unsigned_abs();
     match wait(libc::P_PIDFD, id, libc::WEXITED | libc::WNOHANG) {
-        Ok(found) => Ok(found.map(|(_, death)| death)),
-        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(Some(Death::Unknown)),
+        Ok(found) => Ok(found.map(|(_, death, usage)| (death, usage))),
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+            Ok(Some((Death::Unknown, Usage::default())))
+        }
         Err(error) => Err(error),
     }
 }
@@ -83,25 +119,32 @@ pub fn reap_orphans(known: impl Fn(Pid) -> bool) -> io::Result<Orphans> {
     loop {
         // First only a look: the status of a known child belongs to the reader of its pidfd.
         let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        let Some((pid, _)) = wait(libc::P_ALL, 0, look).or_else(gone)? else { return Ok(orphans) };
+        let Some((pid, ..)) = wait(libc::P_ALL, 0, look).or_else(gone)? else { return Ok(orphans) };
         orphans.hidden = known(pid);
         orphans.full = orphans.reaped.len() == ORPHANS_AT_ONCE;
         if orphans.hidden || orphans.full {
             return Ok(orphans);
         }
         let id = pid.as_raw().unsigned_abs();
-        if let Some((pid, death)) = wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).or_else(gone)? {
+        if let Some((pid, death, _)) = wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).or_else(gone)? {
             orphans.reaped.push((pid, death));
         }
     }
 }
 
-fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<(Pid, Death)>> {
+type Found = (Pid, Death, Usage);
+
+fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Result<Option<Found>> {
     loop {
         // SAFETY: all-zero bytes are a valid siginfo_t, and its pid stays 0 when nobody is dead.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        // SAFETY: `info` is valid for writes.
-        if unsafe { libc::waitid(kind, id, &raw mut info, options) } < 0 {
+        // SAFETY: as above, for an rusage.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // The C library's wrapper does not pass on the fifth argument.
+        // SAFETY: `info` and `usage` are valid for writes.
+        let waited =
+            unsafe { libc::syscall(libc::SYS_waitid, kind, id, &raw mut info, options, &raw mut usage) };
+        if waited < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == io::ErrorKind::Interrupted {
                 continue;
@@ -120,6 +163,6 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Resul
             }
             _ => Death::Unknown,
         };
-        return Ok(Some((Pid::from_raw(pid), death)));
+        return Ok(Some((Pid::from_raw(pid), death, Usage::of(&usage))));
     }
 }

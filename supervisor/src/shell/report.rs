@@ -81,11 +81,11 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::Hung(who, why, span) => {
             tell!(error, named(who), "{}; sending SIGABRT, then SIGKILL in 2 s", stalled(*why, *span));
         }
-        Fact::StartTimedOut(who, timeout) => {
+        Fact::StartTimedOut(who, timeout, proof) => {
             tell!(
                 error,
                 named(who),
-                "did not get ready within {timeout:?}; sending SIGABRT, then SIGKILL in 2 s"
+                "did not get ready within {timeout:?}{proof}; sending SIGABRT, then SIGKILL in 2 s"
             );
         }
         Fact::Condemned(who, reason) => tell!(error, named(who), "{reason}; sending SIGKILL"),
@@ -96,8 +96,8 @@ pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
         Fact::DrainTimedOut(who, timeout) => {
             tell!(warn, named(who), "did not finish draining within {timeout:?}; sending SIGKILL");
         }
-        Fact::Left(who, how) => tell!(info, named(who), "is gone: {how}"),
-        Fact::Died(who, how, wait) => tell!(error, named(who), "died: {how}; {}", again(*wait)),
+        // The line needs more than the core knows: see `deaths`.
+        Fact::Died(..) => {}
         Fact::ServerReady(generation, workers) => {
             info!(generation = generation.0, workers = workers; "ready: {workers} workers of generation {generation} serve");
         }
@@ -138,13 +138,12 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Stalled(who, _, _)
         | Fact::Resumed(who, _)
         | Fact::Hung(who, _, _)
-        | Fact::StartTimedOut(who, _)
+        | Fact::StartTimedOut(who, _, _)
         | Fact::Condemned(who, _)
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)
         | Fact::DrainTimedOut(who, _)
-        | Fact::Left(who, _)
-        | Fact::Died(who, _, _) => Some(*who),
+        | Fact::Died(who, _) => Some(*who),
         Fact::ServerReady(..)
         | Fact::Degraded(..)
         | Fact::Recovered

@@ -5,7 +5,9 @@
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
 mod actions;
+mod lookouts;
 mod operators;
+mod relay;
 mod settle;
 mod takeover;
 mod upgrade;
@@ -13,9 +15,12 @@ mod workers;
 
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
+use super::deaths::{Deaths, Remains};
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
+use super::leftovers::Leftovers;
 use super::listen::Listeners;
+use super::lookout::Lookouts;
 use super::notify::{Notifier, NotifyServer};
 use super::poll::{Interest, Poll, Token};
 use super::signals::Signals;
@@ -25,6 +30,7 @@ use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
 use prefork::scoreboard::{Scoreboard, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
+use relay::Relay;
 use settle::Settling;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -51,6 +57,12 @@ pub struct Server {
     scoreboard: Scoreboard,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
+    relay: Relay,
+    leftovers: Leftovers,
+    /// What workers have died of.
+    deaths: Deaths,
+    /// The worker that is being buried.
+    remains: Option<(WorkerId, Remains)>,
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
@@ -73,6 +85,7 @@ pub struct Server {
     steering_failed: bool,
     on_terminal: bool,
     upgrade: Upgrade,
+    lookouts: Lookouts,
     exit: Option<u8>,
 }
 
@@ -136,6 +149,10 @@ impl Server {
             hands: BTreeMap::new(),
             scoreboard,
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
+            relay: Relay::default(),
+            leftovers: Leftovers::new(),
+            deaths: Deaths::default(),
+            remains: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
@@ -153,6 +170,7 @@ impl Server {
             steering_failed: false,
             on_terminal: leave_terminal(),
             upgrade: Upgrade::new(),
+            lookouts: Lookouts::default(),
             exit: None,
         })
     }
@@ -175,7 +193,8 @@ impl Server {
     /// Serves until told to stop; gives the exit status.
     pub fn run(mut self) -> u8 {
         self.feed(Event::Tick);
-        while self.exit.is_none() {
+        let mut farewell = None;
+        while self.exit.is_none() || self.clear_away(&mut farewell) {
             let timeout = self.next_deadline().map(|deadline| deadline - clock());
             let ready = match self.poll.wait(timeout) {
                 Ok(ready) => ready,
@@ -193,6 +212,7 @@ impl Server {
             }
             self.settle();
             self.keep_time();
+            self.tend_relay();
             self.advance_upgrade();
         }
         self.settle_now();
@@ -203,6 +223,7 @@ impl Server {
             self.listeners.leave_files();
         }
         info!("stopped");
+        super::log::finish();
         self.exit.unwrap_or(1)
     }
 
@@ -219,6 +240,8 @@ impl Server {
             .chain(untold)
             .chain(self.settling.as_ref().map(Settling::deadline))
             .chain(self.upgrade.deadline())
+            .chain(self.relay.due())
+            .chain(self.leftovers.due())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -242,6 +265,9 @@ impl Server {
             Token::Channel(worker) => self.hear(worker),
             Token::Death(worker) => self.bury(worker),
             Token::Upgrade => self.hear_check(),
+            Token::Lookout(worker) => self.hear_lookout(worker),
+            Token::Stderr(worker) => self.relay(worker),
+            Token::Outlet => self.reopen_outlet(),
         }
     }
 
@@ -273,6 +299,7 @@ impl Server {
         if self.look_for_orphans.is_some_and(|at| at <= self.now) {
             self.bury_orphans();
         }
+        self.sweep_leftovers(None);
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 }

@@ -23,7 +23,7 @@ mod child;
 mod executable;
 pub use executable::{Executable, ExecutableError};
 
-/// What to start, and how. Standard input, output and error are inherited as they are.
+/// What to start, and how. Standard input and output are inherited as they are.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// The program.
@@ -39,6 +39,8 @@ pub struct Order<'a> {
     pub extras: &'a [BorrowedFd<'a>],
     /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be empty.
     pub kept: &'a [RawFd],
+    /// Its standard error; `None`: the supervisor's.
+    pub stderr: Option<BorrowedFd<'a>>,
     /// Where it runs; `None`: where the supervisor runs.
     pub directory: Option<&'a CStr>,
     /// The signal that it gets when the supervisor dies.
@@ -276,8 +278,8 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
     Ok(Spawned { pid, pidfd, exec_errors: ExecErrors { pipe: errors, program, directory } })
 }
 
-/// Opens a pidfd, closed on exec, for a child that was not yet reaped.
-fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
+/// Opens a pidfd, closed on exec, for a process that has this number now.
+pub(super) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
     // SAFETY: the kernel just opened it for us, and nobody else knows it. Descriptors fit a RawFd.

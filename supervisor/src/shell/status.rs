@@ -28,6 +28,8 @@ pub struct Status {
     pub program: &'static str,
     /// How the last upgrade ended, if there was one.
     pub last_upgrade: Option<LastUpgrade>,
+    /// How many workers have died of each cause since the server started.
+    pub deaths: BTreeMap<String, u64>,
     /// Where clients reach it.
     pub listeners: Vec<String>,
     /// Every slot that is open or was.
@@ -130,6 +132,7 @@ pub(super) fn status(
         last_reload,
         program: crate::VERSION,
         last_upgrade: None,
+        deaths: BTreeMap::new(),
         listeners,
         slots,
     }

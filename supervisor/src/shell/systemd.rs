@@ -2,9 +2,12 @@
 
 use std::os::fd::AsFd;
 
+/// Names what standard error is, when it is the journal: `DEVICE:INODE`.
+pub(super) const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
+
 /// Whether standard error goes to the journal itself, so that a line may begin with a priority such as `<3>`.
 pub fn stderr_is_journal() -> bool {
-    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stream(std::io::stderr(), &stream))
+    std::env::var(JOURNAL_STREAM).is_ok_and(|stream| is_stream(std::io::stderr(), &stream))
 }
 
 /// Whether a descriptor is the one that `stream` names as `DEVICE:INODE`. A redirected one is not.

@@ -5,6 +5,7 @@
 //! * [`load`] drives connections at it and puts every one that was not served as promised into a class;
 //! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
 //!   runs a program under a real one, where [`unit`] asks for a service;
+//! * [`stack`] measures what a program of some stack does under a server;
 //! * [`delay`] makes the way between client and server long;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
@@ -19,12 +20,13 @@ pub mod log;
 pub mod notify;
 pub mod process;
 pub mod server;
+pub mod stack;
 pub mod systemd;
 pub mod unit;
 pub mod wait;
 
 pub use address::Address;
-pub use server::{Server, Setup, Worker};
+pub use server::{Server, Setup, Worker, ready_after};
 pub use wait::{LONG, wait_for, wait_until};
 
 /// Says visibly that a test did not run, and why. `scripts/check` counts these lines.

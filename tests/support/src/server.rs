@@ -546,6 +546,24 @@ impl Server {
     }
 }
 
+/// How long after their start workers were ready, by the log, in its order.
+///
+/// # Panics
+/// When a line is not as it should be.
+pub fn ready_after(log: &Log) -> Vec<Duration> {
+    let time = |line: &str| {
+        let (_, text) = line.split_once("is ready after ")?;
+        let digits = text.trim_end_matches(char::is_alphabetic);
+        let unit = match &text[digits.len()..] {
+            "s" => 1.0,
+            "ms" => 1e-3,
+            unit => panic!("unit {unit} in {line}"),
+        };
+        Some(Duration::from_secs_f64(digits.parse::<f64>().expect("a number") * unit))
+    };
+    log.lines().iter().filter_map(|line| time(line)).collect()
+}
+
 /// Copies a program. By another process: one that this process has open for writing cannot be started while some
 /// other test forks, since the child has it open, too.
 fn copy_program(from: &Path, to: &Path) {

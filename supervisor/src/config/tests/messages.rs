@@ -211,14 +211,14 @@ fn a_setting_without_effect_is_warned_of() {
         ["SUPERVISOR_THREADS: has no effect in class async (it is for class threads)"]
     );
     assert_eq!(
-        args(&["--max-connections=3", "--class=sync", "--ready-after=2s"]).unwrap().warnings,
+        args(&["--max-connections=3", "--class=sync", "--ready=after=2s"]).unwrap().warnings,
         [
             "--max-connections: has no effect in class sync (it is for class async)",
-            "--ready-after: has no effect on an app or a Rust service (it is for other programs)"
+            "--ready: has no effect on an app or a Rust service (it is for other programs)"
         ]
     );
     assert_eq!(
-        args(&["--keep-alive=2s", "--ready-after=2s", "--", "ls"]).unwrap().warnings,
+        args(&["--keep-alive=2s", "--ready=after=2s", "--", "ls"]).unwrap().warnings,
         ["--keep-alive: has no effect on another program (it is for apps and Rust services)"]
     );
     assert_eq!(
@@ -278,4 +278,15 @@ fn a_user_brings_its_groups_and_settings_that_make_sense_for_it() {
     assert_eq!(args(&[]).unwrap().privileges.core_dumps, CoreDumps::On);
     let config = args(&["--user", "4000000000", "--group", "0"]).unwrap();
     assert_eq!(config.privileges.user.unwrap().uid, 4_000_000_000);
+}
+
+#[test]
+fn a_program_without_a_channel_cannot_be_ready_by_it() {
+    assert_eq!(args(&["--ready=channel"]).unwrap().warnings, Vec::<String>::new());
+    let error = args(&["--ready=channel", "--", "ls"]).unwrap_err();
+    assert!(
+        error.contains("--ready") && error.contains("choose auto, notify, listen or after=TIME"),
+        "{error}"
+    );
+    assert!(args(&["--ready=soon"]).unwrap_err().contains("`soon` is no way to get ready"));
 }

@@ -93,7 +93,7 @@ fn nothing_typed_gives_the_documented_defaults() {
     assert_eq!((config.start_timeout, config.hang_timeout), (seconds(60), Some(seconds(30))));
     assert_eq!((config.request_timeout, config.graceful_timeout), (None, seconds(30)));
     assert_eq!((config.surge, config.probation), (Surge::All, seconds(2)));
-    assert_eq!((config.stop_signal, config.ready_after), (Signal::SIGTERM, seconds(1)));
+    assert_eq!((config.stop_signal, config.ready), (Signal::SIGTERM, Ready::Auto));
     assert_eq!((config.control, config.warnings), (Control::Default, Vec::<String>::new()));
 }
 
@@ -219,6 +219,14 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--stop-signal=sigint",
         "--drain-idle=0s",
         "--log-level=off",
+        "--sandbox=strict",
+        "--read-only=/a b",
+        "--writable=/c",
+        "--tcp-bind=allow",
+        "--seccomp=log",
+        "--private-tmp=on",
+        "--limit=nofile=1:unlimited",
+        "--limit=as=1GiB",
         "--user=root",
         "--group=0",
         "--groups=7",
@@ -251,4 +259,24 @@ fn the_running_server_is_found_although_the_rest_of_the_file_is_wrong() {
     assert_eq!(control("workers = 0", &[], &[]), Ok(Control::Default));
     assert_eq!(control("control = 3\ncontrol = 4", &[], &[]), Err(1));
     assert_eq!(control("control = \"/a/\"", &[], &[]), Err(1));
+}
+
+#[test]
+fn stock_apps_are_sandboxed_and_others_only_when_a_part_is_asked_for() {
+    let sandbox = |words: &[&str]| args(words).unwrap().sandbox;
+    let stock = sandbox(&[]);
+    assert_eq!((stock.rigour, stock.seccomp, stock.tcp_bind), (Rigour::BestEffort, Seccomp::Enforce, false));
+    assert_eq!(sandbox(&["--", "ls"]), Sandbox::OFF);
+    assert_eq!(sandbox(&["--seccomp=off", "--tcp-bind=allow", "--", "ls"]), Sandbox::OFF);
+    for asking in ["--read-only=/", "--writable=/", "--tcp-bind=deny", "--seccomp=log", "--private-tmp=on"] {
+        assert_eq!(sandbox(&[asking, "--", "ls"]).rigour, Rigour::BestEffort, "{asking}");
+    }
+    let config = args(&["--sandbox=off", "--seccomp=enforce", "--private-tmp=on"]).unwrap();
+    assert_eq!(config.sandbox, Sandbox::OFF);
+    let useless =
+        ["--seccomp: has no effect with sandbox off", "--private-tmp: has no effect with sandbox off"];
+    assert_eq!(config.warnings, useless);
+    let limits = args(&["--limit=core=0", "--limit=nofile=9", "--limit=core=1"]).unwrap().limits;
+    assert_eq!(limits.iter().map(ToString::to_string).collect::<Vec<_>>(), ["nofile=9:9", "core=1:1"]);
+    assert_eq!(file("limit = { nofile = \"1:2\" }").unwrap().limits[0].to_string(), "nofile=1:2");
 }

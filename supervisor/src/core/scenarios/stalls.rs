@@ -14,6 +14,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(30),
     probation: Duration::from_secs(2),
     steals: true,
+    proof: Proof::Word,
 };
 
 /// A core, and what its workers show of themselves at every look.
@@ -118,7 +119,7 @@ fn a_silent_worker_is_aborted_at_the_timeout_and_its_slot_comes_back_with_the_re
     assert_eq!((stage.aborted(), stage.rotation()), (vec![2], vec![0, 2]));
     stage.pass(2.0);
     assert!(stage.last.contains(&Action::Kill(WorkerId(2))));
-    stage.core.step(stage.now, Event::Died(WorkerId(2), "killed".to_owned()));
+    stage.core.step(stage.now, Event::Died(WorkerId(2), End::unclean("killed", Cause::Signal)));
     assert_eq!(stage.rotation(), [0, 2], "nobody serves slot 1 yet");
     stage.core.step(stage.now, Event::Ready(WorkerId(4)));
     assert_eq!(stage.rotation(), [0, 1, 2]);

@@ -15,6 +15,7 @@ const PLAN: Plan = Plan {
     graceful_timeout: Duration::from_secs(600),
     probation: Duration::from_secs(2),
     steals: false,
+    proof: Proof::Word,
 };
 
 struct Stage {
@@ -50,7 +51,7 @@ impl Stage {
     }
 
     fn die(&mut self, worker: u64) {
-        self.tell(Event::Died(WorkerId(worker), "exited with status 0".to_owned()));
+        self.tell(Event::Died(WorkerId(worker), End::unclean("exited with status 1", Cause::Exit)));
     }
 
     /// Lets time pass, with a look whenever the core asks for one.

@@ -36,8 +36,57 @@ impl World {
         times.push_back(now);
         let spawns = recent(times);
         // 0 + 0.05 + 0.1 + ... s at the fastest: ten in the first minute; each operation starts a row anew.
-        let most = 12 * (1 + operations) + 2;
+        // A worker that has served for a second may leave, each time.
+        let left = self.excused.iter().filter(|(at, where_)| now - *at <= MINUTE && *where_ == slot).count();
+        let most = 12 * (1 + operations) + 2 + left;
         invariant!(self, spawns <= most, "spawns a slot and minute are bounded: {spawns} in slot {slot}");
+    }
+
+    /// Whether a worker that leaves cleanly now has done nothing wrong.
+    pub(super) fn excuses(&self, process: &Process) -> bool {
+        // Time in which nobody watched does not count.
+        let watched = self.sleeps.iter().all(|(_, until)| *until < process.ready_at);
+        process.serves()
+            && !process.visits
+            && watched
+            && self.now - process.ready_at >= Duration::from_secs(1)
+    }
+
+    /// A worker is dead, and the core has been told: of a cause that is as it was, and followed as it should be.
+    pub(super) fn check_death(&mut self, process: &Process, excused: bool) {
+        let view = self.core.view();
+        let Some(Demise { cause, grade, .. }) = self.demise.take() else {
+            invariant!(self, false, "every death is told of");
+            return;
+        };
+        let failed = !excused && process.serves();
+        invariant!(
+            self,
+            !failed || grade == Grade::Failure || cause == Cause::Left,
+            "a failure is called one"
+        );
+        let expected = match (process.condemned, process.drained_at, process.aborted_at) {
+            (false, None, None) if process.killed => Some(Cause::Stop),
+            (false, None, None) if excused => Some(Cause::Left),
+            _ => None,
+        };
+        invariant!(
+            self,
+            expected.is_none_or(|expected| expected == cause),
+            "a death has the cause that it had: {cause:?}, not {expected:?}"
+        );
+        let wanted = matches!(view.state, State::Serving | State::Degraded | State::Starting)
+            && !self.stopping
+            && view.reload.is_none()
+            && process.generation == view.generation
+            && process.slot.0 < view.open;
+        let followed = self.processes.values().any(|other| other.slot == process.slot);
+        invariant!(
+            self,
+            !(excused && wanted) || followed,
+            "whoever leaves cleanly is followed at once: slot {}",
+            process.slot
+        );
     }
 
     /// A worker of the accepted generation drains only when another one serves its slot, or nobody is to.

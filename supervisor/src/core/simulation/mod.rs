@@ -115,6 +115,10 @@ struct World {
     exited: bool,
     stopping: bool,
     stops_now: bool,
+    /// Who has left cleanly after having served for a while: when, and where.
+    excused: VecDeque<(Time, Slot)>,
+    /// What was told last of a death.
+    demise: Option<Demise>,
     /// The supervisor itself was stopped, and has just come back.
     overslept: bool,
     rotation: Vec<Slot>,
@@ -164,6 +168,8 @@ impl World {
             exited: false,
             stopping: false,
             stops_now: false,
+            excused: VecDeque::new(),
+            demise: None,
             overslept: false,
             rotation: Vec::new(),
             spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],

@@ -86,7 +86,7 @@ impl World {
             94..96 => {
                 // A worker that is dead or never was.
                 self.step(Event::Ready(WorkerId(1 << 40)));
-                self.step(Event::Died(WorkerId(0), "twice".to_owned()));
+                self.step(Event::Died(WorkerId(0), End::unclean("twice", Cause::Exit)));
             }
             _ => {}
         }
@@ -117,6 +117,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
         steals: kind == Kind::Rust { steals: true },
+        proof: Proof::default(),
     }
 }
 

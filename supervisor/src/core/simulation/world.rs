@@ -132,11 +132,21 @@ impl World {
             }
             Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
             Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
+            Action::Report(Fact::Died(_, demise)) => self.demise = Some(demise),
             Action::Report(_) | Action::Accept(_) => {}
             Action::Exit(_) => {
                 invariant!(self, self.processes.is_empty(), "the exit comes when nobody is alive");
                 self.exited = true;
             }
+        }
+    }
+
+    /// How a process may end.
+    fn end(&mut self) -> End {
+        match self.dice.below(3) {
+            0 => End { manner: Manner::Clean, ..End::unclean("exited with status 0", Cause::Exit) },
+            1 => End { manner: Manner::AsAsked, ..End::unclean("killed by SIGTERM", Cause::Signal) },
+            _ => End::unclean("died", Cause::Exit),
         }
     }
 
@@ -200,8 +210,14 @@ impl World {
                 }
             }
             Happening::Dies(worker) => {
-                if self.processes.remove(&worker).is_some() {
-                    self.step(Event::Died(worker, "died".to_owned()));
+                if let Some(process) = self.processes.remove(&worker) {
+                    let end = self.end();
+                    let excused = end.manner == Manner::Clean && self.excuses(&process);
+                    if excused {
+                        self.excused.push_back((self.now, process.slot));
+                    }
+                    self.step(Event::Died(worker, end));
+                    self.check_death(&process, excused);
                 }
             }
             Happening::GetsWell(worker) => self.get_well(worker),

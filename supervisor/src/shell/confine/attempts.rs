@@ -97,7 +97,7 @@ fn kill(pid: Pid) -> libc::c_long {
 
 fn ptrace(pid: Pid) -> libc::c_long {
     // SAFETY: no data is passed; the end of the tracer is the end of the trace.
-    unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_SEIZE, pid.as_raw(), 0, 0) }
+    unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_SEIZE, pid.as_raw(), 0_usize, 0_usize) }
 }
 
 fn memory(pid: Pid) -> libc::c_long {
@@ -106,7 +106,15 @@ fn memory(pid: Pid) -> libc::c_long {
     let there = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
     // SAFETY: one byte may be written to `byte`.
     unsafe {
-        libc::syscall(libc::SYS_process_vm_readv, pid.as_raw(), &raw const here, 1, &raw const there, 1, 0)
+        libc::syscall(
+            libc::SYS_process_vm_readv,
+            pid.as_raw(),
+            &raw const here,
+            1_usize,
+            &raw const there,
+            1_usize,
+            0_usize,
+        )
     }
 }
 
@@ -137,7 +145,14 @@ fn backlog_option(socket: &OwnedFd) -> libc::c_long {
 fn forked(flags: c_int) -> libc::c_long {
     // SAFETY: like fork; the child leaves at once.
     unsafe {
-        let child = libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0);
+        let child = libc::syscall(
+            libc::SYS_clone,
+            libc::c_long::from(flags | libc::SIGCHLD),
+            0_usize,
+            0_usize,
+            0_usize,
+            0_usize,
+        );
         if child == 0 {
             libc::_exit(0);
         }
@@ -147,12 +162,12 @@ fn forked(flags: c_int) -> libc::c_long {
 
 fn clone3() -> libc::c_long {
     // SAFETY: a size of 0 is refused before anything is read.
-    unsafe { libc::syscall(libc::SYS_clone3, 0, 0) }
+    unsafe { libc::syscall(libc::SYS_clone3, 0_usize, 0_usize) }
 }
 
 fn io_uring() -> libc::c_long {
     // SAFETY: a null pointer is refused.
-    unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) }
+    unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0_usize) }
 }
 
 /// A file that may be executed by its mode, and is no program: so that nothing is executed.
@@ -161,7 +176,7 @@ static NO_PROGRAM: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock:
 fn execute() -> libc::c_long {
     let path = NO_PROGRAM.get().unwrap();
     // SAFETY: the path ends with a NUL, and no arguments are allowed on Linux.
-    unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), 0, 0) }
+    unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), 0_usize, 0_usize) }
 }
 
 /// A listener in a group of its own, locked or not, with a steering program.

@@ -7,6 +7,7 @@
 
 use super::super::spawn::Stage;
 use nix::errno::Errno;
+use std::borrow::Cow;
 use std::ffi::{CStr, c_int, c_long};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
@@ -35,6 +36,8 @@ use right::*;
 pub(super) const READ: u64 = READ_FILE | READ_DIR;
 /// To read and to execute.
 pub(super) const RUN: u64 = READ | EXECUTE;
+/// The same for what is known to be a file.
+pub(super) const RUN_FILE: u64 = RUN & OF_A_FILE;
 /// To read, write, make and remove. Not to execute: who can do both can bring its own program.
 pub(super) const WRITE: u64 = READ
     | WRITE_FILE
@@ -159,9 +162,12 @@ impl Rule {
 pub(super) struct Landlock {
     handled: Handled,
     rules: Vec<Rule>,
-    /// Paths that name something else, or nothing, in the parent.
-    own: Vec<(&'static CStr, u64)>,
+    /// Paths that name something else, or nothing, in the parent, or may do so by the time that they are needed.
+    own: Own,
 }
+
+/// Paths that the child opens, and what may be done there.
+pub(super) type Own = Vec<(Cow<'static, CStr>, u64)>;
 
 impl Landlock {
     /// Makes and tries it. `None` on a kernel that has none.
@@ -172,7 +178,7 @@ impl Landlock {
         wanted: Wanted,
         abi: u32,
         mut rules: Vec<Rule>,
-        own: Vec<(&'static CStr, u64)>,
+        own: Own,
     ) -> Result<Option<Self>, Errno> {
         if abi == 0 {
             return Ok(None);

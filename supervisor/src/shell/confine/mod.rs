@@ -19,7 +19,7 @@ mod sandbox;
 mod seccomp;
 mod supervisor;
 
-pub use supervisor::{Dropped, become_user};
+pub use supervisor::{Dropped, become_user, warn_of_root};
 
 use super::control::runtime_directory;
 use super::spawn::{Executable, Stage};
@@ -73,7 +73,7 @@ impl Confinement {
         Ok(Self {
             identity: identity::of_workers(&own, privileges)?,
             whom: identity::name_of_workers(privileges),
-            variables: identity::variables(privileges.user.as_ref()),
+            variables: identity::variables(privileges.user.as_ref().or(privileges.supervisor_user.as_ref())),
             no_core: privileges.core_dumps == CoreDumps::Off,
             no_new_privs: identity::renounces(&own, privileges),
             limits: Limits::prepare(&config.limits)?,

@@ -9,10 +9,11 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, access};
-use std::ffi::{CStr, OsStr};
+use std::borrow::Cow;
+use std::ffi::{CString, OsStr};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// Programs and their libraries, wherever a distribution keeps them.
@@ -44,8 +45,8 @@ const LIBRARIES: [&str; 10] = [
     "/nix/store",
     "/gnu/store",
 ];
-/// How it finds them.
-const LOADER: [&str; 2] = ["/etc/ld.so.cache", "/etc/ld.so.preload"];
+/// How it finds them, and how the C library counts CPUs.
+const LOADER: [&str; 3] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/sys/devices/system/cpu"];
 
 /// What this kernel, and this process's privileges, allow.
 #[derive(Debug, Clone, Copy)]
@@ -142,9 +143,18 @@ impl Sandbox {
         };
         let mut own = Vec::new();
         let rules = if wanted.files {
-            own.extend(private_tmp.iter().flat_map(PrivateTmp::places).map(|place| (place, landlock::WRITE)));
+            let tmp = private_tmp.iter().flat_map(PrivateTmp::places);
+            own.extend(tmp.map(|place| (Cow::Borrowed(place), landlock::WRITE)));
             // Other programs get all of /proc: they ask it about the machine, too.
-            own.extend(stock.then_some((c"/proc/self", landlock::READ) as (&CStr, u64)));
+            own.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
+            // A script is whatever lies at its path when it is started.
+            let script = program.is_script().then(|| program.path().to_owned());
+            let interpreter = script.as_deref().and_then(interpreter);
+            let names = script
+                .into_iter()
+                .chain(interpreter)
+                .filter_map(|path| CString::new(path.into_os_string().into_vec()).ok());
+            own.extend(names.map(|name| (Cow::Owned(name), landlock::RUN_FILE)));
             rules(config, program, &mut warnings)?
         } else {
             Vec::new()
@@ -154,8 +164,12 @@ impl Sandbox {
         })?;
         let profile = if stock { Profile::Stock } else { Profile::Other };
         let filter = if kernel.seccomp { Filter::prepare(profile, sandbox.seccomp)? } else { None };
+        let prepared = Self { private_tmp, landlock, filter };
+        if prepared.needs_no_new_privs() && config.privileges.no_new_privileges == Some(false) {
+            warnings.push("no-new-privileges off has no effect, since the sandbox needs it on".to_owned());
+        }
         config.warnings.extend(warnings);
-        Ok(Self { private_tmp, landlock, filter })
+        Ok(prepared)
     }
 
     /// Whether a part of it can only be entered by who renounces new privileges.
@@ -191,10 +205,6 @@ fn rules(config: &Config, program: &Executable, warnings: &mut Vec<String>) -> R
         )
     })?;
     rules.extend(Rule::new(own, landlock::RUN).ok());
-    if let Some(interpreter) = program.is_script().then(|| interpreter(program.path())).flatten() {
-        // exec itself tells of one that is not there.
-        rules.extend(place(&interpreter).and_then(|place| Rule::new(place, landlock::RUN)).ok());
-    }
 
     if let Program::App(app) = &config.program
         && let Some(served) = app.strip_prefix("files:")

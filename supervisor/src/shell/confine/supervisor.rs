@@ -44,6 +44,13 @@ pub fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
     Ok(Some(dropped(config, user, keep)))
 }
 
+/// What is to be said when workers are root without anybody having asked for that.
+pub fn warn_of_root(config: &Config) -> Option<&'static str> {
+    let chosen = config.privileges.user.is_some();
+    (nix::unistd::geteuid().is_root() && !chosen)
+        .then_some("workers run as root, though without capabilities (name another user with --user)")
+}
+
 /// The capabilities without which the server could not do what it is configured for.
 fn needed(config: &Config, user: &Account) -> Capabilities {
     let Privileges { keep, .. } = &config.privileges;

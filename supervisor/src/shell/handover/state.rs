@@ -62,6 +62,9 @@ states! {
         hands: Vec<HandState>,
         scoreboard: ScoreboardState,
         totals: Vec<TotalsState>,
+        deaths: Vec<DeathsState>,
+        backlog: Vec<u8>,
+        foster: bool,
         notify: NotifyState,
         control: Option<ControlState>,
         waiting: Vec<u64>,
@@ -145,6 +148,7 @@ states! {
         exec_errors: ExecErrorsState,
         protocol: u16,
         line: LineState,
+        stderr: Option<StderrState>,
         status: String,
         alarm: Option<(Time, AlarmState)>,
     } added {
@@ -154,6 +158,10 @@ states! {
 
     /// The pipe on which a child tells of a failed exec.
     ExecErrorsState { pipe: Fd, program: String, directory: String }
+
+    /// A worker's standard error: the pipe, what was read and not passed on, whether that goes on with a line that was cut,
+    /// and the last words.
+    StderrState { pipe: Option<Fd>, held: Vec<u8>, cut: Option<Vec<u8>>, last_words: Vec<u8> }
 
     /// A Rust worker's line.
     ChannelState { channel: Fd, phase: PhaseState, draining: bool }
@@ -166,6 +174,9 @@ states! {
 
     /// What dead workers of a slot have done.
     TotalsState { slot: Slot, requests: u64, connections: u64 }
+
+    /// How many workers have died of a cause.
+    DeathsState { cause: String, count: u64 }
 
     /// The socket on which programs notify.
     NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }

@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Look, Plan, RequestId, Sight, Time};
+use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -45,6 +45,7 @@ fn core() -> Core {
         graceful_timeout: Duration::from_secs(30),
         probation: Duration::from_secs(2),
         steals: false,
+        proof: Proof::Notice,
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);
@@ -53,8 +54,14 @@ fn core() -> Core {
         core.step(now, Event::Ready(WorkerId(worker)));
     }
     core.step(now, Event::Command(Command::Resize(-1)));
-    core.step(now, Event::Died(WorkerId(3), "exited with status 3".to_owned()));
-    core.step(now, Event::Died(WorkerId(6), "exited with status 3".to_owned()));
+    core.step(
+        now,
+        Event::Died(WorkerId(3), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+    );
+    core.step(
+        now,
+        Event::Died(WorkerId(6), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+    );
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
     core.step(now, Event::Prepared(GenerationId(2), Plan { hang_timeout: None, ..plan }));
     core.step(now, Event::Failed(WorkerId(7), "no words".to_owned()));
@@ -103,6 +110,12 @@ fn sample() -> State {
         },
         protocol: 1,
         line,
+        stderr: Some(StderrState {
+            pipe: (id > 1).then_some(fd(23)),
+            held: b"li".to_vec(),
+            cut: (id == 3).then(|| b"<4>".to_vec()),
+            last_words: b"line\nli".to_vec(),
+        }),
         status: "well".to_owned(),
         alarm,
         #[cfg(feature = "next")]
@@ -183,6 +196,9 @@ fn sample() -> State {
         ],
         scoreboard: ScoreboardState { memory: fd(8), slots: 1024, seats: 2, row: 128 },
         totals: vec![TotalsState { slot: Slot(1), requests: 1 << 33, connections: 12 }],
+        deaths: vec![DeathsState { cause: "exit".to_owned(), count: 3 }],
+        backlog: b"torn".to_vec(),
+        foster: true,
         notify: NotifyState { socket: fd(10), address: Bytes::from("@x"), file: Some(Bytes::from("/run/n")) },
         control: Some(ControlState {
             listener: fd(11),

@@ -1,7 +1,7 @@
 //! What the core says is done here: each [`Action`], and the events that come of it.
 
 use super::{Server, clock};
-use crate::core::{Action, Event, RequestId};
+use crate::core::{Action, Cause, End, Event, RequestId};
 use crate::shell::control::Answer;
 use crate::shell::hand::{Hand, Line};
 use crate::shell::launch::{Role, launch};
@@ -158,9 +158,9 @@ impl Server {
                 info!(worker = worker.0, slot = slot.0, generation = id.0, pid = hand.pid.as_raw();
                     "worker {worker} (slot {slot}, generation {id}, pid {}) starts", hand.pid);
                 self.hands.insert(worker, hand);
-                None
+                self.look_out(worker)
             }
-            Err(reason) => Some(Event::Died(worker, reason)),
+            Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),
         }
     }
 
@@ -168,10 +168,11 @@ impl Server {
         self.poll.add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
         match &hand.line {
             Line::Channel { channel, .. } => {
-                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)
+                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)?;
             }
-            Line::Notify { .. } | Line::Closed => Ok(()),
+            Line::Notify { .. } | Line::Closed => {}
         }
+        self.watch_stderr(hand)
     }
 
     /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,

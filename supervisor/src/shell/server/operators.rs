@@ -4,7 +4,7 @@ use super::{Server, TELL_AGAIN};
 use crate::core::{Command, Event, Fact, RequestId};
 use crate::shell::control::{Answer, Request};
 use crate::shell::status::{LastReload, Status, status};
-use crate::shell::{log as logfile, report};
+use crate::shell::{deaths, log as logfile, report};
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
 
@@ -66,7 +66,11 @@ impl Server {
                     sockets.map(|sockets| sockets.describe()).unwrap_or_default(),
                     self.last_reload.clone(),
                 );
-                let status = Status { last_upgrade: self.upgrade.last.clone(), ..status };
+                let status = Status {
+                    last_upgrade: self.upgrade.last.clone(),
+                    deaths: self.deaths.by_cause(),
+                    ..status
+                };
                 let answer = Answer { status: serde_json::to_value(status).ok(), ..Answer::done() };
                 self.answer(client, &answer);
             }
@@ -113,7 +117,14 @@ impl Server {
 
     pub(super) fn report(&mut self, fact: &Fact) {
         let pid = report::subject(fact).and_then(|who| self.hands.get(&who.worker)).map(|hand| hand.pid);
-        report::log(fact, pid);
+        match fact {
+            Fact::Died(who, demise) => {
+                let remains = self.remains.as_ref().filter(|(worker, _)| *worker == who.worker);
+                deaths::log(*who, demise, remains.map(|(_, remains)| remains), prefork::sys::monotonic_ms());
+                self.deaths.count(demise.cause);
+            }
+            _ => report::log(fact, pid),
+        }
         match fact {
             Fact::Reloaded(..) if self.begin_to_settle(fact) => {}
             Fact::ReloadBegan(_) | Fact::ReloadFailed(..) | Fact::Stopping(_) | Fact::Hopeless(_) => {

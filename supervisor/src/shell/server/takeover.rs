@@ -3,6 +3,7 @@
 //! The same code checks a state, in a child that then leaves, and takes it over. It [gives up](give_up) at the first thing
 //! that is not as it should be, and drops nothing before that.
 
+use super::relay::Relay;
 use super::upgrade::Upgrade;
 use super::{Server, clock};
 use crate::config::{Identity, Source};
@@ -10,15 +11,20 @@ use crate::core::Core;
 use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
+use crate::shell::deaths::Deaths;
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
+use crate::shell::leftovers::Leftovers;
 use crate::shell::listen::{Group, ListenSet, Listeners};
+use crate::shell::lookout::Lookouts;
 use crate::shell::notify::{Notifier, NotifyServer};
 use crate::shell::poll::{Interest, Poll, Token};
 use crate::shell::signals::Signals;
 use crate::shell::spawn::{ExecErrors, Executable};
 use crate::shell::status::LastReload;
+use crate::shell::stderr::Capture;
+use crate::shell::stderr::outlet::outlet;
 use crate::shell::store::Store;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -85,6 +91,9 @@ impl Server {
                 *place = Totals { requests: totals.requests, connections: totals.connections };
             }
         }
+        if !task.check {
+            outlet().resume(state.backlog);
+        }
         let notify = NotifyServer::adopted(state.notify, rest);
         let control = state.control.map(|control| ControlServer::adopted(control, rest));
         let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
@@ -110,6 +119,10 @@ impl Server {
             hands,
             scoreboard,
             dead,
+            relay: Relay::default(),
+            leftovers: Leftovers::resumed(state.foster),
+            deaths: Deaths::resumed(state.deaths.into_iter().map(|one| (one.cause, one.count))),
+            remains: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
@@ -132,6 +145,7 @@ impl Server {
             steering_failed: state.steering_failed,
             on_terminal: state.on_terminal,
             upgrade: Upgrade::new(),
+            lookouts: Lookouts::default(),
             exit: None,
         };
         if let Err(error) = server.watch_all() {
@@ -241,6 +255,10 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         pidfd,
         exec_errors: ExecErrors::adopted(unpacking.take(pipe, Kind::Pipe), program, directory),
         line,
+        stderr: state.stderr.map(|state| {
+            let pipe = state.pipe.map(|pipe| unpacking.take(pipe, Kind::Pipe));
+            Capture::adopted(pipe, state.held, &state.last_words, state.cut)
+        }),
         status: state.status,
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),

@@ -15,6 +15,7 @@ use crate::shell::poll::{Interest, Token};
 use crate::shell::reap::{Death, reap};
 use crate::shell::spawn::{Executable, Order, Spawned, spawn};
 use crate::shell::status::LastUpgrade;
+use crate::shell::stderr::outlet::outlet;
 use log::{debug, error, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -167,6 +168,7 @@ impl Server {
             listeners: &[],
             extras: &[],
             kept: &kept,
+            stderr: None,
             directory: None,
             death_signal: Signal::SIGKILL,
             cgroup: None,
@@ -326,6 +328,7 @@ impl Server {
                 self.feed(event);
             }
         }
+        self.look_out_again();
         self.act_on(signals.into_iter().filter_map(|number| Signal::try_from(number).ok()).collect());
     }
 
@@ -377,6 +380,13 @@ impl Server {
                     connections: totals.connections,
                 })
                 .collect(),
+            deaths: self
+                .deaths
+                .seen()
+                .map(|(cause, count)| DeathsState { cause: cause.to_owned(), count })
+                .collect(),
+            foster: self.leftovers.foster(),
+            backlog: outlet().backlog().to_vec(),
             notify: self.notify.state(packing),
             control: self.control.as_ref().map(|control| control.state(packing)),
             waiting: self.waiting.iter().copied().collect(),
@@ -437,6 +447,15 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
         },
         protocol: PROTOCOL,
         line,
+        stderr: hand.stderr.as_ref().map(|capture| {
+            let (held, cut) = capture.held();
+            StderrState {
+                pipe: capture.descriptor().map(|pipe| packing.add(Kind::Pipe, &pipe)),
+                held: held.to_vec(),
+                cut: cut.map(<[u8]>::to_vec),
+                last_words: capture.last_words(),
+            }
+        }),
         status: hand.status.clone(),
         alarm: hand.alarm.map(|(time, alarm)| match alarm {
             Alarm::CountsAsReady => (time, AlarmState::CountsAsReady),

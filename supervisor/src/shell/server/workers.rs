@@ -1,15 +1,21 @@
 //! What is seen and heard of the workers while they live, and what is left when they are dead.
 
 use super::Server;
-use crate::core::{Event, Look};
+use crate::core::{Event, Look, Time};
+use crate::shell::deaths::{Remains, end};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
-use crate::shell::reap::{reap, reap_orphans};
-use log::debug;
+use crate::shell::leftovers::Leftover;
+use crate::shell::notify::WorkerNotice;
+use crate::shell::reap::{reap_orphans, reap_with_usage};
+use log::{debug, warn};
 use nix::unistd::Pid;
 use prefork::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// How long a server that leaves waits for the end of what its workers have left.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The most notices taken from foreign workers in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
@@ -60,6 +66,9 @@ impl Server {
             };
             let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
             for notice in received.notices {
+                if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
+                    continue;
+                }
                 let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
@@ -83,30 +92,90 @@ impl Server {
     /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
     pub(super) fn bury(&mut self, worker: WorkerId) {
         self.hear(worker);
-        let Some(hand) = self.hands.get(&worker) else { return };
+        let Some(hand) = self.hands.get_mut(&worker) else { return };
         // While the body is not reaped, nobody else can have the group's number.
         hand.kill_group();
-        let death = match reap(&hand.pidfd) {
+        let (death, usage) = match reap_with_usage(&hand.pidfd) {
             Ok(None) => return,
-            Ok(Some(death)) => death.to_string(),
-            Err(error) => format!("gone, cause unknown ({error})"),
+            Ok(Some((death, usage))) => (Some(death), usage),
+            Err(error) => {
+                debug!("cannot tell how worker {worker} ended: {error}");
+                Default::default()
+            }
         };
-        let mut how = hand.exec_errors.failure().map_or(death, |failure| failure.to_string());
+        // A group tells only of what was killed in it.
+        let oom = self.groups.as_mut().is_some_and(|groups| groups.close(worker)).then_some(true);
+        let last_words = hand.stderr.take().map(|capture| {
+            if let Some(pipe) = capture.descriptor() {
+                self.poll.remove(pipe);
+            }
+            capture.bury()
+        });
         let row = self.scoreboard.row(hand.slot, hand.seat);
+        let reading = row.read();
         if let Some(totals) = self.dead.get_mut(hand.slot.index()) {
-            totals.fold(&row.read());
+            totals.fold(&reading);
         }
         row.clear();
+        let generation = self.generations.get(&hand.generation);
+        let remains = Remains {
+            pid: hand.pid,
+            death,
+            failure: hand.exec_errors.failure(),
+            oom,
+            usage,
+            reading: generation.is_some_and(Generation::has_channel).then_some(reading),
+            last_words: last_words.unwrap_or_default(),
+        };
+        let clean = generation.map(|generation| generation.config.clean_exit.clone()).unwrap_or_default();
+        let end = end(hand, &remains, &clean);
         self.poll.remove(&hand.pidfd);
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
         }
-        if self.groups.as_mut().is_some_and(|groups| groups.close(worker)) {
-            how.push_str(", out of memory");
-        }
-        self.feed(Event::Died(worker, how));
+        self.stop_looking_out(worker);
+        // Whatever it has left is gone before its death is told.
+        self.leftovers.look(self.now);
+        self.sweep_leftovers(Some(worker));
+        self.remains = Some((worker, remains));
+        self.feed(Event::Died(worker, end));
+        self.remains = None;
         self.hands.remove(&worker);
         self.look_for_orphans = Some(self.now);
+    }
+
+    /// All processes that were started here and not buried yet.
+    fn children(&self) -> BTreeSet<Pid> {
+        let workers = self.hands.values().map(|hand| hand.pid);
+        workers.chain(self.upgrade.pid()).chain(self.lookouts.pids()).collect()
+    }
+
+    /// Kills what dead workers have left, if there was reason to look; `buried` is one of them.
+    pub(super) fn sweep_leftovers(&mut self, buried: Option<WorkerId>) {
+        if self.leftovers.due().is_none_or(|due| due > self.now) {
+            return;
+        }
+        let known = self.children();
+        let lives = |worker| Some(worker) != buried && self.hands.contains_key(&worker);
+        for Leftover { pid, name, worker } in self.leftovers.sweep(self.now, &known, lives) {
+            match worker {
+                Some(worker) => warn!(worker = worker.0, pid = pid.as_raw();
+                    "killed process {pid} ({name}), which worker {worker} had left behind"),
+                None => warn!(pid = pid.as_raw();
+                    "killed process {pid} ({name}), which a worker had left behind without its environment"),
+            }
+        }
+    }
+
+    /// The server is about to leave, and everybody is dead: whether to wait for what they have left.
+    pub(super) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
+        let end = *farewell.get_or_insert_with(|| {
+            self.leftovers.look(self.now);
+            self.now + FAREWELL
+        });
+        self.sweep_leftovers(None);
+        self.leftovers.keep_looking(self.now);
+        self.leftovers.is_busy() && self.now < end
     }
 
     pub(super) fn bury_orphans(&mut self) {
@@ -114,12 +183,12 @@ impl Server {
             groups.sweep();
             !groups.is_swept()
         });
-        let known: BTreeSet<Pid> =
-            self.hands.values().map(|hand| hand.pid).chain(self.upgrade.pid()).collect();
+        let known = self.children();
         match reap_orphans(|pid| known.contains(&pid)) {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
                     debug!("orphan {pid} {death}");
+                    self.leftovers.buried(self.now, pid);
                 }
                 // A body that hides others is buried in this very round; too many bodies are not.
                 let soon = if orphans.full { Some(self.now) } else { None };

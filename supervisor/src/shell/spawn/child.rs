@@ -18,6 +18,7 @@ pub(super) struct Plan<'a> {
     _pid_variables: Vec<Vec<u8>>,
     /// Where the child writes its pid: [`PID_ROOM`] bytes each.
     pid_fields: Vec<*mut u8>,
+    stderr: Option<RawFd>,
     sources: Vec<RawFd>,
     kept: &'a [RawFd],
     /// As many as `sources`: where they are while the low numbers are cleared.
@@ -64,6 +65,7 @@ impl<'a> Plan<'a> {
             pid_fields,
             parked: vec![-1; sources.len()],
             sources,
+            stderr: order.stderr.map(|descriptor| descriptor.as_raw_fd()),
             kept: order.kept,
             executable: order.executable.as_fd().as_raw_fd(),
             script: order.executable.script(),
@@ -156,6 +158,9 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
         // would still be used: it never returns.
         unsafe {
+            if let Some(stderr) = self.stderr {
+                check(stage, libc::dup2(stderr, libc::STDERR_FILENO))?;
+            }
             // First all out of the way: a source may sit where another one belongs.
             self.report = check(stage, libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above))?;
             self.executable = check(stage, libc::fcntl(self.executable, libc::F_DUPFD_CLOEXEC, above))?;

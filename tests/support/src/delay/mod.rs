@@ -117,6 +117,16 @@ pub struct DelayLine {
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
+/// Moves this thread, and whatever it starts from now on, into a new network namespace in which only `lo` is there, and
+/// up: all ports are free.
+///
+/// # Errors
+/// When there can be none, and why.
+pub fn own_network() -> Result<(), NotPossible> {
+    namespace::enter()?;
+    device::raise("lo").map(drop)
+}
+
 impl DelayLine {
     /// Moves this thread into a network namespace of its own and lays the line there.
     ///

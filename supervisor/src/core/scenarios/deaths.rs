@@ -1,0 +1,122 @@
+//! What a worker died of, and what that means for its slot.
+
+use super::*;
+
+const CLEAN: fn() -> End =
+    || End { manner: Manner::Clean, ..End::unclean("exited with status 0", Cause::Exit) };
+const BY_SIGNAL: fn() -> End =
+    || End { manner: Manner::AsAsked, ..End::unclean("killed by SIGQUIT", Cause::Signal) };
+
+impl Stage {
+    fn end(&mut self, worker: u64, end: End) -> Demise {
+        self.tell(Event::Died(WorkerId(worker), end));
+        let demise = self.facts().find_map(|fact| match fact {
+            Fact::Died(who, demise) if who.worker == WorkerId(worker) => Some(demise.clone()),
+            _ => None,
+        });
+        demise.expect("every death is told")
+    }
+}
+
+fn verdict(demise: &Demise) -> (Cause, Grade) {
+    (demise.cause, demise.grade)
+}
+
+#[test]
+fn a_worker_that_leaves_cleanly_after_a_while_has_not_failed() {
+    let mut stage = Stage::serving(PLAN);
+    for round in 0..10 {
+        stage.pass(1.5);
+        let occupant = stage.core.occupant(Slot(0), GenerationId(1)).expect("a worker").id;
+        let demise = stage.end(occupant.0, CLEAN());
+        assert_eq!(verdict(&demise), (Cause::Left, Grade::Clean));
+        assert_eq!(demise.follow, Follow::New(Duration::ZERO));
+        let new: Vec<u64> = stage.spawned().iter().map(|spawn| spawn.0).collect();
+        assert_eq!(new.len(), 1, "round {round}: {:?}", stage.last);
+        stage.get_ready(new);
+    }
+    assert_eq!(stage.core.view().state, State::Serving);
+}
+
+#[test]
+fn a_worker_that_leaves_cleanly_at_once_backs_off() {
+    let mut stage = Stage::serving(PLAN);
+    let mut waits = Vec::new();
+    for worker in [1, 3, 4] {
+        stage.pass(0.9);
+        let Follow::New(wait) = stage.end(worker, CLEAN()).follow else { panic!("it is replaced") };
+        waits.push(wait);
+        stage.pass(5.0);
+        stage.get_ready([worker + 2, worker + 1]);
+    }
+    assert!(waits[0].is_zero() && !waits[1].is_zero() && !waits[2].is_zero(), "{waits:?}");
+}
+
+#[test]
+fn a_clean_end_before_ready_is_a_failure() {
+    let mut stage = Stage::boot(PLAN);
+    assert_eq!(verdict(&stage.end(1, CLEAN())), (Cause::Exit, Grade::Failure));
+}
+
+#[test]
+fn a_trial_fails_by_a_clean_end_too() {
+    let mut stage = Stage::serving(PLAN);
+    stage.pass(5.0);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(1.5);
+    let demise = stage.end(3, CLEAN());
+    assert_eq!((demise.cause, demise.follow), (Cause::Left, Follow::Refused));
+    assert!(stage.failure().is_some_and(|reason| reason.contains("status 0")));
+}
+
+#[test]
+fn the_signal_that_asks_to_drain_is_clean_when_it_was_asked() {
+    let mut stage = Stage::serving(PLAN);
+    stage.pass(5.0);
+    assert_eq!(verdict(&stage.end(1, BY_SIGNAL())), (Cause::Signal, Grade::Failure));
+    stage.command(Command::Resize(-1));
+    assert_eq!(verdict(&stage.end(2, BY_SIGNAL())), (Cause::ScaleDown, Grade::Clean));
+}
+
+#[test]
+fn whoever_was_asked_to_leave_and_crashes_is_counted_as_a_crash() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::Stop);
+    let end = End::unclean("killed by SIGSEGV (core dumped)", Cause::Core);
+    assert_eq!(verdict(&stage.end(1, end)), (Cause::Core, Grade::Unclean));
+    assert_eq!(verdict(&stage.end(2, CLEAN())), (Cause::Stop, Grade::Clean));
+}
+
+#[test]
+fn whoever_was_killed_died_of_what_it_was_killed_for() {
+    let killed = || End::unclean("killed by SIGKILL", Cause::Signal);
+    let mut stage = Stage::serving(PLAN);
+    stage.tell(Event::Condemned(WorkerId(1), "garbage".to_owned()));
+    assert_eq!(verdict(&stage.end(1, killed())), (Cause::Protocol, Grade::Failure));
+    // Its replacement does not get ready in time.
+    stage.pass(63.0);
+    assert_eq!(verdict(&stage.end(3, killed())), (Cause::StartTimeout, Grade::Failure));
+    stage.command(Command::Resize(-1));
+    stage.pass(31.0);
+    assert_eq!(verdict(&stage.end(2, killed())), (Cause::DrainTimeout, Grade::Unclean));
+    stage.command(Command::StopNow);
+    assert_eq!(verdict(&stage.end(4, killed())), (Cause::Stop, Grade::Clean));
+}
+
+#[test]
+fn a_hung_worker_died_of_that_although_it_exits_by_itself() {
+    let mut stage = Stage::serving(PLAN);
+    stage.core.step(stage.now, Event::Look(beats(&[(1, stage.now, 0), (2, stage.now, 0)])));
+    for _ in 0..400 {
+        stage.now += Duration::from_millis(100);
+        let now = stage.now;
+        stage.tell(Event::Look(beats(&[(1, Time::default(), 0), (2, now, 0)])));
+        if stage.has(&Action::Abort(WorkerId(1))) {
+            break;
+        }
+    }
+    let demise = stage.end(1, CLEAN());
+    assert_eq!(verdict(&demise), (Cause::Hang, Grade::Failure));
+    assert_eq!(demise.follow, Follow::Known(WorkerId(3)));
+}

@@ -1,0 +1,300 @@
+//! What a dead worker has left running outside its process group.
+//!
+//! We are the subreaper of what workers start, so whatever outlives them becomes our child. It may hold listening sockets
+//! and take connections that nobody would answer for, so it is killed: by the worker's id in its environment, and, where
+//! nobody but our workers can have left us a child, without one, too. Killing a process brings us its children; that is
+//! why one look is followed by another until nothing is found.
+//!
+//! What carries the id of a worker that lives is that worker's. Each look is bounded. A kernel that does not list a process's children leaves everything as it is.
+
+use super::spawn::{pidfd_open, send_signal};
+use crate::core::Time;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use prefork::WorkerId;
+use prefork::environment::PREFORK_WORKER;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// The most processes that are looked at in one wake-up.
+const AT_ONCE: usize = 64;
+/// The most processes that are killed in one wake-up, their descendants among them.
+const KILLED_AT_ONCE: usize = 256;
+/// The most threads of a process whose children are listed.
+const THREADS: usize = 64;
+/// The longest environment and the longest list of children that are read, in bytes.
+const LONGEST: u64 = 4 << 20;
+/// How soon there is another look after something was found.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What is known of leftovers.
+#[derive(Debug)]
+pub(super) struct Leftovers {
+    /// Others than our workers leave us their children, too: we are process 1, or had children before we were what we are.
+    foster: bool,
+    /// Children that are still to be looked at.
+    queue: Vec<Pid>,
+    /// When to look.
+    due: Option<Time>,
+    /// Who was killed and is not buried yet.
+    killed: BTreeSet<Pid>,
+}
+
+/// A process that was killed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Leftover {
+    pub(super) pid: Pid,
+    pub(super) name: String,
+    /// Whose it was; `None` when it hid that.
+    pub(super) worker: Option<WorkerId>,
+}
+
+impl Leftovers {
+    /// To be called before the first child is started.
+    pub(super) fn new() -> Self {
+        let alone = Pid::this() != Pid::from_raw(1) && children(Pid::this()).is_empty();
+        Self::resumed(!alone)
+    }
+
+    /// Goes on where another version of the program was.
+    pub(super) fn resumed(foster: bool) -> Self {
+        Self { foster, queue: Vec::new(), due: None, killed: BTreeSet::new() }
+    }
+
+    /// Whether others than workers leave us their children.
+    pub(super) fn foster(&self) -> bool {
+        self.foster
+    }
+
+    /// A worker is dead: looks at once.
+    pub(super) fn look(&mut self, now: Time) {
+        self.due = Some(now);
+        self.queue.clear();
+    }
+
+    /// When to look next.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// Somebody is buried.
+    pub(super) fn buried(&mut self, now: Time, pid: Pid) {
+        if self.killed.remove(&pid) {
+            // Its children are ours now.
+            self.due = Some(now);
+        }
+    }
+
+    /// Looks again soon, as long as somebody was killed and is not buried.
+    pub(super) fn keep_looking(&mut self, now: Time) {
+        if !self.killed.is_empty() {
+            self.due.get_or_insert(now + LOOK_AGAIN);
+        }
+    }
+
+    /// Whether there is something to look at or to bury.
+    pub(super) fn is_busy(&self) -> bool {
+        self.due.is_some() || !self.killed.is_empty()
+    }
+
+    /// If it is time, kills what dead workers have left. `known` are children of our own; `lives` tells whose id is a living
+    /// worker's.
+    pub(super) fn sweep(
+        &mut self,
+        now: Time,
+        known: &BTreeSet<Pid>,
+        lives: impl Fn(WorkerId) -> bool,
+    ) -> Vec<Leftover> {
+        let mut found = Vec::new();
+        if self.due.take_if(|due| *due <= now).is_none() {
+            return found;
+        }
+        if self.queue.is_empty() {
+            self.queue = children(Pid::this());
+        }
+        for _ in 0..AT_ONCE {
+            let Some(pid) = self.queue.pop() else { break };
+            if found.len() >= KILLED_AT_ONCE || known.contains(&pid) || self.killed.contains(&pid) {
+                continue;
+            }
+            // It is our child, so nobody else can have its number before we bury it.
+            let Some(about) = About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
+            else {
+                continue;
+            };
+            let (worker, left) = match Owner::of(pid) {
+                Owner::Worker(worker) => (Some(worker), !lives(worker)),
+                Owner::Hidden => (None, !self.foster),
+                Owner::Unreadable => (None, !self.foster && known.is_empty()),
+            };
+            if left && kill(pid, Signal::SIGKILL).is_ok() {
+                self.killed.insert(pid);
+                found.push(Leftover { pid, name: about.name, worker });
+                kill_descendants(pid, worker, &mut found);
+            }
+        }
+        if !self.queue.is_empty() {
+            self.due = Some(now);
+        } else if !found.is_empty() {
+            self.due = Some(now + LOOK_AGAIN);
+        }
+        found
+    }
+}
+
+/// Kills what a process that was killed has started, before it comes to us.
+fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Leftover>) {
+    let mut parents = vec![parent];
+    while let Some(parent) = parents.pop() {
+        for pid in children(parent) {
+            if found.len() >= KILLED_AT_ONCE {
+                return;
+            }
+            // Its number may be another's by now; the descriptor's cannot, once it is seen to be the right one.
+            let Ok(pidfd) = pidfd_open(pid) else { continue };
+            let Some(about) = About::read(pid) else { continue };
+            let related = about.parent == parent || about.parent == Pid::this();
+            if related && about.runs && send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
+                found.push(Leftover { pid, name: about.name, worker });
+                parents.push(pid);
+            }
+        }
+    }
+}
+
+/// The children of a process, as far as its threads are listed.
+fn children(pid: Pid) -> Vec<Pid> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut all = Vec::new();
+    for task in tasks.flatten().take(THREADS) {
+        let text = read(task.path().join("children").to_string_lossy().as_ref());
+        let text = String::from_utf8_lossy(&text).into_owned();
+        all.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+    }
+    all
+}
+
+/// Whose a process is, by its environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// This worker's.
+    Worker(WorkerId),
+    /// It does not tell.
+    Hidden,
+    /// Another user's, whom we may not look at: it may well be a living worker's.
+    Unreadable,
+}
+
+impl Owner {
+    fn of(pid: Pid) -> Self {
+        let environment = read(&format!("/proc/{pid}/environ"));
+        let value = |variable: &[u8]| {
+            let value = variable.strip_prefix(PREFORK_WORKER.as_bytes())?.strip_prefix(b"=")?;
+            std::str::from_utf8(value).ok()?.parse().ok()
+        };
+        let worker = environment.split(|byte| *byte == 0).find_map(value).map(WorkerId);
+        match worker {
+            Some(worker) => Self::Worker(worker),
+            // Whoever makes itself unreadable as our own user hides.
+            None if environment.is_empty() && user(pid).is_some_and(|user| user != Uid::current()) => {
+                Self::Unreadable
+            }
+            None => Self::Hidden,
+        }
+    }
+}
+
+/// The user that a process runs as; everybody may know that.
+fn user(pid: Pid) -> Option<Uid> {
+    let status = String::from_utf8_lossy(&read(&format!("/proc/{pid}/status"))).into_owned();
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_ascii_whitespace().next()?.parse().ok().map(Uid::from_raw)
+}
+
+/// A process's name, its parent, and whether it is more than a body.
+#[derive(Debug)]
+struct About {
+    name: String,
+    parent: Pid,
+    runs: bool,
+}
+
+impl About {
+    fn read(pid: Pid) -> Option<Self> {
+        let text = String::from_utf8_lossy(&read(&format!("/proc/{pid}/stat"))).into_owned();
+        // The name may hold anything, but nothing after it holds a parenthesis.
+        let (name, rest) = text.split_once('(')?.1.rsplit_once(')')?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?;
+        Some(Self {
+            name: name.escape_debug().collect(),
+            parent: Pid::from_raw(fields.next()?.parse().ok()?),
+            runs: !matches!(state, "Z" | "X"),
+        })
+    }
+}
+
+fn read(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What cannot be read is empty, as of a process that is gone.
+    let _ = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    fn sleeper(id: Option<u64>) -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("100").env_remove(PREFORK_WORKER);
+        if let Some(id) = id {
+            command.env(PREFORK_WORKER, id.to_string());
+        }
+        command.spawn().expect("sleep")
+    }
+
+    /// Waits until it has become its program, with its own environment.
+    fn settle(child: &Child) -> Pid {
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        while About::read(pid).expect("it lives").name != "sleep" {
+            std::thread::yield_now();
+        }
+        pid
+    }
+
+    /// Children of other tests of this process.
+    fn others(ours: &[Pid]) -> BTreeSet<Pid> {
+        children(Pid::this()).into_iter().filter(|pid| !ours.contains(pid)).collect()
+    }
+
+    #[test]
+    fn what_a_dead_worker_left_is_killed_and_a_living_workers_is_not() {
+        let mut sleepers = [sleeper(Some(3)), sleeper(Some(4)), sleeper(None)];
+        let pids: Vec<Pid> = sleepers.iter().map(settle).collect();
+        if children(Pid::this()).is_empty() {
+            return; // A kernel that does not list them.
+        }
+        let mut foster = Leftovers::resumed(true);
+        foster.look(Time::default());
+        let found = foster.sweep(Time::default(), &others(&pids), |worker| worker == WorkerId(4));
+        let expected = Leftover { pid: pids[0], name: "sleep".to_owned(), worker: Some(WorkerId(3)) };
+        assert_eq!(found, [expected]);
+        assert!(foster.is_busy());
+        foster.buried(Time::default(), pids[0]);
+        let again = foster.sweep(Time::default(), &others(&pids[1..]), |worker| worker == WorkerId(4));
+        assert_eq!(again, []);
+        assert!(!foster.is_busy());
+
+        let mut alone = Leftovers::resumed(false);
+        alone.look(Time::default());
+        let found = alone.sweep(Time::default(), &others(&pids[1..]), |worker| worker == WorkerId(4));
+        assert_eq!(found.iter().map(|one| (one.pid, one.worker)).collect::<Vec<_>>(), [(pids[2], None)]);
+        sleepers[1].kill().expect("it lives");
+        sleepers.iter_mut().for_each(|child| _ = child.wait());
+    }
+}

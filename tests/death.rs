@@ -1,0 +1,367 @@
+//! Each death: its one line, its cause and its counter; and what the dead leave behind.
+
+use nix::sys::signal::Signal::{SIGKILL, SIGSTOP, SIGTTOU, SIGUSR2};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+use testkit::process::Process;
+use testkit::{Address, LONG, Server, Setup, wait_for, wait_until};
+
+fn setup() -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+}
+
+/// A server of programs that do what they are asked to.
+fn mortal(workers: usize) -> Setup {
+    let program = testkit::program("mortal.py").into_os_string();
+    setup().workers(workers).args(["--accept", "own"]).program(["python3".into(), program])
+}
+
+/// Has a worker run a program; what it answers, if it lives.
+fn ask(address: &Address, program: &str) -> Option<String> {
+    let mut client = address.connect().ok()?;
+    let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
+    client.write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).ok()?;
+    answer.split("\r\n\r\n").nth(1).map(str::to_owned)
+}
+
+fn deaths(server: &Server, cause: &str) -> u64 {
+    server.status()["deaths"][cause].as_u64().expect("every cause is counted")
+}
+
+/// The line of the first death of this cause, and that it was counted.
+#[track_caller]
+fn line_of(server: &Server, cause: &str) -> String {
+    let line = server.wait_for_log(&format!(") died ({cause}): "));
+    assert!(deaths(server, cause) > 0, "{line}");
+    line
+}
+
+#[test]
+fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
+    let server = mortal(1).start();
+    ask(&server.address(), "print('first\\nlast \\x1b[1mword', file=sys.stderr, flush=True); os._exit(3)");
+    let line = line_of(&server, "exit");
+    assert!(line.contains("ERROR") && line.contains("exited with status 3, after "), "{line}");
+    assert!(line.contains("s user, ") && line.contains(" MiB at most; replacing it at once"), "{line}");
+    assert!(line.ends_with("last words: \"first\\nlast \\u{1b}[1mword\""), "{line}");
+    server.wait_for_log("first");
+    let text = String::from_utf8_lossy(&server.command(&["status"]).stdout).into_owned();
+    assert!(text.contains("deaths      1 (exit 1)"), "{text}");
+}
+
+#[test]
+fn machines_are_told_everything_in_fields() {
+    let server = mortal(1).args(["--log-format", "json"]).start();
+    ask(&server.address(), "os.write(2, b'<4>' + b'x' * 5000 + b'\\nend'); os._exit(3)");
+    let line = server.wait_for_log("\"cause\":\"exit\"");
+    let fields: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!((fields["status"].as_u64(), fields["level"].as_str()), (Some(3), Some("error")), "{line}");
+    assert!(fields["pid"].as_u64().is_some() && fields["age_ms"].as_u64().is_some(), "{line}");
+    assert!(fields["max_rss_kib"].as_u64().expect("a number") > 1000, "{line}");
+    let words = fields["stderr"].as_str().expect("last words");
+    assert!(words.len() == 4096 && words.ends_with("x\nend"), "{} bytes", words.len());
+}
+
+#[test]
+fn a_crash_is_told_with_its_signal() {
+    // Where limits allow a core dump, the cause is `core`.
+    let wrapper = ["sh", "-c", "ulimit -c unlimited 2>/dev/null; exec \"$@\"", "sh"];
+    let server = mortal(1).wrapped(wrapper).start();
+    ask(&server.address(), "import ctypes; ctypes.string_at(0)");
+    let line = server.wait_for_log("killed by SIGSEGV");
+    let cause = if line.contains("(core dumped)") { "core" } else { "signal" };
+    assert_eq!(line_of(&server, cause), line);
+}
+
+#[test]
+fn a_kill_by_somebody_else_is_told_and_what_was_in_hand() {
+    let server = setup().workers(1).args(["--app", "sleep"]).start();
+    let mut client = server.connect();
+    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    wait_until("a request in hand", LONG, || server.busy() == 1);
+    server.ready()[0].signal(SIGKILL);
+    let line = line_of(&server, "signal");
+    assert!(line.contains("killed by SIGKILL, not by this server (perhaps by the kernel"), "{line}");
+    assert!(line.contains("in hand: 1 request, the oldest for "), "{line}");
+    assert!(line.contains(", 1 connection; 0 requests served; replacing it at once"), "{line}");
+}
+
+#[test]
+fn a_hang_is_told() {
+    let server = setup().workers(2).args(["--hang-timeout", "1s"]).start();
+    server.ready()[0].signal(SIGSTOP);
+    let line = line_of(&server, "hang");
+    assert!(line.contains("ERROR") && line.contains("follows"), "{line}");
+    assert!(!line.contains("not by this server"), "{line}");
+}
+
+#[test]
+fn an_overdue_request_is_told() {
+    let setup = setup().workers(1).args(["--app", "block", "--request-timeout", "300ms"]);
+    let server = setup.args(["--class", "threads"]).start();
+    let mut client = server.connect();
+    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    let line = line_of(&server, "request-timeout");
+    assert!(line.contains("in hand: 1 request, the oldest for "), "{line}");
+}
+
+#[test]
+fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
+    let server = setup().workers(1).args(["--start-timeout", "300ms", "--ready", "notify"]);
+    let server = server.program(["sleep", "1000"]).spawn();
+    server.wait_for_log(") died (start-timeout): killed by SIGABRT");
+    let setup = setup().workers(1);
+    setup.file("broken", "#!/nonexistent/interpreter\n");
+    let path = setup.path("broken");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    let (status, log) = setup.program([path]).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(log.iter().any(|line| line.contains(") died (exec): cannot execute ")), "{log:#?}");
+}
+
+#[test]
+fn whoever_is_asked_to_leave_leaves_without_alarm_and_is_counted() {
+    let mut server = setup().workers(3).start();
+    server.signal(SIGTTOU);
+    wait_until("a scale-down", LONG, || deaths(&server, "scale-down") == 1);
+    server.reload();
+    wait_until("a reload's deaths", LONG, || deaths(&server, "reload") == 2);
+    server.command(&["stop"]);
+    server.wait_exit(LONG);
+    let lines = server.log().lines();
+    let of =
+        |cause: &str| lines.iter().filter(|line| line.contains(&format!(") is gone ({cause}): "))).count();
+    // A reload returns to the configured number of workers.
+    assert_eq!((of("scale-down"), of("reload"), of("stop")), (1, 2, 3), "{lines:#?}");
+    assert!(lines.iter().all(|line| !line.contains("ERROR") && !line.contains(") died (")), "{lines:#?}");
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_a_warning() {
+    let server = setup().workers(2).args(["--app", "sleep", "--graceful-timeout", "300ms"]).start();
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = server.connect();
+            client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+            client
+        })
+        .collect();
+    wait_until("requests in every worker's hands", LONG, || {
+        let workers = server.workers();
+        server.busy() == 8 && workers.iter().all(|worker| worker.busy > 0)
+    });
+    server.signal(SIGTTOU);
+    let line = line_of(&server, "drain-timeout");
+    assert!(line.contains("WARN"), "{line}");
+    drop(clients);
+}
+
+#[test]
+fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warning() {
+    let mut server = mortal(1).args(["--clean-exit", "0 30 TERM"]).start();
+    for round in 1..=4 {
+        let worker = server.workers().remove(0);
+        // As long as it takes to have served for a while.
+        std::thread::sleep(Duration::from_millis(1200));
+        ask(&server.address(), "os._exit(30)");
+        server.wait_for_replacement(0, worker.process);
+        assert_eq!(deaths(&server, "left"), round);
+    }
+    let line = server.wait_for_log(") is gone (left): exited with status 30");
+    assert!(line.contains("INFO") && line.contains("replacing it at once"), "{line}");
+    assert_eq!(server.log().count("trying again"), 0, "{:#?}", server.log().lines());
+    ask(&server.address(), "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(31))");
+    server.reload();
+    let line = server.wait_for_log(") died (exit): exited with status 31");
+    assert!(line.contains("WARN") && line.contains("follows"), "{line}");
+    server.reload();
+    server.wait_for_log(") is gone (reload): killed by SIGTERM");
+}
+
+#[test]
+fn a_clean_exit_in_a_reload_fails_it() {
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1).args(["--probation", "10s"]);
+    let program = testkit::program("mortal.py").into_os_string();
+    let server = setup.program(["python3".into(), program]).start();
+    let before = server.ready();
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    let new = wait_for("the trial's worker", LONG, || {
+        server
+            .workers()
+            .into_iter()
+            .find(|worker| worker.state == "ready" && !before.contains(&worker.process))
+    });
+    std::thread::sleep(Duration::from_millis(1200));
+    // Both workers have the slot's sockets.
+    while new.process.runs() {
+        ask(&server.address(), &format!("if os.getpid() == {}: os._exit(0)", new.process.0));
+    }
+    server.wait_for_log("reload failed");
+    let line = server.wait_for_log(") is gone (left): exited with status 0");
+    assert!(line.contains("not replacing it"), "{line}");
+    assert_eq!(server.ready(), before);
+}
+
+#[test]
+fn counts_survive_an_upgrade_in_place() {
+    let mut server = mortal(1).copied().start();
+    for _ in 0..2 {
+        let worker = server.workers().remove(0);
+        ask(&server.address(), "os._exit(3)");
+        server.wait_for_replacement(0, worker.process);
+    }
+    server.reload();
+    wait_until("the reload's death", LONG, || deaths(&server, "reload") == 1);
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    assert_eq!((deaths(&server, "exit"), deaths(&server, "reload"), deaths(&server, "oom")), (2, 1, 0));
+    ask(&server.address(), "os._exit(3)");
+    wait_until("one more", LONG, || deaths(&server, "exit") == 3);
+}
+
+/// Starts a process that outlives the worker and goes on accepting: in a group of its own, or a session of its own and
+/// somebody else's child; with the worker's environment or without. It answers `leftover`.
+fn leftover(how: &str) -> String {
+    format!(
+        r#"
+import subprocess
+code = '''
+import os, socket
+listener = socket.socket(fileno=3)
+listener.setblocking(True)
+open("leftover", "a").write(str(os.getpid()) + chr(10))
+while True:
+    try:
+        connection, _ = listener.accept()
+    except BlockingIOError:
+        import select
+        select.select([listener], [], [])
+        continue
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 8\\r\\n\\r\\nleftover")
+    connection.close()
+'''
+environment, steps = {how}
+pid = os.fork()
+if pid == 0:
+    for step in steps.split():
+        if step == "group": os.setpgid(0, 0)
+        if step == "session": os.setsid()
+        if step == "fork" and os.fork(): os._exit(0)
+        if step == "parent" and os.fork():
+            while True: __import__("time").sleep(100)
+    os.execvpe("python3", ["python3", "-c", code], environment)
+if "fork" in steps: os.waitpid(pid, 0)
+while not os.path.exists("leftover") or open("leftover").read().count("\n") < 1: __import__("time").sleep(0.01)
+"#
+    )
+}
+
+fn outlived(how: &str, named: bool) {
+    let server = mortal(1).start();
+    let address = server.address();
+    let worker = server.workers().remove(0);
+    ask(&address, &leftover(how));
+    let text = std::fs::read_to_string(server.path("leftover")).expect("its number");
+    let left = Process(text.trim().parse().expect("a pid"));
+    assert!(left.runs());
+    worker.process.signal(SIGKILL);
+    server.wait_for_log(") died (signal): killed by SIGKILL");
+    for _ in 0..100 {
+        let answer = ask(&address, "pass").expect("an answer");
+        assert_ne!(answer, "leftover", "{how}");
+    }
+    wait_until("the leftover's end", LONG, || !left.runs());
+    let text = if named {
+        format!("which worker {} had left behind", worker.id)
+    } else {
+        "which a worker had left behind without its environment".to_owned()
+    };
+    let line = server.wait_for_log(&text);
+    assert!(line.contains("WARN") && line.contains("(python3"), "{line}");
+    wait_until("nobody but the new worker", LONG, || server.descendants().len() == 1);
+}
+
+#[test]
+fn whoever_outlives_its_worker_in_a_group_of_its_own_is_killed() {
+    outlived("os.environ, 'group'", true);
+}
+
+#[test]
+fn whoever_outlives_its_worker_in_a_session_of_its_own_is_killed() {
+    outlived("os.environ, 'session fork'", true);
+}
+
+#[test]
+fn whoever_outlives_its_worker_behind_a_parent_is_killed() {
+    outlived("os.environ, 'session fork parent'", true);
+}
+
+#[test]
+fn whoever_hides_whose_it_is_is_killed_too() {
+    // The variable by which this kit finds what a server has left is kept.
+    outlived("{k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'}, 'session fork'", false);
+}
+
+#[test]
+fn a_stop_leaves_nothing_of_the_workers() {
+    let mut server = mortal(2).start();
+    ask(&server.address(), &leftover("os.environ, 'session fork parent'"));
+    server.command(&["stop"]);
+    server.wait_exit(LONG);
+    assert_eq!(server.descendants(), []);
+}
+
+#[test]
+fn a_hundred_leftovers_leave_no_trace() {
+    let server = mortal(1).start();
+    let address = server.address();
+    let program = "
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    if os.fork(): os._exit(0)
+    os.execvp('sleep', ['sleep', '1000'])
+os.waitpid(pid, 0)
+os._exit(0)
+";
+    let rounds = |count: u64| {
+        let done = deaths(&server, "left") + deaths(&server, "exit");
+        for round in 1..=count {
+            // It may still back off; its queue waits for it.
+            while ask(&address, program).is_some() {}
+            wait_until("its death", LONG, || {
+                deaths(&server, "left") + deaths(&server, "exit") >= done + round
+            });
+            server.signal(nix::sys::signal::Signal::SIGHUP);
+            wait_until("a worker", LONG, || server.ready().len() == 1);
+        }
+        wait_until("the leftovers' end", LONG, || server.descendants().len() == 1);
+        (server.process().descriptors(), server.process().resident_kib())
+    };
+    let before = rounds(10);
+    let after = rounds(100);
+    assert_eq!(before.0, after.0, "descriptors");
+    println!("resident KiB before and after a hundred leftovers: {}, {}", before.1, after.1);
+    assert!(after.1 <= before.1 + 512, "memory grew from {} to {} KiB", before.1, after.1);
+    assert!(server.log().count("had left behind") >= 100);
+}
+
+#[test]
+fn a_living_workers_children_live() {
+    let server = mortal(2).start();
+    ask(&server.address(), &leftover("os.environ, 'session fork'"));
+    let text = std::fs::read_to_string(server.path("leftover")).expect("its number");
+    let child = Process(text.trim().parse().expect("a pid"));
+    let owner: u64 = child.variable("PREFORK_WORKER").expect("it carries it").parse().expect("an id");
+    let other = server.workers().into_iter().find(|worker| worker.id != owner).expect("two workers");
+    other.process.signal(SIGKILL);
+    server.wait_for_replacement(other.slot, other.process);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(300) {
+        assert!(child.runs());
+    }
+}

@@ -1,0 +1,85 @@
+//! When a program counts as ready, and what is said of one that never does.
+
+use nix::sys::signal::Signal::SIGUSR2;
+use std::ffi::OsString;
+use std::time::Duration;
+use testkit::{LONG, Server, Setup, skipped, tool};
+
+fn setup() -> Setup {
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
+}
+
+/// A program in Python that needs a second to get ready, and says nothing about it.
+fn silent(test: &str) -> Option<[OsString; 2]> {
+    if tool("python3").is_none() {
+        skipped(test, "python3 is not installed");
+        return None;
+    }
+    Some(["python3".into(), testkit::program("bare.py").into_os_string()])
+}
+
+fn slow(setup: Setup) -> Setup {
+    setup.env("READY", "no").env("START_DELAY", "1")
+}
+
+/// How long after its start each worker was ready, by the log.
+fn readiness(server: &Server) -> Vec<Duration> {
+    testkit::ready_after(server.log())
+}
+
+#[test]
+fn a_program_is_ready_when_it_is_seen_to_wait_for_connections() {
+    let Some(program) = silent("seen") else { return };
+    let setup = slow(setup()).workers(2).args(["--ready", "listen", "--bind", "127.0.0.1:0"]).bind_unix();
+    let mut server = setup.program(program).start();
+    assert_eq!(server.get("/").status, 200);
+    server.reload();
+    let times = readiness(&server);
+    assert!(times.len() == 4 && times.iter().all(|time| *time >= Duration::from_secs(1)), "{times:?}");
+    assert!(server.process().children().len() == 2, "no lookout is left");
+}
+
+#[test]
+fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
+    let Some(program) = silent("seen over an upgrade") else { return };
+    let setup = slow(setup()).workers(1).args(["--ready", "listen"]);
+    let mut server = setup.program(program).spawn();
+    server.wait_for_log("starts");
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    assert_eq!(server.log().count("is ready"), 0);
+    server.wait_until_settled(LONG);
+    assert_eq!(server.get("/").status, 200);
+    testkit::wait_until("the old lookout's end", LONG, || server.process().children().len() == 1);
+}
+
+#[test]
+fn a_program_that_never_waits_for_connections_is_refused_with_the_remedy() {
+    let setup = setup().workers(1).args(["--ready", "listen", "--start-timeout", "300ms"]);
+    let (status, log) = setup.program(["sleep", "3600"]).run();
+    assert!(!status.success());
+    let line = log.iter().find(|line| line.contains("giving up")).expect("it is said");
+    assert!(
+        line.contains("not seen to wait for connections") && line.contains("--ready after=TIME"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_program_that_watches_only_one_of_two_sockets_is_not_ready() {
+    let Some([python, _]) = silent("one of two") else { return };
+    let script = "import select\nwhile True: select.select([3], [], [])";
+    let setup = setup().workers(1).args(["--ready", "listen", "--start-timeout", "2s"]);
+    let setup = setup.bind("127.0.0.1:0").bind_unix();
+    let (status, _) = setup.program([python, "-c".into(), script.into()]).run();
+    assert!(!status.success());
+}
+
+#[test]
+fn a_program_that_must_speak_and_does_not_is_refused_with_the_remedy() {
+    let setup = setup().workers(1).args(["--ready", "notify", "--start-timeout", "300ms"]);
+    let (status, log) = setup.program(["sleep", "3600"]).run();
+    assert!(!status.success());
+    let line = log.iter().find(|line| line.contains("giving up")).expect("it is said");
+    assert!(line.contains("did not say READY=1") && line.contains("--ready after=TIME"), "{line}");
+}
