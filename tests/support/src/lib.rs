@@ -4,7 +4,7 @@
 //!   process behind;
 //! * [`load`] drives connections at it and puts every one that was not served as promised into a class;
 //! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
-//!   runs a program under a real one, where [`unit`] asks for a service;
+//!   runs a program under a real one, where [`unit`](mod@unit) asks for a service;
 //! * [`stack`] measures what a program of some stack does under a server;
 //! * [`delay`] makes the way between client and server long;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
