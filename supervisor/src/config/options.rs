@@ -149,7 +149,7 @@ settings! {
     "Sandbox" {
         /// What to do when the kernel lacks a part of the workers' sandbox: strict (refuse), best-effort (say so and go on)
         /// or off (no sandbox)
-        sandbox: (Typed<Rigour>) as "HOW" = Computed("best-effort for stock apps, and where another option asks for a part");
+        sandbox: (Typed<Rigour>) as "HOW" = Computed("best-effort for stock apps, with --user, and where another option asks for a part");
         /// Path that workers may read and execute. May be given several times; then they see nothing else but what any
         /// program needs to run
         read_only: (Vec<Typed<Place>>) as "PATH" = Computed("everything; for stock apps nothing but what they serve");
@@ -160,7 +160,7 @@ settings! {
         tcp_bind: (Typed<Permission>) as "WHETHER" = Computed("deny for stock apps, allow for others");
         /// What becomes of system calls that a worker should not need: enforce (they fail), log (the kernel logs them) or
         /// off
-        seccomp: (Typed<Seccomp>) as "HOW" = Computed("enforce for stock apps, off for others");
+        seccomp: (Typed<Seccomp>) as "HOW" = Computed("enforce for stock apps and with --user, off for others");
         /// Whether each worker has a /tmp and a /var/tmp of its own: on or off. Needs CAP_SYS_ADMIN
         private_tmp: (Typed<OnOff>) as "WHETHER" = Computed("off");
         /// Limit of a resource of a worker: as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or stack.

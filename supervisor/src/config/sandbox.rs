@@ -80,12 +80,14 @@ impl Sandbox {
         .into_iter()
         .filter_map(|(name, asks)| asks.then_some(name))
         .collect();
-        let preset = if stock || !asking.is_empty() { Rigour::BestEffort } else { Rigour::Off };
+        // Who gives workers a user of their own does not mean them to reach each other or the supervisor.
+        let apart = stock || all.user.is_some();
+        let preset = if apart || !asking.is_empty() { Rigour::BestEffort } else { Rigour::Off };
         let rigour = all.sandbox.as_ref().map_or(preset, |typed| typed.0);
         if rigour == Rigour::Off {
             return (Self::OFF, asking);
         }
-        let preset = if stock { Seccomp::Enforce } else { Seccomp::Off };
+        let preset = if apart { Seccomp::Enforce } else { Seccomp::Off };
         let sandbox = Self {
             rigour,
             read_only,
