@@ -3,6 +3,8 @@
 //!
 //! Each scenario is an ignored test of this very program, which runs inside: it may do with systemd as it likes.
 
+#[path = "service/loosened.rs"]
+mod loosened;
 #[path = "service/newer.rs"]
 mod newer;
 #[path = "service/sockets.rs"]
@@ -75,6 +77,16 @@ fn two_sites_do_not_touch_each_other() {
 #[test]
 fn programs_of_several_kinds_serve_under_the_hardening() {
     under_systemd("the hardening", "inside_hardened");
+}
+
+#[test]
+fn a_delegated_group_is_shared_out_to_the_workers() {
+    under_systemd("delegation", "loosened::inside_delegated");
+}
+
+#[test]
+fn the_unit_can_be_root_with_workers_of_another_user() {
+    under_systemd("another user", "loosened::inside_other_user");
 }
 
 #[test]

@@ -15,17 +15,24 @@ pub(super) fn with_eyes_of<T>(own: &Own, identity: &Identity, act: impl FnOnce()
     if identity.uid.is_none() && identity.gid.is_none() && identity.groups.is_none() {
         return Ok(act());
     }
-    let _back = Back { own, traits: Traits::now() };
-    let failed = |errno: Errno| format!("cannot look at files as another user: {}", errno.desc());
+    let mut back = Back { own, traits: Traits::now(), groups: false, gid: false, uid: false };
+    let failed = |errno: Errno| {
+        format!(
+            "cannot look at files as another user: {} (allow setgroups, setfsgid and setfsuid, as by SystemCallFilter=)",
+            errno.desc()
+        )
+    };
     if let Some(groups) = &identity.groups {
         set_groups(groups).map_err(failed)?;
+        back.groups = true;
     }
-    // As both tell only what was before, and not whether they worked, they are asked twice.
     if let Some(gid) = identity.gid {
         switch(libc::SYS_setfsgid, gid).map_err(failed)?;
+        back.gid = true;
     }
     if let Some(uid) = identity.uid {
         switch(libc::SYS_setfsuid, uid).map_err(failed)?;
+        back.uid = true;
     }
     Ok(act())
 }
@@ -55,6 +62,7 @@ fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
 }
 
+/// As the call tells only what was before, and not whether it worked, it is asked twice.
 fn switch(call: c_long, id: u32) -> Result<(), Errno> {
     // SAFETY: a plain system call on an integer.
     let set = || unsafe { libc::syscall(call, id) };
@@ -92,21 +100,22 @@ impl Traits {
     }
 }
 
-/// The way back.
+/// The way back from what was changed.
 struct Back<'a> {
     own: &'a Own,
     traits: Traits,
+    groups: bool,
+    gid: bool,
+    uid: bool,
 }
 
 impl Drop for Back<'_> {
     fn drop(&mut self) {
-        let back = switch(libc::SYS_setfsuid, self.own.uid)
-            .and(switch(libc::SYS_setfsgid, self.own.gid))
-            .and(set_groups(&self.own.groups).or_else(|errno| {
-                // Without the right to set them, they were not changed either.
-                if errno == Errno::EPERM { Ok(()) } else { Err(errno) }
-            }));
-        assert!(back.is_ok(), "whoever could become another user can become itself again");
+        let undo = |changed: bool, undone: &dyn Fn() -> Result<(), Errno>| !changed || undone().is_ok();
+        let back = undo(self.uid, &|| switch(libc::SYS_setfsuid, self.own.uid))
+            && undo(self.gid, &|| switch(libc::SYS_setfsgid, self.own.gid))
+            && undo(self.groups, &|| set_groups(&self.own.groups));
+        assert!(back, "whoever could become another user can become itself again");
         self.traits.restore();
     }
 }
