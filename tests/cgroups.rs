@@ -173,6 +173,43 @@ fn a_directory_that_is_no_control_group_is_refused() {
     }
 }
 
+/// A CPU quota of one CPU, in whichever version of control groups has the controller here.
+fn quota() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("every process has mounts");
+    let name = format!("prefork-test-{}-quota", std::process::id());
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let point = Path::new(left.split(' ').nth(4)?);
+        let legacy = right.starts_with("cgroup ") && right.split([' ', ',']).any(|word| word == "cpu");
+        let unified = right.starts_with("cgroup2 ")
+            && fs::read_to_string(point.join("cgroup.subtree_control"))
+                .is_ok_and(|text| text.contains("cpu"));
+        if !legacy && !unified {
+            return None;
+        }
+        let group = point.join(&name);
+        fs::create_dir(&group).ok()?;
+        let set = if legacy {
+            fs::write(group.join("cpu.cfs_period_us"), "100000")
+                .and_then(|()| fs::write(group.join("cpu.cfs_quota_us"), "100000"))
+        } else {
+            fs::write(group.join("cpu.max"), "100000 100000")
+        };
+        set.map(|()| group.clone()).inspect_err(|_| drop(fs::remove_dir(&group))).ok()
+    })
+}
+
+#[test]
+fn the_number_of_workers_follows_a_quota_of_cpus() {
+    let Some(group) = quota() else { return skipped("a quota", "no CPU quota can be set (needs root)") };
+    let script = format!("echo 0 > {}/cgroup.procs; exec \"$0\" check --print", group.display());
+    let binary = env!("CARGO_BIN_EXE_supervisor");
+    let output = std::process::Command::new("sh").args(["-c", &script, binary]).output().expect("a shell");
+    fs::remove_dir(&group).expect("nobody is in it");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.lines().any(|line| line == "workers = 1"), "{output:?}");
+}
+
 #[test]
 fn the_number_of_workers_follows_the_cpus_that_may_be_used() {
     let print = |cpus: &str| {
