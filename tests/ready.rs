@@ -40,6 +40,23 @@ fn a_program_is_ready_when_it_is_seen_to_wait_for_connections() {
 }
 
 #[test]
+fn a_program_of_another_user_in_its_sandbox_is_seen_too() {
+    let Some([python, script]) = silent("seen as another user") else { return };
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("seen as another user", "needs root, to start programs of another user");
+    }
+    let setup = slow(setup()).workers(1).args(["--ready", "listen", "--user", "nobody"]);
+    // The checkout may be out of nobody's reach; a directory of the test is not, once it says so.
+    let here = setup.path("bare.py");
+    std::fs::copy(script, &here).expect("a copy");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(setup.path(""), open).expect("our own directory");
+    let server = setup.program([python, here.into_os_string()]).start();
+    assert_eq!(server.get("/").status, 200);
+    assert!(readiness(&server)[0] >= Duration::from_secs(1), "{:?}", readiness(&server));
+}
+
+#[test]
 fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
     let Some(program) = silent("seen over an upgrade") else { return };
     let setup = slow(setup()).workers(1).args(["--ready", "listen"]);

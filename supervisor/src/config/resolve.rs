@@ -28,6 +28,9 @@ const RUST_ONLY: [&str; 9] = [
 /// Why a program cannot be asked for what only Rust workers have.
 const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses it (choose auto, notify, listen or after=TIME for another one)";
 
+/// Why a supervisor that is neither root nor the workers' user cannot see what they wait for.
+const NO_SIGHT: &str = "listen cannot look into workers of another user than supervisor-user (choose notify or after=TIME, or give both one user)";
+
 /// Settings that only another program needs.
 const FOREIGN_ONLY: [&str; 2] = ["ready", "stop-signal"];
 
@@ -87,6 +90,12 @@ pub(super) fn resolve(
     let ready = value(all.ready);
     if ready == Ready::Channel && matches!(program, Program::Command(_)) {
         desk.refuse("ready", NO_CHANNEL.to_owned());
+    }
+    let other = privileges.user.as_ref().map(|user| user.uid);
+    let apart =
+        privileges.supervisor_user.as_ref().is_some_and(|own| other.is_some_and(|uid| uid != own.uid));
+    if ready == Ready::Listen && apart && matches!(program, Program::Command(_)) {
+        desk.refuse("ready", NO_SIGHT.to_owned());
     }
     desk.warn_of_unused(&program, class, ready);
 

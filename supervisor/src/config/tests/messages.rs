@@ -288,5 +288,12 @@ fn a_program_without_a_channel_cannot_be_ready_by_it() {
         error.contains("--ready") && error.contains("choose auto, notify, listen or after=TIME"),
         "{error}"
     );
+    let apart = |user: &str| args(&["--ready=listen", "--supervisor-user=0", user, "--", "ls"]);
+    assert!(apart("--user=0").is_ok());
+    assert!(
+        apart("--user=65534")
+            .unwrap_err()
+            .contains("--ready: listen cannot look into workers of another user")
+    );
     assert!(args(&["--ready=soon"]).unwrap_err().contains("`soon` is no way to get ready"));
 }
