@@ -122,7 +122,12 @@ impl<Out: bincode::Encode, In: bincode::Decode<()>> Channel<Out, In> {
     /// [`ChannelError::Wire`] for bytes that are no message: the other side is not to be believed again.
     pub fn receive(&self) -> Result<Received<In>, ChannelError> {
         let mut buffer = [0_u8; MAX_PACKET];
-        let (length, cut) = match sys::receive_packet(self.socket.as_fd(), &mut buffer) {
+        let mut received = sys::receive_packet(self.socket.as_fd(), &mut buffer);
+        if matches!(&received, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
+            // It has gone without reading everything, which is told once, before what it had sent.
+            received = sys::receive_packet(self.socket.as_fd(), &mut buffer);
+        }
+        let (length, cut) = match received {
             Ok(packet) => packet,
             Err(error) => {
                 return match error.kind() {
@@ -149,5 +154,22 @@ impl<Out, In> AsFd for Channel<Out, In> {
 impl<Out, In> From<Channel<Out, In>> for OwnedFd {
     fn from(channel: Channel<Out, In>) -> Self {
         channel.socket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Drain;
+
+    #[test]
+    fn who_leaves_without_reading_is_heard_to_the_end() {
+        let (supervisor, worker) = pair().expect("a socketpair");
+        let drain = ToWorker::Drain(Drain { deadline_ms: 1, empty_queue: false });
+        supervisor.send(&drain).expect("sent");
+        worker.send(&ToSupervisor::Ready).expect("sent");
+        drop(worker);
+        assert!(matches!(supervisor.receive(), Ok(Received::Message(ToSupervisor::Ready))));
+        assert!(matches!(supervisor.receive(), Ok(Received::Closed)));
     }
 }

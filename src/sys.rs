@@ -188,6 +188,52 @@ pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
     Ok((length.min(buffer.len()), length > buffer.len()))
 }
 
+/// A packet whose sender the kernel has named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes received.
+    pub length: usize,
+    /// The packet was longer than the buffer.
+    pub cut: bool,
+    /// The sender's pid; 0 when it is not told, as of a socket without `SO_PASSCRED`, or of another pid namespace.
+    pub sender: libc::pid_t,
+}
+
+/// Receives one packet into `buffer`, with its sender. Descriptors that come along are not taken: there is no room for
+/// them, so that the kernel closes them before they have a number here. (Whoever takes them must close them, and
+/// cannot tell how many there are once this process has no numbers left.)
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when there is none.
+pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Sent> {
+    // SAFETY: CMSG_SPACE is arithmetic.
+    const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
+    #[repr(C, align(8))]
+    struct Control([u8; ROOM]);
+    let mut control = Control([0; ROOM]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut control).cast();
+    header.msg_controllen = ROOM as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let mut sender = 0;
+    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
+    if let Some(first) = first
+        && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
+    {
+        // SAFETY: the kernel writes a message of this type as a whole ucred after its header, or not at all.
+        sender = unsafe { libc::CMSG_DATA(first).cast::<libc::ucred>().read_unaligned() }.pid;
+    }
+    Ok(Sent { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, sender })
+}
+
 /// The queue of a listening TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenQueue {

@@ -28,6 +28,8 @@ const BRISK: Duration = Duration::from_millis(200);
 const SELF_HELP: Duration = Duration::from_secs(1);
 /// Stalls of a slot are told of once in this time: handlers that block for half a second each would fill the log.
 const QUIET: Duration = Duration::from_secs(10);
+/// How much later than a look a beat may be that it finds.
+const AHEAD: Duration = Duration::from_secs(1);
 
 /// The signs of life of a ready worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +107,9 @@ impl Pulse {
 
     /// Takes in its signs of life. Of the time before `now`, the supervisor has just `missed` so much.
     fn see(&mut self, now: Time, sight: &Sight, missed: Duration) {
-        // A beat from the future is a lie that would keep a hung worker alive for ever.
-        let heard = sight.heard.min(now);
+        // A beat from the future is a lie: each look would find it new, and a hung worker would live for ever. A little after
+        // `now` is what an honest worker may beat before its row is read.
+        let heard = if sight.heard > now + AHEAD { self.heard } else { sight.heard.min(now) };
         if heard > self.heard {
             self.heard = heard;
             self.excuse = Duration::ZERO;

@@ -21,6 +21,8 @@ use std::time::Duration;
 const AT_ONCE: u32 = 16;
 /// The most messages a worker may send in a second.
 const A_SECOND: u32 = 100;
+/// The most notices a program may send in a second: it may tell its status at each request.
+const NOTICES_A_SECOND: u32 = 1000;
 /// How long a worker whose channel is closed may go on living.
 const MUTE: Duration = Duration::from_secs(1);
 /// The longest status text kept, in characters.
@@ -64,7 +66,7 @@ pub(super) enum Line {
     Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
     /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
     /// said so itself (or was seen to be), and when it last fed the watchdog, if ever.
-    Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time> },
+    Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time>, allowance: Allowance },
     /// It has closed its channel.
     Closed,
 }
@@ -88,12 +90,12 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    fn spend(&mut self, now: Time) -> bool {
+    fn spend(&mut self, now: Time, most: u32) -> bool {
         if now - self.since >= Duration::from_secs(1) {
             *self = Self { since: now, used: 0 };
         }
-        self.used += 1;
-        self.used <= A_SECOND
+        self.used = self.used.saturating_add(1);
+        self.used <= most
     }
 }
 
@@ -111,7 +113,7 @@ impl Hand {
                     break;
                 }
                 Ok(Received::Message(message)) => {
-                    if !allowance.spend(now) {
+                    if !allowance.spend(now, A_SECOND) {
                         events.push(self.condemn(&format!("sent more than {A_SECOND} messages in a second")));
                         break;
                     }
@@ -159,6 +161,13 @@ impl Hand {
             }
             (message, phase) => Err(format!("said {message:?} out of phase ({phase:?})")),
         }
+    }
+
+    /// A datagram with notices has come from this program or one of its descendants: whether it is one too many.
+    pub(super) fn overspend(&mut self, now: Time) -> Option<Event> {
+        let Line::Notify { allowance, .. } = &mut self.line else { return None };
+        let within = allowance.spend(now, NOTICES_A_SECOND);
+        (!within).then(|| self.condemn(&format!("sent more than {NOTICES_A_SECOND} notices in a second")))
     }
 
     /// A notice of this program or one of its descendants.
@@ -265,6 +274,8 @@ impl Hand {
     /// Kills the worker and whatever it has started. Its group cannot be another one: the worker, alive or not yet
     /// reaped, holds the number.
     pub(super) fn kill_group(&self) {
+        // One that was forked just now has no group yet.
+        self.signal(Signal::SIGKILL);
         let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
     }
 }

@@ -111,7 +111,8 @@ pub(super) fn launch(
 fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), String> {
     if !generation.has_channel() {
         let stop = generation.config.stop_signal;
-        return Ok((Line::Notify { stop, ready: false, greeted: false, fed: None }, None));
+        let allowance = Allowance::default();
+        return Ok((Line::Notify { stop, ready: false, greeted: false, fed: None, allowance }, None));
     }
     let failed = |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
     let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;

@@ -184,7 +184,7 @@ impl fmt::Display for ExecFailure {
                 return write!(f, "cannot enter directory {directory} for {program}: {reason} (create it)");
             }
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
-            Stage::Group => write!(f, "cannot make a process group for {program}: {reason}")?,
+            Stage::Group => write!(f, "cannot make a session for {program}: {reason}")?,
             Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
             Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
             Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
@@ -267,8 +267,6 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
         ForkResult::Parent { child } => child,
         ForkResult::Child => unreachable!("the child never returns"),
     };
-    // The child does the same. Whoever comes first, the group exists when this function returns.
-    let _ = nix::unistd::setpgid(pid, pid);
     let pidfd = pidfd_open(pid).map_err(|errno| {
         let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);

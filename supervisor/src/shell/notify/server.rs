@@ -6,14 +6,14 @@
 use super::printable;
 use crate::shell::handover::{Bytes, Kind, NotifyState, Packing, Unpacking};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, bind,
-    getsockname, recvmsg, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
+use prefork::sys::receive_with_sender;
 use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -23,8 +23,6 @@ use std::time::Duration;
 const LONGEST: usize = 4096;
 /// The longest status that is kept, in characters.
 const LONGEST_STATUS: usize = 256;
-/// The most descriptors that one message can carry (the kernel's SCM_MAX_FD).
-const MOST_DESCRIPTORS: usize = 253;
 /// How far up its ancestors a sender's worker is looked for.
 const MOST_ANCESTORS: usize = 16;
 
@@ -107,37 +105,24 @@ impl NotifyServer {
     }
 
     /// Takes one message; `None` when there is none. `known` tells which pids are workers: the sender itself, its
-    /// process group's leader, or an ancestor may be one. Descriptors that came along are closed, which is also
-    /// the answer to `BARRIER=1`.
+    /// process group's leader, or an ancestor may be one. Descriptors that came along are never taken, and closed by the
+    /// kernel, which is also the answer to `BARRIER=1`.
     ///
     /// # Errors
     /// Those of recvmsg(2).
     pub fn receive(&self, known: impl Fn(Pid) -> bool) -> io::Result<Option<Received>> {
         let mut bytes = [0_u8; LONGEST];
-        let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; MOST_DESCRIPTORS]);
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let message =
-            match recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Ok(message) => message,
-                Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
-            };
-        let mut sender = Pid::from_raw(0);
-        for extra in message.cmsgs()? {
-            match extra {
-                ControlMessageOwned::ScmCredentials(credentials) => sender = Pid::from_raw(credentials.pid()),
-                ControlMessageOwned::ScmRights(descriptors) => {
-                    for descriptor in descriptors {
-                        let _ = nix::unistd::close(descriptor);
-                    }
-                }
-                _ => {}
+        let packet = match receive_with_sender(self.socket.as_fd(), &mut bytes) {
+            Ok(packet) => packet,
+            Err(error) => {
+                return match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                    _ => Err(error),
+                };
             }
-        }
-        let cut = message.flags.contains(MsgFlags::MSG_TRUNC);
-        let length = if cut { 0 } else { message.bytes.min(LONGEST) };
-        let notices = parse(&bytes[..length]);
+        };
+        let sender = Pid::from_raw(packet.sender);
+        let notices = parse(if packet.cut { &[] } else { &bytes[..packet.length] });
         Ok(Some(Received { sender, worker: worker_of(sender, known), notices }))
     }
 }

@@ -52,7 +52,6 @@ impl Server {
             }
             Action::Kill(worker) => {
                 let hand = self.hands.get(&worker)?;
-                hand.signal(Signal::SIGKILL);
                 hand.kill_group();
                 if let Some(groups) = &self.groups {
                     groups.kill(worker);

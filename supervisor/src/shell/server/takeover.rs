@@ -239,6 +239,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             ready: line.ready,
             greeted: line.greeted,
             fed: line.fed,
+            allowance: Allowance::default(),
         },
         LineState::Closed => Line::Closed,
     };

@@ -189,6 +189,7 @@ impl Server {
 
     /// Whoever checks is not waited for any more; its body is an orphan's.
     fn drop_check(&self, check: &Spawned) {
+        let _ = crate::shell::spawn::send_signal(check.pidfd.as_fd(), Signal::SIGKILL);
         let _ = nix::sys::signal::killpg(check.pid, Signal::SIGKILL);
         self.poll.remove(&check.pidfd);
     }
@@ -419,7 +420,7 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
             },
             draining: *draining,
         }),
-        Line::Notify { stop, ready, greeted, fed } => LineState::Notices(NoticesState {
+        Line::Notify { stop, ready, greeted, fed, allowance: _ } => LineState::Notices(NoticesState {
             stop: *stop as i32,
             ready: *ready,
             greeted: *greeted,

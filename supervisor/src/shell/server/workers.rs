@@ -64,6 +64,10 @@ impl Server {
                 Err(error) => return debug!("cannot read a notice: {error}"),
             };
             let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
+            if let Some(event) = self.hands.get_mut(worker).and_then(|hand| hand.overspend(self.now)) {
+                self.feed(event);
+                continue;
+            }
             for notice in received.notices {
                 if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
                     continue;

@@ -94,9 +94,10 @@ impl<'a> Plan<'a> {
     }
 
     fn become_program(&mut self) -> Result<std::convert::Infallible, (Stage, c_int)> {
-        // SAFETY: plain system calls on integers; `setpgid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
+        // A session of its own, not only a group: whoever is in another session cannot join its group, by which we tell who speaks.
+        // SAFETY: plain system calls on integers; `setsid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
         unsafe {
-            check(Stage::Group, libc::setpgid(0, 0))?;
+            check(Stage::Group, libc::setsid())?;
         }
         if let Some(cgroup) = self.cgroup {
             // SAFETY: one byte of a literal is read.
