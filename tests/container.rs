@@ -100,7 +100,9 @@ leave('1003', {k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'})
     let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
     testkit::http::get(&server.address(), &format!("/{digits}")).expect("an answer");
     let hidden = wait_for("whoever hides", LONG, || child("1003"));
-    server.reload();
+    let generation = server.generation();
+    first.signal(Signal::SIGHUP);
+    server.wait_for_generation_after(generation);
     // Three sleepers, two parents and two sleepers behind them.
     wait_until("seven are killed", LONG, || server.log().count(" had left behind") == 7);
     wait_until("only three are left", LONG, || first.children().len() == 3);
