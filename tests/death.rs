@@ -369,7 +369,8 @@ for _ in range(10):
     };
     let before = rounds(2);
     let after = rounds(10);
-    assert_eq!(before.0, after.0, "descriptors");
+    // One may be the last question about the state, which is being closed.
+    wait_until("no more descriptors than before", LONG, || server.process().descriptors() <= before.0);
     println!("resident KiB before and after a hundred leftovers: {}, {}", before.1, after.1);
     assert!(after.1 <= before.1 + 512, "memory grew from {} to {} KiB", before.1, after.1);
 }

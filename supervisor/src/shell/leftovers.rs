@@ -291,12 +291,18 @@ mod tests {
         Pid::from_raw(i32::try_from(child.id()).expect("a pid"))
     }
 
-    /// Waits until it has become its program, with its own environment.
+    /// Waits until it has become its program, with its own environment: the name comes first, the environment along
+    /// with the command line.
     fn settle(child: &Child, name: &str) -> Pid {
-        while About::read(pid(child)).expect("it lives").name != name {
+        let pid = pid(child);
+        let became = || {
+            About::read(pid).expect("it lives").name == name
+                && !read(&format!("/proc/{pid}/cmdline")).is_empty()
+        };
+        while !became() {
             std::thread::yield_now();
         }
-        pid(child)
+        pid
     }
 
     /// Looks at these children only: others may be another test's.
