@@ -66,6 +66,49 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
     wait_for("the stranger's end", LONG, || stranger.try_wait().expect("our child"));
 }
 
+#[test]
+fn what_workers_leave_is_killed_and_what_strangers_leave_is_not() {
+    let setup = |setup: Setup| {
+        let program = testkit::program("mortal.py").into_os_string();
+        setup.workers(1).args(["--probation", "50ms"]).program(["python3".into(), program])
+    };
+    let Some((mut server, first)) = first_process("leftovers", setup) else { return };
+    // `docker exec` may leave a process behind; it becomes process 1's child.
+    let mut maker = stranger(first, "( setsid sleep 1001 & )");
+    assert!(maker.wait().expect("our child").success());
+    let child = |seconds: &str| {
+        let command = format!("sleep {seconds}");
+        first.children().into_iter().find(|process| process.command_line().trim_end() == command)
+    };
+    let strangers = wait_for("the stranger's child", LONG, || child("1001"));
+    // Five in sessions of their own with the worker's environment, some behind a parent; and one that hides whose it is:
+    // process 1 cannot know that it is no stranger, so it lives.
+    let program = "
+def leave(seconds, environment, parent=False):
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        os.setsid()
+        if os.fork(): os._exit(0)
+        if parent and os.fork():
+            while True: __import__('time').sleep(100)
+        os.execvpe('sleep', ['sleep', seconds], environment)
+    os.waitpid(pid, 0)
+for number in range(5): leave('1002', os.environ, number % 2 == 1)
+leave('1003', {k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'})
+";
+    let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
+    testkit::http::get(&server.address(), &format!("/{digits}")).expect("an answer");
+    let hidden = wait_for("whoever hides", LONG, || child("1003"));
+    let generation = server.generation();
+    first.signal(Signal::SIGHUP);
+    server.wait_for_generation_after(generation);
+    // Three sleepers, two parents and two sleepers behind them.
+    wait_until("seven are killed", LONG, || server.log().count(" had left behind") == 7);
+    wait_until("only three are left", LONG, || first.children().len() == 3);
+    assert!(strangers.runs() && hidden.runs());
+}
+
 /// The instructions of the file: name and argument, continuation lines joined.
 fn instructions(text: &str) -> Vec<(String, String)> {
     let joined =

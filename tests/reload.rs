@@ -200,7 +200,7 @@ fn a_program_that_dies_a_second_after_ready_changes_nothing() {
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
-    let setup = setup().args(["--ready", "notify", "--start-timeout", "1500ms", "--probation", "100ms"]);
+    let setup = setup().args(["--ready", "notify", "--probation", "100ms"]);
     setup.file("bare.py", &program("pass"));
     let good = format!("workers = 2\ncommand = [\"python3\", \"{}\"]\n", setup.path("bare.py").display());
     let server = setup.config(&good).start();

@@ -136,12 +136,12 @@ impl Leftovers {
             let (worker, left) = match Owner::of(pid) {
                 Owner::Worker(worker) => (Some(worker), !lives(worker)),
                 Owner::Hidden => (None, !self.foster),
-                Owner::Empty if self.foster => (None, false),
                 Owner::Empty => {
+                    // It may show whose it is when its exec is over.
                     if !suspected {
                         self.suspects.insert(pid);
                     }
-                    (None, suspected)
+                    (None, suspected && !self.foster)
                 }
                 Owner::Unreadable => (None, !self.foster && known.is_empty()),
             };
@@ -267,9 +267,18 @@ fn read(path: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Child, Command};
+    use std::io::Write;
+    use std::process::{Child, Command, Stdio};
 
-    fn sleeper(id: Option<u64>) -> Child {
+    /// No worker of another test has these ids.
+    const DEAD: WorkerId = WorkerId(u64::MAX);
+    const ALIVE: WorkerId = WorkerId(u64::MAX - 1);
+
+    fn lives(worker: WorkerId) -> bool {
+        worker != DEAD
+    }
+
+    fn sleeper(id: Option<WorkerId>) -> Child {
         let mut command = Command::new("sleep");
         command.arg("100").env_remove(PREFORK_WORKER);
         if let Some(id) = id {
@@ -278,41 +287,91 @@ mod tests {
         command.spawn().expect("sleep")
     }
 
-    /// Waits until it has become its program, with its own environment.
-    fn settle(child: &Child) -> Pid {
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-        while About::read(pid).expect("it lives").name != "sleep" {
+    fn pid(child: &Child) -> Pid {
+        Pid::from_raw(i32::try_from(child.id()).expect("a pid"))
+    }
+
+    /// Waits until it has become its program, with its own environment: the name comes first, the environment along
+    /// with the command line.
+    fn settle(child: &Child, name: &str) -> Pid {
+        let pid = pid(child);
+        let became = || {
+            About::read(pid).expect("it lives").name == name
+                && !read(&format!("/proc/{pid}/cmdline")).is_empty()
+        };
+        while !became() {
             std::thread::yield_now();
         }
         pid
     }
 
-    /// Children of other tests of this process.
-    fn others(ours: &[Pid]) -> BTreeSet<Pid> {
-        children(Pid::this()).into_iter().filter(|pid| !ours.contains(pid)).collect()
+    /// Looks at these children only: others may be another test's.
+    fn sweep(leftovers: &mut Leftovers, now: Time, children: &[Pid]) -> Vec<Leftover> {
+        leftovers.queue = children.to_vec();
+        leftovers.sweep(now, &BTreeSet::new(), lives)
     }
 
     #[test]
     fn what_a_dead_worker_left_is_killed_and_a_living_workers_is_not() {
-        let mut sleepers = [sleeper(Some(3)), sleeper(Some(4)), sleeper(None)];
-        let pids: Vec<Pid> = sleepers.iter().map(settle).collect();
-        if children(Pid::this()).is_empty() {
-            return; // A kernel that does not list them.
-        }
+        let mut sleepers = [sleeper(Some(DEAD)), sleeper(Some(ALIVE)), sleeper(None)];
+        let pids: Vec<Pid> = sleepers.iter().map(|child| settle(child, "sleep")).collect();
+        let listed = children(Pid::this());
+        assert!(listed.is_empty() || pids.iter().all(|pid| listed.contains(pid)), "{listed:?}");
         let mut foster = Leftovers::resumed(true);
         foster.look(Time::default());
-        let found = foster.sweep(Time::default(), &others(&pids), |worker| worker == WorkerId(4));
-        let expected = Leftover { pid: pids[0], name: "sleep".to_owned(), worker: Some(WorkerId(3)) };
+        let found = sweep(&mut foster, Time::default(), &pids);
+        let expected = Leftover { pid: pids[0], name: "sleep".to_owned(), worker: Some(DEAD) };
         assert_eq!(found, [expected]);
         assert!(foster.is_busy());
         foster.buried(Time::default(), pids[0]);
-        let again = foster.sweep(Time::default(), &others(&pids[1..]), |worker| worker == WorkerId(4));
-        assert_eq!(again, []);
+        assert_eq!(sweep(&mut foster, Time::default(), &pids[1..]), []);
         assert!(!foster.is_busy());
 
-        // What hides is told by tests/death.rs: here, it could be another test's.
-        sleepers[2].kill().expect("it lives");
+        // Where nobody else leaves us children, whoever hides is killed, too.
+        let mut alone = Leftovers::resumed(false);
+        alone.look(Time::default());
+        let found = sweep(&mut alone, Time::default(), &pids[1..]);
+        assert_eq!(found, [Leftover { pid: pids[2], name: "sleep".to_owned(), worker: None }]);
+
         sleepers[1].kill().expect("it lives");
         sleepers.iter_mut().for_each(|child| _ = child.wait());
+    }
+
+    #[test]
+    fn whoever_is_in_the_middle_of_an_exec_is_not_killed_for_having_no_environment() {
+        let empty = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]).env_clear().stdin(Stdio::piped());
+            command.spawn().expect("sh")
+        };
+        let into = |id: WorkerId| {
+            empty(&format!("read line; exec /usr/bin/env {PREFORK_WORKER}={id} /bin/sleep 100"))
+        };
+        // The first gets its environment while it is looked at, the second never does.
+        let mut processes = [into(ALIVE), empty("read line"), into(DEAD)];
+        let pids: Vec<Pid> = processes.iter().map(|child| settle(child, "sh")).collect();
+        assert!(pids.iter().all(|pid| Owner::of(*pid) == Owner::Empty));
+        let become_program = |child: &Child| {
+            writeln!(child.stdin.as_ref().expect("a pipe"), "go").expect("it reads");
+            settle(child, "sleep");
+        };
+        let start = Time::default();
+        let mut foster = Leftovers::resumed(true);
+        let mut alone = Leftovers::resumed(false);
+        foster.look(start);
+        alone.look(start);
+        assert_eq!(sweep(&mut foster, start, &pids), []);
+        assert_eq!(sweep(&mut alone, start, &pids[..2]), []);
+        assert_eq!(alone.due(), Some(start + EXEC), "there is another look when an exec must be over");
+        assert_eq!(sweep(&mut alone, start + EXEC / 2, &pids), []);
+        become_program(&processes[0]);
+        become_program(&processes[2]);
+        let found = sweep(&mut foster, start + EXEC, &pids);
+        assert_eq!(found, [Leftover { pid: pids[2], name: "sleep".to_owned(), worker: Some(DEAD) }]);
+        let found = sweep(&mut alone, start + EXEC, &pids[..2]);
+        assert_eq!(found, [Leftover { pid: pids[1], name: "sh".to_owned(), worker: None }]);
+
+        processes[0].kill().expect("it lives");
+        processes.iter_mut().for_each(|child| _ = child.wait());
     }
 }
