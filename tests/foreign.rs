@@ -68,5 +68,5 @@ fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
     server.wait_for_log("asked");
-    server.wait_for_log("is gone: exited with status 0");
+    server.wait_for_log("is gone (stop): exited with status 0");
 }

@@ -124,6 +124,11 @@ impl Generation {
         Ok(())
     }
 
+    /// Whose queue a slot's worker accepts from: that slot's.
+    pub(super) fn queue_of(&self, slot: Slot) -> u16 {
+        if self.config.accept == Accept::Shared { 0 } else { slot.0 }
+    }
+
     /// The queues for connections to the slots in `rotation`.
     pub(super) fn queues(&self, rotation: &[Slot]) -> Vec<u16> {
         match self.config.accept {

@@ -30,7 +30,7 @@ impl<'a> Queues<'a> {
     pub(super) fn of(generation: &'a Generation, slot: Slot) -> Self {
         let Generation { config, sockets, .. } = generation;
         // Where all share the first slot's queue, nobody has one of their own.
-        let queue = if config.accept == Accept::Shared { 0 } else { slot.0 };
+        let queue = generation.queue_of(slot);
         let own = sockets.for_slot(queue);
         let siblings = match config.accept {
             Accept::Steal | Accept::Shared if generation.has_channel() => {

@@ -203,7 +203,11 @@ impl Server {
             };
             self.now = clock();
             let look = self.look();
+            let looked = look.queues.is_some();
             self.feed(Event::Look(look));
+            if looked {
+                self.condemn_the_shut();
+            }
             for token in ready {
                 self.serve(token);
             }

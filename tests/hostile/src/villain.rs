@@ -154,6 +154,14 @@ impl Villain {
                 drop(self);
                 idle()
             }
+            // Its sockets.
+            "shuts-its-sockets" => {
+                self.get_ready();
+                for listener in &self.listeners {
+                    let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+                }
+                beat_for_ever(&self.row)
+            }
             // Its end.
             "leaves-children" => {
                 self.get_ready();

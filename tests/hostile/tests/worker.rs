@@ -6,6 +6,7 @@ mod stage;
 use nix::sys::signal::Signal;
 use stage::Stage;
 use std::time::Duration;
+use testkit::load::{Failure, Plan, run};
 use testkit::{LONG, process, wait_until};
 
 /// What a villain does, what is said of it, and what its death counts as.
@@ -87,6 +88,27 @@ fn a_worker_that_closes_its_channel_and_lives_is_killed() {
             ("closes-everything", "closed its channel and went on living; sending SIGKILL", "protocol"),
         ],
     );
+}
+
+#[test]
+fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_again() {
+    for accept in ["steal", "own"] {
+        let mut stage = Stage::new(&["--accept", accept]);
+        stage.enter("shuts-its-sockets");
+        stage.wait_for_lines("somebody has shut down a listening socket of its slot; sending SIGKILL", 2);
+        stage.wait_for_deaths("protocol", 2);
+        stage.assert_answers();
+        stage.leave();
+        // The kernel resets whoever waited in that queue, and nobody else.
+        let report = stage.end_load_whatever();
+        let reset = [Failure::ReadReset, Failure::WriteReset, Failure::CloseReset, Failure::EofEarly];
+        let reset: u64 = reset.map(|failure| report.count(failure)).iter().sum();
+        assert_eq!(report.failed(), reset, "{report}");
+        run(&Plan::fresh(&stage.server.address(), 8).count(400)).assert_flawless();
+        let status = stage.server.status();
+        let slot = &status["slots"][0]["workers"][0]["scoreboard"];
+        assert!(slot["connections"].as_u64() > Some(0), "slot 0 gets its share: {status}");
+    }
 }
 
 #[test]

@@ -44,9 +44,12 @@ impl Listeners {
         Self { sockets, own: 0..ends.0, near: ends.0..ends.1, shared }
     }
 
-    /// Takes one connection out of a queue, if there is one.
+    /// Takes one connection out of a queue, if there is one. There is none in a socket that was shut down.
     fn take(&self, index: usize) -> io::Result<Option<OwnedFd>> {
-        take(self.sockets[index].as_fd())
+        match take(self.sockets[index].as_fd()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            taken => taken,
+        }
     }
 
     /// Whether somebody waits in one of these queues.

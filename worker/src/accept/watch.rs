@@ -14,6 +14,7 @@
 use crate::sys;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -63,6 +64,8 @@ pub(super) struct Watch<T: AsRawFd> {
     listener: AsyncFd<T>,
     /// The instance, and tokio's data; without it tokio watches in its own way, and does so always.
     exclusive: Option<(Rc<Epoll>, u64)>,
+    /// It does not listen any more.
+    shut: Cell<bool>,
 }
 
 impl<T: AsRawFd + AsFd> Watch<T> {
@@ -74,12 +77,12 @@ impl<T: AsRawFd + AsFd> Watch<T> {
         if let Some((epoll, _)) = &exclusive {
             epoll.delete(listener.get_ref().as_fd())?;
         }
-        Ok(Self { listener, exclusive })
+        Ok(Self { listener, exclusive, shut: Cell::new(false) })
     }
 
     /// Watches it, behind everybody who does so already.
     pub(super) fn begin(&self) -> io::Result<()> {
-        let Some((epoll, data)) = &self.exclusive else { return Ok(()) };
+        let Some((epoll, data)) = self.exclusive.as_ref().filter(|_| !self.shut.get()) else { return Ok(()) };
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, *data);
         Ok(epoll.add(self.listener.get_ref().as_fd(), event)?)
     }
@@ -92,15 +95,25 @@ impl<T: AsRawFd + AsFd> Watch<T> {
         }
     }
 
-    /// Waits until the queue has something, and has `take` look what.
+    /// Waits until the queue has something, and has `take` look what. A listener that was shut down never has: for as long as
+    /// it is watched, the kernel says that it has ended.
     pub(super) fn poll_take(
         &self,
         cx: &mut Context<'_>,
         take: impl Fn(BorrowedFd<'_>) -> io::Result<Option<OwnedFd>>,
     ) -> Poll<io::Result<OwnedFd>> {
-        loop {
+        // tokio keeps in mind for ever that it has ended.
+        while !self.shut.get() {
             let mut guard = ready!(self.listener.poll_read_ready(cx))?;
-            let taken = take(self.listener.get_ref().as_fd())?;
+            let taken = match take(self.listener.get_ref().as_fd()) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    log::warn!("a listening socket was shut down; going on without it");
+                    self.shut.set(true);
+                    self.end();
+                    break;
+                }
+                taken => taken?,
+            };
             if taken.is_none() || self.exclusive.is_some() {
                 // Whoever is still there is told of again; in tokio's own way that holds for newcomers only.
                 guard.clear_ready();
@@ -109,5 +122,6 @@ impl<T: AsRawFd + AsFd> Watch<T> {
                 return Poll::Ready(Ok(connection));
             }
         }
+        Poll::Pending
     }
 }

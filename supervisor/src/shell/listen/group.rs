@@ -153,7 +153,6 @@ impl Group {
         !matches!(self.kind, Kind::Slots(_))
     }
 
-    #[cfg(test)]
     pub(super) fn slots(&self) -> Option<&Slots> {
         match &self.kind {
             Kind::Slots(slots) => Some(slots),

@@ -19,6 +19,7 @@ mod handover;
 mod inherited;
 mod kept;
 mod lock;
+mod mend;
 mod queue;
 mod slots;
 mod steer;

@@ -133,6 +133,7 @@ impl Server {
     }
 
     pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, id: GenerationId) -> Option<Event> {
+        self.mend_sockets();
         let role = Role { worker, slot, generation: id, name: &self.name, notify: &self.notify_address };
         let launched = match self.generations.get_mut(&id) {
             Some(generation) => launch(self.now, generation, self.groups.as_mut(), role),
@@ -154,6 +155,20 @@ impl Server {
             }
             Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),
         }
+    }
+
+    /// Replaces listening sockets that somebody has shut down.
+    fn mend_sockets(&mut self) {
+        if !self.generations.values().any(|generation| generation.sockets.is_any_shut()) {
+            return;
+        }
+        for generation in self.generations.values_mut() {
+            if let Err(error) = generation.sockets.mend() {
+                warn!("cannot replace a listening socket that was shut down: {error}");
+            }
+        }
+        self.store.touch(self.now);
+        self.steer();
     }
 
     pub(super) fn watch(&self, hand: &Hand) -> std::io::Result<()> {

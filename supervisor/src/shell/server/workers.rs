@@ -1,7 +1,7 @@
 //! What is seen and heard of the workers while they live, and what is left when they are dead.
 
 use super::Server;
-use crate::core::{Event, Look, Time};
+use crate::core::{Event, Look, Time, WorkerState};
 use crate::shell::deaths::{Remains, end};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
@@ -29,6 +29,32 @@ impl Server {
         let workers = self.hands.values().map(sight).collect();
         let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
         Look { workers, queues }
+    }
+
+    /// A worker whose listening socket was shut down accepts nothing any more, whoever has done that. Its successor gets a
+    /// socket that listens.
+    pub(super) fn condemn_the_shut(&mut self) {
+        let is_shut = |hand: &Hand| {
+            let generation = self.generations.get(&hand.generation);
+            generation.is_some_and(|generation| generation.sockets.is_shut(generation.queue_of(hand.slot)))
+        };
+        let shut: BTreeSet<WorkerId> =
+            self.hands.values().filter(|hand| is_shut(hand)).map(|hand| hand.id).collect();
+        if shut.is_empty() {
+            return;
+        }
+        let accepts =
+            |state| matches!(state, WorkerState::Starting | WorkerState::Ready | WorkerState::Stalled);
+        let workers = self.core.view().workers.into_iter();
+        let found: Vec<WorkerId> = workers
+            .filter(|worker| accepts(worker.state) && shut.contains(&worker.worker))
+            .map(|worker| worker.worker)
+            .collect();
+        for worker in found {
+            let reason =
+                "cannot accept any more, since somebody has shut down a listening socket of its slot";
+            self.feed(Event::Condemned(worker, reason.to_owned()));
+        }
     }
 
     /// How many connections wait for each slot that has a worker, or had one until a while ago.

@@ -3,7 +3,7 @@
 
 use nix::sys::signal::Signal;
 use std::time::Instant;
-use testkit::load::{Load, Plan, start};
+use testkit::load::{Load, Plan, Report, start};
 use testkit::process::Process;
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
@@ -127,7 +127,12 @@ impl Stage {
     }
 
     pub(crate) fn end_load(&mut self) {
-        self.load.take().expect("it runs until the end").finish().assert_flawless();
+        self.end_load_whatever().assert_flawless();
+    }
+
+    /// Ends the load, and gives what came of it.
+    pub(crate) fn end_load_whatever(&mut self) -> Report {
+        self.load.take().expect("it runs until the end").finish()
     }
 
     /// Nobody was refused or lost, and the supervisor is what it was.
