@@ -136,7 +136,7 @@ fn no_process_of_its_user_can_look_into_a_rust_worker_and_a_hung_one_still_leave
         assert_eq!(owner == 0, hidden, "--core-dumps {dumps}");
         worker.signal(SIGABRT);
         server.wait_for_replacement(0, worker);
-        let death = server.wait_for_log("died: ");
+        let death = server.wait_for_log(") died (");
         assert!(death.contains("killed by SIGABRT"), "{death}");
         death.contains("core dumped")
     };

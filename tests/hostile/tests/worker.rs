@@ -101,8 +101,14 @@ fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_a
         stage.leave();
         // The kernel resets whoever waited in that queue, and nobody else.
         let report = stage.end_load_whatever();
-        let reset = [Failure::ReadReset, Failure::WriteReset, Failure::CloseReset, Failure::EofEarly];
-        let reset: u64 = reset.map(|failure| report.count(failure)).iter().sum();
+        let resets = [
+            Failure::ConnectReset,
+            Failure::WriteReset,
+            Failure::ReadReset,
+            Failure::CloseReset,
+            Failure::EofEarly,
+        ];
+        let reset: u64 = resets.map(|failure| report.count(failure)).iter().sum();
         assert_eq!(report.failed(), reset, "{report}");
         run(&Plan::fresh(&stage.server.address(), 8).count(400)).assert_flawless();
         let status = stage.server.status();
