@@ -73,7 +73,8 @@ impl Request {
     /// assert_eq!(Request::read(b"{\"command\":\"status\"}\n"), Some(Ok(Request::Status)));
     /// ```
     pub fn read(input: &[u8]) -> Option<Result<Self, String>> {
-        let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
+        // However it is cut on its way: a line that is too long is so with its end, too.
+        let Some(end) = input.iter().take(MAX_REQUEST).position(|byte| *byte == b'\n') else {
             let long = input.len() >= MAX_REQUEST;
             return long.then(|| Err(format!("a request is one line of at most {MAX_REQUEST} bytes")));
         };
@@ -413,6 +414,15 @@ mod tests {
         desk.server.answer(desk.now, &desk.poll, id, &Answer::done());
         assert_eq!(line(stream).ok, Some(true));
         assert!(desk.server.clients.is_empty());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_refused_however_it_is_cut() {
+        let line = format!("{{\"command\":\"status\"}}{}\n", " ".repeat(MAX_REQUEST));
+        let refused = Request::read(line.as_bytes()).and_then(Result::err);
+        assert!(refused.as_ref().is_some_and(|reason| reason.contains("at most 4096 bytes")), "{refused:?}");
+        let cut = Request::read(&line.as_bytes()[..line.len() - 1]).and_then(Result::err);
+        assert_eq!(cut, refused);
     }
 
     #[test]
