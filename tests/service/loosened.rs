@@ -1,9 +1,9 @@
 //! What the lines of `scripts/loosen.conf` are for, taken from that file, so that it holds what it says.
 
-use super::{CONFIG, PLAIN, address, body};
+use super::{PLAIN, begin, body, configure, v4};
 use std::path::Path;
 use testkit::unit::install;
-use testkit::{http, root, wait_until};
+use testkit::{root, wait_until};
 
 /// The lines under the comment that begins like this, without their `#`.
 fn lines(comment: &str) -> String {
@@ -11,12 +11,6 @@ fn lines(comment: &str) -> String {
     let (_, rest) = text.split_once(comment).unwrap_or_else(|| panic!("no comment `{comment}`"));
     let lines = rest.lines().skip(1).take_while(|line| line.starts_with('#'));
     lines.map(|line| line.trim_start_matches('#')).collect::<Vec<_>>().join("\n")
-}
-
-fn configure(more: &str) {
-    std::fs::create_dir_all("/etc/supervisor").expect("a directory");
-    let text = format!("bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"50ms\"\n{more}\n");
-    std::fs::write(CONFIG, text).expect("written");
 }
 
 /// The pids that answer.
@@ -31,9 +25,7 @@ fn workers() -> Vec<String> {
 #[ignore = "runs under a systemd of its own"]
 fn inside_delegated() {
     configure("");
-    PLAIN.drop_in(&lines("# A control group for each worker"));
-    install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    PLAIN.must("start");
+    begin(&lines("# A control group for each worker"));
     let group = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let is_apart = || {
         let own = group(&PLAIN.pid());
@@ -45,7 +37,7 @@ fn inside_delegated() {
     assert!(is_apart(), "{:?} {}", workers(), PLAIN.journal());
     PLAIN.must("reload");
     wait_until("groups of the new workers", testkit::LONG, is_apart);
-    assert_eq!(body(&address("127.0.0.1:8000")), "Hello, client!");
+    assert_eq!(body(&v4()), "Hello, client!");
     PLAIN.must("restart");
     assert!(is_apart(), "also where an earlier supervisor was");
     PLAIN.must("stop");
@@ -62,8 +54,7 @@ fn inside_other_user() {
     assert!(!PLAIN.try_to("start"));
     assert!(PLAIN.journal().contains("allow setgroups, setfsgid and setfsuid"), "{}", PLAIN.journal());
     PLAIN.must("stop");
-    PLAIN.drop_in(&needed);
-    PLAIN.must("start");
+    begin(&needed);
     let user = |pid: &str| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("a line");
@@ -74,7 +65,6 @@ fn inside_other_user() {
         assert_eq!(user(&pid), "65534");
     }
     PLAIN.must("reload");
-    let answer = http::get(&address("127.0.0.1:8000"), "/").expect("an answer");
-    assert_eq!(answer.body, "Hello, client!");
+    assert_eq!(body(&v4()), "Hello, client!");
     PLAIN.must("stop");
 }

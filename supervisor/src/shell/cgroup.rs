@@ -209,15 +209,12 @@ impl Groups {
                 debug!("no controller {controller} for the workers: {error}");
             }
         }
-        let active = fs::read_to_string(&control).unwrap_or_default();
-        self.controllers = active.split_whitespace().map(str::to_owned).collect();
+        self.controllers = handed_down(&self.base);
     }
 
     /// Goes on with the groups of the program that this one has taken over from.
     pub(super) fn adopted(base: PathBuf) -> Self {
-        let active = fs::read_to_string(base.join("cgroup.subtree_control")).unwrap_or_default();
-        let controllers = active.split_whitespace().map(str::to_owned).collect();
-        Self { base, controllers, leftovers: Vec::new(), told: false }
+        Self { controllers: handed_down(&base), base, leftovers: Vec::new(), told: false }
     }
 
     /// Where they are.
@@ -309,6 +306,12 @@ impl Groups {
     pub(super) fn is_swept(&self) -> bool {
         self.leftovers.is_empty()
     }
+}
+
+/// The controllers that the groups below this one have.
+fn handed_down(group: &Path) -> Vec<String> {
+    let active = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
+    active.split_whitespace().map(str::to_owned).collect()
 }
 
 /// Whether the kernel has killed somebody in a group for want of memory.

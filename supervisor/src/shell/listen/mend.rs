@@ -16,12 +16,6 @@ impl ListenSet {
         self.entries.iter().any(|entry| own(&entry.group))
     }
 
-    /// Whether a socket of any slot was shut down.
-    pub fn is_any_shut(&self) -> bool {
-        (0..self.entries.iter().map(|entry| entry.group.open_slots()).max().unwrap_or(0))
-            .any(|slot| self.is_shut(slot))
-    }
-
     /// Replaces sockets that were shut down, in the kernel's group and in this set. All sets of a server have to be told;
     /// the first one does it. What new connections choose from is to be [steered](Self::steer) anew.
     ///
@@ -146,13 +140,13 @@ mod tests {
         for victim in 0..4 {
             let (mut set, address) = set(4);
             set.steer(&[0, 1, 2, 3]).expect("steered");
-            assert!(!set.is_any_shut());
+            let shut = |set: &ListenSet| (0..4).filter(|slot| set.is_shut(*slot)).collect::<Vec<_>>();
+            assert!(shut(&set).is_empty());
             let old = listener(&set, victim);
             socket2::SockRef::from(&old).shutdown(Shutdown::Both).expect("shut down");
-            assert!(set.is_any_shut() && set.is_shut(victim));
-            assert_eq!((0..4).filter(|slot| set.is_shut(*slot)).count(), 1);
+            assert_eq!(shut(&set), [victim]);
             set.mend().expect("mended");
-            assert!(!set.is_any_shut());
+            assert!(shut(&set).is_empty());
             assert_steered(&set, address, 4);
         }
     }
@@ -176,7 +170,7 @@ mod tests {
             socket2::SockRef::from(&listener(&set, victim)).shutdown(Shutdown::Both).expect("shut down");
         }
         set.mend().expect("mended");
-        assert!(!set.is_any_shut());
+        assert!((0..4).all(|slot| !set.is_shut(slot)));
         assert!(set.steer(&[0, 1]).is_err(), "nobody knows who is where");
         let clients: Vec<_> =
             (0..64).map(|_| TcpStream::connect(address).expect("nobody is dropped")).collect();

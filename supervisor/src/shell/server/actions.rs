@@ -3,6 +3,7 @@
 use super::{Server, clock};
 use crate::core::{Action, Cause, End, Event, RequestId};
 use crate::shell::control::Answer;
+use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
 use crate::shell::launch::{Role, launch};
 use crate::shell::poll::{Interest, Token};
@@ -133,7 +134,7 @@ impl Server {
     }
 
     pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, id: GenerationId) -> Option<Event> {
-        self.mend_sockets();
+        self.mend_sockets(slot);
         let role = Role { worker, slot, generation: id, name: &self.name, notify: &self.notify_address };
         let launched = match self.generations.get_mut(&id) {
             Some(generation) => launch(self.now, generation, self.groups.as_mut(), role),
@@ -157,9 +158,10 @@ impl Server {
         }
     }
 
-    /// Replaces listening sockets that somebody has shut down.
-    fn mend_sockets(&mut self) {
-        if !self.generations.values().any(|generation| generation.sockets.is_any_shut()) {
+    /// Replaces listening sockets that somebody has shut down, if this slot's is one of them.
+    fn mend_sockets(&mut self, slot: Slot) {
+        let is_shut = |generation: &Generation| generation.sockets.is_shut(generation.queue_of(slot));
+        if !self.generations.values().any(is_shut) {
             return;
         }
         for generation in self.generations.values_mut() {
