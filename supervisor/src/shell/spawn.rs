@@ -11,6 +11,7 @@
 
 use super::confine::Confinement;
 use child::Plan;
+pub(super) use child::check;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};

@@ -39,6 +39,12 @@ impl Limits {
         Ok(Self(limits.iter().map(limit).collect()))
     }
 
+    /// These, and no core file of any size, whatever they say about that.
+    pub(super) fn without_core(mut self) -> Self {
+        self.0.push((Resource::RLIMIT_CORE, libc::rlimit64 { rlim_cur: 0, rlim_max: 0 }));
+        self
+    }
+
     /// In the child.
     pub(super) fn set(&self) -> Result<(), (Stage, c_int)> {
         for (resource, limit) in &self.0 {

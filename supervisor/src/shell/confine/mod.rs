@@ -22,7 +22,7 @@ mod supervisor;
 pub use supervisor::{Dropped, become_user, warn_of_root};
 
 use super::control::runtime_directory;
-use super::spawn::{Executable, Stage};
+use super::spawn::{Executable, Stage, check};
 use crate::config::{Config, CoreDumps, Program};
 use identity::{Identity, Own};
 use limits::Limits;
@@ -43,8 +43,6 @@ pub struct Confinement {
     whom: Option<String>,
     /// What its environment says about that.
     variables: Vec<(&'static str, OsString)>,
-    /// It leaves no core dump, whatever it runs.
-    no_core: bool,
     /// Nothing that it executes may gain privileges, such as by set-user-id bits.
     no_new_privs: bool,
     limits: Limits,
@@ -56,7 +54,6 @@ pub static FREE: Confinement = Confinement {
     identity: Identity::SAME,
     whom: None,
     variables: Vec::new(),
-    no_core: false,
     no_new_privs: false,
     limits: Limits::NONE,
     sandbox: Sandbox::NONE,
@@ -74,9 +71,11 @@ impl Confinement {
             identity: identity::of_workers(&own, privileges)?,
             whom: identity::name_of_workers(privileges),
             variables: identity::variables(privileges.user.as_ref().or(privileges.supervisor_user.as_ref())),
-            no_core: privileges.core_dumps == CoreDumps::Off,
             no_new_privs: identity::renounces(&own, privileges),
-            limits: Limits::prepare(&config.limits)?,
+            limits: match privileges.core_dumps {
+                CoreDumps::Off => Limits::prepare(&config.limits)?.without_core(),
+                CoreDumps::On | CoreDumps::Abort => Limits::prepare(&config.limits)?,
+            },
             sandbox: Sandbox::NONE,
         })
     }
@@ -160,11 +159,6 @@ impl Confinement {
             private_tmp.enter()?;
         }
         self.limits.set()?;
-        if self.no_core {
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: the kernel reads one limit.
-            check(Stage::Capabilities, unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) })?;
-        }
         self.identity.assume().map_err(|(stage, errno)| (stage, errno as c_int))
     }
 
@@ -187,10 +181,6 @@ impl Confinement {
         }
         Ok(())
     }
-}
-
-fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
-    if result < 0 { Err((stage, Errno::last_raw())) } else { Ok(result) }
 }
 
 #[cfg(test)]

@@ -218,7 +218,8 @@ unsafe fn write_pid(pid: c_int, field: *mut u8) {
     unsafe { field.add(length).write(0) };
 }
 
-fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
+/// A step's failure, from what its system call has returned.
+pub(in crate::shell) fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
     if result < 0 { Err((stage, errno())) } else { Ok(result) }
 }
 
