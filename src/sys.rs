@@ -234,6 +234,32 @@ pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
     Ok(Sent { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, sender })
 }
 
+/// The groups, besides its main one, of whoever connected to a Unix socket, as they were then.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<libc::gid_t>> {
+    // The kernel's NGROUPS_MAX.
+    let mut groups: Vec<libc::gid_t> = vec![0; 65_536];
+    let mut length =
+        libc::socklen_t::try_from(size_of_val(groups.as_slice())).unwrap_or(libc::socklen_t::MAX);
+    // SAFETY: the kernel writes at most `length` bytes, which `groups` has.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    groups.truncate(length as usize / size_of::<libc::gid_t>());
+    Ok(groups)
+}
+
 /// The queue of a listening TCP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenQueue {

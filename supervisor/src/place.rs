@@ -4,14 +4,18 @@
 //! have in common is known here: `supervisor.service` reads /etc/supervisor/config.toml and has /run/supervisor, and
 //! `supervisor@shop.service` reads /etc/supervisor/shop.toml and has /run/supervisor-shop.
 
-use crate::shell::control::{SOCKET, default_path};
+use crate::shell::control::{SOCKET, default_path, socket_name};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Where to ask, for the server with this configuration file. `None` when nobody can tell.
-pub(crate) fn of_running_server(config: Option<&Path>) -> Option<PathBuf> {
+/// Where to ask, for the server with this configuration file, or of this name. `None` when nobody can tell.
+pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Option<PathBuf> {
+    if let Some(name) = name {
+        let places = of_name(name);
+        return places.iter().find(|path| path.exists()).or(places.first()).cloned();
+    }
     let inside_a_unit = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|path| !path.is_empty());
-    let of_ours = default_path();
+    let of_ours = default_path(None);
     match of_unit(config) {
         Some((path, certain)) if !inside_a_unit => match of_ours {
             Some(ours) if !certain && (ours.exists() || !path.exists()) => Some(ours),
@@ -19,6 +23,20 @@ pub(crate) fn of_running_server(config: Option<&Path>) -> Option<PathBuf> {
         },
         _ => of_ours,
     }
+}
+
+/// Where a server of this name may have its socket, most likely first: where ours would be, in the directory of a unit, and
+/// where root's would be.
+fn of_name(name: &str) -> Vec<PathBuf> {
+    let run = Path::new("/run");
+    let socket = socket_name(Some(name));
+    let of_units = [
+        run.join(format!("supervisor-{name}")).join(&socket),
+        run.join(format!("supervisor-{name}")).join(SOCKET),
+        run.join("supervisor").join(&socket),
+        run.join(&socket),
+    ];
+    default_path(Some(name)).into_iter().chain(of_units).collect()
 }
 
 /// The socket of the unit to which a configuration file belongs, and whether that is certain. Without a file it may be
@@ -49,6 +67,14 @@ mod tests {
         for other in ["shop.toml", "/srv/shop.toml", "/etc/supervisor/shop", "/etc/supervisor/sub/shop.toml"]
         {
             assert_eq!(socket(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_for_in_the_directories_of_units_too() {
+        let places = of_name("shop");
+        for path in ["/run/supervisor-shop/supervisor.sock", "/run/supervisor/supervisor-shop.sock"] {
+            assert!(places.contains(&PathBuf::from(path)), "{path} is not in {places:?}");
         }
     }
 

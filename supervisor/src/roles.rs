@@ -56,14 +56,18 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
     };
     let (inherited, kept) = Kept::sort(inherited);
-    let Invocation { action, source } = invocation;
+    let Invocation { action, json, source } = invocation;
     match action {
         Act::Serve => serve(identity, source, inherited, kept),
         Act::Check { print } => check(source, &inherited, print),
-        Act::Status { json } => reach(&source, |path| client::status(path, json)),
-        Act::Reload { wait } => reach(&source, |path| client::ask(path, &Request::Reload { wait })),
-        Act::Upgrade { wait } => reach(&source, |path| client::ask(path, &Request::Upgrade { wait })),
-        Act::Stop { now } => reach(&source, |path| client::ask(path, &Request::Stop { now })),
+        Act::Status => reach(&source, json, &Request::Status),
+        Act::Events { follow, recent, since } => {
+            reach(&source, json, &Request::Events { follow, since, recent })
+        }
+        Act::Config => reach(&source, json, &Request::Config),
+        Act::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
+        Act::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
+        Act::Stop { now } => reach(&source, json, &Request::Stop { now }),
         Act::Man => print(&config::man(identity)),
         Act::Completions(shell) => print(&config::completions(identity, shell)),
     }
@@ -101,7 +105,7 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
             return ExitCode::FAILURE;
         }
     };
-    match (&config.control, default_path()) {
+    match (&config.control, default_path(config.name.as_deref())) {
         (Control::Off, _) => {}
         (Control::Path(path), _) => server.open_control(path),
         (Control::Default, Some(path)) => server.open_control(&path),
@@ -160,22 +164,27 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     if effective { print(config.render().as_bytes()) } else { print(b"the configuration is valid\n") }
 }
 
-/// Finds the running server's control socket, and asks there.
-fn reach(source: &Source, ask: impl FnOnce(&Path) -> Result<(), String>) -> ExitCode {
-    let path = match source.control() {
-        Err(error) => return usage(&error.to_string()),
-        Ok(Control::Off) => return fail("the control socket is switched off (name one with --control)"),
-        Ok(Control::Path(path)) => Some(path),
-        Ok(Control::Default) => place::of_running_server(source.file()),
+/// Finds the running server's control socket.
+fn find(source: &Source) -> Result<PathBuf, ExitCode> {
+    let path = match source.reach() {
+        Err(error) => return Err(usage(&error.to_string())),
+        Ok((Control::Off, _)) => {
+            return Err(fail("the control socket is switched off (name one with --control)"));
+        }
+        Ok((Control::Path(path), _)) => Some(path),
+        Ok((Control::Default, name)) => place::of_running_server(source.file(), name.as_deref()),
     };
-    let Some(path) = path else {
-        return fail(
-            "cannot tell where the control socket is (name it with --control, or set XDG_RUNTIME_DIR)",
-        );
-    };
-    match ask(&path) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => fail(&reason),
+    path.ok_or_else(|| {
+        fail("cannot tell where the control socket is (name it with --control, or set XDG_RUNTIME_DIR)")
+    })
+}
+
+/// Asks the running server for something, and tells what it answers.
+fn reach(source: &Source, json: bool, request: &Request) -> ExitCode {
+    match find(source).map(|path| client::ask(&path, request, json)) {
+        Err(code) => code,
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(reason)) => fail(&reason),
     }
 }
 

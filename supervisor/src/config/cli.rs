@@ -50,10 +50,18 @@ pub enum Act {
         print: bool,
     },
     /// Ask the running server how it is.
-    Status {
-        /// Answer in JSON.
-        json: bool,
+    Status,
+    /// Ask the running server what has happened.
+    Events {
+        /// Go on telling.
+        follow: bool,
+        /// Only the last so many.
+        recent: Option<u32>,
+        /// Only those after this number.
+        since: Option<u64>,
     },
+    /// Ask the running server what its settings are.
+    Config,
     /// Ask the running server to reload.
     Reload {
         /// Wait for the verdict.
@@ -109,6 +117,12 @@ pub(super) struct Reach {
     /// Configuration file that names the control socket
     #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
     pub(super) config: Option<PathBuf>,
+    /// Name of the running server, as its --name says
+    #[arg(long, value_name = "NAME", help_heading = "Control")]
+    pub(super) name: Option<super::reader::Typed<super::words::ServerName>>,
+    /// Answer in JSON, as docs/control.md has it
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -123,9 +137,6 @@ pub(super) enum Verb {
     },
     /// Tell how the running server and its workers are
     Status {
-        /// Answer in JSON
-        #[arg(long)]
-        json: bool,
         #[command(flatten)]
         reach: Reach,
     },
@@ -150,6 +161,25 @@ pub(super) enum Verb {
         /// Stop at once, without draining
         #[arg(long)]
         now: bool,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Tell what has happened in the running server
+    Events {
+        /// Go on telling, until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        /// Only the last N
+        #[arg(long, short = 'n', value_name = "N")]
+        recent: Option<u32>,
+        /// Only those after this number
+        #[arg(long, value_name = "NUMBER")]
+        since: Option<u64>,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Tell the running server's settings, and where each came from
+    Config {
         #[command(flatten)]
         reach: Reach,
     },
@@ -225,8 +255,9 @@ pub fn man(identity: &Identity) -> Vec<u8> {
     let name = &identity.name;
     let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
     let synopsis = format!(
-        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status [--json]\n  \
-         {name} reload [--wait]\n  {name} upgrade [--wait]\n  {name} stop [--now]"
+        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
+         {name} events [--follow]\n  {name} config\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
+         {name} stop [--now]"
     );
     let man = clap_mangen::Man::new(command(identity));
     let mut page = Vec::new();

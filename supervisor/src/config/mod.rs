@@ -38,7 +38,7 @@ pub use options::{Preset, SETTINGS, Setting};
 pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
 pub use ready::Ready;
 pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
-pub use source::{Invocation, Source, Surroundings};
+pub use source::{Explained, Invocation, Source, Surroundings};
 pub use stderr::WorkerStderr;
 
 use nix::sys::signal::Signal;
@@ -120,6 +120,10 @@ pub struct Config {
     pub worker_stderr: WorkerStderr,
     /// Where the control socket is.
     pub control: Control,
+    /// The server's name among others.
+    pub name: Option<String>,
+    /// The group that may ask how things are.
+    pub control_readers: Option<NamedGroup>,
     /// What is allowed but probably not meant, in sentences to be logged.
     pub warnings: Vec<String>,
 }

@@ -7,11 +7,11 @@
 use super::bind::Bind;
 use super::cgroups::{Cpus, WorkerCount};
 use super::clean::CleanExits;
-use super::privileges::{Capabilities, CoreDumps, Name, OnOff};
+use super::privileges::{Capabilities, CoreDumps, Name, NamedGroup, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::stderr::WorkerStderr;
-use super::words::{DAY, LogFile, OrOff, Place, Plain, Size, Span, StopSignal, Variable, Whole};
+use super::words::{DAY, LogFile, OrOff, Place, Plain, ServerName, Size, Span, StopSignal, Variable, Whole};
 use super::{Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
@@ -243,8 +243,13 @@ settings! {
         worker_stderr: (Typed<WorkerStderr>) as "WAY" = Given("capture");
     }
     "Control" {
+        /// Name of this server, by which the commands find it among others (supervisor status --name NAME)
+        name: (Typed<ServerName>) as "NAME" = Computed("none");
+        /// Group whose members may ask how things are (status, events, config), by name or number; the control socket gets
+        /// it. Read at start only
+        control_readers: (Typed<NamedGroup>) as "GROUP" = Computed("nobody but the supervisor's user, its group and root");
         /// Path of the control socket, or off
-        control: (Typed<Control>) as "PATH" = Computed("supervisor.sock in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
+        control: (Typed<Control>) as "PATH" = Computed("supervisor.sock, or supervisor-NAME.sock, in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
     }
 }
 

@@ -122,6 +122,14 @@ impl NamedGroup {
     }
 }
 
+impl Word for NamedGroup {
+    const LIKE: &'static str = "\"adm\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        Self::find(text)
+    }
+}
+
 /// When a worker leaves a core dump, and so whether other processes of its user may look into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CoreDumps {

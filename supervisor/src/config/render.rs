@@ -79,6 +79,12 @@ impl Config {
             Control::Path(path) => page.line("control", quoted(path.display())),
             Control::Off => page.line("control", off()),
         }
+        if let Some(name) = &self.name {
+            page.line("name", quoted(name));
+        }
+        if let Some(group) = &self.control_readers {
+            page.line("control-readers", quoted(&group.written));
+        }
         if !self.env.is_empty() {
             page.0.push_str("\n[env]\n");
             for (key, value) in &self.env {

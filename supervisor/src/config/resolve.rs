@@ -138,6 +138,8 @@ pub(super) fn resolve(
         },
         worker_stderr: value(all.worker_stderr),
         control: all.control.map_or(Control::Default, |Typed(control)| control),
+        name: all.name.map(|Typed(name)| name.0),
+        control_readers: all.control_readers.map(|Typed(group)| group),
         warnings: desk.warnings,
     };
     if desk.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: desk.problems }) }

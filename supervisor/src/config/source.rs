@@ -4,9 +4,11 @@ use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command, with_tip};
 use super::error::{ConfigError, File, Place, Problem, printable};
 use super::file::{self, nearest};
 use super::options::{Options, PREFIX, SETTINGS, setting};
+use super::reader::Typed as Read;
 use super::resolve::resolve;
 use super::{Config, Control};
 use clap::FromArgMatches;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
@@ -21,6 +23,8 @@ const CONFIG: &str = "SUPERVISOR_CONFIG";
 pub struct Invocation {
     /// What is to be done.
     pub action: Act,
+    /// The answer of a running server is wanted as it gives it.
+    pub json: bool,
     /// The configuration's source.
     pub source: Source,
 }
@@ -90,6 +94,33 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// What kind of layer it is, and where it sets `name`; a default is set nowhere.
+    fn source(&self, name: &str) -> (&'static str, Option<String>) {
+        let kind = match &self.origin {
+            Origin::Flags => "flag",
+            Origin::Environment => "environment",
+            Origin::File { .. } => "file",
+            Origin::Presets => return ("default", None),
+        };
+        (kind, Some(self.place(name).to_string()))
+    }
+}
+
+/// A setting, its value, and who set it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explained {
+    /// Its name.
+    pub name: String,
+    /// Its value, as the file would have it; null for one that has none.
+    pub value: serde_json::Value,
+    /// `flag`, `environment`, `file` or `default`.
+    pub from: &'static str,
+    /// Where exactly; a default stands nowhere.
+    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+}
+
 impl Source {
     /// Reads the command line and the environment of this process.
     ///
@@ -114,16 +145,21 @@ impl Source {
             .try_get_matches_from_mut(args)
             .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
             .map_err(|error| with_tip(error, identity).format(&mut command))?;
-        let reached = |Reach { control, config }: Reach| Typed {
-            config,
-            options: Options { control, ..Options::default() },
-            program: Vec::new(),
+        let mut json = false;
+        let mut reached = |reach: Reach| {
+            json = reach.json;
+            let Reach { control, config, name, json: _ } = reach;
+            Typed { config, options: Options { control, name, ..Options::default() }, program: Vec::new() }
         };
         let (action, typed) = match cli.verb {
             None if cli.check => (Act::Check { print: false }, cli.typed),
             None => (Act::Serve, cli.typed),
             Some(Verb::Check { print, typed }) => (Act::Check { print }, *typed),
-            Some(Verb::Status { json, reach }) => (Act::Status { json }, reached(reach)),
+            Some(Verb::Status { reach }) => (Act::Status, reached(reach)),
+            Some(Verb::Events { follow, recent, since, reach }) => {
+                (Act::Events { follow, recent, since }, reached(reach))
+            }
+            Some(Verb::Config { reach }) => (Act::Config, reached(reach)),
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
             Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),
             Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
@@ -145,7 +181,7 @@ impl Source {
             environment,
             linked: identity.linked,
         };
-        Ok(Invocation { action, source })
+        Ok(Invocation { action, json, source })
     }
 
     /// The configuration file, when one is named.
@@ -186,23 +222,47 @@ impl Source {
         resolve(&layers, self.linked, around, warnings)
     }
 
-    /// Where the running server's control socket is, for the acts that ask it something. Nothing else in the file
-    /// needs to be right.
+    /// Where the running server's control socket is, and the server's name, for the acts that ask it something. Nothing
+    /// else in the file needs to be right.
     ///
     /// # Errors
-    /// When the setting, or the file that would hold it, is wrong.
-    pub fn control(&self) -> Result<Control, ConfigError> {
+    /// When one of the settings, or the file that would hold them, is wrong.
+    pub fn reach(&self) -> Result<(Control, Option<String>), ConfigError> {
         let mut problems = Vec::new();
         let layers = self.layers(&mut problems, &mut Vec::new());
-        if let Some(found) = layers.iter().find_map(|layer| layer.options.control.clone()) {
-            return Ok(found.0);
-        }
+        let control = layers.iter().find_map(|layer| layer.options.control.clone());
+        let name = layers.iter().find_map(|layer| layer.options.name.clone());
         problems.retain(|problem| match &problem.place {
-            Place::File { key, .. } => key.as_deref().is_none_or(|key| key == "control"),
-            Place::Variable(name) => name == "SUPERVISOR_CONTROL",
+            Place::File { key, .. } => key.as_deref().is_none_or(|key| key == "control" || key == "name"),
+            Place::Variable(name) => name == "SUPERVISOR_CONTROL" || name == "SUPERVISOR_NAME",
             Place::Flag(_) | Place::Preset(_) => true,
         });
-        if problems.is_empty() { Ok(Control::Default) } else { Err(ConfigError { problems }) }
+        match control {
+            // Whoever says where it is needs no more.
+            Some(Read(control)) => Ok((control, name.map(|Read(name)| name.0))),
+            None if problems.is_empty() => Ok((Control::Default, name.map(|Read(name)| name.0))),
+            None => Err(ConfigError { problems }),
+        }
+    }
+
+    /// Every setting of a configuration that was loaded from this source, with its value and with who set it.
+    pub fn explain(&self, config: &Config) -> Vec<Explained> {
+        let layers = self.layers(&mut Vec::new(), &mut Vec::new());
+        let table: toml::Table = config.render().parse().unwrap_or_default();
+        let explained = SETTINGS.iter().map(|setting| {
+            let name = setting.name();
+            let value = table.get(&name).and_then(|value| serde_json::to_value(value).ok());
+            let layer = layers.iter().find(|layer| layer.options.sets(setting));
+            let (from, place) = layer.map_or(("default", None), |layer| layer.source(&name));
+            Explained { name, value: value.unwrap_or_default(), from, place }
+        });
+        let command = table.get("command").map(|command| {
+            let layer = layers.iter().find(|layer| !layer.program.is_empty());
+            let (from, place) = layer.map_or(("default", None), |layer| layer.source("command"));
+            let value = serde_json::to_value(command).unwrap_or_default();
+            Explained { name: "command".to_owned(), value, from, place }
+        });
+        command.into_iter().chain(explained).collect()
     }
 
     /// Flags, environment, file and defaults, highest first.

@@ -30,6 +30,24 @@ impl Word for Plain {
     }
 }
 
+/// The name of a server: a part of a file's name.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ServerName(pub(super) String);
+
+impl Word for ServerName {
+    const LIKE: &'static str = "\"shop\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if text.is_empty() || text.len() > 40 || !text.chars().all(fits) || text.starts_with(['.', '-']) {
+            return Err(format!(
+                "`{text}` cannot name a server (write up to 40 letters, digits, dashes, dots and underscores, a letter first)"
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Whole<const MIN: u32, const MAX: u32>(pub(super) u32);

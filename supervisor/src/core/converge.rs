@@ -131,7 +131,7 @@ impl Core {
     }
 
     /// Whether a ready worker fills the slot.
-    fn is_served(&self, slot: Slot) -> bool {
+    pub(super) fn is_served(&self, slot: Slot) -> bool {
         self.in_slot(slot).any(|worker| worker.ready_since().is_some())
     }
 

@@ -1,7 +1,7 @@
 //! A picture of the core for `supervisor status`.
 
 use super::worker::{Stage, Worker};
-use super::{Core, Phase};
+use super::{Core, Phase, Time};
 use prefork::{GenerationId, Slot, WorkerId};
 use serde::Serialize;
 
@@ -50,6 +50,8 @@ pub struct WorkerView {
     pub generation: GenerationId,
     /// What it does.
     pub state: WorkerState,
+    /// When it was started.
+    pub born: Time,
 }
 
 /// A reload in progress.
@@ -59,6 +61,8 @@ pub struct ReloadView {
     pub generation: GenerationId,
     /// Slots it will fill.
     pub slots: u16,
+    /// Slots of it that have a worker, ready or not.
+    pub spawned: u16,
     /// Slots of it that have a ready worker.
     pub ready: u16,
     /// Slots of it that have passed probation.
@@ -74,6 +78,12 @@ pub struct View {
     pub generation: GenerationId,
     /// How many slots it fills.
     pub open: u16,
+    /// The fewest and the most that it may fill.
+    pub bounds: (u16, u16),
+    /// Everybody who comes is served: no slot that gets new connections is without a worker, and the server stays.
+    pub ready: bool,
+    /// Slots that new connections go to.
+    pub rotation: Vec<Slot>,
     /// The reload in progress.
     pub reload: Option<ReloadView>,
     /// Every worker that is alive.
@@ -91,19 +101,41 @@ impl Core {
             Phase::Stopping { .. } | Phase::Gone => State::Stopping,
         };
         let reload = self.trial.as_ref().map(|trial| {
-            let ready = self
-                .workers
-                .values()
-                .filter(|worker| worker.generation == trial.generation() && worker.ready_since().is_some());
+            let of_it = || {
+                let mine = |worker: &&Worker| worker.generation == trial.generation() && worker.is_occupant();
+                self.workers.values().filter(mine)
+            };
+            let ready = of_it().filter(|worker| worker.ready_since().is_some());
             ReloadView {
                 generation: trial.generation(),
                 slots: trial.size().map_or(0, |(count, _)| count),
+                spawned: u16::try_from(of_it().count()).unwrap_or(u16::MAX),
                 ready: u16::try_from(ready.count()).unwrap_or(u16::MAX),
                 passed: trial.moved(),
             }
         });
         let workers = self.workers.values().map(Worker::view).collect();
-        View { state, generation: self.stable.id, open: self.open, reload, workers }
+        let plan = &self.stable.plan;
+        View {
+            state,
+            generation: self.stable.id,
+            open: self.open,
+            bounds: (plan.workers, plan.max_workers),
+            ready: self.is_ready(),
+            rotation: self.rotation.clone(),
+            reload,
+            workers,
+        }
+    }
+}
+
+impl Core {
+    /// Whether whoever sends connections here does well: the server has started, stays, and somebody serves.
+    fn is_ready(&self) -> bool {
+        match self.phase {
+            Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
+            Phase::Booting | Phase::Drained | Phase::Stopping { .. } | Phase::Gone => false,
+        }
     }
 }
 
@@ -117,6 +149,6 @@ impl Worker {
             Stage::Aborting { .. } => WorkerState::Aborting,
             Stage::Killed => WorkerState::Killed,
         };
-        WorkerView { worker: self.id, slot: self.slot, generation: self.generation, state }
+        WorkerView { worker: self.id, slot: self.slot, generation: self.generation, state, born: self.born }
     }
 }

@@ -7,15 +7,23 @@
 //! ```
 //!
 //! A client gets one answer to one request. It is bounded in everything (number, size of the request, time to make it,
-//! size of what waits to be read by it), so a slow, dead or lying client costs the others nothing. This module
+//! size of what waits to be read by it), so a slow, dead or lying client costs the others nothing: when there is no room
+//! for one more, whoever has asked nothing for longest has to go. What a client may ask is its [`Role`]. This module
 //! does not know what a request does.
+//!
+//! A child of ours that is to know how things are does not connect: it inherits one end of a pair of sockets, the other
+//! end of which is [taken in](ControlServer::take_in) as a *lasting* client, which may ask again and again.
 
 mod handover;
 mod peer;
+mod protocol;
+
+pub use protocol::{Answer, Progress, Request, Role, VERSION};
 
 use super::poll::{Interest, Poll, Token};
 use crate::core::Time;
-use serde::{Deserialize, Serialize};
+use nix::unistd::Gid;
+use protocol::MAX_REQUEST;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -23,106 +31,21 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The version of requests and answers, named in every answer.
-pub const VERSION: u32 = 1;
 /// The name of the socket in a runtime directory.
 pub const SOCKET: &str = "supervisor.sock";
 
-const MAX_CLIENTS: usize = 64;
-const MAX_REQUEST: usize = 4096;
+/// Clients at the same time, and among them those who wait for a verdict, and those who are told of events.
+const MAX_CLIENTS: usize = 128;
+const MAX_WAITING: usize = 64;
+const MAX_FOLLOWERS: usize = 32;
+/// The most clients taken in before others have their turn.
+const AT_ONCE: usize = 32;
+/// What may wait to be read by a client, and by one that is told of events, which are never the last.
 const MAX_UNREAD: usize = 4 << 20;
+const MAX_UNREAD_EVENTS: usize = 256 << 10;
 const TIME_TO_ASK: Duration = Duration::from_secs(10);
 const TIME_TO_READ: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// What an operator can ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Request {
-    /// How is the server?
-    Status,
-    /// Reload, and perhaps wait for the verdict.
-    Reload {
-        /// Answer when it is known.
-        #[serde(default)]
-        wait: bool,
-    },
-    /// Upgrade the supervisor's own program in place, and perhaps wait for the verdict.
-    Upgrade {
-        /// Answer when it is known.
-        #[serde(default)]
-        wait: bool,
-    },
-    /// Stop, gracefully or at once.
-    Stop {
-        /// At once.
-        #[serde(default)]
-        now: bool,
-    },
-}
-
-impl Request {
-    /// Reads a request out of what a client has sent so far; `None` while it is incomplete.
-    ///
-    /// # Errors
-    /// What is wrong with it, in words for the client.
-    ///
-    /// ```
-    /// use supervisor::shell::control::Request;
-    /// assert_eq!(Request::read(br#"{"command":"sta"#), None);
-    /// assert_eq!(Request::read(b"{\"command\":\"status\"}\n"), Some(Ok(Request::Status)));
-    /// ```
-    pub fn read(input: &[u8]) -> Option<Result<Self, String>> {
-        // However it is cut on its way: a line that is too long is so with its end, too.
-        let Some(end) = input.iter().take(MAX_REQUEST).position(|byte| *byte == b'\n') else {
-            let long = input.len() >= MAX_REQUEST;
-            return long.then(|| Err(format!("a request is one line of at most {MAX_REQUEST} bytes")));
-        };
-        Some(serde_json::from_slice(&input[..end]).map_err(|error| format!("no such request: {error}")))
-    }
-}
-
-/// One line of an answer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Answer {
-    /// [`VERSION`].
-    pub version: u32,
-    /// How it ended; absent from a line that only tells of progress.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ok: Option<bool>,
-    /// What goes on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub progress: Option<String>,
-    /// Why not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// The generation that serves after a reload.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<u32>,
-    /// The version that serves after an upgrade.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub upgraded: Option<String>,
-    /// The answer to `status`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub status: Option<serde_json::Value>,
-}
-
-impl Answer {
-    /// It is done.
-    pub fn done() -> Self {
-        Self { version: VERSION, ok: Some(true), ..Self::default() }
-    }
-
-    /// It is not, and why.
-    pub fn failed(error: impl Into<String>) -> Self {
-        Self { version: VERSION, ok: Some(false), error: Some(error.into()), ..Self::default() }
-    }
-
-    /// It goes on.
-    pub fn progress(text: impl Into<String>) -> Self {
-        Self { version: VERSION, progress: Some(text.into()), ..Self::default() }
-    }
-}
 
 /// Where the server's small files go: `$RUNTIME_DIRECTORY`, else `$XDG_RUNTIME_DIR`, else for root `/run`.
 pub fn runtime_directory() -> Option<PathBuf> {
@@ -134,19 +57,32 @@ pub fn runtime_directory() -> Option<PathBuf> {
         .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run")))
 }
 
-/// Where the control socket is by default: in the [runtime directory](runtime_directory).
-pub fn default_path() -> Option<PathBuf> {
-    runtime_directory().map(|directory| directory.join(SOCKET))
+/// The file of the control socket of a server with this name, or with none.
+pub fn socket_name(name: Option<&str>) -> String {
+    name.map_or_else(|| SOCKET.to_owned(), |name| format!("supervisor-{name}.sock"))
 }
 
-/// The listening socket and its clients.
-#[derive(Debug)]
+/// Where the control socket is by default: in the [runtime directory](runtime_directory).
+pub fn default_path(name: Option<&str>) -> Option<PathBuf> {
+    runtime_directory().map(|directory| directory.join(socket_name(name)))
+}
+
+/// The clients, and the socket on which they come, if there is one.
+#[derive(Debug, Default)]
 pub struct ControlServer {
+    door: Option<Door>,
+    clients: BTreeMap<u64, Client>,
+    last: u64,
+    /// The group that may read.
+    readers: Option<Gid>,
+}
+
+/// The listening socket.
+#[derive(Debug)]
+struct Door {
     listener: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
-    clients: BTreeMap<u64, Client>,
-    last: u64,
     /// Until when nobody is taken in, since the last attempt failed: descriptors may have run out, and what waits
     /// would wake us for ever.
     pause: Option<Time>,
@@ -155,19 +91,35 @@ pub struct ControlServer {
 #[derive(Debug)]
 struct Client {
     stream: UnixStream,
+    role: Role,
+    /// It may ask again.
+    lasting: bool,
+    stage: Stage,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// By when it must have asked, or read; `None` while the answer is ours to give.
-    deadline: Option<Time>,
-    answered: bool,
+    /// By when it must have read something.
+    read_by: Option<Time>,
+}
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The client's, until then.
+    Asks { by: Option<Time> },
+    /// Ours: an answer.
+    Waits,
+    /// Ours, again and again: events.
+    Follows,
+    /// It was answered.
+    Answered,
 }
 
 impl ControlServer {
-    /// Makes the socket, readable and writable for its owner and group.
+    /// Makes the socket, usable for its owner and group: ours, or that of the `readers`.
     ///
     /// # Errors
     /// When it cannot be made; the text tells why and what to do.
-    pub fn bind(path: &Path) -> Result<Self, String> {
+    pub fn bind(&mut self, path: &Path, readers: Option<Gid>) -> Result<(), String> {
         let failed = |error: &dyn std::fmt::Display| {
             format!("cannot make the control socket {}: {error}", path.display())
         };
@@ -180,7 +132,9 @@ impl ControlServer {
             }
             match UnixStream::connect(path) {
                 Ok(_) => {
-                    return Err(failed(&"another instance answers there (choose another with --control)"));
+                    return Err(failed(
+                        &"another instance answers there (choose another with --control, or a --name)",
+                    ));
                 }
                 Err(_) => std::fs::remove_file(path).map_err(|error| failed(&error))?,
             }
@@ -189,14 +143,23 @@ impl ControlServer {
         listener.set_nonblocking(true).map_err(|error| failed(&error))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|error| failed(&error))?;
+        if let Some(readers) = readers {
+            std::os::unix::fs::chown(path, None, Some(readers.as_raw())).map_err(|error| {
+                failed(&format_args!(
+                    "it cannot be given to group {readers}: {error} (run as root, or as a member of the group)"
+                ))
+            })?;
+        }
         let about = std::fs::metadata(path).map_err(|error| failed(&error))?;
         let identity = (about.dev(), about.ino());
-        Ok(Self { listener, path: path.to_owned(), identity, clients: BTreeMap::new(), last: 0, pause: None })
+        self.readers = readers;
+        self.door = Some(Door { listener, path: path.to_owned(), identity, pause: None });
+        Ok(())
     }
 
     /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> Option<&Path> {
+        self.door.as_ref().map(|door| door.path.as_path())
     }
 
     /// Watches the socket.
@@ -204,46 +167,79 @@ impl ControlServer {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn watch(&self, poll: &Poll) -> io::Result<()> {
-        poll.add(&self.listener, Token::Control, Interest::Read)
+        self.door.as_ref().map_or(Ok(()), |door| poll.add(&door.listener, Token::Control, Interest::Read))
     }
 
     /// Takes in whoever connects, and may.
     pub fn accept(&mut self, now: Time, poll: &Poll) {
-        loop {
-            let stream = match self.listener.accept() {
+        for _ in 0..AT_ONCE {
+            let Some(door) = &mut self.door else { return };
+            let stream = match door.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    poll.remove(&self.listener);
-                    self.pause = Some(now + PAUSE);
+                    poll.remove(&door.listener);
+                    door.pause = Some(now + PAUSE);
                     return;
                 }
             };
-            self.last += 1;
-            let id = self.last;
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            let refusal = if self.clients.len() >= MAX_CLIENTS {
-                Some(format!("{MAX_CLIENTS} control clients are connected already"))
-            } else {
-                peer::refuse(&stream)
-            };
-            let deadline = Some(now + TIME_TO_ASK);
-            let mut client =
-                Client { stream, input: Vec::new(), output: Vec::new(), deadline, answered: false };
-            if let Some(reason) = refusal {
-                client.push(&Answer::failed(reason));
-                let _ = client.flush();
-                continue;
-            }
-            if poll.add(&client.stream, Token::Client(id), Interest::Read).is_ok() {
-                self.clients.insert(id, client);
+            let role = peer::role(&stream, self.readers).and_then(|role| match self.make_room(poll) {
+                true => Ok(role),
+                false => Err(format!("{MAX_CLIENTS} control clients are being served already")),
+            });
+            let stage = Stage::Asks { by: Some(now + TIME_TO_ASK) };
+            match role {
+                Ok(role) => drop(self.admit(poll, Client::new(stream, role, stage))),
+                Err(reason) => {
+                    let mut client = Client::new(stream, Role::Read, stage);
+                    client.push(&Answer::failed(reason).line());
+                    let _ = client.flush();
+                }
             }
         }
     }
 
-    /// A client can be read or written; gives its request when it is complete.
+    /// Takes in a lasting client, one of our own children: it has the other end.
+    ///
+    /// # Errors
+    /// Those of fcntl(2) and epoll_ctl(2).
+    pub fn take_in(&mut self, poll: &Poll, stream: UnixStream, role: Role) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let client = Client { lasting: true, ..Client::new(stream, role, Stage::Asks { by: None }) };
+        self.admit(poll, client)
+    }
+
+    fn admit(&mut self, poll: &Poll, client: Client) -> io::Result<()> {
+        self.last += 1;
+        poll.add(&client.stream, Token::Client(self.last), Interest::Read)?;
+        self.clients.insert(self.last, client);
+        Ok(())
+    }
+
+    /// Whether there is room for one more. If there is none, whoever has asked nothing for longest has to go.
+    fn make_room(&mut self, poll: &Poll) -> bool {
+        if self.clients.len() < MAX_CLIENTS {
+            return true;
+        }
+        let idle = self.clients.iter().filter_map(|(id, client)| match client.stage {
+            Stage::Asks { by } => by.map(|by| (by, *id)),
+            Stage::Waits | Stage::Follows | Stage::Answered => None,
+        });
+        match idle.min() {
+            Some((_, id)) => self.drop_client(poll, id),
+            None => return false,
+        }
+        true
+    }
+
+    fn count(&self, stage: Stage) -> usize {
+        self.clients.values().filter(|client| client.stage == stage && !client.lasting).count()
+    }
+
+    /// A client can be read or written; gives its request when it is complete, and it may ask for that.
     pub fn serve(&mut self, now: Time, poll: &Poll, id: u64) -> Option<Request> {
         let client = self.clients.get_mut(&id)?;
         if !client.output.is_empty() {
@@ -253,46 +249,97 @@ impl ControlServer {
         let mut buffer = [0_u8; MAX_REQUEST];
         match client.stream.read(&mut buffer) {
             Ok(0) => self.drop_client(poll, id),
-            Ok(_) if client.deadline.is_none() || client.answered => {
-                // It has asked already: more of it is not read, or it would wake us for ever.
-                self.drop_client(poll, id);
-            }
-            Ok(length) => {
+            Ok(length) if matches!(client.stage, Stage::Asks { .. }) => {
                 client.input.extend_from_slice(&buffer[..length]);
-                match Request::read(&client.input)? {
-                    Ok(request) => {
-                        client.deadline = None;
-                        return Some(request);
-                    }
+                let request = Request::read(&client.input)?;
+                client.input = Vec::new();
+                client.stage = Stage::Waits;
+                match request.and_then(|request| self.may(id, request)) {
+                    Ok(request) => return Some(request),
                     Err(reason) => self.answer(now, poll, id, &Answer::failed(reason)),
                 }
             }
+            // It has asked already: more of it is not read, or it would wake us for ever.
+            Ok(_) => self.drop_client(poll, id),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.drop_client(poll, id),
         }
         None
     }
 
+    /// Whether a client may ask for that, and whether there is room for it.
+    fn may(&self, id: u64, request: Request) -> Result<Request, String> {
+        let role = self.clients.get(&id).map(|client| client.role);
+        if role.is_none_or(|role| role < request.needs()) {
+            return Err(
+                "you may only read: status, events, config (ask as root or as the server's user)".to_owned()
+            );
+        }
+        match request {
+            Request::Events { follow: true, .. } if self.count(Stage::Follows) >= MAX_FOLLOWERS => {
+                Err(format!("{MAX_FOLLOWERS} clients follow the events already"))
+            }
+            _ if self.count(Stage::Waits) > MAX_WAITING => {
+                Err(format!("{MAX_WAITING} clients wait for an answer already"))
+            }
+            _ => Ok(request),
+        }
+    }
+
     /// Sends a line; a line with a verdict is the last one.
     pub fn answer(&mut self, now: Time, poll: &Poll, id: u64, answer: &Answer) {
+        self.send(now, poll, id, &answer.line(), answer.ok.is_some());
+    }
+
+    /// Sends lines that are written already; `last`: with the verdict.
+    pub fn send(&mut self, now: Time, poll: &Poll, id: u64, lines: &[u8], last: bool) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        client.push(answer);
-        client.answered |= answer.ok.is_some();
+        client.push(lines);
+        if last {
+            client.stage = Stage::Answered;
+        }
         self.push_on(now, poll, id);
+    }
+
+    /// Tells a client of events from now on.
+    pub fn follow(&mut self, id: u64) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.stage = Stage::Follows;
+        }
+    }
+
+    /// Tells whoever follows of an event.
+    pub fn tell(&mut self, now: Time, poll: &Poll, line: &[u8]) {
+        let follows = |(id, client): (&u64, &Client)| (client.stage == Stage::Follows).then_some(*id);
+        for id in self.clients.iter().filter_map(follows).collect::<Vec<_>>() {
+            self.send(now, poll, id, line, false);
+        }
+    }
+
+    /// Whether anybody follows.
+    pub fn is_followed(&self) -> bool {
+        self.clients.values().any(|client| client.stage == Stage::Follows)
     }
 
     fn push_on(&mut self, now: Time, poll: &Poll, id: u64) {
         let Some(client) = self.clients.get_mut(&id) else { return };
+        let before = client.output.len();
         match client.flush() {
             Ok(()) if client.output.is_empty() => {
-                if client.answered {
-                    return self.drop_client(poll, id);
+                client.read_by = None;
+                if client.stage == Stage::Answered {
+                    if !client.lasting {
+                        return self.drop_client(poll, id);
+                    }
+                    client.stage = Stage::Asks { by: None };
                 }
-                client.deadline = None;
                 let _ = poll.change(&client.stream, Token::Client(id), Interest::Read);
             }
-            Ok(()) if client.output.len() <= MAX_UNREAD => {
-                client.deadline.get_or_insert(now + TIME_TO_READ);
+            Ok(()) if client.output.len() <= client.most_unread() => {
+                // Whoever reads a little of it has as long again for the rest.
+                if client.read_by.is_none() || client.output.len() < before {
+                    client.read_by = Some(now + TIME_TO_READ);
+                }
                 let _ = poll.change(&client.stream, Token::Client(id), Interest::Write);
             }
             Ok(()) | Err(_) => self.drop_client(poll, id),
@@ -301,13 +348,16 @@ impl ControlServer {
 
     /// Lets go of whoever is late, and takes clients in again after a pause.
     pub fn expire(&mut self, now: Time, poll: &Poll) {
-        if self.pause.take_if(|until| *until <= now).is_some() && self.watch(poll).is_err() {
-            self.pause = Some(now + PAUSE);
+        if let Some(door) = &mut self.door
+            && door.pause.take_if(|until| *until <= now).is_some()
+            && poll.add(&door.listener, Token::Control, Interest::Read).is_err()
+        {
+            door.pause = Some(now + PAUSE);
         }
         let late: Vec<u64> = self
             .clients
             .iter()
-            .filter(|(_, client)| client.deadline.is_some_and(|at| at <= now))
+            .filter(|(_, client)| client.deadline().is_some_and(|at| at <= now))
             .map(|(id, _)| *id)
             .collect();
         for id in late {
@@ -317,7 +367,8 @@ impl ControlServer {
 
     /// When somebody will be late, or the pause is over.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.clients.values().filter_map(|client| client.deadline).chain(self.pause).min()
+        let pause = self.door.as_ref().and_then(|door| door.pause);
+        self.clients.values().filter_map(Client::deadline).chain(pause).min()
     }
 
     /// Gives everybody a last chance to read what was written, before the server exits.
@@ -335,28 +386,46 @@ impl ControlServer {
 }
 
 impl Client {
-    fn push(&mut self, answer: &Answer) {
-        if let Ok(line) = serde_json::to_vec(answer) {
-            self.output.extend_from_slice(&line);
-            self.output.push(b'\n');
+    fn new(stream: UnixStream, role: Role, stage: Stage) -> Self {
+        Self { stream, role, lasting: false, stage, input: Vec::new(), output: Vec::new(), read_by: None }
+    }
+
+    /// By when it must have done something.
+    fn deadline(&self) -> Option<Time> {
+        match self.stage {
+            Stage::Asks { by } if self.output.is_empty() => by,
+            Stage::Asks { .. } | Stage::Waits | Stage::Follows | Stage::Answered => self.read_by,
         }
+    }
+
+    fn most_unread(&self) -> usize {
+        if self.stage == Stage::Follows { MAX_UNREAD_EVENTS } else { MAX_UNREAD }
+    }
+
+    fn push(&mut self, lines: &[u8]) {
+        self.output.extend_from_slice(lines);
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => drop(self.output.drain(..written)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let mut written = 0;
+        let flushed = loop {
+            if written == self.output.len() {
+                break Ok(());
             }
-        }
-        Ok(())
+            match self.stream.write(&self.output[written..]) {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        self.output.drain(..written);
+        flushed
     }
 }
 
-impl Drop for ControlServer {
+impl Drop for Door {
     fn drop(&mut self) {
         // Somebody may have put another one in its place.
         if std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
@@ -366,118 +435,4 @@ impl Drop for ControlServer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{BufRead, BufReader};
-
-    struct Desk {
-        server: ControlServer,
-        poll: Poll,
-        folder: tempfile::TempDir,
-        now: Time,
-    }
-
-    impl Desk {
-        fn open() -> Self {
-            let folder = tempfile::tempdir().expect("a folder");
-            let server = ControlServer::bind(&folder.path().join(SOCKET)).expect("bind");
-            let poll = Poll::new().expect("epoll");
-            server.watch(&poll).expect("watch");
-            Self { server, poll, folder, now: Time::default() }
-        }
-
-        fn connect(&mut self) -> (UnixStream, u64) {
-            let stream = UnixStream::connect(self.folder.path().join(SOCKET)).expect("connect");
-            self.server.accept(self.now, &self.poll);
-            (stream, self.server.last)
-        }
-
-        fn ask(&mut self, request: &str) -> (UnixStream, u64, Option<Request>) {
-            let (mut stream, id) = self.connect();
-            stream.write_all(request.as_bytes()).expect("ask");
-            let request = self.server.serve(self.now, &self.poll, id);
-            (stream, id, request)
-        }
-    }
-
-    fn line(stream: UnixStream) -> Answer {
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).expect("an answer");
-        serde_json::from_str(&line).expect("JSON")
-    }
-
-    #[test]
-    fn a_request_is_taken_and_answered_once() {
-        let mut desk = Desk::open();
-        let (stream, id, request) = desk.ask("{\"command\":\"reload\",\"wait\":true}\n");
-        assert_eq!(request, Some(Request::Reload { wait: true }));
-        desk.server.answer(desk.now, &desk.poll, id, &Answer::done());
-        assert_eq!(line(stream).ok, Some(true));
-        assert!(desk.server.clients.is_empty());
-    }
-
-    #[test]
-    fn a_line_that_is_too_long_is_refused_however_it_is_cut() {
-        let line = format!("{{\"command\":\"status\"}}{}\n", " ".repeat(MAX_REQUEST));
-        let refused = Request::read(line.as_bytes()).and_then(Result::err);
-        assert!(refused.as_ref().is_some_and(|reason| reason.contains("at most 4096 bytes")), "{refused:?}");
-        let cut = Request::read(&line.as_bytes()[..line.len() - 1]).and_then(Result::err);
-        assert_eq!(cut, refused);
-    }
-
-    #[test]
-    fn nonsense_is_answered_with_the_reason() {
-        let mut desk = Desk::open();
-        for nonsense in
-            ["{}\n", "stop\n", "{\"command\":\"dance\"}\n", "\u{0}\n", &format!("{}\n", "x".repeat(4095))]
-        {
-            let (stream, _, request) = desk.ask(nonsense);
-            assert_eq!(request, None);
-            assert!(line(stream).error.expect("a reason").starts_with("no such request"), "{nonsense}");
-        }
-        let (stream, _, _) = desk.ask(&"x".repeat(MAX_REQUEST));
-        assert!(line(stream).error.expect("a reason").contains("one line"));
-    }
-
-    #[test]
-    fn a_silent_client_is_let_go() {
-        let mut desk = Desk::open();
-        let _stream = desk.connect();
-        assert_eq!(desk.server.next_deadline(), Some(Time::default() + TIME_TO_ASK));
-        desk.server.expire(Time::default() + TIME_TO_ASK, &desk.poll);
-        assert!(desk.server.clients.is_empty());
-    }
-
-    #[test]
-    fn a_client_that_does_not_read_is_let_go_and_delays_nobody() {
-        let mut desk = Desk::open();
-        let (_stream, id, _) = desk.ask("{\"command\":\"status\"}\n");
-        let much = Answer::progress("x".repeat(1 << 20));
-        for _ in 0..6 {
-            desk.server.answer(desk.now, &desk.poll, id, &much);
-        }
-        assert!(desk.server.clients.is_empty(), "more waits to be read than is kept");
-    }
-
-    #[test]
-    fn only_so_many_clients_are_served() {
-        let mut desk = Desk::open();
-        let held: Vec<_> = (0..MAX_CLIENTS).map(|_| desk.connect()).collect();
-        let (stream, _) = desk.connect();
-        assert!(line(stream).error.expect("a reason").contains("already"));
-        drop(held);
-    }
-
-    #[test]
-    fn a_live_socket_is_not_taken_over_and_a_stale_one_is() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join(SOCKET);
-        drop(UnixListener::bind(&path).expect("a socket that nobody serves"));
-        let server = ControlServer::bind(&path).expect("it is stale");
-        assert!(ControlServer::bind(&path).expect_err("it is live").contains("another instance"));
-        drop(server);
-        assert!(!path.exists());
-        std::fs::write(&path, "").expect("a file");
-        assert!(ControlServer::bind(&path).expect_err("a file").contains("not a socket"));
-    }
-}
+mod tests;

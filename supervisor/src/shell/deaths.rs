@@ -2,13 +2,13 @@
 //!
 //! A death's cause is the core's ([`Cause`]); this module gives it what the system knows, and puts both into one line.
 
+use super::events::Told;
 use super::hand::{Hand, Line};
 use super::reap::{Death, Usage};
 use super::spawn::ExecFailure;
 use crate::config::CleanExits;
 use crate::core::{Cause, Demise, End, Follow, Grade, Manner, Who};
-use log::kv::Value;
-use log::{Level, Record};
+use log::Level;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::scoreboard::Reading;
@@ -93,66 +93,47 @@ pub(super) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
     End { how: death.to_string(), cause, manner }
 }
 
-/// Logs a death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
+/// A death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
 /// the scoreboard.
-pub(super) fn log(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) {
+pub(super) fn told(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Told {
     let level = match demise.grade {
         Grade::Clean => Level::Info,
         Grade::Unclean => Level::Warn,
         Grade::Failure => Level::Error,
     };
-    if !log::log_enabled!(level) {
-        return;
-    }
-    let text = line(who, demise, remains, now);
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let words = remains.map(|remains| String::from_utf8_lossy(&remains.last_words)).unwrap_or_default();
-    let follow = follow(demise.follow);
-    let mut fields: Vec<(&str, Value<'_>)> = vec![
-        ("worker", who.worker.0.into()),
-        ("slot", who.slot.0.into()),
-        ("generation", who.generation.0.into()),
-        ("cause", demise.cause.word().into()),
-        ("end", demise.how.as_str().into()),
-        ("age_ms", millis(demise.age).into()),
-        ("follow", follow.as_str().into()),
-    ];
-    if let Some(remains) = remains {
-        fields.push(("pid", remains.pid.as_raw().unsigned_abs().into()));
-        match remains.death {
-            Some(Death::Exited(status)) => fields.push(("status", status.unsigned_abs().into())),
-            Some(Death::Signaled { signal, core }) => {
-                fields.extend([("signal", signal.unsigned_abs().into()), ("core", core.into())]);
-            }
-            Some(Death::Unknown) | None => {}
-        }
-        fields.extend([
-            ("user_ms", millis(remains.usage.user).into()),
-            ("system_ms", millis(remains.usage.system).into()),
-            ("max_rss_kib", remains.usage.max_resident_kib.into()),
-        ]);
-        if let Some(reading) = &remains.reading {
-            fields.extend([
-                ("busy", reading.busy.into()),
-                ("connections", reading.open.into()),
-                ("requests", reading.requests.into()),
-            ]);
-            fields.extend(oldest(reading, now).map(|age| ("oldest_ms", millis(age).into())));
-        }
-        if !words.is_empty() {
-            fields.push(("stderr", words.as_ref().into()));
+    let mut told = Told::new("died", level, line(who, demise, remains, now))
+        .with("worker", who.worker.0)
+        .with("slot", who.slot.0)
+        .with("generation", who.generation.0)
+        .with("cause", demise.cause.word())
+        .with("end", demise.how.as_str())
+        .with("age_ms", millis(demise.age))
+        .with("follow", follow(demise.follow));
+    let Some(remains) = remains else { return told };
+    told = told.with("pid", remains.pid.as_raw());
+    told = match remains.death {
+        Some(Death::Exited(status)) => told.with("status", status),
+        Some(Death::Signaled { signal, core }) => told.with("signal", signal).with("core", core),
+        Some(Death::Unknown) | None => told,
+    };
+    told = told
+        .with("user_ms", millis(remains.usage.user))
+        .with("system_ms", millis(remains.usage.system))
+        .with("max_rss_kib", remains.usage.max_resident_kib);
+    if let Some(reading) = &remains.reading {
+        told = told
+            .with("busy", reading.busy)
+            .with("connections", reading.open)
+            .with("requests", reading.requests);
+        if let Some(age) = oldest(reading, now) {
+            told = told.with("oldest_ms", millis(age));
         }
     }
-    let fields = fields.as_slice();
-    log::logger().log(
-        &Record::builder()
-            .level(level)
-            .target(module_path!())
-            .module_path_static(Some(module_path!()))
-            .key_values(&fields)
-            .args(format_args!("{text}"))
-            .build(),
-    );
+    if !remains.last_words.is_empty() {
+        told = told.with("stderr", String::from_utf8_lossy(&remains.last_words));
+    }
+    told
 }
 
 fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> String {

@@ -3,7 +3,7 @@
 use super::confine::Confinement;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
-use crate::config::{Bind, Config, ConfigError, Program, Ready, Source, Surge, Surroundings};
+use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
 use crate::core::{Plan, Proof};
 use prefork::Slot;
 use prefork::settings::Accept;
@@ -100,6 +100,11 @@ impl Loader {
     ///
     /// # Errors
     /// When it makes none in this version of the program.
+    /// The settings of a generation, and where each came from.
+    pub(super) fn explain(&self, generation: &Generation) -> Vec<Explained> {
+        self.source.with_text(generation.origin.file.clone()).explain(&generation.config)
+    }
+
     pub(super) fn config_of(&self, origin: &Origin) -> Result<Config, ConfigError> {
         let around =
             Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };

@@ -7,12 +7,13 @@
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
 //! * `deaths`, `leftovers` – what a worker died of, told and counted, and what it has left running;
-//! * [`control`], [`status`], `report`, [`log`] – what operators ask for and are told.
+//! * [`control`], [`status`], `report`, `events`, [`log`] – what operators ask for and are told.
 
 pub mod cgroup;
 pub mod confine;
 pub mod control;
 mod deaths;
+mod events;
 pub mod generation;
 mod hand;
 pub mod handover;

@@ -1,8 +1,9 @@
-//! What the core decided, told to people: one log line a fact, with everything that identifies a worker.
+//! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
 
+use super::events::Told;
 use super::notify::Notifier;
 use crate::core::{Command, Fact, Stall, Who};
-use log::{error, info, warn};
+use log::Level;
 use nix::unistd::Pid;
 use std::time::Duration;
 
@@ -18,17 +19,6 @@ impl std::fmt::Display for Named {
             None => f.write_str(")"),
         }
     }
-}
-
-/// Logs a line about a worker, with its numbers as fields for machines.
-macro_rules! tell {
-    ($level:ident, $named:expr, $($text:tt)+) => {{
-        let Named(who, pid) = &$named;
-        log::$level!(
-            worker = who.worker.0, slot = who.slot.0, generation = who.generation.0, pid = pid.map_or(0, Pid::as_raw);
-            "{} {}", $named, format_args!($($text)+)
-        );
-    }};
 }
 
 /// In how long a slot is filled again, in words.
@@ -60,73 +50,131 @@ fn command_name(command: &Command) -> &'static str {
     }
 }
 
-/// Logs a fact. `pid` is that of the worker it is about, where it is known.
-pub(super) fn log(fact: &Fact, pid: Option<Pid>) {
-    let named = |who: &Who| Named(*who, pid);
-    match fact {
-        // The line comes when its pid is known.
-        Fact::Spawning(_) => {}
-        Fact::WorkerReady(who, after) => tell!(info, named(who), "is ready after {after:.1?}"),
+/// A fact in words and fields; `None` for one whose line needs more than the core knows: a worker's start (its pid), and
+/// its death (see [`deaths`](super::deaths)). `pid` is that of the worker it is about, where it is known.
+pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
+    use Level::{Error, Info, Warn};
+    let about = |kind: &'static str, level: Level, who: &Who, text: std::fmt::Arguments<'_>| {
+        of_worker(kind, level, *who, pid, text)
+    };
+    Some(match fact {
+        Fact::Spawning(_) | Fact::Died(..) => return None,
+        Fact::WorkerReady(who, after) => {
+            about("ready", Info, who, format_args!("is ready after {after:.1?}"))
+        }
         Fact::Stalled(who, why, span) => {
-            tell!(
-                warn,
-                named(who),
-                "is stalled, it {}; it gets no new connections while others can take them",
-                stalled(*why, *span)
-            )
+            let how = stalled(*why, *span);
+            let text =
+                format_args!("is stalled, it {how}; it gets no new connections while others can take them");
+            about("stalled", Warn, who, text)
         }
         Fact::Resumed(who, span) => {
-            tell!(info, named(who), "serves again after {span:.1?} and gets new connections")
+            let text = format_args!("serves again after {span:.1?} and gets new connections");
+            about("resumed", Info, who, text)
         }
         Fact::Hung(who, why, span) => {
-            tell!(error, named(who), "{}; sending SIGABRT, then SIGKILL in 2 s", stalled(*why, *span));
+            let how = stalled(*why, *span);
+            about("hung", Error, who, format_args!("{how}; sending SIGABRT, then SIGKILL in 2 s"))
         }
         Fact::StartTimedOut(who, timeout, proof) => {
-            tell!(
-                error,
-                named(who),
+            let text = format_args!(
                 "did not get ready within {timeout:?}{proof}; sending SIGABRT, then SIGKILL in 2 s"
             );
+            about("start-timeout", Error, who, text)
         }
-        Fact::Condemned(who, reason) => tell!(error, named(who), "{reason}; sending SIGKILL"),
+        Fact::Condemned(who, reason) => {
+            about("condemned", Error, who, format_args!("{reason}; sending SIGKILL"))
+        }
         Fact::LeavesUnasked(who, wait) => {
-            tell!(warn, named(who), "drains although it was not asked to; {}", again(*wait))
+            let again = again(*wait);
+            about("leaving", Warn, who, format_args!("drains although it was not asked to; {again}"))
         }
-        Fact::Draining(who, why) => tell!(info, named(who), "drains: {why}"),
+        Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),
         Fact::DrainTimedOut(who, timeout) => {
-            tell!(warn, named(who), "did not finish draining within {timeout:?}; sending SIGKILL");
+            let text = format_args!("did not finish draining within {timeout:?}; sending SIGKILL");
+            about("drain-timeout", Warn, who, text)
         }
-        // The line needs more than the core knows: see `deaths`.
-        Fact::Died(..) => {}
         Fact::ServerReady(generation, workers) => {
-            info!(generation = generation.0, workers = workers; "ready: {workers} workers of generation {generation} serve");
+            let text = format!("ready: {workers} workers of generation {generation} serve");
+            Told::new("server-ready", Info, text).with("generation", generation.0).with("workers", *workers)
         }
-        Fact::Degraded(slots, reason) => {
-            warn!(slots = slots; "degraded: {slots} slots are empty since their workers keep failing; the last one: {reason}");
-        }
-        Fact::Recovered => info!("recovered: every slot is filled again"),
+        Fact::Degraded(slots, reason) => Told::new(
+            "degraded",
+            Warn,
+            format!(
+                "degraded: {slots} slots are empty since their workers keep failing; the last one: {reason}"
+            ),
+        )
+        .with("slots", *slots),
+        Fact::Recovered => Told::new("recovered", Info, "recovered: every slot is filled again"),
         Fact::ReloadBegan(generation) => {
-            info!(generation = generation.0; "reload: preparing generation {generation}")
+            Told::new("reload-began", Info, format!("reload: preparing generation {generation}"))
+                .with("generation", generation.0)
         }
-        Fact::ReloadWaits => info!("reload: waiting until the workers of another generation have left"),
+        Fact::ReloadWaits => {
+            let text = "reload: waiting until the workers of another generation have left";
+            Told::new("reload-waits", Info, text)
+        }
         Fact::Reloaded(generation, workers) => {
-            info!(generation = generation.0, workers = workers; "reloaded: {workers} workers of generation {generation} serve");
+            let text = format!("reloaded: {workers} workers of generation {generation} serve");
+            Told::new("reloaded", Info, text).with("generation", generation.0).with("workers", *workers)
         }
-        Fact::ReloadFailed(refused, serving, reason) => {
-            error!(generation = serving.0, refused = refused.0; "reload failed, generation {serving} goes on serving: {reason}");
+        Fact::ReloadFailed(refused, serving, reason) => Told::new(
+            "reload-failed",
+            Error,
+            format!("reload failed, generation {serving} goes on serving: {reason}"),
+        )
+        .with("generation", serving.0)
+        .with("refused", refused.0)
+        .with("reason", reason.as_str()),
+        Fact::Resized(from, to) => {
+            Told::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
         }
-        Fact::Resized(from, to) => info!(workers = to; "scaling from {from} to {to} workers"),
-        Fact::Stragglers(slot, waiting) => {
-            info!(slot = slot.0, waiting = waiting; "slot {slot} is retired, but connections wait in its queue; starting a worker for them");
+        Fact::Stragglers(slot, waiting) => Told::new(
+            "stragglers",
+            Info,
+            format!("slot {slot} is retired, but connections wait in its queue; starting a worker for them"),
+        )
+        .with("slot", slot.0)
+        .with("waiting", *waiting),
+        Fact::Ignored(command, why) => {
+            Told::new("ignored", Warn, format!("ignoring the {}: {why}", command_name(command)))
         }
-        Fact::Ignored(command, why) => warn!("ignoring the {}: {why}", command_name(command)),
-        Fact::DrainingAll => info!("all workers drain, the sockets stay (reload to start workers again)"),
-        Fact::Stopping(None) => info!("stopping at once"),
-        Fact::Stopping(Some(grace)) => info!("stopping: workers have {grace:?} to finish"),
-        Fact::Hopeless(reason) => error!("giving up, no worker can be started: {reason}"),
-        Fact::Overslept(gap) => {
-            warn!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much");
+        Fact::DrainingAll => Told::new(
+            "draining-all",
+            Info,
+            "all workers drain, the sockets stay (reload to start workers again)",
+        ),
+        Fact::Stopping(None) => Told::new("stopping", Info, "stopping at once"),
+        Fact::Stopping(Some(grace)) => {
+            Told::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
         }
+        Fact::Hopeless(reason) => {
+            Told::new("hopeless", Error, format!("giving up, no worker can be started: {reason}"))
+        }
+        Fact::Overslept(gap) => Told::new(
+            "overslept",
+            Warn,
+            format!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much"),
+        ),
+    })
+}
+
+/// Something about a worker, with its numbers as fields.
+pub(super) fn of_worker(
+    kind: &'static str,
+    level: Level,
+    who: Who,
+    pid: Option<Pid>,
+    text: std::fmt::Arguments<'_>,
+) -> Told {
+    let told = Told::new(kind, level, format!("{} {text}", Named(who, pid)))
+        .with("worker", who.worker.0)
+        .with("slot", who.slot.0)
+        .with("generation", who.generation.0);
+    match pid {
+        Some(pid) => told.with("pid", pid.as_raw()),
+        None => told,
     }
 }
 
@@ -195,6 +243,7 @@ pub(super) fn progress(fact: &Fact) -> Option<String> {
     match fact {
         Fact::ReloadBegan(generation) => Some(format!("trying generation {generation}")),
         Fact::ReloadWaits => Some("waiting until the workers of another generation have left".to_owned()),
+        Fact::Spawning(who) => Some(format!("{} is being started", Named(*who, None))),
         Fact::WorkerReady(who, _) => Some(format!("{} is ready", Named(*who, None))),
         _ => None,
     }

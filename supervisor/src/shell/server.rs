@@ -7,6 +7,7 @@
 mod actions;
 mod lookouts;
 mod operators;
+mod picture;
 mod relay;
 mod settle;
 mod takeover;
@@ -16,6 +17,7 @@ mod workers;
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::deaths::{Deaths, Remains};
+use super::events::Journal;
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
 use super::leftovers::Leftovers;
@@ -28,6 +30,7 @@ use super::status::LastReload;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
+use nix::unistd::Gid;
 use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
 use relay::Relay;
@@ -72,7 +75,13 @@ pub struct Server {
     /// A reload that is done, and of which nobody has been told yet.
     settling: Option<Settling>,
     booted: bool,
-    control: Option<ControlServer>,
+    control: ControlServer,
+    /// What has happened.
+    journal: Journal,
+    /// What has been done since the server started.
+    counts: Counts,
+    /// The answer to `status`, as of this time.
+    picture: Option<(Time, Vec<u8>)>,
     /// Control clients that wait for a reload's verdict.
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
@@ -88,8 +97,30 @@ pub struct Server {
     exit: Option<u8>,
 }
 
+/// What the server has done since it started, upgrades in place included.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    /// When it started, in seconds of Unix time.
+    started: u64,
+    spawned: u64,
+    reloads: u64,
+    failed_reloads: u64,
+}
+
+impl Counts {
+    fn since(started: f64) -> Self {
+        Self { started: started as u64, ..Self::default() }
+    }
+}
+
 fn clock() -> Time {
     Time(prefork::sys::monotonic())
+}
+
+/// Seconds since 1970.
+fn unix_time() -> f64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
 }
 
 impl Server {
@@ -158,7 +189,10 @@ impl Server {
             untold: None,
             settling: None,
             booted: false,
-            control: None,
+            control: ControlServer::default(),
+            journal: Journal::default(),
+            counts: Counts::since(unix_time()),
+            picture: None,
             waiting: BTreeSet::new(),
             last_reload: None,
             groups,
@@ -174,15 +208,14 @@ impl Server {
 
     /// Opens the control socket. A server without one serves all the same.
     pub fn open_control(&mut self, path: &Path) {
-        let opened = ControlServer::bind(path).and_then(|control| {
-            control.watch(&self.poll).map_err(|error| format!("cannot watch the control socket: {error}"))?;
-            Ok(control)
+        let readers = self.generations.get(&self.accepted).and_then(|it| it.config.control_readers.as_ref());
+        let opened = self.control.bind(path, readers.map(|group| Gid::from_raw(group.gid)));
+        let opened = opened.and_then(|()| {
+            let watched = self.control.watch(&self.poll);
+            watched.map_err(|error| format!("cannot watch the control socket: {error}"))
         });
         match opened {
-            Ok(control) => {
-                debug!("control socket at {}", control.path().display());
-                self.control = Some(control);
-            }
+            Ok(()) => debug!("control socket at {}", path.display()),
             Err(reason) => info!("{reason}; going on without one"),
         }
     }
@@ -217,9 +250,7 @@ impl Server {
             self.advance_upgrade();
         }
         self.settle_now();
-        if let Some(control) = &mut self.control {
-            control.finish();
-        }
+        self.control.finish();
         if self.store.keeps() {
             self.listeners.leave_files();
         }
@@ -230,7 +261,7 @@ impl Server {
 
     fn next_deadline(&self) -> Option<Time> {
         let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
-        let control = self.control.as_ref().and_then(ControlServer::next_deadline);
+        let control = self.control.next_deadline();
         let watchdog = self.watchdog.map(|(_, at)| at);
         let untold = self.untold.as_ref().map(|(at, _)| *at);
         alarms
@@ -251,15 +282,9 @@ impl Server {
         match token {
             Token::Signals => self.take_signals(),
             Token::Notify => self.take_notices(),
-            Token::Control => {
-                if let Some(control) = &mut self.control {
-                    control.accept(self.now, &self.poll);
-                }
-            }
+            Token::Control => self.control.accept(self.now, &self.poll),
             Token::Client(id) => {
-                let request =
-                    self.control.as_mut().and_then(|control| control.serve(self.now, &self.poll, id));
-                if let Some(request) = request {
+                if let Some(request) = self.control.serve(self.now, &self.poll, id) {
                     self.answer_request(id, request);
                 }
             }
@@ -284,9 +309,7 @@ impl Server {
                 self.feed(event);
             }
         }
-        if let Some(control) = &mut self.control {
-            control.expire(self.now, &self.poll);
-        }
+        self.control.expire(self.now, &self.poll);
         if let Some((period, at)) = &mut self.watchdog
             && *at <= self.now
         {

@@ -1,39 +1,70 @@
-//! The answer to `supervisor status`: a picture of the server, in JSON.
+//! The answer to `supervisor status`: a picture of the server, in JSON. `docs/control.md` is its schema for people.
 
 use super::hand::Hand;
-use crate::core::{ReloadView, State, View, WorkerState};
-use prefork::WorkerId;
+use crate::core::{ReloadView, State, WorkerState, WorkerView};
 use prefork::scoreboard::{Reading, Totals};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The whole picture. Fields are only ever added.
 #[derive(Debug, Serialize)]
 pub struct Status {
     /// The version of this schema.
     pub version: u32,
+    /// The program's name.
+    pub name: String,
+    /// The server's own name, by `--name`.
+    pub instance: Option<String>,
     /// The supervisor's pid.
     pub pid: u32,
+    /// The version of the program that serves.
+    pub program: &'static str,
+    /// When this picture was made, in seconds since 1970.
+    pub time: f64,
+    /// How long the server has been there, in seconds, upgrades in place included.
+    pub uptime: f64,
     /// What the server does.
     pub state: State,
+    /// Everybody who comes is served, and the server stays.
+    pub ready: bool,
     /// The generation that serves.
     pub generation: u32,
     /// How many slots it fills.
     pub workers: u16,
+    /// The fewest that it may fill by itself.
+    pub min_workers: u16,
+    /// The most that it may fill.
+    pub max_workers: u16,
+    /// Connections that one worker has in hand at most; `None` when nobody knows, as of a foreign program.
+    pub capacity: Option<u64>,
     /// The reload in progress.
     pub reload: Option<ReloadView>,
     /// How the last reload ended, if there was one.
     pub last_reload: Option<LastReload>,
-    /// The version of the program that serves.
-    pub program: &'static str,
     /// How the last upgrade ended, if there was one.
     pub last_upgrade: Option<LastUpgrade>,
+    /// Reloads since the server started.
+    pub reloads: Reloads,
+    /// How many workers were started since the server started.
+    pub spawned: u64,
     /// How many workers have died of each cause since the server started.
     pub deaths: BTreeMap<String, u64>,
     /// Where clients reach it.
     pub listeners: Vec<String>,
+    /// The number of the newest event.
+    pub last_event: u64,
     /// Every slot that is open or was.
     pub slots: Vec<SlotStatus>,
+}
+
+/// How many reloads there were.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Reloads {
+    /// Accepted ones.
+    pub ok: u64,
+    /// Refused ones.
+    pub failed: u64,
 }
 
 /// How a reload ended.
@@ -65,10 +96,16 @@ pub struct LastUpgrade {
 pub struct SlotStatus {
     /// Its number.
     pub slot: u16,
+    /// It is to be filled.
+    pub open: bool,
+    /// New connections go to it.
+    pub in_rotation: bool,
     /// What all its workers together have done, dead ones too.
     pub totals: Totals,
     /// Connections that wait in its own queues; `None` when it has none.
     pub queue: Option<u32>,
+    /// Connections that may wait in each of them.
+    pub backlog: u32,
     /// Those alive in it.
     pub workers: Vec<WorkerStatus>,
 }
@@ -87,52 +124,31 @@ pub struct WorkerStatus {
     /// What it says that it does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub status: String,
+    /// How long ago it was started, in seconds.
+    pub age: f64,
+    /// How long ago it showed that it lives, in seconds; `None` when it never has.
+    pub beat_age: Option<f64>,
+    /// For how long its oldest request has been in a handler's hands, in seconds; `None` when none is.
+    pub oldest_age: Option<f64>,
     /// Its row on the scoreboard; all zero for a foreign program.
     pub scoreboard: Reading,
 }
 
-/// Puts the picture together.
-pub(super) fn status(
-    view: View,
-    hands: &BTreeMap<WorkerId, Hand>,
-    dead: &[Totals],
-    queue: impl Fn(u16) -> Option<u32>,
-    listeners: Vec<String>,
-    last_reload: Option<LastReload>,
-) -> Status {
-    let count = view.workers.iter().map(|worker| worker.slot.0 + 1).max().unwrap_or(0).max(view.open);
-    let slots = (0..count).map(|slot| {
-        let mut totals = dead.get(usize::from(slot)).copied().unwrap_or_default();
-        let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
-        let workers = here.filter_map(|worker| {
-            let hand = hands.get(&worker.worker)?;
-            let reading = hand.reading().unwrap_or_default();
-            totals.fold(&reading);
-            Some(WorkerStatus {
-                worker: worker.worker.0,
-                pid: hand.pid.as_raw(),
-                generation: worker.generation.0,
-                state: worker.state,
-                status: hand.status.clone(),
-                scoreboard: reading,
-            })
-        });
-        let workers = workers.collect();
-        SlotStatus { slot, totals, queue: queue(slot), workers }
-    });
-    let slots = slots.collect();
-    Status {
-        version: super::control::VERSION,
-        pid: std::process::id(),
-        state: view.state,
-        generation: view.generation.0,
-        workers: view.open,
-        reload: view.reload,
-        last_reload,
-        program: crate::VERSION,
-        last_upgrade: None,
-        deaths: BTreeMap::new(),
-        listeners,
-        slots,
+impl WorkerStatus {
+    /// A worker as it is at `now`, by the clock of the scoreboard.
+    pub(super) fn new(view: &WorkerView, hand: &Hand, now: Duration) -> Self {
+        let scoreboard = hand.reading().unwrap_or_default();
+        let since = |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());
+        Self {
+            worker: view.worker.0,
+            pid: hand.pid.as_raw(),
+            generation: view.generation.0,
+            state: view.state,
+            status: hand.status.clone(),
+            age: now.saturating_sub(view.born.0).as_secs_f64(),
+            beat_age: since(scoreboard.heartbeat),
+            oldest_age: since(scoreboard.oldest),
+            scoreboard,
+        }
     }
 }

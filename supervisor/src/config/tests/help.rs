@@ -69,7 +69,7 @@ fn each_act_is_reached() {
     assert_eq!(act(&["--check", "--workers", "8"]), Act::Check { print: false });
     assert_eq!(act(&["check", "--workers", "8", "--", "ls"]), Act::Check { print: false });
     assert_eq!(act(&["check", "--print"]), Act::Check { print: true });
-    assert_eq!(act(&["status", "--json"]), Act::Status { json: true });
+    assert_eq!(act(&["status", "--json"]), Act::Status);
     assert_eq!(act(&["reload", "--wait", "--control", "/c"]), Act::Reload { wait: true });
     assert_eq!(act(&["stop", "--now"]), Act::Stop { now: true });
     assert_eq!(act(&["man"]), Act::Man);

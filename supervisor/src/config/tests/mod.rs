@@ -209,6 +209,8 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--directory=/",
         "--surge=2",
         "--control=off",
+        "--name=shop",
+        "--control-readers=0",
         "--probation=1500ms",
         "--hang-timeout=off",
         "--max-body=1025",
@@ -249,7 +251,7 @@ fn the_running_server_is_found_although_the_rest_of_the_file_is_wrong() {
         let config = format!("--config={}", path.display());
         let args = ["supervisor", "status", &config].into_iter().chain(args.iter().copied());
         let source = Source::from_parts(&Identity::supervisor(), args, env.iter().copied()).unwrap().source;
-        source.control().map_err(|error| error.problems.len())
+        source.reach().map(|(control, _)| control).map_err(|error| error.problems.len())
     };
     let at = |path: &str| Ok(Control::Path(path.into()));
     let wrong = "workers = 0\nwrokers = 1\ncontrol = \"/file\"";

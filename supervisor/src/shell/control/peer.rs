@@ -1,37 +1,45 @@
-//! Who may use the control socket.
+//! Who may use the control socket, and for what.
 //!
-//! Root, the supervisor's own user and its group may ask, but no worker, although it may be of that user: nobody whom
-//! the supervisor has started, or who descends from such a process. The kernel tells who connected. As orphans are
-//! adopted by the supervisor, nobody leaves the family by losing its parent.
+//! Root, the supervisor's own user and its group may ask for everything; a group that was named for that may read. But
+//! no worker may, although it may be of that user: nobody whom the supervisor has started, or who descends from such a
+//! process. The kernel tells who connected. As orphans are adopted by the supervisor, nobody leaves the family by losing
+//! its parent.
 
+use super::Role;
 use crate::shell::notify::parent_and_group;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{Pid, getegid, geteuid};
+use nix::unistd::{Gid, Pid, getegid, geteuid};
 use std::os::unix::net::UnixStream;
 
 /// How far up its ancestors a client is followed.
 const MOST_ANCESTORS: usize = 64;
 
-/// Why this client may not ask, if it may not. The socket's mode says so too, but a mode can be changed.
-pub(super) fn refuse(stream: &UnixStream) -> Option<String> {
-    let peer = match getsockopt(stream, PeerCredentials) {
-        Err(error) => return Some(format!("cannot tell who you are: {error}")),
-        Ok(peer) => peer,
-    };
+/// What this client may ask for, or why nothing. The socket's mode says so too, but a mode can be changed. `readers`: the
+/// group that may read.
+pub(super) fn role(stream: &UnixStream, readers: Option<Gid>) -> Result<Role, String> {
+    let unknown = |error: &dyn std::fmt::Display| format!("cannot tell who you are: {error}");
+    let peer = getsockopt(stream, PeerCredentials).map_err(|error| unknown(&error))?;
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
-    if peer.uid() != 0 && peer.uid() != user && peer.gid() != group {
-        return Some(format!("user {} may not control this server (it runs as user {user})", peer.uid()));
-    }
+    let role = if peer.uid() == 0 || peer.uid() == user || peer.gid() == group {
+        Role::Operate
+    } else {
+        let groups = prefork::sys::peer_groups(stream).map_err(|error| unknown(&error))?;
+        let reads = |readers: Gid| peer.gid() == readers.as_raw() || groups.contains(&readers.as_raw());
+        if !readers.is_some_and(reads) {
+            return Err(format!("user {} may not control this server (it runs as user {user})", peer.uid()));
+        }
+        Role::Read
+    };
     let ours = Pid::this();
     match descends(Pid::from_raw(peer.pid()), ours, parent) {
-        Some(false) => None,
-        Some(true) => Some(format!(
+        Some(false) => Ok(role),
+        Some(true) => Err(format!(
             "process {} descends from this supervisor, and a worker may not control its server (ask from outside)",
             peer.pid()
         )),
         // Root can hide its processes from us; a worker of ours is not root then.
-        None if peer.uid() == 0 && user != 0 => None,
-        None => Some(format!("cannot tell whether process {} is a worker (it is gone)", peer.pid())),
+        None if peer.uid() == 0 && user != 0 => Ok(role),
+        None => Err(format!("cannot tell whether process {} is a worker (it is gone)", peer.pid())),
     }
 }
 

@@ -7,6 +7,7 @@
 use super::descriptors::{Descriptor, Fd};
 use crate::core::{CoreState, Time};
 use crate::record::record;
+use crate::shell::control::Role;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -77,6 +78,7 @@ states! {
         upgrade: UpgradeState,
         cgroups: Option<Bytes>,
     } added {
+        counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0 },
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }
@@ -177,6 +179,9 @@ states! {
     /// How many workers have died of a cause.
     DeathsState { cause: String, count: u64 }
 
+    /// What has been done since the server started.
+    CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 }
+
     /// The socket on which programs notify.
     NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }
 
@@ -189,6 +194,8 @@ states! {
         last: u64,
         pause: Option<Time>,
         clients: Vec<ClientState>,
+    } added {
+        readers: Option<u32> = None,
     }
 
     /// A control client.
@@ -199,6 +206,9 @@ states! {
         output: Vec<u8>,
         deadline: Option<Time>,
         answered: bool,
+    } added {
+        role: Role = Role::Operate,
+        follows: bool = false,
     }
 
     /// A socket that the service manager keeps a copy of: its name there, and its inode.

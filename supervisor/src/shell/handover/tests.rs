@@ -1,6 +1,7 @@
 use super::descriptors::Descriptor;
 use super::*;
 use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
+use crate::shell::control::Role;
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -213,7 +214,10 @@ fn sample() -> State {
                 output: b"}".to_vec(),
                 deadline: None,
                 answered: true,
+                role: Role::Read,
+                follows: false,
             }],
+            readers: Some(4),
         }),
         waiting: vec![9],
         last_reload: Some(ReloadState { generation: 1, reason: Some("no".to_owned()) }),
@@ -225,6 +229,7 @@ fn sample() -> State {
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
+        counts: CountsState { started: 1_764_000_000, spawned: 9, reloads: 2, failed_reloads: 1, events: 70 },
         #[cfg(feature = "next")]
         novelty: String::new(),
     }

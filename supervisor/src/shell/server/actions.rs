@@ -1,13 +1,13 @@
 //! What the core says is done here: each [`Action`], and the events that come of it.
 
 use super::{Server, clock};
-use crate::core::{Action, Cause, End, Event, RequestId};
+use crate::core::{Action, Cause, End, Event, RequestId, Who};
 use crate::shell::control::Answer;
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
 use crate::shell::launch::{Role, launch};
 use crate::shell::poll::{Interest, Token};
-use crate::shell::steering;
+use crate::shell::{report, steering};
 use log::{info, warn};
 use nix::sys::signal::Signal;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -149,9 +149,11 @@ impl Server {
         });
         match watched {
             Ok(hand) => {
-                info!(worker = worker.0, slot = slot.0, generation = id.0, pid = hand.pid.as_raw();
-                    "worker {worker} (slot {slot}, generation {id}, pid {}) starts", hand.pid);
+                let who = Who { worker, slot, generation: id };
+                let pid = hand.pid;
                 self.hands.insert(worker, hand);
+                let text = format_args!("starts");
+                self.announce(report::of_worker("starting", log::Level::Info, who, Some(pid), text));
                 self.look_out(worker)
             }
             Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),

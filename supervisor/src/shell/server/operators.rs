@@ -2,8 +2,9 @@
 
 use super::{Server, TELL_AGAIN};
 use crate::core::{Command, Event, Fact, RequestId};
-use crate::shell::control::{Answer, Request};
-use crate::shell::status::{LastReload, Status, status};
+use crate::shell::control::{Answer, Progress, Request};
+use crate::shell::events::Told;
+use crate::shell::status::LastReload;
 use crate::shell::{deaths, log as logfile, report};
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
@@ -55,24 +56,9 @@ impl Server {
 
     pub(super) fn answer_request(&mut self, client: u64, request: Request) {
         match request {
-            Request::Status => {
-                let sockets = self.generations.get(&self.accepted).map(|generation| &generation.sockets);
-                let status = status(
-                    self.core.view(),
-                    &self.hands,
-                    &self.dead,
-                    |slot| sockets.and_then(|sockets| sockets.queue(slot)),
-                    sockets.map(|sockets| sockets.describe()).unwrap_or_default(),
-                    self.last_reload.clone(),
-                );
-                let status = Status {
-                    last_upgrade: self.upgrade.last.clone(),
-                    deaths: self.deaths.by_cause(),
-                    ..status
-                };
-                let answer = Answer { status: serde_json::to_value(status).ok(), ..Answer::done() };
-                self.answer(client, &answer);
-            }
+            Request::Status => self.answer_status(client),
+            Request::Events { follow, since, recent } => self.answer_events(client, follow, since, recent),
+            Request::Config => self.answer_config(client),
             Request::Reload { wait: true } => {
                 self.waiting.insert(client);
                 self.feed(Event::Command(Command::Reload(Some(RequestId(client)))));
@@ -93,9 +79,52 @@ impl Server {
         }
     }
 
+    /// Makes the picture once for all who ask in one round.
+    fn answer_status(&mut self, client: u64) {
+        if self.picture.as_ref().is_none_or(|(made, _)| *made != self.now) {
+            let answer = Answer { status: serde_json::to_value(self.status()).ok(), ..Answer::done() };
+            self.picture = Some((self.now, answer.line()));
+        }
+        if let Some((_, line)) = &self.picture {
+            self.control.send(self.now, &self.poll, client, line, true);
+        }
+    }
+
+    fn answer_events(&mut self, client: u64, follow: bool, since: Option<u64>, recent: Option<u32>) {
+        let mut lines = Vec::new();
+        for event in self.journal.after(since.unwrap_or(0), recent) {
+            lines.extend(Answer::event(event).line());
+        }
+        if follow {
+            self.control.follow(client);
+        } else {
+            lines.extend(Answer::done().line());
+        }
+        self.control.send(self.now, &self.poll, client, &lines, !follow);
+    }
+
+    fn answer_config(&mut self, client: u64) {
+        let generation = self.generations.get(&self.accepted);
+        let config = generation.map(|generation| self.loader.explain(generation));
+        let answer = Answer {
+            config: config.and_then(|config| serde_json::to_value(config).ok()),
+            generation: Some(self.accepted.0),
+            ..Answer::done()
+        };
+        self.answer(client, &answer);
+    }
+
     pub(super) fn answer(&mut self, client: u64, answer: &Answer) {
-        if let Some(control) = &mut self.control {
-            control.answer(self.now, &self.poll, client, answer);
+        self.control.answer(self.now, &self.poll, client, answer);
+    }
+
+    /// Tells of something: in the log, in the journal, and to whoever follows.
+    pub(super) fn announce(&mut self, told: Told) {
+        told.log();
+        let event = self.journal.note(told);
+        if self.control.is_followed() {
+            let line = Answer::event(event).line();
+            self.control.tell(self.now, &self.poll, &line);
         }
     }
 
@@ -119,10 +148,16 @@ impl Server {
         match fact {
             Fact::Died(who, demise) => {
                 let remains = self.remains.as_ref().filter(|(worker, _)| *worker == who.worker);
-                deaths::log(*who, demise, remains.map(|(_, remains)| remains), prefork::sys::monotonic_ms());
+                let now = prefork::sys::monotonic_ms();
+                let told = deaths::told(*who, demise, remains.map(|(_, remains)| remains), now);
                 self.deaths.count(demise.cause);
+                self.announce(told);
             }
-            _ => report::log(fact, pid),
+            _ => {
+                if let Some(told) = report::told(fact, pid) {
+                    self.announce(told);
+                }
+            }
         }
         match fact {
             Fact::Reloaded(..) if self.begin_to_settle(fact) => {}
@@ -135,17 +170,29 @@ impl Server {
         }
         match fact {
             Fact::ServerReady(..) => self.booted = true,
+            Fact::Spawning(_) => self.counts.spawned += 1,
             Fact::Reloaded(generation, _) => {
+                self.counts.reloads += 1;
                 self.last_reload = Some(LastReload { generation: generation.0, ok: true, reason: None });
             }
             Fact::ReloadFailed(refused, _, reason) => {
+                self.counts.failed_reloads += 1;
                 self.last_reload =
                     Some(LastReload { generation: refused.0, ok: false, reason: Some(reason.clone()) });
             }
             _ => {}
         }
-        if let Some(progress) = report::progress(fact) {
-            let answer = Answer::progress(progress);
+        if !self.waiting.is_empty()
+            && let Some(progress) = report::progress(fact)
+        {
+            let reload = self.core.view().reload.map(|view| Progress {
+                generation: view.generation.0,
+                slots: view.slots,
+                spawned: view.spawned,
+                ready: view.ready,
+                passed: view.passed,
+            });
+            let answer = Answer { reload, ..Answer::progress(progress) };
             for client in self.waiting.clone() {
                 self.answer(client, &answer);
             }

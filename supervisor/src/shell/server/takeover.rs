@@ -5,13 +5,14 @@
 
 use super::relay::Relay;
 use super::upgrade::Upgrade;
-use super::{Server, clock};
+use super::{Counts, Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
 use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::deaths::Deaths;
+use crate::shell::events::Journal;
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
@@ -93,7 +94,7 @@ impl Server {
             outlet().resume(state.backlog);
         }
         let notify = NotifyServer::adopted(state.notify, rest);
-        let control = state.control.map(|control| ControlServer::adopted(control, rest));
+        let control = state.control.map(|control| ControlServer::adopted(control, rest)).unwrap_or_default();
         let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
         let now = clock();
         let stored: Vec<_> = state.stored.into_iter().map(|one| (one.name, one.inode)).collect();
@@ -128,6 +129,14 @@ impl Server {
             settling: None,
             booted: state.booted,
             control,
+            journal: Journal::resumed(state.counts.events),
+            counts: Counts {
+                started: state.counts.started,
+                spawned: state.counts.spawned,
+                reloads: state.counts.reloads,
+                failed_reloads: state.counts.failed_reloads,
+            },
+            picture: None,
             waiting: state.waiting.into_iter().collect(),
             last_reload: state.last_reload.map(|last| LastReload {
                 generation: last.generation,
@@ -157,7 +166,7 @@ impl Server {
         self.poll.add(&self.signals, Token::Signals, Interest::Read)?;
         self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
         self.hands.values().try_for_each(|hand| self.watch(hand))?;
-        self.control.as_ref().map_or(Ok(()), |control| control.watch_all(&self.poll))
+        self.control.watch_all(&self.poll)
     }
 
     /// How the accepted generation logs.

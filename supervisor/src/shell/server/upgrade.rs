@@ -9,6 +9,7 @@ use super::{Answer, Server, clock};
 use crate::VERSION;
 use crate::core::{Event, Time};
 use crate::shell::confine::FREE;
+use crate::shell::events::Told;
 use crate::shell::hand::{Alarm, Hand, Line, Phase};
 use crate::shell::handover::*;
 use crate::shell::poll::{Interest, Token};
@@ -16,7 +17,7 @@ use crate::shell::reap::{Death, reap};
 use crate::shell::spawn::{Executable, Order, Spawned, spawn};
 use crate::shell::status::LastUpgrade;
 use crate::shell::stderr::outlet::outlet;
-use log::{debug, error, info};
+use log::{Level, debug, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{fstat, stat};
@@ -289,7 +290,8 @@ impl Server {
                 self.feed(Event::Refused(generation, reason));
             }
             None => {
-                error!("upgrade failed, version {VERSION} goes on: {reason}");
+                let text = format!("upgrade failed, version {VERSION} goes on: {reason}");
+                self.announce(Told::new("upgrade-failed", Level::Error, text).with("reason", reason));
                 let _ = self
                     .systemd
                     .status(&format!("version {VERSION} goes on; the last upgrade failed: {reason}"));
@@ -310,10 +312,11 @@ impl Server {
             self.upgrade_failed(asked, reason);
         } else {
             let workers = self.hands.len();
-            info!(
+            let text = format!(
                 "upgraded in place from version {version} to {VERSION} (pid {}): {workers} workers go on",
                 std::process::id()
             );
+            self.announce(Told::new("upgraded", Level::Info, text).with("from", version).with("to", VERSION));
             self.upgrade.last = Some(LastUpgrade { version: VERSION.to_owned(), ok: true, reason: None });
             for client in upgrade.clients {
                 self.answer(client, &Answer { upgraded: Some(VERSION.to_owned()), ..Answer::done() });
@@ -383,7 +386,7 @@ impl Server {
             foster: self.leftovers.foster(),
             backlog: outlet().backlog().to_vec(),
             notify: self.notify.state(packing),
-            control: self.control.as_ref().map(|control| control.state(packing)),
+            control: self.control.state(packing),
             waiting: self.waiting.iter().copied().collect(),
             last_reload: self
                 .last_reload
@@ -402,6 +405,13 @@ impl Server {
             upgrade: UpgradeState { clients: asked.clients.clone(), reload: asked.reload },
             cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
             descriptors: std::mem::take(packing).finish(),
+            counts: CountsState {
+                started: self.counts.started,
+                spawned: self.counts.spawned,
+                reloads: self.counts.reloads,
+                failed_reloads: self.counts.failed_reloads,
+                events: self.journal.last(),
+            },
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),
         }

@@ -1,79 +1,6 @@
-//! The operator's end of the control socket.
+//! What a server tells, for people.
 
-use crate::shell::control::{Answer, Request};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
-/// Asks for something and waits for the verdict, telling progress on stderr.
-///
-/// # Errors
-/// When there is no server, or its verdict is no: the reason.
-pub(crate) fn ask(path: &Path, request: &Request) -> Result<(), String> {
-    let verdict = converse(path, request)?;
-    if let Some(generation) = verdict.generation {
-        println_stdout(&format!("generation {generation} serves"));
-    }
-    if let Some(version) = verdict.upgraded {
-        println_stdout(&format!("upgraded to version {version}"));
-    }
-    Ok(())
-}
-
-/// Prints how the server is, for people or as JSON.
-///
-/// # Errors
-/// When there is no server, or it does not tell.
-pub(crate) fn status(path: &Path, json: bool) -> Result<(), String> {
-    let verdict = converse(path, &Request::Status)?;
-    let status = verdict.status.ok_or("the server sent no status")?;
-    println_stdout(&if json { status.to_string() } else { table(&status) });
-    Ok(())
-}
-
-fn converse(path: &Path, request: &Request) -> Result<Answer, String> {
-    let reason =
-        |act: &str, error: &dyn std::fmt::Display| format!("cannot {act} {}: {error}", path.display());
-    let mut stream = UnixStream::connect(path).map_err(|error| {
-        format!(
-            "{} (is the server running? --control names another socket)",
-            reason("reach the server at", &error)
-        )
-    })?;
-    let mut line = serde_json::to_vec(request).map_err(|error| reason("write the request to", &error))?;
-    line.push(b'\n');
-    match stream.write_all(&line) {
-        // A server that refuses us closes at once; its reason can still be read.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            return Err(reason("ask the server at", &error));
-        }
-        _ => {}
-    }
-    for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|error| reason("read the answer from", &error))?;
-        let answer: Answer =
-            serde_json::from_str(&line).map_err(|error| reason("understand the answer from", &error))?;
-        if let Some(progress) = &answer.progress {
-            let _ = writeln!(std::io::stderr(), "{progress}");
-        }
-        match answer.ok {
-            None => {}
-            Some(true) => return Ok(answer),
-            Some(false) => {
-                return Err(answer
-                    .error
-                    .unwrap_or_else(|| "the server says no, without a reason".to_owned()));
-            }
-        }
-    }
-    Err(reason("read the answer from", &"the server closed the connection without a verdict"))
-}
-
-fn println_stdout(text: &str) {
-    // Whoever reads may have gone; that is no failure of ours.
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
 
 /// How many workers have died of what.
 fn deaths(counts: &Value) -> Option<String> {
@@ -87,8 +14,8 @@ fn deaths(counts: &Value) -> Option<String> {
     (all > 0).then(|| format!("deaths      {all} ({})", words.join(", ")))
 }
 
-/// The picture for people.
-fn table(status: &Value) -> String {
+/// How the server is.
+pub(super) fn status(status: &Value) -> String {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
@@ -151,4 +78,51 @@ fn table(status: &Value) -> String {
         }
     }
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+/// One event a line.
+pub(super) fn event(event: &Value) -> String {
+    let word = |name: &str| event[name].as_str().unwrap_or("-");
+    // Workers have a say in the words.
+    let text: String = word("text").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("{} {:<5} {text}", word("time"), word("level").to_uppercase())
+}
+
+/// A setting a line: its name, its value, and where it was set.
+pub(super) fn config(settings: &Value) -> String {
+    let settings = settings.as_array().map(Vec::as_slice).unwrap_or_default();
+    let value = |setting: &Value| match &setting["value"] {
+        Value::Null => "-".to_owned(),
+        value => value.to_string(),
+    };
+    let width = |of: &dyn Fn(&Value) -> usize| settings.iter().map(of).max().unwrap_or(0).min(40);
+    let name = |setting: &Value| setting["name"].as_str().unwrap_or("?").to_owned();
+    let (names, values) = (width(&|it| name(it).len()), width(&|it| value(it).len()));
+    let line = |setting: &Value| {
+        let (from, place) = (setting["from"].as_str().unwrap_or("?"), setting["where"].as_str());
+        let from = place.map_or_else(|| from.to_owned(), |place| format!("{from} ({place})"));
+        format!("{:names$}  {:values$}  {from}", name(setting), value(setting))
+    };
+    settings.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_setting_is_told_with_its_origin() {
+        let settings = json!([
+            {"name":"workers","value":8,"from":"flag","where":"--workers"},
+            {"name":"user","value":null,"from":"default"}
+        ]);
+        assert_eq!(config(&settings), "workers  8  flag (--workers)\nuser     -  default");
+    }
+
+    #[test]
+    fn what_a_worker_says_cannot_reach_the_terminal_raw() {
+        let told = event(&json!({"time":"T","level":"error","text":"died\u{1b}[2J"}));
+        assert_eq!(told, "T ERROR died [2J");
+    }
 }

@@ -1,0 +1,68 @@
+//! The picture of the server that `status` tells.
+
+use super::{Server, unix_time};
+use crate::core::View;
+use crate::shell::control::VERSION;
+use crate::shell::status::{Reloads, SlotStatus, Status, WorkerStatus};
+use prefork::Slot;
+use prefork::sys::monotonic;
+
+impl Server {
+    /// How everything is now.
+    pub(super) fn status(&self) -> Status {
+        let view = self.core.view();
+        let accepted = self.generations.get(&self.accepted);
+        let time = unix_time();
+        let class =
+            accepted.filter(|accepted| accepted.has_channel()).map(|accepted| accepted.config.class());
+        Status {
+            version: VERSION,
+            name: self.name.clone(),
+            instance: accepted.and_then(|accepted| accepted.config.name.clone()),
+            pid: std::process::id(),
+            program: crate::VERSION,
+            time,
+            uptime: (time - self.counts.started as f64).max(0.0),
+            state: view.state,
+            ready: view.ready,
+            generation: view.generation.0,
+            workers: view.open,
+            min_workers: view.bounds.0,
+            max_workers: view.bounds.1,
+            capacity: class.map(|class| u64::from(class.threads) * u64::from(class.connections)),
+            slots: self.slots(&view),
+            reload: view.reload,
+            last_reload: self.last_reload.clone(),
+            last_upgrade: self.upgrade.last.clone(),
+            reloads: Reloads { ok: self.counts.reloads, failed: self.counts.failed_reloads },
+            spawned: self.counts.spawned,
+            deaths: self.deaths.by_cause(),
+            listeners: accepted.map(|accepted| accepted.sockets.describe()).unwrap_or_default(),
+            last_event: self.journal.last(),
+        }
+    }
+
+    fn slots(&self, view: &View) -> Vec<SlotStatus> {
+        let accepted = self.generations.get(&self.accepted);
+        let now = monotonic();
+        let count = view.workers.iter().map(|worker| worker.slot.0 + 1).max().unwrap_or(0).max(view.open);
+        let slot = |slot: u16| {
+            let mut totals = self.dead.get(usize::from(slot)).copied().unwrap_or_default();
+            let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
+            let workers: Vec<WorkerStatus> = here
+                .filter_map(|worker| Some(WorkerStatus::new(worker, self.hands.get(&worker.worker)?, now)))
+                .collect();
+            workers.iter().for_each(|worker| totals.fold(&worker.scoreboard));
+            SlotStatus {
+                slot,
+                open: slot < view.open,
+                in_rotation: view.rotation.contains(&Slot(slot)),
+                totals,
+                queue: accepted.and_then(|accepted| accepted.sockets.queue(slot)),
+                backlog: accepted.map_or(0, |accepted| accepted.config.backlog),
+                workers,
+            }
+        };
+        (0..count).map(slot).collect()
+    }
+}
