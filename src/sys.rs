@@ -17,6 +17,11 @@ pub fn monotonic() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
+/// [`monotonic`] in whole microseconds.
+pub fn monotonic_us() -> u64 {
+    u64::try_from(monotonic().as_micros()).unwrap_or(u64::MAX)
+}
+
 /// [`monotonic`] in whole milliseconds.
 pub fn monotonic_ms() -> u64 {
     u64::try_from(monotonic().as_millis()).unwrap_or(u64::MAX)
@@ -89,6 +94,9 @@ impl Drop for SharedMemory {
 /// # Safety
 /// Every field must be an atomic integer, or an array of them.
 pub unsafe trait AnyBytes: Sync {}
+
+// SAFETY: it is one.
+unsafe impl AnyBytes for std::sync::atomic::AtomicU64 {}
 
 /// Makes an anonymous memory file of `length` zero bytes that nobody can shrink or grow any more.
 ///

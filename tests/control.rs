@@ -1,8 +1,14 @@
 //! The control socket: status, reload with a verdict, stop; and clients that misbehave on it.
 
-use std::io::Write;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use testkit::load::{Plan, run};
 use testkit::{LONG, Server, Setup};
 
@@ -106,6 +112,187 @@ fn stalled_and_noisy_clients_delay_nobody() {
     drop(stalled);
     assert_eq!(server.state(), "serving");
     run(&Plan::fresh(&server.address(), 4).count(50)).assert_flawless();
+}
+
+/// How long `supervisor status` takes, the best of a few.
+fn status_takes(server: &Server) -> Duration {
+    let ask = |_| {
+        let began = Instant::now();
+        let output = server.command(&["status", "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        began.elapsed()
+    };
+    (0..10).map(ask).min().expect("ten")
+}
+
+#[test]
+fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
+    let server = setup().workers(4).start();
+    let before = status_takes(&server);
+    let stop = AtomicBool::new(false);
+    let mut held = Vec::new();
+    for number in 0..60_u8 {
+        let mut stream = UnixStream::connect(server.control()).expect("connect");
+        let noise: &[u8] = match number % 4 {
+            0 => b"",
+            1 => b"{\"command\":\"sta",
+            2 => b"{\"command\":\"events\",\"follow\":true}\n",
+            _ => b"{\"command\":\"reload\",\"wait\":true}",
+        };
+        let _ = stream.write_all(noise);
+        held.push(stream);
+    }
+    std::thread::scope(|scope| {
+        for number in 0..40_usize {
+            let (server, stop) = (&server, &stop);
+            scope.spawn(move || {
+                while !stop.load(Relaxed) {
+                    let Ok(mut stream) = UnixStream::connect(server.control()) else { continue };
+                    let noise: &[u8] = match number % 4 {
+                        0 => b"{\"command\":\"status\"}\n",
+                        1 => b"{\"command\":\"dance\"}\n",
+                        2 => &[b'x'; 5000],
+                        _ => b"\0\n",
+                    };
+                    let _ = stream.write_all(noise);
+                    // Some read a little, none of them all.
+                    let mut some = [0; 100];
+                    let _ = stream.set_read_timeout(Some(Duration::from_millis(20)));
+                    let _ = stream.read(&mut some[..number]);
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        let took = status_takes(&server);
+        eprintln!("status takes {took:?} beside a hundred clients that misbehave, {before:?} alone");
+        run(&Plan::fresh(&server.address(), 4).count(200)).assert_flawless();
+        stop.store(true, Relaxed);
+    });
+    assert_eq!(server.state(), "serving");
+    drop(held);
+    testkit::wait_until("they are let go", LONG, || server.process().descriptors() < 60);
+}
+
+#[test]
+fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
+    let server = setup().workers(2).args(["--probation", "50ms"]).start();
+    let follow = Command::new(env!("CARGO_BIN_EXE_supervisor"))
+        .args(["events", "--follow", "--json", "--since", "0", "--control"])
+        .arg(server.control())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut follow = follow.expect("it runs");
+    let lines = BufReader::new(follow.stdout.take().expect("a pipe")).lines();
+    let mut lines =
+        lines.map(|line| -> Value { serde_json::from_str(&line.expect("a line")).expect("JSON") });
+    let mut wait_for = |kind: &str| lines.find(|event| event["kind"] == kind).expect("it is told");
+    let first = wait_for("starting");
+    assert_eq!((&first["worker"], &first["slot"], &first["level"]), (&1.into(), &0.into(), &"info".into()));
+    let ready = wait_for("server-ready");
+    let victim = server.workers()[1].clone();
+    victim.process.signal(Signal::SIGKILL);
+    let died = wait_for("died");
+    assert_eq!((&died["cause"], &died["slot"]), (&"signal".into(), &1.into()));
+    assert_eq!((&died["worker"], &died["pid"]), (&victim.id.into(), &victim.process.0.into()));
+    assert!(died["seq"].as_u64() > ready["seq"].as_u64());
+    server.command(&["reload", "--wait"]);
+    let reloaded = wait_for("reloaded");
+    assert_eq!(reloaded["generation"], 2);
+    let _ = follow.kill();
+    let _ = follow.wait();
+
+    let last = server.command(&["events", "-n", "1"]);
+    let last = String::from_utf8_lossy(&last.stdout).into_owned();
+    assert_eq!(last.lines().count(), 1, "{last}");
+    let since = server.command(&["events", "--json", "--since", &reloaded["seq"].to_string()]);
+    let since = String::from_utf8_lossy(&since.stdout).into_owned();
+    assert!(!since.contains("\"cause\":\"signal\""), "{since}");
+}
+
+#[test]
+fn config_tells_each_setting_and_who_has_set_it() {
+    let server = setup()
+        .config("workers = 2\nkeep-alive = \"9s\"\n")
+        .env("SUPERVISOR_KEEP_ALIVE", "7s")
+        .args(["--class", "sync"])
+        .start();
+    // What lies there now is not what holds.
+    server.file("config.toml", "workers = 99\n");
+    let output = server.command(&["config", "--json"]);
+    let settings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+    let of = |name: &str| settings.iter().find(|setting| setting["name"] == name).expect("it is told");
+    let told = |name: &str| (of(name)["value"].clone(), of(name)["from"].clone());
+    assert_eq!(told("workers"), (2.into(), "file".into()));
+    assert!(of("workers")["where"].as_str().is_some_and(|place| place.contains("config.toml:1:")));
+    assert_eq!(told("keep-alive"), ("7s".into(), "environment".into()));
+    assert_eq!(told("class"), ("sync".into(), "flag".into()));
+    assert_eq!(told("probation"), ("2s".into(), "default".into()));
+    let words = server.command(&["config"]);
+    let words = String::from_utf8_lossy(&words.stdout).into_owned();
+    assert!(
+        words.lines().any(|line| line.starts_with("class ") && line.ends_with("flag (--class)")),
+        "{words}"
+    );
+}
+
+#[test]
+fn servers_are_found_by_their_names() {
+    let start = |name: &str, directory: &Path| {
+        setup()
+            .workers(1)
+            .no_control()
+            .args(["--name", name])
+            .env("XDG_RUNTIME_DIR", directory.as_os_str())
+            .spawn()
+    };
+    let directory = tempfile::tempdir().expect("a folder");
+    let servers = [start("shop", directory.path()), start("blog", directory.path())];
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_supervisor"));
+        command.args(words).env("XDG_RUNTIME_DIR", directory.path()).env_remove("RUNTIME_DIRECTORY");
+        command.output().expect("it runs")
+    };
+    for (name, server) in ["shop", "blog"].into_iter().zip(&servers) {
+        let status = testkit::wait_for("an answer", LONG, || {
+            let output = ask(&["status", "--json", "--name", name]);
+            output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).expect("JSON"))
+        });
+        assert_eq!((&status["instance"], &status["pid"]), (&name.into(), &server.process().0.into()));
+    }
+    let nobody = ask(&["status", "--name", "nobody"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("supervisor-nobody.sock"), "{nobody:?}");
+    let wrong = ask(&["status", "--name", "../x"]);
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+}
+
+#[test]
+fn a_group_that_may_read_can_do_nothing_else() {
+    if !nix::unistd::geteuid().is_root() {
+        return testkit::skipped(
+            "a_group_that_may_read_can_do_nothing_else",
+            "only root can become another user",
+        );
+    }
+    let server = setup().workers(1).args(["--control-readers", "65534"]).start();
+    // The way to the socket must be open, too.
+    std::fs::set_permissions(server.directory(), PermissionsExt::from_mode(0o755)).expect("chmod");
+    let ask = |request: &str, group: &str| {
+        let script = format!(
+            "import os,socket,sys; os.setgroups([{group}]); os.setgid(1); os.setuid(2); s=socket.socket(socket.AF_UNIX); \
+             s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()+b'\\n'); print(s.makefile().readline())"
+        );
+        let mut python = Command::new("python3");
+        python.args(["-c", &script]).arg(server.control()).arg(request);
+        let output = python.output().expect("python3 runs");
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let status = ask("{\"command\":\"status\"}", "65534");
+    assert!(status.contains("\"serving\""), "{status}");
+    let stop = ask("{\"command\":\"stop\"}", "65534");
+    assert!(stop.contains("you may only read"), "{stop}");
+    let stranger = ask("{\"command\":\"status\"}", "100");
+    assert!(stranger.contains("Permission"), "{stranger}");
+    assert_eq!(server.state(), "serving");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! sockets and bytes; [`crate::connection`] does.
 
 use crate::body::{Body, BoxError, Reply};
-use crate::link::{Link, Peek};
+use crate::link::{Link, Peek, now_ms, now_us};
 use crate::thread::Thread;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
@@ -26,6 +26,10 @@ pub(crate) struct Guard {
     thread: Rc<Thread>,
     link: Arc<Link>,
     ticket: usize,
+    /// When it began, by [`now_us`].
+    began: u64,
+    /// What it was answered with; 0 until then.
+    status: u16,
     /// The right to run a handler, in classes that run one at a time.
     turn: Option<OwnedSemaphorePermit>,
 }
@@ -33,14 +37,22 @@ pub(crate) struct Guard {
 impl Guard {
     /// A request begins: its head is here.
     pub(crate) fn begin(thread: Rc<Thread>, link: Arc<Link>) -> Self {
+        let began = now_us();
         link.state().begin();
-        let ticket = thread.request_begun(&link);
-        Self { thread, link, ticket, turn: None }
+        let ticket = thread.request_begun(&link, began / 1000);
+        Self { thread, link, ticket, began, status: 0, turn: None }
     }
 
-    /// Its handler begins, or has ended.
-    fn handler(&self, runs: bool) {
-        self.thread.handler(self.ticket, runs);
+    /// Its handler begins.
+    fn handler_begins(&self) {
+        // It begins with the request, unless it has had to wait for its turn.
+        let began = if self.turn.is_some() { now_ms() } else { self.began / 1000 };
+        self.thread.handler(self.ticket, Some(began));
+    }
+
+    /// Its handler has ended.
+    fn handler_ended(&self) {
+        self.thread.handler(self.ticket, None);
     }
 
     /// Waits until the thread may run one more handler.
@@ -53,8 +65,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.link.state().end();
-        self.thread.request_ended(self.ticket);
+        let now = now_us();
+        self.link.state().end(now / 1000);
+        self.thread.request_ended(self.ticket, now.saturating_sub(self.began), self.status >= 500);
     }
 }
 
@@ -96,6 +109,7 @@ where
     };
     Ok(match outcome {
         Outcome::Response(mut response) => {
+            guard.status = response.status().as_u16();
             let headers = response.headers_mut();
             if !h2 && must_close(&guard) {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -106,6 +120,7 @@ where
             response.map(|body| Reply::handler(body, guard))
         }
         Outcome::Refused(status, text) => {
+            guard.status = status.as_u16();
             let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
             if !h2 {
                 guard.link.state().closing = true;
@@ -138,7 +153,7 @@ where
     S::Error: Into<BoxError>,
 {
     guard.take_turn().await;
-    guard.handler(true);
+    guard.handler_begins();
     let handler = async move {
         poll_fn(|cx| service.poll_ready(cx)).await?;
         service.call(request).await
@@ -154,13 +169,13 @@ where
         _ => match tokio::time::timeout(Duration::from_millis(timeout), caught).await {
             Ok(result) => result,
             Err(_) => {
-                guard.handler(false);
+                guard.handler_ended();
                 log::warn!("a handler took longer than {timeout} ms; its client gets 503");
                 return Outcome::Refused(StatusCode::SERVICE_UNAVAILABLE, "The request took too long.\n");
             }
         },
     };
-    guard.handler(false);
+    guard.handler_ended();
     match result {
         Ok(Ok(response)) => Outcome::Response(response),
         Ok(Err(error)) => {

@@ -86,6 +86,7 @@ pub(crate) async fn serve<S, B>(
         let lingering = seat.leave();
         link.half_close();
         link.linger().await;
+        thread.count_bytes(&link);
         drop(lingering);
     }
 }
@@ -98,13 +99,14 @@ enum Step {
 }
 
 /// Polls hyper, sends what it wrote, and looks for verdicts.
-fn step<C>(conn: Pin<&mut C>, link: &Link, cx: &mut Context<'_>) -> Poll<Step>
+fn step<C>(conn: Pin<&mut C>, thread: &Thread, link: &Link, cx: &mut Context<'_>) -> Poll<Step>
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
     let polled = conn.poll(cx);
     // A client that is gone is noticed by hyper's next read or write.
     let flushed = link.poll_flush(cx);
+    thread.count_bytes(link);
     if let Poll::Ready(result) = polled {
         return Poll::Ready(Step::Over(result));
     }
@@ -145,7 +147,7 @@ where
     let io = Io::new(Arc::clone(link), thread.draining_flag());
     let mut conn = builder.serve_connection(io, handle).with_upgrades();
     loop {
-        match poll_fn(|cx| step(Pin::new(&mut conn), link, cx)).await {
+        match poll_fn(|cx| step(Pin::new(&mut conn), thread, link, cx)).await {
             Step::IsH2 => return None,
             Step::Over(result) => {
                 // hyper has dropped its side of the socket, unless a handler has taken it over.
@@ -246,7 +248,7 @@ where
     let io = Io::new(Arc::clone(link), thread.draining_flag());
     let mut conn = Box::pin(builder.serve_connection(io, handle));
     loop {
-        match poll_fn(|cx| step(conn.as_mut(), link, cx)).await {
+        match poll_fn(|cx| step(conn.as_mut(), thread, link, cx)).await {
             Step::Over(result) => {
                 if let Err(error) = result {
                     log::debug!("connection ended: {error}");

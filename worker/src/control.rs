@@ -4,11 +4,11 @@
 //! [`Phase`], serving threads send [`Report`]s and ring the bell.
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use prefork::scoreboard::{Row, SharedRow};
+use prefork::scoreboard::{Row, SharedRows};
 use prefork::settings::WorkerSettings;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use tokio::sync::watch;
 
@@ -48,45 +48,20 @@ pub(crate) struct Control {
     pub(crate) draining: Arc<AtomicBool>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<Phase>,
-    row: SharedRow,
-    oldest: Vec<AtomicU64>,
+    rows: SharedRows,
     bell: EventFd,
 }
 
 impl Control {
-    pub(crate) fn new(settings: WorkerSettings, row: SharedRow) -> io::Result<Self> {
-        let oldest = (0..settings.class.threads.max(1)).map(|_| AtomicU64::new(u64::MAX)).collect();
+    pub(crate) fn new(settings: WorkerSettings, rows: SharedRows) -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (phase, _) = watch::channel(Phase::Start);
-        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, row, oldest, bell })
+        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, rows, bell })
     }
 
-    /// The worker's row of the scoreboard.
-    pub(crate) fn row(&self) -> &Row {
-        &self.row
-    }
-
-    /// Notes the start of a thread's oldest handler; `u64::MAX` for none.
-    pub(crate) fn set_oldest(&self, thread: usize, started_ms: u64) {
-        self.oldest[thread].store(started_ms, Relaxed);
-    }
-
-    /// The start of a thread's oldest handler; `u64::MAX` for none.
-    pub(crate) fn oldest(&self, thread: usize) -> u64 {
-        self.oldest[thread].load(Relaxed)
-    }
-
-    /// Tells the supervisor of the oldest handler. The row's own idea is the first request since the worker was last
-    /// idle, which may be long gone.
-    pub(crate) fn publish_oldest(&self) {
-        let oldest = self.oldest.iter().map(|oldest| oldest.load(Relaxed)).min().unwrap_or(u64::MAX);
-        self.row().set_oldest(if oldest == u64::MAX { 0 } else { oldest });
-    }
-
-    /// A sign of life from a serving thread.
-    pub(crate) fn beat(&self) {
-        self.row().beat();
-        self.publish_oldest();
+    /// A serving thread's row of the scoreboard, for that thread alone.
+    pub(crate) fn row(&self, thread: usize) -> &Row {
+        self.rows.row(thread)
     }
 
     /// Announces the drain.

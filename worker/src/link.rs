@@ -15,12 +15,13 @@
 
 use crate::sys;
 use nix::time::{ClockId, clock_gettime};
+use prefork::sys::monotonic_us;
 use socket2::SockRef;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -41,6 +42,12 @@ pub(crate) fn now_ms() -> u64 {
         u64::try_from(now.tv_sec()).unwrap_or(0) * 1000
             + u64::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0)
     })
+}
+
+/// The time at which a request begins or ends, in microseconds of the same clock: one precise reading for each.
+pub(crate) fn now_us() -> u64 {
+    // A build that does not count needs no precision, as there was none before there was counting.
+    if cfg!(feature = "uncounted") { now_ms() * 1000 } else { monotonic_us() }
 }
 
 /// Where a connection is between two requests.
@@ -89,6 +96,11 @@ pub(crate) struct Link {
     runtime: Handle,
     /// Nothing was read from it yet.
     unread: AtomicBool,
+    /// Bytes received from the client, and sent to it.
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// How many of these were counted.
+    counted: (AtomicU64, AtomicU64),
     state: Mutex<State>,
 }
 
@@ -137,6 +149,9 @@ impl Link {
             socket,
             runtime: Handle::current(),
             unread: AtomicBool::new(true),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            counted: Default::default(),
             state: Mutex::new(State {
                 phase: Phase::New,
                 since: now_ms(),
@@ -173,6 +188,18 @@ impl Link {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many bytes were received and sent since this was asked for the last time; `None`: none. For the serving thread.
+    pub(crate) fn moved(&self) -> Option<(u64, u64)> {
+        let (received, sent) = (self.received.load(Relaxed), self.sent.load(Relaxed));
+        let was = (self.counted.0.load(Relaxed), self.counted.1.load(Relaxed));
+        if was == (received, sent) {
+            return None;
+        }
+        self.counted.0.store(received, Relaxed);
+        self.counted.1.store(sent, Relaxed);
+        Some((received.wrapping_sub(was.0), sent.wrapping_sub(was.1)))
+    }
+
     /// Receives by `receive`, which tells how many bytes it got and for how many there was room. 0 bytes mean that
     /// the client has closed its side.
     pub(crate) fn poll_receive(
@@ -183,7 +210,10 @@ impl Link {
         if self.unread.load(Relaxed) {
             self.unread.store(false, Relaxed);
             match receive(&self.socket()) {
-                Ok((got, _)) => return Poll::Ready(Ok(got)),
+                Ok((got, _)) => {
+                    note(&self.received, got);
+                    return Poll::Ready(Ok(got));
+                }
                 Err(error) if waits(&error) => (),
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -193,6 +223,7 @@ impl Link {
             let mut guard = ready!(watch.poll_read_ready(cx))?;
             match receive(&self.socket()) {
                 Ok((got, room)) => {
+                    note(&self.received, got);
                     // A short read has emptied the socket; asking again would be a system call for nothing.
                     if 0 < got && got < room {
                         guard.clear_ready();
@@ -209,9 +240,13 @@ impl Link {
     /// Sends what fits.
     pub(crate) fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let socket = self.socket();
-        let send = || match slices {
-            [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
-            several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
+        let send = || {
+            let sent = match slices {
+                [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
+                several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
+            }?;
+            note(&self.sent, sent);
+            Ok(sent)
         };
         if self.watch.get().is_none() {
             match send() {
@@ -298,7 +333,8 @@ impl Link {
 
     /// Sends a last short text, as far as the socket takes it, without waiting.
     pub(crate) fn send_last(&self, text: &[u8]) {
-        let _ = self.socket().send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        let sent = self.socket().send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        note(&self.sent, sent.unwrap_or(0));
     }
 
     /// Waits until the client has closed, and throws away what it sends until then. At most a second: closing
@@ -323,6 +359,11 @@ impl Link {
     }
 }
 
+/// Adds to a sum that one task at a time adds to: whoever reads from, or writes to, the connection.
+fn note(sum: &AtomicU64, bytes: usize) {
+    sum.store(sum.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
+}
+
 fn waits(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
@@ -335,12 +376,12 @@ impl State {
         self.served = true;
     }
 
-    /// A request has ended.
-    pub(crate) fn end(&mut self) {
+    /// A request has ended, now.
+    pub(crate) fn end(&mut self, now_ms: u64) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if self.in_flight == 0 {
             self.phase = Phase::Idle;
-            self.since = now_ms();
+            self.since = now_ms;
         }
     }
 

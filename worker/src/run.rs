@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prefork::channel::{Received, WorkerEnd};
 use prefork::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
 use prefork::message::{PROTOCOL, ToSupervisor, ToWorker, Welcome, clip};
-use prefork::scoreboard::SharedRow;
+use prefork::scoreboard::{Layout, SharedRows};
 use prefork::settings::WorkerSettings;
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -135,10 +135,10 @@ impl Worker {
         }
         let prepared = (|| {
             let service = service(&settings)?;
-            let row = SharedRow::open(scoreboard)
-                .map_err(|error| format!("cannot map this worker's row of the scoreboard: {error}"))?;
+            let rows = SharedRows::open(scoreboard, Layout::of(settings.class.threads))
+                .map_err(|error| format!("cannot map this worker's rows of the scoreboard: {error}"))?;
             let control =
-                Control::new(settings, row).map_err(|error| format!("cannot set up the worker: {error}"))?;
+                Control::new(settings, rows).map_err(|error| format!("cannot set up the worker: {error}"))?;
             Ok((Arc::new(service), Arc::new(control)))
         })();
         let (service, control) = match prepared {

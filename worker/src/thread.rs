@@ -17,6 +17,7 @@
 
 use crate::control::{self, Control};
 use crate::link::{Link, Phase, Verdict, now_ms};
+use prefork::scoreboard::Row;
 use prefork::settings::WorkerSettings;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -52,6 +53,8 @@ pub(crate) struct Thread {
     waiting: RefCell<Vec<(*const Link, u64)>>,
     /// When the handler of each request in hand began; [`NONE`] for free tickets, and when none runs.
     begun: RefCell<Vec<u64>>,
+    /// The earliest of these, or earlier: [`handler`](Thread::handler) tells why.
+    oldest: Cell<u64>,
     tickets: RefCell<Vec<usize>>,
     drained_at: Cell<Option<u64>>,
     queue_peek: RefCell<Option<Box<dyn Fn() -> bool>>>,
@@ -87,6 +90,7 @@ impl Thread {
             lingering: Cell::new(0),
             waiting: RefCell::default(),
             begun: RefCell::default(),
+            oldest: Cell::new(NONE),
             tickets: RefCell::default(),
             drained_at: Cell::new(None),
             queue_peek: RefCell::new(None),
@@ -168,9 +172,30 @@ impl Thread {
         self.open.get() == 0 && self.lingering.get() == 0
     }
 
+    /// This thread's row of the scoreboard.
+    fn row(&self) -> &Row {
+        self.control.row(self.index)
+    }
+
+    /// Counts, except in a build that shows what counting costs.
+    fn count(&self, what: impl FnOnce(&Row)) {
+        if cfg!(not(feature = "uncounted")) {
+            what(self.row());
+        }
+    }
+
+    /// Counts the bytes that have gone through a connection since the last time.
+    pub(crate) fn count_bytes(&self, link: &Link) {
+        if cfg!(not(feature = "uncounted"))
+            && let Some((received, sent)) = link.moved()
+        {
+            self.row().moved(received, sent);
+        }
+    }
+
     /// A request begins; what is returned ends it.
-    pub(crate) fn request_begun(&self, link: &Arc<Link>) -> usize {
-        self.control.row().request_begun();
+    pub(crate) fn request_begun(&self, link: &Arc<Link>, now_ms: u64) -> usize {
+        self.count(|row| row.request_begun(now_ms));
         self.no_longer_waiting(link);
         self.tickets.borrow_mut().pop().unwrap_or_else(|| {
             let mut begun = self.begun.borrow_mut();
@@ -179,37 +204,37 @@ impl Thread {
         })
     }
 
-    /// The handler of a request begins, or has ended: what remains of the request is up to its client.
-    pub(crate) fn handler(&self, ticket: usize, runs: bool) {
-        let began = if runs { now_ms() } else { NONE };
+    /// The handler of a request begins (at a time), or has ended: what remains of the request is up to its client.
+    pub(crate) fn handler(&self, ticket: usize, began: Option<u64>) {
+        let began = began.unwrap_or(NONE);
         let was = std::mem::replace(&mut self.begun.borrow_mut()[ticket], began);
-        let oldest = self.control.oldest(self.index);
+        let oldest = self.oldest.get();
         if began < oldest {
-            self.control.set_oldest(self.index, began);
+            self.publish_oldest(began);
         } else if was == oldest && was != NONE && self.settings.request_timeout_ms > 0 {
             // Otherwise the next beat is early enough. But the supervisor kills a worker whose oldest handler is
-            // overdue, and a worker whose thread is held up by another one does not beat.
-            self.control.set_oldest(self.index, self.oldest());
-        } else {
-            return;
-        }
-        if self.settings.request_timeout_ms > 0 {
-            self.control.publish_oldest();
+            // overdue, and a thread that is held up by another handler does not beat.
+            self.look_for_oldest();
         }
     }
 
-    fn oldest(&self) -> u64 {
-        self.begun.borrow().iter().copied().min().unwrap_or(NONE)
+    fn look_for_oldest(&self) {
+        self.publish_oldest(self.begun.borrow().iter().copied().min().unwrap_or(NONE));
     }
 
-    /// A request has ended.
-    pub(crate) fn request_ended(&self, ticket: usize) {
-        self.handler(ticket, false);
-        self.control.row().request_ended();
+    fn publish_oldest(&self, oldest: u64) {
+        self.oldest.set(oldest);
+        self.row().set_oldest(if oldest == NONE { 0 } else { oldest });
+    }
+
+    /// A request has ended, after so many microseconds.
+    pub(crate) fn request_ended(&self, ticket: usize, took_us: u64, failed: bool) {
+        self.handler(ticket, None);
+        self.count(|row| row.request_ended(took_us, failed));
         let mut tickets = self.tickets.borrow_mut();
         tickets.push(ticket);
         if self.begun.borrow().len() == tickets.len() {
-            self.control.set_oldest(self.index, NONE);
+            self.oldest.set(NONE);
         }
         drop(tickets);
         if self.gate.is_some() {
@@ -231,8 +256,8 @@ impl Thread {
 
     /// A sign of life, and the oldest handler for the scoreboard.
     pub(crate) fn beat(&self) {
-        self.control.set_oldest(self.index, self.oldest());
-        self.control.beat();
+        self.row().beat();
+        self.look_for_oldest();
     }
 
     /// How long until the next sweep: never longer than a heartbeat, and short enough for the shortest timeout.
@@ -263,6 +288,8 @@ impl Thread {
                 |since: u64| drained_at.is_some_and(|at| at.max(since) + settings.drain_idle_ms <= now);
             if state.upgraded {
                 state.order(Verdict::Look);
+                drop(state);
+                self.count_bytes(link);
             } else if state.h2 {
                 match state.told {
                     None if drained_at.is_some() => state.order(Verdict::GoAway),
@@ -327,7 +354,7 @@ impl Seated {
         });
         links[place] = Some(Arc::clone(link));
         thread.open.set(thread.open.get() + 1);
-        thread.control.row().connection_opened();
+        thread.count(Row::connection_opened);
         thread.waiting.borrow_mut().push((Arc::as_ptr(link), now_ms()));
         Self { thread: Rc::clone(thread), place, lingering: false }
     }
@@ -344,6 +371,7 @@ impl Seated {
         let thread = &self.thread;
         if let Some(link) = thread.links.borrow_mut()[self.place].take() {
             thread.no_longer_waiting(&link);
+            thread.count_bytes(&link);
         }
         thread.free.borrow_mut().push(self.place);
         thread.open.set(thread.open.get() - 1);
@@ -359,6 +387,6 @@ impl Drop for Seated {
         } else {
             self.vacate();
         }
-        self.thread.control.row().connection_closed();
+        self.thread.count(Row::connection_closed);
     }
 }

@@ -160,6 +160,51 @@ fn the_scoreboard_counts_and_beats() {
 }
 
 #[test]
+fn bytes_errors_and_latencies_are_counted_to_the_last() {
+    let (worker, address) = Worker::serving("test:axum", ASYNC);
+    let mut connection = client(address);
+    let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    connection.send(request);
+    connection.answer();
+    until("the answer is counted", || worker.row().bytes_out > 0);
+    let one = worker.row();
+    assert_eq!((one.bytes_in, one.requests, one.errors), (request.len() as u64, 1, 0));
+    // The same again is as many bytes again; a panic is a 500.
+    connection.send(request);
+    connection.answer();
+    until("both are counted", || worker.row().bytes_out == 2 * one.bytes_out);
+    assert_eq!(get(address, "/panic").status, 500);
+    assert_eq!(get(address, "/nowhere").status, 404);
+    assert_eq!(get(address, "/wait").status, 200);
+    until("all are counted", || worker.row().requests == 5);
+    let row = worker.row();
+    assert_eq!((row.errors, row.latency.iter().sum::<u64>()), (1, 5), "{row:?}");
+    // 300 ms, in the bucket up to 500 ms, or a later one on a slow machine.
+    assert!(row.busy_us >= 300_000 && row.latency[9..].iter().sum::<u64>() == 1, "{row:?}");
+    // Bytes that are no request count, too, and what is answered to them.
+    let mut stranger = client(address);
+    stranger.send("nonsense\r\n\r\n");
+    assert_eq!(stranger.answer().unwrap().status, 400);
+    until("these, too", || {
+        worker.row().bytes_in == row.bytes_in + 12 && worker.row().bytes_out > row.bytes_out
+    });
+    worker.finish();
+}
+
+#[test]
+fn a_raw_connection_is_a_request_and_its_bytes_are_counted_while_it_lasts() {
+    let (worker, address) = Worker::serving("echo", ASYNC);
+    let mut connection = connect(address);
+    connection.write_all(&[b'x'; 20_000]).unwrap();
+    connection.read_exact(&mut [0; 20_000]).unwrap();
+    until("all is counted", || (worker.row().bytes_in, worker.row().bytes_out) == (20_000, 20_000));
+    assert_eq!((worker.row().requests, worker.row().busy), (0, 1));
+    drop(connection);
+    until("it has been a request", || worker.row().requests == 1);
+    worker.finish();
+}
+
+#[test]
 fn the_oldest_request_moves_on_under_constant_load() {
     let (worker, address) = Worker::serving("sleep", ASYNC);
     let mut first = client(address);

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::{Received, SupervisorEnd};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
-use prefork::scoreboard::{Reading, SharedRow};
+use prefork::scoreboard::{Reading, SharedRows};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -40,8 +40,8 @@ pub(super) struct Hand {
     pub(super) line: Line,
     /// Its standard error, if that goes through us.
     pub(super) stderr: Option<Capture>,
-    /// Its row of the scoreboard; a foreign program has none.
-    pub(super) row: Option<SharedRow>,
+    /// Its rows of the scoreboard; a foreign program has none.
+    pub(super) rows: Option<SharedRows>,
     /// What it says that it is doing.
     pub(super) status: String,
     /// Something to do at a time, unless it is overtaken.
@@ -218,7 +218,7 @@ impl Hand {
 
     /// What it has written on the scoreboard.
     pub(super) fn reading(&self) -> Option<Reading> {
-        self.row.as_ref().map(|row| row.read())
+        self.rows.as_ref().map(SharedRows::read)
     }
 
     /// Its signs of life.

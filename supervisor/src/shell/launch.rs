@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use prefork::channel::{self, WorkerEnd};
 use prefork::environment::{self as contract, FIRST_FD};
 use prefork::message::{PROTOCOL, ToWorker, Welcome};
-use prefork::scoreboard::SharedRow;
+use prefork::scoreboard::SharedRows;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,13 +47,13 @@ pub(super) fn launch(
     generation.listen(generation.config.workers.max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
-    let row = theirs.as_ref().map(|_| SharedRow::create()).transpose();
-    let row = row.map_err(|error| format!("cannot make a worker's row of the scoreboard: {error}"))?;
+    let rows = theirs.as_ref().map(|_| SharedRows::create(generation.config.class().threads)).transpose();
+    let rows = rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
     let queues = Queues::of(generation, role.slot);
     let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
     let siblings = queues.near.iter().chain(&queues.far).copied();
     let extras: Vec<BorrowedFd<'_>> =
-        theirs.iter().map(AsFd::as_fd).chain(row.iter().map(AsFd::as_fd)).chain(siblings).collect();
+        theirs.iter().map(AsFd::as_fd).chain(rows.iter().map(AsFd::as_fd)).chain(siblings).collect();
 
     let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
     let words = generation.words();
@@ -99,7 +99,7 @@ pub(super) fn launch(
         pidfd: spawned.pidfd,
         exec_errors: spawned.exec_errors,
         line,
-        row,
+        rows,
         stderr: capture,
         status: String::new(),
         alarm,

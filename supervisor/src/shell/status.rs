@@ -52,6 +52,8 @@ pub struct Status {
     pub deaths: BTreeMap<String, u64>,
     /// Where clients reach it.
     pub listeners: Vec<String>,
+    /// The upper bounds of the latency buckets but the last, which has none, in microseconds.
+    pub latency_bounds_us: &'static [u64],
     /// The number of the newest event.
     pub last_event: u64,
     /// Every slot that is open or was.

@@ -5,7 +5,7 @@ mod probe;
 
 use prefork::channel::{Received, SupervisorEnd, pair};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker, Welcome};
-use prefork::scoreboard::{Reading, SharedRow};
+use prefork::scoreboard::{Reading, SharedRows};
 use prefork::settings::{Class, ClassName, WorkerSettings};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::io::{Read, Write};
@@ -53,7 +53,7 @@ pub struct Sockets<'a> {
 pub struct Worker {
     pub child: Child,
     pub channel: Option<SupervisorEnd>,
-    row: SharedRow,
+    rows: SharedRows,
 }
 
 /// A listening socket on a free port.
@@ -73,7 +73,7 @@ impl Worker {
     /// Starts a worker that has siblings, without waiting for anything.
     pub fn spawn_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
         let Sockets { own: listeners, near, far, without_proc } = sockets;
-        let row = SharedRow::create().unwrap();
+        let rows = SharedRows::create(settings.class.threads).unwrap();
         let (ours, theirs) = pair().unwrap();
         let theirs: OwnedFd = theirs.into();
         let welcome = Welcome {
@@ -85,7 +85,7 @@ impl Worker {
             settings,
         };
         ours.send(&ToWorker::Welcome(welcome)).unwrap();
-        let memory = std::os::fd::AsFd::as_fd(&row).try_clone_to_owned().unwrap();
+        let memory = std::os::fd::AsFd::as_fd(&rows).try_clone_to_owned().unwrap();
         let mut sources: Vec<RawFd> = listeners.iter().map(|fd| fd.as_raw_fd()).collect();
         let first = 3 + sources.len();
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
@@ -123,7 +123,7 @@ impl Worker {
             });
         }
         let child = command.spawn().unwrap();
-        Self { child, channel: Some(ours), row }
+        Self { child, channel: Some(ours), rows }
     }
 
     /// Starts a worker and waits until it is ready.
@@ -166,7 +166,7 @@ impl Worker {
     }
 
     pub fn row(&self) -> Reading {
-        self.row.read()
+        self.rows.read()
     }
 
     pub fn exit(&mut self) -> ExitStatus {

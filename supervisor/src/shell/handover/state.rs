@@ -8,6 +8,7 @@ use super::descriptors::{Descriptor, Fd};
 use crate::core::{CoreState, Time};
 use crate::record::record;
 use crate::shell::control::Role;
+use prefork::scoreboard::{BUCKETS, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -170,11 +171,17 @@ states! {
     /// Any other worker's.
     NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
 
-    /// A worker's row of the scoreboard: its memory, and how many bytes of it are a row.
-    RowState { memory: Fd, size: u32 }
+    /// A worker's rows of the scoreboard: their memory, how many bytes of it are a row, and how many rows there are.
+    RowState { memory: Fd, size: u32 } added { rows: u32 = 1 }
 
     /// What dead workers of a slot have done.
-    TotalsState { slot: Slot, requests: u64, connections: u64 }
+    TotalsState { slot: Slot, requests: u64, connections: u64 } added {
+        errors: u64 = 0,
+        bytes_in: u64 = 0,
+        bytes_out: u64 = 0,
+        busy_us: u64 = 0,
+        latency: Vec<u64> = Vec::new(),
+    }
 
     /// How many workers have died of a cause.
     DeathsState { cause: String, count: u64 }
@@ -224,6 +231,24 @@ pub(in crate::shell) enum KeyState {
     Tcp(String),
     Unix(Bytes),
     Fd(i32),
+}
+
+impl TotalsState {
+    pub(in crate::shell) fn of(slot: Slot, totals: &Totals) -> Self {
+        let Totals { requests, connections, errors, bytes_in, bytes_out, busy_us, latency } = *totals;
+        let latency = latency.to_vec();
+        Self { slot, requests, connections, errors, bytes_in, bytes_out, busy_us, latency }
+    }
+
+    pub(in crate::shell) fn totals(&self) -> Totals {
+        let Self { slot: _, requests, connections, errors, bytes_in, bytes_out, busy_us, ref latency } =
+            *self;
+        let mut buckets = [0; BUCKETS];
+        for (bucket, count) in buckets.iter_mut().zip(latency) {
+            *bucket = *count;
+        }
+        Totals { requests, connections, errors, bytes_in, bytes_out, busy_us, latency: buckets }
+    }
 }
 
 impl State {

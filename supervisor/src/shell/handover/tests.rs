@@ -2,6 +2,7 @@ use super::descriptors::Descriptor;
 use super::*;
 use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
 use crate::shell::control::Role;
+use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use std::time::Duration;
 /// The bytes of [`sample`] as the first release writes them. They never change: whatever is added is appended to
 /// records, and a reader must still understand these.
 const GOLDEN: &str = include_str!("golden.hex");
+/// The bytes of [`grown`] as this version writes them.
+const GROWN: &str = include_str!("grown.hex");
 
 fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u32> = text.chars().filter_map(|letter| letter.to_digit(16)).collect();
@@ -116,7 +119,7 @@ fn sample() -> State {
             cut: (id == 3).then(|| b"<4>".to_vec()),
             last_words: b"line\nli".to_vec(),
         }),
-        row: (id != 4).then_some(RowState { memory: fd(8), size: 128 }),
+        row: (id != 4).then_some(RowState { memory: fd(8), size: 128, rows: 1 }),
         status: "well".to_owned(),
         alarm,
         #[cfg(feature = "next")]
@@ -195,7 +198,10 @@ fn sample() -> State {
             ),
             hand(5, LineState::Closed, None),
         ],
-        totals: vec![TotalsState { slot: Slot(1), requests: 1 << 33, connections: 12 }],
+        totals: vec![TotalsState {
+            latency: Vec::new(),
+            ..TotalsState::of(Slot(1), &Totals { requests: 1 << 33, connections: 12, ..Totals::default() })
+        }],
         deaths: vec![DeathsState { cause: "exit".to_owned(), count: 3 }],
         backlog: b"torn".to_vec(),
         foster: true,
@@ -214,10 +220,10 @@ fn sample() -> State {
                 output: b"}".to_vec(),
                 deadline: None,
                 answered: true,
-                role: Role::Read,
+                role: Role::Operate,
                 follows: false,
             }],
-            readers: Some(4),
+            readers: None,
         }),
         waiting: vec![9],
         last_reload: Some(ReloadState { generation: 1, reason: Some("no".to_owned()) }),
@@ -229,17 +235,55 @@ fn sample() -> State {
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
-        counts: CountsState { started: 1_764_000_000, spawned: 9, reloads: 2, failed_reloads: 1, events: 70 },
+        counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0 },
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
 }
 
+/// The sample with something in every field that was added since the first release, where the sample has what is assumed
+/// of a version that did not write it.
+fn grown() -> State {
+    let mut state = sample();
+    let totals = Totals {
+        requests: 1 << 33,
+        connections: 12,
+        errors: 3,
+        bytes_in: 1 << 40,
+        bytes_out: 1 << 41,
+        busy_us: 5_000_000,
+        latency: std::array::from_fn(|bucket| bucket as u64 * 1000),
+    };
+    state.totals = vec![TotalsState::of(Slot(1), &totals)];
+    if let Some(rows) = &mut state.hands[2].row {
+        *rows = RowState { size: 256, rows: 16, ..*rows };
+    }
+    state.counts =
+        CountsState { started: 1_764_000_000, spawned: 9, reloads: 2, failed_reloads: 1, events: 70 };
+    if let Some(control) = &mut state.control {
+        control.readers = Some(4);
+        control.clients[0] = ClientState { role: Role::Read, follows: true, ..control.clients[0].clone() };
+    }
+    state
+}
+
 #[cfg(not(feature = "next"))]
 #[test]
 fn golden_bytes() {
-    let written = bytes(&sample()).expect("it fits");
-    assert!(written == unhex(GOLDEN), "the state is written differently now:\n{}", hex(&written));
+    let written = bytes(&grown()).expect("it fits");
+    assert!(written == unhex(GROWN), "the state is written differently now:\n{}", hex(&written));
+}
+
+#[test]
+fn totals_come_back_as_they_were_and_those_of_fewer_buckets_too() {
+    let state = parse(&unhex(GROWN)).expect("it is understood");
+    let totals = state.totals[0].totals();
+    assert_eq!((totals.errors, totals.busy_us, totals.latency[14]), (3, 5_000_000, 14_000));
+    let mut older = state.totals[0].clone();
+    older.latency.truncate(2);
+    assert_eq!(older.totals().latency[..3], [0, 1000, 0]);
+    let first = parse(&unhex(GOLDEN)).expect("it is understood").totals[0].totals();
+    assert_eq!((first.requests, first.bytes_in, first.latency.iter().sum::<u64>()), (1 << 33, 0, 0));
 }
 
 #[test]

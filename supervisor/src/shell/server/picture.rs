@@ -5,6 +5,7 @@ use crate::core::View;
 use crate::shell::control::VERSION;
 use crate::shell::status::{Reloads, SlotStatus, Status, WorkerStatus};
 use prefork::Slot;
+use prefork::scoreboard::LATENCY_BOUNDS_US;
 use prefork::sys::monotonic;
 
 impl Server {
@@ -38,6 +39,7 @@ impl Server {
             spawned: self.counts.spawned,
             deaths: self.deaths.by_cause(),
             listeners: accepted.map(|accepted| accepted.sockets.describe()).unwrap_or_default(),
+            latency_bounds_us: &LATENCY_BOUNDS_US,
             last_event: self.journal.last(),
         }
     }

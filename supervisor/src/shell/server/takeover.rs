@@ -31,7 +31,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::Channel;
 use prefork::message::PROTOCOL;
-use prefork::scoreboard::{Row, SharedRow, Totals};
+use prefork::scoreboard::{Layout, SharedRows, Totals};
 use prefork::{GenerationId, Slot};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -87,7 +87,7 @@ impl Server {
         let mut dead = vec![Totals::default(); usize::from(Slot::MAX)];
         for totals in &state.totals {
             if let Some(place) = dead.get_mut(totals.slot.index()) {
-                *place = Totals { requests: totals.requests, connections: totals.connections };
+                *place = totals.totals();
             }
         }
         if !task.check {
@@ -265,7 +265,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
             let pipe = state.pipe.map(|pipe| unpacking.take(pipe, Kind::Pipe));
             Capture::adopted(pipe, state.held, &state.last_words, state.cut)
         }),
-        row: state.row.map(|state| row(&state, unpacking)),
+        rows: state.row.map(|state| rows(&state, unpacking)),
         status: state.status,
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
@@ -276,14 +276,9 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
     }
 }
 
-fn row(state: &RowState, unpacking: &mut Unpacking) -> SharedRow {
-    let ours = size_of::<Row>();
-    if state.size as usize != ours {
-        give_up(&format!(
-            "a worker's row of the scoreboard has {} bytes; this version wants {ours} (restart the server to change versions)",
-            state.size
-        ));
-    }
+fn rows(state: &RowState, unpacking: &mut Unpacking) -> SharedRows {
     let memory = unpacking.take(state.memory, Kind::Memory);
-    SharedRow::open(memory).unwrap_or_else(|error| give_up(&format!("cannot map a row: {error}")))
+    let layout = Layout { size: state.size, rows: state.rows };
+    SharedRows::open(memory, layout)
+        .unwrap_or_else(|error| give_up(&format!("cannot map a worker's rows of the scoreboard: {error}")))
 }

@@ -24,7 +24,6 @@ use nix::sys::stat::{fstat, stat};
 use nix::unistd::Pid;
 use prefork::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use prefork::message::PROTOCOL;
-use prefork::scoreboard::Row;
 use prefork::{GenerationId, Slot};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -371,13 +370,7 @@ impl Server {
             generations,
             groups: groups.into_iter().map(|(_, group)| group).collect(),
             hands: self.hands.values().map(|hand| hand_state(hand, packing)).collect(),
-            totals: totals
-                .map(|(slot, totals)| TotalsState {
-                    slot,
-                    requests: totals.requests,
-                    connections: totals.connections,
-                })
-                .collect(),
+            totals: totals.map(|(slot, totals)| TotalsState::of(slot, totals)).collect(),
             deaths: self
                 .deaths
                 .seen()
@@ -460,9 +453,10 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
                 last_words: capture.last_words(),
             }
         }),
-        row: hand.row.as_ref().map(|row| RowState {
-            memory: packing.add(Kind::Memory, row),
-            size: u32::try_from(size_of::<Row>()).unwrap_or(u32::MAX),
+        row: hand.rows.as_ref().map(|rows| RowState {
+            memory: packing.add(Kind::Memory, rows),
+            size: rows.layout().size,
+            rows: rows.layout().rows,
         }),
         status: hand.status.clone(),
         alarm: hand.alarm.map(|(time, alarm)| match alarm {
