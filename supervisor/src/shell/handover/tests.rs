@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
+use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Share, Sight, Time};
 use crate::shell::control::Role;
 use prefork::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
@@ -47,6 +47,7 @@ fn core() -> Core {
         probation: Duration::from_secs(2),
         steals: false,
         proof: Proof::Notice,
+        max_unavailable: Share::Percent(10),
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);
