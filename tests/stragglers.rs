@@ -42,11 +42,11 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
     }
     assert!(slots.contains(&"1".to_owned()), "somebody came for them: {slots:?}");
     assert!(!last.runs());
-    server.wait_for_log("slot 1 is retired, but connections wait in its queue; starting a worker for them");
+    server.wait_for_log("slot 1 has no worker, but connections wait in its queue; starting one for them");
     // Whoever came for them leaves again.
     wait_until("one worker to be left", LONG, || server.workers().len() == 1);
     server.wait_until_settled(LONG);
-    assert_eq!(server.log().count("is retired, but"), 1);
+    assert_eq!(server.log().count("has no worker, but"), 1);
 }
 
 #[test]

@@ -68,6 +68,10 @@ causes! {
     Spawn = "spawn",
     /// Nobody can tell.
     Unknown = "unknown",
+    /// Another one was asked for in its slot.
+    Restart = "restart",
+    /// Its slot was to be empty.
+    Drain = "drain",
 }
 
 impl From<Why> for Cause {
@@ -78,6 +82,9 @@ impl From<Why> for Cause {
             Why::Retired => Self::ScaleDown,
             Why::DrainAll => Self::DrainAll,
             Why::Stop => Self::Stop,
+            Why::Superseded => Self::Reload,
+            Why::Restarted => Self::Restart,
+            Why::Held => Self::Drain,
         }
     }
 }

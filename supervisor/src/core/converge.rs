@@ -19,6 +19,7 @@ impl Core {
         self.judge_boot();
         self.advance_trial(now);
         self.begin_reload();
+        self.run_errands(now);
         self.retire(now);
         self.fill(now);
         // New connections go elsewhere before a worker is told to accept no more.
@@ -115,15 +116,20 @@ impl Core {
     /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
     fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
         let moved = self.trial.as_ref().is_some_and(|trial| slot.0 < trial.moved());
-        let stable = matches!(self.phase, Phase::Booting | Phase::Serving) && slot.0 < self.open && !moved
-            || self.is_visited(slot);
+        let open = slot.0 < self.open && !self.held_slots.contains(&slot);
+        let stable =
+            matches!(self.phase, Phase::Booting | Phase::Serving) && open && !moved || self.is_visited(slot);
         let trial = self.trial.as_ref().map(|trial| trial.generation());
         let trial = trial.filter(|_| slot.0 < self.batch_end());
         stable.then_some(self.stable.id).into_iter().chain(trial)
     }
 
+    /// Who fills a slot for a generation; not who is to be replaced there.
     pub(super) fn occupant(&self, slot: Slot, generation: GenerationId) -> Option<&Worker> {
-        self.in_slot(slot).find(|worker| worker.generation == generation && worker.is_occupant())
+        let fills = |worker: &&Worker| {
+            worker.generation == generation && worker.is_occupant() && worker.relief.is_none()
+        };
+        self.in_slot(slot).find(fills)
     }
 
     pub(super) fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
@@ -136,7 +142,7 @@ impl Core {
     }
 
     /// One past the last slot that is or may become filled.
-    fn reach(&self) -> u16 {
+    pub(super) fn reach(&self) -> u16 {
         let highest = self.workers.values().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
         let visited = self.retired().filter(|slot| self.is_visited(*slot)).map(|slot| slot.0 + 1).max();
         highest.max(self.open).max(self.batch_end()).max(visited.unwrap_or(0))
@@ -173,7 +179,17 @@ impl Core {
         self.last_worker = id;
         let deadline = now + plan.start_timeout.max(LEAST);
         let stage = Stage::Starting { deadline };
-        let worker = Worker { id, slot, generation, plan, born: now, stage, complaint: None, cause: None };
+        let worker = Worker {
+            id,
+            slot,
+            generation,
+            plan,
+            born: now,
+            stage,
+            complaint: None,
+            cause: None,
+            relief: None,
+        };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
         self.out.push(Action::Spawn { worker: id, slot, generation });
@@ -224,7 +240,7 @@ impl Core {
         }
         let mut served_otherwise = false;
         for generation in wanted {
-            if generation == worker.generation {
+            if generation == worker.generation && worker.relief.is_none() {
                 return true;
             }
             served_otherwise |=
@@ -242,10 +258,12 @@ impl Core {
         let on_trial = self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation);
         if worker.generation > self.stable.id && !on_trial {
             Why::RolledBack
+        } else if !on_trial && self.held_slots.contains(&worker.slot) {
+            Why::Held
         } else if on_trial || self.wanted_in(worker.slot).next().is_none() {
             Why::Retired
         } else {
-            Why::Replaced
+            worker.relief.map_or(Why::Replaced, Why::from)
         }
     }
 
@@ -275,7 +293,8 @@ impl Core {
             self.degraded = 0;
             return;
         }
-        let unserved = (0..self.open).map(Slot).filter(|slot| !self.is_served(*slot));
+        let to_serve = (0..self.open).map(Slot).filter(|slot| !self.held_slots.contains(slot));
+        let unserved = to_serve.filter(|slot| !self.is_served(*slot));
         let looping = unserved.clone().filter(|slot| self.backoffs[slot.index()].is_looping()).count();
         let looping = u16::try_from(looping).unwrap_or(u16::MAX);
         if looping > self.degraded {

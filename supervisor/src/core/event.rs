@@ -1,6 +1,6 @@
 //! What goes into the core and what comes out of it.
 
-use super::cause::{Demise, End};
+use super::cause::{Demise, End, Follow};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::fmt;
@@ -31,6 +31,39 @@ pub struct Plan {
     pub steals: bool,
     /// What tells that a worker is ready.
     pub proof: Proof,
+    /// How many slots may be out of service, or have two workers, because somebody wants it so.
+    pub max_unavailable: Share,
+}
+
+/// So many of the slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum Share {
+    /// This number.
+    Count(u16),
+    /// This many of a hundred.
+    Percent(u8),
+}
+
+impl Share {
+    /// How many of `slots` that is: at least one, or nothing could ever be done.
+    pub fn of(self, slots: u16) -> u16 {
+        let count = match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => {
+                u16::try_from(u32::from(slots) * u32::from(percent) / 100).unwrap_or(u16::MAX)
+            }
+        };
+        count.max(1)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
 }
 
 /// What tells that a worker is ready, as far as it matters to whoever reads that one did not get ready.
@@ -58,7 +91,7 @@ impl fmt::Display for Proof {
     }
 }
 
-/// Somebody who asked for a reload and waits for the verdict.
+/// Somebody who asked for something and waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
 pub struct RequestId(pub u64);
 
@@ -69,6 +102,12 @@ pub enum Command {
     Reload(Option<RequestId>),
     /// This many workers more, or fewer.
     Resize(i32),
+    /// This many workers.
+    Scale(u16, Option<RequestId>),
+    /// Another worker in this slot: it is ready before the present one drains.
+    Restart(Slot, Option<RequestId>),
+    /// The slot's worker leaves, and nobody follows: the slot is held empty.
+    Drain(Slot, Option<RequestId>),
     /// All workers leave, the sockets stay.
     DrainAll,
     /// All workers leave, then the server does.
@@ -175,10 +214,36 @@ pub enum Action {
     Forget(GenerationId),
     /// Tell the operator.
     Report(Fact),
-    /// Tell whoever asked for a reload: the generation that serves, or why it does not.
-    Reply(RequestId, Result<GenerationId, String>),
+    /// Tell whoever asked for something: what is done, or why it is not.
+    Reply(RequestId, Result<Done, String>),
     /// Leave with this exit status. The last action ever.
     Exit(u8),
+}
+
+/// What was asked for, done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// This generation serves.
+    Reloaded(GenerationId),
+    /// There are so many slots, and were so many.
+    Scaled {
+        /// Before.
+        from: u16,
+        /// Now.
+        to: u16,
+    },
+    /// A new worker serves a slot.
+    Restarted {
+        /// Which.
+        slot: Slot,
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A slot is empty, and stays so.
+    Drained {
+        /// Which.
+        slot: Slot,
+    },
 }
 
 /// A worker as logs name it.
@@ -205,6 +270,12 @@ pub enum Why {
     DrainAll,
     /// The server stops.
     Stop,
+    /// It was to replace another one of its generation, and a reload does that now.
+    Superseded,
+    /// Somebody asked for another one in its slot.
+    Restarted,
+    /// Somebody asked for its slot to be empty.
+    Held,
 }
 
 impl fmt::Display for Why {
@@ -215,6 +286,9 @@ impl fmt::Display for Why {
             Self::Retired => "its slot is retired",
             Self::DrainAll => "all workers were asked to drain",
             Self::Stop => "the server stops",
+            Self::Superseded => "a reload replaces its slot's worker",
+            Self::Restarted => "another worker has taken over its slot, as it was asked for",
+            Self::Held => "its slot is to be empty, as it was asked for",
         })
     }
 }
@@ -236,8 +310,8 @@ pub enum Fact {
     StartTimedOut(Who, Duration, Proof),
     /// A worker broke the protocol and is killed.
     Condemned(Who, String),
-    /// A worker drains although nobody here had asked it to; the slot is filled again after this long, if at all.
-    LeavesUnasked(Who, Option<Duration>),
+    /// A worker drains although nobody here had asked it to; who follows.
+    LeavesUnasked(Who, Follow),
     /// A worker is asked to drain.
     Draining(Who, Why),
     /// A worker did not finish draining in time and is killed.
@@ -258,12 +332,20 @@ pub enum Fact {
     Reloaded(GenerationId, u16),
     /// A reload failed and nothing has changed: the refused generation, the one that serves, the reason.
     ReloadFailed(GenerationId, GenerationId, String),
+    /// A worker is to be replaced since somebody asked for that.
+    Restarting(Who),
+    /// A worker was to be replaced and goes on serving, since whoever was to follow has failed: why.
+    NotReplaced(Who, String),
+    /// A slot is being emptied, and held so.
+    Holding(Slot),
+    /// A slot that was held empty is filled again.
+    Released(Slot),
     /// The number of slots was changed by hand: from, to.
     Resized(u16, u16),
     /// A slot is retired, and so many connections wait in its queue: a worker is being started for them.
     Stragglers(Slot, u32),
     /// A command does not apply now, and why.
-    Ignored(Command, &'static str),
+    Ignored(Command, String),
     /// All workers are asked to drain; the sockets stay.
     DrainingAll,
     /// The server stops: at once, or gracefully within this time.

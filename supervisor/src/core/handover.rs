@@ -4,8 +4,9 @@
 //! does not compile here before it has found its place in it.
 
 use super::backoff::{Backoff, Chance};
-use super::event::{Plan, Proof, RequestId};
+use super::event::{Plan, Proof, RequestId, Share};
 use super::reload::Trial;
+use super::slots::Errand;
 use super::stragglers::Retired;
 use super::worker::Worker;
 use super::{Accepted, Core, Phase, Time};
@@ -41,6 +42,9 @@ pub struct CoreState {
     retired: Vec<(Slot, Retired)>,
     wide: u16,
     due: Option<Time>,
+    held_slots: Vec<Slot>,
+    errands: Vec<Errand>,
+    attempts: Vec<(Slot, Backoff)>,
 }
 
 record!(CoreState {
@@ -68,6 +72,10 @@ record!(CoreState {
     retired,
     wide,
     due,
+} added {
+    held_slots: Vec::new(),
+    errands: Vec::new(),
+    attempts: Vec::new(),
 });
 record!(Accepted { id, plan });
 record!(Plan {
@@ -81,9 +89,9 @@ record!(Plan {
     graceful_timeout,
     probation,
     steals
-} added { proof: Proof::default() });
+} added { proof: Proof::default(), max_unavailable: Share::Count(1) });
 record!(Trial { generation, requests, stage });
-record!(Worker { id, slot, generation, plan, born, stage, complaint, cause });
+record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None });
 record!(Backoff { failures, not_before });
 
 impl Core {
@@ -115,6 +123,9 @@ impl Core {
             retired,
             wide,
             due,
+            held_slots,
+            errands,
+            attempts,
             out: _,
         } = self.clone();
         let backoffs = (0..).map(Slot).zip(backoffs).filter(|(_, backoff)| *backoff != Backoff::default());
@@ -143,6 +154,9 @@ impl Core {
             retired: retired.into_iter().collect(),
             wide,
             due,
+            held_slots: held_slots.into_iter().collect(),
+            errands,
+            attempts: attempts.into_iter().collect(),
         }
     }
 
@@ -155,6 +169,8 @@ impl Core {
         let slots =
             slots.chain(state.backoffs.iter().map(|(slot, _)| *slot)).chain(state.rotation.iter().copied());
         let slots = slots.chain(state.retired.iter().map(|(slot, _)| *slot));
+        let slots = slots.chain(state.held_slots.iter().copied());
+        let slots = slots.chain(state.errands.iter().map(|errand| errand.slot));
         let highest = state.open.max(state.wide).saturating_sub(1);
         if let Some(slot) = slots.chain([Slot(highest)]).find(|slot| slot.0 >= Slot::MAX) {
             return Err(format!("slot {slot} is beyond the {} that there can be", Slot::MAX));
@@ -194,6 +210,9 @@ impl Core {
             retired: state.retired.into_iter().collect(),
             wide: state.wide,
             due: state.due,
+            held_slots: state.held_slots.into_iter().collect(),
+            errands: state.errands,
+            attempts: state.attempts.into_iter().collect(),
             out: Vec::new(),
         })
     }

@@ -11,6 +11,7 @@
 //!
 //! * `event` – the words: [`Event`], [`Action`], [`Fact`], [`Plan`];
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
+//! * `slots` – what is asked of single slots, and the permits for it;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
 //! * `stragglers` – who still waits in the queue of a slot that is retired;
@@ -28,6 +29,7 @@ mod event;
 mod handover;
 mod pulse;
 mod reload;
+mod slots;
 mod stragglers;
 mod time;
 mod view;
@@ -40,7 +42,9 @@ mod simulation;
 
 pub use cause::{Cause, Demise, End, Follow, Grade, Manner};
 pub use converge::sampling_period;
-pub use event::{Action, Command, Event, Fact, Look, Plan, Proof, RequestId, Sight, Stall, Who, Why};
+pub use event::{
+    Action, Command, Done, Event, Fact, Look, Plan, Proof, RequestId, Share, Sight, Stall, Who, Why,
+};
 pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
@@ -49,6 +53,7 @@ use backoff::{Backoff, Chance, SERVED};
 use prefork::{GenerationId, Slot, WorkerId};
 use pulse::Pulse;
 use reload::Trial;
+use slots::Errand;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use stragglers::Retired;
@@ -93,7 +98,7 @@ struct Accepted {
 /// ```
 /// use prefork::GenerationId;
 /// use std::time::Duration;
-/// use supervisor::core::{Action, Core, Event, Plan, Proof, Time};
+/// use supervisor::core::{Action, Core, Event, Plan, Proof, Share, Time};
 /// let plan = Plan {
 ///     workers: 2,
 ///     max_workers: 8,
@@ -106,6 +111,7 @@ struct Accepted {
 ///     probation: Duration::from_secs(2),
 ///     steals: true,
 ///     proof: Proof::Word,
+///     max_unavailable: Share::Percent(10),
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);
@@ -138,6 +144,12 @@ pub struct Core {
     retired: BTreeMap<Slot, Retired>,
     /// One past the last slot that was wanted at the last step.
     wide: u16,
+    /// Slots that are to be empty.
+    held_slots: BTreeSet<Slot>,
+    /// What was asked of slots and is not done yet.
+    errands: Vec<Errand>,
+    /// When a worker may be replaced in a slot where whoever was to replace it has failed.
+    attempts: BTreeMap<Slot, Backoff>,
     ever_ready: bool,
     boot_failures: u32,
     last_failure: String,
@@ -170,6 +182,9 @@ impl Core {
             stall_told: BTreeMap::new(),
             retired: BTreeMap::new(),
             wide: plan.workers,
+            held_slots: BTreeSet::new(),
+            errands: Vec::new(),
+            attempts: BTreeMap::new(),
             ever_ready: false,
             boot_failures: 0,
             last_failure: String::new(),
@@ -239,15 +254,12 @@ impl Core {
         match (command, self.phase) {
             (Command::Stop, Phase::Stopping { .. }) | (Command::StopNow, _) => self.stop(true),
             (Command::Stop, _) => self.stop(false),
-            (Command::Reload(request), Phase::Stopping { .. }) => {
-                self.ignore(command, STOPPING);
-                self.reply(request, &Err(STOPPING.to_owned()));
-            }
-            (_, Phase::Stopping { .. }) => self.ignore(command, STOPPING),
+            (_, Phase::Stopping { .. }) => self.refuse_while_stopping(command),
             (Command::Reload(request), _) => self.wanted.get_or_insert_default().extend(request),
             (Command::DrainAll, Phase::Drained) => self.ignore(command, "all workers drain already"),
             (Command::DrainAll, _) => {
                 self.abandon_trial("all workers were asked to drain");
+                self.abandon_all_errands("all workers were asked to drain");
                 self.phase = Phase::Drained;
                 self.report(Fact::DrainingAll);
             }
@@ -255,6 +267,9 @@ impl Core {
                 self.ignore(command, "all workers were asked to drain (reload to start them again)");
             }
             (Command::Resize(by), _) => self.resize(by),
+            (Command::Scale(to, request), _) => self.scale(to, request),
+            (Command::Restart(slot, request), _) => self.restart(slot, request),
+            (Command::Drain(slot, request), _) => self.drain(slot, request),
         }
     }
 
@@ -266,8 +281,9 @@ impl Core {
         let already = matches!(self.phase, Phase::Stopping { now: true, .. });
         self.abandon_trial(STOPPING);
         for request in self.wanted.take().unwrap_or_default() {
-            self.reply(Some(request), &Err(STOPPING.to_owned()));
+            self.reply(Some(request), Err(STOPPING.to_owned()));
         }
+        self.abandon_all_errands(STOPPING);
         self.phase = Phase::Stopping { now, status };
         if !already {
             let grace = self.stable.plan.graceful_timeout;
@@ -277,10 +293,7 @@ impl Core {
 
     fn resize(&mut self, by: i32) {
         let command = Command::Resize(by);
-        let (from, most) = match &self.trial {
-            Some(trial) => trial.size().unwrap_or((self.open, self.stable.plan.max_workers)),
-            None => (self.open, self.stable.plan.max_workers),
-        };
+        let (from, most) = self.size();
         let shift = |count: u16| {
             let count = i32::from(count).saturating_add(by).clamp(1, i32::from(most.max(1)));
             u16::try_from(count).unwrap_or(1)
@@ -290,7 +303,7 @@ impl Core {
             let limit = if by > 0 { "the server has max-workers already" } else { "one worker is the least" };
             return self.ignore(command, limit);
         }
-        self.open = shift(self.open);
+        self.set_open(shift(self.open));
         if let Some(trial) = &mut self.trial {
             trial.resize(to);
         }
@@ -311,8 +324,8 @@ impl Core {
         let before = worker.clone();
         worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
         worker.cause = Some(Cause::Left);
-        let wait = self.lose(now, &before, "left unasked".to_owned(), true);
-        self.report(Fact::LeavesUnasked(before.who(), wait));
+        let follow = self.lose(now, &before, "left unasked".to_owned(), true);
+        self.report(Fact::LeavesUnasked(before.who(), follow));
     }
 
     fn condemn(&mut self, now: Time, id: WorkerId, reason: &str) {
@@ -343,8 +356,7 @@ impl Core {
                 Some(since) => format!("{:.1?} after it was ready", now - since),
                 None => "before it was ready".to_owned(),
             };
-            let wait = self.lose(now, &worker, format!("{how}, {when}"), grade == Grade::Clean);
-            wait.map_or(Follow::Refused, Follow::New)
+            self.lose(now, &worker, format!("{how}, {when}"), grade == Grade::Clean)
         } else {
             let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
             occupant.map_or(Follow::Nobody, |other| Follow::Known(other.id))
@@ -352,41 +364,52 @@ impl Core {
         self.report(Fact::Died(worker.who(), Demise { cause, how, grade, age: now - worker.born, follow }));
     }
 
-    /// A worker does not fill its slot any more, and nobody had asked for that. Tells how long the slot stays empty;
-    /// `None` when the worker is not replaced, because its generation is not the accepted one. `orderly`: it has left as
+    /// A worker does not fill its slot any more, and nobody had asked for that. Tells who follows. `orderly`: it has left as
     /// a program may, such as after so many requests. That is no failure if it had served for a while.
-    fn lose(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Option<Duration> {
+    fn lose(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Follow {
         let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
         if self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation) {
             self.fail_trial(reason);
-            return None;
+            return Follow::Refused;
         }
         if worker.generation != self.stable.id {
-            return None;
+            return Follow::Refused;
         }
+        if let Some(serving) = self.replacement_failed(now, worker, &reason) {
+            return Follow::Known(serving);
+        }
+        let wait = self.back_off(now, worker, reason, orderly);
+        match self.occupant(worker.slot, worker.generation).filter(|other| other.id != worker.id) {
+            Some(other) => Follow::Known(other.id),
+            None => Follow::New(wait),
+        }
+    }
+
+    /// Tells how long a slot stays empty that has lost its worker.
+    fn back_off(&mut self, now: Time, worker: &Worker, reason: String, orderly: bool) -> Duration {
         let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
         let backoff = &mut self.backoffs[worker.slot.index()];
         if orderly && served >= SERVED {
             backoff.excuse(now);
-            return Some(Duration::ZERO);
+            return Duration::ZERO;
         }
         if !self.ever_ready {
             self.boot_failures += 1;
         }
         self.last_failure = reason;
-        Some(backoff.fail(now, served, &mut self.chance))
+        backoff.fail(now, served, &mut self.chance)
     }
 
     fn report(&mut self, fact: Fact) {
         self.out.push(Action::Report(fact));
     }
 
-    fn ignore(&mut self, command: Command, why: &'static str) {
-        self.report(Fact::Ignored(command, why));
+    fn ignore(&mut self, command: Command, why: &str) {
+        self.report(Fact::Ignored(command, why.to_owned()));
     }
 
-    fn reply(&mut self, request: Option<RequestId>, verdict: &Result<GenerationId, String>) {
-        self.out.extend(request.map(|request| Action::Reply(request, verdict.clone())));
+    fn reply(&mut self, request: Option<RequestId>, answer: Result<Done, String>) {
+        self.out.extend(request.map(|request| Action::Reply(request, answer)));
     }
 }
 

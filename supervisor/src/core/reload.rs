@@ -5,7 +5,7 @@
 //! batch begin. When the last batch has passed, the trial is accepted. Whatever goes wrong before that ends the
 //! trial, and since intent is then the old generation again, `converge` brings back what had drained.
 
-use super::event::{Action, Fact, Plan, RequestId};
+use super::event::{Action, Done, Fact, Plan, RequestId};
 use super::time::Time;
 use super::worker::Worker;
 use super::{Accepted, Core, Phase};
@@ -101,6 +101,7 @@ impl Core {
         match &mut self.trial {
             Some(trial) if trial.generation == generation => {
                 trial.stage = TrialStage::Replacing { plan, count: plan.workers.max(1), moved: 0 };
+                self.supersede();
             }
             // A stop came in between; `forget` drops it.
             _ => {}
@@ -131,10 +132,11 @@ impl Core {
         self.stable = Accepted { id: generation, plan };
         self.open = count;
         self.backoffs.iter_mut().for_each(super::Backoff::reset);
+        self.forget_slots();
         self.out.push(Action::Accept(generation));
         self.report(Fact::Reloaded(generation, count));
         for request in requests {
-            self.reply(Some(request), &Ok(generation));
+            self.reply(Some(request), Ok(Done::Reloaded(generation)));
         }
         if self.phase != Phase::Serving {
             self.begin_serving();
@@ -165,7 +167,7 @@ impl Core {
         let Some(trial) = self.trial.take() else { return };
         self.report(Fact::ReloadFailed(trial.generation, self.stable.id, reason.clone()));
         for request in trial.requests {
-            self.reply(Some(request), &Err(reason.clone()));
+            self.reply(Some(request), Err(reason.clone()));
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod deaths;
 mod ready;
+mod slots;
 mod stalls;
 mod stragglers;
 
@@ -20,6 +21,7 @@ const PLAN: Plan = Plan {
     probation: Duration::from_secs(2),
     steals: true,
     proof: Proof::Word,
+    max_unavailable: Share::Percent(10),
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.
@@ -198,7 +200,7 @@ fn a_good_reload_drains_the_old_workers_only_after_probation() {
     assert_eq!(stage.drained(), [] as [u64; 0]);
     stage.pass(0.2);
     assert_eq!(stage.drained(), [1, 2]);
-    assert!(stage.has(&Action::Reply(RequestId(7), Ok(GenerationId(2)))));
+    assert!(stage.has(&Action::Reply(RequestId(7), Ok(Done::Reloaded(GenerationId(2))))));
     assert!(stage.has(&Action::Accept(GenerationId(2))));
     stage.die(1);
     stage.die(2);

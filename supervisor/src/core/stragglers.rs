@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a worker has to empty the queue before another one may try.
 const VISIT: Duration = Duration::from_secs(120);
 
-/// A slot that is empty after a scale-down, or was on trial and is not wanted.
+/// A slot that is empty after a scale-down, is held so, or was on trial and is not wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Retired {
     /// Its queue is looked at until then, and until it is empty.
@@ -47,10 +47,9 @@ impl Core {
     /// Notes which slots have been retired since the last step, and which are wanted again.
     pub(super) fn retire(&mut self, now: Time) {
         let wide = self.open.max(self.batch_end());
-        self.retired.retain(|slot, _| slot.0 >= wide);
+        self.retired.retain(|slot, _| slot.0 >= wide || self.held_slots.contains(slot));
         for slot in wide..self.wide {
-            let retired = Retired { until: now + WATCH, length: 0, waits: None, visit: None, said: false };
-            self.retired.insert(Slot(slot), retired);
+            self.watch_queue(now, Slot(slot));
         }
         // Where all workers were asked to drain, nobody is steered elsewhere until there is an elsewhere.
         for slot in &self.rotation {
@@ -59,6 +58,12 @@ impl Core {
             }
         }
         self.wide = wide;
+    }
+
+    /// Nobody is to be in a slot any more.
+    pub(super) fn watch_queue(&mut self, now: Time, slot: Slot) {
+        let retired = Retired { until: now + WATCH, length: 0, waits: None, visit: None, said: false };
+        self.retired.insert(slot, retired);
     }
 
     /// Whether a retired slot is to have a worker for those who wait in its queue.

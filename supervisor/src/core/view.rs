@@ -84,6 +84,8 @@ pub struct View {
     pub ready: bool,
     /// Slots that new connections go to.
     pub rotation: Vec<Slot>,
+    /// Slots that are to be empty.
+    pub held: Vec<Slot>,
     /// The reload in progress.
     pub reload: Option<ReloadView>,
     /// Every worker that is alive.
@@ -123,6 +125,7 @@ impl Core {
             bounds: (plan.workers, plan.max_workers),
             ready: self.is_ready(),
             rotation: self.rotation.clone(),
+            held: self.held_slots.iter().copied().collect(),
             reload,
             workers,
         }
@@ -136,6 +139,12 @@ impl Core {
             Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
             Phase::Booting | Phase::Drained | Phase::Stopping { .. } | Phase::Gone => false,
         }
+    }
+
+    /// How many slots are out of service or have two workers, and how many may be because somebody wants it.
+    pub fn permits(&self) -> (u16, u16) {
+        let used = u16::try_from(self.unavailable().count()).unwrap_or(u16::MAX);
+        (used, self.stable.plan.max_unavailable.of(self.open))
     }
 }
 

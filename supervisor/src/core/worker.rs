@@ -1,7 +1,7 @@
 //! One worker, as far as the core knows it.
 
 use super::cause::Cause;
-use super::event::{Plan, Who};
+use super::event::{Plan, Who, Why};
 use super::pulse::Pulse;
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -34,6 +34,26 @@ pub(super) struct Worker {
     pub(super) complaint: Option<String>,
     /// Why it is to leave, or was killed.
     pub(super) cause: Option<Cause>,
+    /// Another one of its generation is to take its place, and why.
+    pub(super) relief: Option<Relief>,
+}
+
+/// Why a worker is to be replaced by another one of its generation. It serves until that one is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(super) enum Relief {
+    /// It was to replace another one itself, and is not wanted for that any more.
+    Superseded,
+    /// Somebody asked for it.
+    Restart,
+}
+
+impl From<Relief> for Why {
+    fn from(relief: Relief) -> Self {
+        match relief {
+            Relief::Superseded => Self::Superseded,
+            Relief::Restart => Self::Restarted,
+        }
+    }
 }
 
 impl Worker {

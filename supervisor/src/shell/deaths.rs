@@ -198,7 +198,7 @@ fn count(number: u64, what: &str) -> String {
 }
 
 /// Who follows, in words.
-fn follow(follow: Follow) -> String {
+pub(super) fn follow(follow: Follow) -> String {
     match follow {
         Follow::New(Duration::ZERO) => "replacing it at once".to_owned(),
         Follow::New(wait) => format!("trying again in {wait:.1?}"),

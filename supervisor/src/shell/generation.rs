@@ -4,7 +4,7 @@ use super::confine::Confinement;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
-use crate::core::{Plan, Proof};
+use crate::core::{Plan, Proof, Share};
 use prefork::Slot;
 use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -172,6 +172,7 @@ impl Generation {
                 Ready::Notify => Proof::Notice,
                 Ready::Listen => Proof::Wait,
             },
+            max_unavailable: Share::Percent(10),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
 
+use super::deaths;
 use super::events::Told;
 use super::notify::Notifier;
 use crate::core::{Command, Fact, Stall, Who};
@@ -21,15 +22,6 @@ impl std::fmt::Display for Named {
     }
 }
 
-/// In how long a slot is filled again, in words.
-fn again(wait: Option<Duration>) -> String {
-    match wait {
-        None => "not replacing it, since its generation does not serve".to_owned(),
-        Some(Duration::ZERO) => "replacing it at once".to_owned(),
-        Some(wait) => format!("trying again in {wait:.1?}"),
-    }
-}
-
 /// What a worker that does not serve has done, in words.
 fn stalled(why: Stall, span: Duration) -> String {
     match why {
@@ -39,14 +31,17 @@ fn stalled(why: Stall, span: Duration) -> String {
     }
 }
 
-fn command_name(command: &Command) -> &'static str {
+fn command_name(command: &Command) -> String {
     match command {
-        Command::Reload(_) => "reload",
-        Command::Resize(by) if *by > 0 => "one worker more",
-        Command::Resize(_) => "one worker fewer",
-        Command::DrainAll => "drain of all workers",
-        Command::Stop => "stop",
-        Command::StopNow => "quick stop",
+        Command::Reload(_) => "reload".to_owned(),
+        Command::Resize(by) if *by > 0 => "one worker more".to_owned(),
+        Command::Resize(_) => "one worker fewer".to_owned(),
+        Command::Scale(to, _) => format!("scaling to {to} workers"),
+        Command::Restart(slot, _) => format!("restart of slot {slot}"),
+        Command::Drain(slot, _) => format!("drain of slot {slot}"),
+        Command::DrainAll => "drain of all workers".to_owned(),
+        Command::Stop => "stop".to_owned(),
+        Command::StopNow => "quick stop".to_owned(),
     }
 }
 
@@ -85,9 +80,9 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         Fact::Condemned(who, reason) => {
             about("condemned", Error, who, format_args!("{reason}; sending SIGKILL"))
         }
-        Fact::LeavesUnasked(who, wait) => {
-            let again = again(*wait);
-            about("leaving", Warn, who, format_args!("drains although it was not asked to; {again}"))
+        Fact::LeavesUnasked(who, follow) => {
+            let follow = deaths::follow(*follow);
+            about("leaving", Warn, who, format_args!("drains although it was not asked to; {follow}"))
         }
         Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),
         Fact::DrainTimedOut(who, timeout) => {
@@ -130,10 +125,32 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         Fact::Resized(from, to) => {
             Told::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
         }
+        Fact::Restarting(who) => about(
+            "restarting",
+            Info,
+            who,
+            format_args!("is to be replaced; it serves until another one is ready"),
+        ),
+        Fact::NotReplaced(who, reason) => {
+            let text = format_args!("was to be replaced and goes on serving: {reason}");
+            about("not-replaced", Warn, who, text)
+        }
+        Fact::Holding(slot) => Told::new(
+            "holding",
+            Info,
+            format!(
+                "slot {slot} is held empty from now on (restart-worker {slot} or a reload fills it again)"
+            ),
+        )
+        .with("slot", slot.0),
+        Fact::Released(slot) => {
+            Told::new("released", Info, format!("slot {slot} is not held empty any more"))
+                .with("slot", slot.0)
+        }
         Fact::Stragglers(slot, waiting) => Told::new(
             "stragglers",
             Info,
-            format!("slot {slot} is retired, but connections wait in its queue; starting a worker for them"),
+            format!("slot {slot} has no worker, but connections wait in its queue; starting one for them"),
         )
         .with("slot", slot.0)
         .with("waiting", *waiting),
@@ -190,6 +207,8 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Condemned(who, _)
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)
+        | Fact::Restarting(who)
+        | Fact::NotReplaced(who, _)
         | Fact::DrainTimedOut(who, _)
         | Fact::Died(who, _) => Some(*who),
         Fact::ServerReady(..)
@@ -199,6 +218,8 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::ReloadWaits
         | Fact::Reloaded(..)
         | Fact::ReloadFailed(..)
+        | Fact::Holding(_)
+        | Fact::Released(_)
         | Fact::Resized(..)
         | Fact::Stragglers(..)
         | Fact::Ignored(..)

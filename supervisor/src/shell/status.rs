@@ -36,6 +36,10 @@ pub struct Status {
     pub min_workers: u16,
     /// The most that it may fill.
     pub max_workers: u16,
+    /// Slots that are out of service or have two workers.
+    pub unavailable: u16,
+    /// How many slots may be so because somebody wants it.
+    pub max_unavailable: u16,
     /// Connections that one worker has in hand at most; `None` when nobody knows, as of a foreign program.
     pub capacity: Option<u64>,
     /// The reload in progress.
@@ -100,6 +104,8 @@ pub struct SlotStatus {
     pub slot: u16,
     /// It is to be filled.
     pub open: bool,
+    /// Somebody asked for it to be empty.
+    pub held: bool,
     /// New connections go to it.
     pub in_rotation: bool,
     /// What all its workers together have done, dead ones too.

@@ -15,6 +15,7 @@ const PLAN: Plan = Plan {
     probation: Duration::from_secs(2),
     steals: true,
     proof: Proof::Word,
+    max_unavailable: Share::Percent(10),
 };
 
 /// A core, and what its workers show of themselves at every look.

@@ -16,6 +16,7 @@ const PLAN: Plan = Plan {
     probation: Duration::from_secs(2),
     steals: false,
     proof: Proof::Word,
+    max_unavailable: Share::Percent(10),
 };
 
 struct Stage {

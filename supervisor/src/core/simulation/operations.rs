@@ -118,6 +118,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         probation: Duration::from_millis(dice.below(3000)),
         steals: kind == Kind::Rust { steals: true },
         proof: Proof::default(),
+        max_unavailable: Share::Count(1),
     }
 }
 

@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Sight, Time};
+use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Share, Sight, Time};
 use crate::shell::control::Role;
 use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -50,6 +50,7 @@ fn core() -> Core {
         probation: Duration::from_secs(2),
         steals: false,
         proof: Proof::Notice,
+        max_unavailable: Share::Count(1),
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);

@@ -1,7 +1,7 @@
 //! What the core says is done here: each [`Action`], and the events that come of it.
 
 use super::{Server, clock};
-use crate::core::{Action, Cause, End, Event, RequestId, Who};
+use crate::core::{Action, Cause, Done, End, Event, RequestId, Who};
 use crate::shell::control::Answer;
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
@@ -80,7 +80,10 @@ impl Server {
             Action::Reply(RequestId(client), verdict) => {
                 self.waiting.remove(&client);
                 let answer = match verdict {
-                    Ok(generation) => Answer { generation: Some(generation.0), ..Answer::done() },
+                    Ok(Done::Reloaded(generation)) => {
+                        Answer { generation: Some(generation.0), ..Answer::done() }
+                    }
+                    Ok(Done::Scaled { .. } | Done::Restarted { .. } | Done::Drained { .. }) => Answer::done(),
                     Err(reason) => Answer::failed(reason),
                 };
                 self.answer_settled(client, answer);

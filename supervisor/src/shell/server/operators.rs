@@ -40,7 +40,8 @@ impl Server {
             Command::Stop => 1,
             Command::Reload(_) => 2,
             Command::DrainAll => 3,
-            Command::Resize(_) => 4,
+            Command::Scale(..) | Command::Resize(_) => 4,
+            Command::Restart(..) | Command::Drain(..) => 5,
         });
         for command in commands {
             let stops = matches!(command, Command::Stop | Command::StopNow);

@@ -14,6 +14,7 @@ impl Server {
         let view = self.core.view();
         let accepted = self.generations.get(&self.accepted);
         let time = unix_time();
+        let (unavailable, max_unavailable) = self.core.permits();
         let class =
             accepted.filter(|accepted| accepted.has_channel()).map(|accepted| accepted.config.class());
         Status {
@@ -30,6 +31,8 @@ impl Server {
             workers: view.open,
             min_workers: view.bounds.0,
             max_workers: view.bounds.1,
+            unavailable,
+            max_unavailable,
             capacity: class.map(|class| u64::from(class.threads) * u64::from(class.connections)),
             slots: self.slots(&view),
             reload: view.reload,
@@ -58,6 +61,7 @@ impl Server {
             SlotStatus {
                 slot,
                 open: slot < view.open,
+                held: view.held.contains(&Slot(slot)),
                 in_rotation: view.rotation.contains(&Slot(slot)),
                 totals,
                 queue: accepted.and_then(|accepted| accepted.sockets.queue(slot)),
