@@ -236,6 +236,44 @@ fn config_tells_each_setting_and_who_has_set_it() {
 }
 
 #[test]
+fn scale_restart_and_drain_lose_nothing_and_tell_what_became_of_it() {
+    let mut server = setup().workers(3).start();
+    let said = |output: &std::process::Output| {
+        let text = [output.stdout.as_slice(), &output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).trim().to_owned())
+    };
+    let load = testkit::load::start(Plan::fresh(&server.address(), 4).lasting(LONG));
+    load.wait_for_more(10);
+    let scaled = said(&server.command(&["scale", "5"]));
+    assert_eq!(scaled, (Some(0), "5 workers (before: 3)".to_owned()));
+    server.wait_until_settled(LONG);
+    assert_eq!(server.workers().len(), 5);
+    let (code, reason) = said(&server.command(&["scale", "500"]));
+    assert!(code == Some(1) && reason.contains("max-workers"), "{reason}");
+
+    let old = server.workers()[1].clone();
+    let (code, restarted) = said(&server.command(&["restart-worker", "1"]));
+    assert!(code == Some(0) && restarted.ends_with("serves slot 1"), "{restarted}");
+    server.wait_until_settled(LONG);
+    let new = server.workers().into_iter().find(|worker| worker.slot == 1).expect("slot 1 is filled");
+    assert!(new.id > old.id && restarted.contains(&new.id.to_string()), "{restarted}: {new:?}");
+
+    let drained = said(&server.command(&["drain", "2"]));
+    assert_eq!(drained, (Some(0), "slot 2 is empty".to_owned()));
+    let slot = server.status()["slots"][2].clone();
+    assert_eq!((&slot["held"], &slot["in_rotation"]), (&true.into(), &false.into()), "{slot}");
+    assert_eq!(slot["workers"].as_array().map(Vec::len), Some(0));
+    let (code, reason) = said(&server.command(&["drain", "77"]));
+    assert!(code == Some(1) && reason.contains("77"), "{reason}");
+    let (code, refilled) = said(&server.command(&["restart-worker", "2"]));
+    assert!(code == Some(0) && refilled.ends_with("serves slot 2"), "{refilled}");
+    load.wait_for_more(10);
+    load.finish().assert_flawless();
+    server.wait_until_settled(LONG);
+    assert_eq!(server.workers().len(), 5);
+}
+
+#[test]
 fn servers_are_found_by_their_names() {
     let start = |name: &str, directory: &Path| {
         setup()

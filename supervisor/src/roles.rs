@@ -64,6 +64,9 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Act::Events { follow, recent, since } => {
             reach(&source, json, &Request::Events { follow, since, recent })
         }
+        Act::Scale(workers) => reach(&source, json, &Request::Scale { workers }),
+        Act::RestartWorker(slot) => reach(&source, json, &Request::RestartWorker { slot, wait: true }),
+        Act::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
         Act::Config => reach(&source, json, &Request::Config),
         Act::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
         Act::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),

@@ -38,6 +38,12 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Stri
         tell(&format!("generation {generation} serves"));
     } else if let Some(version) = &verdict.upgraded {
         tell(&format!("upgraded to version {version}"));
+    } else if let Some((from, to)) = verdict.scaled {
+        tell(&format!("{to} workers (before: {from})"));
+    } else if let Some((slot, worker)) = verdict.slot.zip(verdict.worker) {
+        tell(&format!("worker {worker} serves slot {slot}"));
+    } else if let Some(slot) = verdict.slot {
+        tell(&format!("slot {slot} is empty"));
     }
     if verdict.ok == Some(true) {
         return Ok(());

@@ -51,6 +51,12 @@ pub enum Act {
     },
     /// Ask the running server how it is.
     Status,
+    /// Ask the running server for this many workers.
+    Scale(u16),
+    /// Ask the running server to replace a slot's worker.
+    RestartWorker(u16),
+    /// Ask the running server to empty a slot.
+    Drain(u16),
     /// Ask the running server what has happened.
     Events {
         /// Go on telling.
@@ -164,6 +170,28 @@ pub(super) enum Verb {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Make the running server have N workers, until the next reload
+    Scale {
+        /// How many
+        #[arg(value_name = "N")]
+        workers: u16,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Replace the worker of a slot: the new one is ready before the old one drains; exit with 1 and the reason when it fails
+    RestartWorker {
+        /// The slot's number, as `status` tells it
+        slot: u16,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Drain the worker of a slot, and hold the slot empty until restart-worker or a reload fills it
+    Drain {
+        /// The slot's number, as `status` tells it
+        slot: u16,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Tell what has happened in the running server
     Events {
         /// Go on telling, until interrupted
@@ -257,7 +285,7 @@ pub fn man(identity: &Identity) -> Vec<u8> {
     let synopsis = format!(
         "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
          {name} events [--follow]\n  {name} config\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
-         {name} stop [--now]"
+         {name} stop [--now]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT"
     );
     let man = clap_mangen::Man::new(command(identity));
     let mut page = Vec::new();

@@ -159,6 +159,9 @@ impl Source {
             Some(Verb::Events { follow, recent, since, reach }) => {
                 (Act::Events { follow, recent, since }, reached(reach))
             }
+            Some(Verb::Scale { workers, reach }) => (Act::Scale(workers), reached(reach)),
+            Some(Verb::RestartWorker { slot, reach }) => (Act::RestartWorker(slot), reached(reach)),
+            Some(Verb::Drain { slot, reach }) => (Act::Drain(slot), reached(reach)),
             Some(Verb::Config { reach }) => (Act::Config, reached(reach)),
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
             Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),

@@ -35,6 +35,27 @@ pub enum Request {
         #[serde(default)]
         now: bool,
     },
+    /// Have this many workers.
+    Scale {
+        /// How many.
+        workers: u16,
+    },
+    /// Replace a slot's worker: the new one is ready before the old one drains.
+    RestartWorker {
+        /// Which slot.
+        slot: u16,
+        /// Answer when the new worker is ready, or has failed.
+        #[serde(default)]
+        wait: bool,
+    },
+    /// Empty a slot, and hold it empty.
+    Drain {
+        /// Which slot.
+        slot: u16,
+        /// Answer when its worker has left.
+        #[serde(default)]
+        wait: bool,
+    },
     /// What has happened, and perhaps what happens from now on.
     Events {
         /// Go on telling.
@@ -84,7 +105,12 @@ impl Request {
     pub fn needs(&self) -> Role {
         match self {
             Self::Status | Self::Events { .. } | Self::Config => Role::Read,
-            Self::Reload { .. } | Self::Upgrade { .. } | Self::Stop { .. } => Role::Operate,
+            Self::Reload { .. }
+            | Self::Upgrade { .. }
+            | Self::Stop { .. }
+            | Self::Scale { .. }
+            | Self::RestartWorker { .. }
+            | Self::Drain { .. } => Role::Operate,
         }
     }
 }
@@ -112,6 +138,15 @@ pub struct Answer {
     /// The version that serves after an upgrade.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upgraded: Option<String>,
+    /// The number of workers before and after `scale`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaled: Option<(u16, u16)>,
+    /// The slot that was restarted or drained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u16>,
+    /// The worker that serves a slot after `restart-worker`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u64>,
     /// The answer to `status`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Value>,

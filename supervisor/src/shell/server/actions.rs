@@ -83,7 +83,11 @@ impl Server {
                     Ok(Done::Reloaded(generation)) => {
                         Answer { generation: Some(generation.0), ..Answer::done() }
                     }
-                    Ok(Done::Scaled { .. } | Done::Restarted { .. } | Done::Drained { .. }) => Answer::done(),
+                    Ok(Done::Scaled { from, to }) => Answer { scaled: Some((from, to)), ..Answer::done() },
+                    Ok(Done::Restarted { slot, worker }) => {
+                        Answer { slot: Some(slot.0), worker: Some(worker.0), ..Answer::done() }
+                    }
+                    Ok(Done::Drained { slot }) => Answer { slot: Some(slot.0), ..Answer::done() },
                     Err(reason) => Answer::failed(reason),
                 };
                 self.answer_settled(client, answer);

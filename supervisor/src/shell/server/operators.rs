@@ -8,6 +8,7 @@ use crate::shell::status::LastReload;
 use crate::shell::{deaths, log as logfile, report};
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
+use prefork::Slot;
 
 impl Server {
     pub(super) fn take_signals(&mut self) {
@@ -68,6 +69,17 @@ impl Server {
                 self.answer(client, &Answer::done());
                 self.feed(Event::Command(Command::Reload(None)));
             }
+            Request::Scale { workers } => {
+                self.feed(Event::Command(Command::Scale(workers, Some(RequestId(client)))));
+            }
+            Request::RestartWorker { slot, wait } => {
+                let asked = self.asked_by(client, wait);
+                self.feed(Event::Command(Command::Restart(Slot(slot), asked)));
+            }
+            Request::Drain { slot, wait } => {
+                let asked = self.asked_by(client, wait);
+                self.feed(Event::Command(Command::Drain(Slot(slot), asked)));
+            }
             Request::Upgrade { wait: true } => self.ask_for_upgrade(Some(client)),
             Request::Upgrade { wait: false } => {
                 self.answer(client, &Answer::done());
@@ -78,6 +90,14 @@ impl Server {
                 self.feed(Event::Command(if now { Command::StopNow } else { Command::Stop }));
             }
         }
+    }
+
+    /// Who waits for the verdict. A client that does not is answered at once.
+    fn asked_by(&mut self, client: u64, waits: bool) -> Option<RequestId> {
+        if !waits {
+            self.answer(client, &Answer::done());
+        }
+        waits.then_some(RequestId(client))
     }
 
     /// Makes the picture once for all who ask in one round.
