@@ -35,3 +35,4 @@ mod stderr;
 mod steering;
 mod store;
 pub mod systemd;
+mod usage;
