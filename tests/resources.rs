@@ -43,9 +43,9 @@ fn memory_is_small() {
 #[test]
 fn a_hundred_reloads_leave_no_trace() {
     let mut server = setup().workers(2).args(["--probation", "0s", "--drain-idle", "0s"]).start();
-    // The first reloads warm allocators and caches.
+    // The first reloads warm allocators and caches, and fill the journal of events.
     let rounds = |server: &mut Server, count: usize| (0..count).for_each(|_| server.reload());
-    rounds(&mut server, 10);
+    rounds(&mut server, 60);
     let facts = |server: &Server| (server.process().descriptors(), server.descendants().len());
     let (before, memory) = (facts(&server), server.process().resident_kib());
     rounds(&mut server, 100);

@@ -1,6 +1,7 @@
 //! What a server tells, for people.
 
 use serde_json::Value;
+use std::time::Duration;
 
 /// How many workers have died of what.
 fn deaths(counts: &Value) -> Option<String> {
@@ -16,81 +17,112 @@ fn deaths(counts: &Value) -> Option<String> {
 
 /// How the server is.
 pub(super) fn status(status: &Value) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "-".to_owned(),
-        other => other.to_string(),
-    };
-    let list = |value: &Value| value.as_array().map(Vec::as_slice).unwrap_or_default().to_vec();
     let listeners: Vec<String> = list(&status["listeners"]).iter().map(text).collect();
-    let mut lines = vec![
+    let workers = format!(
+        "{} of {} to {}; {} of {} slots may be out of service, {} are",
+        text(&status["workers"]),
+        text(&status["min_workers"]),
+        text(&status["max_workers"]),
+        text(&status["max_unavailable"]),
+        text(&status["workers"]),
+        text(&status["unavailable"]),
+    );
+    let mut lines = Vec::new();
+    lines.extend(status["instance"].as_str().map(|name| format!("name        {name}")));
+    lines.extend([
         format!("state       {}", text(&status["state"])),
         format!("pid         {}", text(&status["pid"])),
         format!("version     {}", text(&status["program"])),
+        format!("up for      {}", span(&status["uptime"])),
         format!("generation  {}", text(&status["generation"])),
+        format!("workers     {workers}"),
         format!("listening   {}", listeners.join(", ")),
-    ];
+    ]);
     lines.extend(deaths(&status["deaths"]));
     if let Some(reason) = status["last_reload"]["reason"].as_str() {
         lines.push(format!(
-            "last reload of generation {} failed: {reason}",
-            text(&status["last_reload"]["generation"])
+            "last reload of generation {} failed: {}",
+            text(&status["last_reload"]["generation"]),
+            harmless(reason)
         ));
     }
     if let Some(reason) = status["last_upgrade"]["reason"].as_str() {
-        lines.push(format!("last upgrade failed: {reason}"));
+        lines.push(format!("last upgrade failed: {}", harmless(reason)));
     }
-    lines.push(format!(
-        "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}",
-        "SLOT", "WORKER", "PID", "GEN", "STATE", "REQUESTS", "CONNECTIONS", "BUSY", "QUEUE"
-    ));
+    let heads = ["SLOT", "WORKER", "PID", "GEN", "STATE", "REQUESTS", "CONNECTIONS", "BUSY", "QUEUE"];
+    lines.push(row(&heads.map(str::to_owned), ""));
     for slot in list(&status["slots"]) {
         let totals = &slot["totals"];
+        let cells = |worker: &Value, state: String| {
+            row(
+                &[
+                    text(&slot["slot"]),
+                    text(&worker["worker"]),
+                    text(&worker["pid"]),
+                    text(&worker["generation"]),
+                    state,
+                    text(&totals["requests"]),
+                    text(&totals["connections"]),
+                    text(&worker["scoreboard"]["busy"]),
+                    text(&slot["queue"]),
+                ],
+                &harmless(worker["status"].as_str().unwrap_or_default()),
+            )
+        };
         let workers = list(&slot["workers"]);
         if workers.is_empty() {
-            lines.push(format!(
-                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}",
-                text(&slot["slot"]),
-                "-",
-                "-",
-                "-",
-                "empty",
-                text(&totals["requests"]),
-                text(&totals["connections"]),
-                "-",
-                text(&slot["queue"])
-            ));
+            let why = match (slot["open"].as_bool(), slot["held"].as_bool()) {
+                (Some(false), _) => "retired",
+                (_, Some(true)) => "held",
+                _ => "empty",
+            };
+            lines.push(cells(&Value::Null, why.to_owned()));
         }
-        for worker in workers {
-            lines.push(format!(
-                "{:>4}  {:>6}  {:>7}  {:>4}  {:<9} {:>10} {:>12} {:>6} {:>6}  {}",
-                text(&slot["slot"]),
-                text(&worker["worker"]),
-                text(&worker["pid"]),
-                text(&worker["generation"]),
-                text(&worker["state"]),
-                text(&totals["requests"]),
-                text(&totals["connections"]),
-                text(&worker["scoreboard"]["busy"]),
-                text(&slot["queue"]),
-                worker["status"].as_str().unwrap_or_default(),
-            ));
-        }
+        lines.extend(workers.iter().map(|worker| cells(worker, text(&worker["state"]))));
     }
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+}
+
+fn row(cells: &[String; 9], words: &str) -> String {
+    let [slot, worker, pid, generation, state, requests, connections, busy, queue] = cells;
+    format!(
+        "{slot:>4}  {worker:>6}  {pid:>7}  {generation:>4}  {state:<9} {requests:>10} {connections:>12} {busy:>6} {queue:>6}  {words}"
+    )
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// A number of seconds, as people say it.
+fn span(seconds: &Value) -> String {
+    let seconds = seconds.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+    let span = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok());
+    span.map_or_else(|| "-".to_owned(), |span| humantime::format_duration(span).to_string())
+}
+
+/// Words in which workers have a say, fit for a terminal.
+fn harmless(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 /// One event a line.
 pub(super) fn event(event: &Value) -> String {
     let word = |name: &str| event[name].as_str().unwrap_or("-");
-    // Workers have a say in the words.
-    let text: String = word("text").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    format!("{} {:<5} {text}", word("time"), word("level").to_uppercase())
+    format!("{} {:<5} {}", word("time"), word("level").to_uppercase(), harmless(word("text")))
 }
 
 /// A setting a line: its name, its value, and where it was set.
 pub(super) fn config(settings: &Value) -> String {
-    let settings = settings.as_array().map(Vec::as_slice).unwrap_or_default();
+    let settings = list(settings);
     let value = |setting: &Value| match &setting["value"] {
         Value::Null => "-".to_owned(),
         value => value.to_string(),
@@ -118,6 +150,22 @@ mod tests {
             {"name":"user","value":null,"from":"default"}
         ]);
         assert_eq!(config(&settings), "workers  8  flag (--workers)\nuser     -  default");
+    }
+
+    #[test]
+    fn an_empty_slot_is_told_with_its_reason() {
+        let told = status(&json!({
+            "instance":"shop","state":"serving","uptime":3700.9,"workers":2,
+            "slots":[
+                {"slot":0,"open":true,"held":false,"workers":[{"worker":7,"state":"ready","status":"a\u{1b}b"}]},
+                {"slot":1,"open":true,"held":true,"workers":[]},
+                {"slot":2,"open":false,"held":false,"workers":[]},
+            ]
+        }));
+        assert!(told.starts_with("name        shop\n") && told.contains("up for      1h 1m 40s"), "{told}");
+        let states: Vec<_> = told.lines().rev().map(|line| line.split_whitespace().nth(4)).take(3).collect();
+        assert_eq!(states, [Some("retired"), Some("held"), Some("ready")], "{told}");
+        assert!(told.contains("a b"), "{told}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::poll::{Interest, Poll, Token};
 use crate::core::Time;
 use nix::unistd::Gid;
 use protocol::MAX_REQUEST;
+pub(in crate::shell) use protocol::event_line;
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

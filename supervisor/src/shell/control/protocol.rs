@@ -158,6 +158,18 @@ pub struct Answer {
     pub config: Option<Value>,
 }
 
+/// The line of an [`Answer`] that tells of something that has happened, with the end.
+pub(in crate::shell) fn event_line(event: &impl Serialize) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Line<'a, T> {
+        version: u32,
+        event: &'a T,
+    }
+    let mut line = serde_json::to_vec(&Line { version: VERSION, event }).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
 /// How far a reload is, in slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -187,11 +199,6 @@ impl Answer {
     /// It goes on.
     pub fn progress(text: impl Into<String>) -> Self {
         Self { version: VERSION, progress: Some(text.into()), ..Self::default() }
-    }
-
-    /// Something has happened.
-    pub fn event(event: impl Serialize) -> Self {
-        Self { version: VERSION, event: serde_json::to_value(event).ok(), ..Self::default() }
     }
 
     /// Its line, with the end.

@@ -131,7 +131,7 @@ fn only_so_many_clients_wait_and_follow() {
     let (stream, _, request) = desk.ask(follow);
     assert_eq!(request, None);
     assert!(line(stream).error.expect("a reason").contains("already"));
-    desk.server.tell(desk.now, &desk.poll, &Answer::event("something").line());
+    desk.server.tell(desk.now, &desk.poll, &event_line(&"something"));
     assert_eq!(held.into_iter().filter_map(|stream| line(stream).event).count(), MAX_FOLLOWERS);
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Server, TELL_AGAIN};
 use crate::core::{Command, Event, Fact, RequestId};
-use crate::shell::control::{Answer, Progress, Request};
+use crate::shell::control::{Answer, Progress, Request, event_line};
 use crate::shell::events::Told;
 use crate::shell::status::LastReload;
 use crate::shell::{deaths, log as logfile, report};
@@ -114,7 +114,7 @@ impl Server {
     fn answer_events(&mut self, client: u64, follow: bool, since: Option<u64>, recent: Option<u32>) {
         let mut lines = Vec::new();
         for event in self.journal.after(since.unwrap_or(0), recent) {
-            lines.extend(Answer::event(event).line());
+            lines.extend(event_line(&event));
         }
         if follow {
             self.control.follow(client);
@@ -144,7 +144,7 @@ impl Server {
         told.log();
         let event = self.journal.note(told);
         if self.control.is_followed() {
-            let line = Answer::event(event).line();
+            let line = event_line(&event);
             self.control.tell(self.now, &self.poll, &line);
         }
     }
