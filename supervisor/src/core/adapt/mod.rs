@@ -141,11 +141,10 @@ impl Core {
 
     /// Somebody has set the number by hand: it is the least from now on.
     pub(super) fn set_floor(&mut self, to: u16) {
-        self.adaptation.floor = Some(to);
-        if self.trial.as_ref().is_some_and(|trial| trial.plan().is_some()) {
-            self.adaptation.trial_floor = Some(to);
-        }
-        self.adaptation.policy.need(self.last_step, to);
+        let elastic = |plan: super::Plan| plan.elastic.is_some();
+        self.adaptation.floor = Some(to).filter(|_| elastic(self.stable.plan));
+        let trial = self.trial.as_ref().and_then(super::Trial::plan);
+        self.adaptation.trial_floor = Some(to).filter(|_| trial.is_some_and(elastic));
     }
 
     /// A reload's trial begins; what was set by hand before does not concern it.

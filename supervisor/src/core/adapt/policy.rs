@@ -105,7 +105,7 @@ impl Policy {
     pub(super) fn grown(&mut self, now: Time, scene: &Scene, to: u16, down_after: Duration) {
         self.need(now, to);
         (self.hot, self.stood) = Default::default();
-        let soon = self.retired.is_some_and(|at| now - at < down_after * 2);
+        let soon = self.retired.is_some_and(|at| now - at < down_after.saturating_mul(2));
         if scene.apiece.is_none() && soon {
             self.strikes = (self.strikes + 1).min(STRIKES);
         }
@@ -159,7 +159,7 @@ impl Policy {
     fn down(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
         let to = scene.open.checked_sub(1).filter(|to| *to >= bounds.least)?;
         let unneeded = now - *self.needed.get(usize::from(to)).unwrap_or(&now);
-        let patience = bounds.down_after * (1 << self.strikes.min(STRIKES));
+        let patience = bounds.down_after.saturating_mul(1 << self.strikes.min(STRIKES));
         if !bounds.may_retire || unneeded < patience {
             return None;
         }
@@ -169,7 +169,7 @@ impl Policy {
             for needed in self.needed.iter_mut().take(usize::from(to)) {
                 *needed = (*needed).max(Time(pace.0.saturating_sub(patience)));
             }
-            if self.retired.is_some_and(|at| now - at >= patience * 2) {
+            if self.retired.is_some_and(|at| now - at >= patience.saturating_mul(2)) {
                 self.strikes = self.strikes.saturating_sub(1);
             }
         }
