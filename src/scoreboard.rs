@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 /// The upper ends of the latency buckets, in microseconds. A request that took exactly as long belongs to the bucket; what took
 /// longer than the last belongs to one more.
@@ -337,6 +338,25 @@ impl SharedRows {
             all.merge(&row(index * size));
         }
         all
+    }
+}
+
+impl SharedRows {
+    /// How long requests have been in hand so far, until `now_ms`: of a worker whose threads have one at a time each, the time
+    /// that they were busy.
+    pub fn busy_time(&self, now_ms: u64) -> Duration {
+        let size = self.layout.size as usize;
+        let field = |row: usize, field: usize| {
+            let offset = field * size_of::<AtomicU64>();
+            if offset < size { self.memory.at::<AtomicU64>(row * size + offset).load(Relaxed) } else { 0 }
+        };
+        let row = |row: usize| {
+            let reading = Reading::from_fields(|number| field(row, number));
+            let present = if reading.busy > 0 { now_ms.saturating_sub(reading.busy_since) } else { 0 };
+            reading.busy_us.saturating_add(present.saturating_mul(1000))
+        };
+        let rows = self.layout.rows as usize;
+        Duration::from_micros((0..rows).map(row).fold(0, u64::saturating_add))
     }
 }
 

@@ -13,26 +13,52 @@ pub(super) enum WorkerCount {
     Auto,
     /// So many.
     Fixed(u16),
+    /// As many as the load needs, between these two.
+    Range(u16, u16),
 }
 
 impl Word for WorkerCount {
     const LIKE: &'static str = "8";
     const NUMBER: bool = true;
     const WORDS: &'static [&'static str] = &["auto"];
+    const DOTTED: bool = true;
 
     fn read(text: &str) -> Result<Self, String> {
         if text == "auto" {
             return Ok(Self::Auto);
         }
+        if let Some((least, most)) = text.split_once("..") {
+            return Self::range(text, least, most);
+        }
         let most = Slot::MAX;
-        let number: i128 = text
-            .parse()
-            .map_err(|_| format!("`{text}` is no whole number (write one from 1 to {most}, or auto)"))?;
+        let number: i128 = text.parse().map_err(|_| {
+            format!("`{text}` is no whole number (write one from 1 to {most}, a range like 2..16, or auto)")
+        })?;
         u16::try_from(number)
             .ok()
             .filter(|number| (1..=most).contains(number))
             .map(Self::Fixed)
             .ok_or_else(|| format!("{number} is out of range (1 to {most})"))
+    }
+}
+
+impl WorkerCount {
+    fn range(text: &str, least: &str, most: &str) -> Result<Self, String> {
+        let end = |end: &str| -> Result<u16, String> {
+            let number: i128 = end
+                .trim()
+                .parse()
+                .map_err(|_| format!("`{text}` is no range (write its two ends, like 2..16)"))?;
+            u16::try_from(number)
+                .ok()
+                .filter(|number| (1..=Slot::MAX).contains(number))
+                .ok_or_else(|| format!("{number} in {text} is out of range (1 to {})", Slot::MAX))
+        };
+        let (least, most) = (end(least)?, end(most)?);
+        if least > most {
+            return Err(format!("{text} ends before it begins (write {most}..{least})"));
+        }
+        Ok(Self::Range(least, most))
     }
 }
 

@@ -60,10 +60,16 @@ pub struct Config {
     pub backlog: u32,
     /// Whose queues a worker takes connections from; a foreign program never steals.
     pub accept: Accept,
-    /// Worker processes: 1 to [`max_workers`](Self::max_workers).
+    /// Worker processes: 1 to [`max_workers`](Self::max_workers); the fewest, where their number follows the load.
     pub workers: u16,
-    /// Workers that TTIN can scale up to: at most [`prefork::Slot::MAX`].
+    /// Workers that can be scaled up to: at most [`prefork::Slot::MAX`].
     pub max_workers: u16,
+    /// The number of workers follows the load.
+    pub range: bool,
+    /// How long a worker must have been unneeded before it is retired.
+    pub scale_down_after: Duration,
+    /// Bytes that all workers together may use for more to be started.
+    pub scale_up_memory: Option<u64>,
     /// What a worker runs.
     pub program: Program,
     /// How a Rust worker serves.
@@ -217,6 +223,21 @@ impl Config {
             max_head_bytes: self.max_head,
             max_body_bytes: self.max_body.unwrap_or(0),
             log_level: self.log.level as u8,
+        }
+    }
+
+    /// Slots that there are without anybody's asking for more.
+    pub fn slots(&self) -> u16 {
+        if self.range { self.max_workers } else { self.workers }
+    }
+
+    /// Requests that one worker has in hand at a time; `None` for whom that says nothing of how busy it is: a worker of
+    /// class async, whose handlers wait more than they work, and a foreign program, which does not tell.
+    pub fn apiece(&self) -> Option<u32> {
+        let class = self.class();
+        match self.program {
+            Program::App(_) | Program::Linked if class.connections <= 1 => Some(u32::from(class.threads)),
+            Program::App(_) | Program::Linked | Program::Command(_) => None,
         }
     }
 

@@ -132,10 +132,15 @@ settings! {
     "Workers" {
         /// Stock app to serve when no program is named: hello, echo, greeter, files:DIR, sleep or burn
         app: (Typed<Plain>) as "APP" = Given("hello");
-        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave
-        workers: (Typed<WorkerCount>) as "N|auto" = Given("auto");
+        /// Number of worker processes; auto is one per CPU that affinity, cpuset and the control group's quota leave. Between
+        /// MIN and MAX the number follows the load
+        workers: (Typed<WorkerCount>) as "N|MIN..MAX|auto" = Given("auto");
         /// Most workers that TTIN can scale up to
-        max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8");
+        max_workers: (Typed<Whole<1, 1024>>) as "N" = Computed("twice the workers, at least 8; of a range, its end");
+        /// How long a worker must have been unneeded before it is retired, where the number of workers follows the load
+        scale_down_after: (Typed<Span<1_000, DAY>>) as "TIME" = Given("60s");
+        /// Memory that all workers together may use for more to be started, where their number follows the load, or off
+        scale_up_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
         class: (Typed<ClassName>) as "CLASS" = Given("async");
         /// Threads of a worker of class threads

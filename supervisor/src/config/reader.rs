@@ -15,6 +15,9 @@ pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
     /// What a bare number's place can also hold, in quotes.
     const WORDS: &'static [&'static str] = &[];
 
+    /// Whether a bare number's place can also hold a range of them, in quotes.
+    const DOTTED: bool = false;
+
     /// Reads it, or says what is wrong with it.
     fn read(text: &str) -> Result<Self, String>;
 
@@ -96,7 +99,7 @@ impl<'de, T: Word> Visitor<'de> for One<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Typed<T>, E> {
-        if T::NUMBER && !T::WORDS.contains(&text) {
+        if T::NUMBER && !T::WORDS.contains(&text) && !(T::DOTTED && text.contains("..")) {
             return Err(E::custom(format!(
                 "is text here; write the number without quotes, like {}",
                 T::LIKE

@@ -22,8 +22,14 @@ impl Config {
                 page.line("command", quoted_list(&words));
             }
         }
-        page.line("workers", self.workers);
+        if self.range {
+            page.line("workers", quoted(format_args!("{}..{}", self.workers, self.max_workers)));
+        } else {
+            page.line("workers", self.workers);
+        }
         page.line("max-workers", self.max_workers);
+        page.line("scale-down-after", span(self.scale_down_after));
+        page.line("scale-up-memory", self.scale_up_memory.map_or_else(off, |size| quoted(binary(size))));
         page.line("class", quoted(self.class));
         page.line("threads", self.threads);
         page.line("max-connections", self.max_connections);

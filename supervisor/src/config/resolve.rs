@@ -55,19 +55,37 @@ pub(super) fn resolve(
         let place = desk.place(name);
         desk.warnings.push(format!("{place}: has no effect with sandbox off"));
     }
-    let workers = match value(all.workers) {
+    let count = value(all.workers);
+    let workers = match count {
         WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
-        WorkerCount::Fixed(count) => count,
+        WorkerCount::Fixed(count) | WorkerCount::Range(count, _) => count,
+    };
+    let range = match count {
+        WorkerCount::Range(_, most) => Some(most),
+        WorkerCount::Auto | WorkerCount::Fixed(_) => None,
     };
     let max_workers = match all.max_workers {
-        None => workers.saturating_mul(2).clamp(8, Slot::MAX),
+        None => range.unwrap_or(workers.saturating_mul(2).clamp(8, Slot::MAX)),
         Some(Typed(most)) => small(most.0),
     };
-    if max_workers < workers {
+    if let Some(most) = range.filter(|most| *most != max_workers) {
+        desk.refuse(
+            "max-workers",
+            format!("{max_workers} is not the end of the range {workers}..{most} of workers (leave it out)"),
+        );
+    } else if max_workers < workers {
         desk.refuse(
             "max-workers",
             format!("{max_workers} is less than the {workers} workers (raise it, or leave it out)"),
         );
+    }
+    for name in ["scale-down-after", "scale-up-memory"] {
+        if let Some(layer) = desk.typed(name).filter(|_| range.is_none()) {
+            let place = layer.place(name);
+            desk.warnings.push(format!(
+                "{place}: has no effect with a fixed number of workers (give a range, like --workers 2..16)"
+            ));
+        }
     }
     let binds = desk.binds(value_list(all.bind), around);
     let directory = all.directory.map(|Typed(place)| place.0);
@@ -106,6 +124,9 @@ pub(super) fn resolve(
         accept: value(all.accept),
         workers,
         max_workers,
+        range: range.is_some(),
+        scale_down_after: value(all.scale_down_after).0,
+        scale_up_memory: limit(all.scale_up_memory).map(|size| size.0),
         program,
         class,
         threads: small(value(all.threads).0),

@@ -1,5 +1,6 @@
 //! What goes into the core and what comes out of it.
 
+use super::adapt::{Elastic, Load, Reason};
 use super::cause::{Demise, End, Follow};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -9,9 +10,9 @@ use std::time::Duration;
 /// What a generation's configuration means to the core. The rest of it is the shell's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
-    /// Slots to fill, at least 1.
+    /// Slots to fill, at least 1; the fewest, if their number follows the load.
     pub workers: u16,
-    /// The most slots that scaling by hand may reach.
+    /// The most slots that scaling may reach.
     pub max_workers: u16,
     /// Slots that a reload replaces at a time, at least 1.
     pub surge: u16,
@@ -33,6 +34,8 @@ pub struct Plan {
     pub proof: Proof,
     /// How many slots may be out of service, or have two workers, because somebody wants it so.
     pub max_unavailable: Share,
+    /// The number of slots follows the load, from `workers` to `max_workers`, and how.
+    pub elastic: Option<Elastic>,
 }
 
 /// So many of the slots.
@@ -150,6 +153,9 @@ pub struct Look {
     /// How many connections wait in the queues of each slot, if that was looked at (see
     /// [`wants_queues`](super::Core::wants_queues)). Slots without a queue of their own are left out.
     pub queues: Option<Vec<(Slot, u32)>>,
+    /// What workers that are ready have to do, if that was asked for (see [`wants_loads`](super::Core::wants_loads)) and queues
+    /// were looked at.
+    pub loads: Vec<(WorkerId, Load)>,
 }
 
 /// A worker's signs of life.
@@ -342,6 +348,22 @@ pub enum Fact {
     Released(Slot),
     /// The number of slots was changed by hand: from, to.
     Resized(u16, u16),
+    /// The load has changed the number of slots.
+    Scaled {
+        /// Before.
+        from: u16,
+        /// Now.
+        to: u16,
+        /// Why.
+        reason: Reason,
+    },
+    /// The load asks for more workers than memory is allowed for: how many there are, and the bytes that they use.
+    NoMemory {
+        /// Slots.
+        workers: u16,
+        /// Bytes of all workers together.
+        used: u64,
+    },
     /// A slot is retired, and so many connections wait in its queue: a worker is being started for them.
     Stragglers(Slot, u32),
     /// A command does not apply now, and why.

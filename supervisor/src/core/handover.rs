@@ -3,6 +3,7 @@
 //! [`Core`] itself is not the format: [`CoreState`] is, as a [record](crate::record). A field that the core gets later
 //! does not compile here before it has found its place in it.
 
+use super::adapt::Adaptation;
 use super::backoff::{Backoff, Chance};
 use super::event::{Plan, Proof, RequestId, Share};
 use super::reload::Trial;
@@ -45,6 +46,7 @@ pub struct CoreState {
     held_slots: Vec<Slot>,
     errands: Vec<Errand>,
     attempts: Vec<(Slot, Backoff)>,
+    adaptation: Adaptation,
 }
 
 record!(CoreState {
@@ -76,6 +78,7 @@ record!(CoreState {
     held_slots: Vec::new(),
     errands: Vec::new(),
     attempts: Vec::new(),
+    adaptation: Adaptation::default(),
 });
 record!(Accepted { id, plan });
 record!(Plan {
@@ -89,7 +92,7 @@ record!(Plan {
     graceful_timeout,
     probation,
     steals
-} added { proof: Proof::default(), max_unavailable: Share::Count(1) });
+} added { proof: Proof::default(), max_unavailable: Share::Count(1), elastic: None });
 record!(Trial { generation, requests, stage });
 record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None });
 record!(Backoff { failures, not_before });
@@ -126,6 +129,7 @@ impl Core {
             held_slots,
             errands,
             attempts,
+            adaptation,
             out: _,
         } = self.clone();
         let backoffs = (0..).map(Slot).zip(backoffs).filter(|(_, backoff)| *backoff != Backoff::default());
@@ -157,6 +161,7 @@ impl Core {
             held_slots: held_slots.into_iter().collect(),
             errands,
             attempts: attempts.into_iter().collect(),
+            adaptation,
         }
     }
 
@@ -213,6 +218,7 @@ impl Core {
             held_slots: state.held_slots.into_iter().collect(),
             errands: state.errands,
             attempts: state.attempts.into_iter().collect(),
+            adaptation: state.adaptation,
             out: Vec::new(),
         })
     }

@@ -14,6 +14,7 @@
 //! * `slots` – what is asked of single slots, and the permits for it;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
+//! * `adapt` – the number of workers follows the load;
 //! * `stragglers` – who still waits in the queue of a slot that is retired;
 //! * `cause` – what a worker died of;
 //! * `worker`, `backoff`, `time` – what their names say;
@@ -22,6 +23,7 @@
 //!
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
 
+mod adapt;
 mod backoff;
 mod cause;
 mod converge;
@@ -40,6 +42,7 @@ mod scenarios;
 #[cfg(test)]
 mod simulation;
 
+pub use adapt::{Elastic, Load, Reason};
 pub use cause::{Cause, Demise, End, Follow, Grade, Manner};
 pub use converge::sampling_period;
 pub use event::{
@@ -49,6 +52,7 @@ pub use handover::CoreState;
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
+use adapt::Adaptation;
 use backoff::{Backoff, Chance, SERVED};
 use prefork::{GenerationId, Slot, WorkerId};
 use pulse::Pulse;
@@ -112,6 +116,7 @@ struct Accepted {
 ///     steals: true,
 ///     proof: Proof::Word,
 ///     max_unavailable: Share::Percent(10),
+///     elastic: None,
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);
@@ -150,6 +155,8 @@ pub struct Core {
     errands: Vec<Errand>,
     /// When a worker may be replaced in a slot where whoever was to replace it has failed.
     attempts: BTreeMap<Slot, Backoff>,
+    /// What is seen of the load.
+    adaptation: Adaptation,
     ever_ready: bool,
     boot_failures: u32,
     last_failure: String,
@@ -185,6 +192,7 @@ impl Core {
             held_slots: BTreeSet::new(),
             errands: Vec::new(),
             attempts: BTreeMap::new(),
+            adaptation: Adaptation::default(),
             ever_ready: false,
             boot_failures: 0,
             last_failure: String::new(),
@@ -244,6 +252,7 @@ impl Core {
         if late > LATE {
             self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
             self.put_off_retired(gap);
+            self.adaptation.put_off(gap);
             self.report(Fact::Overslept(gap));
             return gap;
         }
@@ -294,19 +303,26 @@ impl Core {
     fn resize(&mut self, by: i32) {
         let command = Command::Resize(by);
         let (from, most) = self.size();
+        let least = self.fewest();
         let shift = |count: u16| {
-            let count = i32::from(count).saturating_add(by).clamp(1, i32::from(most.max(1)));
+            let count =
+                i32::from(count).saturating_add(by).clamp(i32::from(least), i32::from(most.max(least)));
             u16::try_from(count).unwrap_or(1)
         };
         let to = shift(from);
         if to == from {
-            let limit = if by > 0 { "the server has max-workers already" } else { "one worker is the least" };
+            let limit = match (by > 0, least) {
+                (true, _) => "the server has max-workers already",
+                (false, 1) => "one worker is the least",
+                (false, _) => "the server has the fewest workers of its range already",
+            };
             return self.ignore(command, limit);
         }
-        self.set_open(shift(self.open));
+        self.set_open(self.within_range(shift(self.open)));
         if let Some(trial) = &mut self.trial {
             trial.resize(to);
         }
+        self.set_floor(to);
         self.report(Fact::Resized(from, to));
     }
 

@@ -265,6 +265,7 @@ impl Core {
                 pulse.look(now, length, moved, alone);
             }
         }
+        self.adapt(now, look, missed);
     }
 
     /// Whether anything was taken out of a slot's queue since the last look, as far as can be told. Two workers share it
@@ -284,11 +285,12 @@ impl Core {
     /// How long after the last look at the queues the next one is due; `None` while nobody is watched.
     fn look_gap(&self) -> Option<Duration> {
         let ready = || self.workers.values().filter_map(|worker| Some((worker.pulse()?, &worker.plan)));
-        let watched =
-            ready().filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some());
+        let elastic = self.stable.plan.elastic.is_some();
+        let watched = ready()
+            .filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some() || elastic);
         let calm = watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min();
         let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
-        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some());
+        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some() || elastic);
         reasons
             .filter_map(|(pulse, _)| pulse.look_within(self.looked))
             .chain(usual)

@@ -98,9 +98,11 @@ impl Core {
 
     pub(super) fn prepared(&mut self, generation: GenerationId, plan: Plan) {
         self.held.insert(generation);
+        let count = self.first_size(&plan);
         match &mut self.trial {
             Some(trial) if trial.generation == generation => {
-                trial.stage = TrialStage::Replacing { plan, count: plan.workers.max(1), moved: 0 };
+                trial.stage = TrialStage::Replacing { plan, count, moved: 0 };
+                self.begin_adapting_trial();
                 self.supersede();
             }
             // A stop came in between; `forget` drops it.
@@ -131,6 +133,7 @@ impl Core {
         self.trial = None;
         self.stable = Accepted { id: generation, plan };
         self.open = count;
+        self.adapt_to_accepted();
         self.backoffs.iter_mut().for_each(super::Backoff::reset);
         self.forget_slots();
         self.out.push(Action::Accept(generation));

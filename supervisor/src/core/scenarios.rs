@@ -1,5 +1,6 @@
 //! Each flow of the core, told as a short story.
 
+mod adapt;
 mod deaths;
 mod ready;
 mod slots;
@@ -22,13 +23,14 @@ const PLAN: Plan = Plan {
     steals: true,
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
+    elastic: None,
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.
 fn beats(workers: &[(u64, Time, u64)]) -> Look {
     let sight = |heard, done| Sight { heard, beats: true, greeted: true, done: Some(done), oldest: None };
     let workers = workers.iter().map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done))).collect();
-    Look { workers, queues: None }
+    Look { workers, ..Look::default() }
 }
 
 /// A core with a clock and what it last asked for.

@@ -58,18 +58,24 @@ impl Core {
             return self.refuse(Command::Scale(to, request), request, DRAINED);
         }
         let (from, most) = self.size();
-        if to == 0 || to > most {
-            let remedy = if to == 0 { "drain SLOT empties one" } else { "raise max-workers to go beyond" };
-            let reason = format!("there can be 1 to {most} workers, not {to} ({remedy})");
+        let least = self.fewest();
+        if to < least || to > most {
+            let remedy = match to {
+                _ if least > 1 => "the range of workers is part of the configuration",
+                0 => "drain SLOT empties one",
+                _ => "raise max-workers to go beyond",
+            };
+            let reason = format!("there can be {least} to {most} workers, not {to} ({remedy})");
             return self.reply(request, Err(reason));
         }
         if to != from {
-            self.set_open(to.min(self.stable.plan.max_workers));
+            self.set_open(self.within_range(to));
             if let Some(trial) = &mut self.trial {
                 trial.resize(to);
             }
             self.report(Fact::Resized(from, to));
         }
+        self.set_floor(to);
         self.reply(request, Ok(Done::Scaled { from, to }));
     }
 

@@ -122,7 +122,7 @@ impl Core {
             state,
             generation: self.stable.id,
             open: self.open,
-            bounds: (plan.workers, plan.max_workers),
+            bounds: (self.least(), plan.max_workers),
             ready: self.is_ready(),
             rotation: self.rotation.clone(),
             held: self.held_slots.iter().copied().collect(),

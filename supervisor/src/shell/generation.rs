@@ -5,7 +5,7 @@ use super::hooks;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
-use crate::core::{Plan, Proof, Share};
+use crate::core::{Elastic, Plan, Proof, Share};
 use prefork::Slot;
 use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -175,6 +175,11 @@ impl Generation {
                 Ready::Listen => Proof::Wait,
             },
             max_unavailable: Share::Percent(10),
+            elastic: config.range.then(|| Elastic {
+                down_after: config.scale_down_after,
+                memory: config.scale_up_memory,
+                apiece: config.apiece(),
+            }),
         }
     }
 

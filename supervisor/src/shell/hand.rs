@@ -7,12 +7,15 @@
 use super::notify::WorkerNotice;
 use super::spawn::ExecErrors;
 use super::stderr::Capture;
-use crate::core::{Event, Sight, Time};
+use super::usage;
+use crate::config::Config;
+use crate::core::{Event, Load, Sight, Time};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::channel::{Received, SupervisorEnd};
 use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
 use prefork::scoreboard::{Reading, SharedRows};
+use prefork::sys::monotonic_ms;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -219,6 +222,26 @@ impl Hand {
     /// What it has written on the scoreboard.
     pub(super) fn reading(&self) -> Option<Reading> {
         self.rows.as_ref().map(SharedRows::read)
+    }
+
+    /// How much it has to do; with its memory, if that is asked for.
+    pub(super) fn load(&self, config: &Config, memory: bool) -> Load {
+        let row = self.reading();
+        let class = config.class();
+        let capacity = u64::from(class.threads) * u64::from(class.connections);
+        let spent = match (&self.rows, config.apiece()) {
+            (Some(rows), Some(_)) => Some(rows.busy_time(monotonic_ms())),
+            (Some(_) | None, _) => usage::cpu_time(self.pid),
+        };
+        Load {
+            spent: spent.unwrap_or_default(),
+            in_hand: row.map(|row| u32::try_from(row.busy).unwrap_or(u32::MAX)),
+            filled: row.map_or(0.0, |row| match config.apiece() {
+                Some(_) => 0.0,
+                None => row.open as f64 / capacity.max(1) as f64,
+            }),
+            memory: if memory { usage::own_memory(self.pid) } else { None },
+        }
     }
 
     /// Its signs of life.

@@ -44,7 +44,7 @@ pub(super) fn launch(
     role: Role<'_>,
 ) -> Result<Hand, String> {
     // All the generation's slots at once: steering, not listen(2), decides who gets connections.
-    generation.listen(generation.config.workers.max(role.slot.0 + 1))?;
+    generation.listen(generation.config.slots().max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
     let rows = theirs.as_ref().map(|_| SharedRows::create(generation.config.class().threads)).transpose();
@@ -122,7 +122,7 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
         worker: role.worker,
         slot: role.slot,
         generation: role.generation,
-        workers: generation.config.workers,
+        workers: generation.config.slots(),
         settings: generation.config.worker_settings(),
     };
     ours.send(&ToWorker::Welcome(welcome)).map_err(|error| failed(&error))?;
@@ -152,7 +152,7 @@ fn environment(
         (contract::PREFORK_WORKER, role.worker.to_string().into()),
         (contract::PREFORK_SLOT, role.slot.to_string().into()),
         (contract::PREFORK_GENERATION, role.generation.to_string().into()),
-        (contract::PREFORK_WORKERS, config.workers.to_string().into()),
+        (contract::PREFORK_WORKERS, config.slots().to_string().into()),
     ];
     if generation.has_channel() {
         let first_extra = usize::try_from(FIRST_FD).unwrap_or(3) + names.len();

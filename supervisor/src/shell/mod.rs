@@ -37,3 +37,4 @@ mod stderr;
 mod steering;
 mod store;
 pub mod systemd;
+mod usage;

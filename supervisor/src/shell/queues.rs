@@ -25,6 +25,12 @@ pub(super) struct Queues<'a> {
     pub(super) far: Vec<BorrowedFd<'a>>,
 }
 
+/// How far a sibling is where the number of workers follows the load. Most of the time the last slots have none, so the ring
+/// is not closed: whoever watches only what comes next around it might watch nobody. Both sides are watched in turn.
+fn distance(slot: u16, other: u16) -> u32 {
+    u32::from(slot.abs_diff(other)) * 2 - u32::from(other > slot)
+}
+
 impl<'a> Queues<'a> {
     /// Of the worker of `slot`, whose sockets listen already.
     pub(super) fn of(generation: &'a Generation, slot: Slot) -> Self {
@@ -34,7 +40,11 @@ impl<'a> Queues<'a> {
         let own = sockets.for_slot(queue);
         let siblings = match config.accept {
             Accept::Steal | Accept::Shared if generation.has_channel() => {
-                sockets.siblings(queue, config.workers.max(slot.0 + 1))
+                let mut siblings = sockets.siblings(queue, config.slots().max(slot.0 + 1));
+                if config.range {
+                    siblings.sort_by_key(|(other, _)| distance(queue, *other));
+                }
+                siblings
             }
             Accept::Own | Accept::Steal | Accept::Shared => Vec::new(),
         };

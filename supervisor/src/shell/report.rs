@@ -3,7 +3,7 @@
 use super::deaths;
 use super::events::Told;
 use super::notify::Notifier;
-use crate::core::{Command, Fact, Stall, Who};
+use crate::core::{Command, Fact, Reason, Stall, Who};
 use log::Level;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -125,6 +125,20 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         Fact::Resized(from, to) => {
             Told::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
         }
+        Fact::Scaled { from, to, reason } => {
+            let (word, why) = reason_of(*reason);
+            Told::new("scaled", Info, format!("scaling from {from} to {to} workers: {why}"))
+                .with("from", *from)
+                .with("workers", *to)
+                .with("reason", word)
+        }
+        Fact::NoMemory { workers, used } => {
+            let text = format!(
+                "not scaling up from {workers} workers, which use {} MiB: one more would use more than scale-up-memory",
+                used >> 20
+            );
+            Told::new("no-memory", Warn, text).with("workers", *workers).with("used", *used)
+        }
         Fact::Restarting(who) => about(
             "restarting",
             Info,
@@ -177,6 +191,19 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
     })
 }
 
+/// Why the load has changed the number of workers: in a word, and in words.
+fn reason_of(reason: Reason) -> (&'static str, String) {
+    match reason {
+        Reason::Backlog(1) => ("backlog", "1 connection waits and nobody has time".to_owned()),
+        Reason::Backlog(waiting) => ("backlog", format!("{waiting} connections wait and nobody has time")),
+        Reason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
+        Reason::Unneeded(slot, span) => {
+            let span = humantime::format_duration(Duration::from_secs(span.as_secs()));
+            ("unneeded", format!("slot {slot} was not needed for {span}"))
+        }
+    }
+}
+
 /// Something about a worker, with its numbers as fields.
 pub(super) fn of_worker(
     kind: &'static str,
@@ -221,6 +248,8 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Holding(_)
         | Fact::Released(_)
         | Fact::Resized(..)
+        | Fact::Scaled { .. }
+        | Fact::NoMemory { .. }
         | Fact::Stragglers(..)
         | Fact::Ignored(..)
         | Fact::DrainingAll
@@ -251,7 +280,9 @@ pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> st
             notifier.status(&format!("degraded: {slots} slots are empty: {reason}"))
         }
         Fact::Recovered => notifier.status("every slot is filled again"),
-        Fact::Resized(_, to) => notifier.status(&format!("scaling to {to} workers")),
+        Fact::Resized(_, to) | Fact::Scaled { to, .. } => {
+            notifier.status(&format!("scaling to {to} workers"))
+        }
         Fact::DrainingAll => notifier.status("all workers drain"),
         Fact::Stopping(_) => notifier.stopping("stopping"),
         Fact::Hopeless(reason) => notifier.stopping(&format!("giving up: {reason}")),

@@ -61,7 +61,10 @@ fn each_slip_in_a_file_gets_a_sentence() {
         ("workers = [1]", "1:11: workers: is a list here; write one value, like 8"),
         ("[workers]", "1:1: workers: is a table or a date here; write one value, like 8"),
         ("workers = 99999999999999999999", "1:11: workers: 99999999999999999999 is out of range (1 to 1024)"),
-        ("workers = 1.5", "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, or auto)"),
+        (
+            "workers = 1.5",
+            "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, a range like 2..16, or auto)",
+        ),
         (
             "[env]\nLISTEN_FDS = 1",
             "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose another name)",
@@ -77,6 +80,14 @@ fn each_slip_in_a_file_gets_a_sentence() {
         (
             "workers = 4\nmax-workers = 2",
             "2:15: max-workers: 2 is less than the 4 workers (raise it, or leave it out)",
+        ),
+        ("workers = \"4..2\"", "1:11: workers: 4..2 ends before it begins (write 2..4)"),
+        ("workers = \"0..3\"", "1:11: workers: 0 in 0..3 is out of range (1 to 1024)"),
+        ("workers = \"2..\"", "1:11: workers: `2..` is no range (write its two ends, like 2..16)"),
+        ("workers = \"2...4\"", "1:11: workers: `2...4` is no range (write its two ends, like 2..16)"),
+        (
+            "workers = \"2..16\"\nmax-workers = 8",
+            "2:15: max-workers: 8 is not the end of the range 2..16 of workers (leave it out)",
         ),
         ("surge = 0", "1:9: surge: `0` is neither `all` nor a number from 1 to 1024"),
         (
@@ -152,7 +163,7 @@ fn errors_of_the_environment_name_the_variable() {
     let message = env(&[("SUPERVISOR_WORKERS", "x"), ("SUPERVISOR_BIND", ":80")]).unwrap_err();
     assert_eq!(
         message,
-        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024, or auto)\n\
+        "SUPERVISOR_WORKERS: `x` is no whole number (write one from 1 to 1024, a range like 2..16, or auto)\n\
          SUPERVISOR_BIND: `:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"
     );
 }
@@ -172,11 +183,11 @@ fn errors_of_the_command_line_name_the_flag() {
     let first = |typed: &[&str]| args(typed).unwrap_err().lines().next().unwrap().to_owned();
     assert_eq!(
         first(&["--workers=0"]),
-        "error: invalid value '0' for '--workers <N|auto>': 0 is out of range (1 to 1024)"
+        "error: invalid value '0' for '--workers <N|MIN..MAX|auto>': 0 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--workers", "-1"]),
-        "error: invalid value '-1' for '--workers <N|auto>': -1 is out of range (1 to 1024)"
+        "error: invalid value '-1' for '--workers <N|MIN..MAX|auto>': -1 is out of range (1 to 1024)"
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),

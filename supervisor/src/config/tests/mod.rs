@@ -121,6 +121,26 @@ fn more_workers_than_eight_leave_room_to_scale() {
 }
 
 #[test]
+fn a_range_of_workers_says_how_few_and_how_many_there_may_be() {
+    let config = args(&["--workers=2..16", "--scale-up-memory=1GiB"]).unwrap();
+    assert_eq!((config.workers, config.max_workers, config.range, config.slots()), (2, 16, true, 16));
+    assert_eq!((config.scale_down_after, config.scale_up_memory), (seconds(60), Some(1 << 30)));
+    assert_eq!(file("workers = \"3..4\"\nmax-workers = 4").unwrap().max_workers, 4);
+    let useless = args(&["--workers=4", "--scale-down-after=5s"]).unwrap();
+    assert_eq!(
+        useless.warnings,
+        [
+            "--scale-down-after: has no effect with a fixed number of workers (give a range, like --workers 2..16)"
+        ]
+    );
+    assert_eq!((useless.range, useless.slots()), (false, 4));
+    let apiece = |words: &[&str]| args(words).unwrap().apiece();
+    assert_eq!(apiece(&["--class=sync"]), Some(1));
+    assert_eq!(apiece(&["--class=threads", "--threads=5"]), Some(5));
+    assert_eq!((apiece(&[]), apiece(&["--class=sync", "--", "ls"])), (None, None));
+}
+
+#[test]
 fn the_file_is_read_again_at_each_load() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.toml");
@@ -209,6 +229,9 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--directory=/",
         "--surge=2",
         "--control=off",
+        "--workers=2..16",
+        "--scale-down-after=90s",
+        "--scale-up-memory=3GiB",
         "--name=shop",
         "--control-readers=0",
         "--probation=1500ms",

@@ -16,6 +16,7 @@ const PLAN: Plan = Plan {
     steals: true,
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
+    elastic: None,
 };
 
 /// A core, and what its workers show of themselves at every look.
@@ -54,7 +55,7 @@ impl Stage {
         let workers = self.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
         let queues = self.queues.iter().map(|(slot, length)| (*slot, *length)).collect();
         let queues = self.core.wants_queues(self.now).then_some(queues);
-        self.last.extend(self.core.step(self.now, Event::Look(Look { workers, queues })));
+        self.last.extend(self.core.step(self.now, Event::Look(Look { workers, queues, ..Look::default() })));
     }
 
     /// Lets time pass, with a look whenever the core asks for one.
@@ -297,7 +298,7 @@ fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
     stage.now += Duration::from_millis(900);
     stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.heard = stage.now);
     let workers = stage.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
-    stage.core.step(stage.now, Event::Look(Look { workers, queues: None }));
+    stage.core.step(stage.now, Event::Look(Look { workers, ..Look::default() }));
     assert_eq!(stage.rotation(), [0, 2]);
 }
 

@@ -17,6 +17,7 @@ const PLAN: Plan = Plan {
     steals: false,
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
+    elastic: None,
 };
 
 struct Stage {
@@ -66,7 +67,7 @@ impl Stage {
             let queues = self.queues.iter().map(|(slot, length)| (*slot, *length)).collect();
             let queues = self.core.wants_queues(due).then_some(queues);
             self.looks += u32::from(queues.is_some());
-            self.last.extend(self.core.step(due, Event::Look(Look { workers, queues })));
+            self.last.extend(self.core.step(due, Event::Look(Look { workers, queues, ..Look::default() })));
         }
         self.now = end;
     }

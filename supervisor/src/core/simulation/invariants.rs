@@ -42,6 +42,43 @@ impl World {
         invariant!(self, spawns <= most, "spawns a slot and minute are bounded: {spawns} in slot {slot}");
     }
 
+    /// The load changes the number of workers within its range and with what memory there is, and lets nobody go who has a
+    /// request in hand.
+    pub(super) fn check_scaled(&mut self, from: u16, to: u16, reason: Reason) {
+        let view = self.core.view();
+        self.operations.push_back(self.now);
+        self.served_before = 0;
+        let Some(plan) = self.fates.get(&view.generation).map(|fate| fate.1) else {
+            invariant!(self, false, "the generation that serves is held");
+            return;
+        };
+        let Some(elastic) = plan.elastic else {
+            invariant!(self, false, "a fixed number of workers is not changed by the load: {from}, {to}");
+            return;
+        };
+        let serving = matches!(view.state, State::Serving | State::Degraded);
+        invariant!(self, serving && view.reload.is_none(), "the load changes nothing now: {view:?}");
+        let most = plan.max_workers.max(plan.workers);
+        invariant!(self, to >= plan.workers && to <= most, "the range holds: {from}, {to} of {plan:?}");
+        let alive = self.processes.len() as u64;
+        if to > from {
+            let after = (alive + u64::from(to - from)) * operations::MEMORY;
+            let fits = elastic.memory.is_none_or(|most| after <= most);
+            invariant!(
+                self,
+                fits,
+                "nobody is started for whom there is no memory: {from}, {to}, {alive} alive"
+            );
+            invariant!(self, !matches!(reason, Reason::Unneeded(..)), "it grows for a reason: {reason:?}");
+            return;
+        }
+        invariant!(self, to + 1 == from, "workers go one by one: {from}, {to}");
+        let floor = self.by_hand.unwrap_or(0).min(most);
+        invariant!(self, to >= floor, "what was set by hand is the least: {to} of {floor}");
+        let busy = self.processes.values().any(|process| process.slot.0 == to && process.in_hand > 0);
+        invariant!(self, !busy, "whoever has a request in hand is not asked to leave: slot {to}");
+    }
+
     /// Whether a worker that leaves cleanly now has done nothing wrong.
     pub(super) fn excuses(&self, process: &Process) -> bool {
         // Time in which nobody watched does not count.

@@ -148,7 +148,35 @@ impl World {
                 queue.seen = *length;
             }
         }
-        Look { workers, queues: lengths }
+        let loads = self.core.wants_loads().filter(|_| lengths.is_some());
+        let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
+        Look { workers, queues: lengths, loads }
+    }
+
+    /// What workers have to do. Now and then all have much, or nothing.
+    fn loads(&mut self, memory: bool) -> Vec<(WorkerId, Load)> {
+        let gap = self.now - self.loaded;
+        self.loaded = self.now;
+        if self.calm {
+            self.busy = 0;
+        } else if self.load.percent(3) {
+            self.busy = if self.load.percent(60) { 0 } else { self.load.below(101) };
+        }
+        let (busy, counts) = (self.busy, self.kind.is_rust());
+        let mut loads = Vec::new();
+        for (id, process) in &mut self.processes {
+            let works = self.load.percent(busy) || process.busy_since.is_some();
+            process.in_hand = if works && counts { 1 + self.load.below(2) as u32 } else { 0 };
+            process.spent += if works { gap } else { Duration::ZERO };
+            let load = Load {
+                spent: process.spent,
+                in_hand: counts.then_some(process.in_hand),
+                filled: 0.0,
+                memory: memory.then_some(operations::MEMORY),
+            };
+            loads.push((*id, load));
+        }
+        loads
     }
 
     /// Something holds a worker up for a while.

@@ -94,6 +94,9 @@ struct Process {
     well_since: Time,
     heard: Time,
     done: u64,
+    /// Requests in hand at the last look, and time spent with them.
+    in_hand: u32,
+    spent: Duration,
 }
 
 struct World {
@@ -142,6 +145,13 @@ struct World {
     /// Since when it has served, as far as the core says.
     serving_since: Time,
     calm_since: Option<Time>,
+    /// The number that was set by hand since the last reload.
+    by_hand: Option<u16>,
+    /// How busy workers are, in percent; and what decides it.
+    busy: u64,
+    load: Dice,
+    /// When loads were last looked at.
+    loaded: Time,
 }
 
 impl World {
@@ -187,6 +197,10 @@ impl World {
             calm_since: None,
             heard_at: Time::default(),
             upgrades: Dice(seed | 1 << 63),
+            by_hand: None,
+            busy: 0,
+            load: Dice(seed | 1 << 62),
+            loaded: Time::default(),
         }
     }
 

@@ -106,7 +106,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
     let workers = 1 + dice.below(8) as u16;
     let hang_timeout = dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30)));
     let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
-    Plan {
+    let mut plan = Plan {
         workers,
         max_workers: workers + dice.below(6) as u16,
         surge: if dice.percent(50) { u16::MAX } else { 1 + dice.below(3) as u16 },
@@ -119,8 +119,24 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         steals: kind == Kind::Rust { steals: true },
         proof: Proof::default(),
         max_unavailable: Share::Count(1),
+        elastic: None,
+    };
+    // Out of what was rolled already, so that a seed means the same with and without ranges.
+    let of =
+        |number: u128| plan.probation.as_millis().wrapping_add(plan.graceful_timeout.as_millis()) % number;
+    if of(3) == 0 {
+        plan.max_workers = plan.workers + of(7) as u16;
+        plan.elastic = Some(Elastic {
+            down_after: Duration::from_millis(500 + 100 * of(97) as u64),
+            memory: (of(2) == 0).then(|| MEMORY * (1 + of(12) as u64)),
+            apiece: kind.is_rust().then(|| 1 + of(2) as u32),
+        });
     }
+    plan
 }
+
+/// Bytes that each worker uses.
+pub(super) const MEMORY: u64 = 1 << 20;
 
 pub(super) fn random_fate(dice: &mut Dice) -> Fate {
     match dice.below(100) {

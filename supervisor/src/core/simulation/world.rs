@@ -124,15 +124,18 @@ impl World {
                     );
                 }
             }
-            Action::Report(Fact::Resized(..)) => {
+            Action::Report(Fact::Resized(_, to)) => {
                 self.open_at_reload = None;
+                self.by_hand = Some(to);
                 // Scaling up and down again before the new workers are ready may take the ready one away.
                 self.served_before = 0;
                 self.operations.push_back(self.now);
             }
+            Action::Report(Fact::Scaled { from, to, reason }) => self.check_scaled(from, to, reason),
             Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
             Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
             Action::Report(Fact::Died(_, demise)) => self.demise = Some(demise),
+            Action::Report(Fact::Reloaded(..)) => self.by_hand = None,
             Action::Report(_) | Action::Accept(_) => {}
             Action::Exit(_) => {
                 invariant!(self, self.processes.is_empty(), "the exit comes when nobody is alive");
@@ -190,6 +193,8 @@ impl World {
             well_since: self.now,
             heard: self.now,
             done: 0,
+            in_hand: 0,
+            spent: Duration::ZERO,
         };
         self.processes.insert(worker, process);
     }

@@ -33,7 +33,11 @@ fn look(now: Time) -> Look {
         oldest: Some(Time::from_millis(800)),
     };
     assert!(now > sight.heard);
-    Look { workers: vec![(WorkerId(4), sight)], queues: Some(vec![(Slot(3), 2), (Slot(4), 1)]) }
+    Look {
+        workers: vec![(WorkerId(4), sight)],
+        queues: Some(vec![(Slot(3), 2), (Slot(4), 1)]),
+        ..Look::default()
+    }
 }
 
 /// A core with a bit of everything: a reload under way, a drained and a failed worker, one that complained.
@@ -51,6 +55,7 @@ fn core() -> Core {
         steals: false,
         proof: Proof::Notice,
         max_unavailable: Share::Count(1),
+        elastic: None,
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);

@@ -5,7 +5,7 @@ use crate::core::View;
 use crate::shell::control::VERSION;
 use crate::shell::status::{Reloads, SlotStatus, Status, WorkerStatus};
 use prefork::Slot;
-use prefork::scoreboard::LATENCY_BOUNDS_US;
+use prefork::scoreboard::{LATENCY_BOUNDS_US, Totals};
 use prefork::sys::monotonic;
 
 impl Server {
@@ -50,7 +50,11 @@ impl Server {
     fn slots(&self, view: &View) -> Vec<SlotStatus> {
         let accepted = self.generations.get(&self.accepted);
         let now = monotonic();
-        let count = view.workers.iter().map(|worker| worker.slot.0 + 1).max().unwrap_or(0).max(view.open);
+        let served = self.dead.iter().rposition(|totals| *totals != Totals::default());
+        let served = served.and_then(|slot| u16::try_from(slot + 1).ok()).unwrap_or(0);
+        let alive = view.workers.iter().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
+        // Of retired slots, too, or the totals of all slots together would go back.
+        let count = alive.max(view.open).max(served);
         let slot = |slot: u16| {
             let mut totals = self.dead.get(usize::from(slot)).copied().unwrap_or_default();
             let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);

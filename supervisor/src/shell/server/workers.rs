@@ -1,7 +1,7 @@
 //! What is seen and heard of the workers while they live, and what is left when they are dead.
 
 use super::Server;
-use crate::core::{Event, Look, Time, WorkerState};
+use crate::core::{Event, Load, Look, Time, WorkerState};
 use crate::shell::deaths::{Remains, end};
 use crate::shell::generation::Generation;
 use crate::shell::hand::{Hand, Line};
@@ -28,7 +28,18 @@ impl Server {
         let sight = |hand: &Hand| (hand.id, hand.sight(self.now));
         let workers = self.hands.values().map(sight).collect();
         let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
-        Look { workers, queues }
+        let loads = self.core.wants_loads().filter(|_| queues.is_some());
+        let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
+        Look { workers, queues, loads }
+    }
+
+    /// How much everybody has to do.
+    fn loads(&self, memory: bool) -> Vec<(WorkerId, Load)> {
+        let load = |hand: &Hand| {
+            let config = &self.generations.get(&hand.generation)?.config;
+            Some((hand.id, hand.load(config, memory)))
+        };
+        self.hands.values().filter_map(load).collect()
     }
 
     /// A worker whose listening socket was shut down accepts nothing any more, whoever has done that. Its successor gets a
