@@ -7,7 +7,8 @@ use testkit::{LONG, Server, Setup, skipped, tool, wait_until};
 
 /// Two to six workers of one request at a time, which leave a second after they were needed last.
 fn setup() -> Setup {
-    let words = ["--workers=2..6", "--class=sync", "--app=sleep", "--scale-down-after=1s", "--probation=50ms"];
+    let words =
+        ["--workers=2..6", "--class=sync", "--app=sleep", "--scale-down-after=1s", "--probation=50ms"];
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words)
 }
 
@@ -135,5 +136,49 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
         let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words).run();
         assert!(!status.success(), "{range}");
         assert!(lines.iter().any(|line| line.contains(remedy)), "{range}: {lines:?}");
+    }
+}
+
+/// Makes the recorded load curve of `supervisor/src/core/adapt/curves/`: clients of ours come and go by a random walk, and what
+/// they were answered in each second is written down. `CURVE_RECORD=FILE cargo test --test adaptive -- --ignored`
+#[test]
+#[ignore = "takes seven minutes and is run by hand"]
+fn record_a_curve() {
+    let Some(path) = std::env::var_os("CURVE_RECORD") else { return };
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .args(["--workers=16", "--class=sync", "--app=sleep"])
+        .start();
+    let plan = Plan::fresh(&server.address(), 1).http("/?ms=50", None);
+    let (mut dice, mut clients, mut counts) = (0x2545_f491_4f6c_dd1d_u64, Vec::new(), Vec::new());
+    let (mut wanted, mut before) = (2, requests(&server));
+    for second in 0..420 {
+        if second % 7 == 0 {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            wanted = match dice % 10 {
+                0..4 => wanted + 1,
+                4..8 => wanted - 1,
+                8 => 11,
+                _ => 1,
+            };
+            wanted = wanted.clamp(1, 12);
+        }
+        while clients.len() < wanted {
+            clients.push(start(plan.clone()));
+        }
+        for client in clients.split_off(wanted.min(clients.len())) {
+            client.finish();
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let now = requests(&server);
+        counts.push((now - before).to_string());
+        before = now;
+    }
+    let head = "# Requests answered in each second by 16 workers of `--class sync --app sleep`, at 50 ms each, for one to twelve\n\
+                # clients without think time that came and went by a random walk. Made by record_a_curve in tests/adaptive.rs.\n";
+    std::fs::write(path, format!("{head}{}\n", counts.join("\n"))).expect("a file to write to");
+    for client in clients {
+        client.finish().assert_flawless();
     }
 }
