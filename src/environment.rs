@@ -11,6 +11,7 @@
 //! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
 //! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
 //! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
+//! | `PREFORK_EVENT` | the kind of the event that a program of `--on-event` is started for; workers have none | here |
 //! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
 
 use crate::channel::{Channel, WorkerEnd};
@@ -54,8 +55,11 @@ pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
 /// When to leave a core dump.
 pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
 
+/// The kind of the event that a hook is started for.
+pub const PREFORK_EVENT: &str = "PREFORK_EVENT";
+
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 16] = [
+pub const ALL: [&str; 17] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -72,6 +76,7 @@ pub const ALL: [&str; 16] = [
     PREFORK_ACCEPT,
     PREFORK_SIBLINGS,
     PREFORK_CORE_DUMPS,
+    PREFORK_EVENT,
 ];
 
 /// The first inherited descriptor, by systemd's convention.

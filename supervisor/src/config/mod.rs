@@ -15,6 +15,7 @@ mod clean;
 mod cli;
 mod error;
 mod file;
+mod hooks;
 mod options;
 mod privileges;
 mod reader;
@@ -34,6 +35,7 @@ pub use clap_complete::Shell;
 pub use clean::CleanExits;
 pub use cli::{Act, Identity, command, completions, man};
 pub use error::{ConfigError, File, Place, Problem, USAGE};
+pub use hooks::{Hooks, KINDS};
 pub use options::{Preset, SETTINGS, Setting};
 pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
 pub use ready::Ready;
@@ -124,6 +126,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Where workers' standard error goes.
     pub worker_stderr: WorkerStderr,
+    /// What is started for events.
+    pub hooks: Hooks,
     /// Where the control socket is.
     pub control: Control,
     /// The server's name among others.

@@ -7,6 +7,7 @@
 use super::bind::Bind;
 use super::cgroups::{Cpus, WorkerCount};
 use super::clean::CleanExits;
+use super::hooks::Kind;
 use super::privileges::{Capabilities, CoreDumps, Name, NamedGroup, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
@@ -246,6 +247,14 @@ settings! {
         /// Where workers' standard error goes: capture (through the supervisor, which passes on whole lines and tells
         /// the last ones when a worker dies) or inherit (straight to the supervisor's own)
         worker_stderr: (Typed<WorkerStderr>) as "WAY" = Given("capture");
+    }
+    "Hooks" {
+        /// Program to start for each notable event, with the event in JSON on its standard input, as the workers' user
+        on_event: (Typed<Place>) as "PROGRAM" = Computed("none");
+        /// Kinds of events to start it for, as `supervisor events` tells them. May be given several times
+        on_event_kinds: (Vec<Typed<Kind>>) as "KIND" = Computed("those that a person would want to hear of");
+        /// How long it may take before it is killed
+        on_event_timeout: (Typed<Span<100, 600_000>>) as "TIME" = Given("10s");
     }
     "Control" {
         /// Name of this server, by which the commands find it among others (supervisor status --name NAME)

@@ -80,6 +80,12 @@ impl Config {
             self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
         );
         page.line("worker-stderr", quoted(self.worker_stderr.as_str()));
+        if let Some(program) = &self.hooks.program {
+            page.line("on-event", quoted(program.display()));
+        }
+        let kinds: Vec<_> = self.hooks.kinds.iter().map(|kind| (*kind).to_owned()).collect();
+        page.line("on-event-kinds", quoted_list(&kinds));
+        page.line("on-event-timeout", span(self.hooks.timeout));
         match &self.control {
             Control::Default => page.line("control", quoted("default")),
             Control::Path(path) => page.line("control", quoted(path.display())),

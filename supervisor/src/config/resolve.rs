@@ -2,6 +2,7 @@
 
 use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
+use super::hooks::Hooks;
 use super::options::{Options, SETTINGS};
 use super::privileges::{Wanted, privileges};
 use super::reader::Typed;
@@ -158,6 +159,11 @@ pub(super) fn resolve(
             file: value(all.log_file).0,
         },
         worker_stderr: value(all.worker_stderr),
+        hooks: Hooks {
+            program: all.on_event.map(|Typed(program)| program.0),
+            kinds: value_list(all.on_event_kinds).into_iter().map(|kind| kind.0).collect(),
+            timeout: value(all.on_event_timeout).0,
+        },
         control: all.control.map_or(Control::Default, |Typed(control)| control),
         name: all.name.map(|Typed(name)| name.0),
         control_readers: all.control_readers.map(|Typed(group)| group),

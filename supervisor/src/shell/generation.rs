@@ -1,6 +1,7 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
 use super::confine::Confinement;
+use super::hooks;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
@@ -88,6 +89,7 @@ impl Loader {
         let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
         let mut confinement = Confinement::prepare(&config)?;
         let executable = confinement.program(&config, || self.executable(&config, first))?;
+        hooks::open(&config, &confinement)?;
         confinement.add_sandbox(&mut config, &executable)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners

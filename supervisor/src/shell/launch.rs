@@ -76,6 +76,7 @@ pub(super) fn launch(
         listeners: &listeners,
         extras: &extras,
         kept: &[],
+        stdin: None,
         stderr: stderr.as_ref().map(AsFd::as_fd),
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.

@@ -4,6 +4,7 @@
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * `lookout` – a child that sees when a program waits for connections;
+//! * `hooks` – the program that is started for events;
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
 //! * `deaths`, `leftovers` – what a worker died of, told and counted, and what it has left running;
@@ -17,6 +18,7 @@ mod events;
 pub mod generation;
 mod hand;
 pub mod handover;
+mod hooks;
 mod launch;
 mod leftovers;
 pub mod listen;

@@ -29,6 +29,8 @@ pub enum Token {
     Stderr(WorkerId),
     /// Our own standard error can be written.
     Outlet,
+    /// A hook has ended.
+    Hook(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -47,6 +49,7 @@ impl Token {
             Self::Lookout(worker) => (7, worker.0),
             Self::Stderr(worker) => (8, worker.0),
             Self::Outlet => (9, 0),
+            Self::Hook(hook) => (12, hook),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -63,7 +66,8 @@ impl Token {
             6 => Self::Upgrade,
             7 => Self::Lookout(WorkerId(number)),
             8 => Self::Stderr(WorkerId(number)),
-            _ => Self::Outlet,
+            9 => Self::Outlet,
+            _ => Self::Hook(number),
         }
     }
 }
@@ -159,6 +163,7 @@ mod tests {
             Token::Lookout(WorkerId(3)),
             Token::Stderr(WorkerId(3)),
             Token::Outlet,
+            Token::Hook(5),
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

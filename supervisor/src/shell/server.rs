@@ -20,6 +20,7 @@ use super::deaths::{Deaths, Remains};
 use super::events::Journal;
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
+use super::hooks::Hooks;
 use super::leftovers::Leftovers;
 use super::listen::Listeners;
 use super::lookout::Lookouts;
@@ -78,6 +79,7 @@ pub struct Server {
     control: ControlServer,
     /// What has happened.
     journal: Journal,
+    hooks: Hooks,
     /// What has been done since the server started.
     counts: Counts,
     /// The answer to `status`, as of this time.
@@ -191,6 +193,7 @@ impl Server {
             booted: false,
             control: ControlServer::default(),
             journal: Journal::default(),
+            hooks: Hooks::default(),
             counts: Counts::since(unix_time()),
             picture: None,
             waiting: BTreeSet::new(),
@@ -250,6 +253,7 @@ impl Server {
             self.advance_upgrade();
         }
         self.settle_now();
+        self.hooks.kill();
         self.control.finish();
         if self.store.keeps() {
             self.listeners.leave_files();
@@ -274,6 +278,7 @@ impl Server {
             .chain(self.upgrade.deadline())
             .chain(self.relay.due())
             .chain(self.leftovers.due())
+            .chain(self.hooks.deadline())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -294,6 +299,7 @@ impl Server {
             Token::Lookout(worker) => self.hear_lookout(worker),
             Token::Stderr(worker) => self.relay(worker),
             Token::Outlet => self.reopen_outlet(),
+            Token::Hook(hook) => self.hooks.bury(&self.poll, hook),
         }
     }
 
@@ -324,6 +330,7 @@ impl Server {
             self.bury_orphans();
         }
         self.sweep_leftovers(None);
+        self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }
 }

@@ -24,7 +24,7 @@ mod child;
 mod executable;
 pub use executable::{Executable, ExecutableError};
 
-/// What to start, and how. Standard input and output are inherited as they are.
+/// What to start, and how. Standard output is inherited as it is.
 #[derive(Debug)]
 pub struct Order<'a> {
     /// The program.
@@ -40,6 +40,8 @@ pub struct Order<'a> {
     pub extras: &'a [BorrowedFd<'a>],
     /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be empty.
     pub kept: &'a [RawFd],
+    /// Its standard input; `None`: the supervisor's.
+    pub stdin: Option<BorrowedFd<'a>>,
     /// Its standard error; `None`: the supervisor's.
     pub stderr: Option<BorrowedFd<'a>>,
     /// Where it runs; `None`: where the supervisor runs.

@@ -33,7 +33,7 @@ fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
         let message = brief(&format!("{name} = [[]]"));
         assert!(message.contains(&format!(": {name}: is a list")), "{message}");
         let list = matches!(arg.get_action(), ArgAction::Append);
-        let lists = ["bind", "env", "groups", "keep-cap", "read-only", "writable", "limit"];
+        let lists = ["bind", "env", "groups", "keep-cap", "read-only", "writable", "limit", "on-event-kinds"];
         assert_eq!(list, lists.contains(&name.as_str()));
     }
 }

@@ -141,6 +141,14 @@ impl Confinement {
         self.identity.uid.is_some() || self.identity.gid.is_some() || self.identity.groups.is_some()
     }
 
+    /// Does something with the rights to files that the workers have, and gives what came of it.
+    ///
+    /// # Errors
+    /// When this process must not be somebody else for a moment.
+    pub(super) fn with_eyes<T>(&self, act: impl FnOnce() -> T) -> Result<T, String> {
+        reach::with_eyes_of(&Own::now()?, &self.identity, act)
+    }
+
     /// Whether the workers can reach a directory.
     pub(super) fn reaches(&self, directory: &Path) -> bool {
         let seen = Own::now()

@@ -79,6 +79,7 @@ impl Lookouts {
             listeners: &[],
             extras: &[],
             kept: &[],
+            stdin: None,
             stderr: None,
             directory: None,
             death_signal: Signal::SIGKILL,

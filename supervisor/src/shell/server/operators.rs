@@ -142,10 +142,21 @@ impl Server {
     /// Tells of something: in the log, in the journal, and to whoever follows.
     pub(super) fn announce(&mut self, told: Told) {
         told.log();
+        let level = told.level;
         let event = self.journal.note(told);
+        let generation = self.generations.get(&self.accepted);
+        self.hooks.offer(generation.map(|generation| &generation.config.hooks), level, &event);
         if self.control.is_followed() {
             let line = event_line(&event);
             self.control.tell(self.now, &self.poll, &line);
+        }
+    }
+
+    /// Starts hooks for the events of this round, and ends those that take too long.
+    pub(super) fn tend_hooks(&mut self) {
+        self.hooks.expire(self.now);
+        if let Some(generation) = self.generations.get(&self.accepted) {
+            self.hooks.start_next(self.now, &self.poll, &generation.config);
         }
     }
 

@@ -16,6 +16,7 @@ use crate::shell::events::Journal;
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
+use crate::shell::hooks::Hooks;
 use crate::shell::leftovers::Leftovers;
 use crate::shell::listen::{Group, ListenSet, Listeners};
 use crate::shell::lookout::Lookouts;
@@ -130,6 +131,7 @@ impl Server {
             booted: state.booted,
             control,
             journal: Journal::resumed(state.counts.events),
+            hooks: Hooks::default(),
             counts: Counts {
                 started: state.counts.started,
                 spawned: state.counts.spawned,

@@ -168,6 +168,7 @@ impl Server {
             listeners: &[],
             extras: &[],
             kept: &kept,
+            stdin: None,
             stderr: None,
             directory: None,
             death_signal: Signal::SIGKILL,

@@ -185,7 +185,7 @@ impl Server {
     /// All processes that were started here and not buried yet.
     fn children(&self) -> BTreeSet<Pid> {
         let workers = self.hands.values().map(|hand| hand.pid);
-        workers.chain(self.upgrade.pid()).chain(self.lookouts.pids()).collect()
+        workers.chain(self.upgrade.pid()).chain(self.lookouts.pids()).chain(self.hooks.pids()).collect()
     }
 
     /// Kills what dead workers have left, if there was reason to look; `buried` is one of them.
@@ -205,7 +205,7 @@ impl Server {
         }
     }
 
-    /// The server is about to leave, and everybody is dead: whether to wait for what they have left.
+    /// The server is about to leave, and everybody is dead: whether to wait for what they have left, and for hooks.
     pub(super) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
         let end = *farewell.get_or_insert_with(|| {
             self.leftovers.look(self.now);
@@ -213,7 +213,10 @@ impl Server {
         });
         self.sweep_leftovers(None);
         self.leftovers.keep_looking(self.now);
-        self.leftovers.is_busy() && self.now < end
+        self.tend_hooks();
+        let end_of_hooks = end + FAREWELL;
+        self.hooks.hurry(end_of_hooks);
+        self.leftovers.is_busy() && self.now < end || self.hooks.are_busy() && self.now < end_of_hooks
     }
 
     pub(super) fn bury_orphans(&mut self) {

@@ -18,6 +18,7 @@ pub(super) struct Plan<'a> {
     _pid_variables: Vec<Vec<u8>>,
     /// Where the child writes its pid: [`PID_ROOM`] bytes each.
     pid_fields: Vec<*mut u8>,
+    stdin: Option<RawFd>,
     stderr: Option<RawFd>,
     sources: Vec<RawFd>,
     kept: &'a [RawFd],
@@ -65,6 +66,7 @@ impl<'a> Plan<'a> {
             pid_fields,
             parked: vec![-1; sources.len()],
             sources,
+            stdin: order.stdin.map(|descriptor| descriptor.as_raw_fd()),
             stderr: order.stderr.map(|descriptor| descriptor.as_raw_fd()),
             kept: order.kept,
             executable: order.executable.as_fd().as_raw_fd(),
@@ -159,8 +161,10 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
         // would still be used: it never returns.
         unsafe {
-            if let Some(stderr) = self.stderr {
-                check(stage, libc::dup2(stderr, libc::STDERR_FILENO))?;
+            for (source, target) in [(self.stdin, libc::STDIN_FILENO), (self.stderr, libc::STDERR_FILENO)] {
+                if let Some(source) = source {
+                    check(stage, libc::dup2(source, target))?;
+                }
             }
             // First all out of the way: a source may sit where another one belongs.
             self.report = check(stage, libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above))?;

@@ -49,6 +49,7 @@ impl<'a> Shell<'a> {
             listeners: &self.listeners,
             extras: &self.extras,
             kept: &[],
+            stdin: None,
             stderr: None,
             directory: self.directory.as_deref(),
             death_signal: Signal::SIGKILL,

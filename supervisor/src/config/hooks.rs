@@ -1,0 +1,133 @@
+//! Which events a program is started for: `--on-event`, `--on-event-kinds`, `--on-event-timeout`.
+
+use super::reader::Word;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Every kind of event, and whether it is *notable*: worth a program when nobody has chosen others.
+///
+/// A test keeps it complete; `docs/control.md` tells what each means.
+pub const KINDS: &[(&str, bool)] = &[
+    ("condemned", true),
+    ("degraded", true),
+    ("died", true),
+    ("drain-timeout", false),
+    ("draining", false),
+    ("draining-all", true),
+    ("holding", false),
+    ("hopeless", true),
+    ("hung", true),
+    ("ignored", false),
+    ("leaving", false),
+    ("no-memory", true),
+    ("not-replaced", true),
+    ("overslept", false),
+    ("ready", false),
+    ("recovered", true),
+    ("released", false),
+    ("reload-began", false),
+    ("reload-failed", true),
+    ("reload-waits", false),
+    ("reloaded", true),
+    ("resized", false),
+    ("restarting", false),
+    ("resumed", false),
+    ("scaled", false),
+    ("server-ready", true),
+    ("stalled", false),
+    ("start-timeout", true),
+    ("starting", false),
+    ("stopping", true),
+    ("stragglers", false),
+    ("upgrade-failed", true),
+    ("upgraded", true),
+];
+
+/// What is started for events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// The program, if any: a path, or a name to be looked for in `PATH`.
+    pub program: Option<PathBuf>,
+    /// The kinds of events; none: the notable ones.
+    pub kinds: Vec<&'static str>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+impl Hooks {
+    /// Whether it is started for an event of this kind and level. Of deaths, those that are as they should be are not
+    /// notable.
+    ///
+    /// ```
+    /// use supervisor::config::Hooks;
+    /// let notable = Hooks { program: Some("/bin/page".into()), kinds: Vec::new(), timeout: Default::default() };
+    /// assert!(notable.want("died", log::Level::Error) && !notable.want("died", log::Level::Info));
+    /// let chosen = Hooks { kinds: vec!["died"], ..notable };
+    /// assert!(chosen.want("died", log::Level::Info) && !chosen.want("reloaded", log::Level::Info));
+    /// ```
+    pub fn want(&self, kind: &str, level: log::Level) -> bool {
+        if self.program.is_none() {
+            return false;
+        }
+        if !self.kinds.is_empty() {
+            return self.kinds.contains(&kind);
+        }
+        let notable = KINDS.iter().any(|(known, notable)| *known == kind && *notable);
+        notable && (kind != "died" || level <= log::Level::Warn)
+    }
+}
+
+/// A kind of event, as it is written.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Kind(pub(super) &'static str);
+
+impl Word for Kind {
+    const LIKE: &'static str = "\"died reload-failed\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        KINDS.iter().find(|(kind, _)| *kind == text).map(|(kind, _)| Self(kind)).ok_or_else(|| {
+            let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+            format!("`{text}` is no kind of event (they are {})", kinds.join(", "))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Every word that stands where the source makes an event of it.
+    fn kinds_in(directory: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(directory).expect("the source") {
+            let path = entry.expect("the source").path();
+            if path.is_dir() {
+                kinds_in(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for make in ["Told::new(", "about(", "of_worker("] {
+                for call in text.split(make).skip(1) {
+                    let word = call.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
+                    found.extend(word.map(str::to_owned));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_event_is_known_and_documented() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = Vec::new();
+        kinds_in(&root.join("src/shell"), &mut found);
+        found.sort();
+        found.dedup();
+        let known: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(found, known);
+        let schema = std::fs::read_to_string(root.join("../docs/control.md")).expect("the schema");
+        let missing: Vec<&&str> =
+            known.iter().filter(|kind| !schema.contains(&format!("| `{kind}` |"))).collect();
+        assert_eq!(missing, [&""; 0], "not in docs/control.md");
+    }
+}
