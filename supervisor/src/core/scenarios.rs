@@ -11,7 +11,7 @@ mod stragglers;
 use super::*;
 use std::time::Duration;
 
-const PLAN: Plan = Plan {
+pub(super) const PLAN: Plan = Plan {
     workers: 2,
     max_workers: 4,
     surge: u16::MAX,

@@ -150,8 +150,13 @@ impl Acceptor {
         self.listeners.near.clone().for_each(|index| self.go_behind(index));
     }
 
-    /// Lets the owners of the near queues go first, and looks into the far ones.
+    /// Lets the owners of the near queues go first, and looks into its own and the far ones.
     pub(crate) fn beat(&self) {
+        // Whoever was woken for a connection may have taken another one at the same time and have no room any more. The kernel
+        // wakes nobody else for it, and siblings that could look are busy.
+        if self.watching.get() && self.somebody_waits() {
+            self.listeners.own.clone().for_each(|index| self.go_behind(index));
+        }
         if self.settled.get() {
             self.listeners.near.clone().for_each(|index| self.go_behind(index));
         }

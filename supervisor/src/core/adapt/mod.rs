@@ -8,6 +8,8 @@
 //! than the range, or `memory`, allows; it never asks a worker to leave that has a request in hand; it does nothing while a
 //! reload is under way, before the server serves, when it drains or stops, and does not grow while workers fail.
 
+#[cfg(test)]
+mod curves;
 mod policy;
 
 use super::event::{Fact, Look};

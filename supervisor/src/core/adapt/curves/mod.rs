@@ -1,0 +1,106 @@
+//! The policy against load curves: what it costs, and what clients notice.
+//!
+//! A small server is simulated request by request around a real [`Core`](super::super::Core): requests come by chance at the
+//! rate that a curve tells, take their time by chance, wait in their slot's queue when nobody has time, and are stolen by
+//! whoever has. Each curve is run with two workers, with sixteen, and with `2..16`; what counts is how many
+//! *worker-seconds* that took (worker × time that it was there) and how long clients waited.
+//!
+//! * `world` – the server and its clients;
+//! * `shapes` – the curves;
+//! * `plot` – tables and pictures for `docs/adaptive.md` (`scripts/adaptive-plots`).
+//!
+//! `CURVES_SEED=n` has everything happen in another way.
+
+mod plot;
+mod shapes;
+mod world;
+
+use super::super::scenarios::PLAN;
+use super::super::{Elastic, Plan};
+use shapes::Curve;
+use std::time::Duration;
+use world::{Outcome, World};
+
+/// Workers of one request at a time, as stock apps are by `--class sync`.
+fn plan(workers: u16, most: u16) -> Plan {
+    let elastic = Elastic { down_after: Duration::from_secs(60), memory: None, apiece: Some(1) };
+    Plan { workers, max_workers: most, elastic: (most > workers).then_some(elastic), ..PLAN }
+}
+
+fn seed() -> u64 {
+    std::env::var("CURVES_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// A curve's three ways: two workers, sixteen, and as many as the load needs.
+struct Trio {
+    curve: Curve,
+    two: Outcome,
+    sixteen: Outcome,
+    adaptive: Outcome,
+}
+
+impl Trio {
+    fn of(curve: Curve) -> Self {
+        let run = |plan| World::new(&curve, plan, seed()).run();
+        let (two, sixteen, adaptive) = (run(plan(2, 2)), run(plan(16, 16)), run(plan(2, 16)));
+        Self { curve, two, sixteen, adaptive }
+    }
+
+    /// The 99th percentile of adaptive over that of sixteen, without the rush's first seconds.
+    fn slower(&self) -> f64 {
+        let p99 = |outcome: &Outcome| outcome.percentile(0.99, |at| !self.curve.is_rush(at));
+        p99(&self.adaptive) / p99(&self.sixteen)
+    }
+
+    /// The worker-seconds of adaptive over those of sixteen.
+    fn cheaper(&self) -> f64 {
+        self.adaptive.worker_seconds / self.sixteen.worker_seconds
+    }
+}
+
+#[test]
+fn what_clients_notice_and_what_it_costs_on_each_curve() {
+    for (curve, slower, cheaper) in [
+        (Curve::diurnal(), 1.5, 0.65),
+        (Curve::flash_crowd(), 1.5, 0.6),
+        (Curve::sawtooth(90.0), 1.5, 0.95),
+        (Curve::recorded(), 1.5, 0.95),
+    ] {
+        let trio = Trio::of(curve);
+        let (name, seed) = (trio.curve.name, seed());
+        println!("{}", plot::row(&trio));
+        assert!(
+            trio.slower() <= slower,
+            "{name} (CURVES_SEED={seed}): p99 is {:.2} of sixteen's",
+            trio.slower()
+        );
+        assert!(
+            trio.cheaper() <= cheaper,
+            "{name} (CURVES_SEED={seed}): costs {:.2} of sixteen",
+            trio.cheaper()
+        );
+        assert!(trio.adaptive.answered == trio.sixteen.answered, "{name}: nobody is lost");
+    }
+}
+
+#[test]
+fn a_rush_is_met_within_seconds() {
+    let trio = Trio::of(Curve::flash_crowd());
+    let met = trio.adaptive.met_after(trio.curve.rush.expect("it has one"), 10);
+    assert!(met < 3.0, "ten workers after {met:.1} s");
+}
+
+#[test]
+fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
+    let trio = Trio::of(Curve::sawtooth(45.0));
+    let spawned = trio.adaptive.spawned;
+    assert!(spawned <= 32, "{spawned} workers were started in twenty teeth");
+}
+
+/// Writes the table and the pictures of `docs/adaptive.md`.
+#[test]
+#[ignore = "run by scripts/adaptive-plots"]
+fn draw() {
+    let Some(directory) = std::env::var_os("CURVES_OUT") else { return };
+    plot::write(std::path::Path::new(&directory)).expect("files can be written there");
+}
