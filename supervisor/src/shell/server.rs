@@ -5,6 +5,7 @@
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
 mod actions;
+mod admin;
 mod gauge;
 mod lookouts;
 mod operators;
@@ -15,6 +16,7 @@ mod takeover;
 mod upgrade;
 mod workers;
 
+use super::admin::Admin;
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::deaths::{Deaths, Remains};
@@ -85,6 +87,7 @@ pub struct Server {
     hooks: Hooks,
     gauge: Gauge,
     doomed: Doomed,
+    admin: Admin,
     /// What has been done since the server started.
     counts: Counts,
     /// The answer to `status`, as of this time.
@@ -112,6 +115,8 @@ struct Counts {
     spawned: u64,
     reloads: u64,
     failed_reloads: u64,
+    /// Answers to `status`.
+    pictures: u64,
 }
 
 impl Counts {
@@ -201,6 +206,7 @@ impl Server {
             hooks: Hooks::default(),
             gauge: Gauge::default(),
             doomed: Doomed::default(),
+            admin: Admin::default(),
             counts: Counts::since(unix_time()),
             picture: None,
             waiting: BTreeSet::new(),
@@ -287,6 +293,7 @@ impl Server {
             .chain(self.leftovers.due())
             .chain(self.hooks.deadline())
             .chain(self.gauge_due())
+            .chain(self.admin_due())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -307,6 +314,7 @@ impl Server {
             Token::Lookout(worker) => self.hear_lookout(worker),
             Token::Stderr(worker) => self.relay(worker),
             Token::Outlet => self.reopen_outlet(),
+            Token::Admin(child) => self.bury_admin(child),
             Token::Gauge => self.hear_gauge(),
             Token::Hook(hook) => self.hooks.bury(&self.poll, hook),
         }
@@ -340,6 +348,7 @@ impl Server {
         }
         self.sweep_leftovers(None);
         self.tend_gauge();
+        self.tend_admin();
         self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }

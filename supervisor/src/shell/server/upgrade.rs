@@ -342,6 +342,8 @@ impl Server {
         let mut groups = Vec::new();
         let generations = self.generations.iter().map(|(id, generation)| {
             let (backlog, sockets) = generation.sockets.state(&mut groups, packing);
+            let (_, admin) = generation.desk.http.state(&mut groups, packing);
+            let (_, agent) = generation.desk.agent.state(&mut groups, packing);
             let program = &generation.executable;
             GenerationState {
                 id: *id,
@@ -356,6 +358,8 @@ impl Server {
                 opened: generation.opened,
                 backlog,
                 sockets,
+                admin,
+                agent,
             }
         });
         let generations = generations.collect();
@@ -405,6 +409,7 @@ impl Server {
                 reloads: self.counts.reloads,
                 failed_reloads: self.counts.failed_reloads,
                 events: self.journal.last(),
+                pictures: self.counts.pictures,
             },
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),
