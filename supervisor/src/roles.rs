@@ -5,6 +5,7 @@ use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::place;
 use crate::shell::confine::{Confinement, Dropped, become_user, warn_of_root};
 use crate::shell::control::{Request, default_path, runtime_directory};
+use crate::shell::gauge;
 use crate::shell::generation::Loader;
 use crate::shell::handover::{self, Task};
 use crate::shell::listen::{Kept, Listeners};
@@ -35,6 +36,9 @@ pub fn stock() -> ExitCode {
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     if let Some(task) = lookout::task() {
+        return task.perform();
+    }
+    if let Some(task) = gauge::task() {
         return task.perform();
     }
     if let Some(task) = handover::task() {

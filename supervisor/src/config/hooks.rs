@@ -8,6 +8,7 @@ use std::time::Duration;
 ///
 /// A test keeps it complete; `docs/control.md` tells what each means.
 pub const KINDS: &[(&str, bool)] = &[
+    ("announcing", true),
     ("condemned", true),
     ("degraded", true),
     ("died", true),
@@ -24,6 +25,7 @@ pub const KINDS: &[(&str, bool)] = &[
     ("overslept", false),
     ("ready", false),
     ("recovered", true),
+    ("recycling", false),
     ("released", false),
     ("reload-began", false),
     ("reload-failed", true),

@@ -43,6 +43,7 @@ pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
 pub use source::{Explained, Invocation, Source, Surroundings};
 pub use stderr::WorkerStderr;
 
+use crate::core::Share;
 use nix::sys::signal::Signal;
 use prefork::settings::{Accept, Class, ClassName, WorkerSettings};
 use std::collections::BTreeMap;
@@ -72,6 +73,14 @@ pub struct Config {
     pub scale_up_memory: Option<u64>,
     /// What a worker runs.
     pub program: Program,
+    /// How many slots may be out of service because somebody wants it.
+    pub max_unavailable: Share,
+    /// Requests after which a worker is replaced.
+    pub max_requests: Option<u64>,
+    /// Age at which a worker is replaced.
+    pub max_age: Option<Duration>,
+    /// Bytes of memory at which a worker is replaced.
+    pub max_memory: Option<u64>,
     /// How a Rust worker serves.
     pub class: ClassName,
     /// Threads of a worker of class `threads`.
@@ -92,6 +101,8 @@ pub struct Config {
     pub probation: Duration,
     /// How long a worker may drain before it is killed.
     pub graceful_timeout: Duration,
+    /// How long a graceful stop is announced before workers drain.
+    pub pre_stop_delay: Duration,
     /// How long a draining worker leaves an idle kept-alive connection open for its next request.
     pub drain_idle: Duration,
     /// What asks a foreign worker to drain. Never KILL or STOP.

@@ -12,8 +12,11 @@ use super::privileges::{Capabilities, CoreDumps, Name, NamedGroup, OnOff};
 use super::reader::{Typed, Value};
 use super::sandbox::{Limit, Permission, Rigour, Seccomp};
 use super::stderr::WorkerStderr;
-use super::words::{DAY, LogFile, OrOff, Place, Plain, ServerName, Size, Span, StopSignal, Variable, Whole};
+use super::words::{
+    DAY, LogFile, OrOff, Place, Plain, ServerName, Size, Span, StopSignal, Variable, Whole, YEAR,
+};
 use super::{Cgroups, Control, LogFormat, Ready, Surge};
+use crate::core::Share;
 use log::LevelFilter;
 use prefork::settings::{Accept, ClassName};
 
@@ -141,6 +144,9 @@ settings! {
         scale_down_after: (Typed<Span<1_000, DAY>>) as "TIME" = Given("60s");
         /// Memory that all workers together may use for more to be started, where their number follows the load, or off
         scale_up_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
+        /// How many slots may be out of service, or have two workers, because somebody wants that (restart-worker, drain,
+        /// recycling): a number, or a share of the slots, but at least one. Slots that are down count, too
+        max_unavailable: (Typed<Share>) as "N|PERCENT%" = Given("10%");
         /// How a worker serves: sync (one connection at a time), threads (one per thread) or async (many at once)
         class: (Typed<ClassName>) as "CLASS" = Given("async");
         /// Threads of a worker of class threads
@@ -151,6 +157,16 @@ settings! {
         env: (Vec<Typed<Variable>>) as "KEY=VALUE" = Computed("what the supervisor has");
         /// Working directory of the workers
         directory: (Typed<Place>) as "DIR" = Computed("the supervisor's");
+    }
+    "Recycling" {
+        /// Requests that a worker answers, less up to a fifth by chance, before another one takes its place, or off. Not for
+        /// other programs, which do not count
+        max_requests: (Typed<OrOff<Whole<1, 4_000_000_000>>>) as "N" = Given("off");
+        /// Age of a worker, less up to a fifth by chance, at which another one takes its place, or off
+        max_age: (Typed<OrOff<Span<1_000, YEAR>>>) as "TIME" = Given("off");
+        /// Memory of a worker (proportional set size), less up to a fifth by chance, at which another one takes its place,
+        /// or off
+        max_memory: (Typed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE" = Given("off");
     }
     "Sandbox" {
         /// What to do when the kernel lacks a part of the workers' sandbox: strict (refuse), best-effort (say so and go on)
@@ -180,6 +196,9 @@ settings! {
         probation: (Typed<Span<0, DAY>>) as "TIME" = Given("2s");
         /// How long a worker may drain before it is killed
         graceful_timeout: (Typed<Span<0, DAY>>) as "TIME" = Given("30s");
+        /// How long a graceful stop is announced, by not being ready, before workers drain: for load balancers. A second
+        /// signal does not wait
+        pre_stop_delay: (Typed<Span<0, DAY>>) as "TIME" = Given("0s");
         /// How long a draining worker leaves an idle kept-alive connection open for its next request
         drain_idle: (Typed<Span<0, 60_000>>) as "TIME" = Given("500ms");
         /// Signal that asks a program to drain

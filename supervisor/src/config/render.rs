@@ -30,12 +30,16 @@ impl Config {
         page.line("max-workers", self.max_workers);
         page.line("scale-down-after", span(self.scale_down_after));
         page.line("scale-up-memory", self.scale_up_memory.map_or_else(off, |size| quoted(binary(size))));
+        page.line("max-unavailable", quoted(self.max_unavailable));
         page.line("class", quoted(self.class));
         page.line("threads", self.threads);
         page.line("max-connections", self.max_connections);
         if let Some(directory) = &self.directory {
             page.line("directory", quoted(directory.display()));
         }
+        page.line("max-requests", self.max_requests.map_or_else(off, |count| count.to_string()));
+        page.line("max-age", self.max_age.map_or_else(off, span));
+        page.line("max-memory", self.max_memory.map_or_else(off, |size| quoted(binary(size))));
         let sandbox = &self.sandbox;
         page.line("sandbox", quoted(sandbox.rigour.as_str()));
         for (name, paths) in [("read-only", &sandbox.read_only), ("writable", &sandbox.writable)] {
@@ -53,6 +57,7 @@ impl Config {
         }
         page.line("probation", span(self.probation));
         page.line("graceful-timeout", span(self.graceful_timeout));
+        page.line("pre-stop-delay", span(self.pre_stop_delay));
         page.line("drain-idle", span(self.drain_idle));
         page.line("stop-signal", quoted(self.stop_signal.as_str().trim_start_matches("SIG")));
         page.line("clean-exit", quoted(&self.clean_exit));

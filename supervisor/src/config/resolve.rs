@@ -14,7 +14,8 @@ use prefork::settings::ClassName;
 use std::collections::BTreeSet;
 
 /// Settings that only a Rust worker hears of.
-const RUST_ONLY: [&str; 9] = [
+const RUST_ONLY: [&str; 10] = [
+    "max-requests",
     "class",
     "threads",
     "max-connections",
@@ -127,6 +128,10 @@ pub(super) fn resolve(
         range: range.is_some(),
         scale_down_after: value(all.scale_down_after).0,
         scale_up_memory: limit(all.scale_up_memory).map(|size| size.0),
+        max_unavailable: value(all.max_unavailable),
+        max_requests: limit(all.max_requests).map(|count| count.0.into()),
+        max_age: limit(all.max_age).map(|span| span.0),
+        max_memory: limit(all.max_memory).map(|size| size.0),
         program,
         class,
         threads: small(value(all.threads).0),
@@ -138,6 +143,7 @@ pub(super) fn resolve(
         surge: value(all.surge),
         probation: value(all.probation).0,
         graceful_timeout: value(all.graceful_timeout).0,
+        pre_stop_delay: value(all.pre_stop_delay).0,
         drain_idle: value(all.drain_idle).0,
         stop_signal: value(all.stop_signal).0,
         clean_exit: value(all.clean_exit),

@@ -6,8 +6,10 @@
 
 use super::reader::{Typed, Word};
 use super::{Control, LogFormat, Surge};
+use crate::core::Share;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
+use prefork::Slot;
 use prefork::environment;
 use prefork::settings::{Accept, ClassName};
 use std::num::NonZeroU16;
@@ -75,6 +77,9 @@ pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Duration);
 /// A day, in milliseconds: no timeout is longer.
 pub(super) const DAY: u64 = 24 * 60 * 60 * 1000;
 
+/// A year, in milliseconds: no worker gets older.
+pub(super) const YEAR: u64 = 365 * DAY;
+
 impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
     const LIKE: &'static str = "\"30s\"";
 
@@ -129,6 +134,23 @@ pub(super) fn binary(bytes: u64) -> String {
         .into_iter()
         .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
         .map_or_else(|| format!("{bytes}"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+impl Word for Share {
+    const LIKE: &'static str = "\"10%\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        let share = match text.strip_suffix('%') {
+            Some(percent) => percent.parse().ok().filter(|it| (1..=100).contains(it)).map(Self::Percent),
+            None => text.parse().ok().filter(|it| (1..=Slot::MAX).contains(it)).map(Self::Count),
+        };
+        share.ok_or_else(|| {
+            format!(
+                "`{text}` is no number of slots (write one from 1 to {}, or a share from 1% to 100%)",
+                Slot::MAX
+            )
+        })
+    }
 }
 
 /// A value that can be switched off.

@@ -72,6 +72,8 @@ causes! {
     Restart = "restart",
     /// Its slot was to be empty.
     Drain = "drain",
+    /// It had reached a limit of requests, age or memory.
+    Recycle = "recycle",
 }
 
 impl From<Why> for Cause {
@@ -85,6 +87,7 @@ impl From<Why> for Cause {
             Why::Superseded => Self::Reload,
             Why::Restarted => Self::Restart,
             Why::Held => Self::Drain,
+            Why::Recycled => Self::Recycle,
         }
     }
 }

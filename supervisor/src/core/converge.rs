@@ -14,12 +14,14 @@ const MOST_IN_A_SLOT: usize = 2;
 impl Core {
     /// Takes every step that is possible now, from what is intended and what is.
     pub(super) fn converge(&mut self, now: Time) {
+        self.end_announcement(now);
         self.enforce_deadlines(now);
         self.judge_stalls(now);
         self.judge_boot();
         self.advance_trial(now);
         self.begin_reload();
         self.run_errands(now);
+        self.recycle(now);
         self.retire(now);
         self.fill(now);
         // New connections go elsewhere before a worker is told to accept no more.
@@ -117,8 +119,7 @@ impl Core {
     fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
         let moved = self.trial.as_ref().is_some_and(|trial| slot.0 < trial.moved());
         let open = slot.0 < self.open && !self.held_slots.contains(&slot);
-        let stable =
-            matches!(self.phase, Phase::Booting | Phase::Serving) && open && !moved || self.is_visited(slot);
+        let stable = self.is_to_serve() && open && !moved || self.is_visited(slot);
         let trial = self.trial.as_ref().map(|trial| trial.generation());
         let trial = trial.filter(|_| slot.0 < self.batch_end());
         stable.then_some(self.stable.id).into_iter().chain(trial)
@@ -189,6 +190,8 @@ impl Core {
             complaint: None,
             cause: None,
             relief: None,
+            limits: plan.recycle.draw(&mut self.chance),
+            due: None,
         };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
@@ -221,13 +224,17 @@ impl Core {
                 Stage::Ready { .. } => worker.plan.graceful_timeout.max(LEAST),
                 _ => worker.plan.graceful_timeout.clamp(LEAST, UNREADY_GRACE),
             };
-            let followed = self.in_slot(worker.slot).any(|other| other.id != id && other.is_occupant());
+            let slot = worker.slot;
+            let followed = self.in_slot(slot).any(|other| other.id != id && other.is_occupant());
             let fact = Fact::Draining(worker.who(), why);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Draining { deadline: now + grace };
                 worker.cause = Some(why.into());
             }
             self.report(fact);
+            if why == Why::Restarted || why == Why::Recycled {
+                self.relieved(slot);
+            }
             actions.push(Action::Drain { worker: id, grace, empty_queue: !followed });
         }
         actions
@@ -253,7 +260,7 @@ impl Core {
         match self.phase {
             Phase::Stopping { .. } | Phase::Gone => return Why::Stop,
             Phase::Drained => return Why::DrainAll,
-            Phase::Booting | Phase::Serving => {}
+            Phase::Booting | Phase::Serving | Phase::Announcing { .. } => {}
         }
         let on_trial = self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation);
         if worker.generation > self.stable.id && !on_trial {
@@ -289,7 +296,7 @@ impl Core {
     }
 
     fn note_degraded(&mut self) {
-        if !matches!(self.phase, Phase::Booting | Phase::Serving) {
+        if !self.is_to_serve() {
             self.degraded = 0;
             return;
         }
@@ -332,7 +339,13 @@ impl Core {
                 .filter(move |generation| self.occupant(slot, *generation).is_none())
                 .filter_map(move |generation| self.may_spawn_at(slot, generation))
         });
-        workers.chain(self.look_due(now)).chain(retries).chain(self.trial_proven_at()).min()
+        workers
+            .chain(self.look_due(now))
+            .chain(retries)
+            .chain(self.trial_proven_at())
+            .chain(self.recycle_due(now))
+            .chain(self.announced_until())
+            .min()
     }
 }
 

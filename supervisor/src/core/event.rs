@@ -2,6 +2,7 @@
 
 use super::adapt::{Elastic, Load, Reason};
 use super::cause::{Demise, End, Follow};
+use super::recycle::{Excess, Limits};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::fmt;
@@ -36,6 +37,10 @@ pub struct Plan {
     pub max_unavailable: Share,
     /// The number of slots follows the load, from `workers` to `max_workers`, and how.
     pub elastic: Option<Elastic>,
+    /// When a worker is to be replaced for what it has done or used.
+    pub recycle: Limits,
+    /// How long a graceful stop is announced before workers drain.
+    pub pre_stop_delay: Duration,
 }
 
 /// So many of the slots.
@@ -172,6 +177,10 @@ pub struct Sight {
     pub done: Option<u64>,
     /// When the handler began that has been running longest.
     pub oldest: Option<Time>,
+    /// Requests that it has answered, if it counts.
+    pub requests: Option<u64>,
+    /// Bytes of memory that it uses, if that was measured.
+    pub memory: Option<u64>,
 }
 
 /// How a ready worker fails to serve.
@@ -282,6 +291,8 @@ pub enum Why {
     Restarted,
     /// Somebody asked for its slot to be empty.
     Held,
+    /// It has reached a limit.
+    Recycled,
 }
 
 impl fmt::Display for Why {
@@ -295,6 +306,7 @@ impl fmt::Display for Why {
             Self::Superseded => "a reload replaces its slot's worker",
             Self::Restarted => "another worker has taken over its slot, as it was asked for",
             Self::Held => "its slot is to be empty, as it was asked for",
+            Self::Recycled => "it is recycled, another worker has taken over its slot",
         })
     }
 }
@@ -340,6 +352,8 @@ pub enum Fact {
     ReloadFailed(GenerationId, GenerationId, String),
     /// A worker is to be replaced since somebody asked for that.
     Restarting(Who),
+    /// A worker is to be replaced since it has reached a limit.
+    Recycling(Who, Excess),
     /// A worker was to be replaced and goes on serving, since whoever was to follow has failed: why.
     NotReplaced(Who, String),
     /// A slot is being emptied, and held so.
@@ -370,6 +384,8 @@ pub enum Fact {
     Ignored(Command, String),
     /// All workers are asked to drain; the sockets stay.
     DrainingAll,
+    /// A graceful stop begins, which is announced for so long before anybody drains.
+    Announcing(Duration),
     /// The server stops: at once, or gracefully within this time.
     Stopping(Option<Duration>),
     /// No worker could ever be started: the reason.

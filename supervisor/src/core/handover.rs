@@ -6,6 +6,7 @@
 use super::adapt::Adaptation;
 use super::backoff::{Backoff, Chance};
 use super::event::{Plan, Proof, RequestId, Share};
+use super::recycle::Limits;
 use super::reload::Trial;
 use super::slots::Errand;
 use super::stragglers::Retired;
@@ -14,6 +15,7 @@ use super::{Accepted, Core, Phase, Time};
 use crate::record::record;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// All that a [`Core`] is, between two steps.
 #[derive(Debug, Clone)]
@@ -92,9 +94,9 @@ record!(Plan {
     graceful_timeout,
     probation,
     steals
-} added { proof: Proof::default(), max_unavailable: Share::Count(1), elastic: None });
+} added { proof: Proof::default(), max_unavailable: Share::Count(1), elastic: None, recycle: Limits::default(), pre_stop_delay: Duration::ZERO });
 record!(Trial { generation, requests, stage });
-record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None });
+record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None, limits: Limits::default(), due: None });
 record!(Backoff { failures, not_before });
 
 impl Core {
@@ -225,7 +227,7 @@ impl Core {
 
     /// The server stops, so that nothing new is to be begun.
     pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, Phase::Stopping { .. } | Phase::Gone)
+        matches!(self.phase, Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone)
     }
 }
 

@@ -12,6 +12,7 @@
 //! * `event` – the words: [`Event`], [`Action`], [`Fact`], [`Plan`];
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
 //! * `slots` – what is asked of single slots, and the permits for it;
+//! * `recycle` – workers that are replaced before they have leaked too much;
 //! * `reload` – the trial of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
 //! * `adapt` – the number of workers follows the load;
@@ -30,6 +31,7 @@ mod converge;
 mod event;
 mod handover;
 mod pulse;
+mod recycle;
 mod reload;
 mod slots;
 mod stragglers;
@@ -49,6 +51,7 @@ pub use event::{
     Action, Command, Done, Event, Fact, Look, Plan, Proof, RequestId, Share, Sight, Stall, Who, Why,
 };
 pub use handover::CoreState;
+pub use recycle::{Excess, Limits};
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
@@ -89,6 +92,8 @@ enum Phase {
     Stopping { now: bool, status: u8 },
     /// It has left.
     Gone,
+    /// It serves, and stops then: load balancers are to notice before anybody drains.
+    Announcing { until: Time },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +107,7 @@ struct Accepted {
 /// ```
 /// use prefork::GenerationId;
 /// use std::time::Duration;
-/// use supervisor::core::{Action, Core, Event, Plan, Proof, Share, Time};
+/// use supervisor::core::{Action, Core, Event, Limits, Plan, Proof, Share, Time};
 /// let plan = Plan {
 ///     workers: 2,
 ///     max_workers: 8,
@@ -117,6 +122,8 @@ struct Accepted {
 ///     proof: Proof::Word,
 ///     max_unavailable: Share::Percent(10),
 ///     elastic: None,
+///     recycle: Limits::default(),
+///     pre_stop_delay: Duration::ZERO,
 /// };
 /// let mut core = Core::new(GenerationId(1), plan, 42);
 /// let actions = core.step(Time::default(), Event::Tick);
@@ -212,11 +219,14 @@ impl Core {
         }
         let missed = self.catch_up(now);
         match event {
-            Event::Command(command) => self.command(command),
+            Event::Command(command) => self.command(now, command),
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Look(look) => self.look(now, &look, missed),
+            Event::Look(look) => {
+                self.look(now, &look, missed);
+                self.measure(now, &look);
+            }
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
                     worker.complaint = Some(reason);
@@ -259,11 +269,14 @@ impl Core {
         if late > TARDY { late } else { Duration::ZERO }
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, now: Time, command: Command) {
         match (command, self.phase) {
             (Command::Stop, Phase::Stopping { .. }) | (Command::StopNow, _) => self.stop(true),
+            (Command::Stop, Phase::Serving) if !self.stable.plan.pre_stop_delay.is_zero() => {
+                self.announce_stop(now);
+            }
             (Command::Stop, _) => self.stop(false),
-            (_, Phase::Stopping { .. }) => self.refuse_while_stopping(command),
+            (_, Phase::Stopping { .. } | Phase::Announcing { .. }) => self.refuse_while_stopping(command),
             (Command::Reload(request), _) => self.wanted.get_or_insert_default().extend(request),
             (Command::DrainAll, Phase::Drained) => self.ignore(command, "all workers drain already"),
             (Command::DrainAll, _) => {
@@ -282,17 +295,48 @@ impl Core {
         }
     }
 
+    /// A stop is announced: nothing new is begun, and everybody is served as before, until the delay is over.
+    fn announce_stop(&mut self, now: Time) {
+        let delay = self.stable.plan.pre_stop_delay;
+        self.give_up_everything_asked_for();
+        self.phase = Phase::Announcing { until: now + delay };
+        self.report(Fact::Announcing(delay));
+    }
+
+    fn end_announcement(&mut self, now: Time) {
+        if self.announced_until().is_some_and(|until| until <= now) {
+            self.stop(false);
+        }
+    }
+
+    /// When an announced stop begins.
+    fn announced_until(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Announcing { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Every slot is to be filled, and whoever dies is to be replaced.
+    fn is_to_serve(&self) -> bool {
+        matches!(self.phase, Phase::Booting | Phase::Serving | Phase::Announcing { .. })
+    }
+
+    fn give_up_everything_asked_for(&mut self) {
+        self.abandon_trial(STOPPING);
+        for request in self.wanted.take().unwrap_or_default() {
+            self.reply(Some(request), Err(STOPPING.to_owned()));
+        }
+        self.abandon_all_errands(STOPPING);
+    }
+
     fn stop(&mut self, now: bool) {
         let status = match self.phase {
             Phase::Stopping { status, .. } => status,
             _ => 0,
         };
         let already = matches!(self.phase, Phase::Stopping { now: true, .. });
-        self.abandon_trial(STOPPING);
-        for request in self.wanted.take().unwrap_or_default() {
-            self.reply(Some(request), Err(STOPPING.to_owned()));
-        }
-        self.abandon_all_errands(STOPPING);
+        self.give_up_everything_asked_for();
         self.phase = Phase::Stopping { now, status };
         if !already {
             let grace = self.stable.plan.graceful_timeout;

@@ -76,7 +76,9 @@ impl Core {
     /// Begins the reload that was asked for, unless another generation than the accepted one is still alive: two
     /// are as many as a machine's memory is asked to hold.
     pub(super) fn begin_reload(&mut self) {
-        if self.trial.is_some() || matches!(self.phase, Phase::Stopping { .. } | Phase::Gone) {
+        if self.trial.is_some()
+            || matches!(self.phase, Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone)
+        {
             return;
         }
         let Some(requests) = self.wanted.take() else { return };

@@ -3,6 +3,7 @@
 mod adapt;
 mod deaths;
 mod ready;
+mod recycle;
 mod slots;
 mod stalls;
 mod stragglers;
@@ -24,11 +25,21 @@ pub(super) const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
+    recycle: Limits { requests: None, age: None, memory: None },
+    pre_stop_delay: Duration::ZERO,
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.
 fn beats(workers: &[(u64, Time, u64)]) -> Look {
-    let sight = |heard, done| Sight { heard, beats: true, greeted: true, done: Some(done), oldest: None };
+    let sight = |heard, done| Sight {
+        heard,
+        beats: true,
+        greeted: true,
+        done: Some(done),
+        oldest: None,
+        requests: None,
+        memory: None,
+    };
     let workers = workers.iter().map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done))).collect();
     Look { workers, ..Look::default() }
 }

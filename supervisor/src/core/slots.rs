@@ -141,7 +141,7 @@ impl Core {
         (slot.0 >= self.open).then(|| format!("there is no slot {slot} (they are 0 to {last})"))
     }
 
-    fn is_reloading(&self) -> bool {
+    pub(super) fn is_reloading(&self) -> bool {
         self.trial.is_some() || self.wanted.is_some()
     }
 
@@ -274,7 +274,9 @@ impl Core {
             if slot.0 >= self.open {
                 return first.is_some() && !self.is_visited(*slot);
             }
-            let whole = first.is_some_and(|worker| worker.is_well() && worker.relief.is_none());
+            // One of a generation that was rolled back is to be followed by another.
+            let stays = |worker: &Worker| worker.generation == self.stable.id && worker.relief.is_none();
+            let whole = first.is_some_and(|worker| worker.is_well() && stays(worker));
             !whole || second.is_some() || self.held_slots.contains(slot)
         })
     }
@@ -283,10 +285,13 @@ impl Core {
     pub(super) fn relieve(&mut self, id: WorkerId, relief: Relief) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.relief = Some(relief);
-        let who = worker.who();
-        match relief {
-            Relief::Restart => self.report(Fact::Restarting(who)),
-            Relief::Superseded => {}
+        let told = match relief {
+            Relief::Restart => Some(Fact::Restarting(worker.who())),
+            Relief::Recycle => Self::recycling(worker),
+            Relief::Superseded => None,
+        };
+        if let Some(fact) = told {
+            self.report(fact);
         }
     }
 

@@ -39,6 +39,10 @@ pub(super) struct Retired {
 record!(Retired { until, length, waits, visit, said });
 
 impl Core {
+    fn serves_stragglers(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Announcing { .. })
+    }
+
     /// The retired slots whose queues are to be in the next [`Look`](super::Look) that has any.
     pub fn retired(&self) -> impl Iterator<Item = Slot> {
         self.retired.keys().copied()
@@ -68,17 +72,17 @@ impl Core {
 
     /// Whether a retired slot is to have a worker for those who wait in its queue.
     pub(super) fn is_visited(&self, slot: Slot) -> bool {
-        self.phase == Phase::Serving && self.retired.get(&slot).is_some_and(|retired| retired.visit.is_some())
+        self.serves_stragglers() && self.retired.get(&slot).is_some_and(|retired| retired.visit.is_some())
     }
 
     /// How often retired slots are to be looked at, if there are any.
     pub(super) fn retired_gap(&self) -> Option<Duration> {
-        (self.phase == Phase::Serving && !self.retired.is_empty()).then_some(TICK)
+        (self.serves_stragglers() && !self.retired.is_empty()).then_some(TICK)
     }
 
     /// Takes in how long the queue of each slot is.
     pub(super) fn look_at_retired(&mut self, now: Time, length: impl Fn(Slot) -> u32) {
-        if self.phase != Phase::Serving {
+        if !self.serves_stragglers() {
             return;
         }
         let mut facts = Vec::new();

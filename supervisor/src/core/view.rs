@@ -19,6 +19,8 @@ pub enum State {
     Draining,
     /// The server leaves.
     Stopping,
+    /// The server leaves soon, and has told so; it serves as before.
+    Announcing,
 }
 
 /// What a worker does, in one word.
@@ -100,6 +102,7 @@ impl Core {
             Phase::Serving if self.degraded == 0 => State::Serving,
             Phase::Booting | Phase::Serving => State::Degraded,
             Phase::Drained => State::Draining,
+            Phase::Announcing { .. } => State::Announcing,
             Phase::Stopping { .. } | Phase::Gone => State::Stopping,
         };
         let reload = self.trial.as_ref().map(|trial| {
@@ -137,7 +140,11 @@ impl Core {
     fn is_ready(&self) -> bool {
         match self.phase {
             Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
-            Phase::Booting | Phase::Drained | Phase::Stopping { .. } | Phase::Gone => false,
+            Phase::Booting
+            | Phase::Drained
+            | Phase::Announcing { .. }
+            | Phase::Stopping { .. }
+            | Phase::Gone => false,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::cause::Cause;
 use super::event::{Plan, Who, Why};
 use super::pulse::Pulse;
+use super::recycle::{Due, Limits};
 use super::time::Time;
 use prefork::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
@@ -36,6 +37,10 @@ pub(super) struct Worker {
     pub(super) cause: Option<Cause>,
     /// Another one of its generation is to take its place, and why.
     pub(super) relief: Option<Relief>,
+    /// When it is to be replaced.
+    pub(super) limits: Limits,
+    /// It is to be replaced for having reached one of them.
+    pub(super) due: Option<Due>,
 }
 
 /// Why a worker is to be replaced by another one of its generation. It serves until that one is ready.
@@ -45,6 +50,8 @@ pub(super) enum Relief {
     Superseded,
     /// Somebody asked for it.
     Restart,
+    /// It has reached a limit.
+    Recycle,
 }
 
 impl From<Relief> for Why {
@@ -52,6 +59,7 @@ impl From<Relief> for Why {
         match relief {
             Relief::Superseded => Self::Superseded,
             Relief::Restart => Self::Restarted,
+            Relief::Recycle => Self::Recycled,
         }
     }
 }

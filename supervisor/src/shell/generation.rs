@@ -5,7 +5,7 @@ use super::hooks;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
 use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
-use crate::core::{Elastic, Plan, Proof, Share};
+use crate::core::{Elastic, Limits, Plan, Proof};
 use prefork::Slot;
 use prefork::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -174,7 +174,13 @@ impl Generation {
                 Ready::Notify => Proof::Notice,
                 Ready::Listen => Proof::Wait,
             },
-            max_unavailable: Share::Percent(10),
+            max_unavailable: config.max_unavailable,
+            recycle: Limits {
+                requests: config.max_requests.filter(|_| self.has_channel()),
+                age: config.max_age,
+                memory: config.max_memory,
+            },
+            pre_stop_delay: config.pre_stop_delay,
             elastic: config.range.then(|| Elastic {
                 down_after: config.scale_down_after,
                 memory: config.scale_up_memory,

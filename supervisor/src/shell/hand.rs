@@ -51,6 +51,8 @@ pub(super) struct Hand {
     pub(super) alarm: Option<(Time, Alarm)>,
     /// It accepts no more connections, by its own word.
     pub(super) quiet: bool,
+    /// Its proportional set size in bytes, as it was measured last.
+    pub(super) memory: Option<u64>,
 }
 
 /// What to do with a worker at a certain time.
@@ -254,6 +256,8 @@ impl Hand {
                 greeted: true,
                 done: Some(row.connections.wrapping_add(row.requests)),
                 oldest: (row.oldest > 0).then(|| Time::from_millis(row.oldest)),
+                requests: Some(row.requests),
+                memory: self.memory,
             },
             // A program that never fed the watchdog has not opted in.
             Line::Notify { fed, greeted, .. } => Sight {
@@ -262,6 +266,8 @@ impl Hand {
                 greeted: *greeted,
                 done: None,
                 oldest: None,
+                requests: None,
+                memory: self.memory,
             },
         }
     }

@@ -105,6 +105,7 @@ pub(super) fn launch(
         status: String::new(),
         alarm,
         quiet: false,
+        memory: None,
     })
 }
 

@@ -4,6 +4,7 @@
 //! * `generation`, `launch`, `hand` – from a configuration to a worker, and what is held of it;
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * `lookout` – a child that sees when a program waits for connections;
+//! * `gauge` – a child that measures workers' memory;
 //! * `hooks` – the program that is started for events;
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
@@ -14,7 +15,9 @@ pub mod cgroup;
 pub mod confine;
 pub mod control;
 mod deaths;
+mod doomed;
 mod events;
+pub(crate) mod gauge;
 pub mod generation;
 mod hand;
 pub mod handover;

@@ -29,6 +29,8 @@ pub enum Token {
     Stderr(WorkerId),
     /// Our own standard error can be written.
     Outlet,
+    /// The gauge has ended.
+    Gauge,
     /// A hook has ended.
     Hook(u64),
 }
@@ -49,6 +51,7 @@ impl Token {
             Self::Lookout(worker) => (7, worker.0),
             Self::Stderr(worker) => (8, worker.0),
             Self::Outlet => (9, 0),
+            Self::Gauge => (11, 0),
             Self::Hook(hook) => (12, hook),
         };
         kind << KIND_SHIFT | number & NUMBER
@@ -67,6 +70,7 @@ impl Token {
             7 => Self::Lookout(WorkerId(number)),
             8 => Self::Stderr(WorkerId(number)),
             9 => Self::Outlet,
+            11 => Self::Gauge,
             _ => Self::Hook(number),
         }
     }
@@ -163,6 +167,7 @@ mod tests {
             Token::Lookout(WorkerId(3)),
             Token::Stderr(WorkerId(3)),
             Token::Outlet,
+            Token::Gauge,
             Token::Hook(5),
         ] {
             assert_eq!(Token::unpack(token.pack()), token);

@@ -3,7 +3,7 @@
 use super::deaths;
 use super::events::Told;
 use super::notify::Notifier;
-use crate::core::{Command, Fact, Reason, Stall, Who};
+use crate::core::{Command, Excess, Fact, Reason, Stall, Who};
 use log::Level;
 use nix::unistd::Pid;
 use std::time::Duration;
@@ -28,6 +28,28 @@ fn stalled(why: Stall, span: Duration) -> String {
         Stall::Silent => format!("missed its heartbeat for {span:.1?}"),
         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
         Stall::Overdue => format!("has had a request in hand for {span:.1?}"),
+    }
+}
+
+/// The limit that a worker has reached, in words.
+fn reached(excess: Excess) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    match excess {
+        Excess::Requests(served, most) => format!("it has served {served} requests (its limit: {most})"),
+        Excess::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
+        Excess::Memory(used, most) => {
+            format!("it uses {:.1} MiB of memory (its limit: {:.1} MiB)", mib(used), mib(most))
+        }
+    }
+}
+
+/// The same for machines: which limit, what was used of it, how much it is. Ages are in milliseconds.
+fn numbers(excess: Excess) -> (&'static str, u64, u64) {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    match excess {
+        Excess::Requests(served, most) => ("requests", served, most),
+        Excess::Age(age, most) => ("age", millis(age), millis(most)),
+        Excess::Memory(used, most) => ("memory", used, most),
     }
 }
 
@@ -145,6 +167,12 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
             who,
             format_args!("is to be replaced; it serves until another one is ready"),
         ),
+        Fact::Recycling(who, excess) => {
+            let text =
+                format_args!("is to be recycled: {}; it serves until another one is ready", reached(*excess));
+            let (word, used, most) = numbers(*excess);
+            about("recycling", Info, who, text).with("limit", word).with("used", used).with("most", most)
+        }
         Fact::NotReplaced(who, reason) => {
             let text = format_args!("was to be replaced and goes on serving: {reason}");
             about("not-replaced", Warn, who, text)
@@ -176,6 +204,14 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
             Info,
             "all workers drain, the sockets stay (reload to start workers again)",
         ),
+        Fact::Announcing(delay) => Told::new(
+            "announcing",
+            Info,
+            format!(
+                "stopping in {delay:?}: not ready any more, and serving as before (a second signal stops now)"
+            ),
+        )
+        .with("delay_ms", u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         Fact::Stopping(None) => Told::new("stopping", Info, "stopping at once"),
         Fact::Stopping(Some(grace)) => {
             Told::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
@@ -235,6 +271,7 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)
         | Fact::Restarting(who)
+        | Fact::Recycling(who, _)
         | Fact::NotReplaced(who, _)
         | Fact::DrainTimedOut(who, _)
         | Fact::Died(who, _) => Some(*who),
@@ -253,6 +290,7 @@ pub(super) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Stragglers(..)
         | Fact::Ignored(..)
         | Fact::DrainingAll
+        | Fact::Announcing(_)
         | Fact::Stopping(_)
         | Fact::Hopeless(_)
         | Fact::Overslept(_) => None,
@@ -284,6 +322,7 @@ pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> st
             notifier.status(&format!("scaling to {to} workers"))
         }
         Fact::DrainingAll => notifier.status("all workers drain"),
+        Fact::Announcing(delay) => notifier.stopping(&format!("stopping in {delay:?}")),
         Fact::Stopping(_) => notifier.stopping("stopping"),
         Fact::Hopeless(reason) => notifier.stopping(&format!("giving up: {reason}")),
         _ => Ok(()),

@@ -5,6 +5,7 @@
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
 mod actions;
+mod gauge;
 mod lookouts;
 mod operators;
 mod picture;
@@ -17,7 +18,9 @@ mod workers;
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::deaths::{Deaths, Remains};
+use super::doomed::Doomed;
 use super::events::Journal;
+use super::gauge::Gauge;
 use super::generation::{Generation, Loader};
 use super::hand::Hand;
 use super::hooks::Hooks;
@@ -80,6 +83,8 @@ pub struct Server {
     /// What has happened.
     journal: Journal,
     hooks: Hooks,
+    gauge: Gauge,
+    doomed: Doomed,
     /// What has been done since the server started.
     counts: Counts,
     /// The answer to `status`, as of this time.
@@ -194,6 +199,8 @@ impl Server {
             control: ControlServer::default(),
             journal: Journal::default(),
             hooks: Hooks::default(),
+            gauge: Gauge::default(),
+            doomed: Doomed::default(),
             counts: Counts::since(unix_time()),
             picture: None,
             waiting: BTreeSet::new(),
@@ -279,6 +286,7 @@ impl Server {
             .chain(self.relay.due())
             .chain(self.leftovers.due())
             .chain(self.hooks.deadline())
+            .chain(self.gauge_due())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -299,6 +307,7 @@ impl Server {
             Token::Lookout(worker) => self.hear_lookout(worker),
             Token::Stderr(worker) => self.relay(worker),
             Token::Outlet => self.reopen_outlet(),
+            Token::Gauge => self.hear_gauge(),
             Token::Hook(hook) => self.hooks.bury(&self.poll, hook),
         }
     }
@@ -330,6 +339,7 @@ impl Server {
             self.bury_orphans();
         }
         self.sweep_leftovers(None);
+        self.tend_gauge();
         self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }

@@ -136,6 +136,8 @@ pub struct WorkerStatus {
     pub age: f64,
     /// How long ago it showed that it lives, in seconds; `None` when it never has.
     pub beat_age: Option<f64>,
+    /// Bytes of memory that it uses (proportional set size), if that was measured.
+    pub memory: Option<u64>,
     /// For how long its oldest request has been in a handler's hands, in seconds; `None` when none is.
     pub oldest_age: Option<f64>,
     /// Its row on the scoreboard; all zero for a foreign program.
@@ -155,6 +157,7 @@ impl WorkerStatus {
             status: hand.status.clone(),
             age: now.saturating_sub(view.born.0).as_secs_f64(),
             beat_age: since(scoreboard.heartbeat),
+            memory: hand.memory,
             oldest_age: since(scoreboard.oldest),
             scoreboard,
         }

@@ -17,6 +17,8 @@ const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
+    recycle: Limits { requests: None, age: None, memory: None },
+    pre_stop_delay: Duration::ZERO,
 };
 
 /// A core, and what its workers show of themselves at every look.
@@ -35,8 +37,15 @@ impl Stage {
     /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
     fn serving(done: Option<u64>) -> Self {
         let mut core = Core::new(GenerationId(1), PLAN, 1);
-        let sight =
-            Sight { heard: Time::default(), beats: done.is_some(), greeted: true, done, oldest: None };
+        let sight = Sight {
+            heard: Time::default(),
+            beats: done.is_some(),
+            greeted: true,
+            done,
+            oldest: None,
+            requests: None,
+            memory: None,
+        };
         core.step(Time::default(), Event::Tick);
         for worker in 1..=3 {
             core.step(Time::default(), Event::Ready(WorkerId(worker)));

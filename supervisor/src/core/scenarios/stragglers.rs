@@ -18,6 +18,8 @@ const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
+    recycle: Limits { requests: None, age: None, memory: None },
+    pre_stop_delay: Duration::ZERO,
 };
 
 struct Stage {
@@ -62,7 +64,15 @@ impl Stage {
         self.last.clear();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
             self.now = due;
-            let sight = Sight { heard: due, beats: false, greeted: true, done: None, oldest: None };
+            let sight = Sight {
+                heard: due,
+                beats: false,
+                greeted: true,
+                done: None,
+                oldest: None,
+                requests: None,
+                memory: None,
+            };
             let workers = self.core.view().workers.iter().map(|one| (one.worker, sight)).collect();
             let queues = self.queues.iter().map(|(slot, length)| (*slot, *length)).collect();
             let queues = self.core.wants_queues(due).then_some(queues);

@@ -42,6 +42,42 @@ impl World {
         invariant!(self, spawns <= most, "spawns a slot and minute are bounded: {spawns} in slot {slot}");
     }
 
+    /// Nobody takes a slot out of service when there is no permit.
+    pub(super) fn check_permits(&mut self) {
+        self.operations.push_back(self.now);
+        let (out, most) = self.core.permits();
+        invariant!(self, out <= most, "a permit is needed: {out} slots are out, {most} may be");
+    }
+
+    /// Whoever is recycled has reached a limit, and not while anything else is under way.
+    pub(super) fn check_recycling(&mut self, who: Who, excess: Excess) {
+        self.check_permits();
+        let view = self.core.view();
+        let serving = matches!(view.state, State::Serving | State::Degraded) && view.reload.is_none();
+        invariant!(self, serving, "nobody is recycled now: {who:?} {view:?}");
+        let limits = self.fates.get(&who.generation).map(|fate| fate.1.recycle).unwrap_or_default();
+        let part = |whole: Option<u64>| whole.map_or(u64::MAX, |whole| whole * 4 / 5);
+        let deserved = match excess {
+            Excess::Requests(done, _) => done >= part(limits.requests),
+            Excess::Memory(used, _) => used >= part(limits.memory),
+            Excess::Age(age, _) => limits.age.is_some_and(|most| age >= most.mul_f64(0.8)),
+        };
+        invariant!(self, deserved, "nobody is recycled too early: {who:?} {excess:?} {limits:?}");
+    }
+
+    /// Whoever was to be replaced leaves when another one is ready in its slot.
+    fn is_relieved(&self, who: Who) -> bool {
+        let follows = |(id, process): (&WorkerId, &Process)| {
+            *id != who.worker && process.slot == who.slot && process.ready && process.drained_at.is_none()
+        };
+        self.processes.iter().any(follows)
+    }
+
+    pub(super) fn check_relieved(&mut self, who: Who) {
+        let relieved = self.is_relieved(who);
+        invariant!(self, relieved, "the next one is ready before {who:?} drains");
+    }
+
     /// The load changes the number of workers within its range and with what memory there is, and lets nobody go who has a
     /// request in hand.
     pub(super) fn check_scaled(&mut self, from: u16, to: u16, reason: Reason) {
@@ -130,7 +166,8 @@ impl World {
     pub(super) fn check_drain(&self, worker: WorkerId) {
         let process = &self.processes[&worker];
         let view = self.core.view();
-        let retired = self.stopping || view.state == State::Draining || process.slot.0 >= view.open;
+        let held = view.held.contains(&process.slot);
+        let retired = self.stopping || view.state == State::Draining || process.slot.0 >= view.open || held;
         let successor = self.processes.iter().any(|(id, other)| {
             *id != worker
                 && other.slot == process.slot
@@ -159,7 +196,15 @@ impl World {
         let on_trial = view
             .reload
             .is_some_and(|reload| process.slot.0 >= reload.passed && reload.generation != process.generation);
-        if on_trial && !retired {
+        // Or when another one of its own generation serves there: one of the two was to replace the other.
+        let of_its_own = self.processes.iter().any(|(id, other)| {
+            *id != worker
+                && other.slot == process.slot
+                && other.generation == process.generation
+                && other.ready
+                && other.drained_at.is_none()
+        });
+        if on_trial && !retired && !of_its_own {
             invariant!(self, false, "an old worker drains only after the probation of the new one: {worker}");
         }
     }
@@ -273,7 +318,7 @@ impl World {
         );
         for slot in (0..view.open).map(Slot).filter(|slot| serving.has(*slot)) {
             let stalled = view.workers.iter().any(|w| w.slot == slot && w.state == WorkerState::Stalled);
-            if !stalled {
+            if !stalled && !view.held.contains(&slot) {
                 invariant!(self, self.rotation.contains(&slot), "a served slot is in rotation: {slot}");
             }
         }

@@ -130,6 +130,8 @@ impl World {
                 greeted: self.kind != Kind::Mute { greets: false },
                 done: self.kind.is_rust().then_some(process.done),
                 oldest: process.busy_since,
+                requests: self.kind.is_rust().then_some(process.done),
+                memory: Some(process.done << 10),
             };
             workers.push((*id, sight));
         }

@@ -243,6 +243,10 @@ impl World {
             *fate = Fate::Good;
         }
         self.advance_by(Duration::from_secs(600));
+        for slot in self.core.view().held {
+            self.step(Event::Command(Command::Restart(slot, None)));
+        }
+        self.advance_by(Duration::from_secs(60));
         if self.core.view().state == State::Draining {
             self.reload();
             self.advance_by(Duration::from_secs(600));
@@ -263,12 +267,19 @@ impl World {
         );
         invariant!(
             self,
-            self.processes.len() == usize::from(view.open),
+            self.slots(Process::serves).count() == usize::from(view.open),
+            "calm means that every slot is served: {view:?}"
+        );
+        // Somebody is recycled now and then.
+        let recycles = self.fates.values().any(|(_, plan)| plan.recycle != Limits::default());
+        let most = if recycles { self.core.permits().1 } else { 0 };
+        invariant!(
+            self,
+            self.processes.len() <= usize::from(view.open + most),
             "calm means as many workers as slots: {view:?}"
         );
-        let one =
-            self.processes.values().all(|process| process.generation == view.generation && process.ready);
-        invariant!(self, one, "calm means one generation: {view:?}");
+        let one = |process: &Process| process.generation == view.generation && (process.ready || recycles);
+        invariant!(self, self.processes.values().all(one), "calm means one generation: {view:?}");
         let all: Vec<Slot> = (0..view.open).map(Slot).collect();
         invariant!(
             self,

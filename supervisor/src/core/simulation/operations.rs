@@ -20,6 +20,23 @@ impl World {
         self.step(Event::Command(Command::Reload(request)));
     }
 
+    /// Another worker in a slot, none in one, or another number of slots.
+    fn ask_of_a_slot(&mut self) {
+        let slot = Slot(self.dice.below(8) as u16);
+        let request = self.dice.percent(50).then(|| {
+            self.next_request += 1;
+            RequestId(self.next_request)
+        });
+        let command = match self.dice.below(10) {
+            0..5 => Command::Restart(slot, request),
+            5..8 => Command::Drain(slot, request),
+            _ => Command::Scale(slot.0 + 1, request),
+        };
+        self.unanswered.extend(request);
+        self.operations.push_back(self.now);
+        self.step(Event::Command(command));
+    }
+
     pub(super) fn operate(&mut self) {
         self.wake();
         match self.dice.below(if self.healthy { 50 } else { 100 }) {
@@ -29,7 +46,7 @@ impl World {
                 self.step(Event::Command(Command::Resize(by)));
             }
             30..40 => self.hold_up(),
-            40..50 => {}
+            40..50 => self.ask_of_a_slot(),
             50..52 => {
                 self.operations.push_back(self.now);
                 self.step(Event::Command(Command::DrainAll));
@@ -96,8 +113,6 @@ impl World {
         self.wake();
         let command = if self.dice.percent(70) { Command::Stop } else { Command::StopNow };
         self.stops_now = command == Command::StopNow;
-        // Whatever spawns in the same step was decided after the stop.
-        self.stopping = true;
         self.step(Event::Command(command));
     }
 }
@@ -120,10 +135,23 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         proof: Proof::default(),
         max_unavailable: Share::Count(1),
         elastic: None,
+        recycle: Limits::default(),
+        pre_stop_delay: Duration::ZERO,
     };
     // Out of what was rolled already, so that a seed means the same with and without ranges.
     let of =
         |number: u128| plan.probation.as_millis().wrapping_add(plan.graceful_timeout.as_millis()) % number;
+    if of(5) == 1 {
+        plan.recycle = Limits {
+            requests: (of(2) == 0).then(|| 5 + of(61) as u64),
+            age: (of(7) < 4).then(|| Duration::from_secs(60 + of(211) as u64)),
+            memory: (of(11) < 4).then(|| 1 << 15),
+        };
+        plan.max_unavailable = Share::Count(1 + of(3) as u16);
+    }
+    if of(13) < 3 {
+        plan.pre_stop_delay = Duration::from_millis(1 + 100 * of(89) as u64);
+    }
     if of(3) == 0 {
         plan.max_workers = plan.workers + of(7) as u16;
         plan.elastic = Some(Elastic {

@@ -131,6 +131,11 @@ impl World {
                 self.served_before = 0;
                 self.operations.push_back(self.now);
             }
+            Action::Report(Fact::Holding(_)) => self.served_before = 0,
+            Action::Report(Fact::Stopping(_)) => self.stopping = true,
+            Action::Report(Fact::Recycling(who, excess)) => self.check_recycling(who, excess),
+            Action::Report(Fact::Restarting(_)) => self.check_permits(),
+            Action::Report(Fact::Draining(who, Why::Recycled | Why::Restarted)) => self.check_relieved(who),
             Action::Report(Fact::Scaled { from, to, reason }) => self.check_scaled(from, to, reason),
             Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
             Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),

@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::core::{Command, Core, Event, Look, Plan, Proof, RequestId, Share, Sight, Time};
+use crate::core::{Command, Core, Event, Limits, Look, Plan, Proof, RequestId, Share, Sight, Time};
 use crate::shell::control::Role;
 use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -31,6 +31,8 @@ fn look(now: Time) -> Look {
         greeted: true,
         done: Some(5),
         oldest: Some(Time::from_millis(800)),
+        requests: Some(5),
+        memory: None,
     };
     assert!(now > sight.heard);
     Look {
@@ -56,6 +58,8 @@ fn core() -> Core {
         proof: Proof::Notice,
         max_unavailable: Share::Count(1),
         elastic: None,
+        recycle: Limits::default(),
+        pre_stop_delay: Duration::ZERO,
     };
     let mut core = Core::new(GenerationId(1), plan, 42);
     let mut now = Time::from_millis(1000);

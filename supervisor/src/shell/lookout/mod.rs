@@ -12,6 +12,7 @@
 mod eyes;
 
 use super::confine::FREE;
+use super::doomed::Doomed;
 use super::handover::environment_without;
 use super::log as logfile;
 use super::reap::{Death, reap};
@@ -91,15 +92,14 @@ impl Lookouts {
     }
 
     /// A lookout has ended, or is not needed any more; tells how, if it has.
-    pub(super) fn end(&mut self, worker: WorkerId) -> Option<Ended> {
+    pub(super) fn end(&mut self, worker: WorkerId, doomed: &mut Doomed) -> Option<Ended> {
         let spawned = self.0.remove(&worker)?;
         match reap(&spawned.pidfd) {
             Ok(Some(Death::Exited(0))) => Some(Ended::Seen),
             Ok(Some(Death::Exited(1))) => Some(Ended::Gone),
             Ok(Some(death)) => Some(Ended::Failed(death.to_string())),
-            // Its body is an orphan's.
             Ok(None) => {
-                let _ = super::spawn::send_signal(spawned.pidfd.as_fd(), Signal::SIGKILL);
+                doomed.kill(spawned);
                 None
             }
             Err(error) => Some(Ended::Failed(format!("is gone, cause unknown ({error})"))),

@@ -56,7 +56,7 @@ impl Server {
         if let Some(pidfd) = self.lookouts.pidfd(worker) {
             self.poll.remove(pidfd);
         }
-        match self.lookouts.end(worker) {
+        match self.lookouts.end(worker, &mut self.doomed) {
             Some(Ended::Seen) => {
                 let event = self.hands.get_mut(&worker).and_then(|hand| hand.seen_to_wait());
                 if let Some(event) = event {
@@ -76,7 +76,7 @@ impl Server {
     pub(super) fn stop_looking_out(&mut self, worker: WorkerId) {
         if let Some(pidfd) = self.lookouts.pidfd(worker) {
             self.poll.remove(pidfd);
-            self.lookouts.end(worker);
+            self.lookouts.end(worker, &mut self.doomed);
         }
     }
 }

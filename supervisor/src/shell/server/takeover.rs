@@ -12,7 +12,9 @@ use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
 use crate::shell::deaths::Deaths;
+use crate::shell::doomed::Doomed;
 use crate::shell::events::Journal;
+use crate::shell::gauge::Gauge;
 use crate::shell::generation::{Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
@@ -132,6 +134,8 @@ impl Server {
             control,
             journal: Journal::resumed(state.counts.events),
             hooks: Hooks::default(),
+            gauge: Gauge::default(),
+            doomed: Doomed::default(),
             counts: Counts {
                 started: state.counts.started,
                 spawned: state.counts.spawned,
@@ -275,6 +279,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         }),
         // Nobody waits for that any more: a verdict is not held back over an upgrade.
         quiet: false,
+        memory: None,
     }
 }
 

@@ -185,7 +185,13 @@ impl Server {
     /// All processes that were started here and not buried yet.
     fn children(&self) -> BTreeSet<Pid> {
         let workers = self.hands.values().map(|hand| hand.pid);
-        workers.chain(self.upgrade.pid()).chain(self.lookouts.pids()).chain(self.hooks.pids()).collect()
+        workers
+            .chain(self.upgrade.pid())
+            .chain(self.lookouts.pids())
+            .chain(self.hooks.pids())
+            .chain(self.gauge.pid())
+            .chain(self.doomed.pids())
+            .collect()
     }
 
     /// Kills what dead workers have left, if there was reason to look; `buried` is one of them.
@@ -220,6 +226,7 @@ impl Server {
     }
 
     pub(super) fn bury_orphans(&mut self) {
+        self.doomed.bury();
         let unswept = self.groups.as_mut().is_some_and(|groups| {
             groups.sweep();
             !groups.is_swept()

@@ -262,6 +262,8 @@ impl<'a> World<'a> {
             greeted: true,
             done: Some(process.done),
             oldest: None,
+            requests: None,
+            memory: None,
         };
         let load = |process: &Process| Load {
             spent: process.spent + process.in_hand.map_or(Duration::ZERO, |(_, since)| self.now - since),

@@ -1,0 +1,31 @@
+//! Children that were killed because nobody needs them any more, until they are dead.
+//!
+//! They are known until then, so that they are taken neither for orphans nor for what a worker has left behind.
+
+use super::reap::reap;
+use super::spawn::{Spawned, send_signal};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use std::os::fd::AsFd;
+
+/// Those that are not dead yet.
+#[derive(Debug, Default)]
+pub(super) struct Doomed(Vec<Spawned>);
+
+impl Doomed {
+    /// Kills a child.
+    pub(super) fn kill(&mut self, child: Spawned) {
+        let _ = send_signal(child.pidfd.as_fd(), Signal::SIGKILL);
+        self.0.push(child);
+    }
+
+    /// Buries those that are dead. To be called when a child has died.
+    pub(super) fn bury(&mut self) {
+        self.0.retain(|child| matches!(reap(&child.pidfd), Ok(None)));
+    }
+
+    /// Their processes, which are no orphans.
+    pub(super) fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.0.iter().map(|child| child.pid)
+    }
+}
