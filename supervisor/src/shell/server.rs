@@ -6,6 +6,7 @@
 
 mod actions;
 mod gauge;
+mod logs;
 mod lookouts;
 mod operators;
 mod picture;
@@ -34,6 +35,7 @@ use super::status::LastReload;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
+use logs::Logs;
 use nix::unistd::Gid;
 use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -84,6 +86,7 @@ pub struct Server {
     journal: Journal,
     hooks: Hooks,
     gauge: Gauge,
+    logs: Logs,
     doomed: Doomed,
     /// What has been done since the server started.
     counts: Counts,
@@ -200,6 +203,7 @@ impl Server {
             journal: Journal::default(),
             hooks: Hooks::default(),
             gauge: Gauge::default(),
+            logs: Logs::default(),
             doomed: Doomed::default(),
             counts: Counts::since(unix_time()),
             picture: None,
@@ -340,6 +344,7 @@ impl Server {
         }
         self.sweep_leftovers(None);
         self.tend_gauge();
+        self.tend_logs();
         self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }

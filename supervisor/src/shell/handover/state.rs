@@ -100,6 +100,8 @@ states! {
         opened: u16,
         backlog: u32,
         sockets: Vec<EntryState>,
+    } added {
+        access: Option<AccessState> = None,
     }
 
     /// A program.
@@ -256,6 +258,13 @@ impl State {
     pub(in crate::shell) fn kept(&self) -> impl Iterator<Item = std::os::fd::RawFd> {
         self.descriptors.iter().map(|descriptor| descriptor.fd.0)
     }
+}
+
+/// An access log that is a file or a pipe; anything else is opened anew. (By kinds of descriptors that all versions know.)
+#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum AccessState {
+    File(Fd),
+    Pipe(Fd),
 }
 
 /// The kinds of groups.

@@ -161,6 +161,7 @@ fn sample() -> State {
             opened: 3,
             backlog: 4096,
             sockets: vec![EntryState { group: 0, sockets: 8 }],
+            access: Some(AccessState::Pipe(fd(60))),
         }],
         groups: vec![
             group(
