@@ -207,11 +207,11 @@ fn a_slow_request_is_told_and_a_flood_of_them_is_not() {
     for class in ["sync", "threads", "async"] {
         let setup = setup().workers(1).args(["--class", class, "--app", "sleep", "--slow-log", "20ms"]);
         let server = setup.start();
-        server.get("/50");
-        let line = server.wait_for_log("slow request: GET /50 took 0.");
+        server.get("/?ms=50");
+        let line = server.wait_for_log("slow request: GET /?ms=50 took 0.");
         assert!(line.contains("status 200") && line.contains("from 127.0.0.1"), "{line}");
         if class == "async" {
-            let load = start(Plan::kept_alive(&server.address(), 40).http("/30", None));
+            let load = start(Plan::kept_alive(&server.address(), 40).http("/?ms=30", None));
             server.wait_for_log("more slow requests were not told");
             load.finish().assert_flawless();
             let told = server.log().count("slow request:");

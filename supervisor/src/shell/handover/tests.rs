@@ -161,7 +161,7 @@ fn sample() -> State {
             opened: 3,
             backlog: 4096,
             sockets: vec![EntryState { group: 0, sockets: 8 }],
-            access: Some(AccessState::Pipe(fd(60))),
+            access: None,
         }],
         groups: vec![
             group(
@@ -265,6 +265,7 @@ fn grown() -> State {
         busy_us: 5_000_000,
         latency: std::array::from_fn(|bucket| bucket as u64 * 1000),
     };
+    state.generations[0].access = Some(AccessState::Pipe(fd(60)));
     state.totals = vec![TotalsState::of(Slot(1), &totals)];
     if let Some(rows) = &mut state.hands[2].row {
         *rows = RowState { size: 256, rows: 16, ..*rows };
