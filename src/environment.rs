@@ -7,7 +7,7 @@
 //! | `NOTIFY_SOCKET` | where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` | sd_notify(3) |
 //! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
 //! | `PREFORK_WORKER` | the worker's id; whatever carries it is killed when that worker is dead | here |
-//! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers | here |
+//! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers (of a range, the most) | here |
 //! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
 //! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
 //! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |

@@ -126,6 +126,27 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
 }
 
 #[test]
+fn nobody_is_started_for_whom_there_is_no_memory() {
+    let server = setup().args(["--scale-up-memory=1MiB"]).start();
+    let rush = start(Plan::fresh(&server.address(), 8).http("/?ms=30", None));
+    server.wait_for_log("not scaling up from 2 workers");
+    rush.wait_for_more(50);
+    rush.finish().assert_flawless();
+    assert_eq!(size(&server), 2);
+    assert_eq!(server.log().count("not scaling up"), 1, "said once");
+}
+
+#[test]
+fn workers_that_compute_get_help_by_the_processor_time_that_they_use() {
+    let words = ["--workers=1..3", "--class=async", "--app=burn", "--scale-down-after=1s"];
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words).start();
+    let rush = start(Plan::kept_alive(&server.address(), 2).http("/?ms=20", None));
+    wait_until("more workers", LONG, || size(&server) > 1);
+    rush.finish().assert_flawless();
+    wait_for_size(&server, 1);
+}
+
+#[test]
 fn a_range_that_is_none_is_refused_with_the_remedy() {
     for (range, remedy) in [
         ("4..2", "4..2 ends before it begins (write 2..4)"),

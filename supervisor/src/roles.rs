@@ -3,6 +3,7 @@
 use crate::client;
 use crate::config::{self, Act, Control, Identity, Invocation, Source, USAGE};
 use crate::place;
+use crate::shell::admin;
 use crate::shell::confine::{Confinement, Dropped, become_user, warn_of_root};
 use crate::shell::control::{Request, default_path, runtime_directory};
 use crate::shell::gauge;
@@ -36,6 +37,9 @@ pub fn stock() -> ExitCode {
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     if let Some(task) = lookout::task() {
+        return task.perform();
+    }
+    if let Some(task) = admin::task() {
         return task.perform();
     }
     if let Some(task) = gauge::task() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 ///
 /// A test keeps it complete; `docs/control.md` tells what each means.
 pub const KINDS: &[(&str, bool)] = &[
+    ("admin-died", true),
     ("announcing", true),
     ("condemned", true),
     ("degraded", true),

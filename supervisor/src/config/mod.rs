@@ -52,6 +52,17 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What the admin child serves, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Addresses for HTTP: TCP or Unix.
+    pub http: Vec<Bind>,
+    /// Addresses for HAProxy's agent-check: TCP or Unix.
+    pub agent: Vec<Bind>,
+    /// Whom it runs as; `None`: as the supervisor, which is not root then.
+    pub user: Option<Account>,
+}
+
 /// A configuration in which everything has been checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -137,6 +148,8 @@ pub struct Config {
     pub log: LogSettings,
     /// Where workers' standard error goes.
     pub worker_stderr: WorkerStderr,
+    /// Where a child serves metrics, health and the dashboard.
+    pub admin: Admin,
     /// Where a line for each request goes.
     pub access_log: Option<AccessTarget>,
     /// How these lines look.

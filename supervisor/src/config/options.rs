@@ -274,6 +274,16 @@ settings! {
         /// How long a request may take before a warning tells of it, or off
         slow_log: (Typed<OrOff<Span<1, DAY>>>) as "TIME" = Given("off");
     }
+    "Admin" {
+        /// Address on which a child of its own serves the dashboard, /metrics, /healthz, /readyz, /status and /events:
+        /// HOST:PORT or unix:/PATH as for bind. May be given several times. Whoever reaches it may read all that status and
+        /// events tell
+        admin: (Vec<Typed<Bind>>) as "ADDRESS" = Computed("none");
+        /// Address on which the same child answers HAProxy's agent-check. May be given several times
+        agent: (Vec<Typed<Bind>>) as "ADDRESS" = Computed("none");
+        /// User that this child runs as, by name or number
+        admin_user: (Typed<Name>) as "USER" = Computed("nobody if the supervisor is root, else the supervisor's");
+    }
     "Hooks" {
         /// Program to start for each notable event, with the event in JSON on its standard input, as the workers' user
         on_event: (Typed<Place>) as "PROGRAM" = Computed("none");

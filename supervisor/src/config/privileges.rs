@@ -29,6 +29,19 @@ pub struct Privileges {
 }
 
 impl Privileges {
+    /// Those of the admin child: another user, and nothing besides.
+    pub(crate) fn of_admin(&self, user: Option<Account>) -> Self {
+        Self {
+            user,
+            group: None,
+            groups: Vec::new(),
+            keep: Capabilities::NONE,
+            no_new_privileges: Some(true),
+            core_dumps: CoreDumps::Off,
+            supervisor_user: self.supervisor_user.clone(),
+        }
+    }
+
     /// The workers run as somebody else than whoever started the supervisor.
     pub fn change_identity(&self) -> bool {
         self.user.is_some()
@@ -65,6 +78,17 @@ impl fmt::Display for Account {
 }
 
 impl Account {
+    /// Looks a user up whose group is known.
+    pub(super) fn with_group(written: &str) -> Result<Self, String> {
+        let account = Self::find(written)?;
+        match account.gid {
+            Some(_) => Ok(account),
+            None => Err(format!(
+                "user {written} is not in the user database, so its group is unknown (add it there, or name another)"
+            )),
+        }
+    }
+
     /// Looks a user up by name or number.
     fn find(written: &str) -> Result<Self, String> {
         let number: Option<u32> = written.parse().ok();

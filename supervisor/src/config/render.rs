@@ -85,6 +85,13 @@ impl Config {
             self.log.file.as_ref().map_or_else(|| quoted("-"), |path| quoted(path.display())),
         );
         page.line("worker-stderr", quoted(self.worker_stderr.as_str()));
+        for (name, list) in [("admin", &self.admin.http), ("agent", &self.admin.agent)] {
+            let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+            page.line(name, quoted_list(&list));
+        }
+        if let Some(user) = &self.admin.user {
+            page.line("admin-user", quoted(&user.written));
+        }
         let target = |target: &AccessTarget| match target {
             AccessTarget::Stdout => quoted("-"),
             AccessTarget::File(path) => quoted(path.display()),

@@ -4,11 +4,11 @@ use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
 use super::hooks::Hooks;
 use super::options::{Options, SETTINGS};
-use super::privileges::{Wanted, privileges};
+use super::privileges::{Name, Wanted, privileges};
 use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
-use super::{Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
+use super::{Account, Admin, Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
 use prefork::Slot;
 use prefork::settings::ClassName;
 use std::collections::BTreeSet;
@@ -92,6 +92,7 @@ pub(super) fn resolve(
         }
     }
     let binds = desk.binds(value_list(all.bind), around);
+    let admin = desk.admin(all.admin, all.agent, all.admin_user, &binds);
     let directory = all.directory.map(|Typed(place)| place.0);
     if let Some(directory) = directory.as_ref().filter(|directory| !directory.is_dir()) {
         desk.refuse(
@@ -168,6 +169,7 @@ pub(super) fn resolve(
             file: value(all.log_file).0,
         },
         worker_stderr: value(all.worker_stderr),
+        admin,
         access_log: limit(all.access_log),
         access_log_format: value(all.access_log_format),
         slow_log: limit(all.slow_log).map(|span| span.0),
@@ -286,6 +288,45 @@ impl Desk<'_> {
             }
         }
         binds
+    }
+
+    /// What the admin child serves. Its sockets are nobody else's.
+    fn admin(
+        &mut self,
+        http: Option<Vec<Typed<Bind>>>,
+        agent: Option<Vec<Typed<Bind>>>,
+        user: Option<Typed<Name>>,
+        binds: &[Bind],
+    ) -> Admin {
+        let mut taken: Vec<Bind> = binds.to_vec();
+        let mut lists = [("admin", value_list(http)), ("agent", value_list(agent))];
+        for (name, list) in &mut lists {
+            for bind in list.iter() {
+                if matches!(bind, Bind::Fd(_) | Bind::Inherited(_)) {
+                    self.refuse(
+                        name,
+                        format!("{bind} is an inherited socket (name HOST:PORT or unix:/PATH)"),
+                    );
+                } else if taken.iter().any(|other| same_address(other, bind)) {
+                    self.refuse(name, format!("{bind} is named twice (choose another address)"));
+                }
+                taken.push(bind.clone());
+            }
+        }
+        let [(_, http), (_, agent)] = lists;
+        let serves = !http.is_empty() || !agent.is_empty();
+        let root = nix::unistd::geteuid().is_root();
+        let user = match (user, serves && root) {
+            (Some(Typed(name)), _) => Some(name),
+            (None, true) => Some(Name("nobody".to_owned())),
+            (None, false) => None,
+        };
+        let found = user.map(|name| Account::with_group(&name.0)).transpose();
+        let user = found.unwrap_or_else(|reason| {
+            self.refuse("admin-user", reason);
+            None
+        });
+        Admin { http, agent, user }
     }
 
     fn warn_of_unused(&mut self, program: &Program, class: ClassName, ready: Ready) {

@@ -19,6 +19,8 @@ pub(super) struct Trial {
 }
 
 #[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+// There is one of it at most.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum TrialStage {
     /// The shell reads the configuration and binds.
     Preparing,

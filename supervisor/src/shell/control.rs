@@ -213,6 +213,15 @@ impl ControlServer {
         self.admit(poll, client)
     }
 
+    /// Lets go of all lasting clients: they read the end.
+    pub fn dismiss(&mut self, poll: &Poll) {
+        let lasting: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| client.lasting).map(|(id, _)| *id).collect();
+        for id in lasting {
+            self.drop_client(poll, id);
+        }
+    }
+
     fn admit(&mut self, poll: &Poll, client: Client) -> io::Result<()> {
         self.last += 1;
         poll.add(&client.stream, Token::Client(self.last), Interest::Read)?;

@@ -15,11 +15,16 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+/// Connections that may wait for the admin child.
+const ADMIN_BACKLOG: u32 = 128;
+
 /// Everything needed to start workers of a generation, now or after a rollback.
 #[derive(Debug)]
 pub struct Generation {
     pub(super) config: Config,
     pub(super) sockets: ListenSet,
+    /// The sockets of the admin child.
+    pub(super) desk: Desk,
     pub(super) executable: Executable,
     /// What its workers give up.
     pub(super) confinement: Confinement,
@@ -29,6 +34,14 @@ pub struct Generation {
     pub(super) access: Option<AccessLog>,
     /// What the configuration was made of.
     pub(super) origin: Origin,
+}
+
+/// Sockets that the admin child serves.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) http: ListenSet,
+    /// For HAProxy's agent checks.
+    pub(super) agent: ListenSet,
 }
 
 /// What makes the same configuration again, together with the command line and the environment.
@@ -100,8 +113,13 @@ impl Loader {
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
             .map_err(|error| error.to_string())?;
+        let mut alone = |binds: &[Bind]| {
+            let addresses: Vec<Address> = binds.iter().map(address).collect();
+            listeners.prepare_alone(&addresses, ADMIN_BACKLOG).map_err(|error| error.to_string())
+        };
+        let desk = Desk { http: alone(&config.admin.http)?, agent: alone(&config.admin.agent)? };
         let mut generation =
-            Generation { config, sockets, executable, confinement, opened: 0, access: None, origin };
+            Generation { config, sockets, desk, executable, confinement, opened: 0, access: None, origin };
         generation.access = generation.access_target().map(AccessLog::open).transpose()?;
         Ok(generation)
     }

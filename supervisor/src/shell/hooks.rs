@@ -181,10 +181,9 @@ impl Hooks {
                 Signal::SIGTERM
             };
             running.deadline = now + GRACE;
-            match killpg(running.spawned.pid, signal) {
+            if killpg(running.spawned.pid, signal) == Err(Errno::ESRCH) {
                 // It has no session yet: it is still on its way to its program.
-                Err(Errno::ESRCH) => drop(send_signal(running.spawned.pidfd.as_fd(), signal)),
-                _ => {}
+                let _ = send_signal(running.spawned.pidfd.as_fd(), signal);
             }
         }
     }

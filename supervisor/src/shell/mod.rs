@@ -5,6 +5,7 @@
 //! * [`spawn`], [`reap`], [`signals`], [`listen`], [`notify`], [`systemd`], [`poll`] – the system, in leaves that know no policy;
 //! * `lookout` – a child that sees when a program waits for connections;
 //! * `gauge` – a child that measures workers' memory;
+//! * `admin` – a child that serves metrics, health and the dashboard over HTTP;
 //! * `hooks` – the program that is started for events;
 //! * [`handover`] – how one version of the program takes a running server over from another;
 //! * `stderr` – our own standard error, which must not block us, and the workers', which goes through us;
@@ -12,6 +13,7 @@
 //! * [`control`], [`status`], `report`, `events`, [`log`] – what operators ask for and are told.
 
 mod access_log;
+pub(crate) mod admin;
 pub mod cgroup;
 pub mod confine;
 pub mod control;

@@ -29,6 +29,8 @@ pub enum Token {
     Stderr(WorkerId),
     /// Our own standard error can be written.
     Outlet,
+    /// An admin child has ended.
+    Admin(u64),
     /// The gauge has ended.
     Gauge,
     /// A hook has ended.
@@ -51,6 +53,7 @@ impl Token {
             Self::Lookout(worker) => (7, worker.0),
             Self::Stderr(worker) => (8, worker.0),
             Self::Outlet => (9, 0),
+            Self::Admin(child) => (10, child),
             Self::Gauge => (11, 0),
             Self::Hook(hook) => (12, hook),
         };
@@ -70,6 +73,7 @@ impl Token {
             7 => Self::Lookout(WorkerId(number)),
             8 => Self::Stderr(WorkerId(number)),
             9 => Self::Outlet,
+            10 => Self::Admin(number),
             11 => Self::Gauge,
             _ => Self::Hook(number),
         }
@@ -167,6 +171,7 @@ mod tests {
             Token::Lookout(WorkerId(3)),
             Token::Stderr(WorkerId(3)),
             Token::Outlet,
+            Token::Admin(6),
             Token::Gauge,
             Token::Hook(5),
         ] {

@@ -5,6 +5,7 @@
 //! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
 
 mod actions;
+mod admin;
 mod gauge;
 mod logs;
 mod lookouts;
@@ -16,6 +17,7 @@ mod takeover;
 mod upgrade;
 mod workers;
 
+use super::admin::Admin;
 use super::cgroup::{self, Groups};
 use super::control::{Answer, ControlServer};
 use super::deaths::{Deaths, Remains};
@@ -88,6 +90,7 @@ pub struct Server {
     gauge: Gauge,
     logs: Logs,
     doomed: Doomed,
+    admin: Admin,
     /// What has been done since the server started.
     counts: Counts,
     /// The answer to `status`, as of this time.
@@ -115,6 +118,8 @@ struct Counts {
     spawned: u64,
     reloads: u64,
     failed_reloads: u64,
+    /// Answers to `status`.
+    pictures: u64,
 }
 
 impl Counts {
@@ -205,6 +210,7 @@ impl Server {
             gauge: Gauge::default(),
             logs: Logs::default(),
             doomed: Doomed::default(),
+            admin: Admin::default(),
             counts: Counts::since(unix_time()),
             picture: None,
             waiting: BTreeSet::new(),
@@ -291,6 +297,7 @@ impl Server {
             .chain(self.leftovers.due())
             .chain(self.hooks.deadline())
             .chain(self.gauge_due())
+            .chain(self.admin_due())
             .chain(self.look_for_orphans)
             .min()
     }
@@ -311,6 +318,7 @@ impl Server {
             Token::Lookout(worker) => self.hear_lookout(worker),
             Token::Stderr(worker) => self.relay(worker),
             Token::Outlet => self.reopen_outlet(),
+            Token::Admin(child) => self.bury_admin(child),
             Token::Gauge => self.hear_gauge(),
             Token::Hook(hook) => self.hooks.bury(&self.poll, hook),
         }
@@ -344,6 +352,7 @@ impl Server {
         }
         self.sweep_leftovers(None);
         self.tend_gauge();
+        self.tend_admin();
         self.tend_logs();
         self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);

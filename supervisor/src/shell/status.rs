@@ -56,6 +56,12 @@ pub struct Status {
     pub deaths: BTreeMap<String, u64>,
     /// Where clients reach it.
     pub listeners: Vec<String>,
+    /// Where the admin child serves HTTP.
+    pub admin: Vec<String>,
+    /// Where it answers agent checks.
+    pub agent: Vec<String>,
+    /// How many pictures like this one were made.
+    pub status_requests: u64,
     /// The upper bounds of the latency buckets but the last, which has none, in microseconds.
     pub latency_bounds_us: &'static [u64],
     /// The number of the newest event.

@@ -33,7 +33,18 @@ fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
         let message = brief(&format!("{name} = [[]]"));
         assert!(message.contains(&format!(": {name}: is a list")), "{message}");
         let list = matches!(arg.get_action(), ArgAction::Append);
-        let lists = ["bind", "env", "groups", "keep-cap", "read-only", "writable", "limit", "on-event-kinds"];
+        let lists = [
+            "bind",
+            "env",
+            "groups",
+            "keep-cap",
+            "read-only",
+            "writable",
+            "limit",
+            "on-event-kinds",
+            "admin",
+            "agent",
+        ];
         assert_eq!(list, lists.contains(&name.as_str()));
     }
 }

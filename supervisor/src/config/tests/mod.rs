@@ -259,6 +259,10 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--no-new-privileges=off",
         "--core-dumps=abort",
         "--supervisor-user=0",
+        "--admin=127.0.0.1:9000",
+        "--agent=unix:/agent",
+        "--admin-user=root",
+        "--on-event=/bin/true",
     ]);
     for setting in SETTINGS.iter().map(Setting::name) {
         assert!(page.contains(&setting), "{setting} is missing in\n{page}");

@@ -91,7 +91,7 @@ impl Policy {
         count(&mut self.hot, wanted > scene.open);
         count(&mut self.stood, scene.standing > 0);
         let needed = if scene.standing > 0 { scene.open } else { wanted };
-        self.need(now, needed.max(bounds.least).min(bounds.most));
+        self.need(now, needed.min(bounds.most));
 
         let up = self.backlog(scene).or_else(|| self.busyness(scene, wanted));
         let to = up.map(|(to, _)| to.min(bounds.most)).filter(|to| *to > scene.open);

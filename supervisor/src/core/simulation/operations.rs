@@ -145,7 +145,7 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         plan.recycle = Limits {
             requests: (of(2) == 0).then(|| 5 + of(61) as u64),
             age: (of(7) < 4).then(|| Duration::from_secs(60 + of(211) as u64)),
-            memory: (of(11) < 4).then(|| 1 << 15),
+            memory: (of(11) < 4).then_some(1 << 15),
         };
         plan.max_unavailable = Share::Count(1 + of(3) as u16);
     }

@@ -79,7 +79,7 @@ states! {
         upgrade: UpgradeState,
         cgroups: Option<Bytes>,
     } added {
-        counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0 },
+        counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }
@@ -101,6 +101,8 @@ states! {
         backlog: u32,
         sockets: Vec<EntryState>,
     } added {
+        admin: Vec<EntryState> = Vec::new(),
+        agent: Vec<EntryState> = Vec::new(),
         access: Option<AccessState> = None,
     }
 
@@ -189,7 +191,7 @@ states! {
     DeathsState { cause: String, count: u64 }
 
     /// What has been done since the server started.
-    CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 }
+    CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 } added { pictures: u64 = 0 }
 
     /// The socket on which programs notify.
     NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }

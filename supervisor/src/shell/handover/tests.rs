@@ -161,6 +161,8 @@ fn sample() -> State {
             opened: 3,
             backlog: 4096,
             sockets: vec![EntryState { group: 0, sockets: 8 }],
+            admin: Vec::new(),
+            agent: Vec::new(),
             access: None,
         }],
         groups: vec![
@@ -246,7 +248,7 @@ fn sample() -> State {
         signals: vec![1, 15],
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
-        counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0 },
+        counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -267,11 +269,19 @@ fn grown() -> State {
     };
     state.generations[0].access = Some(AccessState::Pipe(fd(60)));
     state.totals = vec![TotalsState::of(Slot(1), &totals)];
+    state.generations[0].admin = vec![EntryState { group: 1, sockets: 1 }];
+    state.generations[0].agent = vec![EntryState { group: 0, sockets: 1 }];
     if let Some(rows) = &mut state.hands[2].row {
         *rows = RowState { size: 256, rows: 16, ..*rows };
     }
-    state.counts =
-        CountsState { started: 1_764_000_000, spawned: 9, reloads: 2, failed_reloads: 1, events: 70 };
+    state.counts = CountsState {
+        started: 1_764_000_000,
+        spawned: 9,
+        reloads: 2,
+        failed_reloads: 1,
+        events: 70,
+        pictures: 12,
+    };
     if let Some(control) = &mut state.control {
         control.readers = Some(4);
         control.clients[0] = ClientState { role: Role::Read, follows: true, ..control.clients[0].clone() };

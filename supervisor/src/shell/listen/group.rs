@@ -86,6 +86,26 @@ impl Group {
         }
     }
 
+    /// Binds the only socket of a TCP address, and has it listen.
+    pub(super) fn alone(
+        asked: SocketAddr,
+        backlog: u32,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Self, Problem> {
+        let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
+        let socket = tcp::bind_alone(asked)?;
+        slots::listen(&socket, backlog).map_err(Problem::system(Act::Listen))?;
+        let address = tcp::local_address(&socket)?;
+        let lock = if asked.port() == 0 { lock_tcp(runtime_dir, address)? } else { early };
+        Ok(Self {
+            key: Key::Tcp(asked),
+            text: address.to_string(),
+            name: socket_name(&format!("alone-{address}")),
+            kind: Kind::Inherited { socket: Rc::new(socket) },
+            lock,
+        })
+    }
+
     pub(super) fn unix(wanted: &Wanted, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
         let lock = lock_unix(runtime_dir, wanted)?;
         let (socket, file) = SocketFile::bind(wanted)?;

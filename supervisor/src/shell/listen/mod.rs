@@ -148,6 +148,44 @@ impl Listeners {
         Ok(ListenSet { entries, backlog })
     }
 
+    /// Makes the sockets of addresses that no worker serves, all or nothing. They listen, and share their address with
+    /// nobody.
+    ///
+    /// # Errors
+    /// The first address that cannot be bound, and why. Nothing has changed then.
+    pub fn prepare_alone(&mut self, addresses: &[Address], backlog: u32) -> Result<ListenSet, ListenError> {
+        let mut live: Vec<Rc<Group>> = self.groups.iter().filter_map(Weak::upgrade).collect();
+        let mut chosen: Vec<Rc<Group>> = Vec::new();
+        for address in addresses {
+            let groups = match address {
+                Address::Tcp { host, port } => {
+                    let targets =
+                        tcp::resolve(host, *port).map_err(|problem| ListenError::new(address, problem))?;
+                    let bind = |target: std::net::SocketAddr| {
+                        let bound = self.get_or_bind(Key::Tcp(target), &mut live, |_| {
+                            Group::alone(target, backlog, self.runtime_dir.as_deref())
+                        });
+                        bound.map_err(|problem| ListenError::new(&target, problem))
+                    };
+                    targets.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?
+                }
+                Address::Unix { .. } | Address::Fd(_) => self.groups_of(address, &mut live)?,
+            };
+            for group in groups {
+                if !group.is_shared() {
+                    // A worker's, in another generation.
+                    return Err(ListenError::new(address, Problem::SocketInUse));
+                }
+                chosen.push(group);
+            }
+        }
+        let entries = chosen.into_iter().map(|group| Entry { sockets: group.add(Vec::new()), group });
+        let set = ListenSet { entries: entries.collect(), backlog };
+        set.open(1)?;
+        self.groups = live.iter().map(Rc::downgrade).collect();
+        Ok(set)
+    }
+
     /// The groups of one address, bound now unless they are `live`, where new ones are added.
     fn groups_of(&self, address: &Address, live: &mut Vec<Rc<Group>>) -> Result<Vec<Rc<Group>>, ListenError> {
         let error = |problem| ListenError::new(address, problem);

@@ -37,6 +37,11 @@ pub(super) fn bind(address: SocketAddr) -> Result<OwnedFd, Problem> {
     new_socket(address, true).map(OwnedFd::from).map_err(|error| problem(&error, address))
 }
 
+/// Binds a socket that shares its address with no other. It does not listen yet.
+pub(super) fn bind_alone(address: SocketAddr) -> Result<OwnedFd, Problem> {
+    new_socket(address, false).map(OwnedFd::from).map_err(|error| problem(&error, address))
+}
+
 /// Where a socket is bound.
 pub(super) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, Problem> {
     let address = socket2::SockRef::from(socket).local_addr();

@@ -106,6 +106,7 @@ impl Server {
     /// Makes the picture once for all who ask in one round.
     fn answer_status(&mut self, client: u64) {
         if self.picture.as_ref().is_none_or(|(made, _)| *made != self.now) {
+            self.counts.pictures += 1;
             let answer = Answer { status: serde_json::to_value(self.status()).ok(), ..Answer::done() };
             self.picture = Some((self.now, answer.line()));
         }

@@ -42,6 +42,9 @@ impl Server {
             spawned: self.counts.spawned,
             deaths: self.deaths.by_cause(),
             listeners: accepted.map(|accepted| accepted.sockets.describe()).unwrap_or_default(),
+            admin: accepted.map(|accepted| accepted.desk.http.describe()).unwrap_or_default(),
+            agent: accepted.map(|accepted| accepted.desk.agent.describe()).unwrap_or_default(),
+            status_requests: self.counts.pictures,
             latency_bounds_us: &LATENCY_BOUNDS_US,
             last_event: self.journal.last(),
         }

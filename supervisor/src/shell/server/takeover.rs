@@ -10,6 +10,7 @@ use super::{Counts, Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
 use crate::shell::access_log::AccessLog;
+use crate::shell::admin::Admin;
 use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
 use crate::shell::control::{ControlServer, runtime_directory};
@@ -17,7 +18,7 @@ use crate::shell::deaths::Deaths;
 use crate::shell::doomed::Doomed;
 use crate::shell::events::Journal;
 use crate::shell::gauge::Gauge;
-use crate::shell::generation::{Generation, Loader, Origin};
+use crate::shell::generation::{Desk, Generation, Loader, Origin};
 use crate::shell::hand::{Alarm, Allowance, Hand, Line, Phase};
 use crate::shell::handover::*;
 use crate::shell::hooks::Hooks;
@@ -139,11 +140,13 @@ impl Server {
             gauge: Gauge::default(),
             logs: Logs::default(),
             doomed: Doomed::default(),
+            admin: Admin::default(),
             counts: Counts {
                 started: state.counts.started,
                 spawned: state.counts.spawned,
                 reloads: state.counts.reloads,
                 failed_reloads: state.counts.failed_reloads,
+                pictures: state.counts.pictures,
             },
             picture: None,
             waiting: state.waiting.into_iter().collect(),
@@ -226,6 +229,10 @@ fn generation(
     let mut generation = Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
+        desk: Desk {
+            http: ListenSet::adopted(state.backlog, &state.admin, groups),
+            agent: ListenSet::adopted(state.backlog, &state.agent, groups),
+        },
         executable,
         confinement,
         opened: state.opened,

@@ -342,6 +342,8 @@ impl Server {
         let mut groups = Vec::new();
         let generations = self.generations.iter().map(|(id, generation)| {
             let (backlog, sockets) = generation.sockets.state(&mut groups, packing);
+            let (_, admin) = generation.desk.http.state(&mut groups, packing);
+            let (_, agent) = generation.desk.agent.state(&mut groups, packing);
             let program = &generation.executable;
             GenerationState {
                 id: *id,
@@ -356,6 +358,8 @@ impl Server {
                 opened: generation.opened,
                 backlog,
                 sockets,
+                admin,
+                agent,
                 access: generation.access.as_ref().and_then(|log| match log.kind() {
                     SFlag::S_IFREG => Some(AccessState::File(packing.add(Kind::Lock, log))),
                     SFlag::S_IFIFO => Some(AccessState::Pipe(packing.add(Kind::Pipe, log))),
@@ -410,6 +414,7 @@ impl Server {
                 reloads: self.counts.reloads,
                 failed_reloads: self.counts.failed_reloads,
                 events: self.journal.last(),
+                pictures: self.counts.pictures,
             },
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),

@@ -191,6 +191,7 @@ impl Server {
             .chain(self.hooks.pids())
             .chain(self.gauge.pid())
             .chain(self.doomed.pids())
+            .chain(self.admin.pids())
             .collect()
     }
 

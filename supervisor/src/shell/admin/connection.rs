@@ -1,0 +1,122 @@
+//! One HTTP connection, and what it may cost: a seat, a short head, some seconds.
+
+use super::child::Client;
+use super::http::answer;
+use super::source::Source;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// Connections at the same time. Whoever comes beyond is closed at once.
+const SEATS: usize = 256;
+/// Those of them that may be told of events.
+const LISTENERS: usize = 32;
+/// How long a request's head may take.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may last, if it is not told of events.
+const LIFE: Duration = Duration::from_secs(30);
+/// How long it has for its last answer after that.
+const LAST: Duration = Duration::from_secs(2);
+/// The longest head of a request, in bytes.
+const LONGEST_HEAD: usize = 8 << 10;
+
+/// The seats of all connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seats(Rc<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    seats: Cell<usize>,
+    listeners: Cell<usize>,
+    closed: Cell<bool>,
+    left: Notify,
+    closing: Notify,
+}
+
+/// One of them. It is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    taken: Rc<Taken>,
+    listens: Cell<bool>,
+    /// Its client does not read what it is told.
+    pub(super) doomed: Notify,
+}
+
+impl Seats {
+    /// Takes one, if there is any.
+    pub(super) fn take(&self) -> Option<Rc<Seat>> {
+        if self.0.closed.get() || self.0.seats.get() >= SEATS {
+            return None;
+        }
+        self.0.seats.set(self.0.seats.get() + 1);
+        Some(Rc::new(Seat { taken: Rc::clone(&self.0), listens: Cell::new(false), doomed: Notify::new() }))
+    }
+
+    /// Nobody gets one any more, and whoever has one is to finish.
+    pub(super) fn close(&self) {
+        self.0.closed.set(true);
+        self.0.closing.notify_waiters();
+    }
+
+    /// Waits until all are free.
+    pub(super) async fn empty(&self) {
+        while self.0.seats.get() > 0 {
+            self.0.left.notified().await;
+        }
+    }
+}
+
+impl Seat {
+    /// Asks for events; false when too many are told of them already.
+    pub(super) fn listen(&self) -> bool {
+        let (listeners, listens) = (&self.taken.listeners, &self.listens);
+        if !listens.get() && listeners.get() < LISTENERS {
+            listeners.set(listeners.get() + 1);
+            listens.set(true);
+        }
+        listens.get()
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.taken.seats.set(self.taken.seats.get() - 1);
+        if self.listens.get() {
+            self.taken.listeners.set(self.taken.listeners.get() - 1);
+        }
+        self.taken.left.notify_one();
+    }
+}
+
+/// Serves a client, as long as it may stay.
+pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat>) {
+    let of_service = Rc::clone(&seat);
+    let service = service_fn(move |request| answer(request, source.clone(), Rc::clone(&of_service)));
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD.max(8192));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service));
+    let closing = seat.taken.closing.notified();
+    let life = async {
+        loop {
+            tokio::time::sleep(LIFE).await;
+            if !seat.listens.get() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = &mut connection => return,
+        () = seat.doomed.notified() => return,
+        () = closing => {}
+        () = life => {}
+    }
+    if !seat.listens.get() {
+        connection.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(LAST, connection).await;
+    }
+}

@@ -1,0 +1,270 @@
+//! Metrics, health, events and the dashboard over HTTP, and HAProxy's agent checks: served by a child, never by the
+//! supervisor.
+//!
+//! The child is this program in another role: another user, no capability, no file but the libraries that it is made of,
+//! few system calls, nice 19. It inherits the admin sockets, which the supervisor keeps, so that a dead child refuses
+//! nobody, and two connections to the control server with the role *read*: one on which it asks for the status, one on which
+//! it is told of events. What it knows it knows by them. When they end it finishes what it has in hand and leaves.
+//!
+//! * this file – the supervisor's side: starting one, letting go of one;
+//! * `child` – the child's life; `connection` – one HTTP connection, and what it may cost;
+//! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as metrics; `agent` – as a line for HAProxy.
+
+mod agent;
+mod child;
+mod connection;
+mod http;
+mod metrics;
+mod source;
+
+pub(crate) use child::task;
+
+use super::confine::Confinement;
+use super::doomed::Doomed;
+use super::generation::{Desk, Generation};
+use super::handover::environment_without;
+use super::listen::{AddressId, ListenSet};
+use super::reap::{Death, reap};
+use super::spawn::{Executable, Order, Spawned, spawn};
+use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
+use crate::core::Time;
+use nix::sys::resource::Resource;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use prefork::environment::ALL;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// The first argument of a process that plays this role.
+const ROLE: &str = "--admin-child";
+/// How long one may take to finish what it has in hand.
+const FAREWELL: Duration = Duration::from_secs(8);
+/// One that has lived so long has not failed.
+const STEADY: Duration = Duration::from_secs(30);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Descriptors of the child: its clients, and a few of its own.
+const DESCRIPTORS: u64 = 1024;
+
+/// The child that serves, those that leave, and when the next one is started.
+#[derive(Debug, Default)]
+pub(super) struct Admin {
+    serving: Option<Running>,
+    leaving: Vec<Running>,
+    /// Counts those that were started.
+    last: u64,
+    failures: u32,
+    not_before: Time,
+}
+
+#[derive(Debug)]
+struct Running {
+    id: u64,
+    spawned: Spawned,
+    /// What it was started for.
+    task: Wanted,
+    since: Time,
+    /// When it is killed, if it is to leave.
+    until: Option<Time>,
+}
+
+/// What a child is wanted for: as long as that is the same, it is the same child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    http: Vec<AddressId>,
+    agent: Vec<AddressId>,
+    user: Option<u32>,
+}
+
+impl Wanted {
+    fn by(generation: &Generation) -> Option<Self> {
+        let Desk { http, agent } = &generation.desk;
+        let user = generation.config.admin.user.as_ref().map(|user| user.uid);
+        let wanted = Self { http: http.addresses().collect(), agent: agent.addresses().collect(), user };
+        (!wanted.http.is_empty() || !wanted.agent.is_empty()).then_some(wanted)
+    }
+}
+
+/// How a child ended that was to serve.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) how: String,
+    pub(super) wait: Duration,
+}
+
+/// A child that was started, and the supervisor's ends of its connections.
+#[derive(Debug)]
+pub(super) struct Started<'a> {
+    pub(super) id: u64,
+    pub(super) pid: Pid,
+    pub(super) pidfd: BorrowedFd<'a>,
+    pub(super) ends: [UnixStream; 2],
+}
+
+impl Admin {
+    /// Whether the child that serves is not, or not any more, what this generation wants. It is then to be let go of.
+    pub(super) fn is_outdated(&self, generation: &Generation) -> bool {
+        self.serving.as_ref().is_some_and(|running| Some(&running.task) != Wanted::by(generation).as_ref())
+    }
+
+    /// The child that serves is to leave: its connections have been closed.
+    pub(super) fn retire(&mut self, now: Time) {
+        if let Some(running) = self.serving.take() {
+            self.leaving.push(Running { until: Some(now + FAREWELL), ..running });
+        }
+    }
+
+    /// Starts a child for a generation, if it wants one and none serves. Whoever is told of its end calls
+    /// [`end`](Self::end).
+    ///
+    /// # Errors
+    /// Why there is none, in the words for the operator.
+    pub(super) fn start(
+        &mut self,
+        now: Time,
+        name: &str,
+        generation: &Generation,
+    ) -> Result<Option<Started<'_>>, String> {
+        let Some(task) = Wanted::by(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
+        else {
+            return Ok(None);
+        };
+        match launch(name, generation) {
+            Ok((spawned, ends)) => {
+                self.last += 1;
+                let id = self.last;
+                let running = Running { id, spawned, task, since: now, until: None };
+                let spawned = &self.serving.insert(running).spawned;
+                Ok(Some(Started { id, pid: spawned.pid, pidfd: spawned.pidfd.as_fd(), ends }))
+            }
+            Err(reason) => {
+                self.fail(now);
+                Err(reason)
+            }
+        }
+    }
+
+    /// A child is dead, perhaps; tells how it has ended, if it was to serve.
+    pub(super) fn end(&mut self, now: Time, id: u64) -> Option<Ended> {
+        let serves = self.serving.as_ref().is_some_and(|running| running.id == id);
+        if !serves {
+            self.leaving
+                .retain(|running| running.id != id || matches!(reap(&running.spawned.pidfd), Ok(None)));
+            return None;
+        }
+        let running = self.serving.as_ref()?;
+        let death = match reap(&running.spawned.pidfd) {
+            Ok(None) => return None,
+            Ok(Some(death)) => death,
+            Err(_) => Death::Unknown,
+        };
+        let Running { spawned, since, .. } = self.serving.take()?;
+        let how =
+            spawned.exec_errors.failure().map_or_else(|| death.to_string(), |failure| failure.to_string());
+        if now - since >= STEADY {
+            self.failures = 0;
+        }
+        Some(Ended { how, wait: self.fail(now) })
+    }
+
+    fn fail(&mut self, now: Time) -> Duration {
+        let wait = match self.failures {
+            0 => Duration::ZERO,
+            n => Duration::from_millis(250).saturating_mul(1 << n.min(10)).min(LONGEST_WAIT),
+        };
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = now + wait;
+        wait
+    }
+
+    /// Kills those that were to leave and have not.
+    pub(super) fn expire(&mut self, now: Time, doomed: &mut Doomed) {
+        let late = |running: &mut Running| running.until.is_some_and(|until| until <= now);
+        self.leaving.extract_if(.., late).for_each(|running| doomed.kill(running.spawned));
+    }
+
+    /// When one is to be killed, or one can be started for a generation that wants it.
+    pub(super) fn due(&self, generation: Option<&Generation>) -> Option<Time> {
+        let wanted = self.serving.is_none() && generation.is_some_and(|one| Wanted::by(one).is_some());
+        let leaving = self.leaving.iter().filter_map(|running| running.until);
+        leaving.chain(wanted.then_some(self.not_before)).min()
+    }
+
+    /// By whom a child's end is told.
+    pub(super) fn pidfd(&self, id: u64) -> Option<BorrowedFd<'_>> {
+        let all = self.serving.iter().chain(&self.leaving);
+        all.into_iter().find(|running| running.id == id).map(|running| running.spawned.pidfd.as_fd())
+    }
+
+    /// Their processes, which are no orphans.
+    pub(super) fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.serving.iter().chain(&self.leaving).map(|running| running.spawned.pid)
+    }
+}
+
+fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 2]), String> {
+    let failed = |why: &dyn std::fmt::Display| format!("cannot start the admin child: {why}");
+    let executable = Executable::current().map_err(|error| failed(&error))?;
+    let confinement = confinement(&generation.config, &executable).map_err(|reason| failed(&reason))?;
+    let socket = |set: &ListenSet| -> Vec<_> {
+        // Sockets that stand alone are slot 0's.
+        set.for_slot(0).into_iter().map(|(_, socket)| socket.try_clone_to_owned()).collect()
+    };
+    let own = |sockets: Vec<std::io::Result<_>>| sockets.into_iter().collect::<std::io::Result<Vec<_>>>();
+    let http = own(socket(&generation.desk.http)).map_err(|error| failed(&error))?;
+    let agent = own(socket(&generation.desk.agent)).map_err(|error| failed(&error))?;
+    let pair = || UnixStream::pair().map_err(|error| failed(&error));
+    let ((our_status, status), (our_events, events)) = (pair()?, pair()?);
+    let listeners: Vec<BorrowedFd<'_>> = http.iter().chain(&agent).map(AsFd::as_fd).collect();
+    let argv = [format!("{name}: admin"), ROLE.to_owned(), http.len().to_string(), agent.len().to_string()];
+    let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
+    let order = Order {
+        executable: &executable,
+        argv: &argv,
+        env: environment_without(&ALL),
+        listeners: &listeners,
+        extras: &[status.as_fd(), events.as_fd()],
+        kept: &[],
+        stdin: None,
+        stderr: None,
+        directory: Some(c"/"),
+        death_signal: Signal::SIGKILL,
+        cgroup: None,
+        confinement: &confinement,
+    };
+    let spawned = spawn(order).map_err(|error| failed(&error))?;
+    be_modest(spawned.pid);
+    Ok((spawned, [our_status, our_events]))
+}
+
+/// What the child gives up: what the worker of a stock app that serves no file gives up, and its user.
+fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, String> {
+    let mut own = config.clone();
+    own.program = Program::App("hello".to_owned());
+    own.sandbox = Sandbox {
+        rigour: Rigour::BestEffort,
+        read_only: Vec::new(),
+        writable: Vec::new(),
+        tcp_bind: false,
+        seccomp: Seccomp::Enforce,
+        private_tmp: false,
+    };
+    let most = |resource, most| Limit { resource, soft: Some(most), hard: Some(most) };
+    own.limits = vec![most(Resource::RLIMIT_NOFILE, DESCRIPTORS)];
+    own.log.file = None;
+    own.privileges = own.privileges.of_admin(own.admin.user.clone());
+    let mut confinement = Confinement::prepare(&own)?;
+    confinement.add_sandbox(&mut own, executable)?;
+    Ok(confinement)
+}
+
+/// Workers come first, also where the kernel shares the processors among sessions.
+#[allow(unsafe_code)]
+fn be_modest(pid: Pid) {
+    let id = libc::id_t::try_from(pid.as_raw()).unwrap_or_default();
+    // SAFETY: a plain system call on integers.
+    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, id, 19) };
+    // Takes no lock of the child's.
+    let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "19");
+}

@@ -1,0 +1,206 @@
+//! What the child is told: the server's status, when somebody asks for it, and events, as they happen.
+//!
+//! At most one request is under way, and what it gives is good for a while: whoever asks meanwhile gets the same. So the
+//! supervisor makes four pictures a second at most, however many scrapers there are.
+
+use crate::shell::control::Request;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// How long a picture is good for.
+const FRESH: Duration = Duration::from_millis(250);
+/// How long whoever asks waits for one.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How many wait for one at most.
+const MOST_WAITING: usize = 512;
+/// How many events are kept for whoever comes late, and how many may wait for one that is slow.
+const KEPT: usize = 200;
+const BEHIND: usize = 256;
+
+/// The status at one time.
+pub(super) type Picture = Rc<Value>;
+
+/// An event in JSON, with its number.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) seq: u64,
+    pub(super) json: Rc<str>,
+}
+
+/// Where the child knows everything from.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    asks: mpsc::Sender<oneshot::Sender<Picture>>,
+    events: Rc<RefCell<Recent>>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    kept: VecDeque<Told>,
+    /// Numbers only: events themselves belong to one thread.
+    news: broadcast::Sender<u64>,
+}
+
+/// Becomes true when the supervisor has let go.
+#[derive(Debug, Clone)]
+pub(super) struct Gone(watch::Receiver<bool>);
+
+impl Gone {
+    /// Waits for it.
+    pub(super) async fn wait(mut self) {
+        let _ = self.0.wait_for(|gone| *gone).await;
+    }
+}
+
+/// Events as they happen, for one listener.
+pub(super) struct Following {
+    events: Rc<RefCell<Recent>>,
+    news: broadcast::Receiver<u64>,
+    last: u64,
+}
+
+impl Source {
+    /// Begins to listen on the two connections.
+    pub(super) fn open(status: UnixStream, events: UnixStream) -> (Self, Gone) {
+        let (asks, asked) = mpsc::channel(MOST_WAITING);
+        let (gone, is_gone) = watch::channel(false);
+        let gone = Rc::new(gone);
+        let recent =
+            Rc::new(RefCell::new(Recent { kept: VecDeque::new(), news: broadcast::channel(BEHIND).0 }));
+        let end = Rc::clone(&gone);
+        tokio::task::spawn_local(async move {
+            paint(status, asked).await;
+            let _ = end.send(true);
+        });
+        let told = Rc::clone(&recent);
+        tokio::task::spawn_local(async move {
+            listen(events, told).await;
+            let _ = gone.send(true);
+        });
+        (Self { asks, events: recent }, Gone(is_gone))
+    }
+
+    /// How the server is; `None` when it does not answer.
+    pub(super) async fn status(&self) -> Option<Picture> {
+        let (answer, picture) = oneshot::channel();
+        self.asks.try_send(answer).ok()?;
+        tokio::time::timeout(PATIENCE, picture).await.ok()?.ok()
+    }
+
+    /// The last events after number `since`, and all that follow.
+    pub(super) fn follow(&self, since: u64) -> Following {
+        Following {
+            events: Rc::clone(&self.events),
+            news: self.events.borrow().news.subscribe(),
+            last: since,
+        }
+    }
+}
+
+impl Following {
+    /// The next events, as many as there are; `None` when too many were missed, or there will be no more.
+    pub(super) async fn next(&mut self) -> Option<Vec<Told>> {
+        loop {
+            let new: Vec<Told> =
+                self.events.borrow().kept.iter().filter(|told| told.seq > self.last).cloned().collect();
+            if let Some(newest) = new.last() {
+                self.last = newest.seq;
+                return Some(new);
+            }
+            self.news.recv().await.ok()?;
+        }
+    }
+}
+
+/// Answers whoever asks for the status, until the connection ends.
+async fn paint(stream: UnixStream, mut asked: mpsc::Receiver<oneshot::Sender<Picture>>) {
+    let mut stream = BufReader::new(stream);
+    let mut last: Option<(Instant, Picture)> = None;
+    let mut line = String::new();
+    loop {
+        let asks = tokio::select! {
+            asks = asked.recv() => asks,
+            // Nobody has asked: that can only be the end.
+            _ = stream.fill_buf() => return,
+        };
+        let Some(asks) = asks else { return };
+        let picture = match &last {
+            Some((made, picture)) if made.elapsed() < FRESH => Rc::clone(picture),
+            _ => {
+                line.clear();
+                if stream.get_mut().write_all(&request(&Request::Status)).await.is_err()
+                    || stream.read_line(&mut line).await.unwrap_or(0) == 0
+                {
+                    return;
+                }
+                let Some(status) = status_in(&line) else { return };
+                let picture = Rc::new(status);
+                last = Some((Instant::now(), Rc::clone(&picture)));
+                picture
+            }
+        };
+        let _ = asks.send(Rc::clone(&picture));
+        while let Ok(asks) = asked.try_recv() {
+            let _ = asks.send(Rc::clone(&picture));
+        }
+    }
+}
+
+fn status_in(line: &str) -> Option<Value> {
+    let mut answer: Value = serde_json::from_str(line).ok()?;
+    answer.get_mut("status").map(Value::take)
+}
+
+/// Keeps events, and tells that there are new ones, until the connection ends.
+async fn listen(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
+    let follow = Request::Events { follow: true, since: None, recent: Some(KEPT as u32) };
+    if stream.write_all(&request(&follow)).await.is_err() {
+        return;
+    }
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+            return;
+        }
+        let Some(told) = event_in(&line) else { continue };
+        let mut recent = recent.borrow_mut();
+        let seq = told.seq;
+        if recent.kept.len() >= KEPT {
+            recent.kept.pop_front();
+        }
+        recent.kept.push_back(told);
+        // Nobody may be listening.
+        let _ = recent.news.send(seq);
+    }
+}
+
+fn event_in(line: &str) -> Option<Told> {
+    #[derive(serde::Deserialize)]
+    struct Line<'a> {
+        #[serde(borrow)]
+        event: &'a RawValue,
+    }
+    #[derive(serde::Deserialize)]
+    struct Number {
+        seq: u64,
+    }
+    let Line { event } = serde_json::from_str(line).ok()?;
+    let Number { seq } = serde_json::from_str(event.get()).ok()?;
+    Some(Told { seq, json: event.get().into() })
+}
+
+fn request(request: &Request) -> Vec<u8> {
+    let mut line = serde_json::to_vec(request).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
