@@ -275,7 +275,7 @@ pub fn receive_with_descriptor(
     let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
     if let Some(first) = first
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS)
-        && first.cmsg_len as usize == ONE
+        && first.cmsg_len == ONE as _
     {
         // SAFETY: the kernel has written one descriptor after this header, new in this process, so nobody else owns it.
         descriptor =
