@@ -113,11 +113,12 @@ impl Loader {
         let sockets = listeners
             .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
             .map_err(|error| error.to_string())?;
-        let mut alone = |binds: &[Bind]| {
+        let mut alone = |purpose: &str, binds: &[Bind]| {
             let addresses: Vec<Address> = binds.iter().map(address).collect();
-            listeners.prepare_alone(&addresses, ADMIN_BACKLOG).map_err(|error| error.to_string())
+            listeners.prepare_alone(purpose, &addresses, ADMIN_BACKLOG).map_err(|error| error.to_string())
         };
-        let desk = Desk { http: alone(&config.admin.http)?, agent: alone(&config.admin.agent)? };
+        let desk =
+            Desk { http: alone("admin", &config.admin.http)?, agent: alone("agent", &config.admin.agent)? };
         let mut generation =
             Generation { config, sockets, desk, executable, confinement, opened: 0, access: None, origin };
         generation.access = generation.access_target().map(AccessLog::open).transpose()?;

@@ -61,7 +61,8 @@ impl Task {
         let agent = (0..self.agent).map(|_| Door::open(adopt()?)).collect::<std::io::Result<Vec<_>>>()?;
         let (status, events) = (stream(adopt()?)?, stream(adopt()?)?);
         let (source, gone) = Source::open(status, events);
-        let seats = Seats::default();
+        // Whoever fills the seats of one kind takes none of the other's.
+        let (seats, checks) = (Seats::default(), Seats::default());
         for door in http {
             let (source, seats) = (source.clone(), seats.clone());
             tokio::task::spawn_local(door.receive(move |client| {
@@ -71,7 +72,7 @@ impl Task {
             }));
         }
         for door in agent {
-            let (source, seats) = (source.clone(), seats.clone());
+            let (source, seats) = (source.clone(), checks.clone());
             tokio::task::spawn_local(door.receive(move |client| {
                 if let Some(seat) = seats.take() {
                     tokio::task::spawn_local(agent::answer(client, source.clone(), seat));
@@ -80,8 +81,9 @@ impl Task {
         }
         gone.wait().await;
         seats.close();
+        checks.close();
         // Whoever waits in the queues is the next child's.
-        let _ = tokio::time::timeout(GRACE, seats.empty()).await;
+        let _ = tokio::time::timeout(GRACE, async { tokio::join!(seats.empty(), checks.empty()) }).await;
         Ok(())
     }
 }

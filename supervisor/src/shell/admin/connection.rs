@@ -6,13 +6,14 @@ use super::source::Source;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Connections at the same time. Whoever comes beyond is closed at once.
+/// Connections at the same time. For whoever comes beyond, the one that has been doing nothing for longest has to go.
 const SEATS: usize = 256;
 /// Those of them that may be told of events.
 const LISTENERS: usize = 32;
@@ -32,6 +33,8 @@ pub(super) struct Seats(Rc<Taken>);
 #[derive(Debug, Default)]
 struct Taken {
     seats: Cell<usize>,
+    /// All that were taken, the oldest first; some are free again.
+    order: RefCell<VecDeque<Weak<Seat>>>,
     listeners: Cell<usize>,
     closed: Cell<bool>,
     left: Notify,
@@ -43,18 +46,39 @@ struct Taken {
 pub(super) struct Seat {
     taken: Rc<Taken>,
     listens: Cell<bool>,
+    /// It asks for something just now.
+    asks: Cell<bool>,
     /// Its client does not read what it is told.
     pub(super) doomed: Notify,
 }
 
 impl Seats {
-    /// Takes one, if there is any.
+    /// Takes one, if there is any, or if somebody can be let go of.
     pub(super) fn take(&self) -> Option<Rc<Seat>> {
-        if self.0.closed.get() || self.0.seats.get() >= SEATS {
+        let Taken { seats, order, closed, .. } = &*self.0;
+        if closed.get() || seats.get() >= SEATS && !self.let_go() {
             return None;
         }
-        self.0.seats.set(self.0.seats.get() + 1);
-        Some(Rc::new(Seat { taken: Rc::clone(&self.0), listens: Cell::new(false), doomed: Notify::new() }))
+        seats.set(seats.get() + 1);
+        let seat = Rc::new(Seat {
+            taken: Rc::clone(&self.0),
+            listens: Cell::new(false),
+            asks: Cell::new(false),
+            doomed: Notify::new(),
+        });
+        let mut order = order.borrow_mut();
+        order.retain(|seat| seat.strong_count() > 0);
+        order.push_back(Rc::downgrade(&seat));
+        Some(seat)
+    }
+
+    /// Lets go of the oldest connection that asks for nothing.
+    fn let_go(&self) -> bool {
+        let idle = |seat: &Rc<Seat>| !seat.asks.get() && !seat.listens.get();
+        let mut order = self.0.order.borrow_mut();
+        let place = order.iter().position(|seat| seat.upgrade().is_some_and(|seat| idle(&seat)));
+        let seat = place.and_then(|place| order.remove(place)?.upgrade());
+        seat.inspect(|seat| seat.doomed.notify_one()).is_some()
     }
 
     /// Nobody gets one any more, and whoever has one is to finish.
@@ -72,6 +96,11 @@ impl Seats {
 }
 
 impl Seat {
+    /// Asks for something, or does not any more.
+    pub(super) fn asks(&self, asks: bool) {
+        self.asks.set(asks);
+    }
+
     /// Asks for events; false when too many are told of them already.
     pub(super) fn listen(&self) -> bool {
         let (listeners, listens) = (&self.taken.listeners, &self.listens);
@@ -96,9 +125,17 @@ impl Drop for Seat {
 /// Serves a client, as long as it may stay.
 pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat>) {
     let of_service = Rc::clone(&seat);
-    let service = service_fn(move |request| answer(request, source.clone(), Rc::clone(&of_service)));
+    let service = service_fn(move |request| {
+        let (source, seat) = (source.clone(), Rc::clone(&of_service));
+        async move {
+            seat.asks(true);
+            let answered = answer(request, source, Rc::clone(&seat)).await;
+            seat.asks(false);
+            answered
+        }
+    });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD.max(8192));
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service));
     let closing = seat.taken.closing.notified();
     let life = async {

@@ -115,6 +115,12 @@ impl Admin {
         }
     }
 
+    /// As [`retire`](Self::retire), of one that could not serve: the next one waits.
+    pub(super) fn retire_failed(&mut self, now: Time) {
+        self.retire(now);
+        self.fail(now);
+    }
+
     /// Starts a child for a generation, if it wants one and none serves. Whoever is told of its end calls
     /// [`end`](Self::end).
     ///

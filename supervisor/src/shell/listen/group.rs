@@ -88,6 +88,7 @@ impl Group {
 
     /// Binds the only socket of a TCP address, and has it listen.
     pub(super) fn alone(
+        purpose: &str,
         asked: SocketAddr,
         backlog: u32,
         runtime_dir: Option<&Path>,
@@ -100,7 +101,7 @@ impl Group {
         Ok(Self {
             key: Key::Tcp(asked),
             text: address.to_string(),
-            name: socket_name(&format!("alone-{address}")),
+            name: socket_name(purpose),
             kind: Kind::Inherited { socket: Rc::new(socket) },
             lock,
         })
@@ -167,6 +168,11 @@ impl Group {
             Kind::File { file, .. } => file.was_made_for(wanted),
             Kind::Slots(_) | Kind::Inherited { .. } => true,
         }
+    }
+
+    /// Whether this is the only socket of a TCP address, which no worker has.
+    pub(super) fn is_alone(&self) -> bool {
+        matches!((&self.key, &self.kind), (Key::Tcp(_), Kind::Inherited { .. }))
     }
 
     pub(super) fn is_shared(&self) -> bool {

@@ -149,11 +149,16 @@ impl Listeners {
     }
 
     /// Makes the sockets of addresses that no worker serves, all or nothing. They listen, and share their address with
-    /// nobody.
+    /// nobody. Whoever asks again for the same `purpose` gets the same.
     ///
     /// # Errors
     /// The first address that cannot be bound, and why. Nothing has changed then.
-    pub fn prepare_alone(&mut self, addresses: &[Address], backlog: u32) -> Result<ListenSet, ListenError> {
+    pub fn prepare_alone(
+        &mut self,
+        purpose: &str,
+        addresses: &[Address],
+        backlog: u32,
+    ) -> Result<ListenSet, ListenError> {
         let mut live: Vec<Rc<Group>> = self.groups.iter().filter_map(Weak::upgrade).collect();
         let mut chosen: Vec<Rc<Group>> = Vec::new();
         for address in addresses {
@@ -162,22 +167,23 @@ impl Listeners {
                     let targets =
                         tcp::resolve(host, *port).map_err(|problem| ListenError::new(address, problem))?;
                     let bind = |target: std::net::SocketAddr| {
-                        let bound = self.get_or_bind(Key::Tcp(target), &mut live, |_| {
-                            Group::alone(target, backlog, self.runtime_dir.as_deref())
-                        });
-                        bound.map_err(|problem| ListenError::new(&target, problem))
+                        let key = Key::Tcp(target);
+                        let is_it = |group: &&Rc<Group>| {
+                            group.answers_to(&key) && group.is_alone() && group.name() == purpose
+                        };
+                        if let Some(group) = live.iter().find(is_it) {
+                            return Ok(Rc::clone(group));
+                        }
+                        let bound = Group::alone(purpose, target, backlog, self.runtime_dir.as_deref());
+                        let group = Rc::new(bound.map_err(|problem| ListenError::new(&target, problem))?);
+                        live.push(Rc::clone(&group));
+                        Ok(group)
                     };
                     targets.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?
                 }
                 Address::Unix { .. } | Address::Fd(_) => self.groups_of(address, &mut live)?,
             };
-            for group in groups {
-                if !group.is_shared() {
-                    // A worker's, in another generation.
-                    return Err(ListenError::new(address, Problem::SocketInUse));
-                }
-                chosen.push(group);
-            }
+            chosen.extend(groups);
         }
         let entries = chosen.into_iter().map(|group| Entry { sockets: group.add(Vec::new()), group });
         let set = ListenSet { entries: entries.collect(), backlog };
@@ -260,7 +266,7 @@ impl Listeners {
         live: &mut Vec<Rc<Group>>,
         bind: impl FnOnce(&[Rc<Group>]) -> Result<Group, Problem>,
     ) -> Result<Rc<Group>, Problem> {
-        if let Some(group) = live.iter().find(|group| group.answers_to(&key)) {
+        if let Some(group) = live.iter().find(|group| group.answers_to(&key) && !group.is_alone()) {
             return Ok(Rc::clone(group));
         }
         let group = Rc::new(bind(live)?);

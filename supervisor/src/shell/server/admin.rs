@@ -34,8 +34,12 @@ impl Server {
             .and_then(|()| self.control.take_in(&self.poll, events, Role::Read));
         match watched {
             Ok(()) => debug!("the admin child is process {}", started.pid),
-            // Without its connections it leaves by itself.
-            Err(error) => warn!("cannot watch the admin child: {error}"),
+            Err(error) => {
+                warn!("cannot watch the admin child: {error}");
+                // Without its connections it leaves by itself, or is killed.
+                self.control.dismiss(&self.poll);
+                self.admin.retire_failed(self.now);
+            }
         }
     }
 
