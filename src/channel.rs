@@ -6,9 +6,11 @@
 use crate::message::{ToSupervisor, ToWorker};
 use crate::sys;
 use crate::wire::{self, MAX_PACKET, WireError};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, socketpair,
+};
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -145,6 +147,45 @@ impl<Out: bincode::Encode, In: bincode::Decode<()>> Channel<Out, In> {
     }
 }
 
+impl SupervisorEnd {
+    /// Sends one message together with a descriptor, or fails at once.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_with(&self, message: &ToWorker, descriptor: BorrowedFd<'_>) -> Result<(), ChannelError> {
+        let packet = wire::encode(message)?;
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let numbers = [descriptor.as_raw_fd()];
+        let along = [ControlMessage::ScmRights(&numbers)];
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&packet)], &along, flags, None)
+            .map_err(io::Error::from)?;
+        Ok(())
+    }
+}
+
+impl WorkerEnd {
+    /// Takes one message, if there is one, with the descriptor that has come along. A supervisor never takes any: workers
+    /// have nothing to give.
+    ///
+    /// # Errors
+    /// As for [`receive`](Self::receive).
+    pub fn receive_with(&self) -> Result<(Received<ToWorker>, Option<OwnedFd>), ChannelError> {
+        let mut buffer = [0_u8; MAX_PACKET];
+        match sys::receive_with_descriptor(self.socket.as_fd(), &mut buffer) {
+            Ok((0, ..)) => Ok((Received::Closed, None)),
+            Ok((_, true, _)) => Err(ChannelError::Wire(WireError::TooLong(MAX_PACKET + 1))),
+            Ok((length, false, descriptor)) => {
+                Ok((Received::Message(wire::decode(&buffer[..length])?), descriptor))
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok((Received::Nothing, None)),
+                io::ErrorKind::ConnectionReset => Ok((Received::Closed, None)),
+                _ => Err(ChannelError::System(error)),
+            },
+        }
+    }
+}
+
 impl<Out, In> AsFd for Channel<Out, In> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -161,6 +202,19 @@ impl<Out, In> From<Channel<Out, In>> for OwnedFd {
 mod tests {
     use super::*;
     use crate::message::Drain;
+
+    #[test]
+    fn a_descriptor_comes_with_its_message() {
+        let (supervisor, worker) = pair().expect("a socketpair");
+        let (read, write) = nix::unistd::pipe().expect("a pipe");
+        supervisor.send_with(&ToWorker::Reopen, write.as_fd()).expect("sent");
+        drop(write);
+        let (received, descriptor) = worker.receive_with().expect("received");
+        assert_eq!(received, Received::Message(ToWorker::Reopen));
+        nix::unistd::write(descriptor.expect("a descriptor"), b"x").expect("written");
+        assert_eq!(nix::unistd::read(&read, &mut [0; 2]), Ok(1));
+        assert!(matches!(worker.receive_with(), Ok((Received::Nothing, None))));
+    }
 
     #[test]
     fn who_leaves_without_reading_is_heard_to_the_end() {

@@ -12,8 +12,11 @@
 //! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
 //! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
 //! | `PREFORK_EVENT` | the kind of the event that a program of `--on-event` is started for; workers have none | here |
+//! | `PREFORK_ACCESS_LOG`, `PREFORK_ACCESS_FORMAT` | the descriptor of the access log, and how its lines look, for Rust workers only | here |
+//! | `PREFORK_SLOW_LOG` | milliseconds from which on a request is slow, for Rust workers only | here |
 //! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
 
+use crate::access::Format;
 use crate::channel::{Channel, WorkerEnd};
 use crate::settings::Accept;
 use crate::sys;
@@ -55,11 +58,18 @@ pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
 /// When to leave a core dump.
 pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
 
+/// The descriptor of the access log.
+pub const PREFORK_ACCESS_LOG: &str = "PREFORK_ACCESS_LOG";
+/// How the lines of the access log look.
+pub const PREFORK_ACCESS_FORMAT: &str = "PREFORK_ACCESS_FORMAT";
+/// From how many milliseconds on a request is slow.
+pub const PREFORK_SLOW_LOG: &str = "PREFORK_SLOW_LOG";
+
 /// The kind of the event that a hook is started for.
 pub const PREFORK_EVENT: &str = "PREFORK_EVENT";
 
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 20] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -75,6 +85,9 @@ pub const ALL: [&str; 17] = [
     PREFORK_SCOREBOARD,
     PREFORK_ACCEPT,
     PREFORK_SIBLINGS,
+    PREFORK_ACCESS_LOG,
+    PREFORK_ACCESS_FORMAT,
+    PREFORK_SLOW_LOG,
     PREFORK_CORE_DUMPS,
     PREFORK_EVENT,
 ];
@@ -106,6 +119,10 @@ pub struct WorkerEnvironment {
     pub near: Vec<OwnedFd>,
     /// Sockets of the slots beyond: to be looked at now and then, as somebody may be left in them.
     pub far: Vec<OwnedFd>,
+    /// Where a line for each request goes, and how it looks.
+    pub access: Option<(OwnedFd, Format)>,
+    /// From how many milliseconds on a request is slow.
+    pub slow_ms: Option<u64>,
 }
 
 /// Which part of the environment is wrong.
@@ -182,7 +199,13 @@ impl WorkerEnvironment {
             .take(near + far)
             .map(|fd| take(PREFORK_SIBLINGS, fd))
             .collect::<Result<Vec<_>, _>>()?;
+        let access = match (number::<RawFd>(PREFORK_ACCESS_LOG)?, word(PREFORK_ACCESS_FORMAT)?) {
+            (Some(fd), Some(format)) => Some((take(PREFORK_ACCESS_LOG, fd)?, format)),
+            _ => None,
+        };
         Ok(Some(Self {
+            access,
+            slow_ms: number(PREFORK_SLOW_LOG)?,
             // SAFETY: as above.
             listeners: unsafe { take_listeners() }?,
             channel: Channel::from_socket(take(PREFORK_CHANNEL, channel)?),

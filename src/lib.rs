@@ -14,6 +14,7 @@
 //!
 //! Start reading at [`message`]; `docs/lexicon.md` defines every term.
 
+pub mod access;
 pub mod channel;
 pub mod environment;
 pub mod id;

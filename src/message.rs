@@ -14,8 +14,10 @@
 //! Heartbeats and counters do not travel here: they are in the [scoreboard](crate::scoreboard), so that a busy
 //! worker makes no system call for them and a flood of them cannot exist.
 //!
-//! **Compatibility.** Variants and fields are only ever appended, and [`PROTOCOL`] goes up when they are. The
-//! golden tests below fail when bytes of an existing message change.
+//! **Compatibility.** Variants and fields are only ever appended, and [`PROTOCOL`] goes up when a side could be sent what
+//! it does not understand. ([`ToWorker::Reopen`] has left it as it was: only those are sent it who were started with an access
+//! log, and whoever knows how to write one knows this message. So a server without one can be upgraded in place to a
+//! version that has it.) The golden tests below fail when bytes of an existing message change.
 
 use crate::id::{GenerationId, Slot, WorkerId};
 use crate::settings::WorkerSettings;
@@ -34,6 +36,9 @@ pub enum ToWorker {
     Welcome(Welcome),
     /// Stop accepting, finish what is in hand, leave.
     Drain(Drain),
+    /// Write the access log to the descriptor that comes with this message from now on. Only to workers that were started
+    /// with one.
+    Reopen,
 }
 
 /// Who the worker is and how it is to serve.
@@ -123,6 +128,7 @@ mod tests {
     #[test]
     fn golden_bytes_to_worker() {
         golden(&ToWorker::Drain(Drain { deadline_ms: 30_000, empty_queue: true }), &[1, 251, 0x30, 0x75, 1]);
+        golden(&ToWorker::Reopen, &[2]);
         let settings = WorkerSettings {
             class: Class { threads: 4, connections: 1 },
             app: "hello".to_owned(),

@@ -242,6 +242,48 @@ pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
     Ok(Sent { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, sender })
 }
 
+/// Receives one packet into `buffer`: its length, whether it was longer than the buffer, and the descriptor that has come
+/// along, closed on exec. There is room for one.
+///
+/// # Errors
+/// Those of recvmsg(2); `WouldBlock` when there is none. A length of 0 means that the other side is gone.
+pub fn receive_with_descriptor(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, bool, Option<OwnedFd>)> {
+    // SAFETY: CMSG_SPACE is arithmetic.
+    const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+    // SAFETY: CMSG_LEN is arithmetic.
+    const ONE: usize = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as usize;
+    #[repr(C, align(8))]
+    struct Control([u8; ROOM]);
+    let mut control = Control([0; ROOM]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut control).cast();
+    // Not a byte more: padding would be room for a second descriptor.
+    header.msg_controllen = ONE as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let mut descriptor = None;
+    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
+    if let Some(first) = first
+        && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS)
+        && first.cmsg_len == ONE as _
+    {
+        // SAFETY: the kernel has written one descriptor after this header, new in this process, so nobody else owns it.
+        descriptor =
+            Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned()) });
+    }
+    Ok((length, header.msg_flags & libc::MSG_TRUNC != 0, descriptor))
+}
+
 /// The groups, besides its main one, of whoever connected to a Unix socket, as they were then.
 ///
 /// # Errors

@@ -15,6 +15,7 @@
 //! * [`core`] – what to do, as a pure state machine;
 //! * [`shell`] – how to do it;
 //! * `record` – how one version writes its state for another;
+//! * `top` – the server on a terminal;
 //! * `roles` – which of the roles this process plays; `client` – the other end of the control socket; `place` –
 //!   where that is.
 
@@ -25,6 +26,7 @@ mod place;
 mod record;
 mod roles;
 pub mod shell;
+mod top;
 
 pub use roles::{main, stock};
 

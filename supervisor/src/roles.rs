@@ -13,6 +13,7 @@ use crate::shell::listen::{Kept, Listeners};
 use crate::shell::log as logfile;
 use crate::shell::lookout;
 use crate::shell::server::Server;
+use crate::top;
 use log::{error, info, warn};
 use prefork::environment::{Inherited, take_listeners};
 use std::io::Write;
@@ -76,6 +77,14 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Act::RestartWorker(slot) => reach(&source, json, &Request::RestartWorker { slot, wait: true }),
         Act::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
         Act::Config => reach(&source, json, &Request::Config),
+        Act::Top { interval, batch, count } => {
+            let options = top::Options { interval, batch, json, count };
+            match find(&source).map(|path| top::run(&path, options)) {
+                Err(code) => code,
+                Ok(Ok(())) => ExitCode::SUCCESS,
+                Ok(Err(reason)) => fail(&reason),
+            }
+        }
         Act::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
         Act::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
         Act::Stop { now } => reach(&source, json, &Request::Stop { now }),

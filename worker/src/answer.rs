@@ -3,9 +3,10 @@
 //! Counting, the limits on bodies and time, panics, `Connection: close` while draining. It knows nothing of
 //! sockets and bytes; [`crate::connection`] does.
 
+use crate::access::Late;
 use crate::body::{Body, BoxError, Reply};
 use crate::link::{Link, Peek, now_ms, now_us};
-use crate::thread::Thread;
+use crate::thread::{Notes, Thread};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -30,6 +31,10 @@ pub(crate) struct Guard {
     began: u64,
     /// What it was answered with; 0 until then.
     status: u16,
+    /// Bytes of its response's body by now.
+    pub(crate) sent: u64,
+    /// What was written down of it for the logs.
+    notes: Option<Notes>,
     /// The right to run a handler, in classes that run one at a time.
     turn: Option<OwnedSemaphorePermit>,
 }
@@ -40,7 +45,12 @@ impl Guard {
         let began = now_us();
         link.state().begin();
         let ticket = thread.request_begun(&link, began / 1000);
-        Self { thread, link, ticket, began, status: 0, turn: None }
+        Self { thread, link, ticket, began, status: 0, sent: 0, notes: None, turn: None }
+    }
+
+    /// Writes down what the logs need of it, before a handler takes it away.
+    pub(crate) fn describe<B>(&mut self, request: &Request<B>) {
+        self.notes = self.thread.describe(&self.link, request);
     }
 
     /// Its handler begins.
@@ -66,8 +76,17 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let now = now_us();
-        self.link.state().end(now / 1000);
-        self.thread.request_ended(self.ticket, now.saturating_sub(self.began), self.status >= 500);
+        let mut state = self.link.state();
+        state.end(now / 1000);
+        let requests = state.requests;
+        drop(state);
+        let took_us = now.saturating_sub(self.began);
+        self.thread.request_ended(self.ticket, took_us, self.status >= 500);
+        if let Some(notes) = self.notes.take() {
+            let connection = self.link.serial();
+            let late = Late { status: self.status, body: self.sent, took_us, connection, requests };
+            self.thread.tell(&self.link, notes, &late);
+        }
     }
 }
 
@@ -88,6 +107,7 @@ where
     S::Error: Into<BoxError>,
     B: http_body::Body<Data = Bytes>,
 {
+    guard.describe(&request);
     let h2 = guard.link.state().h2;
     if !request.body().is_end_stream() {
         // Nobody sends another request behind one with a body before that is answered (RFC 9112, 9.3.2).

@@ -130,14 +130,19 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match self.project().content.project() {
+        let this = self.project();
+        let polled = match this.content.project() {
             // A panic in here must cost this connection only.
             ContentKind::Handler { body } => match catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx))) {
                 Ok(frame) => frame.map_err(Into::into),
                 Err(_) => Poll::Ready(Some(Err("the response body panicked".into()))),
             },
             ContentKind::Text { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            this.guard.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -3,6 +3,8 @@
 //! The main thread watches the channel and the signals; serving threads serve. The main thread sets the
 //! [`Phase`], serving threads send [`Report`]s and ring the bell.
 
+use crate::access::AccessLog;
+use crate::slow::SlowLog;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use prefork::scoreboard::{Row, SharedRows};
 use prefork::settings::WorkerSettings;
@@ -48,15 +50,24 @@ pub(crate) struct Control {
     pub(crate) draining: Arc<AtomicBool>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<Phase>,
+    /// A line for each request.
+    pub(crate) access: Option<AccessLog>,
+    /// A warning for each slow one.
+    pub(crate) slow: Option<SlowLog>,
     rows: SharedRows,
     bell: EventFd,
 }
 
 impl Control {
-    pub(crate) fn new(settings: WorkerSettings, rows: SharedRows) -> io::Result<Self> {
+    pub(crate) fn new(
+        settings: WorkerSettings,
+        rows: SharedRows,
+        access: Option<AccessLog>,
+        slow: Option<SlowLog>,
+    ) -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (phase, _) = watch::channel(Phase::Start);
-        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, rows, bell })
+        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, access, slow, rows, bell })
     }
 
     /// A serving thread's row of the scoreboard, for that thread alone.

@@ -15,6 +15,7 @@
 //! `accept/` (from whose queues, and who is woken), `connection.rs` (a connection) and `link.rs` (what a connection's parties share).
 
 mod accept;
+mod access;
 mod answer;
 pub mod apps;
 mod body;
@@ -26,6 +27,7 @@ mod raw;
 mod run;
 mod serve;
 mod service;
+mod slow;
 mod sys;
 mod thread;
 

@@ -102,7 +102,14 @@ pub(crate) struct Link {
     /// How many of these were counted.
     counted: (AtomicU64, AtomicU64),
     state: Mutex<State>,
+    /// The client's address in words, and its port; asked for when somebody wants to tell of it.
+    peer: OnceLock<(String, u16)>,
+    /// Its number among this worker's connections.
+    serial: u64,
 }
+
+/// The last connection's number.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// The shared knowledge.
 pub(crate) struct State {
@@ -112,6 +119,8 @@ pub(crate) struct State {
     pub(crate) since: u64,
     /// Requests being answered.
     pub(crate) in_flight: u32,
+    /// Requests begun.
+    pub(crate) requests: u32,
     /// Whether a request was ever begun.
     pub(crate) served: bool,
     /// The first bytes tell HTTP/1 from HTTP/2; until they do, this is true.
@@ -152,10 +161,13 @@ impl Link {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             counted: Default::default(),
+            peer: OnceLock::new(),
+            serial: SERIAL.fetch_add(1, Relaxed) + 1,
             state: Mutex::new(State {
                 phase: Phase::New,
                 since: now_ms(),
                 in_flight: 0,
+                requests: 0,
                 served: false,
                 sniffing: true,
                 h2: false,
@@ -314,6 +326,19 @@ impl Link {
         Poll::Ready(Ok(()))
     }
 
+    /// The client's IP address in words (`unix:` for a Unix socket), and its port.
+    pub(crate) fn peer(&self) -> &(String, u16) {
+        self.peer.get_or_init(|| match self.socket().peer_addr().ok().and_then(|peer| peer.as_socket()) {
+            Some(peer) => (peer.ip().to_canonical().to_string(), peer.port()),
+            None => ("unix:".to_owned(), 0),
+        })
+    }
+
+    /// Its number among this worker's connections, from 1.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// Looks into the socket without taking anything, whatever the event loop knows by now.
     pub(crate) fn peek(&self) -> Peek {
         let mut byte = [MaybeUninit::uninit(); 1];
@@ -373,6 +398,7 @@ impl State {
     pub(crate) fn begin(&mut self) {
         self.phase = Phase::Busy;
         self.in_flight += 1;
+        self.requests = self.requests.saturating_add(1);
         self.served = true;
     }
 

@@ -4,12 +4,15 @@
 //! is heard even while every handler blocks.
 
 use crate::accept::Listeners;
+use crate::access::AccessLog;
 use crate::control::{Control, Report, Reporter};
 use crate::serve;
 use crate::service::{Context, Service};
+use crate::slow::SlowLog;
 use crate::sys;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prefork::access::Format;
 use prefork::channel::{Received, WorkerEnd};
 use prefork::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
 use prefork::message::{PROTOCOL, ToSupervisor, ToWorker, Welcome, clip};
@@ -32,6 +35,8 @@ const ORPHANED: Duration = Duration::from_secs(1);
 /// How long a thread may take to say that it has stopped accepting. One that is held up by its handler cannot
 /// accept either.
 const STOPPING: Duration = Duration::from_millis(500);
+/// How long a worker that leaves waits for whoever reads its access log.
+const WRITE_DOWN: Duration = Duration::from_millis(500);
 
 /// Runs this process as a worker, to its end. To be called first thing in `main`, before anything else opens
 /// a descriptor, when [`is_worker`](crate::is_worker) says so; the logger is set up by the caller.
@@ -60,6 +65,8 @@ struct Worker {
     scoreboard: OwnedFd,
     listeners: Listeners,
     signals: UnixStream,
+    access: Option<(OwnedFd, Format)>,
+    slow_ms: Option<u64>,
 }
 
 /// What the main thread has heard.
@@ -109,7 +116,11 @@ impl Worker {
         };
         let own = environment.listeners.into_iter().map(|inherited| inherited.socket).collect();
         let listeners = Listeners::new(own, environment.near, environment.far, environment.accept);
-        Ok((Self { channel, scoreboard: environment.scoreboard, listeners, signals }, welcome))
+        let (access, slow_ms) = (environment.access, environment.slow_ms);
+        Ok((
+            Self { channel, scoreboard: environment.scoreboard, listeners, signals, access, slow_ms },
+            welcome,
+        ))
     }
 
     /// From the welcome to the exit status, or to the reason why it cannot start.
@@ -118,7 +129,7 @@ impl Worker {
         welcome: Welcome,
         service: impl FnOnce(&WorkerSettings) -> Result<Service, String>,
     ) -> Result<ExitCode, (WorkerEnd, String)> {
-        let Self { channel, scoreboard, listeners, mut signals } = self;
+        let Self { channel, scoreboard, listeners, mut signals, access, slow_ms } = self;
         let Welcome { slot, settings, .. } = welcome;
         let context = Context {
             slot,
@@ -137,8 +148,12 @@ impl Worker {
             let service = service(&settings)?;
             let rows = SharedRows::open(scoreboard, Layout::of(settings.class.threads))
                 .map_err(|error| format!("cannot map this worker's rows of the scoreboard: {error}"))?;
-            let control =
-                Control::new(settings, rows).map_err(|error| format!("cannot set up the worker: {error}"))?;
+            let threads = usize::from(settings.class.threads.max(1));
+            let failed = |error| format!("cannot set up the worker: {error}");
+            let start = |(fd, format): (OwnedFd, Format)| AccessLog::start(fd, &format, context, threads);
+            let access = access.map(start).transpose().map_err(failed)?;
+            let slow = slow_ms.map(SlowLog::new);
+            let control = Control::new(settings, rows, access, slow).map_err(failed)?;
             Ok((Arc::new(service), Arc::new(control)))
         })();
         let (service, control) = match prepared {
@@ -168,7 +183,11 @@ impl Worker {
         main.control.phase.send_replace(crate::control::Phase::Serve);
         let _ = main.channel.send(&ToSupervisor::Ready);
         log::debug!("worker {} is ready", context.worker);
-        Ok(main.serve(&mut signals))
+        let code = main.serve(&mut signals);
+        if let Some(access) = &main.control.access {
+            access.finish(WRITE_DOWN);
+        }
+        Ok(code)
     }
 }
 
@@ -328,15 +347,24 @@ impl Main {
             return Heard::Signal;
         }
         if channel {
-            match self.channel.receive() {
-                Ok(Received::Message(ToWorker::Drain(drain))) => {
+            match self.channel.receive_with() {
+                Ok((Received::Message(ToWorker::Drain(drain)), _)) => {
                     return Heard::Drain { empty_queue: drain.empty_queue };
                 }
-                Ok(Received::Message(ToWorker::Welcome(_))) => {
+                Ok((Received::Message(ToWorker::Reopen), descriptor)) => {
+                    match (&self.control.access, descriptor) {
+                        (Some(access), Some(descriptor)) => access.reopen(descriptor),
+                        (None, _) => log::warn!("told to reopen an access log that this worker has not got"),
+                        (_, None) => log::warn!(
+                            "no descriptor is left for the new access log; the old one goes on (raise the limit of open files)"
+                        ),
+                    }
+                }
+                Ok((Received::Message(ToWorker::Welcome(_)), _)) => {
                     return Heard::Nonsense("a second welcome".to_owned());
                 }
-                Ok(Received::Nothing) => (),
-                Ok(Received::Closed) => return Heard::SupervisorGone,
+                Ok((Received::Nothing, _)) => (),
+                Ok((Received::Closed, _)) => return Heard::SupervisorGone,
                 Err(error) => return Heard::Nonsense(error.to_string()),
             }
         }

@@ -95,6 +95,7 @@ pub(crate) fn thread(
         while !thread.is_empty() {
             thread.changed.notified().await;
         }
+        thread.flush_logs();
         reporter.send(Report::Done { died: false });
     });
 }
@@ -187,6 +188,7 @@ async fn tick(
         let now = Instant::now();
         if now >= next_beat {
             thread.beat();
+            thread.flush_logs();
             if let Some(acceptor) = acceptor.upgrade() {
                 acceptor.beat();
             }

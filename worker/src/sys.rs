@@ -59,6 +59,55 @@ pub(crate) fn watch<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<Asyn
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
 
+/// Writes once, as far as it goes; to a socket without waiting for whoever reads it.
+pub(crate) fn put(fd: BorrowedFd<'_>, bytes: &[u8], socket: bool) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: `bytes` is valid for reads of its length.
+    let written = unsafe {
+        match socket {
+            true => libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags),
+            false => libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()),
+        }
+    };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
+/// Seconds since 1970, and milliseconds, at a few milliseconds' resolution.
+pub(crate) fn time_of_day() -> (i64, u32) {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE)
+        .map_or((0, 0), |now| (now.tv_sec(), u32::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0)))
+}
+
+/// A time as a calendar and a clock tell it; months from 1, the offset from UTC in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LocalTime {
+    pub(crate) year: i32,
+    pub(crate) month: i32,
+    pub(crate) day: i32,
+    pub(crate) hour: i32,
+    pub(crate) minute: i32,
+    pub(crate) second: i32,
+    pub(crate) offset: i64,
+}
+
+/// What the clocks say here at a second since 1970; UTC where the time zone cannot be read.
+pub(crate) fn local_time(second: i64) -> LocalTime {
+    // SAFETY: tm is made of integers and a pointer, for which zero is a value.
+    let mut tm: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are valid; localtime_r keeps neither, and leaves `tm` alone when it fails.
+    unsafe { libc::localtime_r(&raw const second, &raw mut tm) };
+    LocalTime {
+        year: tm.tm_year + 1900,
+        month: tm.tm_mon + 1,
+        day: tm.tm_mday,
+        hour: tm.tm_hour,
+        minute: tm.tm_min,
+        second: tm.tm_sec,
+        offset: tm.tm_gmtoff,
+    }
+}
+
 /// Copies whatever descriptor has this number now. Closed on exec.
 pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl touches no memory, and says so when there is no such descriptor.

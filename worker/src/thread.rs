@@ -15,6 +15,7 @@
 //! [`PATIENCE_MS`] (new ones and kept-alive ones), up to [`SILENT`] of them; should two wake up at the same time, their
 //! handlers take turns. While others wait in the queue, its answers say `Connection: close`.
 
+use crate::access::{Clock, Late, escaped_uri};
 use crate::control::{self, Control};
 use crate::link::{Link, Phase, Verdict, now_ms};
 use prefork::scoreboard::Row;
@@ -32,6 +33,10 @@ const WAITING: usize = 4;
 const PATIENCE_MS: u64 = 100;
 /// Silent connections that a one-at-a-time thread keeps open.
 const SILENT: usize = 256;
+/// Notes that a thread keeps.
+const SPARE: usize = 64;
+/// How much of a slow request's target is told, in bytes.
+const LONGEST_TARGET: usize = 500;
 /// No request is in hand.
 const NONE: u64 = u64::MAX;
 
@@ -58,6 +63,16 @@ pub(crate) struct Thread {
     tickets: RefCell<Vec<usize>>,
     drained_at: Cell<Option<u64>>,
     queue_peek: RefCell<Option<Box<dyn Fn() -> bool>>>,
+    clock: RefCell<Clock>,
+    /// Notes that were used, and can be again.
+    spare: RefCell<Vec<Notes>>,
+}
+
+/// What was written down of a request for the logs: the beginning of its line, and what a slow one was.
+#[derive(Default)]
+pub(crate) struct Notes {
+    line: Vec<u8>,
+    asked: Vec<u8>,
 }
 
 /// Whether a thread may accept.
@@ -94,6 +109,8 @@ impl Thread {
             tickets: RefCell::default(),
             drained_at: Cell::new(None),
             queue_peek: RefCell::new(None),
+            clock: RefCell::default(),
+            spare: RefCell::default(),
         }
     }
 
@@ -239,6 +256,53 @@ impl Thread {
         drop(tickets);
         if self.gate.is_some() {
             self.changed.notify_one();
+        }
+    }
+
+    /// Writes down what the logs need of a request; `None` when there are none.
+    pub(crate) fn describe<B>(&self, link: &Link, request: &http::Request<B>) -> Option<Notes> {
+        let (access, slow) = (&self.control.access, &self.control.slow);
+        if access.is_none() && slow.is_none() {
+            return None;
+        }
+        let mut notes = self.spare.borrow_mut().pop().unwrap_or_default();
+        if let Some(access) = access {
+            let (peer, port) = link.peer();
+            access.begin(&mut notes.line, request, peer, *port);
+        }
+        if slow.is_some() {
+            notes.asked.extend_from_slice(request.method().as_str().as_bytes());
+            notes.asked.push(b' ');
+            escaped_uri(&mut notes.asked, request.uri(), LONGEST_TARGET);
+        }
+        Some(notes)
+    }
+
+    /// A request that was written down has ended.
+    pub(crate) fn tell(&self, link: &Link, mut notes: Notes, late: &Late) {
+        if let Some(access) = &self.control.access {
+            access.end(self.index, &notes.line, late, &self.clock);
+        }
+        if let Some(slow) = &self.control.slow
+            && late.took_us >= slow.from_us
+        {
+            slow.tell(&notes.asked, late.status, late.took_us, late.body, &link.peer().0);
+        }
+        notes.line.clear();
+        notes.asked.clear();
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE {
+            spare.push(notes);
+        }
+    }
+
+    /// Hands on what was written down.
+    pub(crate) fn flush_logs(&self) {
+        if let Some(access) = &self.control.access {
+            access.flush(self.index);
+        }
+        if let Some(slow) = &self.control.slow {
+            slow.beat();
         }
     }
 

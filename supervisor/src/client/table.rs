@@ -1,5 +1,6 @@
 //! What a server tells, for people.
 
+use crate::top::words::harmless;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -107,11 +108,6 @@ fn span(seconds: &Value) -> String {
     let seconds = seconds.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
     let span = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok());
     span.map_or_else(|| "-".to_owned(), |span| humantime::format_duration(span).to_string())
-}
-
-/// Words in which workers have a say, fit for a terminal.
-fn harmless(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 /// One event a line.

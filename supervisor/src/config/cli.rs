@@ -68,6 +68,15 @@ pub enum Act {
     },
     /// Ask the running server what its settings are.
     Config,
+    /// Show the running server.
+    Top {
+        /// From one look to the next.
+        interval: std::time::Duration,
+        /// Print frames instead.
+        batch: bool,
+        /// So many looks.
+        count: Option<u32>,
+    },
     /// Ask the running server to reload.
     Reload {
         /// Wait for the verdict.
@@ -211,6 +220,20 @@ pub(super) enum Verb {
         #[command(flatten)]
         reach: Reach,
     },
+    /// Show the running server on the terminal, with keys to operate it
+    Top {
+        /// How long from one look to the next
+        #[arg(long, value_name = "TIME", default_value = "1s")]
+        interval: super::reader::Typed<super::words::Span<100, 3_600_000>>,
+        /// Print frames as plain text (with --json as JSON) instead of taking the terminal
+        #[arg(long, short)]
+        batch: bool,
+        /// Leave after N frames
+        #[arg(long, short = 'n', value_name = "N")]
+        count: Option<u32>,
+        #[command(flatten)]
+        reach: Reach,
+    },
     /// Print the man page
     #[command(hide = true)]
     Man,
@@ -284,7 +307,7 @@ pub fn man(identity: &Identity) -> Vec<u8> {
     let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
     let synopsis = format!(
         "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
-         {name} events [--follow]\n  {name} config\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
+         {name} events [--follow]\n  {name} config\n  {name} top\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
          {name} stop [--now]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT"
     );
     let man = clap_mangen::Man::new(command(identity));

@@ -150,6 +150,12 @@ pub struct Config {
     pub worker_stderr: WorkerStderr,
     /// Where a child serves metrics, health and the dashboard.
     pub admin: Admin,
+    /// Where a line for each request goes.
+    pub access_log: Option<AccessTarget>,
+    /// How these lines look.
+    pub access_log_format: prefork::access::Format,
+    /// From when on a request is slow.
+    pub slow_log: Option<Duration>,
     /// What is started for events.
     pub hooks: Hooks,
     /// Where the control socket is.
@@ -202,6 +208,15 @@ pub enum Cgroups {
     Path(PathBuf),
     /// There are none.
     Off,
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessTarget {
+    /// The supervisor's standard output.
+    Stdout,
+    /// A file, or a named pipe.
+    File(PathBuf),
 }
 
 /// How a log line looks.

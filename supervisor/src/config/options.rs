@@ -15,9 +15,10 @@ use super::stderr::WorkerStderr;
 use super::words::{
     DAY, LogFile, OrOff, Place, Plain, ServerName, Size, Span, StopSignal, Variable, Whole, YEAR,
 };
-use super::{Cgroups, Control, LogFormat, Ready, Surge};
+use super::{AccessTarget, Cgroups, Control, LogFormat, Ready, Surge};
 use crate::core::Share;
 use log::LevelFilter;
+use prefork::access::Format;
 use prefork::settings::{Accept, ClassName};
 
 /// What holds when nobody sets it.
@@ -266,6 +267,12 @@ settings! {
         /// Where workers' standard error goes: capture (through the supervisor, which passes on whole lines and tells
         /// the last ones when a worker dies) or inherit (straight to the supervisor's own)
         worker_stderr: (Typed<WorkerStderr>) as "WAY" = Given("capture");
+        /// File that gets a line for each request, reopened on USR1 and when it was renamed; - is standard output; or off
+        access_log: (Typed<OrOff<AccessTarget>>) as "FILE" = Given("off");
+        /// How these lines look: combined, json, or a format in nginx's notation, like '$remote_addr "$request" $status'
+        access_log_format: (Typed<Format>) as "FORMAT" = Given("combined");
+        /// How long a request may take before a warning tells of it, or off
+        slow_log: (Typed<OrOff<Span<1, DAY>>>) as "TIME" = Given("off");
     }
     "Admin" {
         /// Address on which a child of its own serves the dashboard, /metrics, /healthz, /readyz, /status and /events:

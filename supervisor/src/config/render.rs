@@ -1,7 +1,7 @@
 //! What is true, written so that it could be typed: [`Config::render`].
 
 use super::words::binary;
-use super::{Account, Cgroups, Config, Control, LogFormat, Privileges, Program, Surge};
+use super::{AccessTarget, Account, Cgroups, Config, Control, LogFormat, Privileges, Program, Surge};
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
@@ -92,6 +92,13 @@ impl Config {
         if let Some(user) = &self.admin.user {
             page.line("admin-user", quoted(&user.written));
         }
+        let target = |target: &AccessTarget| match target {
+            AccessTarget::Stdout => quoted("-"),
+            AccessTarget::File(path) => quoted(path.display()),
+        };
+        page.line("access-log", self.access_log.as_ref().map_or_else(off, target));
+        page.line("access-log-format", quoted(&self.access_log_format));
+        page.line("slow-log", self.slow_log.map_or_else(off, span));
         if let Some(program) = &self.hooks.program {
             page.line("on-event", quoted(program.display()));
         }

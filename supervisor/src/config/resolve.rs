@@ -14,7 +14,10 @@ use prefork::settings::ClassName;
 use std::collections::BTreeSet;
 
 /// Settings that only a Rust worker hears of.
-const RUST_ONLY: [&str; 10] = [
+const RUST_ONLY: [&str; 13] = [
+    "access-log",
+    "access-log-format",
+    "slow-log",
     "max-requests",
     "class",
     "threads",
@@ -167,6 +170,9 @@ pub(super) fn resolve(
         },
         worker_stderr: value(all.worker_stderr),
         admin,
+        access_log: limit(all.access_log),
+        access_log_format: value(all.access_log_format),
+        slow_log: limit(all.slow_log).map(|span| span.0),
         hooks: Hooks {
             program: all.on_event.map(|Typed(program)| program.0),
             kinds: value_list(all.on_event_kinds).into_iter().map(|kind| kind.0).collect(),

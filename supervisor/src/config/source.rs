@@ -163,6 +163,9 @@ impl Source {
             Some(Verb::RestartWorker { slot, reach }) => (Act::RestartWorker(slot), reached(reach)),
             Some(Verb::Drain { slot, reach }) => (Act::Drain(slot), reached(reach)),
             Some(Verb::Config { reach }) => (Act::Config, reached(reach)),
+            Some(Verb::Top { interval, batch, count, reach }) => {
+                (Act::Top { interval: interval.0.0, batch, count }, reached(reach))
+            }
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
             Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),
             Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),

@@ -5,11 +5,12 @@
 //! asked puts the setting's name in front.
 
 use super::reader::{Typed, Word};
-use super::{Control, LogFormat, Surge};
+use super::{AccessTarget, Control, LogFormat, Surge};
 use crate::core::Share;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork::Slot;
+use prefork::access::Format;
 use prefork::environment;
 use prefork::settings::{Accept, ClassName};
 use std::num::NonZeroU16;
@@ -255,6 +256,25 @@ impl Word for LogFile {
             return Ok(Self(None));
         }
         path(text).map(|path| Self(Some(path)))
+    }
+}
+
+impl Word for AccessTarget {
+    const LIKE: &'static str = "\"/var/log/access.log\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        if text == "-" {
+            return Ok(Self::Stdout);
+        }
+        path(text).map(Self::File)
+    }
+}
+
+impl Word for Format {
+    const LIKE: &'static str = "\"combined\"";
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse()
     }
 }
 

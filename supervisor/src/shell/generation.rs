@@ -1,10 +1,13 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
+use super::access_log::AccessLog;
 use super::confine::Confinement;
 use super::hooks;
 use super::listen::{Address, FdSource, ListenSet, Listeners};
 use super::spawn::Executable;
-use crate::config::{Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings};
+use crate::config::{
+    AccessTarget, Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings,
+};
 use crate::core::{Elastic, Limits, Plan, Proof};
 use prefork::Slot;
 use prefork::settings::Accept;
@@ -27,6 +30,8 @@ pub struct Generation {
     pub(super) confinement: Confinement,
     /// Slots whose sockets listen, as far as this generation has asked for.
     pub(super) opened: u16,
+    /// Where its workers write a line for each request.
+    pub(super) access: Option<AccessLog>,
     /// What the configuration was made of.
     pub(super) origin: Origin,
 }
@@ -113,7 +118,10 @@ impl Loader {
             listeners.prepare_alone(&addresses, ADMIN_BACKLOG).map_err(|error| error.to_string())
         };
         let desk = Desk { http: alone(&config.admin.http)?, agent: alone(&config.admin.agent)? };
-        Ok(Generation { config, sockets, desk, executable, confinement, opened: 0, origin })
+        let mut generation =
+            Generation { config, sockets, desk, executable, confinement, opened: 0, access: None, origin };
+        generation.access = generation.access_target().map(AccessLog::open).transpose()?;
+        Ok(generation)
     }
 
     /// The configuration that an origin makes.
@@ -133,6 +141,11 @@ impl Loader {
 }
 
 impl Generation {
+    /// Where its access log goes, if its workers write one.
+    pub(super) fn access_target(&self) -> Option<&AccessTarget> {
+        self.config.access_log.as_ref().filter(|_| self.has_channel())
+    }
+
     /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
     pub(super) fn meeting_place(&self) -> Option<PathBuf> {
         self.confinement.meeting_place()

@@ -53,6 +53,8 @@ pub(super) struct Hand {
     pub(super) quiet: bool,
     /// Its proportional set size in bytes, as it was measured last.
     pub(super) memory: Option<u64>,
+    /// Which edition of the access log it was given.
+    pub(super) edition: u64,
 }
 
 /// What to do with a worker at a certain time.

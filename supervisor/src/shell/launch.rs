@@ -52,8 +52,14 @@ pub(super) fn launch(
     let queues = Queues::of(generation, role.slot);
     let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
     let siblings = queues.near.iter().chain(&queues.far).copied();
-    let extras: Vec<BorrowedFd<'_>> =
-        theirs.iter().map(AsFd::as_fd).chain(rows.iter().map(AsFd::as_fd)).chain(siblings).collect();
+    let access = generation.access.iter().map(AsFd::as_fd);
+    let extras: Vec<BorrowedFd<'_>> = theirs
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(rows.iter().map(AsFd::as_fd))
+        .chain(siblings)
+        .chain(access)
+        .collect();
 
     let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
     let words = generation.words();
@@ -106,6 +112,7 @@ pub(super) fn launch(
         alarm,
         quiet: false,
         memory: None,
+        edition: generation.access.as_ref().map_or(0, |log| log.edition),
     })
 }
 
@@ -161,6 +168,14 @@ fn environment(
         set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        if generation.access.is_some() {
+            let place = first_extra + 2 + queues.near.len() + queues.far.len();
+            set.push((contract::PREFORK_ACCESS_LOG, place.to_string().into()));
+            set.push((contract::PREFORK_ACCESS_FORMAT, config.access_log_format.to_string().into()));
+        }
+        if let Some(slow) = config.slow_log {
+            set.push((contract::PREFORK_SLOW_LOG, slow.as_millis().to_string().into()));
+        }
         set.extend(
             log::environment(&config.log, stderr.is_some())
                 .into_iter()

@@ -12,6 +12,7 @@
 //! * `deaths`, `leftovers` – what a worker died of, told and counted, and what it has left running;
 //! * [`control`], [`status`], `report`, `events`, [`log`] – what operators ask for and are told.
 
+mod access_log;
 pub(crate) mod admin;
 pub mod cgroup;
 pub mod confine;

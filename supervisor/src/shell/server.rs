@@ -7,6 +7,7 @@
 mod actions;
 mod admin;
 mod gauge;
+mod logs;
 mod lookouts;
 mod operators;
 mod picture;
@@ -36,6 +37,7 @@ use super::status::LastReload;
 use super::store::Store;
 use crate::core::{Core, Event, Fact, Time};
 use log::{debug, error, info, warn};
+use logs::Logs;
 use nix::unistd::Gid;
 use prefork::scoreboard::Totals;
 use prefork::{GenerationId, Slot, WorkerId};
@@ -86,6 +88,7 @@ pub struct Server {
     journal: Journal,
     hooks: Hooks,
     gauge: Gauge,
+    logs: Logs,
     doomed: Doomed,
     admin: Admin,
     /// What has been done since the server started.
@@ -205,6 +208,7 @@ impl Server {
             journal: Journal::default(),
             hooks: Hooks::default(),
             gauge: Gauge::default(),
+            logs: Logs::default(),
             doomed: Doomed::default(),
             admin: Admin::default(),
             counts: Counts::since(unix_time()),
@@ -349,6 +353,7 @@ impl Server {
         self.sweep_leftovers(None);
         self.tend_gauge();
         self.tend_admin();
+        self.tend_logs();
         self.tend_hooks();
         self.store.tend(self.now, &self.systemd, &self.listeners);
     }

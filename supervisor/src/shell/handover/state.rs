@@ -103,6 +103,7 @@ states! {
     } added {
         admin: Vec<EntryState> = Vec::new(),
         agent: Vec<EntryState> = Vec::new(),
+        access: Option<AccessState> = None,
     }
 
     /// A program.
@@ -259,6 +260,13 @@ impl State {
     pub(in crate::shell) fn kept(&self) -> impl Iterator<Item = std::os::fd::RawFd> {
         self.descriptors.iter().map(|descriptor| descriptor.fd.0)
     }
+}
+
+/// An access log that is a file or a pipe; anything else is opened anew. (By kinds of descriptors that all versions know.)
+#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
+pub(in crate::shell) enum AccessState {
+    File(Fd),
+    Pipe(Fd),
 }
 
 /// The kinds of groups.

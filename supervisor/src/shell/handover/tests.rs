@@ -163,6 +163,7 @@ fn sample() -> State {
             sockets: vec![EntryState { group: 0, sockets: 8 }],
             admin: Vec::new(),
             agent: Vec::new(),
+            access: None,
         }],
         groups: vec![
             group(
@@ -266,6 +267,7 @@ fn grown() -> State {
         busy_us: 5_000_000,
         latency: std::array::from_fn(|bucket| bucket as u64 * 1000),
     };
+    state.generations[0].access = Some(AccessState::Pipe(Fd(60)));
     state.totals = vec![TotalsState::of(Slot(1), &totals)];
     state.generations[0].admin = vec![EntryState { group: 1, sockets: 1 }];
     state.generations[0].agent = vec![EntryState { group: 0, sockets: 1 }];

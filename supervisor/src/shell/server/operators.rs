@@ -29,7 +29,10 @@ impl Server {
                 // A terminal sends it whenever its window changes.
                 Signal::SIGWINCH if self.on_terminal => {}
                 Signal::SIGWINCH => commands.push(Command::DrainAll),
-                Signal::SIGUSR1 => reopen_log(),
+                Signal::SIGUSR1 => {
+                    reopen_log();
+                    self.reopen_access_logs(true);
+                }
                 Signal::SIGUSR2 => upgrade = true,
                 Signal::SIGCHLD => self.bury_orphans(),
                 _ => {}

@@ -3,11 +3,13 @@
 //! The same code checks a state, in a child that then leaves, and takes it over. It [gives up](give_up) at the first thing
 //! that is not as it should be, and drops nothing before that.
 
+use super::logs::Logs;
 use super::relay::Relay;
 use super::upgrade::Upgrade;
 use super::{Counts, Server, clock};
 use crate::config::{Identity, Source};
 use crate::core::Core;
+use crate::shell::access_log::AccessLog;
 use crate::shell::admin::Admin;
 use crate::shell::cgroup::Groups;
 use crate::shell::confine::Confinement;
@@ -136,6 +138,7 @@ impl Server {
             journal: Journal::resumed(state.counts.events),
             hooks: Hooks::default(),
             gauge: Gauge::default(),
+            logs: Logs::default(),
             doomed: Doomed::default(),
             admin: Admin::default(),
             counts: Counts {
@@ -223,7 +226,7 @@ fn generation(
             Ok(confinement)
         })
         .unwrap_or_else(|error| give_up(&format!("generation {}: {error}", state.id)));
-    Generation {
+    let mut generation = Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
         desk: Desk {
@@ -233,8 +236,18 @@ fn generation(
         executable,
         confinement,
         opened: state.opened,
+        access: None,
         origin,
-    }
+    };
+    let carried = state.access.map(|access| match access {
+        AccessState::File(file) => unpacking.take(file, Kind::Lock),
+        AccessState::Pipe(pipe) => unpacking.take(pipe, Kind::Pipe),
+    });
+    generation.access = generation.access_target().cloned().map(|target| match carried {
+        Some(descriptor) => AccessLog::adopted(&target, descriptor),
+        None => AccessLog::open(&target).unwrap_or_else(|reason| give_up(&reason)),
+    });
+    generation
 }
 
 fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
@@ -287,6 +300,8 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         // Nobody waits for that any more: a verdict is not held back over an upgrade.
         quiet: false,
         memory: None,
+        // It gets the access log once more.
+        edition: 0,
     }
 }
 

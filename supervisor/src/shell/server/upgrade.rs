@@ -20,7 +20,7 @@ use crate::shell::stderr::outlet::outlet;
 use log::{Level, debug, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
-use nix::sys::stat::{fstat, stat};
+use nix::sys::stat::{SFlag, fstat, stat};
 use nix::unistd::Pid;
 use prefork::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use prefork::message::PROTOCOL;
@@ -360,6 +360,11 @@ impl Server {
                 sockets,
                 admin,
                 agent,
+                access: generation.access.as_ref().and_then(|log| match log.kind() {
+                    SFlag::S_IFREG => Some(AccessState::File(packing.add(Kind::Lock, log))),
+                    SFlag::S_IFIFO => Some(AccessState::Pipe(packing.add(Kind::Pipe, log))),
+                    _ => None,
+                }),
             }
         });
         let generations = generations.collect();

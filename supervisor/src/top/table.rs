@@ -1,0 +1,209 @@
+//! The table of workers: its rows, its columns, its order.
+
+use super::picture::{Picture, Rates, Slot, Worker};
+use super::words::{bytes, short, span};
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+/// What a column tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Column {
+    Slot,
+    Worker,
+    Pid,
+    Generation,
+    State,
+    Age,
+    Requests,
+    P99,
+    Errors,
+    Busy,
+    Open,
+    Queue,
+    Memory,
+    Oldest,
+}
+
+impl Column {
+    /// All of them, from the left. Where there is no room for all, those at the right go.
+    pub(super) const ALL: [Self; 14] = [
+        Self::Slot,
+        Self::Worker,
+        Self::Pid,
+        Self::Generation,
+        Self::State,
+        Self::Age,
+        Self::Requests,
+        Self::P99,
+        Self::Errors,
+        Self::Busy,
+        Self::Open,
+        Self::Queue,
+        Self::Memory,
+        Self::Oldest,
+    ];
+
+    /// Its heading, and how wide it is.
+    pub(super) fn heading(self) -> (&'static str, usize) {
+        match self {
+            Self::Slot => ("SLOT", 4),
+            Self::Worker => ("WORKER", 6),
+            Self::Pid => ("PID", 7),
+            Self::Generation => ("GEN", 3),
+            Self::State => ("STATE", 8),
+            Self::Age => ("AGE", 5),
+            Self::Requests => ("REQ/S", 5),
+            Self::P99 => ("P99", 5),
+            Self::Errors => ("ERR/S", 5),
+            Self::Busy => ("BUSY", 4),
+            Self::Open => ("CONN", 5),
+            Self::Queue => ("QUEUE", 5),
+            Self::Memory => ("MEM", 5),
+            Self::Oldest => ("OLDEST", 6),
+        }
+    }
+}
+
+/// A worker, or a slot that has none.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Row<'a> {
+    pub(super) slot: &'a Slot,
+    pub(super) worker: Option<&'a Worker>,
+    pub(super) rates: Rates,
+}
+
+impl Row<'_> {
+    /// What it does, in a word.
+    pub(super) fn state(&self) -> &str {
+        match self.worker {
+            Some(worker) => &worker.state,
+            None if self.slot.held => "held",
+            None if !self.slot.open => "retired",
+            None => "empty",
+        }
+    }
+
+    /// What stands in a column.
+    pub(super) fn cell(&self, column: Column) -> String {
+        let of = |what: &dyn Fn(&Worker) -> String| self.worker.map_or_else(|| "-".to_owned(), what);
+        let or_none =
+            |number: Option<f64>, write: fn(f64) -> String| number.map_or_else(|| "-".to_owned(), write);
+        match column {
+            Column::Slot => self.slot.slot.to_string(),
+            Column::Worker => of(&|worker| worker.worker.to_string()),
+            Column::Pid => of(&|worker| worker.pid.to_string()),
+            Column::Generation => of(&|worker| worker.generation.to_string()),
+            Column::State => self.state().to_owned(),
+            Column::Age => of(&|worker| span(worker.age)),
+            Column::Requests => short(self.rates.requests),
+            Column::P99 => or_none(self.rates.p99, span),
+            Column::Errors => short(self.rates.errors),
+            Column::Busy => of(&|worker| worker.busy.to_string()),
+            Column::Open => of(&|worker| worker.open.to_string()),
+            Column::Queue => self.slot.queue.map_or_else(|| "-".to_owned(), |queue| queue.to_string()),
+            Column::Memory => or_none(self.worker.and_then(|worker| worker.memory), bytes),
+            Column::Oldest => or_none(self.worker.and_then(|worker| worker.oldest), span),
+        }
+    }
+
+    /// What it is sorted by: numbers from large to small, the rest as it is read.
+    fn key(&self, column: Column) -> f64 {
+        let of = |what: &dyn Fn(&Worker) -> f64| self.worker.map_or(-1.0, what);
+        match column {
+            Column::Slot | Column::State => -(self.slot.slot as f64),
+            Column::Worker => of(&|worker| worker.worker as f64),
+            Column::Pid => of(&|worker| worker.pid as f64),
+            Column::Generation => of(&|worker| worker.generation as f64),
+            Column::Age => of(&|worker| worker.age),
+            Column::Requests => self.rates.requests,
+            Column::P99 => self.rates.p99.unwrap_or(-1.0),
+            Column::Errors => self.rates.errors,
+            Column::Busy => of(&|worker| worker.busy as f64),
+            Column::Open => of(&|worker| worker.open as f64),
+            Column::Queue => self.slot.queue.map_or(-1.0, |queue| queue as f64),
+            Column::Memory => of(&|worker| worker.memory.unwrap_or(-1.0)),
+            Column::Oldest => of(&|worker| worker.oldest.unwrap_or(-1.0)),
+        }
+    }
+}
+
+/// The order of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Order {
+    pub(super) column: Column,
+    pub(super) reversed: bool,
+}
+
+impl Order {
+    /// The column beside this one.
+    pub(super) fn shifted(self, by: isize) -> Self {
+        let count = Column::ALL.len();
+        let place = Column::ALL.iter().position(|column| *column == self.column).unwrap_or(0);
+        let next = (place as isize + by).rem_euclid(count as isize) as usize;
+        Self { column: Column::ALL[next], reversed: false }
+    }
+}
+
+/// All rows, in order: those that are equal by slot.
+pub(super) fn rows<'a>(picture: &'a Picture, rates: &BTreeMap<u64, Rates>, order: Order) -> Vec<Row<'a>> {
+    let mut rows: Vec<Row<'a>> = Vec::new();
+    for slot in &picture.slots {
+        let rates = rates.get(&slot.slot).cloned().unwrap_or_default();
+        if slot.workers.is_empty() {
+            rows.push(Row { slot, worker: None, rates });
+            continue;
+        }
+        // A slot's rates are told once, of whoever takes its connections.
+        for (place, worker) in slot.workers.iter().rev().enumerate() {
+            let rates = if place == 0 { rates.clone() } else { Rates::default() };
+            rows.push(Row { slot, worker: Some(worker), rates });
+        }
+    }
+    rows.sort_by(|one, other| {
+        let by_slot = one.slot.slot.cmp(&other.slot.slot);
+        let by = match order.column {
+            Column::State => one.state().cmp(other.state()),
+            column => other.key(column).partial_cmp(&one.key(column)).unwrap_or(Ordering::Equal),
+        };
+        let by = if order.reversed { by.reverse() } else { by };
+        by.then(by_slot)
+    });
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::picture::tests::status;
+    use super::*;
+
+    fn slots(order: Order) -> Vec<u64> {
+        let (before, now) = (Picture::read(&status(1000.0, [0, 0])), Picture::read(&status(1001.0, [5, 50])));
+        let (rates, _) = now.since(&before);
+        rows(&now, &rates, order).iter().map(|row| row.slot.slot).collect()
+    }
+
+    #[test]
+    fn rows_are_sorted_by_any_column() {
+        let by = |column| Order { column, reversed: false };
+        assert_eq!(slots(by(Column::Slot)), [0, 1]);
+        assert_eq!(slots(Order { column: Column::Slot, reversed: true }), [1, 0]);
+        assert_eq!(slots(by(Column::Requests)), [1, 0], "the busiest first");
+        assert_eq!(slots(by(Column::Memory)), [1, 0]);
+        assert_eq!(slots(by(Column::State)), [0, 1], "equal ones by slot");
+        assert_eq!(by(Column::Slot).shifted(-1).column, Column::Oldest);
+    }
+
+    #[test]
+    fn a_slot_without_a_worker_says_why() {
+        let mut picture = Picture::read(&status(1000.0, [0, 0]));
+        picture.slots[0].workers.clear();
+        picture.slots[0].held = true;
+        let order = Order { column: Column::Slot, reversed: false };
+        let rows = rows(&picture, &BTreeMap::new(), order);
+        assert_eq!((rows[0].state(), rows[0].cell(Column::Pid).as_str()), ("held", "-"));
+        assert_eq!(rows[1].cell(Column::Memory), "8.0M");
+        for column in Column::ALL {
+            assert!(rows[1].cell(column).len() <= column.heading().1, "{column:?}");
+        }
+    }
+}

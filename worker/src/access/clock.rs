@@ -1,0 +1,74 @@
+//! The time of day in words, made once a second.
+
+use crate::sys;
+use std::io::Write;
+
+/// A serving thread's.
+#[derive(Default)]
+pub(crate) struct Clock {
+    second: i64,
+    local: Vec<u8>,
+    iso: Vec<u8>,
+    milliseconds: u32,
+}
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+impl Clock {
+    /// Looks at the time.
+    pub(super) fn look(&mut self) {
+        let (second, milliseconds) = sys::time_of_day();
+        self.milliseconds = milliseconds;
+        if second != self.second || self.local.is_empty() {
+            self.second = second;
+            self.tell(&sys::local_time(second));
+        }
+    }
+
+    fn tell(&mut self, time: &sys::LocalTime) {
+        let sys::LocalTime { year, month, day, hour, minute, second, offset } = *time;
+        let sign = if offset < 0 { '-' } else { '+' };
+        let (hours, minutes) = (offset.unsigned_abs() / 3600, offset.unsigned_abs() / 60 % 60);
+        let name = MONTHS.get(month as usize - 1).unwrap_or(&"???");
+        self.local.clear();
+        self.iso.clear();
+        // A Vec takes everything.
+        let _ = write!(
+            self.local,
+            "{day:02}/{name}/{year}:{hour:02}:{minute:02}:{second:02} {sign}{hours:02}{minutes:02}"
+        );
+        let _ = write!(
+            self.iso,
+            "{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{sign}{hours:02}:{minutes:02}"
+        );
+    }
+
+    pub(super) fn local(&self) -> &[u8] {
+        &self.local
+    }
+
+    pub(super) fn iso(&self) -> &[u8] {
+        &self.iso
+    }
+
+    /// Seconds since 1970, and milliseconds.
+    pub(super) fn unix(&self) -> (u64, u32) {
+        (self.second.unsigned_abs(), self.milliseconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_notations() {
+        let mut clock = Clock::default();
+        let time =
+            sys::LocalTime { year: 2026, month: 3, day: 1, hour: 2, minute: 3, second: 4, offset: -12_600 };
+        clock.tell(&time);
+        assert_eq!(clock.local(), b"01/Mar/2026:02:03:04 -0330");
+        assert_eq!(clock.iso(), b"2026-03-01T02:03:04-03:30");
+    }
+}

@@ -1,0 +1,306 @@
+//! Whoever writes the access log: a thread that may wait for a disk or for the reader of a pipe, as nobody else may.
+//!
+//! Each write is of whole lines. A file takes many of them at once, since it is only ever appended to; anything else
+//! as many as it takes or refuses as a whole (`PIPE_BUF`). What cannot be written before too much waits is lost, counted
+//! and told.
+
+use crate::sys;
+use memchr::memrchr;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prefork::access::LONGEST;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes that may wait to be written.
+const WAITING: usize = 1 << 20;
+/// How often whoever waits for a reader looks whether it is to do something else.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often losses are told at most.
+const TELL: Duration = Duration::from_secs(10);
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to do.
+    work: Condvar,
+    /// Something is done.
+    done: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Vec<u8>>,
+    bytes: usize,
+    busy: bool,
+    next: Option<OwnedFd>,
+    lost: u64,
+    leave: bool,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Writer {
+    pub(super) fn start(descriptor: OwnedFd) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            Pen { file: File::new(descriptor), lost: 0, reason: String::new(), told: None }.run(&theirs)
+        })?;
+        Ok(Self { shared })
+    }
+
+    /// Has lines written, if there is room.
+    pub(super) fn push(&self, lines: Vec<u8>) {
+        if lines.is_empty() {
+            return;
+        }
+        let mut state = self.shared.state();
+        if state.bytes + lines.len() > WAITING || state.leave {
+            state.lost += count(&lines);
+        } else {
+            state.bytes += lines.len();
+            state.queue.push_back(lines);
+        }
+        drop(state);
+        self.shared.work.notify_one();
+    }
+
+    /// Writes to another file from now on.
+    pub(super) fn reopen(&self, descriptor: OwnedFd) {
+        self.shared.state().next = Some(descriptor);
+        self.shared.work.notify_one();
+    }
+
+    /// Waits until everything is written, for at most `limit`; what is not is lost.
+    pub(super) fn finish(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut state = self.shared.state();
+        while state.busy || !state.queue.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.leave = true;
+        let lost =
+            std::mem::take(&mut state.lost) + state.queue.drain(..).map(|lines| count(&lines)).sum::<u64>();
+        drop(state);
+        if lost > 0 {
+            log::warn!("{lost} lines of the access log are lost: whoever reads it, or its disk, is too slow");
+        }
+    }
+}
+
+/// What the log is written to.
+struct File {
+    descriptor: OwnedFd,
+    regular: bool,
+    socket: bool,
+    /// The last line is not complete there.
+    torn: bool,
+}
+
+impl File {
+    fn new(descriptor: OwnedFd) -> Self {
+        use nix::sys::stat::SFlag;
+        let mode = nix::sys::stat::fstat(&descriptor).map_or(0, |status| status.st_mode);
+        let kind = SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits());
+        Self { descriptor, regular: kind == SFlag::S_IFREG, socket: kind == SFlag::S_IFSOCK, torn: false }
+    }
+
+    /// How many of the lines to write at once.
+    fn portion(&self, lines: &[u8]) -> usize {
+        if self.regular || lines.len() <= LONGEST {
+            return lines.len();
+        }
+        memrchr(b'\n', &lines[..LONGEST]).map_or(LONGEST, |at| at + 1)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.torn {
+            sys::put(self.descriptor.as_fd(), b"\n", self.socket)?;
+            self.torn = false;
+        }
+        let written = sys::put(self.descriptor.as_fd(), bytes, self.socket)?;
+        self.torn = written > 0 && bytes.get(written - 1) != Some(&b'\n');
+        Ok(written)
+    }
+
+    /// Whether it takes something within a moment. Asked first, since it may be a blocking descriptor of others.
+    fn has_room(&self, wait: Duration) -> bool {
+        let mut fds = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
+        let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+        self.regular || poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// The thread's own.
+struct Pen {
+    file: File,
+    lost: u64,
+    reason: String,
+    told: Option<Instant>,
+}
+
+impl Pen {
+    fn run(mut self, shared: &Shared) {
+        loop {
+            let mut state = shared.state();
+            state.busy = false;
+            shared.done.notify_all();
+            let lines = loop {
+                if let Some(next) = state.next.take() {
+                    self.file = File::new(next);
+                }
+                let lost = std::mem::take(&mut state.lost);
+                if lost > 0 {
+                    self.lose(lost, "whoever reads it, or its disk, is too slow");
+                }
+                if state.leave {
+                    return;
+                }
+                if let Some(lines) = state.queue.pop_front() {
+                    state.busy = true;
+                    break lines;
+                }
+                state = match self.due() {
+                    None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    Some(wait) if wait.is_zero() => {
+                        drop(state);
+                        self.tell();
+                        shared.state()
+                    }
+                    Some(wait) => {
+                        shared.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
+            };
+            drop(state);
+            if self.due().is_some_and(|wait| wait.is_zero()) {
+                self.tell();
+            }
+            let length = lines.len();
+            self.write(shared, &lines);
+            let mut state = shared.state();
+            state.bytes -= length.min(state.bytes);
+        }
+    }
+
+    fn write(&mut self, shared: &Shared, lines: &[u8]) {
+        let mut rest = lines;
+        while !rest.is_empty() {
+            while !self.file.has_room(LOOK) {
+                let mut state = shared.state();
+                if let Some(next) = state.next.take() {
+                    self.file = File::new(next);
+                }
+                if state.leave {
+                    state.lost += count(rest);
+                    return;
+                }
+                let lost = std::mem::take(&mut state.lost);
+                drop(state);
+                self.lose(lost, "whoever reads it is too slow");
+                if self.due().is_some_and(|wait| wait.is_zero()) {
+                    self.tell();
+                }
+            }
+            let portion = self.file.portion(rest);
+            match self.file.write(&rest[..portion]) {
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    thread::sleep(Duration::from_millis(1))
+                }
+                Err(error) => return self.lose(count(rest), &error.to_string()),
+            }
+        }
+    }
+
+    /// Notes a loss, and tells the first one at once.
+    fn lose(&mut self, lines: u64, reason: &str) {
+        if lines > 0 {
+            self.lost += lines;
+            reason.clone_into(&mut self.reason);
+        }
+    }
+
+    /// How long until losses are to be told; `None`: there are none.
+    fn due(&self) -> Option<Duration> {
+        let until = self.told.map_or(Duration::ZERO, |told| TELL.saturating_sub(told.elapsed()));
+        (self.lost > 0).then_some(until)
+    }
+
+    fn tell(&mut self) {
+        let lost = std::mem::take(&mut self.lost);
+        self.told = Some(Instant::now());
+        log::warn!("{lost} lines of the access log are lost: {}", self.reason);
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', lines).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn what_is_written_is_there_when_finished() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let writer = Writer::start(file.try_clone().expect("a copy").into()).expect("a thread");
+        writer.push(b"one\ntwo\n".to_vec());
+        writer.push(b"three\n".to_vec());
+        writer.finish(Duration::from_secs(10));
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut file).expect("rewound");
+        file.read_to_string(&mut text).expect("text");
+        assert_eq!(text, "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_holds_up_nobody_and_gets_whole_lines() {
+        let (read, write) = nix::unistd::pipe().expect("a pipe");
+        let writer = Writer::start(write).expect("a thread");
+        let line = format!("{}\n", "x".repeat(999));
+        let began = Instant::now();
+        for _ in 0..300 {
+            writer.push(line.repeat(30).into_bytes());
+        }
+        writer.finish(Duration::from_millis(100));
+        assert!(began.elapsed() < Duration::from_secs(5));
+        drop(writer);
+        assert!(read.as_raw_fd() > 0);
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).expect("text");
+        assert!(text.len() > 16_000 && text.lines().all(|found| found.len() == 999));
+    }
+
+    #[test]
+    fn another_file_is_written_from_then_on() {
+        let (one, other) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        let length = |file: &std::fs::File| file.metadata().expect("its status").len();
+        let writer = Writer::start(one.try_clone().expect("a copy").into()).expect("a thread");
+        writer.reopen(other.try_clone().expect("a copy").into());
+        writer.push(b"one\n".to_vec());
+        writer.finish(Duration::from_secs(10));
+        assert_eq!((length(&one), length(&other)), (0, 4));
+    }
+}

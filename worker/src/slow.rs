@@ -1,0 +1,84 @@
+//! The slow-request log: a warning for each request that took long, never a flood of them.
+
+use crate::link::now_ms;
+use std::sync::{Mutex, PoisonError};
+
+/// How many a worker tells in a second, in the long run and at once.
+const A_SECOND: u64 = 10;
+
+/// The worker's, shared by its threads.
+#[derive(Debug)]
+pub(crate) struct SlowLog {
+    /// From how many microseconds on.
+    pub(crate) from_us: u64,
+    bucket: Mutex<Bucket>,
+}
+
+#[derive(Debug)]
+struct Bucket {
+    /// In thousandths.
+    tokens: u64,
+    since: u64,
+    untold: u64,
+}
+
+impl SlowLog {
+    pub(crate) fn new(from_ms: u64) -> Self {
+        let bucket = Bucket { tokens: A_SECOND * 1000, since: now_ms(), untold: 0 };
+        Self { from_us: from_ms.saturating_mul(1000), bucket: Mutex::new(bucket) }
+    }
+
+    /// Tells of a request, if not too many were told.
+    pub(crate) fn tell(&self, request: &[u8], status: u16, took_us: u64, body: u64, peer: &str) {
+        let Some(untold) = self.take(now_ms()) else { return };
+        say_untold(untold);
+        let request = String::from_utf8_lossy(request);
+        let took = took_us as f64 / 1e6;
+        let status = if status == 0 { "no answer".to_owned() } else { format!("status {status}") };
+        log::warn!("slow request: {request} took {took:.3} s ({status}, {body} bytes, from {peer})");
+    }
+
+    /// Tells how many were not told, when there is room for that.
+    pub(crate) fn beat(&self) {
+        let waits = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).untold > 0;
+        if waits && let Some(untold) = self.take(now_ms()) {
+            say_untold(untold);
+        }
+    }
+
+    /// Takes a token, and how many had none.
+    fn take(&self, now: u64) -> Option<u64> {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let gained = now.saturating_sub(bucket.since).saturating_mul(A_SECOND);
+        bucket.tokens = bucket.tokens.saturating_add(gained).min(A_SECOND * 1000);
+        bucket.since = now;
+        if bucket.tokens < 1000 {
+            bucket.untold += 1;
+            return None;
+        }
+        bucket.tokens -= 1000;
+        Some(std::mem::take(&mut bucket.untold))
+    }
+}
+
+fn say_untold(untold: u64) {
+    if untold > 0 {
+        log::warn!("{untold} more slow requests were not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_a_second_are_told_and_the_others_counted() {
+        let slow = SlowLog::new(1);
+        let now = now_ms();
+        let told = (0..100).filter(|_| slow.take(now).is_some()).count();
+        assert_eq!(told, 10);
+        assert_eq!(slow.take(now + 100), Some(90));
+        assert_eq!(slow.take(now + 100), None);
+        assert_eq!((0..100).filter(|_| slow.take(now + 60_000).is_some()).count(), 10);
+    }
+}
