@@ -161,6 +161,14 @@ impl Client {
         Ok(Self { stream: address.connect()?, buffer: Vec::new() })
     }
 
+    /// Gives up reading after `limit` instead of ten seconds.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn patience(&self, limit: std::time::Duration) -> io::Result<()> {
+        self.stream.set_limit(limit)
+    }
+
     /// Asks for `path` and waits for the whole response. The connection stays open if the server agrees.
     ///
     /// # Errors

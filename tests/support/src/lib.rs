@@ -6,6 +6,7 @@
 //! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
 //!   runs a program under a real one, where [`unit`](mod@unit) asks for a service;
 //! * [`stack`] measures what a program of some stack does under a server;
+//! * [`browser`] is a real one, for pages;
 //! * [`delay`] makes the way between client and server long;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
@@ -13,6 +14,7 @@
 //! here links the code under test, so that a mistake there cannot hide behind the same mistake here.
 
 pub mod address;
+pub mod browser;
 pub mod delay;
 pub mod http;
 pub mod load;
