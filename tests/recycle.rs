@@ -42,6 +42,15 @@ fn recycling_by_requests_under_load_loses_nothing_and_takes_out_one_slot_at_a_ti
 }
 
 #[test]
+fn clients_that_stay_connected_lose_nothing_when_their_worker_is_recycled() {
+    let server = setup().workers(4).args(["--max-requests", "500", "--max-unavailable", "2"]).start();
+    let first = ids(&server);
+    run(&Plan::kept_alive(&server.address(), 8).count(8000)).assert_flawless();
+    wait_until("every slot's first worker is gone", LONG, || ids(&server).is_disjoint(&first));
+    assert_eq!(server.status()["deaths"]["drain-timeout"], 0);
+}
+
+#[test]
 fn recycling_by_age_needs_no_load() {
     let server = setup().workers(2).args(["--max-age", "1s", "--max-unavailable", "50%"]).start();
     let first = ids(&server);

@@ -41,8 +41,8 @@ pub(super) struct Gauge {
     next: Time,
     /// Who has held it up.
     slow: BTreeSet<WorkerId>,
-    /// The operator was told that memory cannot be measured.
-    told: bool,
+    /// What the operator was told that goes wrong.
+    told: BTreeSet<Trouble>,
 }
 
 #[derive(Debug)]
@@ -53,6 +53,14 @@ struct Running {
     deadline: Time,
 }
 
+/// What can go wrong. Each is told once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    NoGauge,
+    HeldUp,
+    Refused,
+}
+
 /// What has been measured.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Measured {
@@ -60,6 +68,7 @@ pub(super) struct Measured {
     pub(super) memory: Vec<(WorkerId, u64)>,
     /// Why some could not be measured, if the operator is to hear of it.
     pub(super) trouble: Option<String>,
+    kind: Option<Trouble>,
 }
 
 impl Gauge {
@@ -89,7 +98,7 @@ impl Gauge {
                 let running = Running { spawned, answers, workers, deadline: now + PATIENCE };
                 Ok(Some(self.running.insert(running).spawned.pidfd.as_fd()))
             }
-            Err(_) if std::mem::replace(&mut self.told, true) => Ok(None),
+            Err(_) if !self.told.insert(Trouble::NoGauge) => Ok(None),
             Err(reason) => Err(format!("cannot measure the workers' memory: {reason}")),
         }
     }
@@ -113,9 +122,12 @@ impl Gauge {
         let (mut measured, silent) = read(&text, &workers);
         if over && let Some(worker) = silent {
             self.slow.insert(worker);
-            measured.trouble.get_or_insert(format!("worker {worker} does not let its memory be measured"));
+            if measured.kind.is_none() {
+                let trouble = format!("worker {worker} does not let its memory be measured");
+                (measured.kind, measured.trouble) = (Some(Trouble::HeldUp), Some(trouble));
+            }
         }
-        if measured.trouble.is_some() && std::mem::replace(&mut self.told, true) {
+        if measured.kind.is_some_and(|kind| !self.told.insert(kind)) {
             measured.trouble = None;
         }
         Some(measured)
@@ -173,6 +185,7 @@ fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Measured, Option<WorkerId>)
             Err(_) => {
                 let remedy = "run the supervisor as root, or with CAP_SYS_PTRACE";
                 let trouble = format!("cannot measure the memory of worker {worker}: {answer} ({remedy})");
+                measured.kind = Some(Trouble::Refused);
                 measured.trouble.get_or_insert(trouble);
             }
         }
