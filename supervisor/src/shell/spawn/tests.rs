@@ -153,9 +153,10 @@ fn a_working_exec_ends_the_pipe_without_a_report() {
     wait_readable(&spawned.exec_errors);
     assert_eq!(spawned.exec_errors.failure(), None);
     assert_eq!(reap(&spawned.pidfd).expect("waitid"), None, "it lives");
-    drop(theirs);
     kill(spawned.pid, Signal::SIGKILL).expect("kill");
     assert_eq!(death(&spawned).to_string(), "killed by SIGKILL");
+    // Not before: it would read the end and leave by itself.
+    drop(theirs);
 }
 
 #[test]
