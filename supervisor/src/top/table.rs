@@ -47,7 +47,7 @@ impl Column {
     pub(super) fn heading(self) -> (&'static str, usize) {
         match self {
             Self::Slot => ("SLOT", 4),
-            Self::Worker => ("WORKER", 6),
+            Self::Worker => ("WORKER", 7),
             Self::Pid => ("PID", 7),
             Self::Generation => ("GEN", 3),
             Self::State => ("STATE", 8),

@@ -142,7 +142,7 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
     let deaths =
         if died == 0 { "deaths 0".to_owned() } else { format!("deaths {died} ({})", causes.join(", ")) };
     let third = vec![plain(format!(
-        "workers {} of {least}..{most}  out {out} of {permits}  reloads {} ok, {} failed  {deaths}",
+        "workers {} of {least}..{most}  not whole {out}, permits {permits}  reloads {} ok, {} failed  {deaths}",
         picture.workers, picture.reloads.0, picture.reloads.1
     ))];
     let mut head = vec![first, second, third];
@@ -314,7 +314,8 @@ mod tests {
         assert!(frame[0].starts_with("shop  serving  generation 2  up 15m02"), "{}", frame[0]);
         assert!(frame[1].starts_with("requests 12/s  p50 500us  p99 500us  errors 0/s"), "{}", frame[1]);
         assert!(
-            frame[2].contains("workers 2 of 1..8  out 0 of 1") && frame[2].contains("deaths 1 (hang 1)"),
+            frame[2].contains("workers 2 of 1..8  not whole 0, permits 1")
+                && frame[2].contains("deaths 1 (hang 1)"),
             "{}",
             frame[2]
         );
