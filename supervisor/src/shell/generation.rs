@@ -125,15 +125,15 @@ impl Loader {
         Ok(generation)
     }
 
-    /// The configuration that an origin makes.
-    ///
-    /// # Errors
-    /// When it makes none in this version of the program.
     /// The settings of a generation, and where each came from.
     pub(super) fn explain(&self, generation: &Generation) -> Vec<Explained> {
         self.source.with_text(generation.origin.file.clone()).explain(&generation.config)
     }
 
+    /// The configuration that an origin makes.
+    ///
+    /// # Errors
+    /// When it makes none in this version of the program.
     pub(super) fn config_of(&self, origin: &Origin) -> Result<Config, ConfigError> {
         let around =
             Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };
