@@ -43,7 +43,9 @@ fn recycling_by_requests_under_load_loses_nothing_and_takes_out_one_slot_at_a_ti
 
 #[test]
 fn clients_that_stay_connected_lose_nothing_when_their_worker_is_recycled() {
-    let server = setup().workers(4).args(["--max-requests", "500", "--max-unavailable", "2"]).start();
+    // A client that is not scheduled for half a second may ask just as its idle connection ends.
+    let limits = ["--max-requests", "500", "--max-unavailable", "2", "--drain-idle", "5s"];
+    let server = setup().workers(4).args(limits).start();
     let first = ids(&server);
     run(&Plan::kept_alive(&server.address(), 8).count(8000)).assert_flawless();
     wait_until("every slot's first worker is gone", LONG, || ids(&server).is_disjoint(&first));
