@@ -249,9 +249,10 @@ const SIGNALS: &str = "\
 Signals:
   HUP         reload configuration and program; the old workers serve until the
               new ones are ready
-  TERM, QUIT  drain and stop within graceful-timeout; a second one stops at once
+  TERM, QUIT  stop: after pre-stop-delay, workers drain within graceful-timeout;
+              a second one does not wait for the delay, or ends the drain
   INT         stop at once
-  USR1        reopen the log file
+  USR1        reopen the log file and the access log
   USR2        upgrade this program in place: same pid, sockets and workers; a
               reload does so, too, when it finds the program replaced on disk
   WINCH       drain all workers, keep the sockets
