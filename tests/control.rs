@@ -13,7 +13,8 @@ use testkit::load::{Plan, run};
 use testkit::{LONG, Server, Setup};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+    // A client that is not scheduled for half a second may ask just as its idle connection ends.
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).env("SUPERVISOR_DRAIN_IDLE", "5s")
 }
 
 #[test]

@@ -580,7 +580,10 @@ fn settled(status: &Value) -> bool {
         && !slots.is_empty()
         && slots.iter().all(|slot| {
             let workers = slot["workers"].as_array().map_or(&[][..], Vec::as_slice);
-            matches!(workers, [one] if one["state"] == "ready" && one["generation"].as_u64() == generation)
+            // One that is retired has had workers, and has none.
+            let retired = slot["open"] == false && workers.is_empty();
+            let ready = |one: &Value| one["state"] == "ready" && one["generation"].as_u64() == generation;
+            retired || matches!(workers, [one] if ready(one))
         })
 }
 
