@@ -62,7 +62,15 @@ impl Screen {
 
     #[track_caller]
     fn wait_for(&self, what: &str) -> String {
-        wait_for(what, LONG, || Some(self.text()).filter(|text| text.contains(what)))
+        let end = std::time::Instant::now() + LONG;
+        wait_for(what, LONG * 2, || {
+            let text = self.text();
+            assert!(
+                text.contains(what) || std::time::Instant::now() < end,
+                "waited for `{what}` in vain:\n{text}"
+            );
+            text.contains(what).then_some(text)
+        })
     }
 
     /// The process that shows it.
@@ -148,7 +156,10 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
     screen.keys(&["Home", "Down", "x", "y"]);
     screen.wait_for("serves slot 0");
     assert_ne!(server.wait_for_replacement(0, old.process).id, old.id);
-    screen.keys(&["Down", "Down", "d", "y"]);
+    wait_until("the old worker has left", LONG, || server.is_settled());
+    screen.keys(&["Home", "Up", "d"]);
+    screen.wait_for("drain slot 2 and hold it empty? y does it");
+    screen.keys(&["y"]);
     screen.wait_for("done: slot 2 is empty");
     screen.wait_for("held");
     // What is refused is told with the reason.

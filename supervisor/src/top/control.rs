@@ -207,15 +207,20 @@ impl Desk {
     /// Goes up or down in the table as it is sorted.
     fn choose(&mut self, by: isize) {
         let Some(picture) = &self.picture else { return };
-        let rows = rows(picture, &self.rates, self.order);
-        let last = rows.len().saturating_sub(1);
-        let place = rows.iter().position(|row| Some(row.slot.slot) == self.chosen);
-        let next = match place {
+        // A slot that has two workers has two rows, and is one choice.
+        let mut slots: Vec<u64> = Vec::new();
+        for row in rows(picture, &self.rates, self.order) {
+            if !slots.contains(&row.slot.slot) {
+                slots.push(row.slot.slot);
+            }
+        }
+        let last = slots.len().saturating_sub(1);
+        let next = match slots.iter().position(|slot| Some(*slot) == self.chosen) {
             None if by > 0 => 0,
             None => last,
             Some(place) => place.saturating_add_signed(by).min(last),
         };
-        self.chosen = rows.get(next).map(|row| row.slot.slot);
+        self.chosen = slots.get(next).copied();
     }
 }
 
@@ -292,6 +297,19 @@ mod tests {
         desk.press(Key::PageDown);
         desk.press(Key::Letter('d'));
         assert_eq!(desk.press(Key::Letter('y')), Do::Ask(Request::Drain { slot: 0, wait: true }));
+    }
+
+    #[test]
+    fn a_slot_with_two_workers_is_one_choice() {
+        let mut desk = desk();
+        let mut both = status(1002.0, [1, 9]);
+        let first = both["slots"][0]["workers"][0].clone();
+        both["slots"][0]["workers"].as_array_mut().expect("workers").push(first);
+        desk.hear(News::Picture(both));
+        desk.press(Key::Down);
+        assert_eq!(desk.chosen, Some(0));
+        desk.press(Key::Down);
+        assert_eq!(desk.chosen, Some(1));
     }
 
     #[test]
