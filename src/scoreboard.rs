@@ -326,37 +326,32 @@ impl SharedRows {
 
     /// A consistent-enough sum: each number is true at some time during the call.
     pub fn read(&self) -> Reading {
-        let size = self.layout.size as usize;
-        let row = |start: usize| {
-            Reading::from_fields(|field| {
-                let offset = field * size_of::<AtomicU64>();
-                if offset < size { self.memory.at::<AtomicU64>(start + offset).load(Relaxed) } else { 0 }
-            })
-        };
-        let mut all = row(0);
-        for index in 1..self.layout.rows as usize {
-            all.merge(&row(index * size));
+        let mut all = self.read_row(0);
+        for row in 1..self.layout.rows as usize {
+            all.merge(&self.read_row(row));
         }
         all
     }
-}
 
-impl SharedRows {
     /// How long requests have been in hand so far, until `now_ms`: of a worker whose threads have one at a time each, the time
     /// that they were busy.
     pub fn busy_time(&self, now_ms: u64) -> Duration {
-        let size = self.layout.size as usize;
-        let field = |row: usize, field: usize| {
-            let offset = field * size_of::<AtomicU64>();
-            if offset < size { self.memory.at::<AtomicU64>(row * size + offset).load(Relaxed) } else { 0 }
-        };
-        let row = |row: usize| {
-            let reading = Reading::from_fields(|number| field(row, number));
+        let of_row = |row: usize| {
+            let reading = self.read_row(row);
             let present = if reading.busy > 0 { now_ms.saturating_sub(reading.busy_since) } else { 0 };
             reading.busy_us.saturating_add(present.saturating_mul(1000))
         };
         let rows = self.layout.rows as usize;
-        Duration::from_micros((0..rows).map(row).fold(0, u64::saturating_add))
+        Duration::from_micros((0..rows).map(of_row).fold(0, u64::saturating_add))
+    }
+
+    /// What one row says, as far as its layout has it.
+    fn read_row(&self, row: usize) -> Reading {
+        let size = self.layout.size as usize;
+        Reading::from_fields(|field| {
+            let offset = field * size_of::<AtomicU64>();
+            if offset < size { self.memory.at::<AtomicU64>(row * size + offset).load(Relaxed) } else { 0 }
+        })
     }
 }
 

@@ -119,7 +119,7 @@ impl Confinement {
         };
         self.reach(config.directory.as_deref(), "enter directory", reach::can_enter)?;
         let whom = || self.whom.as_ref().map_or(String::new(), |whom| format!(", as {whom}"));
-        reach::with_eyes_of(&Own::now()?, &self.identity, open)?.map_err(|error| error + &whom())
+        self.with_eyes(open)?.map_err(|error| error + &whom())
     }
 
     fn reach(
@@ -129,7 +129,7 @@ impl Confinement {
         can: impl FnOnce(&Path) -> Result<(), Errno>,
     ) -> Result<(), String> {
         let (Some(path), Some(whom)) = (path, &self.whom) else { return Ok(()) };
-        let seen = reach::with_eyes_of(&Own::now()?, &self.identity, || can(path))?;
+        let seen = self.with_eyes(|| can(path))?;
         seen.map_err(|errno| {
             let path = path.display();
             format!("workers cannot {act} {path} as {whom}: {} (give it to them with chown or chmod, or name another)", errno.desc())
@@ -151,8 +151,7 @@ impl Confinement {
 
     /// Whether the workers can reach a directory.
     pub(super) fn reaches(&self, directory: &Path) -> bool {
-        let seen = Own::now()
-            .and_then(|own| reach::with_eyes_of(&own, &self.identity, || reach::can_enter(directory)));
+        let seen = self.with_eyes(|| reach::can_enter(directory));
         seen.is_ok_and(|seen| seen.is_ok())
     }
 
