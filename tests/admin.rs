@@ -3,7 +3,8 @@
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR2};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use testkit::http::{self, Response};
 use testkit::load::{Plan, run};
@@ -348,6 +349,38 @@ fn scrapers_that_misbehave_delay_neither_a_good_one_nor_the_server() {
 }
 
 #[test]
+fn the_child_takes_little_of_a_processor_however_many_ask() {
+    let server = administered().start();
+    let target: SocketAddr = admin(&server).to_string().parse().expect("a TCP address");
+    let child = child(&server);
+    let over = AtomicBool::new(false);
+    let ask = || {
+        let Ok(client) = TcpStream::connect(target) else { return };
+        client.set_read_timeout(Some(LONG)).expect("a time-out");
+        let mut text = [0; 65536];
+        while !over.load(Relaxed) {
+            let asked = (&client).write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            if asked.is_err() || (&client).read(&mut text).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+    };
+    let (began, before) = (Instant::now(), child.cpu_ticks());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..).take_while(|_| !over.load(Relaxed)).for_each(|_| ask()));
+        }
+        // Whatever the processors do besides, it has its part of the time that has passed, and what it had saved.
+        std::thread::sleep(Duration::from_secs(4));
+        over.store(true, Relaxed);
+    });
+    let (took, ticks) = (began.elapsed(), child.cpu_ticks() - before);
+    println!("{ticks} ticks of 10 ms in {took:?}");
+    assert!(ticks > 0, "it was asked");
+    assert!(Duration::from_millis(ticks * 10) < took / 12, "{ticks} ticks of 10 ms in {took:?}");
+}
+
+#[test]
 fn events_are_told_as_they_happen_and_from_where_one_has_stopped() {
     let server = administered().start();
     let listen = |head: &str| {
@@ -394,13 +427,14 @@ fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
             stats.display()
         ),
     );
-    let mut proxy = Command::new(haproxy)
+    let proxy = Command::new(haproxy)
         .arg("-f")
         .arg(server.path("haproxy.cfg"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("haproxy");
+    let _proxy = Ended(proxy);
     // Weight and state, out of `show servers state`.
     let told = || -> Option<(u32, u32)> {
         let mut stream = std::os::unix::net::UnixStream::connect(&stats).ok()?;
@@ -419,8 +453,16 @@ fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
     wait_until("it is drained", LONG, || {
         told().is_some_and(|(weight, admin)| weight == 0 || admin & 0x08 != 0)
     });
-    let _ = proxy.kill();
-    let _ = proxy.wait();
+}
+
+/// A process that ends with the test, however that ends.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

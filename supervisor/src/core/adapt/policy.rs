@@ -18,7 +18,7 @@ use super::Reason;
 use crate::record::record;
 use std::time::Duration;
 
-/// How fast the smoothed load follows the measured one.
+/// How fast the smoothed load follows the measured one: the time constant of a low-pass filter of first order, in seconds.
 const SMOOTH: f64 = 1.0;
 /// At how many looks in a row, over what time, the load has to ask for more workers.
 const HOT_LOOKS: u32 = 3;
@@ -83,7 +83,7 @@ impl Policy {
     /// How many slots there are to be from now on, if not as many as there are, and why.
     pub(super) fn judge(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
         let gap = scene.gap.as_secs_f64();
-        self.smooth += (scene.load - self.smooth) * (1.0 - (-gap / SMOOTH).exp());
+        self.smooth += (scene.load - self.smooth) * gap / (SMOOTH + gap);
         let wanted = staffing(self.smooth, scene.apiece).saturating_add(scene.held);
         let count = |row: &mut (u32, Duration), goes_on: bool| {
             *row = if goes_on { (row.0 + 1, row.1 + scene.gap) } else { Default::default() };

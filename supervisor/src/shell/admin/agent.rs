@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Tells a client, and closes.
 pub(super) async fn answer(mut client: Box<dyn Client>, source: Source, seat: Rc<Seat>) {
     let line = match source.status().await {
-        Some(status) => line(&status),
+        Some(picture) => line(&picture.status),
         None => "down #the supervisor does not answer\n".to_owned(),
     };
     let _ = tokio::time::timeout(PATIENCE, async {

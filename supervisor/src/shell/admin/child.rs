@@ -1,12 +1,15 @@
 //! The child's life: it adopts what it was given, serves, and leaves when the supervisor has let go of it.
 
+use super::budget::Budget;
 use super::connection::{Seats, serve};
 use super::source::Source;
 use super::{ROLE, agent};
 use prefork::environment::FIRST_FD;
+use std::future::poll_fn;
 use std::net::TcpListener;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -63,21 +66,28 @@ impl Task {
         let (source, gone) = Source::open(status, events);
         // Whoever fills the seats of one kind takes none of the other's.
         let (seats, checks) = (Seats::default(), Seats::default());
+        let budget = Budget::new();
         for door in http {
-            let (source, seats) = (source.clone(), seats.clone());
-            tokio::task::spawn_local(door.receive(move |client| {
-                if let Some(seat) = seats.take() {
-                    tokio::task::spawn_local(serve(client, source.clone(), seat));
-                }
-            }));
+            let (source, seats, budget) = (source.clone(), seats.clone(), budget.clone());
+            spawn(
+                &budget.clone(),
+                door.receive(move |client| {
+                    if let Some(seat) = seats.take() {
+                        spawn(&budget, serve(client, source.clone(), seat, budget.clone()));
+                    }
+                }),
+            );
         }
         for door in agent {
-            let (source, seats) = (source.clone(), checks.clone());
-            tokio::task::spawn_local(door.receive(move |client| {
-                if let Some(seat) = seats.take() {
-                    tokio::task::spawn_local(agent::answer(client, source.clone(), seat));
-                }
-            }));
+            let (source, seats, budget) = (source.clone(), checks.clone(), budget.clone());
+            spawn(
+                &budget.clone(),
+                door.receive(move |client| {
+                    if let Some(seat) = seats.take() {
+                        spawn(&budget, agent::answer(client, source.clone(), seat));
+                    }
+                }),
+            );
         }
         gone.wait().await;
         seats.close();
@@ -86,6 +96,20 @@ impl Task {
         let _ = tokio::time::timeout(GRACE, async { tokio::join!(seats.empty(), checks.empty()) }).await;
         Ok(())
     }
+}
+
+/// Has something done that clients cause, within the budget.
+fn spawn(budget: &Budget, task: impl Future<Output = ()> + 'static) {
+    let budget = budget.clone();
+    tokio::task::spawn_local(async move {
+        let mut task = pin!(task);
+        poll_fn(|context| {
+            let polled = task.as_mut().poll(context);
+            budget.spend();
+            polled
+        })
+        .await;
+    });
 }
 
 #[allow(unsafe_code)]
@@ -130,7 +154,11 @@ impl Door {
                 Self::Unix(listener) => listener.accept().await.map(|(client, _)| Box::new(client) as _),
             };
             match client {
-                Ok(client) => welcome(client),
+                Ok(client) => {
+                    welcome(client);
+                    // However many wait, they are welcomed one by one.
+                    tokio::task::yield_now().await;
+                }
                 // Descriptors have run out, or the client is gone already.
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }

@@ -1,5 +1,6 @@
 //! One HTTP connection, and what it may cost: a seat, a short head, some seconds.
 
+use super::budget::Budget;
 use super::child::Client;
 use super::http::answer;
 use super::source::Source;
@@ -123,11 +124,13 @@ impl Drop for Seat {
 }
 
 /// Serves a client, as long as it may stay.
-pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat>) {
+pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat>, budget: Budget) {
     let of_service = Rc::clone(&seat);
     let service = service_fn(move |request| {
-        let (source, seat) = (source.clone(), Rc::clone(&of_service));
+        let (source, seat, budget) = (source.clone(), Rc::clone(&of_service), budget.clone());
         async move {
+            // However many requests a client sends at once.
+            budget.spend();
             seat.asks(true);
             let answered = answer(request, source, Rc::clone(&seat)).await;
             seat.asks(false);

@@ -1,7 +1,7 @@
 //! What is served where.
 
 use super::connection::Seat;
-use super::metrics::{Format, render};
+use super::metrics::Format;
 use super::source::{Following, Source, Told};
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::pin::Pin;
@@ -93,7 +93,7 @@ async fn metrics(headers: &HeaderMap, source: &Source) -> Response<Body> {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let format = Format::wanted(accept);
     match source.status().await {
-        Some(status) => typed(StatusCode::OK, format.media_type(), render(&status, format)),
+        Some(picture) => typed(StatusCode::OK, format.media_type(), picture.metrics(format)),
         None => plain(StatusCode::SERVICE_UNAVAILABLE, SILENT),
     }
 }
@@ -109,9 +109,9 @@ async fn health(source: &Source) -> Response<Body> {
 /// Whether it should be sent clients.
 async fn readiness(source: &Source) -> Response<Body> {
     match source.status().await {
-        Some(status) if status["ready"] == true => plain(StatusCode::OK, "ready\n"),
-        Some(status) => {
-            let state = status["state"].as_str().unwrap_or("unknown");
+        Some(picture) if picture.status["ready"] == true => plain(StatusCode::OK, "ready\n"),
+        Some(picture) => {
+            let state = picture.status["state"].as_str().unwrap_or("unknown");
             plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {state}\n"))
         }
         None => plain(StatusCode::SERVICE_UNAVAILABLE, SILENT),
@@ -119,11 +119,13 @@ async fn readiness(source: &Source) -> Response<Body> {
 }
 
 async fn status(source: &Source) -> Response<Body> {
-    let (code, body): (_, Value) = match source.status().await {
-        Some(status) => (StatusCode::OK, (*status).clone()),
-        None => (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": SILENT.trim_end() })),
+    let (code, body) = match source.status().await {
+        Some(picture) => (StatusCode::OK, picture.json()),
+        None => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", json!({ "error": SILENT.trim_end() })).into())
+        }
     };
-    typed(code, "application/json", body.to_string() + "\n")
+    typed(code, "application/json", body)
 }
 
 /// Server-Sent Events (WHATWG HTML, section 9.2): the last ones, then each as it happens.

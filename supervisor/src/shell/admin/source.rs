@@ -3,10 +3,12 @@
 //! At most one request is under way, and what it gives is good for a while: whoever asks meanwhile gets the same. So the
 //! supervisor makes four pictures a second at most, however many scrapers there are.
 
+use super::metrics::{Format, render};
 use crate::shell::control::Request;
+use bytes::Bytes;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -25,8 +27,35 @@ const MOST_WAITING: usize = 512;
 const KEPT: usize = 200;
 const BEHIND: usize = 256;
 
-/// The status at one time.
-pub(super) type Picture = Rc<Value>;
+/// The status at one time, and what was made of it for whoever has asked. It is made once, however many ask.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub(super) status: Value,
+    prometheus: OnceCell<Bytes>,
+    open_metrics: OnceCell<Bytes>,
+    json: OnceCell<Bytes>,
+}
+
+impl Picture {
+    fn new(status: Value) -> Self {
+        let (prometheus, open_metrics, json) = Default::default();
+        Self { status, prometheus, open_metrics, json }
+    }
+
+    /// As metrics.
+    pub(super) fn metrics(&self, format: Format) -> Bytes {
+        let page = match format {
+            Format::Prometheus => &self.prometheus,
+            Format::OpenMetrics => &self.open_metrics,
+        };
+        page.get_or_init(|| render(&self.status, format).into()).clone()
+    }
+
+    /// As JSON, in one line.
+    pub(super) fn json(&self) -> Bytes {
+        self.json.get_or_init(|| (self.status.to_string() + "\n").into()).clone()
+    }
+}
 
 /// An event in JSON, with its number.
 #[derive(Debug, Clone)]
@@ -38,7 +67,7 @@ pub(super) struct Told {
 /// Where the child knows everything from.
 #[derive(Debug, Clone)]
 pub(super) struct Source {
-    asks: mpsc::Sender<oneshot::Sender<Picture>>,
+    asks: mpsc::Sender<oneshot::Sender<Rc<Picture>>>,
     events: Rc<RefCell<Recent>>,
 }
 
@@ -89,7 +118,7 @@ impl Source {
     }
 
     /// How the server is; `None` when it does not answer.
-    pub(super) async fn status(&self) -> Option<Picture> {
+    pub(super) async fn status(&self) -> Option<Rc<Picture>> {
         let (answer, picture) = oneshot::channel();
         self.asks.try_send(answer).ok()?;
         tokio::time::timeout(PATIENCE, picture).await.ok()?.ok()
@@ -121,9 +150,9 @@ impl Following {
 }
 
 /// Answers whoever asks for the status, until the connection ends.
-async fn paint(stream: UnixStream, mut asked: mpsc::Receiver<oneshot::Sender<Picture>>) {
+async fn paint(stream: UnixStream, mut asked: mpsc::Receiver<oneshot::Sender<Rc<Picture>>>) {
     let mut stream = BufReader::new(stream);
-    let mut last: Option<(Instant, Picture)> = None;
+    let mut last: Option<(Instant, Rc<Picture>)> = None;
     let mut line = String::new();
     loop {
         let asks = tokio::select! {
@@ -142,7 +171,7 @@ async fn paint(stream: UnixStream, mut asked: mpsc::Receiver<oneshot::Sender<Pic
                     return;
                 }
                 let Some(status) = status_in(&line) else { return };
-                let picture = Rc::new(status);
+                let picture = Rc::new(Picture::new(status));
                 last = Some((Instant::now(), Rc::clone(&picture)));
                 picture
             }
