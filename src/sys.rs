@@ -216,30 +216,50 @@ pub struct Sent {
 pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Sent> {
     // SAFETY: CMSG_SPACE is arithmetic.
     const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as u32) } as usize;
-    #[repr(C, align(8))]
-    struct Control([u8; ROOM]);
     let mut control = Control([0; ROOM]);
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
-    header.msg_controllen = ROOM as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
-    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let received = receive(socket, buffer, &mut control, ROOM)?;
     let mut sender = 0;
-    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
-    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
-    if let Some(first) = first
+    if let Some(first) = received.first
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
     {
         // SAFETY: the kernel writes a message of this type as a whole ucred after its header, or not at all.
         sender = unsafe { libc::CMSG_DATA(first).cast::<libc::ucred>().read_unaligned() }.pid;
     }
-    Ok(Sent { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, sender })
+    Ok(Sent { length: received.length, cut: received.cut, sender })
+}
+
+/// Room for messages beside a packet, aligned as they must be.
+#[repr(C, align(8))]
+struct Control<const ROOM: usize>([u8; ROOM]);
+
+/// A packet, and the header of the first message beside it, which stands in its control buffer with all that belongs to it.
+struct Received<'a> {
+    length: usize,
+    cut: bool,
+    first: Option<&'a libc::cmsghdr>,
+}
+
+/// Receives one packet, without waiting, with room for so many bytes beside it.
+fn receive<'a, const ROOM: usize>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    control: &'a mut Control<ROOM>,
+    room: usize,
+) -> io::Result<Received<'a>> {
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = (&raw mut *control).cast();
+    header.msg_controllen = room.min(ROOM) as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
+    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
+    Ok(Received { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, first })
 }
 
 /// Receives one packet into `buffer`: its length, whether it was longer than the buffer, and the descriptor that has come
@@ -255,25 +275,11 @@ pub fn receive_with_descriptor(
     const ROOM: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
     // SAFETY: CMSG_LEN is arithmetic.
     const ONE: usize = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as usize;
-    #[repr(C, align(8))]
-    struct Control([u8; ROOM]);
     let mut control = Control([0; ROOM]);
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = (&raw mut control).cast();
     // Not a byte more: padding would be room for a second descriptor.
-    header.msg_controllen = ONE as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
-    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let received = receive(socket, buffer, &mut control, ONE)?;
     let mut descriptor = None;
-    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
-    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
-    if let Some(first) = first
+    if let Some(first) = received.first
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS)
         && first.cmsg_len == ONE as _
     {
@@ -281,7 +287,7 @@ pub fn receive_with_descriptor(
         descriptor =
             Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned()) });
     }
-    Ok((length, header.msg_flags & libc::MSG_TRUNC != 0, descriptor))
+    Ok((received.length, received.cut, descriptor))
 }
 
 /// The groups, besides its main one, of whoever connected to a Unix socket, as they were then.

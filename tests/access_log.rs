@@ -56,7 +56,7 @@ fn each_class_writes_each_format() {
 fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop() {
     let format = "$status $request_uri $http_host end";
     // A client that is not scheduled for half a second may ask just as its idle connection ends.
-    let mut server = logged(setup().workers(2).args(["--drain-idle", "5s"]), format).start();
+    let mut server = logged(setup().workers(2).patient(), format).start();
     let log = server.path("access.log");
     let fresh = start(Plan::fresh(&server.address(), 4).http("/load", Some("Hello, client!")));
     let kept = start(Plan::kept_alive(&server.address(), 4).http("/load", Some("Hello, client!")));

@@ -9,7 +9,7 @@ use testkit::{LONG, Server, Setup, skipped, tool, wait_until};
 fn setup() -> Setup {
     let words =
         ["--workers=2..6", "--class=sync", "--app=sleep", "--scale-down-after=1s", "--probation=50ms"];
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words)
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words)
 }
 
 /// How many slots there are.
@@ -117,7 +117,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
         return skipped("adaptive python", "python3 is not installed");
     };
     let words = ["--workers=1..4", "--scale-down-after=1s", "--ready=notify"];
-    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words);
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words);
     let server = setup.program([python, testkit::program("bare.py")]).start();
     let rush = start(Plan::fresh(&server.address(), 8).http("/sleep/0.1", Some("Hello from Python")));
     wait_for_size(&server, 4);
@@ -139,7 +139,7 @@ fn nobody_is_started_for_whom_there_is_no_memory() {
 #[test]
 fn workers_that_compute_get_help_by_the_processor_time_that_they_use() {
     let words = ["--workers=1..3", "--class=async", "--app=burn", "--scale-down-after=1s"];
-    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words).start();
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words).start();
     let rush = start(Plan::kept_alive(&server.address(), 2).http("/?ms=20", None));
     wait_until("more workers", LONG, || size(&server) > 1);
     rush.finish().assert_flawless();
@@ -154,7 +154,7 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
         ("2..", "`2..` is no range (write its two ends, like 2..16)"),
     ] {
         let words = ["--check", "--workers", range];
-        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(words).run();
+        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words).run();
         assert!(!status.success(), "{range}");
         assert!(lines.iter().any(|line| line.contains(remedy)), "{range}: {lines:?}");
     }
@@ -167,6 +167,7 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
 fn record_a_curve() {
     let Some(path) = std::env::var_os("CURVE_RECORD") else { return };
     let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .patient()
         .args(["--workers=16", "--class=sync", "--app=sleep"])
         .start();
     let plan = Plan::fresh(&server.address(), 1).http("/?ms=50", None);

@@ -13,8 +13,7 @@ use testkit::load::{Plan, run};
 use testkit::{LONG, Server, Setup};
 
 fn setup() -> Setup {
-    // A client that is not scheduled for half a second may ask just as its idle connection ends.
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).env("SUPERVISOR_DRAIN_IDLE", "5s")
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient()
 }
 
 #[test]

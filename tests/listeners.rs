@@ -8,7 +8,7 @@ use testkit::load::{Plan, run, start};
 use testkit::{Address, LONG, Server, Setup, http, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient()
 }
 
 fn served(address: &Address) {

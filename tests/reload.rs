@@ -6,8 +6,7 @@ use testkit::load::{Plan, start};
 use testkit::{LONG, Server, Setup, wait_until};
 
 fn setup() -> Setup {
-    // A client that is not scheduled for half a second may ask just as its idle connection ends.
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).env("SUPERVISOR_DRAIN_IDLE", "5s")
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient()
 }
 
 /// Sends SIGHUP twenty times in three seconds while clients ask without think time.

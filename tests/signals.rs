@@ -33,7 +33,7 @@ fn term_and_quit_finish_what_is_in_hand() {
 #[test]
 fn a_stop_loses_no_request_on_a_kept_connection() {
     // A client that is not scheduled for half a second may ask just as its idle connection ends.
-    let mut server = setup().workers(2).args(["--drain-idle", "5s"]).start();
+    let mut server = setup().workers(2).patient().start();
     let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
     load.wait_for_more(100);
     server.signal(SIGTERM);

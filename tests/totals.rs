@@ -10,7 +10,7 @@ use testkit::load::{Plan, run, start};
 use testkit::{LONG, Server, Setup, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).copied()
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).copied().patient()
 }
 
 /// Every number of every slot, by its name.

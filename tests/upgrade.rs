@@ -39,7 +39,7 @@ fn next() -> &'static Path {
 }
 
 fn setup() -> Setup {
-    Server::setup(THIS).copied().workers(2).args(["--probation", "50ms"])
+    Server::setup(THIS).copied().patient().workers(2).args(["--probation", "50ms"])
 }
 
 fn program(server: &Server) -> String {

@@ -3,7 +3,7 @@
 //! Whatever is asked, the way is the same: one line is sent, lines come back until one has the verdict, and that is the
 //! exit status. What is told meanwhile goes to standard error, what was asked for to standard output.
 
-mod progress;
+pub(crate) mod progress;
 mod table;
 
 use crate::shell::control::{Answer, Request};

@@ -4,7 +4,7 @@ use crate::shell::control::{Answer, Progress};
 use std::io::{IsTerminal, Write};
 
 /// The bar's width in characters.
-const WIDTH: usize = 24;
+const WIDTH: u64 = 24;
 
 /// What is shown on standard error.
 pub(super) struct Bar {
@@ -56,19 +56,21 @@ fn counts(reload: &Progress) -> String {
     )
 }
 
-/// `[====>>>---...]`: passed, ready, spawned, missing.
 fn bar(reload: &Progress) -> String {
     let Progress { slots, spawned, ready, passed, .. } = *reload;
-    let upto = |count: u16| usize::from(count.min(slots)) * WIDTH / usize::from(slots.max(1));
-    let (passed, ready, spawned) = (upto(passed), upto(ready), upto(spawned));
-    let cell = |at: usize| match at {
+    format!("{} {}", cells(slots.into(), [passed, ready, spawned].map(u64::from)), counts(reload))
+}
+
+/// `[====>>>---...]`: how many of so many have passed, are ready, are spawned, are missing.
+pub(crate) fn cells(slots: u64, so_far: [u64; 3]) -> String {
+    let [passed, ready, spawned] = so_far.map(|count| count.min(slots) * WIDTH / slots.max(1));
+    let cell = |at: u64| match at {
         _ if at < passed => '=',
         _ if at < ready => '>',
         _ if at < spawned => '-',
         _ => '.',
     };
-    let cells: String = (0..WIDTH).map(cell).collect();
-    format!("[{cells}] {}", counts(reload))
+    format!("[{}]", (0..WIDTH).map(cell).collect::<String>())
 }
 
 #[cfg(test)]

@@ -8,14 +8,12 @@
 //!
 //! It has no place in what an upgrade hands over: the next version starts one of its own, and buries the old one as an orphan.
 
-use super::confine::FREE;
 use super::doomed::Doomed;
 use super::handover::environment_without;
 use super::reap::reap;
 use super::spawn::{Executable, Order, Spawned, spawn};
 use crate::core::Time;
 use nix::fcntl::OFlag;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::WorkerId;
 use prefork::environment::{ALL, FIRST_FD};
@@ -151,21 +149,8 @@ fn launch(name: &str, workers: &[(WorkerId, Pid)]) -> Result<(Spawned, OwnedFd),
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|errno| format!("no pipe: {}", errno.desc()))?;
-    let order = Order {
-        executable: &executable,
-        argv: &argv,
-        env: environment_without(&ALL),
-        listeners: &[],
-        extras: &[theirs.as_fd()],
-        kept: &[],
-        stdin: None,
-        stderr: None,
-        directory: None,
-        death_signal: Signal::SIGKILL,
-        cgroup: None,
-        confinement: &FREE,
-    };
-    let spawned = spawn(order).map_err(|error| error.to_string())?;
+    let order = Order::own(&executable, &argv, environment_without(&ALL));
+    let spawned = spawn(Order { extras: &[theirs.as_fd()], ..order }).map_err(|error| error.to_string())?;
     Ok((spawned, ours))
 }
 

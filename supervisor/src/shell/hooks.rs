@@ -121,18 +121,10 @@ impl Hooks {
         let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];
         let memory = memory(&event.json).map_err(|error| format!("cannot make memory for it: {error}"))?;
         let order = Order {
-            executable: &executable,
-            argv: &argv,
-            env: environment(&confinement, event.kind),
-            listeners: &[],
-            extras: &[],
-            kept: &[],
             stdin: Some(memory.as_fd()),
-            stderr: None,
-            directory: None,
             death_signal: Signal::SIGTERM,
-            cgroup: None,
             confinement: &confinement,
+            ..Order::own(&executable, &argv, environment(&confinement, event.kind))
         };
         let spawned = spawn(order).map_err(|error| error.to_string())?;
         self.last += 1;

@@ -9,7 +9,7 @@
 //! can know), or what to do when a spawn fails. Start reading at [`spawn`].
 #![allow(unsafe_code)]
 
-use super::confine::Confinement;
+use super::confine::{Confinement, FREE};
 use child::Plan;
 pub(super) use child::check;
 use nix::errno::Errno;
@@ -52,6 +52,27 @@ pub struct Order<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// What it gives up.
     pub confinement: &'a Confinement,
+}
+
+impl<'a> Order<'a> {
+    /// A process of the supervisor's own: it inherits no descriptor but the standard ones, gives up nothing and dies with the
+    /// supervisor. All else is up to whoever orders it.
+    pub fn own(executable: &'a Executable, argv: &'a [CString], env: Vec<CString>) -> Self {
+        Self {
+            executable,
+            argv,
+            env,
+            listeners: &[],
+            extras: &[],
+            kept: &[],
+            stdin: None,
+            stderr: None,
+            directory: None,
+            death_signal: Signal::SIGKILL,
+            cgroup: None,
+            confinement: &FREE,
+        }
+    }
 }
 
 /// A child that was forked. Whether its exec worked is told by [`exec_errors`](Self::exec_errors).

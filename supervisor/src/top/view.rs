@@ -3,6 +3,7 @@
 use super::picture::{Picture, Rates};
 use super::table::{Column, Order, Row, rows};
 use super::words::{bytes, clipped, short, span, width};
+use crate::client::progress::cells;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How a piece of text looks.
@@ -148,7 +149,7 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
     let mut head = vec![first, second, third];
     if let Some(reload) = picture.reload {
         let (bar, words) = (
-            progress(reload, 24),
+            cells(reload.slots, [reload.passed, reload.ready, reload.spawned]),
             format!(
                 "  reload to generation {}: spawned {}/{slots}, ready {}/{slots}, passed {}/{slots}",
                 reload.generation,
@@ -163,19 +164,6 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
         head.push(vec![(Look::Bad, format!("the last reload failed: {reason}"))]);
     }
     head
-}
-
-/// `[====>>>---...]`: passed, ready, spawned, missing.
-fn progress(reload: super::picture::Reload, columns: u64) -> String {
-    let upto = |count: u64| count.min(reload.slots) * columns / reload.slots.max(1);
-    let (passed, ready, spawned) = (upto(reload.passed), upto(reload.ready), upto(reload.spawned));
-    let cell = |at: u64| match at {
-        _ if at < passed => '=',
-        _ if at < ready => '>',
-        _ if at < spawned => '-',
-        _ => '.',
-    };
-    format!("[{}]", (0..columns).map(cell).collect::<String>())
 }
 
 /// The heading and as many rows as there is room for, those around the chosen one.

@@ -31,7 +31,6 @@ use super::spawn::{Executable, Order, Spawned, spawn};
 use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
 use crate::core::Time;
 use nix::sys::resource::Resource;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::environment::ALL;
 use std::ffi::CString;
@@ -228,18 +227,11 @@ fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 
     let argv = [format!("{name}: admin"), ROLE.to_owned(), http.len().to_string(), agent.len().to_string()];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let order = Order {
-        executable: &executable,
-        argv: &argv,
-        env: environment_without(&ALL),
         listeners: &listeners,
         extras: &[status.as_fd(), events.as_fd()],
-        kept: &[],
-        stdin: None,
-        stderr: None,
         directory: Some(c"/"),
-        death_signal: Signal::SIGKILL,
-        cgroup: None,
         confinement: &confinement,
+        ..Order::own(&executable, &argv, environment_without(&ALL))
     };
     let spawned = spawn(order).map_err(|error| failed(&error))?;
     be_modest(spawned.pid);

@@ -11,14 +11,12 @@
 
 mod eyes;
 
-use super::confine::FREE;
 use super::doomed::Doomed;
 use super::handover::environment_without;
 use super::log as logfile;
 use super::reap::{Death, reap};
 use super::spawn::{Executable, Order, Spawned, spawn};
 use crate::config::LogSettings;
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork::WorkerId;
 use prefork::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
@@ -73,21 +71,7 @@ impl Lookouts {
             let value: &OsStr = value.as_os_str();
             CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
         }));
-        let order = Order {
-            executable: &executable,
-            argv: &argv,
-            env,
-            listeners: &[],
-            extras: &[],
-            kept: &[],
-            stdin: None,
-            stderr: None,
-            directory: None,
-            death_signal: Signal::SIGKILL,
-            cgroup: None,
-            confinement: &FREE,
-        };
-        let spawned = spawn(order).map_err(|error| failed(&error))?;
+        let spawned = spawn(Order::own(&executable, &argv, env)).map_err(|error| failed(&error))?;
         Ok(self.0.entry(worker).insert_entry(spawned).into_mut().pidfd.as_fd())
     }
 

@@ -8,7 +8,6 @@ use super::takeover::Resumption;
 use super::{Answer, Server, clock};
 use crate::VERSION;
 use crate::core::{Event, Time};
-use crate::shell::confine::FREE;
 use crate::shell::events::Told;
 use crate::shell::hand::{Alarm, Hand, Line, Phase};
 use crate::shell::handover::*;
@@ -160,22 +159,11 @@ impl Server {
         let (report, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(|errno| failed("make a pipe")(errno.into()))?;
         let kept = state.kept().chain([memory.as_raw_fd(), theirs.as_raw_fd()]).collect::<Vec<_>>();
-        let order = Order {
-            executable: next,
-            argv: &check_arguments(&memory, &theirs),
-            // What it says must not be taken for our word, and the sockets are in the state.
-            env: environment_without(&[NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_PID, VARIABLE]),
-            listeners: &[],
-            extras: &[],
-            kept: &kept,
-            stdin: None,
-            stderr: None,
-            directory: None,
-            death_signal: Signal::SIGKILL,
-            cgroup: None,
-            confinement: &FREE,
-        };
-        let check = spawn(order).map_err(|error| error.to_string())?;
+        let argv = check_arguments(&memory, &theirs);
+        // What it says must not be taken for our word, and the sockets are in the state.
+        let env = environment_without(&[NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_PID, VARIABLE]);
+        let check = spawn(Order { kept: &kept, ..Order::own(next, &argv, env) })
+            .map_err(|error| error.to_string())?;
         if let Err(error) = self.poll.add(&check.pidfd, Token::Upgrade, Interest::Read) {
             self.drop_check(&check);
             return Err(format!("cannot watch the check: {error}"));

@@ -1,5 +1,4 @@
 use super::*;
-use crate::shell::confine::FREE;
 use crate::shell::reap::{Death, reap, reap_orphans};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
@@ -43,18 +42,10 @@ impl<'a> Shell<'a> {
 
     fn order<'b>(&'b self, executable: &'b Executable) -> Order<'b> {
         Order {
-            executable,
-            argv: &self.argv,
-            env: self.env.clone(),
             listeners: &self.listeners,
             extras: &self.extras,
-            kept: &[],
-            stdin: None,
-            stderr: None,
             directory: self.directory.as_deref(),
-            death_signal: Signal::SIGKILL,
-            cgroup: None,
-            confinement: &FREE,
+            ..Order::own(executable, &self.argv, self.env.clone())
         }
     }
 
