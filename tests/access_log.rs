@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal::{SIGTERM, SIGUSR1, SIGUSR2};
 use nix::sys::stat::Mode;
 use serde_json::Value;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,9 +53,63 @@ fn each_class_writes_each_format() {
 }
 
 #[test]
+fn each_request_of_an_http2_connection_has_a_line() {
+    let format = "$request_method $request_uri $server_protocol $status $host $connection_requests";
+    let server = logged(setup().workers(1), format).start();
+    let path = server.path("access.log");
+    let before = lines(&path).len();
+    // By hand (RFC 9113, RFC 7541): the preface, no settings, and two requests for `/` of the authority `here`.
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let head = b"\x82\x86\x84\x41\x04here";
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let said = [preface, frame(4, 0, 0, &[]), frame(1, 5, 1, head), frame(1, 5, 3, head)].concat();
+    let mut client = server.connect();
+    client.write_all(&said).expect("sent");
+    let told = wait_for_lines(&path, before + 2).split_off(before);
+    assert_eq!(told.len(), 2);
+    for line in told {
+        assert!(line.starts_with("GET / HTTP/2.0 200 here "), "{line}");
+    }
+}
+
+#[test]
+fn standard_output_gets_whole_lines_be_it_a_pipe_or_a_file() {
+    for pipe in [true, false] {
+        let setup =
+            setup().workers(3).args(["--access-log", "-", "--access-log-format", "$status $request_uri end"]);
+        let path = setup.path("stdout");
+        if pipe {
+            nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("a pipe");
+        }
+        let reader = pipe.then(|| {
+            let path = path.clone();
+            std::thread::spawn(move || std::fs::read_to_string(path).expect("text"))
+        });
+        let script = "exec \"$@\" >\"$0\"";
+        let mut server =
+            setup.wrapped(["sh".into(), "-c".into(), script.into(), path.clone().into_os_string()]).start();
+        let load = start(Plan::fresh(&server.address(), 8).http("/load", Some("Hello, client!")));
+        load.wait_for_more(50);
+        server.reload();
+        load.wait_for_more(50);
+        let report = load.finish();
+        report.assert_flawless();
+        server.signal(SIGTERM);
+        assert!(server.wait_exit(LONG).success());
+        let text = reader.map_or_else(
+            || std::fs::read_to_string(&path).expect("text"),
+            |reader| reader.join().expect("the reader"),
+        );
+        assert_eq!(text.lines().filter(|line| *line == "200 /load end").count() as u64, report.answered);
+        assert!(text.lines().all(|line| line.starts_with("200 /") && line.ends_with(" end")), "{text}");
+    }
+}
+
+#[test]
 fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop() {
     let format = "$status $request_uri $http_host end";
-    // A client that is not scheduled for half a second may ask just as its idle connection ends.
     let mut server = logged(setup().workers(2).patient(), format).start();
     let log = server.path("access.log");
     let fresh = start(Plan::fresh(&server.address(), 4).http("/load", Some("Hello, client!")));

@@ -1,6 +1,6 @@
 //! The program of `--on-event`: it hears of what matters, and whatever it does, the server goes on.
 
-use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGTERM};
+use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGTERM, SIGUSR2};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -61,6 +61,30 @@ fn each_notable_event_reaches_the_program_as_json() {
     // What is as it should be pages nobody.
     assert_eq!(kept(&server, "died").len(), 1, "workers that a reload or a stop sends away");
     assert_eq!((kept(&server, "starting").len(), kept(&server, "ready").len()), (0, 0));
+}
+
+#[test]
+fn an_upgrade_ends_no_hook_and_misses_no_event() {
+    // Six reloads are more events than hooks at a time; each hook holds out until it is let go.
+    let script = format!("touch $HERE/began.$$; until [ -e $HERE/go ]; do sleep 0.02; done; {KEEPS}");
+    let mut server =
+        hooked(setup().copied().workers(1).args(["--on-event-kinds", "reloaded"]), &script).start();
+    (0..6).for_each(|_| server.reload());
+    let began = || {
+        std::fs::read_dir(server.directory()).map_or(0, |files| {
+            files.flatten().filter(|file| file.file_name().to_string_lossy().starts_with("began.")).count()
+        })
+    };
+    wait_until("four hooks", LONG, || began() == 4);
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    // A death has the supervisor look for what a worker may have left.
+    server.workers().into_iter().next().expect("a worker").process.signal(SIGKILL);
+    server.wait_for_log("killed by SIGKILL");
+    wait_until("another worker", LONG, || server.is_settled());
+    assert_eq!((kept(&server, "reloaded").len(), began()), (0, 4), "nobody is let go, nobody has given up");
+    server.file("go", "");
+    wait_until("all six", LONG, || kept(&server, "reloaded").len() == 6);
 }
 
 #[test]

@@ -5,11 +5,13 @@
 //! bounded: so many at a time, so many that wait, so much time for each. The supervisor never waits for one while it
 //! serves, and what becomes of a hook is a line in the log and no event: else one that fails would be started for that.
 //!
-//! There is no place for hooks in what an upgrade hands over: those that run then are orphans of the next version.
+//! An upgrade hands over those that run and the events that wait.
 
 use super::confine::Confinement;
 use super::events::Event;
-use super::handover::environment_without;
+use super::handover::{
+    EventState, ExecErrorsState, HookState, HooksState, Kind, Packing, Unpacking, environment_without,
+};
 use super::log as logfile;
 use super::poll::{Interest, Poll, Token};
 use super::reap::{Death, reap};
@@ -51,8 +53,7 @@ pub(super) struct Hooks {
 #[derive(Debug)]
 struct Running {
     spawned: Spawned,
-    kind: &'static str,
-    program: String,
+    kind: String,
     /// When it is asked to end, then when it is killed.
     deadline: Time,
     asked: bool,
@@ -60,7 +61,7 @@ struct Running {
 
 #[derive(Debug)]
 struct Waiting {
-    kind: &'static str,
+    kind: String,
     json: Vec<u8>,
 }
 
@@ -93,7 +94,7 @@ impl Hooks {
         }
         if let Ok(mut json) = serde_json::to_vec(event) {
             json.push(b'\n');
-            self.waiting.push_back(Waiting { kind: event.kind, json });
+            self.waiting.push_back(Waiting { kind: event.kind.to_owned(), json });
         }
     }
 
@@ -117,14 +118,13 @@ impl Hooks {
         let Some(executable) = open(config, &confinement)? else {
             return Err("there is none any more".to_owned());
         };
-        let program = executable.path().display().to_string();
         let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];
         let memory = memory(&event.json).map_err(|error| format!("cannot make memory for it: {error}"))?;
         let order = Order {
             stdin: Some(memory.as_fd()),
             death_signal: Signal::SIGTERM,
             confinement: &confinement,
-            ..Order::own(&executable, &argv, environment(&confinement, event.kind))
+            ..Order::own(&executable, &argv, environment(&confinement, &event.kind))
         };
         let spawned = spawn(order).map_err(|error| error.to_string())?;
         self.last += 1;
@@ -135,7 +135,7 @@ impl Hooks {
             return Err(format!("cannot watch it: {error}"));
         }
         let deadline = now + config.hooks.timeout;
-        self.running.insert(id, Running { spawned, kind: event.kind, program, deadline, asked: false });
+        self.running.insert(id, Running { spawned, kind: event.kind.clone(), deadline, asked: false });
         Ok(())
     }
 
@@ -149,8 +149,9 @@ impl Hooks {
             Ok(Some(death)) => death,
             Err(_) => Death::Unknown,
         };
-        let Some(Running { spawned, kind, program, asked, .. }) = self.running.remove(&id) else { return };
+        let Some(Running { spawned, kind, asked, .. }) = self.running.remove(&id) else { return };
         poll.remove(&spawned.pidfd);
+        let (program, _) = spawned.exec_errors.about();
         match (spawned.exec_errors.failure(), death) {
             (Some(failure), _) => warn!("on-event, for the event {kind}: {failure}"),
             (None, Death::Exited(0)) => debug!("{program} is done with the event {kind}"),
@@ -163,7 +164,8 @@ impl Hooks {
     /// Ends those that have had their time.
     pub(super) fn expire(&mut self, now: Time) {
         for running in self.running.values_mut().filter(|running| running.deadline <= now) {
-            let Running { kind, program, .. } = running;
+            let Running { kind, spawned, .. } = running;
+            let (program, _) = spawned.exec_errors.about();
             let signal = if std::mem::replace(&mut running.asked, true) {
                 Signal::SIGKILL
             } else {
@@ -178,6 +180,45 @@ impl Hooks {
                 let _ = send_signal(running.spawned.pidfd.as_fd(), signal);
             }
         }
+    }
+
+    /// For the next version of this program.
+    pub(super) fn state(&self, packing: &mut Packing) -> HooksState {
+        let running = self.running.values().map(|running| HookState {
+            pid: running.spawned.pid.as_raw(),
+            pidfd: packing.add(Kind::Process, &running.spawned.pidfd),
+            exec_errors: ExecErrorsState::of(&running.spawned.exec_errors, packing),
+            kind: running.kind.clone(),
+            deadline: running.deadline,
+            asked: running.asked,
+        });
+        let running = running.collect();
+        let waiting = self.waiting.iter();
+        let waiting = waiting.map(|event| EventState { kind: event.kind.clone(), json: event.json.clone() });
+        HooksState { running, waiting: waiting.collect() }
+    }
+
+    /// Goes on where another version was.
+    pub(super) fn adopted(state: HooksState, unpacking: &mut Unpacking, check: bool) -> Self {
+        let running = state.running.into_iter().map(|hook| {
+            let whose = format!("the hook for {}", hook.kind);
+            let spawned = Spawned {
+                pid: Pid::from_raw(hook.pid),
+                pidfd: unpacking.take_process(hook.pidfd, hook.pid, check, &whose),
+                exec_errors: hook.exec_errors.adopted(unpacking),
+            };
+            Running { spawned, kind: hook.kind, deadline: hook.deadline, asked: hook.asked }
+        });
+        let running: BTreeMap<u64, Running> = (1..).zip(running).collect();
+        let waiting = state.waiting.into_iter().map(|event| Waiting { kind: event.kind, json: event.json });
+        Self { last: running.len() as u64, running, waiting: waiting.collect(), lost: 0 }
+    }
+
+    /// Watches all that run.
+    pub(super) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
+        self.running
+            .iter()
+            .try_for_each(|(id, running)| poll.add(&running.spawned.pidfd, Token::Hook(*id), Interest::Read))
     }
 
     /// Nobody has more time than until then.

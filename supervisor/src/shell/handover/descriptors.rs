@@ -7,6 +7,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A descriptor, as the state names it.
@@ -104,6 +105,23 @@ impl Unpacking {
         }
     }
 
+    /// A process's descriptor, as of the one that it must be of. While a state is only checked, its owner goes on, and may
+    /// have buried the process by now.
+    pub(in crate::shell) fn take_process(
+        &mut self,
+        fd: Fd,
+        pid: i32,
+        check: bool,
+        who: &dyn Display,
+    ) -> OwnedFd {
+        let pidfd = self.take(fd, Kind::Process);
+        let found = pid_of(pidfd.as_fd());
+        if found != Some(pid) && !(check && found == Some(-1)) {
+            give_up(&format!("{who}'s pidfd is not process {pid}'s"));
+        }
+        pidfd
+    }
+
     /// Closes what nobody took: a newer version knew a use for it.
     pub(in crate::shell) fn finish(self) -> usize {
         self.open.len()
@@ -129,7 +147,7 @@ fn is_a(kind: Kind, descriptor: BorrowedFd<'_>) -> bool {
 }
 
 /// The process that a pidfd is for; -1 when it has been reaped.
-pub(in crate::shell) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }

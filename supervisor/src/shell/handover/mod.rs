@@ -26,7 +26,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub(super) use descriptors::{Fd, Kind, Packing, Unpacking, pid_of};
+pub(super) use descriptors::{Fd, Kind, Packing, Unpacking};
 pub(super) use state::*;
 
 use super::spawn::Executable;

@@ -4,10 +4,11 @@
 //! without a new [`FORMAT`](super::FORMAT). The test at the end compares every byte with those of the first release.
 //! A configuration is handed over as what it was made of, not as what became of it: the other version reads it itself.
 
-use super::descriptors::{Descriptor, Fd};
+use super::descriptors::{Descriptor, Fd, Kind, Packing, Unpacking};
 use crate::core::{CoreState, Time};
 use crate::record::record;
 use crate::shell::control::Role;
+use crate::shell::spawn::ExecErrors;
 use prefork::scoreboard::{BUCKETS, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{OsStr, OsString};
@@ -80,6 +81,7 @@ states! {
         cgroups: Option<Bytes>,
     } added {
         counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
+        hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new() },
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }
@@ -193,6 +195,22 @@ states! {
     /// What has been done since the server started.
     CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 } added { pictures: u64 = 0 }
 
+    /// Hooks that run, and events that wait for one.
+    HooksState { running: Vec<HookState>, waiting: Vec<EventState> }
+
+    /// A hook, and when it is asked to end, or killed.
+    HookState {
+        pid: i32,
+        pidfd: Fd,
+        exec_errors: ExecErrorsState,
+        kind: String,
+        deadline: Time,
+        asked: bool,
+    }
+
+    /// An event as a hook is told of it.
+    EventState { kind: String, json: Vec<u8> }
+
     /// The socket on which programs notify.
     NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }
 
@@ -252,6 +270,18 @@ impl TotalsState {
             *bucket = *count;
         }
         Totals { requests, connections, errors, bytes_in, bytes_out, busy_us, latency: buckets }
+    }
+}
+
+impl ExecErrorsState {
+    pub(in crate::shell) fn of(errors: &ExecErrors, packing: &mut Packing) -> Self {
+        let (program, directory) = errors.about();
+        let (program, directory) = (program.to_owned(), directory.to_owned());
+        Self { pipe: packing.add(Kind::Pipe, errors), program, directory }
+    }
+
+    pub(in crate::shell) fn adopted(self, unpacking: &mut Unpacking) -> ExecErrors {
+        ExecErrors::adopted(unpacking.take(self.pipe, Kind::Pipe), self.program, self.directory)
     }
 }
 

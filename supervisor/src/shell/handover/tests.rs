@@ -249,6 +249,7 @@ fn sample() -> State {
         upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
         counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
+        hooks: HooksState { running: Vec::new(), waiting: Vec::new() },
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -281,6 +282,21 @@ fn grown() -> State {
         failed_reloads: 1,
         events: 70,
         pictures: 12,
+    };
+    state.hooks = HooksState {
+        running: vec![HookState {
+            pid: 4711,
+            pidfd: Fd(61),
+            exec_errors: ExecErrorsState {
+                pipe: Fd(62),
+                program: "/etc/hook".to_owned(),
+                directory: String::new(),
+            },
+            kind: "died".to_owned(),
+            deadline: Time::from_millis(7000),
+            asked: true,
+        }],
+        waiting: vec![EventState { kind: "reloaded".to_owned(), json: b"{}\n".to_vec() }],
     };
     if let Some(control) = &mut state.control {
         control.readers = Some(4);

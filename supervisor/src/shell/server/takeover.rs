@@ -28,7 +28,7 @@ use crate::shell::lookout::Lookouts;
 use crate::shell::notify::{Notifier, NotifyServer};
 use crate::shell::poll::{Interest, Poll, Token};
 use crate::shell::signals::Signals;
-use crate::shell::spawn::{ExecErrors, Executable};
+use crate::shell::spawn::Executable;
 use crate::shell::status::LastReload;
 use crate::shell::stderr::Capture;
 use crate::shell::stderr::outlet::outlet;
@@ -40,7 +40,6 @@ use prefork::message::PROTOCOL;
 use prefork::scoreboard::{Layout, SharedRows, Totals};
 use prefork::{GenerationId, Slot};
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 
 /// What a server that was taken over has still to do.
@@ -136,7 +135,7 @@ impl Server {
             booted: state.booted,
             control,
             journal: Journal::resumed(state.counts.events),
-            hooks: Hooks::default(),
+            hooks: Hooks::adopted(state.hooks, rest, task.check),
             gauge: Gauge::default(),
             logs: Logs::default(),
             doomed: Doomed::default(),
@@ -178,6 +177,7 @@ impl Server {
         self.poll.add(&self.signals, Token::Signals, Interest::Read)?;
         self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
         self.hands.values().try_for_each(|hand| self.watch(hand))?;
+        self.hooks.watch_all(&self.poll)?;
         self.control.watch_all(&self.poll)
     }
 
@@ -252,12 +252,7 @@ fn generation(
 
 fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
     speaks(state.protocol, &format_args!("worker {}", state.id));
-    let pidfd = unpacking.take(state.pidfd, Kind::Process);
-    let pid = pid_of(pidfd.as_fd());
-    // While a state is checked, its owner goes on, and may have buried a worker by now.
-    if pid != Some(state.pid) && !(check && pid == Some(-1)) {
-        give_up(&format!("worker {}'s pidfd is not process {}'s", state.id, state.pid));
-    }
+    let pidfd = unpacking.take_process(state.pidfd, state.pid, check, &format_args!("worker {}", state.id));
     let line = match state.line {
         LineState::Channel(line) => Line::Channel {
             channel: Channel::from_socket(unpacking.take(line.channel, Kind::Channel)),
@@ -278,14 +273,13 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         },
         LineState::Closed => Line::Closed,
     };
-    let ExecErrorsState { pipe, program, directory } = state.exec_errors;
     Hand {
         id: state.id,
         slot: state.slot,
         generation: state.generation,
         pid: Pid::from_raw(state.pid),
         pidfd,
-        exec_errors: ExecErrors::adopted(unpacking.take(pipe, Kind::Pipe), program, directory),
+        exec_errors: state.exec_errors.adopted(unpacking),
         line,
         stderr: state.stderr.map(|state| {
             let pipe = state.pipe.map(|pipe| unpacking.take(pipe, Kind::Pipe));

@@ -395,7 +395,6 @@ impl Server {
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState { clients: asked.clients.clone(), reload: asked.reload },
             cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
-            descriptors: std::mem::take(packing).finish(),
             counts: CountsState {
                 started: self.counts.started,
                 spawned: self.counts.spawned,
@@ -404,6 +403,9 @@ impl Server {
                 events: self.journal.last(),
                 pictures: self.counts.pictures,
             },
+            hooks: self.hooks.state(packing),
+            // All of them, so after everything that adds one.
+            descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),
         }
@@ -411,7 +413,6 @@ impl Server {
 }
 
 fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
-    let (program, directory) = hand.exec_errors.about();
     let line = match &hand.line {
         Line::Channel { channel, phase, draining, .. } => LineState::Channel(ChannelState {
             channel: packing.add(Kind::Channel, channel),
@@ -436,11 +437,7 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
         generation: hand.generation,
         pid: hand.pid.as_raw(),
         pidfd: packing.add(Kind::Process, &hand.pidfd),
-        exec_errors: ExecErrorsState {
-            pipe: packing.add(Kind::Pipe, &hand.exec_errors),
-            program: program.to_owned(),
-            directory: directory.to_owned(),
-        },
+        exec_errors: ExecErrorsState::of(&hand.exec_errors, packing),
         protocol: PROTOCOL,
         line,
         stderr: hand.stderr.as_ref().map(|capture| {
