@@ -303,6 +303,28 @@ fn an_upgrade_in_place_keeps_the_address_and_refuses_nobody() {
 }
 
 #[test]
+fn a_child_that_leaves_at_an_upgrade_finishes_and_is_nobodys_leftover() {
+    let server = setup().workers(2).copied().args(["--admin", "127.0.0.1:0"]).start();
+    let old = child(&server);
+    let mut client = admin(&server).connect().expect("connected");
+    client.write_all(b"GET / HTTP/1.1\r\n").expect("sent");
+    // It has the client once it has answered another one.
+    assert_eq!(get(&server, "/healthz").status, 200);
+    server.signal(SIGUSR2);
+    server.wait_for_log("upgraded in place");
+    // A death has the supervisor look for what a worker may have left.
+    server.ready()[0].signal(SIGKILL);
+    server.wait_for_log("killed by SIGKILL");
+    wait_until("another worker", LONG, || server.is_settled());
+    client.write_all(b"Host: x\r\n\r\n").expect("sent");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("</html>\n"), "{answer}");
+    wait_until("the old child to be gone", LONG, || !old.runs());
+    assert_eq!(server.log().count("left behind"), 0);
+}
+
+#[test]
 fn scrapers_that_misbehave_delay_neither_a_good_one_nor_the_server() {
     let server = administered().start();
     let address = admin(&server);

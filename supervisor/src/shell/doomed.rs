@@ -2,6 +2,7 @@
 //!
 //! They are known until then, so that they are taken neither for orphans nor for what a worker has left behind.
 
+use super::handover::{ChildState, Packing, Unpacking};
 use super::reap::reap;
 use super::spawn::{Spawned, send_signal};
 use nix::sys::signal::Signal;
@@ -17,6 +18,25 @@ impl Doomed {
     pub(super) fn kill(&mut self, child: Spawned) {
         let _ = send_signal(child.pidfd.as_fd(), Signal::SIGKILL);
         self.0.push(child);
+    }
+
+    /// For the next version of this program, together with others that it has no use for.
+    pub(super) fn state<'a>(
+        &'a self,
+        useless: impl Iterator<Item = &'a Spawned>,
+        packing: &mut Packing,
+    ) -> Vec<ChildState> {
+        self.0.iter().chain(useless).map(|child| ChildState::of(child, packing)).collect()
+    }
+
+    /// Goes on where another version was. While a state is only checked, nobody is killed.
+    pub(super) fn adopted(state: Vec<ChildState>, unpacking: &mut Unpacking, check: bool) -> Self {
+        let mut doomed = Self::default();
+        for child in state {
+            let child = child.adopted(unpacking, check, "a child of no use");
+            if check { doomed.0.push(child) } else { doomed.kill(child) }
+        }
+        doomed
     }
 
     /// Buries those that are dead. To be called when a child has died.

@@ -136,9 +136,14 @@ impl Gauge {
         self.running.as_ref().map(|running| running.spawned.pidfd.as_fd())
     }
 
+    /// The one that measures.
+    pub(super) fn child(&self) -> Option<&Spawned> {
+        self.running.as_ref().map(|running| &running.spawned)
+    }
+
     /// Its process, which is no orphan.
     pub(super) fn pid(&self) -> Option<Pid> {
-        self.running.as_ref().map(|running| running.spawned.pid)
+        self.child().map(|child| child.pid)
     }
 }
 

@@ -10,7 +10,7 @@
 use super::confine::Confinement;
 use super::events::Event;
 use super::handover::{
-    EventState, ExecErrorsState, HookState, HooksState, Kind, Packing, Unpacking, environment_without,
+    ChildState, EventState, HookState, HooksState, Packing, Unpacking, environment_without,
 };
 use super::log as logfile;
 use super::poll::{Interest, Poll, Token};
@@ -185,9 +185,7 @@ impl Hooks {
     /// For the next version of this program.
     pub(super) fn state(&self, packing: &mut Packing) -> HooksState {
         let running = self.running.values().map(|running| HookState {
-            pid: running.spawned.pid.as_raw(),
-            pidfd: packing.add(Kind::Process, &running.spawned.pidfd),
-            exec_errors: ExecErrorsState::of(&running.spawned.exec_errors, packing),
+            child: ChildState::of(&running.spawned, packing),
             kind: running.kind.clone(),
             deadline: running.deadline,
             asked: running.asked,
@@ -201,12 +199,7 @@ impl Hooks {
     /// Goes on where another version was.
     pub(super) fn adopted(state: HooksState, unpacking: &mut Unpacking, check: bool) -> Self {
         let running = state.running.into_iter().map(|hook| {
-            let whose = format!("the hook for {}", hook.kind);
-            let spawned = Spawned {
-                pid: Pid::from_raw(hook.pid),
-                pidfd: unpacking.take_process(hook.pidfd, hook.pid, check, &whose),
-                exec_errors: hook.exec_errors.adopted(unpacking),
-            };
+            let spawned = hook.child.adopted(unpacking, check, &format!("the hook for {}", hook.kind));
             Running { spawned, kind: hook.kind, deadline: hook.deadline, asked: hook.asked }
         });
         let running: BTreeMap<u64, Running> = (1..).zip(running).collect();

@@ -24,8 +24,9 @@ pub(crate) use child::task;
 use super::confine::Confinement;
 use super::doomed::Doomed;
 use super::generation::{Desk, Generation};
-use super::handover::environment_without;
+use super::handover::{ChildState, Packing, Unpacking, environment_without};
 use super::listen::{AddressId, ListenSet};
+use super::poll::{Interest, Poll, Token};
 use super::reap::{Death, reap};
 use super::spawn::{Executable, Order, Spawned, spawn};
 use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
@@ -104,6 +105,33 @@ pub(super) struct Started<'a> {
 }
 
 impl Admin {
+    /// For the next version of this program: all of them, since its connections, which end with this version, tell the one
+    /// that serves to leave, too.
+    pub(super) fn state(&self, packing: &mut Packing) -> Vec<ChildState> {
+        let all = self.serving.iter().chain(&self.leaving);
+        all.map(|running| ChildState::of(&running.spawned, packing)).collect()
+    }
+
+    /// Goes on where another version was.
+    pub(super) fn adopted(state: Vec<ChildState>, now: Time, unpacking: &mut Unpacking, check: bool) -> Self {
+        let leave = |(id, child): (u64, ChildState)| Running {
+            id,
+            spawned: child.adopted(unpacking, check, "the admin child"),
+            task: Wanted { http: Vec::new(), agent: Vec::new(), user: None },
+            since: now,
+            until: Some(now + FAREWELL),
+        };
+        let leaving: Vec<Running> = (1..).zip(state).map(leave).collect();
+        Self { last: leaving.len() as u64, leaving, ..Self::default() }
+    }
+
+    /// Watches those that leave.
+    pub(super) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
+        self.leaving.iter().try_for_each(|running| {
+            poll.add(&running.spawned.pidfd, Token::Admin(running.id), Interest::Read)
+        })
+    }
+
     /// Whether the child that serves is not, or not any more, what this generation wants. It is then to be let go of.
     pub(super) fn is_outdated(&self, generation: &Generation) -> bool {
         self.serving.as_ref().is_some_and(|running| Some(&running.task) != Wanted::by(generation).as_ref())

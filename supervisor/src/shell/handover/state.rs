@@ -8,7 +8,8 @@ use super::descriptors::{Descriptor, Fd, Kind, Packing, Unpacking};
 use crate::core::{CoreState, Time};
 use crate::record::record;
 use crate::shell::control::Role;
-use crate::shell::spawn::ExecErrors;
+use crate::shell::spawn::{ExecErrors, Spawned};
+use nix::unistd::Pid;
 use prefork::scoreboard::{BUCKETS, Totals};
 use prefork::{GenerationId, Slot, WorkerId};
 use std::ffi::{OsStr, OsString};
@@ -82,6 +83,8 @@ states! {
     } added {
         counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
         hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new() },
+        leaving: Vec<ChildState> = Vec::new(),
+        doomed: Vec<ChildState> = Vec::new(),
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }
@@ -164,6 +167,9 @@ states! {
         novelty: Vec<u64> = vec![7],
     }
 
+    /// A child that is no worker: it leaves by itself, or is nobody's any more.
+    ChildState { pid: i32, pidfd: Fd, exec_errors: ExecErrorsState }
+
     /// The pipe on which a child tells of a failed exec.
     ExecErrorsState { pipe: Fd, program: String, directory: String }
 
@@ -199,14 +205,7 @@ states! {
     HooksState { running: Vec<HookState>, waiting: Vec<EventState> }
 
     /// A hook, and when it is asked to end, or killed.
-    HookState {
-        pid: i32,
-        pidfd: Fd,
-        exec_errors: ExecErrorsState,
-        kind: String,
-        deadline: Time,
-        asked: bool,
-    }
+    HookState { child: ChildState, kind: String, deadline: Time, asked: bool }
 
     /// An event as a hook is told of it.
     EventState { kind: String, json: Vec<u8> }
@@ -282,6 +281,24 @@ impl ExecErrorsState {
 
     pub(in crate::shell) fn adopted(self, unpacking: &mut Unpacking) -> ExecErrors {
         ExecErrors::adopted(unpacking.take(self.pipe, Kind::Pipe), self.program, self.directory)
+    }
+}
+
+impl ChildState {
+    pub(in crate::shell) fn of(child: &Spawned, packing: &mut Packing) -> Self {
+        Self {
+            pid: child.pid.as_raw(),
+            pidfd: packing.add(Kind::Process, &child.pidfd),
+            exec_errors: ExecErrorsState::of(&child.exec_errors, packing),
+        }
+    }
+
+    pub(in crate::shell) fn adopted(self, unpacking: &mut Unpacking, check: bool, what: &str) -> Spawned {
+        Spawned {
+            pid: Pid::from_raw(self.pid),
+            pidfd: unpacking.take_process(self.pidfd, self.pid, check, &what),
+            exec_errors: self.exec_errors.adopted(unpacking),
+        }
     }
 }
 

@@ -250,6 +250,8 @@ fn sample() -> State {
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
         counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
         hooks: HooksState { running: Vec::new(), waiting: Vec::new() },
+        leaving: Vec::new(),
+        doomed: Vec::new(),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -283,21 +285,25 @@ fn grown() -> State {
         events: 70,
         pictures: 12,
     };
+    let child = |pid: i32| ChildState {
+        pid,
+        pidfd: Fd(pid - 4000),
+        exec_errors: ExecErrorsState {
+            pipe: Fd(62),
+            program: "/etc/hook".to_owned(),
+            directory: String::new(),
+        },
+    };
     state.hooks = HooksState {
         running: vec![HookState {
-            pid: 4711,
-            pidfd: Fd(61),
-            exec_errors: ExecErrorsState {
-                pipe: Fd(62),
-                program: "/etc/hook".to_owned(),
-                directory: String::new(),
-            },
+            child: child(4711),
             kind: "died".to_owned(),
             deadline: Time::from_millis(7000),
             asked: true,
         }],
         waiting: vec![EventState { kind: "reloaded".to_owned(), json: b"{}\n".to_vec() }],
     };
+    (state.leaving, state.doomed) = (vec![child(4712)], vec![child(4713)]);
     if let Some(control) = &mut state.control {
         control.readers = Some(4);
         control.clients[0] = ClientState { role: Role::Read, follows: true, ..control.clients[0].clone() };

@@ -95,9 +95,14 @@ impl Lookouts {
         self.0.get(&worker).map(|spawned| spawned.pidfd.as_fd())
     }
 
+    /// Those that look.
+    pub(super) fn children(&self) -> impl Iterator<Item = &Spawned> {
+        self.0.values()
+    }
+
     /// Their processes, which are no orphans.
     pub(super) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.0.values().map(|spawned| spawned.pid)
+        self.children().map(|spawned| spawned.pid)
     }
 }
 

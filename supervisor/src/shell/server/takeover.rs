@@ -138,8 +138,8 @@ impl Server {
             hooks: Hooks::adopted(state.hooks, rest, task.check),
             gauge: Gauge::default(),
             logs: Logs::default(),
-            doomed: Doomed::default(),
-            admin: Admin::default(),
+            doomed: Doomed::adopted(state.doomed, rest, task.check),
+            admin: Admin::adopted(state.leaving, now, rest, task.check),
             counts: Counts {
                 started: state.counts.started,
                 spawned: state.counts.spawned,
@@ -178,6 +178,7 @@ impl Server {
         self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
         self.hands.values().try_for_each(|hand| self.watch(hand))?;
         self.hooks.watch_all(&self.poll)?;
+        self.admin.watch_all(&self.poll)?;
         self.control.watch_all(&self.poll)
     }
 

@@ -404,6 +404,8 @@ impl Server {
                 pictures: self.counts.pictures,
             },
             hooks: self.hooks.state(packing),
+            leaving: self.admin.state(packing),
+            doomed: self.doomed.state(self.lookouts.children().chain(self.gauge.child()), packing),
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
