@@ -308,7 +308,8 @@ fn a_child_that_leaves_at_an_upgrade_finishes_and_is_nobodys_leftover() {
     let old = child(&server);
     let mut client = admin(&server).connect().expect("connected");
     client.write_all(b"GET / HTTP/1.1\r\n").expect("sent");
-    // It has the client once it has answered another one.
+    let mut silent = admin(&server).connect().expect("connected");
+    // It has both clients once it has answered another one.
     assert_eq!(get(&server, "/healthz").status, 200);
     server.signal(SIGUSR2);
     server.wait_for_log("upgraded in place");
@@ -316,8 +317,12 @@ fn a_child_that_leaves_at_an_upgrade_finishes_and_is_nobodys_leftover() {
     server.ready()[0].signal(SIGKILL);
     server.wait_for_log("killed by SIGKILL");
     wait_until("another worker", LONG, || server.is_settled());
+    silent.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
     client.write_all(b"Host: x\r\n\r\n").expect("sent");
     let mut answer = String::new();
+    silent.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    answer.clear();
     client.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("</html>\n"), "{answer}");
     wait_until("the old child to be gone", LONG, || !old.runs());

@@ -1,6 +1,6 @@
 //! `supervisor top` in a real terminal (tmux), and its frames for others.
 
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{SIGCONT, SIGTERM};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -100,6 +100,22 @@ impl Drop for Screen {
 fn is_restored(server: &Server) -> bool {
     let read = |name: &str| std::fs::read_to_string(server.path(name)).unwrap_or_default();
     !read("after").is_empty() && read("before") == read("after")
+}
+
+#[test]
+fn the_terminal_is_given_back_while_it_is_stopped() {
+    let server = setup().workers(1).start();
+    let Some(screen) = Screen::open(&server, "the_terminal_is_given_back", 100, 20) else { return };
+    screen.wait_for("serving");
+    let top = screen.top();
+    screen.keys(&["C-z"]);
+    wait_until("it is stopped", LONG, || top.is_stopped());
+    wait_until("the first screen", LONG, || !screen.text().contains("serving"));
+    top.signal(SIGCONT);
+    screen.wait_for("serving");
+    screen.keys(&["q"]);
+    screen.wait_for("status 0");
+    wait_until("the terminal is as it was", LONG, || is_restored(&server));
 }
 
 #[test]

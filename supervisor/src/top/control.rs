@@ -152,7 +152,7 @@ impl Desk {
             Key::Letter('x') => self.ask_of_slot(|slot| Request::RestartWorker { slot, wait: true }),
             Key::Letter('d') => self.ask_of_slot(|slot| Request::Drain { slot, wait: true }),
             Key::Letter(letter) => self.sort_by(letter),
-            Key::Enter | Key::Backspace | Key::Other => {}
+            Key::Enter | Key::Backspace | Key::Suspend | Key::Other => {}
         }
         Do::Nothing
     }

@@ -40,6 +40,8 @@ pub(super) enum Key {
     Backspace,
     /// Ctrl-C.
     Interrupt,
+    /// Ctrl-Z.
+    Suspend,
     Other,
 }
 
@@ -189,7 +191,12 @@ fn keys() -> io::Result<Vec<Input>> {
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => return Ok(Vec::new()),
         Err(errno) => return Err(errno.into()),
     };
-    Ok(understand(&buffer[..length]).into_iter().map(Input::Key).collect())
+    let keys = understand(&buffer[..length]);
+    if keys.contains(&Key::Suspend) {
+        // What the terminal itself would do, were it not raw.
+        let _ = nix::sys::signal::kill(Pid::from_raw(0), Signal::SIGTSTP);
+    }
+    Ok(keys.into_iter().map(Input::Key).collect())
 }
 
 /// Keys out of what a terminal sends for them (ECMA-48, as xterm does it).
@@ -227,6 +234,7 @@ fn understand(mut bytes: &[u8]) -> Vec<Key> {
             b'\r' | b'\n' => (Key::Enter, 1),
             0x7f | 0x08 => (Key::Backspace, 1),
             0x03 => (Key::Interrupt, 1),
+            0x1a => (Key::Suspend, 1),
             0x20..=0x7e => (Key::Letter(char::from(*first)), 1),
             _ => (Key::Other, 1),
         };
@@ -246,6 +254,6 @@ mod tests {
         assert_eq!(understand(b"\x1b"), [Key::Escape]);
         assert_eq!(understand(b"\x1b[15~y"), [Key::Other, Key::Letter('y')]);
         assert_eq!(understand(b"\r\x7f\x03\xc3"), [Key::Enter, Key::Backspace, Key::Interrupt, Key::Other]);
-        assert_eq!(understand(b"\x1b["), [Key::Other]);
+        assert_eq!(understand(b"\x1a\x1b["), [Key::Suspend, Key::Other]);
     }
 }

@@ -49,6 +49,9 @@ pub(super) struct Seat {
     listens: Cell<bool>,
     /// It asks for something just now.
     asks: Cell<bool>,
+    /// It has asked for something.
+    has_asked: Cell<bool>,
+    first: Notify,
     /// Its client does not read what it is told.
     pub(super) doomed: Notify,
 }
@@ -65,6 +68,8 @@ impl Seats {
             taken: Rc::clone(&self.0),
             listens: Cell::new(false),
             asks: Cell::new(false),
+            has_asked: Cell::new(false),
+            first: Notify::new(),
             doomed: Notify::new(),
         });
         let mut order = order.borrow_mut();
@@ -100,6 +105,9 @@ impl Seat {
     /// Asks for something, or does not any more.
     pub(super) fn asks(&self, asks: bool) {
         self.asks.set(asks);
+        if asks && !self.has_asked.replace(true) {
+            self.first.notify_one();
+        }
     }
 
     /// Asks for events; false when too many are told of them already.
@@ -156,6 +164,13 @@ pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat
         () = life => {}
     }
     if !seat.listens.get() {
+        if !seat.has_asked.get() {
+            // What it asks for may be on its way, and hyper would close at once.
+            tokio::select! {
+                _ = &mut connection => return,
+                _ = tokio::time::timeout(LAST, seat.first.notified()) => {}
+            }
+        }
         connection.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(LAST, connection).await;
     }

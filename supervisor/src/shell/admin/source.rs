@@ -99,15 +99,21 @@ pub(super) struct Following {
 impl Source {
     /// Begins to listen on the two connections.
     pub(super) fn open(status: UnixStream, events: UnixStream) -> (Self, Gone) {
-        let (asks, asked) = mpsc::channel(MOST_WAITING);
+        let (asks, mut asked) = mpsc::channel(MOST_WAITING);
         let (gone, is_gone) = watch::channel(false);
         let gone = Rc::new(gone);
         let recent =
             Rc::new(RefCell::new(Recent { kept: VecDeque::new(), news: broadcast::channel(BEHIND).0 }));
         let end = Rc::clone(&gone);
         tokio::task::spawn_local(async move {
-            paint(status, asked).await;
+            let last = paint(status, &mut asked).await;
             let _ = end.send(true);
+            // Who is in hand is told how it was: an upgrade may go on for a while.
+            while let Some(asks) = asked.recv().await {
+                if let Some(picture) = &last {
+                    let _ = asks.send(Rc::clone(picture));
+                }
+            }
         });
         let told = Rc::clone(&recent);
         tokio::task::spawn_local(async move {
@@ -149,38 +155,46 @@ impl Following {
     }
 }
 
-/// Answers whoever asks for the status, until the connection ends.
-async fn paint(stream: UnixStream, mut asked: mpsc::Receiver<oneshot::Sender<Rc<Picture>>>) {
+/// Answers whoever asks for the status, until the connection ends; returns the last picture.
+async fn paint(
+    stream: UnixStream,
+    asked: &mut mpsc::Receiver<oneshot::Sender<Rc<Picture>>>,
+) -> Option<Rc<Picture>> {
     let mut stream = BufReader::new(stream);
     let mut last: Option<(Instant, Rc<Picture>)> = None;
-    let mut line = String::new();
     loop {
         let asks = tokio::select! {
             asks = asked.recv() => asks,
             // Nobody has asked: that can only be the end.
-            _ = stream.fill_buf() => return,
+            _ = stream.fill_buf() => None,
         };
-        let Some(asks) = asks else { return };
-        let picture = match &last {
-            Some((made, picture)) if made.elapsed() < FRESH => Rc::clone(picture),
-            _ => {
-                line.clear();
-                if stream.get_mut().write_all(&request(&Request::Status)).await.is_err()
-                    || stream.read_line(&mut line).await.unwrap_or(0) == 0
-                {
-                    return;
-                }
-                let Some(status) = status_in(&line) else { return };
-                let picture = Rc::new(Picture::new(status));
-                last = Some((Instant::now(), Rc::clone(&picture)));
-                picture
+        let Some(asks) = asks else { break };
+        let is_fresh = last.as_ref().is_some_and(|(made, _)| made.elapsed() < FRESH);
+        let goes_on = is_fresh || {
+            let new = ask(&mut stream).await;
+            let goes_on = new.is_some();
+            last = new.map(|picture| (Instant::now(), Rc::new(picture))).or(last);
+            goes_on
+        };
+        if let Some((_, picture)) = &last {
+            let _ = asks.send(Rc::clone(picture));
+            while let Ok(asks) = asked.try_recv() {
+                let _ = asks.send(Rc::clone(picture));
             }
-        };
-        let _ = asks.send(Rc::clone(&picture));
-        while let Ok(asks) = asked.try_recv() {
-            let _ = asks.send(Rc::clone(&picture));
+        }
+        if !goes_on {
+            break;
         }
     }
+    last.map(|(_, picture)| picture)
+}
+
+/// Asks the supervisor; `None` when it has let go.
+async fn ask(stream: &mut BufReader<UnixStream>) -> Option<Picture> {
+    stream.get_mut().write_all(&request(&Request::Status)).await.ok()?;
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok()?;
+    status_in(&line).map(Picture::new)
 }
 
 fn status_in(line: &str) -> Option<Value> {
