@@ -35,6 +35,11 @@ fn an_address_that_goes_with_a_restart_is_closed() {
 }
 
 #[test]
+fn admin_addresses_are_there_all_the_time_too() {
+    under_systemd("admin addresses", "inside_keeps_admin_addresses");
+}
+
+#[test]
 fn a_unit_without_a_store_restarts_as_ever() {
     under_systemd("no store", "inside_without_a_store");
 }
@@ -202,6 +207,30 @@ fn inside_changes_addresses() {
     restart();
     let report = load.finish();
     report.assert_flawless();
+}
+
+#[test]
+#[ignore = "runs under a systemd of its own"]
+fn inside_keeps_admin_addresses() {
+    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\nadmin = \"127.0.0.1:9100\"\n\
+                  agent = \"127.0.0.1:9101\"\n";
+    install(config, "");
+    // Two slots and the key; and these two.
+    wait_until("the sockets to be kept", LONG, || stored() == 5);
+    let probes = start(Plan::rate(&address("127.0.0.1:9100"), 20.0).http("/healthz", Some("ok\n")));
+    for round in 0..3 {
+        restart();
+        probes.wait_for_more(20);
+        assert_eq!(stored(), 5, "after restart {round}: neither more nor fewer\n{}", journal());
+    }
+    let report = probes.finish();
+    println!("{report}");
+    report.assert_flawless();
+    std::fs::write(CONFIG, "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n")
+        .expect("written");
+    restart();
+    wait_until("the other sockets to be closed", LONG, || stored() == 3);
+    assert!(address("127.0.0.1:9100").connect().is_err());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::error::{Act, ListenError, Problem};
 use super::inherited;
+use super::kept::Label;
 use super::lock::AddressLock;
 use super::slots::{self, Parts, Slots};
 use super::steer::{SteerError, Steered};
@@ -86,15 +87,16 @@ impl Group {
         }
     }
 
-    /// Binds the only socket of a TCP address, and has it listen.
+    /// Binds the only socket of a TCP address, unless an earlier process has left it, and has it listen.
     pub(super) fn alone(
         purpose: &str,
         asked: SocketAddr,
+        kept: Option<OwnedFd>,
         backlog: u32,
         runtime_dir: Option<&Path>,
     ) -> Result<Self, Problem> {
         let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
-        let socket = tcp::bind_alone(asked)?;
+        let socket = kept.map_or_else(|| tcp::bind_alone(asked), Ok)?;
         slots::listen(&socket, backlog).map_err(Problem::system(Act::Listen))?;
         let address = tcp::local_address(&socket)?;
         let lock = if asked.port() == 0 { lock_tcp(runtime_dir, address)? } else { early };
@@ -209,6 +211,12 @@ impl Group {
         let all = match &self.kind {
             Kind::Slots(slots) => slots.labels(any),
             Kind::File { file, socket } if slots::listens(socket) => vec![(file.label(), Rc::clone(socket))],
+            Kind::Inherited { socket } if self.is_alone() => match tcp::local_address(socket) {
+                Ok(address) => {
+                    vec![(Label::Alone { purpose: self.name.clone(), address, any }, Rc::clone(socket))]
+                }
+                Err(_) => Vec::new(),
+            },
             Kind::File { .. } | Kind::Inherited { .. } => Vec::new(),
         };
         all.into_iter().filter_map(|(label, socket)| Some((label.name()?, socket))).collect()

@@ -2,7 +2,7 @@
 //!
 //! A service manager keeps copies of our listening sockets under names that we choose, and hands them over like
 //! activated ones, in any order. The name tells what a socket is: a slot's and which place it has in the kernel's
-//! group, the key of an address, or a Unix socket and which file is its own. A name is believed only if the socket
+//! group, the key of an address, the only one of an address and for what, or a Unix socket and which file is its own. A name is believed only if the socket
 //! is what it says.
 
 use super::slots::Parts;
@@ -27,6 +27,8 @@ const NAME_MAX: usize = 255;
 pub(super) enum Label {
     /// A member of a TCP address's group: a slot's, or the key. `any` port was asked for, and this one was free.
     Member { slot: Option<u16>, place: u16, address: SocketAddr, any: bool },
+    /// The only socket of a TCP address that no worker serves, and its purpose.
+    Alone { purpose: String, address: SocketAddr, any: bool },
     /// A Unix socket and its file, by device and inode.
     File { identity: (u64, u64), path: PathBuf },
 }
@@ -42,7 +44,7 @@ impl Label {
         let stream = getsockopt(socket, sockopt::SockType) == Ok(SockType::Stream);
         let Ok(bound) = SockRef::from(socket).local_addr() else { return false };
         let there = match self {
-            Self::Member { address, .. } => bound
+            Self::Member { address, .. } | Self::Alone { address, .. } => bound
                 .as_socket()
                 .is_some_and(|bound| (bound.ip(), bound.port()) == (address.ip(), address.port())),
             Self::File { path, .. } => bound.as_pathname() == Some(path),
@@ -60,10 +62,9 @@ impl fmt::Display for Label {
                     Some(slot) => write!(f, "slot-{slot}-")?,
                     None => f.write_str("key-")?,
                 }
-                // A name must not contain colons.
-                let ip = address.ip().to_string().replace(':', "_");
-                write!(f, "{place}-{}-{ip}-{}", if *any { "any" } else { "tcp" }, address.port())
+                write!(f, "{place}-{}", Place(*address, *any))
             }
+            Self::Alone { purpose, address, any } => write!(f, "alone-{purpose}-{}", Place(*address, *any)),
             Self::File { identity: (device, inode), path } => {
                 write!(f, "unix-{device}-{inode}-")?;
                 path.as_os_str().as_bytes().iter().try_for_each(|byte| {
@@ -72,6 +73,18 @@ impl fmt::Display for Label {
                 })
             }
         }
+    }
+}
+
+/// Where a TCP socket is bound, and whether any port would have done.
+struct Place(SocketAddr, bool);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(address, any) = self;
+        // A name must not contain colons.
+        let ip = address.ip().to_string().replace(':', "_");
+        write!(f, "{}-{ip}-{}", if *any { "any" } else { "tcp" }, address.port())
     }
 }
 
@@ -96,19 +109,24 @@ fn read(name: &str) -> Option<Label> {
         let identity = (field()?.parse().ok()?, field()?.parse().ok()?);
         return Some(Label::File { identity, path: path(rest)? });
     }
-    let slot = match kind {
-        "slot" => Some(field()?.parse().ok()?),
-        "key" => None,
+    let member = match kind {
+        "slot" => Some(Some(field()?.parse().ok()?)),
+        "key" => Some(None),
+        "alone" => None,
         _ => return None,
     };
-    let place = field()?.parse().ok()?;
+    let first = field()?;
     let any = match field()? {
         "any" => true,
         "tcp" => false,
         _ => return None,
     };
     let ip: IpAddr = field()?.replace('_', ":").parse().ok()?;
-    Some(Label::Member { slot, place, address: SocketAddr::new(ip, rest.parse().ok()?), any })
+    let address = SocketAddr::new(ip, rest.parse().ok()?);
+    Some(match member {
+        Some(slot) => Label::Member { slot, place: first.parse().ok()?, address, any },
+        None => Label::Alone { purpose: first.to_owned(), address, any },
+    })
 }
 
 fn path(text: &str) -> Option<PathBuf> {
@@ -130,7 +148,7 @@ fn path(text: &str) -> Option<PathBuf> {
 #[derive(Debug, Default)]
 pub struct Kept {
     groups: Vec<Members>,
-    files: Vec<(Label, OwnedFd)>,
+    others: Vec<(Label, OwnedFd)>,
     /// The names that came, each with its socket's inode.
     names: Vec<(String, u64)>,
     remarks: Vec<String>,
@@ -168,7 +186,7 @@ impl Kept {
 
     fn put(&mut self, label: Label, socket: OwnedFd) {
         let Label::Member { slot, place, address, any } = label else {
-            return self.files.push((label, socket));
+            return self.others.push((label, socket));
         };
         // With the scope of a link-local address, which the name leaves out.
         let address = super::tcp::local_address(&socket).unwrap_or(address);
@@ -194,13 +212,27 @@ impl Kept {
 
     /// The Unix socket of this path that came back, and its file's device and inode.
     pub(super) fn take_file(&mut self, wanted: &Path) -> Option<((u64, u64), OwnedFd)> {
-        let fits =
-            |(label, _): &(Label, OwnedFd)| matches!(label, Label::File { path, .. } if path == wanted);
-        let index = self.files.iter().position(fits)?;
-        match self.files.swap_remove(index) {
+        let index = self
+            .others
+            .iter()
+            .position(|(label, _)| matches!(label, Label::File { path, .. } if path == wanted))?;
+        match self.others.swap_remove(index) {
             (Label::File { identity, .. }, socket) => Some((identity, socket)),
-            (Label::Member { .. }, _) => None,
+            _ => None,
         }
+    }
+
+    /// The only socket of an address that came back for this purpose.
+    pub(super) fn take_alone(&mut self, wanted: &str, asked: SocketAddr) -> Option<OwnedFd> {
+        let fits = |label: &Label| match label {
+            Label::Alone { purpose, address, any } => {
+                purpose == wanted
+                    && (*address == asked || asked.port() == 0 && *any && address.ip() == asked.ip())
+            }
+            _ => false,
+        };
+        let index = self.others.iter().position(|(label, _)| fits(label))?;
+        Some(self.others.swap_remove(index).1)
     }
 
     /// The names under which sockets came, each with its socket's inode. For whoever keeps them.
@@ -218,12 +250,13 @@ impl Kept {
     pub(super) fn settle(&mut self) -> Vec<String> {
         let mut remarks = std::mem::take(&mut self.remarks);
         let addresses = self.groups.drain(..).map(|group| group.address.to_string());
-        let files = self.files.drain(..).filter_map(|(label, _)| match label {
+        let others = self.others.drain(..).filter_map(|(label, _)| match label {
             Label::File { path, .. } => Some(format!("unix:{}", path.display())),
+            Label::Alone { address, .. } => Some(address.to_string()),
             Label::Member { .. } => None,
         });
         let gone = |address| format!("closing {address}: it was kept, and is not configured any more");
-        remarks.extend(addresses.chain(files).map(gone));
+        remarks.extend(addresses.chain(others).map(gone));
         remarks
     }
 }
@@ -248,6 +281,10 @@ mod tests {
             (
                 Label::Member { slot: None, place: 2, address: address("[::1]:80"), any: true },
                 "prefork-key-2-any-__1-80",
+            ),
+            (
+                Label::Alone { purpose: "admin".to_owned(), address: address("[::1]:9100"), any: false },
+                "prefork-alone-admin-tcp-__1-9100",
             ),
             (
                 Label::File { identity: (5, 77), path: "/run/my app/50%:a-b.sock".into() },
@@ -277,6 +314,8 @@ mod tests {
             "prefork-slot-3-4-tcp-127.0.0.1-8000-",
             "prefork-key-3-4-tcp-127.0.0.1-8000",
             "prefork-key-3-tcp-0_0_1-80",
+            "prefork-alone-tcp-127.0.0.1-80",
+            "prefork-alone-admin-tcp-127.0.0.1",
             "prefork-unix-1-2-relative.sock",
             "prefork-unix-1-2-/a%2",
             "prefork-unix-1-2-/a%2fb",

@@ -174,7 +174,8 @@ impl Listeners {
                         if let Some(group) = live.iter().find(is_it) {
                             return Ok(Rc::clone(group));
                         }
-                        let bound = Group::alone(purpose, target, backlog, self.runtime_dir.as_deref());
+                        let kept = self.kept.borrow_mut().take_alone(purpose, target);
+                        let bound = Group::alone(purpose, target, kept, backlog, self.runtime_dir.as_deref());
                         let group = Rc::new(bound.map_err(|problem| ListenError::new(&target, problem))?);
                         live.push(Rc::clone(&group));
                         Ok(group)
