@@ -51,6 +51,43 @@ fn focus(browser: &Browser) -> String {
     browser.run(script).as_str().unwrap_or_default().to_owned()
 }
 
+/// The texts whose contrast is less than WCAG 2.2, 1.4.3 asks for: 4.5, of large ones 3.
+fn faint(browser: &Browser) -> Vec<String> {
+    let script = r#"
+        const parse = colour => (colour.match(/[\d.]+/g) || []).map(Number);
+        const light = ([r, g, b]) => {
+            const [x, y, z] = [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+        };
+        const over = (top, below) => {
+            const a = top.length > 3 ? top[3] : 1;
+            return [0, 1, 2].map(i => top[i] * a + below[i] * (1 - a));
+        };
+        const ground = element => {
+            const layers = [];
+            for (let at = element; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
+            return layers.reverse().filter(one => one.length > 2).reduce((below, top) => over(top, below), [255, 255, 255]);
+        };
+        const found = [];
+        const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+            if (!text || !element.getClientRects().length || element.closest('script, style')) continue;
+            const style = getComputedStyle(element), size = parseFloat(style.fontSize);
+            if (style.visibility !== 'visible') continue;
+            const below = ground(element);
+            const ink = over(parse(element instanceof SVGElement ? style.fill : style.color), below);
+            const [a, b] = [light(ink), light(below)].sort((x, y) => y - x);
+            const ratio = (a + 0.05) / (b + 0.05);
+            const large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
+            if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`);
+        }
+        return found;"#;
+    let found = browser.run(script);
+    let texts = found.as_array().expect("a list").iter();
+    texts.map(|text| text.as_str().unwrap_or_default().to_owned()).collect()
+}
+
 #[test]
 fn a_server_is_shown_slot_by_slot_with_its_load() {
     let server = setup().workers(4).args(["--name", "shop"]).start();
@@ -83,8 +120,10 @@ fn it_fits_a_phone_and_both_palettes() {
     let paper = "return getComputedStyle(document.body).backgroundColor";
     browser.prefer("prefers-color-scheme", "light");
     let light = browser.run(paper);
+    assert_eq!(faint(&browser), Vec::<String>::new());
     browser.prefer("prefers-color-scheme", "dark");
     wait_until("it is dark", LONG, || browser.run(paper) != light);
+    assert_eq!(faint(&browser), Vec::<String>::new());
     browser.press(&['d']);
     wait_until("it is light on demand", LONG, || browser.run(paper) == light);
     browser.resize(360, 740);
