@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -37,6 +38,32 @@ pub struct Browser {
     _profile: TempDir,
 }
 
+/// Starts a driver: its process and its port; `None` when it leaves without telling one.
+fn drive(program: &Path, home: &Path) -> Option<(Child, u16)> {
+    let mut driver = Command::new(program)
+        .arg("--port=0")
+        // What the browser itself writes, such as sockets and crash reports, goes where it is cleaned up.
+        .env("TMPDIR", home)
+        .env("HOME", home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("chromedriver can be run");
+    let mut lines = BufReader::new(driver.stdout.take().expect("it is piped")).lines();
+    let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
+        let port = line.split_once("successfully on port ")?.1;
+        port.trim_end_matches('.').parse::<u16>().ok()
+    });
+    // It must not block on what nobody reads.
+    std::thread::spawn(move || lines.count());
+    if port.is_none() {
+        let _ = driver.wait();
+    }
+    Some((driver, port?))
+}
+
 /// What an element is called by where elements are named in JSON.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
@@ -48,25 +75,12 @@ impl Browser {
     pub fn start(width: u32, height: u32) -> Option<Self> {
         let binary = ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(tool)?;
         let profile = tempfile::tempdir().expect("a temporary directory");
-        let mut driver = Command::new(tool("chromedriver")?)
-            .arg("--port=0")
-            // What the browser itself writes, such as sockets and crash reports, goes where it is cleaned up.
-            .env("TMPDIR", profile.path())
-            .env("HOME", profile.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("chromedriver can be run");
-        let mut lines = BufReader::new(driver.stdout.take().expect("it is piped")).lines();
-        let port = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let port = line.split_once("successfully on port ")?.1;
-            port.trim_end_matches('.').parse::<u16>().ok()
-        });
-        // It must not block on what nobody reads.
-        std::thread::spawn(move || lines.count());
-        let address = format!("127.0.0.1:{}", port.expect("chromedriver tells its port"));
+        let chromedriver = tool("chromedriver")?;
+        // It wants one port of both 127.0.0.1 and ::1, and leaves when the one that it was given is somebody's at the other.
+        let (driver, port) = (0..8)
+            .find_map(|_| drive(&chromedriver, profile.path()))
+            .expect("chromedriver tells its port, once in eight times");
+        let address = format!("127.0.0.1:{port}");
         let address = address.parse().expect("an address");
         let mut browser = Self { driver, address, session: String::new(), _profile: profile };
         let arguments = [
