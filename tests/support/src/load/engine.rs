@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(20);
 /// How long a closed-loop client rests after a failure, so that a dead server is not asked a million times.
 const REST: Duration = Duration::from_millis(10);
+/// How many answers a connection gets before it is the others' turn: a server on the same processor could go on with one for
+/// ever.
+const TURN: usize = 16;
 /// The event of the timer, which no connection can have.
 const TIMER: u64 = u64::MAX;
 
@@ -27,6 +30,8 @@ pub(super) struct Engine<'a> {
     /// Connections by number; numbers are used again.
     slots: Vec<Option<Connection>>,
     free: Vec<usize>,
+    /// Those to go on with, whatever the kernel says: new ones, and those who have had their turn.
+    ready: Vec<usize>,
     open: usize,
     began: Instant,
     /// Open loop: how many connections were due so far. Closed loop: unused.
@@ -58,6 +63,7 @@ impl<'a> Engine<'a> {
             timer,
             slots: Vec::new(),
             free: Vec::new(),
+            ready: Vec::new(),
             open: 0,
             began: now,
             due: 0,
@@ -79,7 +85,11 @@ impl<'a> Engine<'a> {
             if !going && self.open == 0 {
                 break;
             }
-            let pause = u8::try_from(TICK.as_millis()).unwrap_or(u8::MAX);
+            for number in std::mem::take(&mut self.ready) {
+                self.drive(number);
+            }
+            let tick_ms = u8::try_from(TICK.as_millis()).unwrap_or(u8::MAX);
+            let pause = if self.ready.is_empty() { tick_ms } else { 0 };
             let ready = match self.epoll.wait(&mut events, EpollTimeout::from(pause)) {
                 Ok(ready) => ready,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -165,7 +175,7 @@ impl<'a> Engine<'a> {
         }
         self.slots[number] = Some(connection);
         self.open += 1;
-        self.drive(number);
+        self.ready.push(number);
     }
 
     /// Whether the request that was just counted is for the other path of the mix.
@@ -181,8 +191,9 @@ impl<'a> Engine<'a> {
         chance < share
     }
 
+    /// Goes on with a connection until the kernel has no more, or until it is the others' turn.
     fn drive(&mut self, number: usize) {
-        loop {
+        for _ in 0..TURN {
             // An event may be left over from a connection that ended in this round.
             let Some(connection) = &mut self.slots[number] else { return };
             match connection.drive(&self.script) {
@@ -211,6 +222,7 @@ impl<'a> Engine<'a> {
                 }
             }
         }
+        self.ready.push(number);
     }
 
     fn answered(&mut self, number: usize, marks: Marks) {
