@@ -103,8 +103,10 @@ fn go() {
 #[test]
 fn puma() {
     let Some(puma) = needs("puma", "puma") else { return };
-    let words =
-        words(puma, ["--no-config", "--silent", "--bind-to-activated-sockets=only", &file("config.ru")]);
+    let words = words(
+        puma,
+        ["--config", &file("puma.rb"), "--silent", "--bind-to-activated-sockets=only", &file("config.ru")],
+    );
     // TERM would end it as gracefully, but not with status 0.
     let stack = stack("Puma", "Hello from Puma").options(["--stop-signal", "INT"]);
     stack.program(words).speaks(Speaks::InTime).measure();

@@ -30,7 +30,7 @@ pub(super) struct Engine<'a> {
     /// Connections by number; numbers are used again.
     slots: Vec<Option<Connection>>,
     free: Vec<usize>,
-    /// Those to go on with, whatever the kernel says: new ones, and those who have had their turn.
+    /// Those who have had their turn, to go on with whatever the kernel says.
     ready: Vec<usize>,
     open: usize,
     began: Instant,
@@ -86,7 +86,7 @@ impl<'a> Engine<'a> {
                 break;
             }
             for number in std::mem::take(&mut self.ready) {
-                self.drive(number);
+                self.drive(number, TURN);
             }
             let tick_ms = u8::try_from(TICK.as_millis()).unwrap_or(u8::MAX);
             let pause = if self.ready.is_empty() { tick_ms } else { 0 };
@@ -97,7 +97,8 @@ impl<'a> Engine<'a> {
             };
             for event in &events[..ready] {
                 if event.data() != TIMER {
-                    self.drive(usize::try_from(event.data()).expect("a number that was given out here"));
+                    let number = usize::try_from(event.data()).expect("a number that was given out here");
+                    self.drive(number, TURN);
                 }
             }
             if Instant::now() >= tick {
@@ -175,7 +176,8 @@ impl<'a> Engine<'a> {
         }
         self.slots[number] = Some(connection);
         self.open += 1;
-        self.ready.push(number);
+        // It asks at once, as whoever connects does. What follows has to wait until all have asked.
+        self.drive(number, 1);
     }
 
     /// Whether the request that was just counted is for the other path of the mix.
@@ -191,9 +193,9 @@ impl<'a> Engine<'a> {
         chance < share
     }
 
-    /// Goes on with a connection until the kernel has no more, or until it is the others' turn.
-    fn drive(&mut self, number: usize) {
-        for _ in 0..TURN {
+    /// Goes on with a connection until the kernel has no more, or until it has had so many answers.
+    fn drive(&mut self, number: usize, turn: usize) {
+        for _ in 0..turn {
             // An event may be left over from a connection that ended in this round.
             let Some(connection) = &mut self.slots[number] else { return };
             match connection.drive(&self.script) {
