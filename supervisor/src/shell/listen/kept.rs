@@ -2,8 +2,8 @@
 //!
 //! A service manager keeps copies of our listening sockets under names that we choose, and hands them over like
 //! activated ones, in any order. The name tells what a socket is: a slot's and which place it has in the kernel's
-//! group, the key of an address, the only one of an address and for what, or a Unix socket and which file is its own. A name is believed only if the socket
-//! is what it says.
+//! group, the key of an address, the only one of an address and for what, or a Unix socket and which file is its own. A
+//! name is believed only if the socket is what it says.
 
 use super::slots::Parts;
 use nix::errno::Errno;
@@ -185,11 +185,16 @@ impl Kept {
     }
 
     fn put(&mut self, label: Label, socket: OwnedFd) {
-        let Label::Member { slot, place, address, any } = label else {
-            return self.others.push((label, socket));
-        };
         // With the scope of a link-local address, which the name leaves out.
-        let address = super::tcp::local_address(&socket).unwrap_or(address);
+        let whole = |address| super::tcp::local_address(&socket).unwrap_or(address);
+        let (slot, place, address, any) = match label {
+            Label::Member { slot, place, address, any } => (slot, place, whole(address), any),
+            Label::Alone { purpose, address, any } => {
+                let label = Label::Alone { purpose, address: whole(address), any };
+                return self.others.push((label, socket));
+            }
+            Label::File { .. } => return self.others.push((label, socket)),
+        };
         let group = match self.groups.iter_mut().find(|group| group.address == address) {
             Some(group) => group,
             None => {
@@ -202,10 +207,7 @@ impl Kept {
 
     /// What came back of the address that is asked for now, and where exactly it is bound.
     pub(super) fn take_tcp(&mut self, asked: SocketAddr) -> Option<(SocketAddr, Parts)> {
-        let fits = |group: &Members| {
-            group.address == asked || (asked.port() == 0 && group.any && group.address.ip() == asked.ip())
-        };
-        let index = self.groups.iter().position(fits)?;
+        let index = self.groups.iter().position(|group| answers(group.address, group.any, asked))?;
         let group = self.groups.swap_remove(index);
         Some((group.address, group.parts))
     }
@@ -225,10 +227,7 @@ impl Kept {
     /// The only socket of an address that came back for this purpose.
     pub(super) fn take_alone(&mut self, wanted: &str, asked: SocketAddr) -> Option<OwnedFd> {
         let fits = |label: &Label| match label {
-            Label::Alone { purpose, address, any } => {
-                purpose == wanted
-                    && (*address == asked || asked.port() == 0 && *any && address.ip() == asked.ip())
-            }
+            Label::Alone { purpose, address, any } => purpose == wanted && answers(*address, *any, asked),
             _ => false,
         };
         let index = self.others.iter().position(|(label, _)| fits(label))?;
@@ -259,6 +258,11 @@ impl Kept {
         remarks.extend(addresses.chain(others).map(gone));
         remarks
     }
+}
+
+/// Whether what is bound there is what is asked for now; `any` port was asked for when it was bound.
+fn answers(bound: SocketAddr, any: bool, asked: SocketAddr) -> bool {
+    bound == asked || (asked.port() == 0 && any && bound.ip() == asked.ip())
 }
 
 /// A socket's inode, which no other socket has while it is open.
@@ -296,6 +300,21 @@ mod tests {
             assert_eq!(name.parse(), Ok(label));
             assert!(name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'));
         }
+    }
+
+    #[test]
+    fn the_only_socket_of_an_address_comes_back_for_its_purpose_alone() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("bound");
+        let name = format!("prefork-alone-admin-tcp-127.0.0.1-{}", address.port());
+        let (others, mut kept) = Kept::sort(vec![Inherited { name, socket: socket.into() }]);
+        assert!(others.is_empty());
+        assert!(kept.take_alone("agent", address).is_none(), "it was another's");
+        assert!(kept.take_tcp(address).is_none(), "workers never had it");
+        let any = SocketAddr::new(address.ip(), 0);
+        assert!(kept.take_alone("admin", any).is_none(), "its port was asked for");
+        assert!(kept.take_alone("admin", address).is_some());
+        assert!(kept.settle().is_empty(), "nothing is left");
     }
 
     #[test]
