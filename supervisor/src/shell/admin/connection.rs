@@ -49,9 +49,8 @@ pub(super) struct Seat {
     listens: Cell<bool>,
     /// It asks for something just now.
     asks: Cell<bool>,
-    /// It has asked for something.
-    has_asked: Cell<bool>,
-    first: Notify,
+    /// It has asked for something, now or earlier.
+    has_asked: Notify,
     /// Its client does not read what it is told.
     pub(super) doomed: Notify,
 }
@@ -68,8 +67,7 @@ impl Seats {
             taken: Rc::clone(&self.0),
             listens: Cell::new(false),
             asks: Cell::new(false),
-            has_asked: Cell::new(false),
-            first: Notify::new(),
+            has_asked: Notify::new(),
             doomed: Notify::new(),
         });
         let mut order = order.borrow_mut();
@@ -105,8 +103,8 @@ impl Seat {
     /// Asks for something, or does not any more.
     pub(super) fn asks(&self, asks: bool) {
         self.asks.set(asks);
-        if asks && !self.has_asked.replace(true) {
-            self.first.notify_one();
+        if asks {
+            self.has_asked.notify_one();
         }
     }
 
@@ -164,12 +162,10 @@ pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat
         () = life => {}
     }
     if !seat.listens.get() {
-        if !seat.has_asked.get() {
-            // What it asks for may be on its way, and hyper would close at once.
-            tokio::select! {
-                _ = &mut connection => return,
-                _ = tokio::time::timeout(LAST, seat.first.notified()) => {}
-            }
+        // What it asks for first may be on its way, and hyper would close at once.
+        tokio::select! {
+            _ = &mut connection => return,
+            _ = tokio::time::timeout(LAST, seat.has_asked.notified()) => {}
         }
         connection.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(LAST, connection).await;
