@@ -149,12 +149,26 @@ impl std::str::FromStr for Format {
             return Err("a format is one line, without control characters".to_owned());
         }
         let pieces = pieces(text)?;
-        let fixed: usize =
-            pieces.iter().map(|piece| if let Piece::Text(text) = piece { text.len() } else { 24 }).sum();
+        let fixed: usize = pieces
+            .iter()
+            .map(|piece| {
+                if let Piece::Text(text) = piece {
+                    text.len()
+                } else {
+                    24
+                }
+            })
+            .sum();
         if fixed > LONGEST_TEXT {
-            return Err(format!("the format is too long for lines of {LONGEST} bytes (leave something out)"));
+            return Err(format!(
+                "the format is too long for lines of {LONGEST} bytes (leave something out)"
+            ));
         }
-        Ok(Self { written: written.to_owned(), pieces, escape })
+        Ok(Self {
+            written: written.to_owned(),
+            pieces,
+            escape,
+        })
     }
 }
 
@@ -195,12 +209,17 @@ fn variable(name: &str) -> Result<Piece, String> {
     match name.strip_prefix("http_") {
         Some(header)
             if !header.is_empty()
-                && header.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') =>
+                && header
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') =>
         {
             Ok(Piece::Header(header.replace('_', "-")))
         }
         _ => {
-            let known: Vec<String> = VARIABLES.iter().map(|(word, _)| format!("${word}")).collect();
+            let known: Vec<String> = VARIABLES
+                .iter()
+                .map(|(word, _)| format!("${word}"))
+                .collect();
             Err(format!(
                 "`${name}` is no variable of the access log (they are {} and $http_NAME)",
                 known.join(" ")
@@ -216,7 +235,11 @@ mod tests {
     #[test]
     fn named_formats_are_formats() {
         for name in ["combined", "json"] {
-            assert!(name.parse::<Format>().is_ok_and(|format| format.pieces.len() > 10), "{name}");
+            assert!(
+                name.parse::<Format>()
+                    .is_ok_and(|format| format.pieces.len() > 10),
+                "{name}"
+            );
         }
     }
 

@@ -73,9 +73,9 @@ impl From<io::Error> for ChannelError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::WouldBlock => Self::Full,
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
-                Self::Closed
-            }
+            io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::NotConnected => Self::Closed,
             _ => Self::System(error),
         }
     }
@@ -104,7 +104,10 @@ pub fn pair() -> io::Result<(SupervisorEnd, WorkerEnd)> {
 impl<Out: bincode::Encode, In: bincode::Decode<()>> Channel<Out, In> {
     /// Takes over one end of a `SOCK_SEQPACKET` socketpair.
     pub fn from_socket(socket: OwnedFd) -> Self {
-        Self { socket, direction: PhantomData }
+        Self {
+            socket,
+            direction: PhantomData,
+        }
     }
 
     /// Sends one message, or fails at once.
@@ -152,13 +155,23 @@ impl SupervisorEnd {
     ///
     /// # Errors
     /// As for [`send`](Self::send).
-    pub fn send_with(&self, message: &ToWorker, descriptor: BorrowedFd<'_>) -> Result<(), ChannelError> {
+    pub fn send_with(
+        &self,
+        message: &ToWorker,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), ChannelError> {
         let packet = wire::encode(message)?;
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let numbers = [descriptor.as_raw_fd()];
         let along = [ControlMessage::ScmRights(&numbers)];
-        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&packet)], &along, flags, None)
-            .map_err(io::Error::from)?;
+        sendmsg::<()>(
+            self.socket.as_raw_fd(),
+            &[IoSlice::new(&packet)],
+            &along,
+            flags,
+            None,
+        )
+        .map_err(io::Error::from)?;
         Ok(())
     }
 }
@@ -174,11 +187,14 @@ impl WorkerEnd {
         match sys::receive_with_descriptor(self.socket.as_fd(), &mut buffer) {
             Ok((0, ..)) => Ok((Received::Closed, None)),
             Ok((_, true, _)) => Err(ChannelError::Wire(WireError::TooLong(MAX_PACKET + 1))),
-            Ok((length, false, descriptor)) => {
-                Ok((Received::Message(wire::decode(&buffer[..length])?), descriptor))
-            }
+            Ok((length, false, descriptor)) => Ok((
+                Received::Message(wire::decode(&buffer[..length])?),
+                descriptor,
+            )),
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok((Received::Nothing, None)),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {
+                    Ok((Received::Nothing, None))
+                }
                 io::ErrorKind::ConnectionReset => Ok((Received::Closed, None)),
                 _ => Err(ChannelError::System(error)),
             },
@@ -207,23 +223,34 @@ mod tests {
     fn a_descriptor_comes_with_its_message() {
         let (supervisor, worker) = pair().expect("a socketpair");
         let (read, write) = nix::unistd::pipe().expect("a pipe");
-        supervisor.send_with(&ToWorker::Reopen, write.as_fd()).expect("sent");
+        supervisor
+            .send_with(&ToWorker::Reopen, write.as_fd())
+            .expect("sent");
         drop(write);
         let (received, descriptor) = worker.receive_with().expect("received");
         assert_eq!(received, Received::Message(ToWorker::Reopen));
         nix::unistd::write(descriptor.expect("a descriptor"), b"x").expect("written");
         assert_eq!(nix::unistd::read(&read, &mut [0; 2]), Ok(1));
-        assert!(matches!(worker.receive_with(), Ok((Received::Nothing, None))));
+        assert!(matches!(
+            worker.receive_with(),
+            Ok((Received::Nothing, None))
+        ));
     }
 
     #[test]
     fn who_leaves_without_reading_is_heard_to_the_end() {
         let (supervisor, worker) = pair().expect("a socketpair");
-        let drain = ToWorker::Drain(Drain { deadline_ms: 1, empty_queue: false });
+        let drain = ToWorker::Drain(Drain {
+            deadline_ms: 1,
+            empty_queue: false,
+        });
         supervisor.send(&drain).expect("sent");
         worker.send(&ToSupervisor::Ready).expect("sent");
         drop(worker);
-        assert!(matches!(supervisor.receive(), Ok(Received::Message(ToSupervisor::Ready))));
+        assert!(matches!(
+            supervisor.receive(),
+            Ok(Received::Message(ToSupervisor::Ready))
+        ));
         assert!(matches!(supervisor.receive(), Ok(Received::Closed)));
     }
 }

@@ -154,7 +154,9 @@ pub fn is_worker() -> bool {
 /// To be called once, before anything else in the process opens or owns descriptors from 3 on.
 #[allow(unsafe_code)]
 pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
-    let Some(pid) = number::<u32>(LISTEN_PID)? else { return Ok(Vec::new()) };
+    let Some(pid) = number::<u32>(LISTEN_PID)? else {
+        return Ok(Vec::new());
+    };
     if pid != std::process::id() {
         return Ok(Vec::new());
     }
@@ -168,7 +170,10 @@ pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
                 variable: LISTEN_FDS,
                 problem: format!("descriptor {fd}: {error}"),
             })?;
-            Ok(Inherited { name: names.next().unwrap_or("unknown").to_owned(), socket })
+            Ok(Inherited {
+                name: names.next().unwrap_or("unknown").to_owned(),
+                socket,
+            })
         })
         .collect()
 }
@@ -183,7 +188,9 @@ impl WorkerEnvironment {
     /// To be called once, before anything else in the process opens or owns descriptors from 3 on.
     #[allow(unsafe_code)]
     pub unsafe fn take() -> Result<Option<Self>, EnvironmentError> {
-        let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else { return Ok(None) };
+        let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else {
+            return Ok(None);
+        };
         let scoreboard = number::<RawFd>(PREFORK_SCOREBOARD)?.ok_or_else(|| EnvironmentError {
             variable: PREFORK_SCOREBOARD,
             problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
@@ -192,14 +199,19 @@ impl WorkerEnvironment {
         let Siblings { near, far } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
         let take = |variable: &'static str, fd: RawFd| {
             // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
-            unsafe { sys::adopt(fd) }
-                .map_err(|error| EnvironmentError { variable, problem: format!("descriptor {fd}: {error}") })
+            unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
+                variable,
+                problem: format!("descriptor {fd}: {error}"),
+            })
         };
         let mut siblings = (scoreboard + 1..)
             .take(near + far)
             .map(|fd| take(PREFORK_SIBLINGS, fd))
             .collect::<Result<Vec<_>, _>>()?;
-        let access = match (number::<RawFd>(PREFORK_ACCESS_LOG)?, word(PREFORK_ACCESS_FORMAT)?) {
+        let access = match (
+            number::<RawFd>(PREFORK_ACCESS_LOG)?,
+            word(PREFORK_ACCESS_FORMAT)?,
+        ) {
             (Some(fd), Some(format)) => Some((take(PREFORK_ACCESS_LOG, fd)?, format)),
             _ => None,
         };
@@ -229,7 +241,10 @@ impl FromStr for Siblings {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let counts = text.split_once(',').and_then(|(near, far)| {
-            Some(Self { near: near.parse::<u16>().ok()?.into(), far: far.parse::<u16>().ok()?.into() })
+            Some(Self {
+                near: near.parse::<u16>().ok()?.into(),
+                far: far.parse::<u16>().ok()?.into(),
+            })
         });
         counts.ok_or_else(|| format!("`{text}` is no pair of counts"))
     }
@@ -237,13 +252,25 @@ impl FromStr for Siblings {
 
 fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
     let text = word::<String>(variable)?;
-    let number = text.map(|text| text.trim().parse().map_err(|_| format!("`{text}` is no number")));
-    number.transpose().map_err(|problem| EnvironmentError { variable, problem })
+    let number = text.map(|text| {
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is no number"))
+    });
+    number
+        .transpose()
+        .map_err(|problem| EnvironmentError { variable, problem })
 }
 
-fn word<T: FromStr<Err: fmt::Display>>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
-    let Ok(text) = std::env::var(variable) else { return Ok(None) };
-    let word =
-        text.parse().map_err(|error: T::Err| EnvironmentError { variable, problem: error.to_string() });
+fn word<T: FromStr<Err: fmt::Display>>(
+    variable: &'static str,
+) -> Result<Option<T>, EnvironmentError> {
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(None);
+    };
+    let word = text.parse().map_err(|error: T::Err| EnvironmentError {
+        variable,
+        problem: error.to_string(),
+    });
     word.map(Some)
 }

@@ -112,7 +112,11 @@ mod tests {
     use std::fmt::Debug;
 
     fn golden<T: Encode + Decode<()> + PartialEq + Debug>(message: &T, bytes: &[u8]) {
-        assert_eq!(encode(message).expect("it fits"), bytes, "{message:?} is written differently now");
+        assert_eq!(
+            encode(message).expect("it fits"),
+            bytes,
+            "{message:?} is written differently now"
+        );
         assert_eq!(&decode::<T>(bytes).expect("it decodes"), message);
     }
 
@@ -120,17 +124,36 @@ mod tests {
     fn golden_bytes_to_supervisor() {
         golden(&ToSupervisor::Hello { protocol: 1 }, &[0, 1]);
         golden(&ToSupervisor::Ready, &[1]);
-        golden(&ToSupervisor::Failed { reason: "no".to_owned() }, &[2, 2, b'n', b'o']);
+        golden(
+            &ToSupervisor::Failed {
+                reason: "no".to_owned(),
+            },
+            &[2, 2, b'n', b'o'],
+        );
         golden(&ToSupervisor::Draining, &[3]);
-        golden(&ToSupervisor::Status { text: "x".to_owned() }, &[4, 1, b'x']);
+        golden(
+            &ToSupervisor::Status {
+                text: "x".to_owned(),
+            },
+            &[4, 1, b'x'],
+        );
     }
 
     #[test]
     fn golden_bytes_to_worker() {
-        golden(&ToWorker::Drain(Drain { deadline_ms: 30_000, empty_queue: true }), &[1, 251, 0x30, 0x75, 1]);
+        golden(
+            &ToWorker::Drain(Drain {
+                deadline_ms: 30_000,
+                empty_queue: true,
+            }),
+            &[1, 251, 0x30, 0x75, 1],
+        );
         golden(&ToWorker::Reopen, &[2]);
         let settings = WorkerSettings {
-            class: Class { threads: 4, connections: 1 },
+            class: Class {
+                threads: 4,
+                connections: 1,
+            },
             app: "hello".to_owned(),
             heartbeat_ms: 1,
             drain_idle_ms: 2,
@@ -151,7 +174,9 @@ mod tests {
         };
         golden(
             &ToWorker::Welcome(welcome),
-            &[0, 1, 9, 2, 3, 8, 4, 1, 5, b'h', b'e', b'l', b'l', b'o', 1, 2, 3, 4, 0, 5, 6, 3],
+            &[
+                0, 1, 9, 2, 3, 8, 4, 1, 5, b'h', b'e', b'l', b'l', b'o', 1, 2, 3, 4, 0, 5, 6, 3,
+            ],
         );
     }
 

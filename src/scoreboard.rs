@@ -24,8 +24,8 @@ use std::time::Duration;
 /// The upper ends of the latency buckets, in microseconds. A request that took exactly as long belongs to the bucket; what took
 /// longer than the last belongs to one more.
 pub const LATENCY_BOUNDS_US: [u64; 14] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
-    5_000_000, 10_000_000,
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
 ];
 
 /// How many latency buckets there are.
@@ -39,7 +39,10 @@ pub const BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
 /// ```
 pub fn bucket(took_us: u64) -> usize {
     // Nearly all are in one of the first.
-    LATENCY_BOUNDS_US.iter().position(|&bound| took_us <= bound).unwrap_or(LATENCY_BOUNDS_US.len())
+    LATENCY_BOUNDS_US
+        .iter()
+        .position(|&bound| took_us <= bound)
+        .unwrap_or(LATENCY_BOUNDS_US.len())
 }
 
 /// What one serving thread writes, and nobody else. Times are milliseconds of [`monotonic_ms`], 0 meaning never.
@@ -180,7 +183,13 @@ impl Reading {
 
     /// Adds what another thread of the same worker says.
     fn merge(&mut self, other: &Self) {
-        let earlier = |one: u64, two: u64| if one == 0 || (two != 0 && two < one) { two } else { one };
+        let earlier = |one: u64, two: u64| {
+            if one == 0 || (two != 0 && two < one) {
+                two
+            } else {
+                one
+            }
+        };
         self.heartbeat = self.heartbeat.max(other.heartbeat);
         self.busy_since = earlier(self.busy_since, other.busy_since);
         self.oldest = earlier(self.oldest, other.oldest);
@@ -266,7 +275,10 @@ impl Layout {
 
     /// As this version makes it, for a worker with so many serving threads.
     pub fn of(threads: u16) -> Self {
-        Self { size: size_of::<Row>() as u32, rows: u32::from(threads.max(1)) }
+        Self {
+            size: size_of::<Row>() as u32,
+            rows: u32::from(threads.max(1)),
+        }
     }
 
     fn bytes(self) -> io::Result<usize> {
@@ -307,7 +319,11 @@ impl SharedRows {
     /// # Errors
     /// When `file` is shorter than it should be or cannot be mapped, or when there are no such rows.
     pub fn open(file: OwnedFd, layout: Layout) -> io::Result<Self> {
-        Ok(Self { memory: SharedMemory::map(file.as_fd(), layout.bytes()?)?, file, layout })
+        Ok(Self {
+            memory: SharedMemory::map(file.as_fd(), layout.bytes()?)?,
+            file,
+            layout,
+        })
     }
 
     /// How they lie in memory.
@@ -338,7 +354,11 @@ impl SharedRows {
     pub fn busy_time(&self, now_ms: u64) -> Duration {
         let of_row = |row: usize| {
             let reading = self.read_row(row);
-            let present = if reading.busy > 0 { now_ms.saturating_sub(reading.busy_since) } else { 0 };
+            let present = if reading.busy > 0 {
+                now_ms.saturating_sub(reading.busy_since)
+            } else {
+                0
+            };
             reading.busy_us.saturating_add(present.saturating_mul(1000))
         };
         let rows = self.layout.rows as usize;
@@ -350,7 +370,13 @@ impl SharedRows {
         let size = self.layout.size as usize;
         Reading::from_fields(|field| {
             let offset = field * size_of::<AtomicU64>();
-            if offset < size { self.memory.at::<AtomicU64>(row * size + offset).load(Relaxed) } else { 0 }
+            if offset < size {
+                self.memory
+                    .at::<AtomicU64>(row * size + offset)
+                    .load(Relaxed)
+            } else {
+                0
+            }
         })
     }
 }
@@ -384,8 +410,14 @@ mod tests {
         theirs.moved(10, 20);
         theirs.connection_closed();
         let seen = ours.read();
-        assert_eq!((seen.requests, seen.open, seen.busy, seen.oldest), (1, 0, 0, 0));
-        assert_eq!((seen.errors, seen.bytes_in, seen.bytes_out, seen.busy_us), (1, 10, 20, 700));
+        assert_eq!(
+            (seen.requests, seen.open, seen.busy, seen.oldest),
+            (1, 0, 0, 0)
+        );
+        assert_eq!(
+            (seen.errors, seen.bytes_in, seen.bytes_out, seen.busy_us),
+            (1, 10, 20, 700)
+        );
         assert_eq!(seen.latency[..3], [0, 1, 0]);
         assert_eq!(
             SharedRows::create(1).expect("memfd").read(),
@@ -407,9 +439,19 @@ mod tests {
             row.moved(u64::MAX / 2, 1);
         }
         let all = rows.read();
-        assert_eq!((all.requests, all.busy, all.busy_since, all.oldest), (3, 2, 400, 450));
-        assert_eq!((all.latency[0], all.latency[BUCKETS - 1], all.busy_us), (2, 1, 20_000_800));
-        assert_eq!((all.bytes_in, all.bytes_out), (u64::MAX, 3), "sums stay numbers");
+        assert_eq!(
+            (all.requests, all.busy, all.busy_since, all.oldest),
+            (3, 2, 400, 450)
+        );
+        assert_eq!(
+            (all.latency[0], all.latency[BUCKETS - 1], all.busy_us),
+            (2, 1, 20_000_800)
+        );
+        assert_eq!(
+            (all.bytes_in, all.bytes_out),
+            (u64::MAX, 3),
+            "sums stay numbers"
+        );
     }
 
     #[test]
@@ -435,7 +477,10 @@ mod tests {
         }
         let expected = Reading::from_fields(|field| field as u64 + 1);
         assert_eq!(rows.read(), expected);
-        assert_eq!((expected.heartbeat, expected.busy_us, expected.latency[0]), (1, 11, 12));
+        assert_eq!(
+            (expected.heartbeat, expected.busy_us, expected.latency[0]),
+            (1, 11, 12)
+        );
     }
 
     #[test]
@@ -447,7 +492,14 @@ mod tests {
         old.store(7, Relaxed);
         short.memory.at::<AtomicU64>(120).store(3, Relaxed);
         let seen = short.read();
-        assert_eq!((seen.requests, seen.latency[4], seen.latency[5..].iter().sum::<u64>()), (7, 3, 0));
+        assert_eq!(
+            (
+                seen.requests,
+                seen.latency[4],
+                seen.latency[5..].iter().sum::<u64>()
+            ),
+            (7, 3, 0)
+        );
         // A newer version: what it has more is not looked at.
         let rows = SharedRows::create(4).expect("memfd");
         let long = same(&rows, Layout { size: 512, rows: 2 });
@@ -455,11 +507,25 @@ mod tests {
         long.row(1).request_ended(u64::MAX, false);
         long.memory.at::<AtomicU64>(1024 - 8).store(99, Relaxed);
         let seen = long.read();
-        assert_eq!((seen.requests, seen.busy_us, seen.latency[BUCKETS - 1]), (1, u64::MAX, 1));
+        assert_eq!(
+            (seen.requests, seen.busy_us, seen.latency[BUCKETS - 1]),
+            (1, u64::MAX, 1)
+        );
         // What is no layout is refused.
-        for (size, rows) in [(0, 1), (64, 1), (200, 1), (256, 0), (256, 1 << 17), (1 << 31, 4), (256, 5)] {
+        for (size, rows) in [
+            (0, 1),
+            (64, 1),
+            (200, 1),
+            (256, 0),
+            (256, 1 << 17),
+            (1 << 31, 4),
+            (256, 5),
+        ] {
             let file = long.as_fd().try_clone_to_owned().expect("dup");
-            assert!(SharedRows::open(file, Layout { size, rows }).is_err(), "{rows} of {size}");
+            assert!(
+                SharedRows::open(file, Layout { size, rows }).is_err(),
+                "{rows} of {size}"
+            );
         }
     }
 
@@ -478,6 +544,9 @@ mod tests {
     #[test]
     fn rows_do_not_share_cache_lines() {
         assert_eq!(size_of::<Row>() % 128, 0);
-        assert!(size_of::<Row>() >= 128, "the first release's rows had so much");
+        assert!(
+            size_of::<Row>() >= 128,
+            "the first release's rows had so much"
+        );
     }
 }

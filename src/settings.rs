@@ -25,9 +25,18 @@ impl Class {
     /// [`ClassName::Async`] only.
     pub fn new(name: ClassName, threads: u16, connections: u32) -> Self {
         match name {
-            ClassName::Sync => Self { threads: 1, connections: 1 },
-            ClassName::Threads => Self { threads, connections: 1 },
-            ClassName::Async => Self { threads: 1, connections },
+            ClassName::Sync => Self {
+                threads: 1,
+                connections: 1,
+            },
+            ClassName::Threads => Self {
+                threads,
+                connections: 1,
+            },
+            ClassName::Async => Self {
+                threads: 1,
+                connections,
+            },
         }
     }
 }

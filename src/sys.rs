@@ -11,10 +11,16 @@ use std::time::Duration;
 
 /// Time since an arbitrary start, by the clock that never jumps. The same in every process of a machine.
 pub fn monotonic() -> Duration {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `now` is a valid timespec to write to; CLOCK_MONOTONIC cannot fail on Linux.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    Duration::new(
+        now.tv_sec.unsigned_abs(),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// [`monotonic`] in whole microseconds.
@@ -48,9 +54,13 @@ impl SharedMemory {
     pub fn map(memory: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
         let size = nix::sys::stat::fstat(memory)?.st_size;
         if usize::try_from(size).unwrap_or(0) < length {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{size} bytes of {length}")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{size} bytes of {length}"),
+            ));
         }
-        let size = NonZeroUsize::new(length).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let size = NonZeroUsize::new(length)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing; the file was checked to be
         // long enough, and its seals (see `sealed_memory`) keep it from shrinking.
         let start = unsafe {
@@ -63,7 +73,10 @@ impl SharedMemory {
                 0,
             )?
         };
-        Ok(Self { start: start.cast(), length })
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
     }
 
     /// A reference to the `T` at `offset`.
@@ -73,7 +86,9 @@ impl SharedMemory {
     pub fn at<T: AnyBytes>(&self, offset: usize) -> &T {
         assert!(offset.is_multiple_of(align_of::<T>()), "misaligned row");
         assert!(
-            offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.length),
+            offset
+                .checked_add(size_of::<T>())
+                .is_some_and(|end| end <= self.length),
             "row out of bounds"
         );
         // SAFETY: in bounds and aligned (just asserted; the mapping starts at a page), valid for any bytes
@@ -161,9 +176,20 @@ fn set_option(
 ) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(4);
     // SAFETY: the option's value is an int, which is valid for reads of `length` bytes.
-    let done =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
@@ -223,9 +249,18 @@ pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
     {
         // SAFETY: the kernel writes a message of this type as a whole ucred after its header, or not at all.
-        sender = unsafe { libc::CMSG_DATA(first).cast::<libc::ucred>().read_unaligned() }.pid;
+        sender = unsafe {
+            libc::CMSG_DATA(first)
+                .cast::<libc::ucred>()
+                .read_unaligned()
+        }
+        .pid;
     }
-    Ok(Sent { length: received.length, cut: received.cut, sender })
+    Ok(Sent {
+        length: received.length,
+        cut: received.cut,
+        sender,
+    })
 }
 
 /// Room for messages beside a packet, aligned as they must be.
@@ -246,7 +281,10 @@ fn receive<'a, const ROOM: usize>(
     control: &'a mut Control<ROOM>,
     room: usize,
 ) -> io::Result<Received<'a>> {
-    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: msghdr is made of integers and pointers only, for which zero is a value.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
@@ -259,7 +297,11 @@ fn receive<'a, const ROOM: usize>(
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
     // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
     let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
-    Ok(Received { length, cut: header.msg_flags & libc::MSG_TRUNC != 0, first })
+    Ok(Received {
+        length,
+        cut: header.msg_flags & libc::MSG_TRUNC != 0,
+        first,
+    })
 }
 
 /// Receives one packet into `buffer`: its length, whether it was longer than the buffer, and the descriptor that has come
@@ -284,8 +326,9 @@ pub fn receive_with_descriptor(
         && first.cmsg_len == ONE as _
     {
         // SAFETY: the kernel has written one descriptor after this header, new in this process, so nobody else owns it.
-        descriptor =
-            Some(unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned()) });
+        descriptor = Some(unsafe {
+            OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned())
+        });
     }
     Ok((received.length, received.cut, descriptor))
 }
@@ -348,7 +391,10 @@ pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
         return Err(io::Error::last_os_error());
     }
     // Of a listening socket, the kernel tells its queue in these two fields (net/ipv4/tcp.c, tcp_get_info).
-    let queue = ListenQueue { length: info.tcpi_unacked, limit: info.tcpi_sacked };
+    let queue = ListenQueue {
+        length: info.tcpi_unacked,
+        limit: info.tcpi_sacked,
+    };
     Ok((info.tcpi_state == LISTEN).then_some(queue))
 }
 
@@ -359,7 +405,13 @@ mod tests {
     #[test]
     fn sealed_memory_cannot_shrink() {
         let memory = sealed_memory("test", 4096).expect("memfd");
-        assert_eq!(nix::unistd::ftruncate(&memory, 1), Err(nix::errno::Errno::EPERM));
-        assert!(SharedMemory::map(memory.as_fd(), 8192).is_err(), "shorter than asked for");
+        assert_eq!(
+            nix::unistd::ftruncate(&memory, 1),
+            Err(nix::errno::Errno::EPERM)
+        );
+        assert!(
+            SharedMemory::map(memory.as_fd(), 8192).is_err(),
+            "shorter than asked for"
+        );
     }
 }

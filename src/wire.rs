@@ -17,7 +17,8 @@ pub const MAX_PACKET: usize = 64 * 1024;
 /// What decoding one packet may take up in memory, in bytes. Strings and byte vectors cost what they are long.
 const MEMORY: usize = 4 * MAX_PACKET;
 
-const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> = bincode::config::standard().with_limit();
+const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> =
+    bincode::config::standard().with_limit();
 
 /// Why bytes are not a message, or a message cannot become bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,10 @@ impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong(length) => {
-                write!(f, "a packet of {length} bytes is over the limit of {MAX_PACKET}")
+                write!(
+                    f,
+                    "a packet of {length} bytes is over the limit of {MAX_PACKET}"
+                )
             }
             Self::Malformed(why) => write!(f, "undecodable message: {why}"),
             Self::Trailing(left) => write!(f, "{left} bytes were left over after the message"),
@@ -56,9 +60,13 @@ impl std::error::Error for WireError {}
 /// # Ok::<(), prefork::wire::WireError>(())
 /// ```
 pub fn encode<T: bincode::Encode>(message: &T) -> Result<Vec<u8>, WireError> {
-    let packet =
-        bincode::encode_to_vec(message, CONFIG).map_err(|error| WireError::Malformed(error.to_string()))?;
-    if packet.len() > MAX_PACKET { Err(WireError::TooLong(packet.len())) } else { Ok(packet) }
+    let packet = bincode::encode_to_vec(message, CONFIG)
+        .map_err(|error| WireError::Malformed(error.to_string()))?;
+    if packet.len() > MAX_PACKET {
+        Err(WireError::TooLong(packet.len()))
+    } else {
+        Ok(packet)
+    }
 }
 
 /// Reads the one message in a packet. Never panics and never allocates more than a few packets' worth,
@@ -89,7 +97,10 @@ mod tests {
         // 253 announces a u64 that follows: a string of 2^60 bytes.
         let mut packet = vec![253];
         packet.extend_from_slice(&(1_u64 << 60).to_le_bytes());
-        assert!(matches!(decode::<String>(&packet), Err(WireError::Malformed(_))));
+        assert!(matches!(
+            decode::<String>(&packet),
+            Err(WireError::Malformed(_))
+        ));
     }
 
     #[test]
@@ -103,7 +114,10 @@ mod tests {
     fn too_long_is_refused_both_ways() {
         let long = "x".repeat(MAX_PACKET + 1);
         assert!(matches!(encode(&long), Err(WireError::TooLong(_))));
-        assert!(matches!(decode::<String>(long.as_bytes()), Err(WireError::TooLong(_))));
+        assert!(matches!(
+            decode::<String>(long.as_bytes()),
+            Err(WireError::TooLong(_))
+        ));
     }
 
     proptest! {

@@ -9,7 +9,9 @@ fn setup(accept: &str) -> Setup {
 }
 
 fn hello(server: &Server, requests: u64) {
-    let plan = Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")).count(requests);
+    let plan = Plan::fresh(&server.address(), 8)
+        .http("/", Some("Hello, client!"))
+        .count(requests);
     run(&plan).assert_flawless();
 }
 
@@ -31,7 +33,10 @@ fn a_stopped_worker_keeps_nobody_waiting() {
             wait_until("it has stopped", LONG, || stopped.process.is_stopped());
             // With a quarter of them in its queue for good, this could not end.
             hello(&server, 400);
-            assert!(stopped.process.is_stopped(), "{accept} {class}: it was not needed");
+            assert!(
+                stopped.process.is_stopped(),
+                "{accept} {class}: it was not needed"
+            );
             stopped.process.signal(SIGCONT);
         }
     }
@@ -42,15 +47,22 @@ fn who_waits_in_the_queue_of_a_stopped_worker_that_steals_nothing_is_served_when
     let server = setup("own").workers(1).start();
     let worker = &server.workers()[0];
     worker.process.signal(SIGSTOP);
-    let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")).count(8));
+    let load = start(
+        Plan::fresh(&server.address(), 8)
+            .http("/", Some("Hello, client!"))
+            .count(8),
+    );
     worker.process.signal(SIGCONT);
     load.wait().assert_flawless();
 }
 
 #[test]
 fn a_reload_may_change_the_way_under_load() {
-    let file = |accept: &str| format!("accept = \"{accept}\"\nworkers = 3\nprobation = \"100ms\"\n");
-    let mut server = Server::setup(env!("CARGO_BIN_EXE_supervisor")).config(&file("steal")).start();
+    let file =
+        |accept: &str| format!("accept = \"{accept}\"\nworkers = 3\nprobation = \"100ms\"\n");
+    let mut server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .config(&file("steal"))
+        .start();
     let load = start(Plan::fresh(&server.address(), 16).http("/", Some("Hello, client!")));
     for accept in ["own", "shared", "steal", "shared", "own", "steal"] {
         load.wait_for_more(200);
@@ -58,7 +70,10 @@ fn a_reload_may_change_the_way_under_load() {
         server.file("config.toml", &file(accept));
         server.signal(SIGHUP);
         server.wait_for_generation_after(before);
-        assert_eq!(server.ready()[0].variable("PREFORK_ACCEPT").as_deref(), Some(accept));
+        assert_eq!(
+            server.ready()[0].variable("PREFORK_ACCEPT").as_deref(),
+            Some(accept)
+        );
     }
     load.wait_for_more(200);
     load.finish().assert_flawless();
@@ -69,7 +84,10 @@ fn beyond_eight_slots_workers_still_cover_each_other() {
     let server = setup("steal").workers(12).start();
     let workers = server.workers();
     // Of any eight neighbours one goes on.
-    let stopped: Vec<_> = workers.iter().filter(|worker| worker.slot % 6 != 5).collect();
+    let stopped: Vec<_> = workers
+        .iter()
+        .filter(|worker| worker.slot % 6 != 5)
+        .collect();
     for worker in &stopped {
         worker.process.signal(SIGSTOP);
         wait_until("it has stopped", LONG, || worker.process.is_stopped());
@@ -86,7 +104,9 @@ fn a_scale_down_far_beyond_eight_slots_leaves_nobody_behind() {
     let load = start(Plan::fresh(&server.address(), 16).http("/", Some("Hello, client!")));
     for left in (1..12).rev() {
         server.signal(SIGTTOU);
-        wait_until("there is one worker less", LONG, || server.workers().len() == left);
+        wait_until("there is one worker less", LONG, || {
+            server.workers().len() == left
+        });
         load.wait_for_more(50);
     }
     load.finish().assert_flawless();

@@ -11,22 +11,33 @@ use testkit::load::{Plan, start};
 use testkit::{LONG, Server, Setup, http, skipped, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).copied().args(["--probation", "20ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .copied()
+        .args(["--probation", "20ms"])
 }
 
 fn logged(setup: Setup, format: &str) -> Setup {
     let log = setup.path("access.log");
-    setup.args(["--access-log".into(), log.into_os_string()]).args(["--access-log-format", format])
+    setup
+        .args(["--access-log".into(), log.into_os_string()])
+        .args(["--access-log-format", format])
 }
 
 fn lines(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(text.is_empty() || text.ends_with('\n'), "the last line is torn: {text}");
+    assert!(
+        text.is_empty() || text.ends_with('\n'),
+        "the last line is torn: {text}"
+    );
     text.lines().map(str::to_owned).collect()
 }
 
 fn wait_for_lines(path: &Path, count: usize) -> Vec<String> {
-    wait_until(&format!("{count} lines in {}", path.display()), LONG, || lines(path).len() >= count);
+    wait_until(
+        &format!("{count} lines in {}", path.display()),
+        LONG,
+        || lines(path).len() >= count,
+    );
     lines(path)
 }
 
@@ -36,19 +47,44 @@ fn each_class_writes_each_format() {
         let ask = |format: &str| {
             let server = logged(setup().workers(1).args(["--class", class]), format).start();
             let before = lines(&server.path("access.log")).len();
-            let request = b"GET /a?b HTTP/1.1\r\nHost: here\r\nUser-Agent: me\r\nConnection: close\r\n\r\n";
-            assert_eq!(http::raw(&server.address(), request).expect("an answer").status, 200);
-            wait_for_lines(&server.path("access.log"), before + 1).pop().expect("a line")
+            let request =
+                b"GET /a?b HTTP/1.1\r\nHost: here\r\nUser-Agent: me\r\nConnection: close\r\n\r\n";
+            assert_eq!(
+                http::raw(&server.address(), request)
+                    .expect("an answer")
+                    .status,
+                200
+            );
+            wait_for_lines(&server.path("access.log"), before + 1)
+                .pop()
+                .expect("a line")
         };
         let line = ask("combined");
         assert!(line.starts_with("127.0.0.1 - - ["), "{line}");
-        assert!(line.ends_with("] \"GET /a?b HTTP/1.1\" 200 14 \"-\" \"me\""), "{line}");
+        assert!(
+            line.ends_with("] \"GET /a?b HTTP/1.1\" 200 14 \"-\" \"me\""),
+            "{line}"
+        );
         let line = ask("json");
         let told: Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!((&told["uri"], &told["status"]), (&"/a?b".into(), &200.into()), "{line}");
-        assert_eq!((&told["host"], &told["worker"]), (&"here".into(), &1.into()), "{line}");
-        assert!(told["request_time"].as_f64().is_some_and(|time| time < 5.0), "{line}");
-        assert_eq!(ask("$request_method/$status/$http_user_agent"), "GET/200/me");
+        assert_eq!(
+            (&told["uri"], &told["status"]),
+            (&"/a?b".into(), &200.into()),
+            "{line}"
+        );
+        assert_eq!(
+            (&told["host"], &told["worker"]),
+            (&"here".into(), &1.into()),
+            "{line}"
+        );
+        assert!(
+            told["request_time"].as_f64().is_some_and(|time| time < 5.0),
+            "{line}"
+        );
+        assert_eq!(
+            ask("$request_method/$status/$http_user_agent"),
+            "GET/200/me"
+        );
     }
 }
 
@@ -60,11 +96,21 @@ fn each_request_of_an_http2_connection_has_a_line() {
     let before = lines(&path).len();
     // By hand (RFC 9113, RFC 7541): the preface, no settings, and two requests for `/` of the authority `here`.
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream], payload].concat()
+        [
+            &[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream],
+            payload,
+        ]
+        .concat()
     };
     let head = b"\x82\x86\x84\x41\x04here";
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let said = [preface, frame(4, 0, 0, &[]), frame(1, 5, 1, head), frame(1, 5, 3, head)].concat();
+    let said = [
+        preface,
+        frame(4, 0, 0, &[]),
+        frame(1, 5, 1, head),
+        frame(1, 5, 3, head),
+    ]
+    .concat();
     let mut client = server.connect();
     client.write_all(&said).expect("sent");
     let told = wait_for_lines(&path, before + 2).split_off(before);
@@ -77,8 +123,12 @@ fn each_request_of_an_http2_connection_has_a_line() {
 #[test]
 fn standard_output_gets_whole_lines_be_it_a_pipe_or_a_file() {
     for pipe in [true, false] {
-        let setup =
-            setup().workers(3).args(["--access-log", "-", "--access-log-format", "$status $request_uri end"]);
+        let setup = setup().workers(3).args([
+            "--access-log",
+            "-",
+            "--access-log-format",
+            "$status $request_uri end",
+        ]);
         let path = setup.path("stdout");
         if pipe {
             nix::unistd::mkfifo(&path, Mode::S_IRWXU).expect("a pipe");
@@ -88,8 +138,14 @@ fn standard_output_gets_whole_lines_be_it_a_pipe_or_a_file() {
             std::thread::spawn(move || std::fs::read_to_string(path).expect("text"))
         });
         let script = "exec \"$@\" >\"$0\"";
-        let mut server =
-            setup.wrapped(["sh".into(), "-c".into(), script.into(), path.clone().into_os_string()]).start();
+        let mut server = setup
+            .wrapped([
+                "sh".into(),
+                "-c".into(),
+                script.into(),
+                path.clone().into_os_string(),
+            ])
+            .start();
         let load = start(Plan::fresh(&server.address(), 8).http("/load", Some("Hello, client!")));
         load.wait_for_more(50);
         server.reload();
@@ -102,8 +158,15 @@ fn standard_output_gets_whole_lines_be_it_a_pipe_or_a_file() {
             || std::fs::read_to_string(&path).expect("text"),
             |reader| reader.join().expect("the reader"),
         );
-        assert_eq!(text.lines().filter(|line| *line == "200 /load end").count() as u64, report.answered);
-        assert!(text.lines().all(|line| line.starts_with("200 /") && line.ends_with(" end")), "{text}");
+        assert_eq!(
+            text.lines().filter(|line| *line == "200 /load end").count() as u64,
+            report.answered
+        );
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("200 /") && line.ends_with(" end")),
+            "{text}"
+        );
     }
 }
 
@@ -127,7 +190,9 @@ fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop
             server.signal(SIGUSR1);
         }
         wait_until("a new file", LONG, || log.exists());
-        wait_until("lines in the new file", LONG, || !lines_of_whole(&log).is_empty());
+        wait_until("lines in the new file", LONG, || {
+            !lines_of_whole(&log).is_empty()
+        });
     };
     for round in 0..5 {
         more();
@@ -138,7 +203,9 @@ fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop
         }
     }
     server.signal(SIGUSR2);
-    wait_until("an upgrade", LONG, || server.log().count("upgraded in place") > 0);
+    wait_until("an upgrade", LONG, || {
+        server.log().count("upgraded in place") > 0
+    });
     more();
     // Nobody says a word, and it is found out all the same.
     rotate(&mut files, &server, false);
@@ -152,15 +219,25 @@ fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop
     assert!(server.wait_exit(LONG).success());
     let all: Vec<String> = files.iter().flat_map(|file| lines(file)).collect();
     for line in &all {
-        assert!(line.starts_with("200 /") && line.ends_with(" end"), "{line:?}");
+        assert!(
+            line.starts_with("200 /") && line.ends_with(" end"),
+            "{line:?}"
+        );
     }
-    let found = all.iter().filter(|line| line.starts_with("200 /load ")).count() as u64;
+    let found = all
+        .iter()
+        .filter(|line| line.starts_with("200 /load "))
+        .count() as u64;
     assert_eq!(found, fresh.answered + kept.answered);
 }
 
 /// Lines of a file that is being written.
 fn lines_of_whole(path: &Path) -> Vec<String> {
-    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -168,7 +245,10 @@ fn a_reload_with_another_path_leaves_the_old_file_to_the_old_workers() {
     let setup = setup();
     let (one, other) = (setup.path("one.log"), setup.path("other.log"));
     let config = |path: &Path| {
-        format!("workers = 1\naccess-log = \"{}\"\naccess-log-format = \"$request_uri\"\n", path.display())
+        format!(
+            "workers = 1\naccess-log = \"{}\"\naccess-log-format = \"$request_uri\"\n",
+            path.display()
+        )
     };
     let mut server = setup.config(&config(&one)).start();
     server.get("/one");
@@ -176,21 +256,31 @@ fn a_reload_with_another_path_leaves_the_old_file_to_the_old_workers() {
     server.reload();
     server.get("/other");
     assert_eq!(wait_for_lines(&other, 1).pop().expect("a line"), "/other");
-    assert!(lines(&one).contains(&"/one".to_owned()) && !lines(&one).contains(&"/other".to_owned()));
+    assert!(
+        lines(&one).contains(&"/one".to_owned()) && !lines(&one).contains(&"/other".to_owned())
+    );
     // One that cannot be opened changes nothing.
     server.file("config.toml", &config(Path::new("/nowhere/access.log")));
     let refused = server.command(&["reload", "--wait"]);
-    let said =
-        String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
-    assert!(!refused.status.success() && said.contains("cannot open access log /nowhere"), "{said}");
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned()
+        + &String::from_utf8_lossy(&refused.stdout);
+    assert!(
+        !refused.status.success() && said.contains("cannot open access log /nowhere"),
+        "{said}"
+    );
     server.get("/again");
-    wait_until("the line", LONG, || lines(&other).contains(&"/again".to_owned()));
+    wait_until("the line", LONG, || {
+        lines(&other).contains(&"/again".to_owned())
+    });
 }
 
 #[test]
 fn workers_of_another_user_in_a_strict_sandbox_write_where_only_root_may() {
     if !nix::unistd::geteuid().is_root() {
-        return skipped("access log of another user", "only root can become another user");
+        return skipped(
+            "access log of another user",
+            "only root can become another user",
+        );
     }
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1);
     let setup = setup.args(["--user", "65534", "--access-log-format", "$request_uri"]);
@@ -199,14 +289,18 @@ fn workers_of_another_user_in_a_strict_sandbox_write_where_only_root_may() {
     std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).expect("chmod");
     let log = folder.join("access.log");
     let setup = setup.args(["--sandbox", "strict"]);
-    let server = setup.args(["--access-log".into(), log.clone().into_os_string()]).start();
+    let server = setup
+        .args(["--access-log".into(), log.clone().into_os_string()])
+        .start();
     server.get("/one");
     wait_until("a line", LONG, || lines(&log).contains(&"/one".to_owned()));
     std::fs::rename(&log, folder.join("access.log.1")).expect("renamed");
     server.signal(SIGUSR1);
     wait_until("a new file", LONG, || log.exists());
     server.get("/two");
-    wait_until("a line in it", LONG, || lines(&log).contains(&"/two".to_owned()));
+    wait_until("a line in it", LONG, || {
+        lines(&log).contains(&"/two".to_owned())
+    });
 }
 
 #[test]
@@ -215,33 +309,57 @@ fn a_pipe_whose_reader_is_stuck_delays_no_request() {
     let pipe = setup.path("pipe");
     nix::unistd::mkfifo(&pipe, Mode::from_bits_truncate(0o600)).expect("a pipe");
     let format = format!("$request_uri {}", "x".repeat(1000));
-    let setup = setup.workers(1).args(["--access-log".into(), pipe.clone().into_os_string()]);
+    let setup = setup
+        .workers(1)
+        .args(["--access-log".into(), pipe.clone().into_os_string()]);
     let mut server = setup.args(["--access-log-format", &format]).start();
     let load = start(Plan::kept_alive(&server.address(), 4).http("/load", Some("Hello, client!")));
     // Far more than a pipe and the worker's queue hold.
     load.wait_for_more(3000);
     let began = Instant::now();
     assert_eq!(server.get("/now").status, 200);
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     server.wait_for_log("lines of the access log are lost");
     let report = load.finish();
     report.assert_flawless();
-    let mut reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).expect("a reader");
+    let mut reader = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .expect("a reader");
     server.signal(SIGTERM);
     let mut bytes = vec![0; 16 * 1024];
     let got = reader.read(&mut bytes).expect("what is in it");
     let text = String::from_utf8_lossy(&bytes[..got]).into_owned();
-    let whole: Vec<&str> = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
-    assert!(whole.len() > 5 && whole.iter().all(|line| line.starts_with('/') && line.len() > 1000), "{text}");
+    let whole: Vec<&str> = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+        .collect();
+    assert!(
+        whole.len() > 5
+            && whole
+                .iter()
+                .all(|line| line.starts_with('/') && line.len() > 1000),
+        "{text}"
+    );
     assert!(server.wait_exit(LONG).success());
 }
 
 #[test]
 fn an_unknown_variable_is_refused_with_the_known_ones() {
-    let (status, said) = setup().args(["--access-log", "-", "--access-log-format", "$stauts"]).run();
+    let (status, said) = setup()
+        .args(["--access-log", "-", "--access-log-format", "$stauts"])
+        .run();
     let said = said.join("\n");
     assert_eq!(status.code(), Some(2), "{said}");
-    assert!(said.contains("`$stauts` is no variable") && said.contains("$status"), "{said}");
+    assert!(
+        said.contains("`$stauts` is no variable") && said.contains("$status"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -249,22 +367,31 @@ fn nothing_that_a_client_sends_makes_a_second_line() {
     let server = logged(setup().workers(1), "combined").start();
     let before = lines(&server.path("access.log")).len();
     let request = b"GET /%0a\"x HTTP/1.1\r\nHost: a\r\nReferer: \"\\ \t\xff\r\nUser-Agent: \" 200 0 \"x\r\nConnection: close\r\n\r\n";
-    let status = http::raw(&server.address(), request).expect("an answer").status;
+    let status = http::raw(&server.address(), request)
+        .expect("an answer")
+        .status;
     let found = wait_for_lines(&server.path("access.log"), before + 1);
     assert_eq!(found.len(), before + 1);
-    let end =
-        format!("\"GET /%0a\\x22x HTTP/1.1\" {status} 14 \"\\x22\\x5C \\x09\\xFF\" \"\\x22 200 0 \\x22x\"");
+    let end = format!(
+        "\"GET /%0a\\x22x HTTP/1.1\" {status} 14 \"\\x22\\x5C \\x09\\xFF\" \"\\x22 200 0 \\x22x\""
+    );
     assert!(found[before].ends_with(&end), "{}", found[before]);
 }
 
 #[test]
 fn a_slow_request_is_told_and_a_flood_of_them_is_not() {
     for class in ["sync", "threads", "async"] {
-        let setup = setup().workers(1).args(["--class", class, "--app", "sleep", "--slow-log", "20ms"]);
+        let setup =
+            setup()
+                .workers(1)
+                .args(["--class", class, "--app", "sleep", "--slow-log", "20ms"]);
         let server = setup.start();
         server.get("/?ms=50");
         let line = server.wait_for_log("slow request: GET /?ms=50 took 0.");
-        assert!(line.contains("status 200") && line.contains("from 127.0.0.1"), "{line}");
+        assert!(
+            line.contains("status 200") && line.contains("from 127.0.0.1"),
+            "{line}"
+        );
         if class == "async" {
             let load = start(Plan::kept_alive(&server.address(), 40).http("/?ms=30", None));
             server.wait_for_log("more slow requests were not told");

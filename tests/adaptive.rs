@@ -7,9 +7,16 @@ use testkit::{LONG, Server, Setup, skipped, tool, wait_until};
 
 /// Two to six workers of one request at a time, which leave a second after they were needed last.
 fn setup() -> Setup {
-    let words =
-        ["--workers=2..6", "--class=sync", "--app=sleep", "--scale-down-after=1s", "--probation=50ms"];
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words)
+    let words = [
+        "--workers=2..6",
+        "--class=sync",
+        "--app=sleep",
+        "--scale-down-after=1s",
+        "--probation=50ms",
+    ];
+    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .patient()
+        .args(words)
 }
 
 /// How many slots there are.
@@ -27,7 +34,10 @@ fn wait_for_size(server: &Server, wanted: u64) {
 fn requests(server: &Server) -> u64 {
     let status = server.status();
     let slots = status["slots"].as_array().expect("slots");
-    slots.iter().map(|slot| slot["totals"]["requests"].as_u64().expect("a number")).sum()
+    slots
+        .iter()
+        .map(|slot| slot["totals"]["requests"].as_u64().expect("a number"))
+        .sum()
 }
 
 #[test]
@@ -35,9 +45,15 @@ fn a_rush_is_met_at_once_and_whoever_came_for_it_leaves_when_it_is_over() {
     let server = setup().start();
     let (address, before) = (server.address(), requests(&server));
     let status = server.status();
-    assert_eq!((&status["min_workers"], &status["max_workers"]), (&2.into(), &6.into()));
+    assert_eq!(
+        (&status["min_workers"], &status["max_workers"]),
+        (&2.into(), &6.into())
+    );
     assert_eq!(server.ready().len(), 2);
-    assert_eq!(server.ready()[0].variable("PREFORK_WORKERS").as_deref(), Some("6"));
+    assert_eq!(
+        server.ready()[0].variable("PREFORK_WORKERS").as_deref(),
+        Some("6")
+    );
     let steady = start(Plan::rate(&address, 20.0).http("/?ms=5", None));
     let began = Instant::now();
     let rush = start(Plan::fresh(&address, 8).http("/?ms=100", None));
@@ -52,7 +68,9 @@ fn a_rush_is_met_at_once_and_whoever_came_for_it_leaves_when_it_is_over() {
     rush.assert_flawless();
     steady.assert_flawless();
     let answered = rush.answered + steady.answered;
-    wait_until("every request is counted", LONG, || requests(&server) == before + answered);
+    wait_until("every request is counted", LONG, || {
+        requests(&server) == before + answered
+    });
     assert!(server.log().count("connections wait and nobody has time") > 0);
     assert!(server.log().count("was not needed for") >= 4, "one by one");
     assert_eq!(server.log().count("ERROR"), 0);
@@ -99,16 +117,28 @@ fn a_number_set_by_hand_is_the_least_until_the_next_reload_which_keeps_the_size(
     server.signal(SIGUSR2);
     server.wait_for_log("upgraded in place");
     let idle = server.status()["uptime"].as_f64().expect("a number") + 2.5;
-    wait_until("two idle seconds", LONG, || server.status()["uptime"].as_f64() > Some(idle));
-    assert_eq!((size(&server), &server.status()["min_workers"]), (4, &4.into()));
+    wait_until("two idle seconds", LONG, || {
+        server.status()["uptime"].as_f64() > Some(idle)
+    });
+    assert_eq!(
+        (size(&server), &server.status()["min_workers"]),
+        (4, &4.into())
+    );
     let before = server.log().count("starts");
     server.reload();
-    assert_eq!(server.log().count("starts"), before + 4, "a reload keeps the size");
+    assert_eq!(
+        server.log().count("starts"),
+        before + 4,
+        "a reload keeps the size"
+    );
     wait_for_size(&server, 2);
     let refused = server.command(&["scale", "1"]);
     assert_eq!(refused.status.code(), Some(1));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains("there can be 2 to 6 workers, not 1"), "{said}");
+    assert!(
+        said.contains("there can be 2 to 6 workers, not 1"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -117,9 +147,12 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
         return skipped("adaptive python", "python3 is not installed");
     };
     let words = ["--workers=1..4", "--scale-down-after=1s", "--ready=notify"];
-    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words);
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .patient()
+        .args(words);
     let server = setup.program([python, testkit::program("bare.py")]).start();
-    let rush = start(Plan::fresh(&server.address(), 8).http("/sleep/0.1", Some("Hello from Python")));
+    let rush =
+        start(Plan::fresh(&server.address(), 8).http("/sleep/0.1", Some("Hello from Python")));
     wait_for_size(&server, 4);
     rush.finish().assert_flawless();
     wait_for_size(&server, 1);
@@ -138,8 +171,16 @@ fn nobody_is_started_for_whom_there_is_no_memory() {
 
 #[test]
 fn workers_that_compute_get_help_by_the_processor_time_that_they_use() {
-    let words = ["--workers=1..3", "--class=async", "--app=burn", "--scale-down-after=1s"];
-    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words).start();
+    let words = [
+        "--workers=1..3",
+        "--class=async",
+        "--app=burn",
+        "--scale-down-after=1s",
+    ];
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .patient()
+        .args(words)
+        .start();
     let rush = start(Plan::kept_alive(&server.address(), 2).http("/?ms=20", None));
     wait_until("more workers", LONG, || size(&server) > 1);
     rush.finish().assert_flawless();
@@ -154,9 +195,15 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
         ("2..", "`2..` is no range (write its two ends, like 2..16)"),
     ] {
         let words = ["--check", "--workers", range];
-        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor")).patient().args(words).run();
+        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+            .patient()
+            .args(words)
+            .run();
         assert!(!status.success(), "{range}");
-        assert!(lines.iter().any(|line| line.contains(remedy)), "{range}: {lines:?}");
+        assert!(
+            lines.iter().any(|line| line.contains(remedy)),
+            "{range}: {lines:?}"
+        );
     }
 }
 
@@ -165,7 +212,9 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
 #[test]
 #[ignore = "takes seven minutes and is run by hand"]
 fn record_a_curve() {
-    let Some(path) = std::env::var_os("CURVE_RECORD") else { return };
+    let Some(path) = std::env::var_os("CURVE_RECORD") else {
+        return;
+    };
     let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .patient()
         .args(["--workers=16", "--class=sync", "--app=sleep"])

@@ -22,7 +22,10 @@ impl Own {
         match fs::create_dir(&path) {
             Ok(()) => Some(Self(path)),
             Err(error) => {
-                skipped(test, &format!("no control group can be made: {error} (needs root)"));
+                skipped(
+                    test,
+                    &format!("no control group can be made: {error} (needs root)"),
+                );
                 None
             }
         }
@@ -31,7 +34,9 @@ impl Own {
     fn groups(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let names = entries.filter(|entry| entry.path().is_dir());
-        let mut names: Vec<_> = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<_> = names
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -63,17 +68,25 @@ impl Drop for Own {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        eprintln!("the control group {} could not be removed", self.0.display());
+        eprintln!(
+            "the control group {} could not be removed",
+            self.0.display()
+        );
     }
 }
 
 #[test]
 fn every_worker_has_a_group_of_its_own_through_reload_scaling_death_and_stop() {
-    let Some(own) = Own::new("groups") else { return };
+    let Some(own) = Own::new("groups") else {
+        return;
+    };
     let mut server = own.setup().workers(3).start();
     let is_right = || {
         let workers = server.workers();
-        let mut expected: Vec<_> = workers.iter().map(|worker| format!("worker-{}", worker.id)).collect();
+        let mut expected: Vec<_> = workers
+            .iter()
+            .map(|worker| format!("worker-{}", worker.id))
+            .collect();
         expected.push("supervisor".to_owned());
         expected.sort();
         own.groups() == expected
@@ -94,8 +107,11 @@ fn every_worker_has_a_group_of_its_own_through_reload_scaling_death_and_stop() {
     load.finish().assert_flawless();
     let server = server;
     wait_until("the old generation's groups are gone", LONG, || {
-        let mut expected: Vec<_> =
-            server.workers().iter().map(|worker| format!("worker-{}", worker.id)).collect();
+        let mut expected: Vec<_> = server
+            .workers()
+            .iter()
+            .map(|worker| format!("worker-{}", worker.id))
+            .collect();
         expected.push("supervisor".to_owned());
         expected.sort();
         own.groups() == expected
@@ -103,37 +119,59 @@ fn every_worker_has_a_group_of_its_own_through_reload_scaling_death_and_stop() {
     let mut server = server;
     server.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(server.wait_exit(LONG).success());
-    assert_eq!(own.groups(), ["supervisor"], "a process cannot remove the group that it is in");
+    assert_eq!(
+        own.groups(),
+        ["supervisor"],
+        "a process cannot remove the group that it is in"
+    );
 }
 
 #[test]
 fn whatever_a_worker_has_started_dies_with_it_even_in_a_session_of_its_own() {
-    let Some(own) = Own::new("leftovers") else { return };
+    let Some(own) = Own::new("leftovers") else {
+        return;
+    };
     let program = "setsid sleep 1000 & exec sleep 1000";
     let setup = own.setup().workers(1).args(["--ready", "after=100ms"]);
     let server = setup.program(["sh", "-c", program]).start();
     let worker = server.workers().remove(0);
     let group = format!("worker-{}", worker.id);
-    wait_until("a process that has left the worker's process group", LONG, || own.members(&group).len() == 2);
-    let escaped =
-        own.members(&group).into_iter().find(|pid| *pid != worker.process.0).expect("there are two");
+    wait_until(
+        "a process that has left the worker's process group",
+        LONG,
+        || own.members(&group).len() == 2,
+    );
+    let escaped = own
+        .members(&group)
+        .into_iter()
+        .find(|pid| *pid != worker.process.0)
+        .expect("there are two");
     worker.process.signal(SIGKILL);
     server.wait_for_replacement(worker.slot, worker.process);
-    wait_until("it is dead, too", LONG, || !testkit::process::Process(escaped).runs());
+    wait_until("it is dead, too", LONG, || {
+        !testkit::process::Process(escaped).runs()
+    });
     wait_until("its group is gone", LONG, || !own.groups().contains(&group));
 }
 
 #[test]
 fn an_upgrade_in_place_keeps_the_groups() {
-    let Some(own) = Own::new("upgrade") else { return };
+    let Some(own) = Own::new("upgrade") else {
+        return;
+    };
     let mut server = own.setup().workers(2).start();
     let output = server.command(&["upgrade", "--wait"]);
     assert!(output.status.success(), "{output:?}");
     server.reload();
     let workers = server.workers();
-    wait_until("groups of the new workers only", LONG, || own.groups().len() == 3);
+    wait_until("groups of the new workers only", LONG, || {
+        own.groups().len() == 3
+    });
     for worker in workers {
-        assert_eq!(own.members(&format!("worker-{}", worker.id)), [worker.process.0]);
+        assert_eq!(
+            own.members(&format!("worker-{}", worker.id)),
+            [worker.process.0]
+        );
     }
     run(&Plan::fresh(&server.address(), 4).count(50)).assert_flawless();
 }
@@ -142,34 +180,83 @@ fn an_upgrade_in_place_keeps_the_groups() {
 fn a_limit_that_cannot_be_had_is_told_of_once_and_the_server_serves() {
     let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(3)
-        .args(["--cgroups", "off", "--worker-memory", "1GiB", "--worker-cpus", "1.5"])
+        .args([
+            "--cgroups",
+            "off",
+            "--worker-memory",
+            "1GiB",
+            "--worker-cpus",
+            "1.5",
+        ])
         .start();
     run(&Plan::fresh(&server.address(), 4).count(50)).assert_flawless();
-    let told: Vec<_> =
-        server.log().lines().into_iter().filter(|line| line.contains("has no effect")).collect();
+    let told: Vec<_> = server
+        .log()
+        .lines()
+        .into_iter()
+        .filter(|line| line.contains("has no effect"))
+        .collect();
     assert_eq!(told.len(), 1, "{told:#?}");
-    assert!(told[0].contains("worker-memory and worker-cpus"), "{told:?}");
-    let Some(own) = Own::new("limits") else { return };
-    let controllers = fs::read_to_string(own.0.join("cgroup.controllers")).expect("every group has it");
-    let server = own.setup().workers(3).args(["--worker-memory", "512MiB"]).start();
+    assert!(
+        told[0].contains("worker-memory and worker-cpus"),
+        "{told:?}"
+    );
+    let Some(own) = Own::new("limits") else {
+        return;
+    };
+    let controllers =
+        fs::read_to_string(own.0.join("cgroup.controllers")).expect("every group has it");
+    let server = own
+        .setup()
+        .workers(3)
+        .args(["--worker-memory", "512MiB"])
+        .start();
     let worker = server.workers().remove(0);
-    let limit = own.0.join(format!("worker-{}", worker.id)).join("memory.max");
+    let limit = own
+        .0
+        .join(format!("worker-{}", worker.id))
+        .join("memory.max");
     if controllers.contains("memory") {
-        assert_eq!(fs::read_to_string(limit).expect("the limit").trim(), (512 << 20).to_string());
+        assert_eq!(
+            fs::read_to_string(limit).expect("the limit").trim(),
+            (512 << 20).to_string()
+        );
     } else {
-        let count = || server.log().lines().iter().filter(|line| line.contains("has no effect")).count();
+        let count = || {
+            server
+                .log()
+                .lines()
+                .iter()
+                .filter(|line| line.contains("has no effect"))
+                .count()
+        };
         assert_eq!(count(), 1);
-        assert!(server.log().lines().iter().any(|line| line.contains("controller memory")));
+        assert!(
+            server
+                .log()
+                .lines()
+                .iter()
+                .any(|line| line.contains("controller memory"))
+        );
     }
 }
 
 #[test]
 fn a_directory_that_is_no_control_group_is_refused() {
-    for (path, why) in [("/tmp", "no cgroup v2 directory"), ("/sys/fs/cgroup/nowhere", "make it with mkdir")]
-    {
-        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--cgroups", path]).run();
+    for (path, why) in [
+        ("/tmp", "no cgroup v2 directory"),
+        ("/sys/fs/cgroup/nowhere", "make it with mkdir"),
+    ] {
+        let (status, lines) = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+            .args(["--cgroups", path])
+            .run();
         assert_eq!(status.code(), Some(1));
-        assert!(lines.iter().any(|line| line.contains(path) && line.contains(why)), "{lines:#?}");
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.contains(path) && line.contains(why)),
+            "{lines:#?}"
+        );
     }
 }
 
@@ -180,7 +267,8 @@ fn quota() -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let point = Path::new(left.split(' ').nth(4)?);
-        let legacy = right.starts_with("cgroup ") && right.split([' ', ',']).any(|word| word == "cpu");
+        let legacy =
+            right.starts_with("cgroup ") && right.split([' ', ',']).any(|word| word == "cpu");
         let unified = right.starts_with("cgroup2 ")
             && fs::read_to_string(point.join("cgroup.subtree_control"))
                 .is_ok_and(|text| text.contains("cpu"));
@@ -195,16 +283,26 @@ fn quota() -> Option<PathBuf> {
         } else {
             fs::write(group.join("cpu.max"), "100000 100000")
         };
-        set.map(|()| group.clone()).inspect_err(|_| drop(fs::remove_dir(&group))).ok()
+        set.map(|()| group.clone())
+            .inspect_err(|_| drop(fs::remove_dir(&group)))
+            .ok()
     })
 }
 
 #[test]
 fn the_number_of_workers_follows_a_quota_of_cpus() {
-    let Some(group) = quota() else { return skipped("a quota", "no CPU quota can be set (needs root)") };
-    let script = format!("echo 0 > {}/cgroup.procs; exec \"$0\" check --print", group.display());
+    let Some(group) = quota() else {
+        return skipped("a quota", "no CPU quota can be set (needs root)");
+    };
+    let script = format!(
+        "echo 0 > {}/cgroup.procs; exec \"$0\" check --print",
+        group.display()
+    );
     let binary = env!("CARGO_BIN_EXE_supervisor");
-    let output = std::process::Command::new("sh").args(["-c", &script, binary]).output().expect("a shell");
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script, binary])
+        .output()
+        .expect("a shell");
     fs::remove_dir(&group).expect("nobody is in it");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.lines().any(|line| line == "workers = 1"), "{output:?}");
@@ -215,7 +313,15 @@ fn the_number_of_workers_follows_the_cpus_that_may_be_used() {
     let print = |cpus: &str| {
         let binary = env!("CARGO_BIN_EXE_supervisor");
         let output = std::process::Command::new("taskset")
-            .args(["--cpu-list", cpus, binary, "check", "--print", "--workers", "auto"])
+            .args([
+                "--cpu-list",
+                cpus,
+                binary,
+                "check",
+                "--print",
+                "--workers",
+                "auto",
+            ])
             .output();
         let output = output.expect("util-linux is everywhere");
         String::from_utf8_lossy(&output.stdout)

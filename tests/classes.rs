@@ -10,7 +10,9 @@ fn setup(class: &str) -> Setup {
 
 /// Eight requests at once that keep their handler for 300 ms each.
 fn eight(server: &Server) -> Report {
-    let report = run(&Plan::fresh(&server.address(), 8).http("/?ms=300", None).count(8));
+    let report = run(&Plan::fresh(&server.address(), 8)
+        .http("/?ms=300", None)
+        .count(8));
     report.assert_flawless();
     report
 }
@@ -23,15 +25,29 @@ fn sync_serves_one_connection_after_the_other() {
 
 #[test]
 fn threads_serve_one_connection_each() {
-    let report = eight(&setup("threads").workers(1).args(["--app", "sleep", "--threads", "4"]).start());
-    assert!(report.elapsed >= Duration::from_millis(2 * 300), "four at once at most: {report}");
-    assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
+    let report = eight(
+        &setup("threads")
+            .workers(1)
+            .args(["--app", "sleep", "--threads", "4"])
+            .start(),
+    );
+    assert!(
+        report.elapsed >= Duration::from_millis(2 * 300),
+        "four at once at most: {report}"
+    );
+    assert!(
+        report.elapsed < Duration::from_millis(8 * 300),
+        "not one after the other: {report}"
+    );
 }
 
 #[test]
 fn async_serves_many_connections_at_once() {
     let report = eight(&setup("async").workers(1).args(["--app", "sleep"]).start());
-    assert!(report.elapsed < Duration::from_millis(8 * 300), "not one after the other: {report}");
+    assert!(
+        report.elapsed < Duration::from_millis(8 * 300),
+        "not one after the other: {report}"
+    );
 }
 
 #[test]
@@ -48,7 +64,10 @@ fn every_class_serves_more_keeping_clients_than_it_has_places() {
 fn a_worker_has_as_many_threads_as_its_class_says() {
     let server = setup("threads").workers(1).args(["--threads", "6"]).start();
     let threads = server.ready()[0].threads();
-    assert!((6..=8).contains(&threads), "{threads} threads for six that serve");
+    assert!(
+        (6..=8).contains(&threads),
+        "{threads} threads for six that serve"
+    );
     let server = setup("async").workers(1).start();
     assert!(server.ready()[0].threads() <= 2);
 }

@@ -8,19 +8,41 @@ fn setup() -> Setup {
 }
 
 fn supervisor(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_supervisor")).args(words).output().expect("the binary can be run")
+    Command::new(env!("CARGO_BIN_EXE_supervisor"))
+        .args(words)
+        .output()
+        .expect("the binary can be run")
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
 fn a_flag_is_over_the_environment_which_is_over_the_file() {
     let count = |setup: Setup| setup.start().ready().len();
     assert_eq!(count(setup().config("workers = 1\n")), 1);
-    assert_eq!(count(setup().config("workers = 1\n").env("SUPERVISOR_WORKERS", "2")), 2);
-    assert_eq!(count(setup().config("workers = 1\n").env("SUPERVISOR_WORKERS", "2").workers(3)), 3);
+    assert_eq!(
+        count(
+            setup()
+                .config("workers = 1\n")
+                .env("SUPERVISOR_WORKERS", "2")
+        ),
+        2
+    );
+    assert_eq!(
+        count(
+            setup()
+                .config("workers = 1\n")
+                .env("SUPERVISOR_WORKERS", "2")
+                .workers(3)
+        ),
+        3
+    );
 }
 
 #[test]
@@ -44,20 +66,39 @@ fn wrong_usage_is_status_2_and_names_the_option() {
         (&["--start-timeout", "90"], "--start-timeout"),
         (&["--no-such-option"], "--no-such-option"),
         (&["--app", "nothing"], "nothing"),
-        (&["--config", "/nonexistent/config.toml"], "/nonexistent/config.toml"),
+        (
+            &["--config", "/nonexistent/config.toml"],
+            "/nonexistent/config.toml",
+        ),
     ] {
         let output = supervisor(words);
-        assert_eq!(output.status.code(), Some(2), "{words:?}: {}", text(&output));
-        assert!(text(&output).contains(named), "{words:?}: {}", text(&output));
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{words:?}: {}",
+            text(&output)
+        );
+        assert!(
+            text(&output).contains(named),
+            "{words:?}: {}",
+            text(&output)
+        );
     }
 }
 
 #[test]
 fn help_and_version_are_complete() {
     let help = text(&supervisor(&["--help"]));
-    for word in
-        ["--workers", "--bind", "--class", "--threads", "--app", "--config", "--start-timeout", "--probation"]
-    {
+    for word in [
+        "--workers",
+        "--bind",
+        "--class",
+        "--threads",
+        "--app",
+        "--config",
+        "--start-timeout",
+        "--probation",
+    ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }
     assert!(text(&supervisor(&["--version"])).contains("supervisor"));
@@ -76,8 +117,14 @@ fn check_tells_right_from_wrong_and_serves_nothing() {
     for (bad, named) in [
         ("workers = -1\n", "workers"),
         ("graceful-timeot = \"1s\"\n", "graceful-timeout"),
-        ("command = [\"/nonexistent/program\"]\n", "/nonexistent/program"),
-        ("app = \"files:/nonexistent/directory\"\n", "/nonexistent/directory"),
+        (
+            "command = [\"/nonexistent/program\"]\n",
+            "/nonexistent/program",
+        ),
+        (
+            "app = \"files:/nonexistent/directory\"\n",
+            "/nonexistent/directory",
+        ),
     ] {
         let output = check(bad);
         assert!(!output.status.success(), "{bad}: {}", text(&output));
@@ -90,7 +137,13 @@ fn check_passes_for_the_very_configuration_that_serves() {
     let server = setup().config("workers = 2\n").start();
     let address = server.address().to_string();
     let config = server.path("config.toml");
-    let words = ["check", "--bind", &address, "--config", config.to_str().expect("a plain path")];
+    let words = [
+        "check",
+        "--bind",
+        &address,
+        "--config",
+        config.to_str().expect("a plain path"),
+    ];
     let output = supervisor(&words);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(server.get("/").status, 200);
@@ -104,9 +157,15 @@ fn the_log_can_be_json_with_the_facts_as_fields() {
         .iter()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
         .collect();
-    let about_a_worker = parsed.iter().find(|line| !line["worker"].is_null()).expect("a line about a worker");
+    let about_a_worker = parsed
+        .iter()
+        .find(|line| !line["worker"].is_null())
+        .expect("a line about a worker");
     for field in ["slot", "pid", "generation"] {
-        assert!(!about_a_worker[field].is_null(), "no {field} in {about_a_worker}");
+        assert!(
+            !about_a_worker[field].is_null(),
+            "no {field} in {about_a_worker}"
+        );
     }
 }
 

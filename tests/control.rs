@@ -21,7 +21,10 @@ fn status_tells_who_serves() {
     let server = setup().workers(3).start();
     run(&Plan::fresh(&server.address(), 4).count(100)).assert_flawless();
     let status = server.status();
-    assert_eq!((&status["version"], &status["state"]), (&1.into(), &"serving".into()));
+    assert_eq!(
+        (&status["version"], &status["state"]),
+        (&1.into(), &"serving".into())
+    );
     assert_eq!(status["pid"].as_u64(), Some(server.process().0.into()));
     assert_eq!(server.workers().len(), 3);
     let words = server.command(&["status"]);
@@ -37,7 +40,10 @@ fn status_counts_every_request_also_those_of_dead_workers() {
     let total = |server: &Server| -> u64 {
         let status = server.status();
         let slots = status["slots"].as_array().expect("slots");
-        slots.iter().map(|slot| slot["totals"]["requests"].as_u64().expect("a number")).sum()
+        slots
+            .iter()
+            .map(|slot| slot["totals"]["requests"].as_u64().expect("a number"))
+            .sum()
     };
     let before = total(&server);
     run(&Plan::fresh(&server.address(), 4).count(100)).assert_flawless();
@@ -45,7 +51,9 @@ fn status_counts_every_request_also_those_of_dead_workers() {
     server.reload();
     assert_eq!(total(&server), before + 100, "a reload loses no count");
     run(&Plan::kept_alive(&server.address(), 4).count(100)).assert_flawless();
-    testkit::wait_until("two hundred counted", LONG, || total(&server) == before + 200);
+    testkit::wait_until("two hundred counted", LONG, || {
+        total(&server) == before + 200
+    });
 }
 
 #[test]
@@ -56,14 +64,17 @@ fn reload_wait_gives_the_verdict_and_the_reason() {
     let output = server.command(&["reload", "--wait"]);
     assert!(output.status.success(), "{output:?}");
     assert!(server.generation() > before);
-    assert!(server.ready().iter().all(|process| !pids.contains(process)), "it returned after the reload");
+    assert!(
+        server.ready().iter().all(|process| !pids.contains(process)),
+        "it returned after the reload"
+    );
 
     let pids = server.ready();
     server.file("config.toml", "workers = 2\nbacklogg = 3\n");
     let output = server.command(&["reload", "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("backlogg"), "{said}");
     assert_eq!(server.ready(), pids);
 }
@@ -83,13 +94,19 @@ fn nobody_there_is_a_failure_that_names_the_socket() {
     server.wait_exit(LONG);
     let output = server.command(&["status"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("supervisor.sock"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("supervisor.sock"),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn the_socket_is_for_its_owner_and_group_only() {
     let server = setup().workers(1).start();
-    let mode = std::fs::metadata(server.control()).expect("the socket").permissions().mode();
+    let mode = std::fs::metadata(server.control())
+        .expect("the socket")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o007, 0, "{mode:o}");
 }
 
@@ -97,8 +114,13 @@ fn the_socket_is_for_its_owner_and_group_only() {
 fn stalled_and_noisy_clients_delay_nobody() {
     let server = setup().workers(2).start();
     let mut stalled = Vec::new();
-    for noise in [&b""[..], b"\0", b"{\"half", b"\xff\xff\xff\xff\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n"]
-    {
+    for noise in [
+        &b""[..],
+        b"\0",
+        b"{\"half",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"GET / HTTP/1.1\r\n\r\n",
+    ] {
         // As a stream; a socket of another type refuses, which is well.
         if let Ok(mut stream) = UnixStream::connect(server.control()) {
             let _ = stream.write_all(noise);
@@ -147,7 +169,9 @@ fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
             let (server, stop) = (&server, &stop);
             scope.spawn(move || {
                 while !stop.load(Relaxed) {
-                    let Ok(mut stream) = UnixStream::connect(server.control()) else { continue };
+                    let Ok(mut stream) = UnixStream::connect(server.control()) else {
+                        continue;
+                    };
                     let noise: &[u8] = match number % 4 {
                         0 => b"{\"command\":\"status\"}\n",
                         1 => b"{\"command\":\"dance\"}\n",
@@ -164,13 +188,17 @@ fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
             });
         }
         let took = status_takes(&server);
-        eprintln!("status takes {took:?} beside a hundred clients that misbehave, {before:?} alone");
+        eprintln!(
+            "status takes {took:?} beside a hundred clients that misbehave, {before:?} alone"
+        );
         run(&Plan::fresh(&server.address(), 4).count(200)).assert_flawless();
         stop.store(true, Relaxed);
     });
     assert_eq!(server.state(), "serving");
     drop(held);
-    testkit::wait_until("they are let go", LONG, || server.process().descriptors() < 60);
+    testkit::wait_until("they are let go", LONG, || {
+        server.process().descriptors() < 60
+    });
 }
 
 #[test]
@@ -185,15 +213,28 @@ fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
     let lines = BufReader::new(follow.stdout.take().expect("a pipe")).lines();
     let mut lines =
         lines.map(|line| -> Value { serde_json::from_str(&line.expect("a line")).expect("JSON") });
-    let mut wait_for = |kind: &str| lines.find(|event| event["kind"] == kind).expect("it is told");
+    let mut wait_for = |kind: &str| {
+        lines
+            .find(|event| event["kind"] == kind)
+            .expect("it is told")
+    };
     let first = wait_for("starting");
-    assert_eq!((&first["worker"], &first["slot"], &first["level"]), (&1.into(), &0.into(), &"info".into()));
+    assert_eq!(
+        (&first["worker"], &first["slot"], &first["level"]),
+        (&1.into(), &0.into(), &"info".into())
+    );
     let ready = wait_for("server-ready");
     let victim = server.workers()[1].clone();
     victim.process.signal(Signal::SIGKILL);
     let died = wait_for("died");
-    assert_eq!((&died["cause"], &died["slot"]), (&"signal".into(), &1.into()));
-    assert_eq!((&died["worker"], &died["pid"]), (&victim.id.into(), &victim.process.0.into()));
+    assert_eq!(
+        (&died["cause"], &died["slot"]),
+        (&"signal".into(), &1.into())
+    );
+    assert_eq!(
+        (&died["worker"], &died["pid"]),
+        (&victim.id.into(), &victim.process.0.into())
+    );
     assert!(died["seq"].as_u64() > ready["seq"].as_u64());
     server.command(&["reload", "--wait"]);
     let reloaded = wait_for("reloaded");
@@ -220,17 +261,28 @@ fn config_tells_each_setting_and_who_has_set_it() {
     server.file("config.toml", "workers = 99\n");
     let output = server.command(&["config", "--json"]);
     let settings: Vec<Value> = serde_json::from_slice(&output.stdout).expect("JSON");
-    let of = |name: &str| settings.iter().find(|setting| setting["name"] == name).expect("it is told");
+    let of = |name: &str| {
+        settings
+            .iter()
+            .find(|setting| setting["name"] == name)
+            .expect("it is told")
+    };
     let told = |name: &str| (of(name)["value"].clone(), of(name)["from"].clone());
     assert_eq!(told("workers"), (2.into(), "file".into()));
-    assert!(of("workers")["where"].as_str().is_some_and(|place| place.contains("config.toml:1:")));
+    assert!(
+        of("workers")["where"]
+            .as_str()
+            .is_some_and(|place| place.contains("config.toml:1:"))
+    );
     assert_eq!(told("keep-alive"), ("7s".into(), "environment".into()));
     assert_eq!(told("class"), ("sync".into(), "flag".into()));
     assert_eq!(told("probation"), ("2s".into(), "default".into()));
     let words = server.command(&["config"]);
     let words = String::from_utf8_lossy(&words.stdout).into_owned();
     assert!(
-        words.lines().any(|line| line.starts_with("class ") && line.ends_with("flag (--class)")),
+        words
+            .lines()
+            .any(|line| line.starts_with("class ") && line.ends_with("flag (--class)")),
         "{words}"
     );
 }
@@ -240,7 +292,10 @@ fn scale_restart_and_drain_lose_nothing_and_tell_what_became_of_it() {
     let mut server = setup().workers(3).start();
     let said = |output: &std::process::Output| {
         let text = [output.stdout.as_slice(), &output.stderr].concat();
-        (output.status.code(), String::from_utf8_lossy(&text).trim().to_owned())
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&text).trim().to_owned(),
+        )
     };
     let load = testkit::load::start(Plan::fresh(&server.address(), 4).lasting(LONG));
     load.wait_for_more(10);
@@ -249,24 +304,44 @@ fn scale_restart_and_drain_lose_nothing_and_tell_what_became_of_it() {
     server.wait_until_settled(LONG);
     assert_eq!(server.workers().len(), 5);
     let (code, reason) = said(&server.command(&["scale", "500"]));
-    assert!(code == Some(1) && reason.contains("max-workers"), "{reason}");
+    assert!(
+        code == Some(1) && reason.contains("max-workers"),
+        "{reason}"
+    );
 
     let old = server.workers()[1].clone();
     let (code, restarted) = said(&server.command(&["restart-worker", "1"]));
-    assert!(code == Some(0) && restarted.ends_with("serves slot 1"), "{restarted}");
+    assert!(
+        code == Some(0) && restarted.ends_with("serves slot 1"),
+        "{restarted}"
+    );
     server.wait_until_settled(LONG);
-    let new = server.workers().into_iter().find(|worker| worker.slot == 1).expect("slot 1 is filled");
-    assert!(new.id > old.id && restarted.contains(&new.id.to_string()), "{restarted}: {new:?}");
+    let new = server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.slot == 1)
+        .expect("slot 1 is filled");
+    assert!(
+        new.id > old.id && restarted.contains(&new.id.to_string()),
+        "{restarted}: {new:?}"
+    );
 
     let drained = said(&server.command(&["drain", "2"]));
     assert_eq!(drained, (Some(0), "slot 2 is empty".to_owned()));
     let slot = server.status()["slots"][2].clone();
-    assert_eq!((&slot["held"], &slot["in_rotation"]), (&true.into(), &false.into()), "{slot}");
+    assert_eq!(
+        (&slot["held"], &slot["in_rotation"]),
+        (&true.into(), &false.into()),
+        "{slot}"
+    );
     assert_eq!(slot["workers"].as_array().map(Vec::len), Some(0));
     let (code, reason) = said(&server.command(&["drain", "77"]));
     assert!(code == Some(1) && reason.contains("77"), "{reason}");
     let (code, refilled) = said(&server.command(&["restart-worker", "2"]));
-    assert!(code == Some(0) && refilled.ends_with("serves slot 2"), "{refilled}");
+    assert!(
+        code == Some(0) && refilled.ends_with("serves slot 2"),
+        "{refilled}"
+    );
     load.wait_for_more(10);
     load.finish().assert_flawless();
     server.wait_until_settled(LONG);
@@ -284,21 +359,36 @@ fn servers_are_found_by_their_names() {
             .spawn()
     };
     let directory = tempfile::tempdir().expect("a folder");
-    let servers = [start("shop", directory.path()), start("blog", directory.path())];
+    let servers = [
+        start("shop", directory.path()),
+        start("blog", directory.path()),
+    ];
     let ask = |words: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_supervisor"));
-        command.args(words).env("XDG_RUNTIME_DIR", directory.path()).env_remove("RUNTIME_DIRECTORY");
+        command
+            .args(words)
+            .env("XDG_RUNTIME_DIR", directory.path())
+            .env_remove("RUNTIME_DIRECTORY");
         command.output().expect("it runs")
     };
     for (name, server) in ["shop", "blog"].into_iter().zip(&servers) {
         let status = testkit::wait_for("an answer", LONG, || {
             let output = ask(&["status", "--json", "--name", name]);
-            output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).expect("JSON"))
+            output
+                .status
+                .success()
+                .then(|| serde_json::from_slice::<Value>(&output.stdout).expect("JSON"))
         });
-        assert_eq!((&status["instance"], &status["pid"]), (&name.into(), &server.process().0.into()));
+        assert_eq!(
+            (&status["instance"], &status["pid"]),
+            (&name.into(), &server.process().0.into())
+        );
     }
     let nobody = ask(&["status", "--name", "nobody"]);
-    assert!(String::from_utf8_lossy(&nobody.stderr).contains("supervisor-nobody.sock"), "{nobody:?}");
+    assert!(
+        String::from_utf8_lossy(&nobody.stderr).contains("supervisor-nobody.sock"),
+        "{nobody:?}"
+    );
     let wrong = ask(&["status", "--name", "../x"]);
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
 }
@@ -311,7 +401,10 @@ fn a_group_that_may_read_can_do_nothing_else() {
             "only root can become another user",
         );
     }
-    let server = setup().workers(1).args(["--control-readers", "65534"]).start();
+    let server = setup()
+        .workers(1)
+        .args(["--control-readers", "65534"])
+        .start();
     // The way to the socket must be open, too.
     std::fs::set_permissions(server.directory(), PermissionsExt::from_mode(0o755)).expect("chmod");
     let ask = |request: &str, group: &str| {
@@ -320,9 +413,13 @@ fn a_group_that_may_read_can_do_nothing_else() {
              s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()+b'\\n'); print(s.makefile().readline())"
         );
         let mut python = Command::new("python3");
-        python.args(["-c", &script]).arg(server.control()).arg(request);
+        python
+            .args(["-c", &script])
+            .arg(server.control())
+            .arg(request);
         let output = python.output().expect("python3 runs");
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
     };
     let status = ask("{\"command\":\"status\"}", "65534");
     assert!(status.contains("\"serving\""), "{status}");
@@ -335,11 +432,23 @@ fn a_group_that_may_read_can_do_nothing_else() {
 
 #[test]
 fn no_control_socket_costs_a_line_and_nothing_else() {
-    let server = setup().workers(1).no_control().args(["--control", "off"]).spawn();
+    let server = setup()
+        .workers(1)
+        .no_control()
+        .args(["--control", "off"])
+        .spawn();
     let line = server.wait_for_log("listening on ");
-    let address =
-        line.split("listening on ").nth(1).expect("an address").split_whitespace().next().expect("a word");
-    let address = address.trim_end_matches([',', ';']).parse().expect("an address");
+    let address = line
+        .split("listening on ")
+        .nth(1)
+        .expect("an address")
+        .split_whitespace()
+        .next()
+        .expect("a word");
+    let address = address
+        .trim_end_matches([',', ';'])
+        .parse()
+        .expect("an address");
     server.wait_for_log("ready: ");
     run(&Plan::fresh(&address, 4).count(50)).assert_flawless();
     assert!(!server.control().exists());
@@ -352,7 +461,10 @@ fn the_control_socket_has_a_place_of_its_own_by_default() {
     let server = setup.spawn();
     testkit::wait_until("an answer by way of $XDG_RUNTIME_DIR", LONG, || {
         let mut status = std::process::Command::new(env!("CARGO_BIN_EXE_supervisor"));
-        status.arg("status").env("XDG_RUNTIME_DIR", &directory).env_remove("RUNTIME_DIRECTORY");
+        status
+            .arg("status")
+            .env("XDG_RUNTIME_DIR", &directory)
+            .env_remove("RUNTIME_DIRECTORY");
         status.output().expect("it runs").status.success()
     });
     drop(server);

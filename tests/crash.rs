@@ -18,10 +18,17 @@ fn a_killed_worker_is_replaced_and_only_what_it_held_is_lost() {
     let load = start(Plan::fresh(&server.address(), CLIENTS).http("/", Some("Hello, client!")));
     load.wait_for_more(100);
     for worker in server.workers() {
-        let others: Vec<_> = server.ready().into_iter().filter(|other| *other != worker.process).collect();
+        let others: Vec<_> = server
+            .ready()
+            .into_iter()
+            .filter(|other| *other != worker.process)
+            .collect();
         worker.process.signal(SIGKILL);
         server.wait_for_replacement(worker.slot, worker.process);
-        assert!(others.iter().all(|other| server.ready().contains(other)), "the others stay");
+        assert!(
+            others.iter().all(|other| server.ready().contains(other)),
+            "the others stay"
+        );
         load.wait_for_more(100);
     }
     let report = load.finish();
@@ -29,7 +36,11 @@ fn a_killed_worker_is_replaced_and_only_what_it_held_is_lost() {
         + report.count(Failure::EofEarly)
         + report.count(Failure::WriteReset)
         + report.count(Failure::CloseReset);
-    assert_eq!(report.failed(), held, "nothing that no worker held: {report}");
+    assert_eq!(
+        report.failed(),
+        held,
+        "nothing that no worker held: {report}"
+    );
     assert!(held <= 4 * CLIENTS as u64, "{report}");
     run(&Plan::fresh(&server.address(), 8).count(200)).assert_flawless();
 }
@@ -49,7 +60,11 @@ fn the_first_death_is_replaced_at_once() {
 #[test]
 fn requests_in_another_workers_hands_survive_a_death() {
     let server = setup().workers(2).args(["--app", "sleep"]).start();
-    let load = start(Plan::fresh(&server.address(), 16).http("/?ms=1500", None).count(16));
+    let load = start(
+        Plan::fresh(&server.address(), 16)
+            .http("/?ms=1500", None)
+            .count(16),
+    );
     wait_until("sixteen requests in both workers' hands", LONG, || {
         let workers = server.workers();
         server.busy() == 16 && workers.iter().all(|worker| worker.busy > 0)
@@ -57,9 +72,16 @@ fn requests_in_another_workers_hands_survive_a_death() {
     let victim = server.workers().remove(0);
     victim.process.signal(SIGKILL);
     let report = load.wait();
-    assert!(report.answered > 0 && !report.pids.contains_key(&victim.process.0.to_string()), "{report}");
+    assert!(
+        report.answered > 0 && !report.pids.contains_key(&victim.process.0.to_string()),
+        "{report}"
+    );
     assert_eq!(report.answered + report.failed(), 16, "{report}");
-    assert_eq!(report.count(Failure::ResponseTimeout) + report.count(Failure::Refused), 0, "{report}");
+    assert_eq!(
+        report.count(Failure::ResponseTimeout) + report.count(Failure::Refused),
+        0,
+        "{report}"
+    );
 }
 
 #[test]
@@ -80,7 +102,9 @@ fn while_a_worker_hangs_new_connections_are_served() {
     let worker = server.workers().remove(0);
     worker.process.signal(SIGSTOP);
     // A sibling takes what waits for the hung one. What it had accepted itself when it was stopped stays with it.
-    let report = run(&Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")).count(200));
+    let report = run(&Plan::fresh(&server.address(), 8)
+        .http("/", Some("Hello, client!"))
+        .count(200));
     report.assert_flawless();
     server.wait_for_replacement(worker.slot, worker.process);
 }
@@ -120,9 +144,13 @@ fn workers_do_not_outlive_a_killed_supervisor() {
     let (workers, address) = (server.ready(), server.address());
     server.signal(SIGKILL);
     server.wait_exit(LONG);
-    wait_until("the workers' end", LONG, || workers.iter().all(|worker| !worker.runs()));
+    wait_until("the workers' end", LONG, || {
+        workers.iter().all(|worker| !worker.runs())
+    });
     // A process counts as dead when its first thread is; the last one closes the sockets.
-    wait_until("nobody listens any more", LONG, || address.connect().is_err());
+    wait_until("nobody listens any more", LONG, || {
+        address.connect().is_err()
+    });
     let again = setup().workers(1).bind(&address.to_string()).start();
     assert_eq!(again.get("/").status, 200);
 }
@@ -130,22 +158,36 @@ fn workers_do_not_outlive_a_killed_supervisor() {
 #[test]
 fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
     let rust = setup().workers(2).args(["--app", "sleep"]);
-    let foreign =
-        setup().workers(2).program(["python3".into(), testkit::program("bare.py").into_os_string()]);
+    let foreign = setup().workers(2).program([
+        "python3".into(),
+        testkit::program("bare.py").into_os_string(),
+    ]);
     for setup in [rust, foreign] {
         let mut server = setup.start();
         let (workers, address) = (server.ready(), server.address());
         // One that would take far longer than a worker has.
         let mut client = address.connect().expect("connected");
-        client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+        client
+            .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            .expect("sent");
         server.signal(SIGKILL);
         let killed = Instant::now();
-        wait_until("the workers' end", LONG, || workers.iter().all(|worker| !worker.runs()));
+        wait_until("the workers' end", LONG, || {
+            workers.iter().all(|worker| !worker.runs())
+        });
         // A second, and one more for a busy machine.
-        assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+        assert!(
+            killed.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            killed.elapsed()
+        );
         server.wait_exit(LONG);
-        let Address::Tcp(port) = address else { panic!("a TCP address") };
-        wait_until("anybody to be able to have the port", LONG, || TcpListener::bind(port).is_ok());
+        let Address::Tcp(port) = address else {
+            panic!("a TCP address")
+        };
+        wait_until("anybody to be able to have the port", LONG, || {
+            TcpListener::bind(port).is_ok()
+        });
     }
 }
 
@@ -163,16 +205,28 @@ fn a_crash_loop_is_degraded_and_heals() {
     );
     setup.file("app.py", &app);
     let path = setup.path("app.py");
-    let mut server = setup.program(["python3".into(), path.into_os_string()]).start();
+    let mut server = setup
+        .program(["python3".into(), path.into_os_string()])
+        .start();
     server.file("broken", "");
-    let victim = server.workers().into_iter().find(|worker| worker.slot == 1).expect("a slot 1");
+    let victim = server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.slot == 1)
+        .expect("a slot 1");
     victim.process.signal(SIGKILL);
     wait_until("degraded", LONG, || server.state() == "degraded");
     server.wait_for_log("status 9");
-    run(&Plan::fresh(&server.address(), 4).http("/", Some("Hello from Python")).count(60)).assert_flawless();
+    run(&Plan::fresh(&server.address(), 4)
+        .http("/", Some("Hello from Python"))
+        .count(60))
+    .assert_flawless();
     let crashes = server.log().count("status 9");
     std::thread::sleep(Duration::from_secs(1));
-    assert!(server.log().count("status 9") <= crashes + 10, "retries back off");
+    assert!(
+        server.log().count("status 9") <= crashes + 10,
+        "retries back off"
+    );
     std::fs::remove_file(server.path("broken")).expect("it was there");
     server.wait_until_settled(2 * LONG);
 }
@@ -181,7 +235,10 @@ fn a_crash_loop_is_degraded_and_heals() {
 fn a_first_start_that_cannot_work_ends_with_the_reason() {
     let (status, log) = setup().workers(2).program(["/nonexistent/program"]).run();
     assert_eq!(status.code(), Some(1), "{log:#?}");
-    assert!(log.iter().any(|line| line.contains("/nonexistent/program")), "{log:#?}");
+    assert!(
+        log.iter().any(|line| line.contains("/nonexistent/program")),
+        "{log:#?}"
+    );
     let (status, log) = setup().workers(2).program(["sh", "-c", "exit 7"]).run();
     assert_eq!(status.code(), Some(1), "{log:#?}");
     assert!(log.iter().any(|line| line.contains("status 7")), "{log:#?}");

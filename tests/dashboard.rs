@@ -14,15 +14,26 @@ fn setup() -> Setup {
 /// A browser that shows this server's dashboard; `None`, and said, where there is no browser.
 fn look(test: &str, server: &Server) -> Option<Browser> {
     let Some(browser) = Browser::start(1280, 900) else {
-        skipped(test, "no chromium with chromedriver (scripts/peers all installs them)");
+        skipped(
+            test,
+            "no chromium with chromedriver (scripts/peers all installs them)",
+        );
         return None;
     };
     let admin = wait_for("the admin child", LONG, || {
-        Some(server.try_status()?["admin"].as_array()?.first()?.as_str()?.to_owned())
+        Some(
+            server.try_status()?["admin"]
+                .as_array()?
+                .first()?
+                .as_str()?
+                .to_owned(),
+        )
     });
     browser.open(&format!("http://{admin}/"));
     let slots = server.status()["slots"].as_array().map_or(0, Vec::len) as u64;
-    wait_until("all slots are shown", LONG, || browser.count("#row .cell") == slots);
+    wait_until("all slots are shown", LONG, || {
+        browser.count("#row .cell") == slots
+    });
     Some(browser)
 }
 
@@ -41,13 +52,15 @@ fn assert_sound(browser: &Browser) {
 }
 
 fn label(browser: &Browser, slot: usize) -> String {
-    let script = format!("return document.querySelectorAll('.cell')[{slot}].getAttribute('aria-label')");
+    let script =
+        format!("return document.querySelectorAll('.cell')[{slot}].getAttribute('aria-label')");
     browser.run(&script).as_str().unwrap_or_default().to_owned()
 }
 
 /// Where the focus is: the text or the name of what has it.
 fn focus(browser: &Browser) -> String {
-    let script = "const it = document.activeElement; return it.getAttribute('aria-label') || it.innerText";
+    let script =
+        "const it = document.activeElement; return it.getAttribute('aria-label') || it.innerText";
     browser.run(script).as_str().unwrap_or_default().to_owned()
 }
 
@@ -85,29 +98,53 @@ fn faint(browser: &Browser) -> Vec<String> {
         return found;"#;
     let found = browser.run(script);
     let texts = found.as_array().expect("a list").iter();
-    texts.map(|text| text.as_str().unwrap_or_default().to_owned()).collect()
+    texts
+        .map(|text| text.as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
 fn a_server_is_shown_slot_by_slot_with_its_load() {
     let server = setup().workers(4).args(["--name", "shop"]).start();
-    let Some(browser) = look("a_server_is_shown_slot_by_slot_with_its_load", &server) else { return };
+    let Some(browser) = look("a_server_is_shown_slot_by_slot_with_its_load", &server) else {
+        return;
+    };
     assert_eq!(browser.text("h1"), "shop");
-    assert!(browser.text("#facts").contains(&server.address().to_string()), "{}", browser.text("#facts"));
-    wait_until("the state", LONG, || browser.text("#state").ends_with("serving"));
+    assert!(
+        browser
+            .text("#facts")
+            .contains(&server.address().to_string()),
+        "{}",
+        browser.text("#facts")
+    );
+    wait_until("the state", LONG, || {
+        browser.text("#state").ends_with("serving")
+    });
     let load = start(Plan::kept_alive(&server.address(), 4).http("/", None));
     wait_until("requests are counted", LONG, || {
         let value = browser.text("#figures .figure:first-child .value");
         value.starts_with(|digit: char| digit.is_ascii_digit() && digit != '0')
     });
-    wait_until("a worker is busy", LONG, || browser.count(".w[data-s=busy]") > 0);
-    wait_until("latencies are known", LONG, || browser.text("#bars").contains("p99"));
-    wait_until("events are told", LONG, || {
-        browser.text("#events").contains("4 workers of generation 1 serve")
+    wait_until("a worker is busy", LONG, || {
+        browser.count(".w[data-s=busy]") > 0
     });
-    assert!(label(&browser, 3).starts_with("Slot 3: "), "{}", label(&browser, 3));
+    wait_until("latencies are known", LONG, || {
+        browser.text("#bars").contains("p99")
+    });
+    wait_until("events are told", LONG, || {
+        browser
+            .text("#events")
+            .contains("4 workers of generation 1 serve")
+    });
+    assert!(
+        label(&browser, 3).starts_with("Slot 3: "),
+        "{}",
+        label(&browser, 3)
+    );
     browser.run("document.getElementById('as-table').click()");
-    wait_until("a table of the same", LONG, || browser.count("#table tbody tr") == 4);
+    wait_until("a table of the same", LONG, || {
+        browser.count("#table tbody tr") == 4
+    });
     assert_eq!(browser.count("#row:not([hidden])"), 0);
     assert_sound(&browser);
     load.finish().assert_flawless();
@@ -116,7 +153,9 @@ fn a_server_is_shown_slot_by_slot_with_its_load() {
 #[test]
 fn it_fits_a_phone_and_both_palettes() {
     let server = setup().workers(12).args(["--bind", "127.0.0.1:0"]).start();
-    let Some(browser) = look("it_fits_a_phone_and_both_palettes", &server) else { return };
+    let Some(browser) = look("it_fits_a_phone_and_both_palettes", &server) else {
+        return;
+    };
     let paper = "return getComputedStyle(document.body).backgroundColor";
     browser.prefer("prefers-color-scheme", "light");
     let light = browser.run(paper);
@@ -125,13 +164,22 @@ fn it_fits_a_phone_and_both_palettes() {
     wait_until("it is dark", LONG, || browser.run(paper) != light);
     assert_eq!(faint(&browser), Vec::<String>::new());
     browser.press(&['d']);
-    wait_until("it is light on demand", LONG, || browser.run(paper) == light);
+    wait_until("it is light on demand", LONG, || {
+        browser.run(paper) == light
+    });
     browser.resize(360, 740);
     let too_wide = "return document.documentElement.scrollWidth - innerWidth";
-    wait_until("nothing has to be scrolled sideways", LONG, || browser.run(too_wide).as_i64() <= Some(0));
+    wait_until("nothing has to be scrolled sideways", LONG, || {
+        browser.run(too_wide).as_i64() <= Some(0)
+    });
     browser.run("document.querySelectorAll('.cell')[7].click()");
-    wait_until("a slot is open", LONG, || browser.text("#detail h3") == "Slot 7");
-    assert!(browser.run(too_wide).as_i64() <= Some(0), "an open slot is too wide");
+    wait_until("a slot is open", LONG, || {
+        browser.text("#detail h3") == "Slot 7"
+    });
+    assert!(
+        browser.run(too_wide).as_i64() <= Some(0),
+        "an open slot is too wide"
+    );
     assert_sound(&browser);
 }
 
@@ -139,19 +187,37 @@ fn it_fits_a_phone_and_both_palettes() {
 fn slots_are_reached_and_opened_by_the_keyboard_and_have_names() {
     let server = setup().workers(3).start();
     let test = "slots_are_reached_and_opened_by_the_keyboard_and_have_names";
-    let Some(browser) = look(test, &server) else { return };
+    let Some(browser) = look(test, &server) else {
+        return;
+    };
     browser.press(&[key::TAB]);
     assert_eq!(focus(&browser), "Skip to the slots");
     browser.press(&[key::TAB, key::TAB, key::TAB]);
-    assert!(focus(&browser).starts_with("Slot 0: "), "{}", focus(&browser));
+    assert!(
+        focus(&browser).starts_with("Slot 0: "),
+        "{}",
+        focus(&browser)
+    );
     browser.press(&[key::RIGHT]);
-    assert!(focus(&browser).starts_with("Slot 1: "), "{}", focus(&browser));
+    assert!(
+        focus(&browser).starts_with("Slot 1: "),
+        "{}",
+        focus(&browser)
+    );
     browser.press(&[key::END, key::RIGHT]);
-    assert!(focus(&browser).starts_with("Slot 2: "), "{}", focus(&browser));
+    assert!(
+        focus(&browser).starts_with("Slot 2: "),
+        "{}",
+        focus(&browser)
+    );
     browser.press(&[key::HOME, key::ENTER]);
     assert_eq!(browser.text("#detail h3"), "Slot 0");
     let pid = server.workers()[0].process.0.to_string();
-    assert!(browser.text("#detail").contains(&pid), "{}", browser.text("#detail"));
+    assert!(
+        browser.text("#detail").contains(&pid),
+        "{}",
+        browser.text("#detail")
+    );
     browser.press(&[key::ESCAPE]);
     assert_eq!(browser.count("#detail:not([hidden])"), 0);
     assert!(focus(&browser).starts_with("Slot 0: "), "the focus is lost");
@@ -164,7 +230,11 @@ fn slots_are_reached_and_opened_by_the_keyboard_and_have_names() {
         ("#row", "toolbar", "Slots"),
         ("#said", "status", ""),
         ("section[aria-labelledby=events-title]", "region", "Events"),
-        ("section[aria-labelledby=gens-title]", "region", "Generations"),
+        (
+            "section[aria-labelledby=gens-title]",
+            "region",
+            "Generations",
+        ),
         ("#share", "img", "generation 1: 3 workers"),
         ("#theme", "button", "Dark"),
         ("h1", "heading", "supervisor"),
@@ -173,7 +243,10 @@ fn slots_are_reached_and_opened_by_the_keyboard_and_have_names() {
         let (found_role, found_name) = browser.accessible(selector);
         // Browsers call a picture by either name.
         assert_eq!(found_role.replace("image", "img"), role, "{selector}");
-        assert!(name.is_empty() || found_name == name, "{selector}: {found_name}");
+        assert!(
+            name.is_empty() || found_name == name,
+            "{selector}: {found_name}"
+        );
     }
     assert_sound(&browser);
 }
@@ -181,20 +254,42 @@ fn slots_are_reached_and_opened_by_the_keyboard_and_have_names() {
 #[test]
 fn a_reload_is_seen_while_it_goes_on() {
     let server = setup().workers(2).args(["--probation", "6s"]).start();
-    let Some(browser) = look("a_reload_is_seen_while_it_goes_on", &server) else { return };
+    let Some(browser) = look("a_reload_is_seen_while_it_goes_on", &server) else {
+        return;
+    };
     assert!(server.command(&["reload"]).status.success());
-    wait_until("two workers in each slot", LONG, || browser.count(".pair .w:nth-child(2)") == 2);
-    wait_until("all of them are ready", LONG, || browser.text("#trial").contains("2 of 2"));
+    wait_until("two workers in each slot", LONG, || {
+        browser.count(".pair .w:nth-child(2)") == 2
+    });
+    wait_until("all of them are ready", LONG, || {
+        browser.text("#trial").contains("2 of 2")
+    });
     assert!(
-        browser.text("#trial").starts_with("Reload: generation 2 is on trial"),
+        browser
+            .text("#trial")
+            .starts_with("Reload: generation 2 is on trial"),
         "{}",
         browser.text("#trial")
     );
-    assert!(label(&browser, 0).contains("generation 1; and "), "{}", label(&browser, 0));
+    assert!(
+        label(&browser, 0).contains("generation 1; and "),
+        "{}",
+        label(&browser, 0)
+    );
     let (role, name) = browser.accessible("#trial [role=progressbar]");
-    assert_eq!((role.as_str(), name.as_str()), ("progressbar", "Reload: started"));
-    assert_eq!(browser.accessible("#share").1, "generation 1: 2 workers, generation 2: 2 workers");
-    wait_until("the verdict", LONG, || browser.text("#verdict").contains("generation 2 was accepted"));
+    assert_eq!(
+        (role.as_str(), name.as_str()),
+        ("progressbar", "Reload: started")
+    );
+    assert_eq!(
+        browser.accessible("#share").1,
+        "generation 1: 2 workers, generation 2: 2 workers"
+    );
+    wait_until("the verdict", LONG, || {
+        browser
+            .text("#verdict")
+            .contains("generation 2 was accepted")
+    });
     wait_until("the old ones have left", LONG, || {
         browser.accessible("#share").1 == "generation 2: 2 workers"
     });
@@ -204,24 +299,35 @@ fn a_reload_is_seen_while_it_goes_on() {
 #[test]
 fn a_death_under_load_is_told_with_its_cause() {
     let server = setup().workers(3).start();
-    let Some(browser) = look("a_death_under_load_is_told_with_its_cause", &server) else { return };
+    let Some(browser) = look("a_death_under_load_is_told_with_its_cause", &server) else {
+        return;
+    };
     let load = start(Plan::rate(&server.address(), 50.0).http("/", None));
     load.wait_for_more(20);
     server.workers()[1].process.signal(SIGKILL);
     let told = "#events [data-kind=died] strong";
     wait_until("it is told", LONG, || {
-        browser.text(told).ends_with("slot 1 died: killed by a signal from elsewhere")
+        browser
+            .text(told)
+            .ends_with("slot 1 died: killed by a signal from elsewhere")
     });
-    wait_until("its slot shows it", LONG, || browser.count(".cell:nth-child(2)[data-died]") == 1);
-    assert!(label(&browser, 1).ends_with("; a worker died here: killed by a signal from elsewhere"));
-    wait_until("it is counted", LONG, || browser.text("#causes").starts_with("signal"));
+    wait_until("its slot shows it", LONG, || {
+        browser.count(".cell:nth-child(2)[data-died]") == 1
+    });
+    assert!(
+        label(&browser, 1).ends_with("; a worker died here: killed by a signal from elsewhere")
+    );
+    wait_until("it is counted", LONG, || {
+        browser.text("#causes").starts_with("signal")
+    });
     wait_until("another one is there", LONG, || {
         let label = label(&browser, 1);
         label.starts_with("Slot 1: ready") || label.starts_with("Slot 1: busy")
     });
     wait_until("it is said aloud", LONG, || {
         let said = browser.run("return document.getElementById('said').textContent");
-        said.as_str().is_some_and(|said| said.contains("slot 1 died"))
+        said.as_str()
+            .is_some_and(|said| said.contains("slot 1 died"))
     });
     assert_sound(&browser);
     // What the killed worker had in hand may be lost.
@@ -231,44 +337,77 @@ fn a_death_under_load_is_told_with_its_cause() {
 #[test]
 fn a_worker_that_does_not_serve_is_seen() {
     let server = setup().workers(2).start();
-    let Some(browser) = look("a_worker_that_does_not_serve_is_seen", &server) else { return };
+    let Some(browser) = look("a_worker_that_does_not_serve_is_seen", &server) else {
+        return;
+    };
     let worker = server.workers()[1].process;
     worker.signal(SIGSTOP);
-    wait_until("it is stalled", LONG, || label(&browser, 1).starts_with("Slot 1: stalled"));
+    wait_until("it is stalled", LONG, || {
+        label(&browser, 1).starts_with("Slot 1: stalled")
+    });
     assert_eq!(browser.count(".cell:nth-child(2) .w[data-s=stalled]"), 1);
-    assert!(browser.text("#legend").contains("stalled 1"), "{}", browser.text("#legend"));
+    assert!(
+        browser.text("#legend").contains("stalled 1"),
+        "{}",
+        browser.text("#legend")
+    );
     worker.signal(SIGCONT);
-    wait_until("it serves again", LONG, || label(&browser, 1).starts_with("Slot 1: ready"));
+    wait_until("it serves again", LONG, || {
+        label(&browser, 1).starts_with("Slot 1: ready")
+    });
     assert_sound(&browser);
 }
 
 #[test]
 fn a_server_that_is_gone_is_said_to_be_unreachable() {
     let mut server = setup().workers(2).start();
-    let Some(browser) = look("a_server_that_is_gone_is_said_to_be_unreachable", &server) else { return };
+    let Some(browser) = look("a_server_that_is_gone_is_said_to_be_unreachable", &server) else {
+        return;
+    };
     assert_sound(&browser);
     assert!(server.command(&["stop"]).status.success());
     server.wait_exit(LONG);
-    wait_until("it is said", LONG, || browser.text("#state").ends_with("unreachable"));
+    wait_until("it is said", LONG, || {
+        browser.text("#state").ends_with("unreachable")
+    });
     wait_until("since when is said", LONG, || {
         let said = browser.text("#lost");
         said.starts_with("The server cannot be reached; last seen ") && said.contains(" s ago")
     });
     assert_eq!(browser.count("main.stale"), 1);
-    assert_eq!(browser.count("#row .cell"), 2, "what was there is still shown");
+    assert_eq!(
+        browser.count("#row .cell"),
+        2,
+        "what was there is still shown"
+    );
 }
 
 #[test]
 fn markup_in_an_event_is_shown_as_text() {
     let file = |program: &str| format!("workers = 1\nprobation = \"100ms\"\n{program}");
     let mut server = setup().config(&file("")).start();
-    let Some(browser) = look("markup_in_an_event_is_shown_as_text", &server) else { return };
+    let Some(browser) = look("markup_in_an_event_is_shown_as_text", &server) else {
+        return;
+    };
     let evil = "<img src=x onerror=window.hit=1><b>bold</b>";
-    server
-        .file("config.toml", &file(&format!("command = ['/bin/sh', '-c', \"echo '{evil}' >&2; exit 3\"]\n")));
-    assert!(!server.command(&["reload", "--wait"]).status.success(), "such a reload is refused");
-    wait_until("it is shown", LONG, || browser.text("#events").contains(evil));
-    wait_until("the verdict", LONG, || browser.text("#verdict").contains("generation 2 was refused"));
+    server.file(
+        "config.toml",
+        &file(&format!(
+            "command = ['/bin/sh', '-c', \"echo '{evil}' >&2; exit 3\"]\n"
+        )),
+    );
+    assert!(
+        !server.command(&["reload", "--wait"]).status.success(),
+        "such a reload is refused"
+    );
+    wait_until("it is shown", LONG, || {
+        browser.text("#events").contains(evil)
+    });
+    wait_until("the verdict", LONG, || {
+        browser
+            .text("#verdict")
+            .contains("generation 2 was refused")
+    });
     assert_eq!(browser.count("#events img, #events b, #verdict img"), 0);
     assert!(browser.run("return window.hit").is_null());
     assert_sound(&browser);

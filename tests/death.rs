@@ -14,21 +14,28 @@ fn setup() -> Setup {
 /// A server of programs that do what they are asked to.
 fn mortal(workers: usize) -> Setup {
     let program = testkit::program("mortal.py").into_os_string();
-    setup().workers(workers).args(["--accept", "own"]).program(["python3".into(), program])
+    setup()
+        .workers(workers)
+        .args(["--accept", "own"])
+        .program(["python3".into(), program])
 }
 
 /// Has a worker run a program; what it answers, if it lives.
 fn ask(address: &Address, program: &str) -> Option<String> {
     let mut client = address.connect().ok()?;
     let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
-    client.write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).ok()?;
+    client
+        .write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .ok()?;
     let mut answer = String::new();
     client.read_to_string(&mut answer).ok()?;
     answer.split("\r\n\r\n").nth(1).map(str::to_owned)
 }
 
 fn deaths(server: &Server, cause: &str) -> u64 {
-    server.status()["deaths"][cause].as_u64().expect("every cause is counted")
+    server.status()["deaths"][cause]
+        .as_u64()
+        .expect("every cause is counted")
 }
 
 /// The line of the first death of this cause, and that it was counted.
@@ -42,11 +49,23 @@ fn line_of(server: &Server, cause: &str) -> String {
 #[test]
 fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
     let server = mortal(1).start();
-    ask(&server.address(), "print('first\\nlast \\x1b[1mword', file=sys.stderr, flush=True); os._exit(3)");
+    ask(
+        &server.address(),
+        "print('first\\nlast \\x1b[1mword', file=sys.stderr, flush=True); os._exit(3)",
+    );
     let line = line_of(&server, "exit");
-    assert!(line.contains("ERROR") && line.contains("exited with status 3, after "), "{line}");
-    assert!(line.contains("s user, ") && line.contains(" MiB at most; replacing it at once"), "{line}");
-    assert!(line.ends_with("last words: \"first\\nlast \\u{1b}[1mword\""), "{line}");
+    assert!(
+        line.contains("ERROR") && line.contains("exited with status 3, after "),
+        "{line}"
+    );
+    assert!(
+        line.contains("s user, ") && line.contains(" MiB at most; replacing it at once"),
+        "{line}"
+    );
+    assert!(
+        line.ends_with("last words: \"first\\nlast \\u{1b}[1mword\""),
+        "{line}"
+    );
     server.wait_for_log("first");
     let text = String::from_utf8_lossy(&server.command(&["status"]).stdout).into_owned();
     assert!(text.contains("deaths      1 (exit 1)"), "{text}");
@@ -54,7 +73,9 @@ fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
 
 #[test]
 fn a_panics_message_is_in_the_last_words() {
-    let setup = setup().workers(1).args(["--ready", "after=0s", "--env", "RUST_BACKTRACE=0"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "after=0s", "--env", "RUST_BACKTRACE=0"]);
     setup.file(
         "panics.rs",
         "use std::{io::Read, net::TcpListener, os::fd::FromRawFd};
@@ -68,7 +89,11 @@ fn a_panics_message_is_in_the_last_words() {
     );
     let compiler = std::env::var_os("RUSTC").unwrap_or("rustc".into());
     let mut compiler = std::process::Command::new(compiler);
-    compiler.args(["--edition", "2021"]).arg(setup.path("panics.rs")).arg("-o").arg(setup.path("panics"));
+    compiler
+        .args(["--edition", "2021"])
+        .arg(setup.path("panics.rs"))
+        .arg("-o")
+        .arg(setup.path("panics"));
     assert!(compiler.status().expect("rustc").success());
     let program = setup.path("panics");
     let server = setup.program([program]).start();
@@ -76,30 +101,59 @@ fn a_panics_message_is_in_the_last_words() {
     let line = line_of(&server, "exit");
     let (end, words) = line.split_once("; last words: ").expect("last words");
     assert!(end.contains("exited with status 101"), "{line}");
-    assert!(words.contains("panicked at ") && words.contains("the cup is empty"), "{line}");
+    assert!(
+        words.contains("panicked at ") && words.contains("the cup is empty"),
+        "{line}"
+    );
 }
 
 #[test]
 fn machines_are_told_everything_in_fields() {
     let server = mortal(1).args(["--log-format", "json"]).start();
-    ask(&server.address(), "os.write(2, b'<4>' + b'x' * 5000 + b'\\nend'); os._exit(3)");
+    ask(
+        &server.address(),
+        "os.write(2, b'<4>' + b'x' * 5000 + b'\\nend'); os._exit(3)",
+    );
     let line = server.wait_for_log("\"cause\":\"exit\"");
     let fields: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-    assert_eq!((fields["status"].as_u64(), fields["level"].as_str()), (Some(3), Some("error")), "{line}");
-    assert!(fields["pid"].as_u64().is_some() && fields["age_ms"].as_u64().is_some(), "{line}");
-    assert!(fields["max_rss_kib"].as_u64().expect("a number") > 1000, "{line}");
+    assert_eq!(
+        (fields["status"].as_u64(), fields["level"].as_str()),
+        (Some(3), Some("error")),
+        "{line}"
+    );
+    assert!(
+        fields["pid"].as_u64().is_some() && fields["age_ms"].as_u64().is_some(),
+        "{line}"
+    );
+    assert!(
+        fields["max_rss_kib"].as_u64().expect("a number") > 1000,
+        "{line}"
+    );
     let words = fields["stderr"].as_str().expect("last words");
-    assert!(words.len() == 4096 && words.ends_with("x\nend"), "{} bytes", words.len());
+    assert!(
+        words.len() == 4096 && words.ends_with("x\nend"),
+        "{} bytes",
+        words.len()
+    );
 }
 
 #[test]
 fn a_crash_is_told_with_its_signal() {
     // Where limits allow a core dump, the cause is `core`.
-    let wrapper = ["sh", "-c", "ulimit -c unlimited 2>/dev/null; exec \"$@\"", "sh"];
+    let wrapper = [
+        "sh",
+        "-c",
+        "ulimit -c unlimited 2>/dev/null; exec \"$@\"",
+        "sh",
+    ];
     let server = mortal(1).wrapped(wrapper).start();
     ask(&server.address(), "import ctypes; ctypes.string_at(0)");
     let line = server.wait_for_log("killed by SIGSEGV");
-    let cause = if line.contains("(core dumped)") { "core" } else { "signal" };
+    let cause = if line.contains("(core dumped)") {
+        "core"
+    } else {
+        "signal"
+    };
     assert_eq!(line_of(&server, cause), line);
 }
 
@@ -107,13 +161,24 @@ fn a_crash_is_told_with_its_signal() {
 fn a_kill_by_somebody_else_is_told_and_what_was_in_hand() {
     let server = setup().workers(1).args(["--app", "sleep"]).start();
     let mut client = server.connect();
-    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("sent");
     wait_until("a request in hand", LONG, || server.busy() == 1);
     server.ready()[0].signal(SIGKILL);
     let line = line_of(&server, "signal");
-    assert!(line.contains("killed by SIGKILL, not by this server (perhaps by the kernel"), "{line}");
-    assert!(line.contains("in hand: 1 request, the oldest for "), "{line}");
-    assert!(line.contains(", 1 connection; 0 requests served; replacing it at once"), "{line}");
+    assert!(
+        line.contains("killed by SIGKILL, not by this server (perhaps by the kernel"),
+        "{line}"
+    );
+    assert!(
+        line.contains("in hand: 1 request, the oldest for "),
+        "{line}"
+    );
+    assert!(
+        line.contains(", 1 connection; 0 requests served; replacing it at once"),
+        "{line}"
+    );
 }
 
 #[test]
@@ -127,17 +192,26 @@ fn a_hang_is_told() {
 
 #[test]
 fn an_overdue_request_is_told() {
-    let setup = setup().workers(1).args(["--app", "block", "--request-timeout", "300ms"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--app", "block", "--request-timeout", "300ms"]);
     let server = setup.args(["--class", "threads"]).start();
     let mut client = server.connect();
-    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("sent");
     let line = line_of(&server, "request-timeout");
-    assert!(line.contains("in hand: 1 request, the oldest for "), "{line}");
+    assert!(
+        line.contains("in hand: 1 request, the oldest for "),
+        "{line}"
+    );
 }
 
 #[test]
 fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
-    let server = setup().workers(1).args(["--start-timeout", "300ms", "--ready", "notify"]);
+    let server = setup()
+        .workers(1)
+        .args(["--start-timeout", "300ms", "--ready", "notify"]);
     let server = server.program(["sleep", "1000"]).spawn();
     server.wait_for_log(") died (start-timeout): killed by SIGABRT");
     let setup = setup().workers(1);
@@ -146,7 +220,11 @@ fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a mode");
     let (status, log) = setup.program([path]).run();
     assert_eq!(status.code(), Some(1));
-    assert!(log.iter().any(|line| line.contains(") died (exec): cannot execute ")), "{log:#?}");
+    assert!(
+        log.iter()
+            .any(|line| line.contains(") died (exec): cannot execute ")),
+        "{log:#?}"
+    );
 }
 
 #[test]
@@ -159,20 +237,38 @@ fn whoever_is_asked_to_leave_leaves_without_alarm_and_is_counted() {
     server.command(&["stop"]);
     server.wait_exit(LONG);
     let lines = server.log().lines();
-    let of =
-        |cause: &str| lines.iter().filter(|line| line.contains(&format!(") is gone ({cause}): "))).count();
+    let of = |cause: &str| {
+        lines
+            .iter()
+            .filter(|line| line.contains(&format!(") is gone ({cause}): ")))
+            .count()
+    };
     // A reload returns to the configured number of workers.
-    assert_eq!((of("scale-down"), of("reload"), of("stop")), (1, 2, 3), "{lines:#?}");
-    assert!(lines.iter().all(|line| !line.contains("ERROR") && !line.contains(") died (")), "{lines:#?}");
+    assert_eq!(
+        (of("scale-down"), of("reload"), of("stop")),
+        (1, 2, 3),
+        "{lines:#?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .all(|line| !line.contains("ERROR") && !line.contains(") died (")),
+        "{lines:#?}"
+    );
 }
 
 #[test]
 fn a_drain_that_takes_too_long_is_a_warning() {
-    let server = setup().workers(2).args(["--app", "sleep", "--graceful-timeout", "300ms"]).start();
+    let server = setup()
+        .workers(2)
+        .args(["--app", "sleep", "--graceful-timeout", "300ms"])
+        .start();
     let clients: Vec<_> = (0..8)
         .map(|_| {
             let mut client = server.connect();
-            client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+            client
+                .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
+                .expect("sent");
             client
         })
         .collect();
@@ -198,9 +294,20 @@ fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warni
         assert_eq!(deaths(&server, "left"), round);
     }
     let line = server.wait_for_log(") is gone (left): exited with status 30");
-    assert!(line.contains("INFO") && line.contains("replacing it at once"), "{line}");
-    assert_eq!(server.log().count("trying again"), 0, "{:#?}", server.log().lines());
-    ask(&server.address(), "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(31))");
+    assert!(
+        line.contains("INFO") && line.contains("replacing it at once"),
+        "{line}"
+    );
+    assert_eq!(
+        server.log().count("trying again"),
+        0,
+        "{:#?}",
+        server.log().lines()
+    );
+    ask(
+        &server.address(),
+        "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(31))",
+    );
     server.reload();
     let line = server.wait_for_log(") died (exit): exited with status 31");
     assert!(line.contains("WARN") && line.contains("follows"), "{line}");
@@ -210,7 +317,9 @@ fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warni
 
 #[test]
 fn a_clean_exit_in_a_reload_fails_it() {
-    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1).args(["--probation", "10s"]);
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .workers(1)
+        .args(["--probation", "10s"]);
     let program = testkit::program("mortal.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let before = server.ready();
@@ -224,7 +333,10 @@ fn a_clean_exit_in_a_reload_fails_it() {
     std::thread::sleep(Duration::from_millis(1200));
     // Both workers have the slot's sockets.
     while new.process.runs() {
-        ask(&server.address(), &format!("if os.getpid() == {}: os._exit(0)", new.process.0));
+        ask(
+            &server.address(),
+            &format!("if os.getpid() == {}: os._exit(0)", new.process.0),
+        );
     }
     server.wait_for_log("reload failed");
     let line = server.wait_for_log(") is gone (left): exited with status 0");
@@ -241,10 +353,19 @@ fn counts_survive_an_upgrade_in_place() {
         server.wait_for_replacement(0, worker.process);
     }
     server.reload();
-    wait_until("the reload's death", LONG, || deaths(&server, "reload") == 1);
+    wait_until("the reload's death", LONG, || {
+        deaths(&server, "reload") == 1
+    });
     server.signal(SIGUSR2);
     server.wait_for_log("upgraded in place");
-    assert_eq!((deaths(&server, "exit"), deaths(&server, "reload"), deaths(&server, "oom")), (2, 1, 0));
+    assert_eq!(
+        (
+            deaths(&server, "exit"),
+            deaths(&server, "reload"),
+            deaths(&server, "oom")
+        ),
+        (2, 1, 0)
+    );
     ask(&server.address(), "os._exit(3)");
     wait_until("one more", LONG, || deaths(&server, "exit") == 3);
 }
@@ -311,7 +432,9 @@ fn outlived(how: &str, named: bool) {
     };
     let line = server.wait_for_log(&text);
     assert!(line.contains("WARN") && line.contains("(python3"), "{line}");
-    wait_until("nobody but the new worker", LONG, || server.descendants().len() == 1);
+    wait_until("nobody but the new worker", LONG, || {
+        server.descendants().len() == 1
+    });
 }
 
 #[test]
@@ -332,13 +455,19 @@ fn whoever_outlives_its_worker_behind_a_parent_is_killed() {
 #[test]
 fn whoever_hides_whose_it_is_is_killed_too() {
     // The variable by which this kit finds what a server has left is kept.
-    outlived("{k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'}, 'session fork'", false);
+    outlived(
+        "{k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'}, 'session fork'",
+        false,
+    );
 }
 
 #[test]
 fn a_stop_leaves_nothing_of_the_workers() {
     let mut server = mortal(2).start();
-    ask(&server.address(), &leftover("os.environ, 'session fork parent'"));
+    ask(
+        &server.address(),
+        &leftover("os.environ, 'session fork parent'"),
+    );
     server.command(&["stop"]);
     server.wait_exit(LONG);
     assert_eq!(server.descendants(), []);
@@ -362,17 +491,34 @@ for _ in range(10):
             ask(&server.address(), program).expect("it lives");
             // No worker fails, so nobody backs off, and what is measured is at rest.
             server.reload();
-            wait_until("ten leftovers", LONG, || server.log().count("had left behind") == before + 10);
-            wait_until("the leftovers' end", LONG, || server.descendants().len() == 1);
+            wait_until("ten leftovers", LONG, || {
+                server.log().count("had left behind") == before + 10
+            });
+            wait_until("the leftovers' end", LONG, || {
+                server.descendants().len() == 1
+            });
         }
-        (server.process().descriptors(), server.process().resident_kib())
+        (
+            server.process().descriptors(),
+            server.process().resident_kib(),
+        )
     };
     let before = rounds(2);
     let after = rounds(10);
     // One may be the last question about the state, which is being closed.
-    wait_until("no more descriptors than before", LONG, || server.process().descriptors() <= before.0);
-    println!("resident KiB before and after a hundred leftovers: {}, {}", before.1, after.1);
-    assert!(after.1 <= before.1 + 512, "memory grew from {} to {} KiB", before.1, after.1);
+    wait_until("no more descriptors than before", LONG, || {
+        server.process().descriptors() <= before.0
+    });
+    println!(
+        "resident KiB before and after a hundred leftovers: {}, {}",
+        before.1, after.1
+    );
+    assert!(
+        after.1 <= before.1 + 512,
+        "memory grew from {} to {} KiB",
+        before.1,
+        after.1
+    );
 }
 
 #[test]
@@ -381,8 +527,16 @@ fn a_living_workers_children_live() {
     ask(&server.address(), &leftover("os.environ, 'session fork'"));
     let text = std::fs::read_to_string(server.path("leftover")).expect("its number");
     let child = Process(text.trim().parse().expect("a pid"));
-    let owner: u64 = child.variable("PREFORK_WORKER").expect("it carries it").parse().expect("an id");
-    let other = server.workers().into_iter().find(|worker| worker.id != owner).expect("two workers");
+    let owner: u64 = child
+        .variable("PREFORK_WORKER")
+        .expect("it carries it")
+        .parse()
+        .expect("an id");
+    let other = server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.id != owner)
+        .expect("two workers");
     other.process.signal(SIGKILL);
     server.wait_for_replacement(other.slot, other.process);
     let began = Instant::now();

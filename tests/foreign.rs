@@ -14,15 +14,23 @@ fn setup() -> Setup {
 fn needs(test: &str, name: &str) -> Option<PathBuf> {
     let found = tool(name);
     if found.is_none() {
-        skipped(test, &format!("{name} is not installed (scripts/peers installs it)"));
+        skipped(
+            test,
+            &format!("{name} is not installed (scripts/peers installs it)"),
+        );
     }
     found
 }
 
 #[test]
 fn a_program_that_says_nothing_counts_as_ready_after_a_while() {
-    let Some(python) = needs("silent python", "python3") else { return };
-    let setup = setup().workers(2).args(["--ready", "after=300ms"]).env("READY", "no");
+    let Some(python) = needs("silent python", "python3") else {
+        return;
+    };
+    let setup = setup()
+        .workers(2)
+        .args(["--ready", "after=300ms"])
+        .env("READY", "no");
     let mut server = setup.program([python, testkit::program("bare.py")]).start();
     let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello from Python")));
     load.wait_for_more(20);
@@ -30,30 +38,50 @@ fn a_program_that_says_nothing_counts_as_ready_after_a_while() {
     load.wait_for_more(20);
     load.finish().assert_flawless();
     let times = testkit::ready_after(server.log());
-    assert!(times.len() == 4 && times.iter().all(|time| time.as_millis() >= 300), "{times:?}");
+    assert!(
+        times.len() == 4 && times.iter().all(|time| time.as_millis() >= 300),
+        "{times:?}"
+    );
 }
 
 #[test]
 fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
-    let Some(_) = needs("environment", "python3") else { return };
-    let setup = setup().workers(1).args(["--ready", "notify"]).env("LEFT", "alone");
+    let Some(_) = needs("environment", "python3") else {
+        return;
+    };
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "notify"])
+        .env("LEFT", "alone");
     let program = testkit::program("bare.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let worker = server.ready()[0];
     let variable = |name: &str| worker.variable(name).unwrap_or_else(|| panic!("no {name}"));
     assert_eq!(variable("LISTEN_FDS"), "1");
     assert_eq!(variable("LISTEN_PID"), worker.0.to_string());
-    assert_eq!((variable("PREFORK_SLOT"), variable("PREFORK_WORKERS")), ("0".to_owned(), "1".to_owned()));
-    assert_eq!(variable("PREFORK_GENERATION"), server.generation().to_string());
+    assert_eq!(
+        (variable("PREFORK_SLOT"), variable("PREFORK_WORKERS")),
+        ("0".to_owned(), "1".to_owned())
+    );
+    assert_eq!(
+        variable("PREFORK_GENERATION"),
+        server.generation().to_string()
+    );
     assert_eq!(variable("LEFT"), "alone");
     assert!(!variable("LISTEN_FDNAMES").is_empty() && !variable("NOTIFY_SOCKET").is_empty());
-    assert_eq!(worker.variable("PREFORK_CHANNEL"), None, "foreign programs get no channel");
+    assert_eq!(
+        worker.variable("PREFORK_CHANNEL"),
+        None,
+        "foreign programs get no channel"
+    );
 }
 
 #[test]
 fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
     let script = "trap '' TERM; while :; do sleep 0.1; done";
-    let setup = setup().workers(1).args(["--ready", "after=100ms", "--graceful-timeout", "500ms"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "after=100ms", "--graceful-timeout", "500ms"]);
     let mut server = setup.program(["sh", "-c", script]).start();
     let old = server.ready();
     server.reload();
@@ -62,8 +90,11 @@ fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
 
 #[test]
 fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
-    let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; while :; do sleep 0.1; done";
-    let setup = setup().workers(1).args(["--ready", "after=100ms", "--stop-signal", "USR2"]);
+    let script =
+        "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; while :; do sleep 0.1; done";
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "after=100ms", "--stop-signal", "USR2"]);
     let mut server = setup.program(["sh", "-c", script]).start();
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());

@@ -12,12 +12,19 @@ fn setup() -> Setup {
 }
 
 fn worker_in(server: &Server, slot: u64) -> Option<Worker> {
-    server.workers().into_iter().find(|worker| worker.slot == slot)
+    server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.slot == slot)
 }
 
 /// Everybody who lives, whether well or not: on a busy machine, anybody may stall for a moment.
 fn processes(server: &Server) -> Vec<Process> {
-    server.workers().iter().map(|worker| worker.process).collect()
+    server
+        .workers()
+        .iter()
+        .map(|worker| worker.process)
+        .collect()
 }
 
 fn wait_for_state(server: &Server, slot: u64, state: &str) {
@@ -32,14 +39,27 @@ fn bare(test: &str, hang_timeout: &str) -> Option<Server> {
         skipped(test, "python3 is not installed");
         return None;
     }
-    let setup = setup().workers(4).args(["--ready", "notify", "--hang-timeout", hang_timeout]);
-    Some(setup.program(["python3".into(), testkit::program("bare.py").into_os_string()]).start())
+    let setup = setup()
+        .workers(4)
+        .args(["--ready", "notify", "--hang-timeout", hang_timeout]);
+    Some(
+        setup
+            .program([
+                "python3".into(),
+                testkit::program("bare.py").into_os_string(),
+            ])
+            .start(),
+    )
 }
 
 /// Waits until the slot in which connections wait for longer than they should is known.
 fn stalled_slot(server: &Server) -> u64 {
     wait_for("a stalled worker", LONG, || {
-        server.workers().into_iter().find(|worker| worker.state == "stalled").map(|worker| worker.slot)
+        server
+            .workers()
+            .into_iter()
+            .find(|worker| worker.state == "stalled")
+            .map(|worker| worker.slot)
     })
 }
 
@@ -57,10 +77,16 @@ fn a_worker_stopped_for_a_moment_is_steered_away_from_and_comes_back() {
     worker.process.signal(SIGCONT);
     wait_for_state(&server, 1, "ready");
     server.wait_for_log("serves again");
-    assert_eq!(worker_in(&server, 1).map(|now| now.process), Some(worker.process), "it was not replaced");
+    assert_eq!(
+        worker_in(&server, 1).map(|now| now.process),
+        Some(worker.process),
+        "it was not replaced"
+    );
     // And it gets connections again.
     wait_until("the resumed worker to answer", LONG, || {
-        run(&Plan::fresh(&server.address(), 8).count(40)).pids.contains_key(&worker.process.0.to_string())
+        run(&Plan::fresh(&server.address(), 8).count(40))
+            .pids
+            .contains_key(&worker.process.0.to_string())
     });
     load.finish().assert_flawless();
 }
@@ -71,7 +97,10 @@ fn an_idle_worker_that_stops_is_noticed_by_its_heartbeat() {
     let worker = server.workers().remove(0);
     worker.process.signal(SIGSTOP);
     let line = server.wait_for_log("is stalled");
-    assert!(line.contains("slot 0") && line.contains("missed its heartbeat"), "{line}");
+    assert!(
+        line.contains("slot 0") && line.contains("missed its heartbeat"),
+        "{line}"
+    );
     worker.process.signal(SIGCONT);
     wait_for_state(&server, 0, "ready");
 }
@@ -84,11 +113,17 @@ fn a_worker_stopped_for_good_is_replaced_and_what_waited_for_it_is_answered() {
     let load = start(Plan::fresh(&server.address(), CLIENTS).timeout(2 * LONG));
     load.wait_for_more(50);
     worker.process.signal(SIGSTOP);
-    let replacement = server.wait_for_replacement(2, worker.process).process.0.to_string();
+    let replacement = server
+        .wait_for_replacement(2, worker.process)
+        .process
+        .0
+        .to_string();
     server.wait_for_log("sending SIGABRT");
     wait_until("the hung worker's end", LONG, || !worker.process.runs());
     wait_until("the replacement to be in rotation", LONG, || {
-        run(&Plan::fresh(&server.address(), 8).count(40)).pids.contains_key(&replacement)
+        run(&Plan::fresh(&server.address(), 8).count(40))
+            .pids
+            .contains_key(&replacement)
     });
     let report = load.finish();
     // What it had accepted when it was stopped, it took with it.
@@ -96,14 +131,20 @@ fn a_worker_stopped_for_good_is_replaced_and_what_waited_for_it_is_answered() {
         + report.count(Failure::EofEarly)
         + report.count(Failure::WriteReset)
         + report.count(Failure::CloseReset);
-    assert!(report.failed() == held && held <= CLIENTS as u64, "{report}");
+    assert!(
+        report.failed() == held && held <= CLIENTS as u64,
+        "{report}"
+    );
 }
 
 #[test]
 fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
-    let Some(server) = bare("a stalled program", "1m") else { return };
+    let Some(server) = bare("a stalled program", "1m") else {
+        return;
+    };
     let mut busy = server.connect();
-    busy.write_all(b"GET /sleep/6 HTTP/1.1\r\n\r\n").expect("sent");
+    busy.write_all(b"GET /sleep/6 HTTP/1.1\r\n\r\n")
+        .expect("sent");
     let before = processes(&server);
     let load = start(Plan::fresh(&server.address(), 8).timeout(2 * LONG));
     let slot = stalled_slot(&server);
@@ -119,25 +160,43 @@ fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
 
 #[test]
 fn a_program_that_accepts_no_more_for_good_is_replaced_and_its_queue_is_served() {
-    let Some(server) = bare("a hung program", "2s") else { return };
+    let Some(server) = bare("a hung program", "2s") else {
+        return;
+    };
     let before = server.workers();
     let mut busy = server.connect();
-    busy.write_all(b"GET /sleep/3600 HTTP/1.1\r\n\r\n").expect("sent");
+    busy.write_all(b"GET /sleep/3600 HTTP/1.1\r\n\r\n")
+        .expect("sent");
     let load = start(Plan::fresh(&server.address(), 8).timeout(2 * LONG));
     let slot = stalled_slot(&server);
-    let old = before.iter().find(|worker| worker.slot == slot).expect("it was ready").process;
+    let old = before
+        .iter()
+        .find(|worker| worker.slot == slot)
+        .expect("it was ready")
+        .process;
     server.wait_for_replacement(slot, old);
     let line = server.wait_for_log("sending SIGABRT");
     assert!(line.contains("took nothing out of its queue"), "{line}");
     load.wait_for_more(100);
     load.finish().assert_flawless();
-    let others: Vec<_> = before.iter().filter(|worker| worker.slot != slot).map(|one| one.process).collect();
-    assert!(others.iter().all(|process| processes(&server).contains(process)), "nobody else was replaced");
+    let others: Vec<_> = before
+        .iter()
+        .filter(|worker| worker.slot != slot)
+        .map(|one| one.process)
+        .collect();
+    assert!(
+        others
+            .iter()
+            .all(|process| processes(&server).contains(process)),
+        "nobody else was replaced"
+    );
 }
 
 #[test]
 fn a_program_that_is_idle_for_longer_than_the_timeout_is_well() {
-    let Some(server) = bare("an idle program", "500ms") else { return };
+    let Some(server) = bare("an idle program", "500ms") else {
+        return;
+    };
     let before = processes(&server);
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(processes(&server), before);
@@ -146,26 +205,40 @@ fn a_program_that_is_idle_for_longer_than_the_timeout_is_well() {
 
 #[test]
 fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
-    let setup = setup().workers(3).args(["--app", "block", "--class", "threads", "--threads", "4"]);
-    let server = setup.args(["--request-timeout", "1s", "--hang-timeout", "1m"]).start();
+    let setup = setup()
+        .workers(3)
+        .args(["--app", "block", "--class", "threads", "--threads", "4"]);
+    let server = setup
+        .args(["--request-timeout", "1s", "--hang-timeout", "1m"])
+        .start();
     let before = server.workers();
     let mut client = server.connect();
-    client.write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("sent");
     // The worker's other threads beat: only the request itself tells.
     let line = server.wait_for_log("sending SIGABRT");
     assert!(line.contains("has had a request in hand for"), "{line}");
     let hung = wait_for("the worker that is gone", LONG, || {
-        before.iter().find(|worker| !processes(&server).contains(&worker.process))
+        before
+            .iter()
+            .find(|worker| !processes(&server).contains(&worker.process))
     });
     server.wait_for_replacement(hung.slot, hung.process);
     let others = || before.iter().filter(|worker| worker.slot != hung.slot);
-    assert!(others().all(|worker| processes(&server).contains(&worker.process)), "nobody else was replaced");
+    assert!(
+        others().all(|worker| processes(&server).contains(&worker.process)),
+        "nobody else was replaced"
+    );
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
 }
 
 #[test]
 fn a_request_that_only_waits_beyond_its_timeout_costs_nobody() {
-    let server = setup().workers(2).args(["--app", "sleep", "--request-timeout", "500ms"]).start();
+    let server = setup()
+        .workers(2)
+        .args(["--app", "sleep", "--request-timeout", "500ms"])
+        .start();
     let before = processes(&server);
     assert_eq!(server.get("/?ms=60000").status, 503);
     // Longer than a worker that cannot help itself would live.
@@ -179,10 +252,15 @@ fn a_client_that_reads_slowly_costs_no_worker() {
     let setup = setup().workers(2);
     setup.file("big", &"x".repeat(LENGTH));
     let app = format!("files:{}", setup.path(".").display());
-    let server = setup.args(["--app".to_owned(), app]).args(["--request-timeout", "500ms"]).start();
+    let server = setup
+        .args(["--app".to_owned(), app])
+        .args(["--request-timeout", "500ms"])
+        .start();
     let before = processes(&server);
     let mut client = server.connect();
-    client.write_all(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("sent");
     wait_until("the response to be on its way", LONG, || server.busy() == 1);
     std::thread::sleep(Duration::from_secs(3));
     let mut response = Vec::new();

@@ -15,7 +15,10 @@ fn setup() -> Setup {
 /// A hook that is a shell script, in the server's directory `$HERE`.
 fn hooked(setup: Setup, script: &str) -> Setup {
     let here = setup.path("");
-    setup.file("hook", &format!("#!/bin/sh\nHERE='{}'\n{script}\n", here.display()));
+    setup.file(
+        "hook",
+        &format!("#!/bin/sh\nHERE='{}'\n{script}\n", here.display()),
+    );
     let hook = setup.path("hook");
     std::fs::set_permissions(&hook, PermissionsExt::from_mode(0o755)).expect("executable");
     setup.args(["--on-event".into(), hook.into_os_string()])
@@ -28,23 +31,30 @@ const KEEPS: &str = "cat > $HERE/event.$$ && mv $HERE/event.$$ $HERE/$PREFORK_EV
 fn kept(server: &Server, kind: &str) -> Vec<Value> {
     let files = std::fs::read_dir(server.directory()).expect("the directory");
     let wanted = |name: &str| name.starts_with(&format!("{kind}.")) && name.ends_with(".json");
-    let files =
-        files.map(|file| file.expect("a file")).filter(|file| wanted(&file.file_name().to_string_lossy()));
-    let read =
-        |path| serde_json::from_slice(&std::fs::read(path).expect("an event")).expect("one event, in JSON");
+    let files = files
+        .map(|file| file.expect("a file"))
+        .filter(|file| wanted(&file.file_name().to_string_lossy()));
+    let read = |path| {
+        serde_json::from_slice(&std::fs::read(path).expect("an event")).expect("one event, in JSON")
+    };
     files.map(|file| read(file.path())).collect()
 }
 
 /// Waits for the first event of a kind.
 fn event(server: &Server, kind: &str) -> Value {
-    wait_for(&format!("the event {kind}"), LONG, || kept(server, kind).into_iter().next())
+    wait_for(&format!("the event {kind}"), LONG, || {
+        kept(server, kind).into_iter().next()
+    })
 }
 
 #[test]
 fn each_notable_event_reaches_the_program_as_json() {
     let mut server = hooked(setup().workers(2), KEEPS).start();
     let ready = event(&server, "server-ready");
-    assert_eq!((&ready["kind"], &ready["workers"]), (&"server-ready".into(), &2.into()));
+    assert_eq!(
+        (&ready["kind"], &ready["workers"]),
+        (&"server-ready".into(), &2.into())
+    );
     let victim = server.workers().into_iter().next().expect("a worker");
     victim.process.signal(SIGKILL);
     let died = event(&server, "died");
@@ -59,54 +69,101 @@ fn each_notable_event_reaches_the_program_as_json() {
     assert!(server.wait_exit(LONG).success());
     event(&server, "stopping");
     // What is as it should be pages nobody.
-    assert_eq!(kept(&server, "died").len(), 1, "workers that a reload or a stop sends away");
-    assert_eq!((kept(&server, "starting").len(), kept(&server, "ready").len()), (0, 0));
+    assert_eq!(
+        kept(&server, "died").len(),
+        1,
+        "workers that a reload or a stop sends away"
+    );
+    assert_eq!(
+        (
+            kept(&server, "starting").len(),
+            kept(&server, "ready").len()
+        ),
+        (0, 0)
+    );
 }
 
 #[test]
 fn an_upgrade_ends_no_hook_and_misses_no_event() {
     // Six reloads are more events than hooks at a time; each hook holds out until it is let go.
-    let script = format!("touch $HERE/began.$$; until [ -e $HERE/go ]; do sleep 0.02; done; {KEEPS}");
-    let mut server =
-        hooked(setup().copied().workers(1).args(["--on-event-kinds", "reloaded"]), &script).start();
+    let script =
+        format!("touch $HERE/began.$$; until [ -e $HERE/go ]; do sleep 0.02; done; {KEEPS}");
+    let mut server = hooked(
+        setup()
+            .copied()
+            .workers(1)
+            .args(["--on-event-kinds", "reloaded"]),
+        &script,
+    )
+    .start();
     (0..6).for_each(|_| server.reload());
     let began = || {
         std::fs::read_dir(server.directory()).map_or(0, |files| {
-            files.flatten().filter(|file| file.file_name().to_string_lossy().starts_with("began.")).count()
+            files
+                .flatten()
+                .filter(|file| file.file_name().to_string_lossy().starts_with("began."))
+                .count()
         })
     };
     wait_until("four hooks", LONG, || began() == 4);
     server.signal(SIGUSR2);
     server.wait_for_log("upgraded in place");
     // A death has the supervisor look for what a worker may have left.
-    server.workers().into_iter().next().expect("a worker").process.signal(SIGKILL);
+    server
+        .workers()
+        .into_iter()
+        .next()
+        .expect("a worker")
+        .process
+        .signal(SIGKILL);
     server.wait_for_log("killed by SIGKILL");
     wait_until("another worker", LONG, || server.is_settled());
-    assert_eq!((kept(&server, "reloaded").len(), began()), (0, 4), "nobody is let go, nobody has given up");
+    assert_eq!(
+        (kept(&server, "reloaded").len(), began()),
+        (0, 4),
+        "nobody is let go, nobody has given up"
+    );
     server.file("go", "");
     wait_until("all six", LONG, || kept(&server, "reloaded").len() == 6);
 }
 
 #[test]
 fn kinds_can_be_chosen_and_a_wrong_one_is_refused() {
-    let chosen =
-        setup().workers(1).args(["--on-event-kinds", "starting", "--on-event-kinds", "reload-failed"]);
+    let chosen = setup().workers(1).args([
+        "--on-event-kinds",
+        "starting",
+        "--on-event-kinds",
+        "reload-failed",
+    ]);
     let server = hooked(chosen.config(""), KEEPS).start();
     event(&server, "starting");
     server.file("config.toml", "nonsense = 1\n");
     server.signal(SIGHUP);
     let failed = event(&server, "reload-failed");
-    assert!(failed["reason"].as_str().is_some_and(|reason| reason.contains("nonsense")), "{failed}");
+    assert!(
+        failed["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("nonsense")),
+        "{failed}"
+    );
     assert!(kept(&server, "server-ready").is_empty());
-    let (status, lines) = hooked(setup().workers(1), KEEPS).args(["--on-event-kinds", "birthday"]).run();
+    let (status, lines) = hooked(setup().workers(1), KEEPS)
+        .args(["--on-event-kinds", "birthday"])
+        .run();
     assert_eq!(status.code(), Some(2));
     let words = lines.join("\n");
-    assert!(words.contains("`birthday` is no kind of event") && words.contains("reload-failed"), "{words}");
+    assert!(
+        words.contains("`birthday` is no kind of event") && words.contains("reload-failed"),
+        "{words}"
+    );
 }
 
 #[test]
 fn a_program_that_is_not_there_refuses_the_start_and_the_reload() {
-    let (status, lines) = setup().workers(1).args(["--on-event", "/nowhere/hook"]).run();
+    let (status, lines) = setup()
+        .workers(1)
+        .args(["--on-event", "/nowhere/hook"])
+        .run();
     assert_eq!(status.code(), Some(1), "{lines:?}");
     assert!(lines.join("\n").contains("on-event: "), "{lines:?}");
     let mut server = setup().config("workers = 1\n").start();
@@ -114,21 +171,34 @@ fn a_program_that_is_not_there_refuses_the_start_and_the_reload() {
     server.file("config.toml", "workers = 1\non-event = \"/nowhere/hook\"\n");
     let output = server.command(&["reload", "--wait"]);
     let words = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && words.contains("/nowhere/hook"), "{words}");
+    assert!(
+        !output.status.success() && words.contains("/nowhere/hook"),
+        "{words}"
+    );
     assert_eq!(server.ready(), before);
     server.wait_until_settled(LONG);
 }
 
 #[test]
 fn one_that_takes_too_long_is_killed_with_what_it_has_started() {
-    let script =
-        "echo $$ > $HERE/pid.new; mv $HERE/pid.new $HERE/pid; trap '' TERM; sleep 600 & wait; sleep 600";
-    let hasty = setup().workers(1).args(["--on-event-timeout", "200ms", "--on-event-kinds", "server-ready"]);
+    let script = "echo $$ > $HERE/pid.new; mv $HERE/pid.new $HERE/pid; trap '' TERM; sleep 600 & wait; sleep 600";
+    let hasty = setup().workers(1).args([
+        "--on-event-timeout",
+        "200ms",
+        "--on-event-kinds",
+        "server-ready",
+    ]);
     let server = hooked(hasty, script).start();
-    let pid = wait_for("the hook", LONG, || std::fs::read_to_string(server.path("pid")).ok());
+    let pid = wait_for("the hook", LONG, || {
+        std::fs::read_to_string(server.path("pid")).ok()
+    });
     let hook = Process(pid.trim().parse().expect("a pid"));
     server.wait_for_log("takes too long");
-    wait_until("its end", LONG, || process::in_group(hook.0).iter().all(|member| !member.runs()));
+    wait_until("its end", LONG, || {
+        process::in_group(hook.0)
+            .iter()
+            .all(|member| !member.runs())
+    });
     assert!(server.get("/").body.contains("Hello"));
 }
 
@@ -139,7 +209,10 @@ fn a_flood_of_events_starts_four_at_a_time_and_the_server_serves() {
     let kinds = ["starting", "ready", "died"].map(|kind| format!("--on-event-kinds={kind}"));
     let server = hooked(setup().workers(8).args(kinds), script).start();
     for _ in 0..12 {
-        server.ready().iter().for_each(|worker| worker.signal(SIGKILL));
+        server
+            .ready()
+            .iter()
+            .for_each(|worker| worker.signal(SIGKILL));
         wait_until("somebody serves", LONG, || !server.ready().is_empty());
     }
     let missed = server.wait_for_log("events wait for the program of on-event");
@@ -148,8 +221,14 @@ fn a_flood_of_events_starts_four_at_a_time_and_the_server_serves() {
     run(&Plan::fresh(&server.address(), 4).count(200)).assert_flawless();
     server.wait_for_log("as others waited before them");
     let seen = std::fs::read_to_string(server.path("seen")).expect("hooks ran");
-    let most = seen.lines().map(|count| count.parse::<u32>().expect("a count")).max();
-    assert!(most.is_some_and(|most| most <= 3), "besides itself, a hook saw {most:?} others");
+    let most = seen
+        .lines()
+        .map(|count| count.parse::<u32>().expect("a count"))
+        .max();
+    assert!(
+        most.is_some_and(|most| most <= 3),
+        "besides itself, a hook saw {most:?} others"
+    );
 }
 
 #[test]
@@ -163,13 +242,20 @@ fn one_that_fails_is_a_line_in_the_log_and_starts_nothing() {
 
 #[test]
 fn a_stop_waits_two_seconds_for_hooks_and_no_longer() {
-    let mut server = hooked(setup().workers(1).args(["--on-event-kinds", "stopping"]), "sleep 600").start();
+    let mut server = hooked(
+        setup().workers(1).args(["--on-event-kinds", "stopping"]),
+        "sleep 600",
+    )
+    .start();
     server.signal(SIGTERM);
     let asked = Instant::now();
     assert!(server.wait_exit(LONG).success());
     let took = asked.elapsed();
     println!("the stop took {took:?}");
-    assert!(took >= Duration::from_millis(1500), "it waited for {took:?} only");
+    assert!(
+        took >= Duration::from_millis(1500),
+        "it waited for {took:?} only"
+    );
 }
 
 #[test]
@@ -177,11 +263,16 @@ fn it_is_the_workers_user_and_has_none_of_our_descriptors() {
     if !nix::unistd::geteuid().is_root() {
         return testkit::skipped("it_is_the_workers_user", "only root can change users");
     }
-    let setup = setup().workers(1).args(["--user", "nobody", "--on-event-kinds", "server-ready"]);
-    std::fs::set_permissions(setup.path(""), PermissionsExt::from_mode(0o777)).expect("a place to write");
+    let setup = setup()
+        .workers(1)
+        .args(["--user", "nobody", "--on-event-kinds", "server-ready"]);
+    std::fs::set_permissions(setup.path(""), PermissionsExt::from_mode(0o777))
+        .expect("a place to write");
     let script = "{ id -u; ls /proc/$$/fd | tr '\\n' ' '; env; grep -E 'CapEff|CapBnd' /proc/$$/status; } > $HERE/told.new; mv $HERE/told.new $HERE/told";
     let server = hooked(setup, script).start();
-    let told = wait_for("its words", LONG, || std::fs::read_to_string(server.path("told")).ok());
+    let told = wait_for("its words", LONG, || {
+        std::fs::read_to_string(server.path("told")).ok()
+    });
     let mut lines = told.lines();
     assert_eq!(lines.next(), Some("65534"), "{told}");
     let descriptors: Vec<u32> = lines
@@ -191,7 +282,17 @@ fn it_is_the_workers_user_and_has_none_of_our_descriptors() {
         .map_while(|number| number.parse().ok())
         .collect();
     // The shell has one of its own: that of its script.
-    assert!(descriptors.iter().filter(|number| **number > 2 && **number < 10).count() <= 1, "{told}");
-    assert!(told.contains("PREFORK_EVENT=server-ready") && !told.contains("LISTEN_FDS"), "{told}");
+    assert!(
+        descriptors
+            .iter()
+            .filter(|number| **number > 2 && **number < 10)
+            .count()
+            <= 1,
+        "{told}"
+    );
+    assert!(
+        told.contains("PREFORK_EVENT=server-ready") && !told.contains("LISTEN_FDS"),
+        "{told}"
+    );
     assert!(told.contains("CapEff:\t0000000000000000"), "{told}");
 }

@@ -15,14 +15,21 @@ const UNIT: Unit = Unit("supervisor.service");
 
 fn script(name: &str, words: &[&str]) -> Output {
     let mut script = Command::new(root().join("scripts").join(name));
-    script.args(words).env_remove("DESTDIR").output().expect("it can be run")
+    script
+        .args(words)
+        .env_remove("DESTDIR")
+        .output()
+        .expect("it can be run")
 }
 
 #[track_caller]
 fn install(destination: &Path, words: &[&str]) -> Output {
     let destination = format!("--destdir={}", destination.display());
     let binary = format!("--binary={BINARY}");
-    let output = script("install", &[&[destination.as_str(), &binary], words].concat());
+    let output = script(
+        "install",
+        &[&[destination.as_str(), &binary], words].concat(),
+    );
     assert!(output.status.success(), "{output:?}");
     output
 }
@@ -46,7 +53,10 @@ fn files(directory: &Path) -> BTreeSet<String> {
 }
 
 fn empty(directory: &Path) -> bool {
-    std::fs::read_dir(directory).expect("it can be read").next().is_none()
+    std::fs::read_dir(directory)
+        .expect("it can be read")
+        .next()
+        .is_none()
 }
 
 /// What an installation puts under its prefix, documents aside.
@@ -61,7 +71,10 @@ const FILES: [&str; 7] = [
 ];
 
 fn without_documents(files: BTreeSet<String>) -> BTreeSet<String> {
-    files.into_iter().filter(|file| !file.contains("/doc/") || file.ends_with("loosen.conf")).collect()
+    files
+        .into_iter()
+        .filter(|file| !file.contains("/doc/") || file.ends_with("loosen.conf"))
+        .collect()
 }
 
 #[test]
@@ -69,14 +82,25 @@ fn an_installation_has_these_files_and_leaves_none_when_it_goes() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
     let output = install(here, &[]);
-    assert!(output.stdout.is_empty() && output.stderr.is_empty(), "it is quiet: {output:?}");
-    let mut expected: BTreeSet<String> = FILES.iter().map(|file| format!("usr/local/{file}")).collect();
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "it is quiet: {output:?}"
+    );
+    let mut expected: BTreeSet<String> = FILES
+        .iter()
+        .map(|file| format!("usr/local/{file}"))
+        .collect();
     for unit in ["supervisor.service", "supervisor@.service"] {
         expected.insert(format!("usr/local/lib/systemd/system/{unit}"));
     }
     expected.insert("etc/supervisor/config.toml".to_owned());
     let there = files(here);
-    assert!(there.iter().any(|file| file == "usr/local/share/doc/prefork/README.md"), "{there:?}");
+    assert!(
+        there
+            .iter()
+            .any(|file| file == "usr/local/share/doc/prefork/README.md"),
+        "{there:?}"
+    );
     assert_eq!(without_documents(there.clone()), expected);
     // Once more changes nothing.
     install(here, &[]);
@@ -92,17 +116,34 @@ fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
     install(here, &["--prefix", "/opt/prefork", "--sysconfdir=/opt/etc"]);
     let config = here.join("opt/etc/supervisor/config.toml");
     let check = Command::new(here.join("opt/prefork/bin/supervisor"))
-        .args([OsStr::new("check"), OsStr::new("--config"), config.as_os_str()])
+        .args([
+            OsStr::new("check"),
+            OsStr::new("--config"),
+            config.as_os_str(),
+        ])
         .output()
         .expect("it runs");
-    assert!(check.status.success() && check.stderr.is_empty(), "{check:?}");
-    for (unit, file) in [("supervisor.service", "config.toml"), ("supervisor@.service", "%i.toml")] {
-        let text =
-            std::fs::read_to_string(here.join("etc/systemd/system").join(unit)).expect("the unit is there");
-        let start = format!("ExecStart=/opt/prefork/bin/supervisor --config /opt/etc/supervisor/{file}\n");
+    assert!(
+        check.status.success() && check.stderr.is_empty(),
+        "{check:?}"
+    );
+    for (unit, file) in [
+        ("supervisor.service", "config.toml"),
+        ("supervisor@.service", "%i.toml"),
+    ] {
+        let text = std::fs::read_to_string(here.join("etc/systemd/system").join(unit))
+            .expect("the unit is there");
+        let start =
+            format!("ExecStart=/opt/prefork/bin/supervisor --config /opt/etc/supervisor/{file}\n");
         assert!(text.contains(&start), "{text}");
-        assert!(text.contains("ExecReload=/opt/prefork/bin/supervisor reload --wait\n"), "{text}");
-        assert!(!text.contains("/usr/local/") && !text.contains("=/etc/supervisor"), "{text}");
+        assert!(
+            text.contains("ExecReload=/opt/prefork/bin/supervisor reload --wait\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("/usr/local/") && !text.contains("=/etc/supervisor"),
+            "{text}"
+        );
     }
     install(here, &["--uninstall", "--prefix=/opt/prefork"]);
     assert!(empty(here), "{:?}", files(here));
@@ -119,18 +160,30 @@ fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
     install(here, &["--no-systemd"]);
     assert!(!files(here).iter().any(|file| file.ends_with(".service")));
     install(here, &["--uninstall"]);
-    assert_eq!(files(here), BTreeSet::from(["etc/supervisor/config.toml".to_owned()]));
-    assert_eq!(std::fs::read_to_string(&config).expect("it is there"), "workers = 3\n");
+    assert_eq!(
+        files(here),
+        BTreeSet::from(["etc/supervisor/config.toml".to_owned()])
+    );
+    assert_eq!(
+        std::fs::read_to_string(&config).expect("it is there"),
+        "workers = 3\n"
+    );
     std::fs::remove_dir_all(here.join("etc")).expect("removed");
     // And the example, when somebody has changed it.
     install(here, &[]);
     std::fs::write(&config, "workers = 4\n").expect("written");
     std::fs::write(config.with_file_name("shop.toml"), "workers = 5\n").expect("written");
     install(here, &[]);
-    assert_eq!(std::fs::read_to_string(&config).expect("it is there"), "workers = 4\n");
+    assert_eq!(
+        std::fs::read_to_string(&config).expect("it is there"),
+        "workers = 4\n"
+    );
     let output = install(here, &["--uninstall"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("config.toml was changed, so it stays"), "{said}");
+    assert!(
+        said.contains("config.toml was changed, so it stays"),
+        "{said}"
+    );
     let left = ["etc/supervisor/config.toml", "etc/supervisor/shop.toml"].map(str::to_owned);
     assert_eq!(files(here), BTreeSet::from(left));
 }
@@ -142,30 +195,68 @@ fn what_cannot_be_installed_is_said_with_the_remedy() {
     let binary = format!("--binary={BINARY}");
     std::fs::write(directory.path().join("usr"), "a file").expect("written");
     for (words, status, reason) in [
-        (vec!["--prefiks=/usr"], 2, "unknown word --prefiks=/usr (--help lists the options)"),
+        (
+            vec!["--prefiks=/usr"],
+            2,
+            "unknown word --prefiks=/usr (--help lists the options)",
+        ),
         (vec!["--prefix"], 2, "--prefix needs a value"),
         (vec!["--prefix=usr"], 2, "usr does not begin with /"),
-        (vec!["--prefix=/a b"], 2, "/a b has a character that a unit file cannot have"),
-        (vec![&here, "--binary=/nowhere"], 1, "there is no program /nowhere (cargo build"),
-        (vec![&here, "--binary=/etc/passwd"], 1, "/etc/passwd may not be executed"),
-        (vec![&here, "--binary=/bin/false"], 1, "/bin/false does not run"),
-        (vec![&here, "--uninstall"], 1, "nothing to remove: there is no "),
-        (vec![&here, &binary], 1, "/usr (run as root, or choose another --prefix)"),
+        (
+            vec!["--prefix=/a b"],
+            2,
+            "/a b has a character that a unit file cannot have",
+        ),
+        (
+            vec![&here, "--binary=/nowhere"],
+            1,
+            "there is no program /nowhere (cargo build",
+        ),
+        (
+            vec![&here, "--binary=/etc/passwd"],
+            1,
+            "/etc/passwd may not be executed",
+        ),
+        (
+            vec![&here, "--binary=/bin/false"],
+            1,
+            "/bin/false does not run",
+        ),
+        (
+            vec![&here, "--uninstall"],
+            1,
+            "nothing to remove: there is no ",
+        ),
+        (
+            vec![&here, &binary],
+            1,
+            "/usr (run as root, or choose another --prefix)",
+        ),
     ] {
         let output = script("install", &words);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
-        assert!(said.starts_with("install: ") && said.contains(reason), "{words:?}: {said}");
+        assert!(
+            said.starts_with("install: ") && said.contains(reason),
+            "{words:?}: {said}"
+        );
         assert_eq!(said.lines().count(), 1, "{said}");
     }
     assert!(script("install", &["--help"]).status.success());
-    assert_eq!(files(directory.path()), BTreeSet::from(["usr".to_owned()]), "nothing was put anywhere");
+    assert_eq!(
+        files(directory.path()),
+        BTreeSet::from(["usr".to_owned()]),
+        "nothing was put anywhere"
+    );
 }
 
 /// Runs a tool over a file that was installed.
 fn reads(tool: &str, words: &[&str], file: &Path) {
     let Some(path) = testkit::tool(tool) else {
-        return skipped(&format!("{tool} over {}", file.display()), &format!("{tool} is not installed"));
+        return skipped(
+            &format!("{tool} over {}", file.display()),
+            &format!("{tool} is not installed"),
+        );
     };
     let output = Command::new(path)
         .args(words)
@@ -174,7 +265,10 @@ fn reads(tool: &str, words: &[&str], file: &Path) {
         .env("LC_ALL", "C.UTF-8")
         .output()
         .expect("it runs");
-    assert!(output.status.success() && output.stderr.is_empty(), "{tool}: {output:?}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{tool}: {output:?}"
+    );
 }
 
 #[test]
@@ -182,16 +276,34 @@ fn the_manual_and_the_completions_can_be_read() {
     let directory = tempfile::tempdir().expect("a directory");
     install(directory.path(), &[]);
     let share = directory.path().join("usr/local/share");
-    reads("man", &["--warnings", "--local-file"], &share.join("man/man1/supervisor.1"));
-    reads("zsh", &["--no-exec"], &share.join("zsh/site-functions/_supervisor"));
-    reads("fish", &["--no-execute"], &share.join("fish/vendor_completions.d/supervisor.fish"));
+    reads(
+        "man",
+        &["--warnings", "--local-file"],
+        &share.join("man/man1/supervisor.1"),
+    );
+    reads(
+        "zsh",
+        &["--no-exec"],
+        &share.join("zsh/site-functions/_supervisor"),
+    );
+    reads(
+        "fish",
+        &["--no-execute"],
+        &share.join("fish/vendor_completions.d/supervisor.fish"),
+    );
     let script = "source \"$1\"; complete -p supervisor; COMP_WORDS=(supervisor rel) COMP_CWORD=1; \
                   _supervisor supervisor rel supervisor; echo \"found ${COMPREPLY[*]}\"";
     let file = share.join("bash-completion/completions/supervisor");
-    let output =
-        Command::new("bash").args(["-c", script, "bash"]).arg(&file).output().expect("bash is there");
+    let output = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .arg(&file)
+        .output()
+        .expect("bash is there");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.stderr.is_empty() && said.contains("found reload"), "{output:?}");
+    assert!(
+        output.stderr.is_empty() && said.contains("found reload"),
+        "{output:?}"
+    );
 }
 
 /// A package of the binary under test, quickly made.
@@ -216,11 +328,20 @@ fn the_package_is_installed_serves_is_upgraded_without_loss_and_purged() {
     let packages = [1, 2].map(|revision| package(directory.path(), revision));
     let contents = said(&["dpkg-deb", "--contents", &packages[0].display().to_string()]);
     for file in FILES.iter().filter(|file| !file.ends_with("manifest")) {
-        let file =
-            file.replace("site-functions", "vendor-completions").replace("supervisor.1", "supervisor.1.gz");
-        assert!(contents.lines().any(|line| line.ends_with(&format!(" ./usr/{file}"))), "{file}: {contents}");
+        let file = file
+            .replace("site-functions", "vendor-completions")
+            .replace("supervisor.1", "supervisor.1.gz");
+        assert!(
+            contents
+                .lines()
+                .any(|line| line.ends_with(&format!(" ./usr/{file}"))),
+            "{file}: {contents}"
+        );
     }
-    assert!(contents.lines().all(|line| line.contains(" root/root ")), "{contents}");
+    assert!(
+        contents.lines().all(|line| line.contains(" root/root ")),
+        "{contents}"
+    );
     let this = std::env::current_exe().expect("this program has a path");
     let shown = Path::new(BINARY).parent().expect("a directory");
     let arguments = ["--exact", "inside_package", "--ignored", "--nocapture"].map(OsStr::new);
@@ -238,23 +359,38 @@ fn the_package_is_installed_serves_is_upgraded_without_loss_and_purged() {
 
 fn dpkg(words: &[&str]) -> String {
     let mut dpkg = Command::new("dpkg");
-    dpkg.args(["--force-confdef", "--force-confold", "--force-unsafe-io"]).args(words);
-    let output = dpkg.env("DEBIAN_FRONTEND", "noninteractive").output().expect("dpkg is there");
-    let said =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "dpkg {words:?}: {said}\n{}", UNIT.journal());
+    dpkg.args(["--force-confdef", "--force-confold", "--force-unsafe-io"])
+        .args(words);
+    let output = dpkg
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .output()
+        .expect("dpkg is there");
+    let said = [output.stdout, output.stderr]
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .concat();
+    assert!(
+        output.status.success(),
+        "dpkg {words:?}: {said}\n{}",
+        UNIT.journal()
+    );
     said
 }
 
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_package() {
-    assert!(testkit::systemd::is_inside(), "this would change the machine");
+    assert!(
+        testkit::systemd::is_inside(),
+        "this would change the machine"
+    );
     // An image that lets packages start nothing would have nothing to test.
     let _ = std::fs::remove_file("/usr/sbin/policy-rc.d");
     // Indexing all manuals of the machine takes longer than the rest.
     let _ = std::fs::remove_file("/var/lib/man-db/auto-update");
-    let place = Path::new(BINARY).parent().expect("a directory").join("packages-under-test");
+    let place = Path::new(BINARY)
+        .parent()
+        .expect("a directory")
+        .join("packages-under-test");
     let mut packages: Vec<String> = std::fs::read_dir(&place)
         .expect("the packages")
         .flatten()
@@ -266,9 +402,15 @@ fn inside_package() {
     // Installed, enabled, started, and it serves.
     dpkg(&["--install", &packages[0]]);
     assert_eq!(UNIT.property("ActiveState"), "active", "{}", UNIT.journal());
-    assert_eq!(http::get(&v4, "/").expect("an answer").body, "Hello, client!");
+    assert_eq!(
+        http::get(&v4, "/").expect("an answer").body,
+        "Hello, client!"
+    );
     assert_eq!(said(&["systemctl", "is-enabled", UNIT.0]), "enabled");
-    assert_eq!(said(&["readlink", &format!("/proc/{}/exe", UNIT.pid())]), "/usr/bin/supervisor");
+    assert_eq!(
+        said(&["readlink", &format!("/proc/{}/exe", UNIT.pid())]),
+        "/usr/bin/supervisor"
+    );
 
     // A second site, and a configuration of one's own.
     let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n";
@@ -286,30 +428,53 @@ fn inside_package() {
             start(Plan::kept_alive(&address, 1).http("/", Some("Hello, client!"))),
         ]
     });
-    loads.iter().flatten().for_each(|load| load.wait_for_more(20));
+    loads
+        .iter()
+        .flatten()
+        .for_each(|load| load.wait_for_more(20));
     let before = [UNIT, shop].map(|unit| unit.pid());
     for package in [&packages[1], &packages[0], &packages[1]] {
         let output = dpkg(&["--install", package]);
         assert!(!output.contains("could not be reloaded"), "{output}");
         assert_eq!([UNIT, shop].map(|unit| unit.pid()), before);
-        loads.iter().flatten().for_each(|load| load.wait_for_more(20));
+        loads
+            .iter()
+            .flatten()
+            .for_each(|load| load.wait_for_more(20));
     }
     for unit in [UNIT, shop] {
-        assert_eq!(unit.journal().matches("upgraded in place").count(), 3, "{}", unit.journal());
-        assert_eq!((unit.property("NRestarts"), unit.is_active()), ("0".to_owned(), true));
+        assert_eq!(
+            unit.journal().matches("upgraded in place").count(),
+            3,
+            "{}",
+            unit.journal()
+        );
+        assert_eq!(
+            (unit.property("NRestarts"), unit.is_active()),
+            ("0".to_owned(), true)
+        );
     }
     for load in loads.into_iter().flatten() {
         let report = load.finish();
         println!("{report}");
         report.assert_flawless();
     }
-    assert_eq!(std::fs::read_to_string("/etc/supervisor/config.toml").expect("it is there"), config);
+    assert_eq!(
+        std::fs::read_to_string("/etc/supervisor/config.toml").expect("it is there"),
+        config
+    );
 
     // A configuration that is broken meanwhile: the package says so, and what served goes on.
     std::fs::write("/etc/supervisor/config.toml", "nonsense = 1\n").expect("written");
     let output = dpkg(&["--install", &packages[1]]);
-    assert!(output.contains("supervisor.service could not be reloaded"), "{output}");
-    assert_eq!(http::get(&v4, "/").expect("an answer").body, "Hello, client!");
+    assert!(
+        output.contains("supervisor.service could not be reloaded"),
+        "{output}"
+    );
+    assert_eq!(
+        http::get(&v4, "/").expect("an answer").body,
+        "Hello, client!"
+    );
     assert_eq!(UNIT.pid(), before[0]);
     // What is stopped stays stopped.
     shop.must("stop");
@@ -320,12 +485,24 @@ fn inside_package() {
     dpkg(&["--remove", "prefork"]);
     assert!(v4.connect().is_err() && shop.property("ActiveState") == "inactive");
     assert!(!Path::new("/usr/bin/supervisor").exists());
-    assert!(Path::new("/etc/supervisor/config.toml").exists(), "its configuration stays");
+    assert!(
+        Path::new("/etc/supervisor/config.toml").exists(),
+        "its configuration stays"
+    );
     dpkg(&["--purge", "prefork"]);
     assert!(!Path::new("/etc/supervisor/config.toml").exists());
-    assert!(Path::new("/etc/supervisor/shop.toml").exists(), "nobody else's does not go");
+    assert!(
+        Path::new("/etc/supervisor/shop.toml").exists(),
+        "nobody else's does not go"
+    );
     assert!(!command(&["systemctl", "cat", UNIT.0]).status.success());
-    let left = said(&["find", "/etc/systemd", "/var/lib/systemd", "-name", "supervisor*"]);
+    let left = said(&[
+        "find",
+        "/etc/systemd",
+        "/var/lib/systemd",
+        "-name",
+        "supervisor*",
+    ]);
     assert_eq!(left, "");
     assert!(!command(&["dpkg", "--status", "prefork"]).status.success());
 }

@@ -12,12 +12,19 @@ fn setup() -> Setup {
 }
 
 fn served(address: &Address) {
-    run(&Plan::fresh(address, 4).http("/", Some("Hello, client!")).count(40)).assert_flawless();
+    run(&Plan::fresh(address, 4)
+        .http("/", Some("Hello, client!"))
+        .count(40))
+    .assert_flawless();
 }
 
 #[test]
 fn one_server_listens_on_many_addresses() {
-    let setup = setup().workers(2).bind("127.0.0.1:0").bind("[::1]:0").bind_unix();
+    let setup = setup()
+        .workers(2)
+        .bind("127.0.0.1:0")
+        .bind("[::1]:0")
+        .bind_unix();
     let server = setup.start();
     let addresses = server.addresses();
     assert_eq!(addresses.len(), 3, "{addresses:?}");
@@ -37,7 +44,10 @@ fn a_second_instance_is_refused_and_told_the_address() {
     let address = server.address();
     let (status, log) = setup().workers(1).bind(&address.to_string()).run();
     assert_eq!(status.code(), Some(1), "{log:#?}");
-    assert!(log.iter().any(|line| line.contains(&address.to_string())), "{log:#?}");
+    assert!(
+        log.iter().any(|line| line.contains(&address.to_string())),
+        "{log:#?}"
+    );
     served(&address);
 }
 
@@ -66,7 +76,10 @@ fn a_unix_socket_in_use_is_refused() {
     let address = first.address();
     let (status, log) = setup().workers(1).bind(&address.to_string()).run();
     assert_eq!(status.code(), Some(1), "{log:#?}");
-    assert!(log.iter().any(|line| line.contains("http.sock")), "{log:#?}");
+    assert!(
+        log.iter().any(|line| line.contains("http.sock")),
+        "{log:#?}"
+    );
     served(&address);
 }
 
@@ -77,15 +90,23 @@ fn a_file_that_is_no_socket_is_refused_and_left_alone() {
     let mut server = setup.spawn();
     assert_eq!(server.wait_exit(LONG).code(), Some(1));
     server.wait_for_log("http.sock");
-    assert_eq!(std::fs::read_to_string(server.path("http.sock")).expect("still there"), "precious");
+    assert_eq!(
+        std::fs::read_to_string(server.path("http.sock")).expect("still there"),
+        "precious"
+    );
 }
 
 #[test]
 fn a_unix_socket_gets_its_mode_and_goes_with_the_server() {
     let setup = setup().workers(1);
     let path = setup.path("http.sock");
-    let mut server = setup.bind(&format!("unix:{},mode=0600", path.display())).start();
-    let mode = std::fs::metadata(&path).expect("the socket").permissions().mode();
+    let mut server = setup
+        .bind(&format!("unix:{},mode=0600", path.display()))
+        .start();
+    let mode = std::fs::metadata(&path)
+        .expect("the socket")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
     served(&Address::Unix(path.clone()));
     server.signal(nix::sys::signal::Signal::SIGTERM);
@@ -99,7 +120,12 @@ fn an_inherited_descriptor_is_served() {
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"";
     let wrapper = ["sh", "-c", script, "sh"];
-    let mut server = setup().workers(2).wrapped(wrapper).input(listener).bind("fd://3").start();
+    let mut server = setup()
+        .workers(2)
+        .wrapped(wrapper)
+        .input(listener)
+        .bind("fd://3")
+        .start();
     served(&address);
     let load = start(Plan::fresh(&address, 8).http("/", Some("Hello, client!")));
     server.reload();
@@ -110,9 +136,15 @@ fn an_inherited_descriptor_is_served() {
 fn sockets_handed_over_by_systemd_are_served_by_name() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
-    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec \"$@\"";
+    let script =
+        "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec \"$@\"";
     let wrapper = ["sh", "-c", script, "sh"];
-    let mut server = setup().workers(2).wrapped(wrapper).input(listener).bind("fd://web").start();
+    let mut server = setup()
+        .workers(2)
+        .wrapped(wrapper)
+        .input(listener)
+        .bind("fd://web")
+        .start();
     served(&address);
     let load = start(Plan::fresh(&address, 8).http("/", Some("Hello, client!")));
     server.reload();
@@ -129,19 +161,32 @@ fn a_descriptor_that_is_no_listening_socket_is_refused() {
 #[test]
 fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
     let free = |_| {
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string()
+        TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("a bound socket")
+            .to_string()
     };
     let [one, two, three] = [1, 2, 3].map(free);
     let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
     let mut server = setup().no_bind().config(&config(&[&one, &two])).start();
-    let [one, two, three] = [one, two, three].map(|text| text.parse::<Address>().expect("an address"));
+    let [one, two, three] =
+        [one, two, three].map(|text| text.parse::<Address>().expect("an address"));
     let load = start(Plan::kept_alive(&one, 8).http("/", Some("Hello, client!")));
-    server.file("config.toml", &config(&[&one.to_string(), &three.to_string()]));
+    server.file(
+        "config.toml",
+        &config(&[&one.to_string(), &three.to_string()]),
+    );
     server.reload();
     served(&one);
     served(&three);
-    wait_until("the removed address to be closed", LONG, || two.connect().is_err());
-    server.file("config.toml", &config(&[&one.to_string(), &two.to_string()]));
+    wait_until("the removed address to be closed", LONG, || {
+        two.connect().is_err()
+    });
+    server.file(
+        "config.toml",
+        &config(&[&one.to_string(), &two.to_string()]),
+    );
     server.reload();
     served(&two);
     load.finish().assert_flawless();
@@ -151,11 +196,17 @@ fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
 /// by one and when the last of them leaves late. Nobody is connected only to be reset.
 fn a_removed_address_serves_its_queue(surge: &str) {
     let free = |_| {
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string()
+        TcpListener::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("a bound socket")
+            .to_string()
     };
     let [stays, goes] = [1, 2].map(free);
     let config = |binds: &[&str]| {
-        format!("workers = 4\nsurge = {surge}\nprobation = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n")
+        format!(
+            "workers = 4\nsurge = {surge}\nprobation = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n"
+        )
     };
     let mut server = setup().no_bind().config(&config(&[&stays, &goes])).start();
     let [kept, removed] = [&stays, &goes].map(|text| text.parse::<Address>().expect("an address"));
@@ -166,11 +217,17 @@ fn a_removed_address_serves_its_queue(surge: &str) {
     load.wait_for_more(200);
     server.file("config.toml", &config(&[&stays]));
     server.reload();
-    wait_until("the removed address to be closed", LONG, || load.failed() > 50);
+    wait_until("the removed address to be closed", LONG, || {
+        load.failed() > 50
+    });
     for load in [slow, load] {
         let report = load.finish();
         let refused = report.count(testkit::load::Failure::Refused);
-        assert_eq!((report.failed(), report.answered + refused), (refused, report.requests), "{report}");
+        assert_eq!(
+            (report.failed(), report.answered + refused),
+            (refused, report.requests),
+            "{report}"
+        );
         assert!(report.answered > 0 && refused > 0, "{report}");
     }
     other.finish().assert_flawless();
@@ -189,9 +246,15 @@ fn a_removed_address_serves_its_queue_when_workers_are_replaced_one_by_one() {
 #[test]
 fn an_address_that_cannot_be_bound_fails_the_reload_only() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = taken.local_addr().map(|address| (taken, address.to_string())).expect("a bound socket");
-    let free =
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a bound socket").to_string();
+    let taken = taken
+        .local_addr()
+        .map(|address| (taken, address.to_string()))
+        .expect("a bound socket");
+    let free = TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("a bound socket")
+        .to_string();
     let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
     let server = setup().no_bind().config(&config(&[&free])).start();
     let before = server.ready();
@@ -200,5 +263,8 @@ fn an_address_that_cannot_be_bound_fails_the_reload_only() {
     server.wait_for_log(&taken.1);
     wait_until("the old state", LONG, || server.is_settled());
     assert_eq!(server.ready(), before);
-    assert_eq!(http::get(&server.address(), "/").expect("an answer").status, 200);
+    assert_eq!(
+        http::get(&server.address(), "/").expect("an answer").status,
+        200
+    );
 }

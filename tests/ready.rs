@@ -15,7 +15,10 @@ fn silent(test: &str) -> Option<[OsString; 2]> {
         skipped(test, "python3 is not installed");
         return None;
     }
-    Some(["python3".into(), testkit::program("bare.py").into_os_string()])
+    Some([
+        "python3".into(),
+        testkit::program("bare.py").into_os_string(),
+    ])
 }
 
 fn slow(setup: Setup) -> Setup {
@@ -29,23 +32,38 @@ fn readiness(server: &Server) -> Vec<Duration> {
 
 #[test]
 fn a_program_is_ready_when_it_is_seen_to_wait_for_connections() {
-    let Some(program) = silent("seen") else { return };
-    let setup = slow(setup()).workers(2).args(["--ready", "listen", "--bind", "127.0.0.1:0"]).bind_unix();
+    let Some(program) = silent("seen") else {
+        return;
+    };
+    let setup = slow(setup())
+        .workers(2)
+        .args(["--ready", "listen", "--bind", "127.0.0.1:0"])
+        .bind_unix();
     let mut server = setup.program(program).start();
     assert_eq!(server.get("/").status, 200);
     server.reload();
     let times = readiness(&server);
-    assert!(times.len() == 4 && times.iter().all(|time| *time >= Duration::from_secs(1)), "{times:?}");
+    assert!(
+        times.len() == 4 && times.iter().all(|time| *time >= Duration::from_secs(1)),
+        "{times:?}"
+    );
     assert!(server.process().children().len() == 2, "no lookout is left");
 }
 
 #[test]
 fn a_program_of_another_user_in_its_sandbox_is_seen_too() {
-    let Some([python, script]) = silent("seen as another user") else { return };
+    let Some([python, script]) = silent("seen as another user") else {
+        return;
+    };
     if !nix::unistd::geteuid().is_root() {
-        return skipped("seen as another user", "needs root, to start programs of another user");
+        return skipped(
+            "seen as another user",
+            "needs root, to start programs of another user",
+        );
     }
-    let setup = slow(setup()).workers(1).args(["--ready", "listen", "--user", "nobody"]);
+    let setup = slow(setup())
+        .workers(1)
+        .args(["--ready", "listen", "--user", "nobody"]);
     // The checkout may be out of nobody's reach; a directory of the test is not, once it says so.
     let here = setup.path("bare.py");
     std::fs::copy(script, &here).expect("a copy");
@@ -53,12 +71,18 @@ fn a_program_of_another_user_in_its_sandbox_is_seen_too() {
     std::fs::set_permissions(setup.path(""), open).expect("our own directory");
     let server = setup.program([python, here.into_os_string()]).start();
     assert_eq!(server.get("/").status, 200);
-    assert!(readiness(&server)[0] >= Duration::from_secs(1), "{:?}", readiness(&server));
+    assert!(
+        readiness(&server)[0] >= Duration::from_secs(1),
+        "{:?}",
+        readiness(&server)
+    );
 }
 
 #[test]
 fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
-    let Some(program) = silent("seen over an upgrade") else { return };
+    let Some(program) = silent("seen over an upgrade") else {
+        return;
+    };
     let setup = slow(setup()).workers(1).args(["--ready", "listen"]);
     let mut server = setup.program(program).spawn();
     server.wait_for_log("starts");
@@ -67,15 +91,22 @@ fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
     assert_eq!(server.log().count("is ready"), 0);
     server.wait_until_settled(LONG);
     assert_eq!(server.get("/").status, 200);
-    testkit::wait_until("the old lookout's end", LONG, || server.process().children().len() == 1);
+    testkit::wait_until("the old lookout's end", LONG, || {
+        server.process().children().len() == 1
+    });
 }
 
 #[test]
 fn a_program_that_never_waits_for_connections_is_refused_with_the_remedy() {
-    let setup = setup().workers(1).args(["--ready", "listen", "--start-timeout", "300ms"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "listen", "--start-timeout", "300ms"]);
     let (status, log) = setup.program(["sleep", "3600"]).run();
     assert!(!status.success());
-    let line = log.iter().find(|line| line.contains("giving up")).expect("it is said");
+    let line = log
+        .iter()
+        .find(|line| line.contains("giving up"))
+        .expect("it is said");
     assert!(
         line.contains("not seen to wait for connections") && line.contains("--ready after=TIME"),
         "{line}"
@@ -84,9 +115,13 @@ fn a_program_that_never_waits_for_connections_is_refused_with_the_remedy() {
 
 #[test]
 fn a_program_that_watches_only_one_of_two_sockets_is_not_ready() {
-    let Some([python, _]) = silent("one of two") else { return };
+    let Some([python, _]) = silent("one of two") else {
+        return;
+    };
     let script = "import select\nwhile True: select.select([3], [], [])";
-    let setup = setup().workers(1).args(["--ready", "listen", "--start-timeout", "2s"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "listen", "--start-timeout", "2s"]);
     let setup = setup.bind("127.0.0.1:0").bind_unix();
     let (status, _) = setup.program([python, "-c".into(), script.into()]).run();
     assert!(!status.success());
@@ -94,9 +129,17 @@ fn a_program_that_watches_only_one_of_two_sockets_is_not_ready() {
 
 #[test]
 fn a_program_that_must_speak_and_does_not_is_refused_with_the_remedy() {
-    let setup = setup().workers(1).args(["--ready", "notify", "--start-timeout", "300ms"]);
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "notify", "--start-timeout", "300ms"]);
     let (status, log) = setup.program(["sleep", "3600"]).run();
     assert!(!status.success());
-    let line = log.iter().find(|line| line.contains("giving up")).expect("it is said");
-    assert!(line.contains("did not say READY=1") && line.contains("--ready after=TIME"), "{line}");
+    let line = log
+        .iter()
+        .find(|line| line.contains("giving up"))
+        .expect("it is said");
+    assert!(
+        line.contains("did not say READY=1") && line.contains("--ready after=TIME"),
+        "{line}"
+    );
 }

@@ -16,7 +16,9 @@ fn ids(server: &Server) -> BTreeSet<u64> {
 }
 
 fn deaths(server: &Server, cause: &str) -> u64 {
-    server.status()["deaths"][cause].as_u64().expect("every cause is counted")
+    server.status()["deaths"][cause]
+        .as_u64()
+        .expect("every cause is counted")
 }
 
 #[test]
@@ -33,30 +35,52 @@ fn recycling_by_requests_under_load_loses_nothing_and_takes_out_one_slot_at_a_ti
     }
     load.join().expect("the load").assert_flawless();
     assert!(most <= 1, "{most} slots were out at a time");
-    wait_until("every slot's first worker is gone", LONG, || ids(&server).is_disjoint(&first));
+    wait_until("every slot's first worker is gone", LONG, || {
+        ids(&server).is_disjoint(&first)
+    });
     let recycled = deaths(&server, "recycle");
-    assert!((8..=25).contains(&recycled), "6000 requests at 240 to 300 each: {recycled} recycled");
+    assert!(
+        (8..=25).contains(&recycled),
+        "6000 requests at 240 to 300 each: {recycled} recycled"
+    );
     let told = server.wait_for_log("is to be recycled: it has served");
-    assert!(told.contains("it serves until another one is ready"), "{told}");
+    assert!(
+        told.contains("it serves until another one is ready"),
+        "{told}"
+    );
     assert_eq!(server.status()["deaths"]["exit"], 0);
 }
 
 #[test]
 fn clients_that_stay_connected_lose_nothing_when_their_worker_is_recycled() {
     // A client that is not scheduled for half a second may ask just as its idle connection ends.
-    let limits = ["--max-requests", "500", "--max-unavailable", "2", "--drain-idle", "5s"];
+    let limits = [
+        "--max-requests",
+        "500",
+        "--max-unavailable",
+        "2",
+        "--drain-idle",
+        "5s",
+    ];
     let server = setup().workers(4).args(limits).start();
     let first = ids(&server);
     run(&Plan::kept_alive(&server.address(), 8).count(8000)).assert_flawless();
-    wait_until("every slot's first worker is gone", LONG, || ids(&server).is_disjoint(&first));
+    wait_until("every slot's first worker is gone", LONG, || {
+        ids(&server).is_disjoint(&first)
+    });
     assert_eq!(server.status()["deaths"]["drain-timeout"], 0);
 }
 
 #[test]
 fn recycling_by_age_needs_no_load() {
-    let server = setup().workers(2).args(["--max-age", "1s", "--max-unavailable", "50%"]).start();
+    let server = setup()
+        .workers(2)
+        .args(["--max-age", "1s", "--max-unavailable", "50%"])
+        .start();
     let first = ids(&server);
-    wait_until("both are replaced", LONG, || ids(&server).is_disjoint(&first));
+    wait_until("both are replaced", LONG, || {
+        ids(&server).is_disjoint(&first)
+    });
     assert!(deaths(&server, "recycle") >= 2);
     server.wait_for_log("old (its limit: ");
 }
@@ -75,12 +99,17 @@ while True:
     client.close()
 ";
     let words = ["python3", "-c", program];
-    let server =
-        setup().workers(1).args(["--max-memory", "60MiB", "--ready", "listen"]).program(words).start();
+    let server = setup()
+        .workers(1)
+        .args(["--max-memory", "60MiB", "--ready", "listen"])
+        .program(words)
+        .start();
     let first = ids(&server);
     // The first time it may not be its program yet.
     let memory = || server.status()["slots"][0]["workers"][0]["memory"].as_u64();
-    let memory = wait_for("its memory", LONG, || memory().filter(|bytes| *bytes > 1 << 20));
+    let memory = wait_for("its memory", LONG, || {
+        memory().filter(|bytes| *bytes > 1 << 20)
+    });
     assert!(memory < 40 << 20, "{memory} bytes at first");
     for _ in 0..4 {
         assert_eq!(server.get("/").body, "ok");
@@ -117,8 +146,16 @@ while True:
     let first = ids(&server);
     std::fs::write(&flag, "").expect("a flag");
     server.wait_for_log("was to be replaced and goes on serving: ");
-    wait_until("it is tried again", LONG, || server.log().count("goes on serving: ") > 2);
-    assert_eq!((ids(&server).intersection(&first).count(), server.get("/").body.as_str()), (1, "ok"));
+    wait_until("it is tried again", LONG, || {
+        server.log().count("goes on serving: ") > 2
+    });
+    assert_eq!(
+        (
+            ids(&server).intersection(&first).count(),
+            server.get("/").body.as_str()
+        ),
+        (1, "ok")
+    );
     std::fs::remove_file(&flag).expect("no flag");
     wait_until("it is replaced", LONG, || ids(&server).is_disjoint(&first));
     assert_eq!(server.get("/").body, "ok");
@@ -126,29 +163,47 @@ while True:
 
 #[test]
 fn a_stop_is_announced_and_everybody_is_served_until_the_delay_is_over() {
-    let mut server = setup().workers(2).args(["--pre-stop-delay", "1500ms"]).start();
+    let mut server = setup()
+        .workers(2)
+        .args(["--pre-stop-delay", "1500ms"])
+        .start();
     assert_eq!(server.status()["ready"], true);
     server.signal(SIGTERM);
     let asked = Instant::now();
     server.wait_for_log("stopping in 1.5s");
     let status = server.status();
-    assert_eq!((&status["ready"], &status["state"]), (&false.into(), &"announcing".into()));
+    assert_eq!(
+        (&status["ready"], &status["state"]),
+        (&false.into(), &"announcing".into())
+    );
     // It heals meanwhile, and serves.
     let victim = server.workers().into_iter().next().expect("a worker");
     victim.process.signal(SIGKILL);
     server.wait_for_replacement(victim.slot, victim.process);
     run(&Plan::fresh(&server.address(), 2).count(50)).assert_flawless();
     let refused = server.command(&["scale", "3"]);
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("the server stops"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("the server stops"),
+        "{refused:?}"
+    );
     assert!(server.wait_exit(LONG).success());
-    assert!(asked.elapsed() >= Duration::from_millis(1500), "{:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() >= Duration::from_millis(1500),
+        "{:?}",
+        asked.elapsed()
+    );
 }
 
 #[test]
 fn a_second_term_does_not_wait_for_the_delay_and_lets_requests_end() {
-    let mut server = setup().workers(1).args(["--app", "sleep", "--pre-stop-delay", "10m"]).start();
+    let mut server = setup()
+        .workers(1)
+        .args(["--app", "sleep", "--pre-stop-delay", "10m"])
+        .start();
     let mut client = server.connect();
-    client.write_all(b"GET /?ms=700 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /?ms=700 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("sent");
     wait_until("it is in hand", LONG, || server.busy() == 1);
     server.signal(SIGTERM);
     server.wait_for_log("stopping in 600s");
@@ -165,15 +220,21 @@ fn a_limit_that_nobody_counts_is_told_of() {
         .args(["check", "--max-requests", "100", "--", "/bin/sleep", "1"])
         .output()
         .expect("check");
-    let words =
-        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    assert!(words.contains("--max-requests: has no effect on another program"), "{words}");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(
+        words.contains("--max-requests: has no effect on another program"),
+        "{words}"
+    );
     for wrong in ["0", "200%", "x"] {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_supervisor"))
             .args(["check", "--max-unavailable", wrong])
             .output()
             .expect("check");
         assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("is no number of slots"), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("is no number of slots"),
+            "{output:?}"
+        );
     }
 }

@@ -11,10 +11,17 @@ fn setup() -> Setup {
 
 /// Sends SIGHUP twenty times in three seconds while clients ask without think time.
 fn twenty_hups(class: &str, unix: bool, kept: bool) {
-    let setup = setup().workers(4).args(["--class", class, "--threads", "8", "--probation", "50ms"]);
+    let setup =
+        setup()
+            .workers(4)
+            .args(["--class", class, "--threads", "8", "--probation", "50ms"]);
     let mut server = if unix { setup.bind_unix() } else { setup }.start();
     let (address, before) = (server.address(), server.generation());
-    let plan = if kept { Plan::kept_alive(&address, 64) } else { Plan::fresh(&address, 16) };
+    let plan = if kept {
+        Plan::kept_alive(&address, 64)
+    } else {
+        Plan::fresh(&address, 16)
+    };
     let load = start(plan.http("/", Some("Hello, client!")));
     load.wait_for_more(100);
     for _ in 0..20 {
@@ -26,7 +33,10 @@ fn twenty_hups(class: &str, unix: bool, kept: bool) {
     load.wait_for_more(100);
     let report = load.finish();
     report.assert_flawless();
-    assert!(report.generations.len() > 2, "several generations have answered: {report}");
+    assert!(
+        report.generations.len() > 2,
+        "several generations have answered: {report}"
+    );
 }
 
 macro_rules! twenty_hups_lose_nothing {
@@ -65,7 +75,10 @@ fn an_open_loop_of_new_connections_loses_nothing_either() {
 
 #[test]
 fn rolling_one_by_one_loses_nothing() {
-    let mut server = setup().workers(4).args(["--probation", "50ms", "--surge", "1"]).start();
+    let mut server = setup()
+        .workers(4)
+        .args(["--probation", "50ms", "--surge", "1"])
+        .start();
     let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
     for _ in 0..3 {
         server.reload();
@@ -75,10 +88,15 @@ fn rolling_one_by_one_loses_nothing() {
 
 #[test]
 fn a_reload_reads_the_configuration_again() {
-    let mut server = setup().config("workers = 2\nprobation = \"50ms\"\n").start();
+    let mut server = setup()
+        .config("workers = 2\nprobation = \"50ms\"\n")
+        .start();
     let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
     for workers in [5, 1, 3] {
-        server.file("config.toml", &format!("workers = {workers}\nprobation = \"50ms\"\n"));
+        server.file(
+            "config.toml",
+            &format!("workers = {workers}\nprobation = \"50ms\"\n"),
+        );
         server.reload();
         assert_eq!(server.ready().len(), workers);
     }
@@ -98,7 +116,10 @@ fn twenty_five_hups_in_a_row_end_in_one_settled_generation() {
     // Settled means settled: no further generation follows by itself.
     let (generation, pids) = (server.generation(), server.ready());
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!((server.generation(), server.ready(), server.is_settled()), (generation, pids, true));
+    assert_eq!(
+        (server.generation(), server.ready(), server.is_settled()),
+        (generation, pids, true)
+    );
     load.finish().assert_flawless();
 }
 
@@ -107,7 +128,12 @@ fn term_during_a_reload_stops_the_server() {
     let mut server = slow_starter();
     server.file("app.py", &program("time.sleep(3600)"));
     server.signal(SIGHUP);
-    wait_until("the trial", LONG, || server.workers().iter().any(|worker| worker.state == "starting"));
+    wait_until("the trial", LONG, || {
+        server
+            .workers()
+            .iter()
+            .any(|worker| worker.state == "starting")
+    });
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
 }
@@ -115,7 +141,11 @@ fn term_during_a_reload_stops_the_server() {
 #[test]
 fn hup_during_a_stop_does_not_keep_it() {
     let mut server = setup().workers(2).args(["--app", "sleep"]).start();
-    let load = start(Plan::fresh(&server.address(), 2).http("/?ms=1000", None).count(2));
+    let load = start(
+        Plan::fresh(&server.address(), 2)
+            .http("/?ms=1000", None)
+            .count(2),
+    );
     wait_until("requests in hand", LONG, || server.busy() == 2);
     server.signal(SIGTERM);
     server.signal(SIGHUP);
@@ -135,10 +165,19 @@ fn program(before_ready: &str) -> String {
 fn slow_starter() -> Server {
     // A probation that is far longer than the second after which a program of these tests dies: a machine that stands
     // still for a while must not make the program outlive it.
-    let setup = setup().workers(2).args(["--ready", "notify", "--start-timeout", "5s", "--probation", "4s"]);
+    let setup = setup().workers(2).args([
+        "--ready",
+        "notify",
+        "--start-timeout",
+        "5s",
+        "--probation",
+        "4s",
+    ]);
     setup.file("app.py", &program("pass"));
     let app = setup.path("app.py");
-    setup.program(["python3".into(), app.into_os_string()]).start()
+    setup
+        .program(["python3".into(), app.into_os_string()])
+        .start()
 }
 
 /// A reload that must fail for this reason: nothing changes, and a later good one works.
@@ -149,12 +188,23 @@ fn refused(mut server: Server, spoil: impl Fn(&Server), mend: impl Fn(&Server), 
     server.signal(SIGHUP);
     let line = server.wait_for_log(reason);
     wait_until("the old state", LONG, || server.is_settled());
-    assert_eq!((server.ready(), server.generation()), (pids.clone(), generation), "after `{line}`");
-    assert_eq!(server.log().count("reload failed"), 1, "the verdict is logged once");
+    assert_eq!(
+        (server.ready(), server.generation()),
+        (pids.clone(), generation),
+        "after `{line}`"
+    );
+    assert_eq!(
+        server.log().count("reload failed"),
+        1,
+        "the verdict is logged once"
+    );
     mend(&server);
     load.wait_for_more(20);
     server.reload();
-    assert!(server.ready().iter().all(|process| !pids.contains(process)), "all are new");
+    assert!(
+        server.ready().iter().all(|process| !pids.contains(process)),
+        "all are new"
+    );
     load.wait_for_more(20);
     load.finish().assert_flawless();
 }
@@ -163,47 +213,84 @@ fn refused(mut server: Server, spoil: impl Fn(&Server), mend: impl Fn(&Server), 
 fn a_broken_configuration_changes_nothing() {
     let good = "workers = 2\nprobation = \"50ms\"\n";
     for (bad, reason) in [
-        ("workers = 2\nprobation = \"50ms\"\nworkerz = 3\n", "workerz"),
+        (
+            "workers = 2\nprobation = \"50ms\"\nworkerz = 3\n",
+            "workerz",
+        ),
         ("workers = \"many\"\n", "workers: is text"),
         ("workers = [", "config.toml"),
     ] {
         let server = setup().config(good).start();
-        refused(server, |s| s.file("config.toml", bad), |s| s.file("config.toml", good), reason);
+        refused(
+            server,
+            |s| s.file("config.toml", bad),
+            |s| s.file("config.toml", good),
+            reason,
+        );
     }
 }
 
 #[test]
 fn a_configuration_that_is_gone_changes_nothing() {
     let good = "workers = 2\nprobation = \"50ms\"\n";
-    let gone = |server: &Server| std::fs::remove_file(server.path("config.toml")).expect("it was there");
-    refused(setup().config(good).start(), gone, |s| s.file("config.toml", good), "config.toml");
+    let gone =
+        |server: &Server| std::fs::remove_file(server.path("config.toml")).expect("it was there");
+    refused(
+        setup().config(good).start(),
+        gone,
+        |s| s.file("config.toml", good),
+        "config.toml",
+    );
 }
 
 #[test]
 fn a_program_that_exits_at_start_changes_nothing() {
     let bad = program("import sys; sys.exit(3)");
-    refused(slow_starter(), |s| s.file("app.py", &bad), |s| s.file("app.py", &program("pass")), "status 3");
+    refused(
+        slow_starter(),
+        |s| s.file("app.py", &bad),
+        |s| s.file("app.py", &program("pass")),
+        "status 3",
+    );
 }
 
 #[test]
 fn a_program_that_never_gets_ready_changes_nothing() {
     let bad = program("time.sleep(3600)");
     let reason = "did not get ready";
-    refused(slow_starter(), |s| s.file("app.py", &bad), |s| s.file("app.py", &program("pass")), reason);
+    refused(
+        slow_starter(),
+        |s| s.file("app.py", &bad),
+        |s| s.file("app.py", &program("pass")),
+        reason,
+    );
 }
 
 #[test]
 fn a_program_that_dies_a_second_after_ready_changes_nothing() {
     let bad = program("notify('READY=1'); time.sleep(1); import sys; sys.exit(5)");
-    refused(slow_starter(), |s| s.file("app.py", &bad), |s| s.file("app.py", &program("pass")), "status 5");
+    refused(
+        slow_starter(),
+        |s| s.file("app.py", &bad),
+        |s| s.file("app.py", &program("pass")),
+        "status 5",
+    );
 }
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
     let setup = setup().args(["--ready", "notify", "--probation", "100ms"]);
     setup.file("bare.py", &program("pass"));
-    let good = format!("workers = 2\ncommand = [\"python3\", \"{}\"]\n", setup.path("bare.py").display());
+    let good = format!(
+        "workers = 2\ncommand = [\"python3\", \"{}\"]\n",
+        setup.path("bare.py").display()
+    );
     let server = setup.config(&good).start();
     let bad = "workers = 2\ncommand = [\"/nonexistent/program\"]\n";
-    refused(server, |s| s.file("config.toml", bad), |s| s.file("config.toml", &good), "/nonexistent/program");
+    refused(
+        server,
+        |s| s.file("config.toml", bad),
+        |s| s.file("config.toml", &good),
+        "/nonexistent/program",
+    );
 }

@@ -15,14 +15,27 @@ fn an_idle_supervisor_wakes_at_most_twice_a_second() {
     let server = setup().workers(8).start();
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
     let workers = server.ready();
-    let wakes = |processes: &[Process]| processes.iter().map(|one| one.voluntary_switches()).sum::<u64>();
+    let wakes = |processes: &[Process]| {
+        processes
+            .iter()
+            .map(|one| one.voluntary_switches())
+            .sum::<u64>()
+    };
     let supervisor = [server.process()];
     // The last status was a wake-up, too; nothing but time passes in between.
     let before = (wakes(&supervisor), wakes(&workers));
     std::thread::sleep(Duration::from_secs(5));
     let after = (wakes(&supervisor), wakes(&workers));
-    println!("wake-ups in 5 s: supervisor {}, 8 workers {}", after.0 - before.0, after.1 - before.1);
-    assert!(after.0 - before.0 <= 2 * 5 + 2, "{} wake-ups in 5 s", after.0 - before.0);
+    println!(
+        "wake-ups in 5 s: supervisor {}, 8 workers {}",
+        after.0 - before.0,
+        after.1 - before.1
+    );
+    assert!(
+        after.0 - before.0 <= 2 * 5 + 2,
+        "{} wake-ups in 5 s",
+        after.0 - before.0
+    );
 }
 
 #[test]
@@ -30,30 +43,56 @@ fn memory_is_small() {
     let server = setup().workers(8).start();
     run(&Plan::fresh(&server.address(), 8).count(400)).assert_flawless();
     let supervisor = server.process().resident_kib();
-    let workers: Vec<u64> = server.ready().iter().map(|worker| worker.resident_kib()).collect();
-    let shares: Vec<u64> = server.ready().iter().map(|worker| worker.proportional_kib()).collect();
+    let workers: Vec<u64> = server
+        .ready()
+        .iter()
+        .map(|worker| worker.resident_kib())
+        .collect();
+    let shares: Vec<u64> = server
+        .ready()
+        .iter()
+        .map(|worker| worker.proportional_kib())
+        .collect();
     println!("resident KiB: supervisor {supervisor}, workers {workers:?}; proportional {shares:?}");
     // A debug build is several times as large and says nothing.
     if !cfg!(debug_assertions) {
         assert!(supervisor < 6 * 1024, "supervisor: {supervisor} KiB");
-        assert!(workers.iter().all(|kib| *kib < 8 * 1024), "workers: {workers:?} KiB");
+        assert!(
+            workers.iter().all(|kib| *kib < 8 * 1024),
+            "workers: {workers:?} KiB"
+        );
     }
 }
 
 #[test]
 fn a_hundred_reloads_leave_no_trace() {
-    let mut server = setup().workers(2).args(["--probation", "0s", "--drain-idle", "0s"]).start();
+    let mut server = setup()
+        .workers(2)
+        .args(["--probation", "0s", "--drain-idle", "0s"])
+        .start();
     // The first reloads warm allocators and caches, and fill the journal of events.
     let rounds = |server: &mut Server, count: usize| (0..count).for_each(|_| server.reload());
     rounds(&mut server, 60);
     let facts = |server: &Server| (server.process().descriptors(), server.descendants().len());
     let (before, memory) = (facts(&server), server.process().resident_kib());
     rounds(&mut server, 100);
-    assert_eq!(facts(&server), before, "descriptors and processes are what they were");
+    assert_eq!(
+        facts(&server),
+        before,
+        "descriptors and processes are what they were"
+    );
     let after = server.process().resident_kib();
     println!("resident KiB before and after a hundred reloads: {memory}, {after}");
-    assert!(after <= memory + 512, "memory grew from {memory} to {after} KiB");
-    let zombies = server.process().children().iter().filter(|child| !child.runs()).count();
+    assert!(
+        after <= memory + 512,
+        "memory grew from {memory} to {after} KiB"
+    );
+    let zombies = server
+        .process()
+        .children()
+        .iter()
+        .filter(|child| !child.runs())
+        .count();
     assert_eq!(zombies, 0);
 }
 

@@ -16,7 +16,13 @@ fn under_systemd(test: &str, scenario: &str) {
     let this = std::env::current_exe().expect("this program has a path");
     let arguments = ["--exact", scenario, "--ignored", "--nocapture"].map(std::ffi::OsStr::new);
     let units = [root().join("scripts/supervisor.service")];
-    testkit::systemd::run(test, &units, &[binary.parent().expect("a directory")], &this, &arguments);
+    testkit::systemd::run(
+        test,
+        &units,
+        &[binary.parent().expect("a directory")],
+        &this,
+        &arguments,
+    );
 }
 
 #[test]
@@ -52,17 +58,26 @@ fn sockets_of_another_user_are_taken_as_they_are() {
 // ---- inside
 
 fn systemctl(words: &[&str]) -> bool {
-    Command::new("systemctl").args(words).status().expect("systemctl runs").success()
+    Command::new("systemctl")
+        .args(words)
+        .status()
+        .expect("systemctl runs")
+        .success()
 }
 
 fn property(name: &str) -> String {
-    let output = Command::new("systemctl").args(["show", "-P", name, UNIT]).output().expect("systemctl runs");
+    let output = Command::new("systemctl")
+        .args(["show", "-P", name, UNIT])
+        .output()
+        .expect("systemctl runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 fn journal() -> String {
-    let output =
-        Command::new("journalctl").args(["--no-pager", "-u", UNIT]).output().expect("journalctl runs");
+    let output = Command::new("journalctl")
+        .args(["--no-pager", "-u", UNIT])
+        .output()
+        .expect("journalctl runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -72,7 +87,10 @@ fn stored() -> u32 {
 
 /// Installs the server with this configuration and these changes to its unit, and starts it.
 fn install(config: &str, changes: &str) {
-    assert!(testkit::systemd::is_inside(), "this would change the machine");
+    assert!(
+        testkit::systemd::is_inside(),
+        "this would change the machine"
+    );
     let place = Path::new("/usr/local/bin/supervisor");
     std::fs::copy(env!("CARGO_BIN_EXE_supervisor"), place).expect("copied");
     std::fs::create_dir_all("/etc/supervisor").expect("a directory");
@@ -125,17 +143,29 @@ fn three() -> [Address; 3] {
 fn inside_restarts() {
     install(THREE, "");
     wait_until("the sockets to be kept", LONG, || stored() == 11);
-    let loads = three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
-    let clients = start(Plan::fresh(&address("127.0.0.1:8000"), 4).http("/", Some("Hello, client!")));
+    let loads =
+        three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
+    let clients =
+        start(Plan::fresh(&address("127.0.0.1:8000"), 4).http("/", Some("Hello, client!")));
     // Two more slots, whose sockets are parked afterwards.
     for more in 1..=2 {
-        assert!(systemctl(&["kill", "--kill-whom=main", "--signal=TTIN", UNIT]));
+        assert!(systemctl(&[
+            "kill",
+            "--kill-whom=main",
+            "--signal=TTIN",
+            UNIT
+        ]));
         wait_until("a slot more", LONG, || stored() == 11 + 2 * more);
     }
     for round in 0..5 {
         restart();
         clients.wait_for_more(100);
-        assert_eq!(stored(), 15, "after restart {round}: neither more nor fewer\n{}", journal());
+        assert_eq!(
+            stored(),
+            15,
+            "after restart {round}: neither more nor fewer\n{}",
+            journal()
+        );
     }
     // The loads' own connections end before the server.
     for load in loads.into_iter().chain([clients]) {
@@ -145,7 +175,9 @@ fn inside_restarts() {
     }
     assert!(!journal().contains("cannot steer"), "{}", journal());
     assert!(systemctl(&["stop", UNIT]));
-    wait_until("the addresses to be free", LONG, || three().iter().all(|address| address.connect().is_err()));
+    wait_until("the addresses to be free", LONG, || {
+        three().iter().all(|address| address.connect().is_err())
+    });
     assert_eq!(stored(), 0);
 }
 
@@ -154,10 +186,17 @@ fn inside_restarts() {
 fn inside_kills() {
     install(THREE, "");
     wait_until("the sockets to be kept", LONG, || stored() == 11);
-    let loads = three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
+    let loads =
+        three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
     for _ in 0..5 {
         let pid = property("MainPID");
-        assert!(Command::new("kill").args(["-KILL", &pid]).status().expect("kill runs").success());
+        assert!(
+            Command::new("kill")
+                .args(["-KILL", &pid])
+                .status()
+                .expect("kill runs")
+                .success()
+        );
         wait_until("another supervisor that serves", LONG, || {
             property("MainPID") != pid && property("ActiveState") == "active"
         });
@@ -180,13 +219,18 @@ fn inside_changes_addresses() {
     install(THREE, "");
     wait_until("the sockets to be kept", LONG, || stored() == 11);
     let [v4, v6, unix] = three();
-    std::fs::write(CONFIG, "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n")
-        .expect("written");
+    std::fs::write(
+        CONFIG,
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+    )
+    .expect("written");
     let load = start(Plan::rate(&v4, 150.0).http("/", Some("Hello, client!")));
     restart();
     load.wait_for_more(50);
     wait_until("the other sockets to be closed", LONG, || stored() == 5);
-    wait_until("nobody there", LONG, || v6.connect().is_err() && unix.connect().is_err());
+    wait_until("nobody there", LONG, || {
+        v6.connect().is_err() && unix.connect().is_err()
+    });
     assert!(
         journal().contains("closing [::1]:8000: it was kept, and is not configured any more"),
         "{}",
@@ -199,11 +243,16 @@ fn inside_changes_addresses() {
     for address in three() {
         assert_eq!(http::get(&address, "/").expect("an answer").status, 200);
     }
-    std::fs::write(CONFIG, "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n")
-        .expect("written");
+    std::fs::write(
+        CONFIG,
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+    )
+    .expect("written");
     assert!(systemctl(&["reload", UNIT]), "{}", journal());
     wait_until("the other sockets to be closed", LONG, || stored() == 5);
-    wait_until("nobody there", LONG, || v6.connect().is_err() && unix.connect().is_err());
+    wait_until("nobody there", LONG, || {
+        v6.connect().is_err() && unix.connect().is_err()
+    });
     restart();
     let report = load.finish();
     report.assert_flawless();
@@ -221,13 +270,21 @@ fn inside_keeps_admin_addresses() {
     for round in 0..3 {
         restart();
         probes.wait_for_more(20);
-        assert_eq!(stored(), 5, "after restart {round}: neither more nor fewer\n{}", journal());
+        assert_eq!(
+            stored(),
+            5,
+            "after restart {round}: neither more nor fewer\n{}",
+            journal()
+        );
     }
     let report = probes.finish();
     println!("{report}");
     report.assert_flawless();
-    std::fs::write(CONFIG, "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n")
-        .expect("written");
+    std::fs::write(
+        CONFIG,
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+    )
+    .expect("written");
     restart();
     wait_until("the other sockets to be closed", LONG, || stored() == 3);
     assert!(address("127.0.0.1:9100").connect().is_err());
@@ -264,10 +321,19 @@ fn inside_changes_users() {
     change_unit("DynamicUser=no\nUser=nobody");
     restart();
     load.wait_for_more(50);
-    assert!(journal().contains("further slots share them"), "{}", journal());
+    assert!(
+        journal().contains("further slots share them"),
+        "{}",
+        journal()
+    );
     let pid = property("MainPID");
     for _ in 0..2 {
-        assert!(systemctl(&["kill", "--kill-whom=main", "--signal=TTIN", UNIT]));
+        assert!(systemctl(&[
+            "kill",
+            "--kill-whom=main",
+            "--signal=TTIN",
+            UNIT
+        ]));
     }
     wait_until("four workers", LONG, || {
         let children =

@@ -14,13 +14,22 @@ fn setup() -> Setup {
 #[test]
 fn every_worker_answers_and_says_who_it_is() {
     let server = setup().workers(4).start();
-    let report = run(&Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")).count(800));
+    let report = run(&Plan::fresh(&server.address(), 8)
+        .http("/", Some("Hello, client!"))
+        .count(800));
     report.assert_flawless();
-    let answered: BTreeSet<u32> = report.pids.keys().map(|pid| pid.parse().expect("a pid")).collect();
+    let answered: BTreeSet<u32> = report
+        .pids
+        .keys()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect();
     let ready: BTreeSet<u32> = server.ready().iter().map(|process| process.0).collect();
     assert_eq!(answered, ready, "each of four workers has answered");
     let response = server.get("/");
-    assert_eq!((response.status, response.number("x-prefork-generation")), (200, server.generation()));
+    assert_eq!(
+        (response.status, response.number("x-prefork-generation")),
+        (200, server.generation())
+    );
     assert!(response.number("x-prefork-slot") < 4 && response.number("x-prefork-worker") > 0);
 }
 
@@ -32,7 +41,9 @@ fn a_connection_is_kept_for_many_requests_and_closed_on_request() {
         let response = client.get("/").expect("an answer");
         assert!(response.status == 200 && !response.close, "{response:?}");
     }
-    client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    client
+        .send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("sent");
     assert!(client.receive().expect("an answer").close);
     assert!(client.at_end().expect("an orderly end"));
 }
@@ -41,7 +52,9 @@ fn a_connection_is_kept_for_many_requests_and_closed_on_request() {
 fn pipelined_requests_are_answered_in_order() {
     let server = setup().workers(1).start();
     let mut client = Client::connect(&server.address()).expect("it accepts");
-    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20).as_bytes()).expect("sent");
+    client
+        .send("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20).as_bytes())
+        .expect("sent");
     for _ in 0..20 {
         assert_eq!(client.receive().expect("an answer").body, "Hello, client!");
     }
@@ -61,7 +74,12 @@ fn garbage_gets_400_and_ends_no_worker() {
         let mut client = Client::connect(&server.address()).expect("it accepts");
         client.send(garbage).expect("sent");
         let response = client.receive().expect("an answer");
-        assert_eq!(response.status, 400, "to {:?}", String::from_utf8_lossy(garbage));
+        assert_eq!(
+            response.status,
+            400,
+            "to {:?}",
+            String::from_utf8_lossy(garbage)
+        );
     }
     server.get("/");
     assert_eq!(server.ready(), before);
@@ -70,7 +88,10 @@ fn garbage_gets_400_and_ends_no_worker() {
 #[test]
 fn an_oversized_head_gets_431() {
     let server = setup().workers(1).args(["--max-head", "16KiB"]).start();
-    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n", "x".repeat(64 * 1024));
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n",
+        "x".repeat(64 * 1024)
+    );
     let response = http::raw(&server.address(), long.as_bytes());
     // The server may close before it has read everything, so that the rest of the request is met by a reset.
     match response {
@@ -86,7 +107,9 @@ fn a_silent_client_holds_up_nobody() {
     let mut silent = server.connect();
     silent.write_all(b"GET / HT").expect("sent");
     run(&Plan::fresh(&server.address(), 4).count(100)).assert_flawless();
-    silent.write_all(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+    silent
+        .write_all(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("sent");
     let mut answer = String::new();
     silent.read_to_string(&mut answer).expect("an answer");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
@@ -101,19 +124,32 @@ fn echo_gives_back_every_byte() {
 
 #[test]
 fn greeter_logs_what_it_got_and_greets() {
-    let server =
-        setup().workers(2).args(["--app", "greeter", "--class", "threads", "--threads", "4"]).start();
-    run(&Plan::fresh(&server.address(), 4).ask("hello there", "Hello, client!").count(50)).assert_flawless();
+    let server = setup()
+        .workers(2)
+        .args(["--app", "greeter", "--class", "threads", "--threads", "4"])
+        .start();
+    run(&Plan::fresh(&server.address(), 4)
+        .ask("hello there", "Hello, client!")
+        .count(50))
+    .assert_flawless();
     server.wait_for_log("Received data: hello there");
 }
 
 #[test]
 fn sleep_answers_after_its_time_and_many_sleep_at_once() {
-    let server = setup().workers(1).args(["--app", "sleep", "--class", "async"]).start();
-    let report = run(&Plan::fresh(&server.address(), 20).http("/?ms=200", None).count(20));
+    let server = setup()
+        .workers(1)
+        .args(["--app", "sleep", "--class", "async"])
+        .start();
+    let report = run(&Plan::fresh(&server.address(), 20)
+        .http("/?ms=200", None)
+        .count(20));
     report.assert_flawless();
     assert!(report.latency.p50 >= 200.0, "{report}");
-    assert!(report.elapsed < Duration::from_secs(3), "twenty at once, not one after the other: {report}");
+    assert!(
+        report.elapsed < Duration::from_secs(3),
+        "twenty at once, not one after the other: {report}"
+    );
 }
 
 #[test]
@@ -128,7 +164,8 @@ fn files_are_served_whole_in_part_and_never_from_elsewhere() {
     assert_eq!((whole.status, whole.body.as_str()), (200, "0123456789"));
     let address = server.address();
     let ask = |path: &str, header: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}\r\nConnection: close\r\n\r\n");
         http::raw(&address, request.as_bytes()).expect("an answer")
     };
     let part = ask("/a.txt", "Range: bytes=2-4");
@@ -136,8 +173,16 @@ fn files_are_served_whole_in_part_and_never_from_elsewhere() {
     let tag = whole.header("etag").expect("an ETag").to_owned();
     assert_eq!(ask("/a.txt", &format!("If-None-Match: {tag}")).status, 304);
     assert_eq!(ask("/none.txt", "X-A: b").status, 404);
-    for path in ["/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "//../secret.txt"] {
+    for path in [
+        "/../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/..%2fsecret.txt",
+        "//../secret.txt",
+    ] {
         let response = ask(path, "X-A: b");
-        assert!(response.status >= 400 && !response.body.contains("secret"), "{path}: {response:?}");
+        assert!(
+            response.status >= 400 && !response.body.contains("secret"),
+            "{path}: {response:?}"
+        );
     }
 }

@@ -20,7 +20,10 @@ const PLAIN: Unit = Unit("supervisor.service");
 const CONFIG: &str = "/etc/supervisor/config.toml";
 
 fn shown() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_supervisor")).parent().expect("a directory").to_owned()
+    Path::new(env!("CARGO_BIN_EXE_supervisor"))
+        .parent()
+        .expect("a directory")
+        .to_owned()
 }
 
 fn units() -> [PathBuf; 2] {
@@ -101,7 +104,11 @@ fn a_newer_systemd_keeps_sockets_over_stop_and_start() {
 
 #[test]
 fn a_newer_systemd_is_as_good_as_this_one() {
-    for scenario in ["inside_reloads", "sockets::inside_many_sockets", "inside_upgrades"] {
+    for scenario in [
+        "inside_reloads",
+        "sockets::inside_many_sockets",
+        "inside_upgrades",
+    ] {
         under_newer_systemd(scenario, scenario);
     }
 }
@@ -111,9 +118,15 @@ fn the_template_differs_from_the_unit_only_by_its_name() {
     let [plain, template] = units().map(|unit| std::fs::read_to_string(unit).expect("the unit"));
     let body = |text: &str| text[text.find("[Unit]").expect("a section")..].to_owned();
     let expected = body(&plain)
-        .replace("Description=Prefork server\n", "Description=Prefork server %i\n")
+        .replace(
+            "Description=Prefork server\n",
+            "Description=Prefork server %i\n",
+        )
         .replace("/etc/supervisor/config.toml\n", "/etc/supervisor/%i.toml\n")
-        .replace("RuntimeDirectory=supervisor\n", "RuntimeDirectory=supervisor-%i\n");
+        .replace(
+            "RuntimeDirectory=supervisor\n",
+            "RuntimeDirectory=supervisor-%i\n",
+        );
     assert_eq!(body(&template), expected);
 }
 
@@ -132,11 +145,17 @@ fn body(address: &Address) -> String {
 }
 
 fn configure(more: &str) {
-    write(CONFIG, &format!("bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"50ms\"\n{more}\n"));
+    write(
+        CONFIG,
+        &format!("bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"50ms\"\n{more}\n"),
+    );
 }
 
 fn write(path: &str, text: &str) {
-    assert!(testkit::systemd::is_inside(), "this would change the machine");
+    assert!(
+        testkit::systemd::is_inside(),
+        "this would change the machine"
+    );
     let directory = Path::new(path).parent().expect("it is absolute");
     std::fs::create_dir_all(directory).expect("a directory");
     std::fs::write(path, text).expect("written");
@@ -147,7 +166,10 @@ fn python(body: &str) {
     configure("command = [\"/usr/bin/python3\", \"/opt/app.py\"]");
     let code = std::fs::read_to_string(testkit::program("bare.py")).expect("it is there");
     let body = format!("body = os.environ.get(\"BODY\", {body:?}).encode()");
-    let code = code.replace("body = os.environ.get(\"BODY\", \"Hello from Python\").encode()", &body);
+    let code = code.replace(
+        "body = os.environ.get(\"BODY\", \"Hello from Python\").encode()",
+        &body,
+    );
     // So that a worker which starts meanwhile sees one or the other.
     write("/opt/app.py.new", &code);
     std::fs::rename("/opt/app.py.new", "/opt/app.py").expect("replaced");
@@ -193,9 +215,13 @@ fn inside_reloads() {
         assert!(PLAIN.is_active());
     }
     let mut times = Vec::new();
-    for broken in
-        ["nonsense = 1", "workers = 0", "bind = \"127.0.0.1:8000", "app = \"nothing\"", "user = 1\n["]
-    {
+    for broken in [
+        "nonsense = 1",
+        "workers = 0",
+        "bind = \"127.0.0.1:8000",
+        "app = \"nothing\"",
+        "user = 1\n[",
+    ] {
         configure(broken);
         let begun = Instant::now();
         assert!(!PLAIN.try_to("reload"), "{broken}: {}", PLAIN.journal());
@@ -216,7 +242,10 @@ fn inside_reloads() {
     python("version 11");
     PLAIN.must("reload");
     (0..20).for_each(|_| assert_eq!(body(&v4()), "version 11"));
-    assert_eq!((PLAIN.pid(), PLAIN.property("NRestarts")), (pid, "0".to_owned()));
+    assert_eq!(
+        (PLAIN.pid(), PLAIN.property("NRestarts")),
+        (pid, "0".to_owned())
+    );
     let report = load.finish();
     println!("{report}; a broken reload took {times:?}");
     report.assert_flawless();
@@ -229,7 +258,9 @@ fn inside_upgrades() {
     begin("");
     let pid = PLAIN.pid();
     // Nobody's but its own: a user who exists while it runs.
-    let user: u32 = said(&["stat", "--format=%u", &format!("/proc/{pid}")]).parse().expect("a number");
+    let user: u32 = said(&["stat", "--format=%u", &format!("/proc/{pid}")])
+        .parse()
+        .expect("a number");
     assert!((61184..=65519).contains(&user), "user {user}");
     let status = said(&[BINARY, "status"]);
     assert!(status.contains(&format!("pid         {pid}")), "{status}");
@@ -243,9 +274,15 @@ fn inside_upgrades() {
             _ => {
                 let done = PLAIN.journal().matches("upgraded in place").count();
                 assert!(
-                    command(&["systemctl", "kill", "--kill-whom=main", "--signal=USR2", PLAIN.0])
-                        .status
-                        .success()
+                    command(&[
+                        "systemctl",
+                        "kill",
+                        "--kill-whom=main",
+                        "--signal=USR2",
+                        PLAIN.0
+                    ])
+                    .status
+                    .success()
                 );
                 wait_until("an upgrade", LONG, || {
                     assert!(PLAIN.is_active());
@@ -253,7 +290,10 @@ fn inside_upgrades() {
                 });
             }
         }
-        assert_eq!((PLAIN.pid(), PLAIN.property("NRestarts")), (pid.clone(), "0".to_owned()));
+        assert_eq!(
+            (PLAIN.pid(), PLAIN.property("NRestarts")),
+            (pid.clone(), "0".to_owned())
+        );
         assert!(PLAIN.is_active());
         load.wait_for_more(50);
         assert_eq!(PLAIN.stored(), 3);
@@ -294,7 +334,11 @@ fn inside_watched() {
     let pid = PLAIN.pid();
     said(&["kill", "-STOP", &pid]);
     PLAIN.wait_for_another(&pid);
-    assert!(PLAIN.journal().contains("Watchdog timeout"), "{}", PLAIN.journal());
+    assert!(
+        PLAIN.journal().contains("Watchdog timeout"),
+        "{}",
+        PLAIN.journal()
+    );
     load.wait_for_more(50);
     let report = load.finish();
     println!("{report}");
@@ -314,7 +358,9 @@ fn inside_logs() {
             let fits = |entry: &serde_json::Value| {
                 // Only what the service itself says.
                 entry["_TRANSPORT"] == "stdout"
-                    && entry["MESSAGE"].as_str().is_some_and(|line| line.contains(text))
+                    && entry["MESSAGE"]
+                        .as_str()
+                        .is_some_and(|line| line.contains(text))
             };
             found = entries.into_iter().find(fits);
             found.is_some()
@@ -337,10 +383,16 @@ fn inside_logs() {
     let (priority, from) = entry("nonsense");
     assert!(["3", "4"].contains(&priority.as_str()), "{priority}");
     assert_eq!(from, pid);
-    let workers = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+    let workers =
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
     let worker = workers.split_whitespace().next().expect("a worker");
     said(&["kill", "-KILL", worker]);
-    assert_eq!(entry(&format!("pid {worker}) died")).0, "3", "{}", PLAIN.journal());
+    assert_eq!(
+        entry(&format!("pid {worker}) died")).0,
+        "3",
+        "{}",
+        PLAIN.journal()
+    );
     // A foreign program's lines are the journal's too.
     write(
         "/opt/app.sh",
@@ -352,8 +404,18 @@ fn inside_logs() {
     assert_eq!(entry("all is lost").0, "3");
     assert_eq!(entry("well").0, "6");
     // And by the words that people use.
-    let bad = said(&["journalctl", "--no-pager", "--output=cat", "--priority=err", "--unit", PLAIN.0]);
-    assert!(bad.contains("all is lost") && !bad.contains("take care"), "{bad}");
+    let bad = said(&[
+        "journalctl",
+        "--no-pager",
+        "--output=cat",
+        "--priority=err",
+        "--unit",
+        PLAIN.0,
+    ]);
+    assert!(
+        bad.contains("all is lost") && !bad.contains("take care"),
+        "{bad}"
+    );
 }
 
 #[test]
@@ -368,9 +430,13 @@ fn inside_stops() {
             let status: serde_json::Value =
                 serde_json::from_str(&said(&[BINARY, "status", "--json"])).expect("JSON");
             let slots = status["slots"].as_array().cloned().unwrap_or_default();
-            let workers =
-                slots.iter().flat_map(|slot| slot["workers"].as_array().cloned().unwrap_or_default());
-            workers.filter_map(|worker| worker["scoreboard"]["busy"].as_u64()).sum::<u64>() == 8
+            let workers = slots
+                .iter()
+                .flat_map(|slot| slot["workers"].as_array().cloned().unwrap_or_default());
+            workers
+                .filter_map(|worker| worker["scoreboard"]["busy"].as_u64())
+                .sum::<u64>()
+                == 8
         });
         PLAIN.must(if round == 2 { "restart" } else { "stop" });
         let report = load.wait();
@@ -384,12 +450,19 @@ fn inside_stops() {
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_two_sites() {
-    let [shop, blog] = [Unit("supervisor@shop.service"), Unit("supervisor@blog.service")];
+    let [shop, blog] = [
+        Unit("supervisor@shop.service"),
+        Unit("supervisor@blog.service"),
+    ];
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
     let site = |name: &str, port: u16, more: &str| {
-        let text = format!("bind = [\"127.0.0.1:{port}\", \"unix:/run/supervisor-{name}/app.sock\"]");
+        let text =
+            format!("bind = [\"127.0.0.1:{port}\", \"unix:/run/supervisor-{name}/app.sock\"]");
         let path = format!("/etc/supervisor/{name}.toml");
-        write(&path, &format!("{text}\nworkers = 2\nprobation = \"50ms\"\n{more}\n"));
+        write(
+            &path,
+            &format!("{text}\nworkers = 2\nprobation = \"50ms\"\n{more}\n"),
+        );
         path
     };
     // The plain one, too.
@@ -402,11 +475,17 @@ fn inside_two_sites() {
         let text = said(&[BINARY, "status", "--json", "--config", file]);
         serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["pid"].to_string()
     };
-    assert_eq!(files.each_ref().map(|file| pid(file)), [shop.pid(), blog.pid()]);
+    assert_eq!(
+        files.each_ref().map(|file| pid(file)),
+        [shop.pid(), blog.pid()]
+    );
     assert_eq!(pid(CONFIG), PLAIN.pid());
     let places = [8001, 8002, 8000].map(|port| address(&format!("127.0.0.1:{port}")));
-    let generation =
-        |place: &Address| http::get(place, "/").expect("an answer").number("x-prefork-generation");
+    let generation = |place: &Address| {
+        http::get(place, "/")
+            .expect("an answer")
+            .number("x-prefork-generation")
+    };
     let load = start(Plan::rate(&places[1], 100.0).http("/", Some("Hello, client!")));
     for round in 2..5 {
         shop.must("reload");
@@ -417,12 +496,18 @@ fn inside_two_sites() {
     assert_eq!(places.each_ref().map(generation), [4, 1, 1]);
     said(&[BINARY, "reload", "--wait", "--config", &files[1]]);
     assert_eq!(places.each_ref().map(generation), [4, 2, 1]);
-    assert_eq!(body(&address("unix:/run/supervisor-shop/app.sock")), "Hello, client!");
+    assert_eq!(
+        body(&address("unix:/run/supervisor-shop/app.sock")),
+        "Hello, client!"
+    );
     // One that goes takes nothing of the others' along.
     shop.must("stop");
     PLAIN.must("stop");
     assert!(!Path::new("/run/supervisor-shop").exists());
-    assert_eq!(body(&address("unix:/run/supervisor-blog/app.sock")), "Hello, client!");
+    assert_eq!(
+        body(&address("unix:/run/supervisor-blog/app.sock")),
+        "Hello, client!"
+    );
     assert_eq!(pid(&files[1]), blog.pid());
     assert!(!blog.journal().contains("shop"), "{}", blog.journal());
     load.finish().assert_flawless();
@@ -443,7 +528,10 @@ fn inside_hardened() {
         ("app = \"files:/opt\"".to_owned(), "/index.html"),
         ("app = \"sleep\"".to_owned(), "/?ms=1"),
         ("app = \"hello\"\nclass = \"threads\"".to_owned(), "/"),
-        ("command = [\"/usr/bin/python3\", \"/opt/bare.py\"]".to_owned(), "/"),
+        (
+            "command = [\"/usr/bin/python3\", \"/opt/bare.py\"]".to_owned(),
+            "/",
+        ),
     ];
     match node {
         Some(node) => lines.push((format!("command = [\"{node}\", \"/opt/http.js\"]"), "/")),
@@ -457,7 +545,11 @@ fn inside_hardened() {
             assert_eq!(answer.status, 200, "{config}");
         }
         PLAIN.must("reload");
-        assert_eq!(http::get(&v4(), path).expect("an answer").status, 200, "{config}");
+        assert_eq!(
+            http::get(&v4(), path).expect("an answer").status,
+            200,
+            "{config}"
+        );
     }
     // A port that needs a capability, an address of each kind, and a place to write to.
     write(
@@ -477,6 +569,9 @@ fn inside_hardened() {
     let verdict = verdict.lines().last().unwrap_or_default();
     println!("{verdict}");
     let words: Vec<&str> = verdict.split_whitespace().collect();
-    let score: f64 = words.iter().find_map(|word| word.parse().ok()).expect("a number");
+    let score: f64 = words
+        .iter()
+        .find_map(|word| word.parse().ok())
+        .expect("a number");
     assert!(score <= 1.5, "{verdict}");
 }

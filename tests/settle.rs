@@ -6,7 +6,9 @@ use testkit::load::{Plan, start};
 use testkit::{LONG, Server, Setup, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(2).args(["--probation", "20ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .workers(2)
+        .args(["--probation", "20ms"])
 }
 
 /// Ten reloads under load: after each, whoever answers is new.
@@ -16,7 +18,8 @@ fn the_next_requests_are_for_the_new_code(setup: Setup) {
     for generation in 2..12 {
         let output = server.command(&["reload", "--wait"]);
         assert!(output.status.success(), "{output:?}");
-        (0..10).for_each(|_| assert_eq!(server.get("/").number("x-prefork-generation"), generation));
+        (0..10)
+            .for_each(|_| assert_eq!(server.get("/").number("x-prefork-generation"), generation));
     }
     load.finish().assert_flawless();
 }
@@ -39,7 +42,9 @@ fn after_a_reload_of_a_foreign_program_too() {
 /// A program that neither leaves when it is asked to nor says that it stops.
 fn stubborn() -> Setup {
     let script = "trap '' TERM; while :; do sleep 1000; done";
-    setup().args(["--ready", "after=20ms", "--graceful-timeout", "1m"]).program(["sh", "-c", script])
+    setup()
+        .args(["--ready", "after=20ms", "--graceful-timeout", "1m"])
+        .program(["sh", "-c", script])
 }
 
 #[test]
@@ -49,7 +54,11 @@ fn a_program_that_does_not_tell_holds_nobody_up() {
     let output = server.command(&["reload", "--wait"]);
     assert!(output.status.success(), "{output:?}");
     // Far less than it has to leave.
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
@@ -62,5 +71,7 @@ fn an_upgrade_meanwhile_leaves_nobody_without_a_verdict() {
         let output = reload.join().expect("it ends");
         assert!(output.status.success(), "{output:?}");
     });
-    wait_until("the upgrade", LONG, || server.log().count("upgraded in place") == 1);
+    wait_until("the upgrade", LONG, || {
+        server.log().count("upgraded in place") == 1
+    });
 }

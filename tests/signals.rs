@@ -15,7 +15,11 @@ fn setup() -> Setup {
 /// A server whose only worker has a request in hand that takes `ms`.
 fn busy(ms: u32) -> (Server, Load) {
     let server = setup().workers(1).args(["--app", "sleep"]).start();
-    let load = start(Plan::fresh(&server.address(), 1).http(&format!("/?ms={ms}"), None).count(1));
+    let load = start(
+        Plan::fresh(&server.address(), 1)
+            .http(&format!("/?ms={ms}"), None)
+            .count(1),
+    );
     wait_until("a request in hand", LONG, || server.busy() == 1);
     (server, load)
 }
@@ -40,9 +44,13 @@ fn a_stop_loses_no_request_on_a_kept_connection() {
     assert!(server.wait_exit(LONG).success());
     let report = load.finish();
     // The end is the end for clients that connect anew: refused, or reset in a queue that nobody reads any more.
-    let anew = [Failure::Refused, Failure::ConnectReset, Failure::ReadReset].map(|class| report.count(class));
+    let anew = [Failure::Refused, Failure::ConnectReset, Failure::ReadReset]
+        .map(|class| report.count(class));
     assert_eq!(report.failed(), anew.iter().sum::<u64>(), "{report}");
-    assert!(report.announced >= 32, "every connection was announced to close: {report}");
+    assert!(
+        report.announced >= 32,
+        "every connection was announced to close: {report}"
+    );
 }
 
 fn ends_at_once(signals: &[Signal]) {
@@ -54,7 +62,10 @@ fn ends_at_once(signals: &[Signal]) {
         std::thread::sleep(Duration::from_millis(100));
     }
     server.wait_exit(LONG);
-    assert!(began.elapsed() < Duration::from_secs(10), "it did not wait for the request");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "it did not wait for the request"
+    );
     assert_eq!(load.wait().answered, 0);
 }
 
@@ -66,13 +77,20 @@ fn int_stops_at_once() {
 #[test]
 fn a_term_to_a_worker_that_drains_already_cuts_nobody_off() {
     let server = setup().workers(2).args(["--app", "sleep"]).start();
-    let load = start(Plan::fresh(&server.address(), 16).http("/?ms=2000", None).count(16));
+    let load = start(
+        Plan::fresh(&server.address(), 16)
+            .http("/?ms=2000", None)
+            .count(16),
+    );
     wait_until("sixteen requests in both workers' hands", LONG, || {
         server.busy() == 16 && server.workers().iter().all(|worker| worker.busy > 0)
     });
     server.signal(SIGTTOU);
     let draining = wait_for("a worker that drains with requests in hand", LONG, || {
-        server.workers().into_iter().find(|worker| worker.state == "draining" && worker.busy > 0)
+        server
+            .workers()
+            .into_iter()
+            .find(|worker| worker.state == "draining" && worker.busy > 0)
     });
     draining.process.signal(SIGTERM);
     load.wait().assert_flawless();
@@ -91,13 +109,22 @@ fn int_during_a_graceful_stop_stops_at_once() {
 
 #[test]
 fn a_graceful_stop_ends_at_its_deadline() {
-    let mut server = setup().workers(1).args(["--app", "sleep", "--graceful-timeout", "500ms"]).start();
-    let load = start(Plan::fresh(&server.address(), 1).http("/?ms=20000", None).count(1));
+    let mut server = setup()
+        .workers(1)
+        .args(["--app", "sleep", "--graceful-timeout", "500ms"])
+        .start();
+    let load = start(
+        Plan::fresh(&server.address(), 1)
+            .http("/?ms=20000", None)
+            .count(1),
+    );
     wait_until("a request in hand", LONG, || server.busy() == 1);
     let began = Instant::now();
     server.signal(SIGTERM);
     server.wait_exit(LONG);
-    assert!(began.elapsed() >= Duration::from_millis(500) && began.elapsed() < Duration::from_secs(10));
+    assert!(
+        began.elapsed() >= Duration::from_millis(500) && began.elapsed() < Duration::from_secs(10)
+    );
     assert_eq!(load.wait().answered, 0);
 }
 
@@ -106,9 +133,14 @@ fn ttin_and_ttou_scale_by_one_and_lose_nothing() {
     let mut server = setup().workers(2).args(["--max-workers", "6"]).start();
     let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
     let fresh = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
-    for (signal, workers) in
-        [(SIGTTIN, 3), (SIGTTIN, 4), (SIGTTOU, 3), (SIGTTOU, 2), (SIGTTOU, 1), (SIGTTIN, 2)]
-    {
+    for (signal, workers) in [
+        (SIGTTIN, 3),
+        (SIGTTIN, 4),
+        (SIGTTOU, 3),
+        (SIGTTOU, 2),
+        (SIGTTOU, 1),
+        (SIGTTIN, 2),
+    ] {
         server.signal(signal);
         wait_until(&format!("{workers} workers"), LONG, || {
             server.ready().len() == workers && server.is_settled()
@@ -120,7 +152,9 @@ fn ttin_and_ttou_scale_by_one_and_lose_nothing() {
         server.signal(SIGTTOU);
         std::thread::sleep(Duration::from_millis(20));
     }
-    wait_until("one worker", LONG, || server.ready().len() == 1 && server.is_settled());
+    wait_until("one worker", LONG, || {
+        server.ready().len() == 1 && server.is_settled()
+    });
     load.finish().assert_flawless();
     fresh.finish().assert_flawless();
     server.wait_until_settled(LONG);
@@ -134,7 +168,12 @@ fn winch_drains_the_workers_and_keeps_the_sockets() {
     wait_until("no workers", LONG, || server.workers().is_empty());
     assert_eq!(server.state(), "draining");
     // A client is still accepted by the kernel; it waits, and is served when workers come again.
-    let load = start(Plan::fresh(&address, 4).http("/", Some("Hello, client!")).count(20).timeout(LONG));
+    let load = start(
+        Plan::fresh(&address, 4)
+            .http("/", Some("Hello, client!"))
+            .count(20)
+            .timeout(LONG),
+    );
     server.signal(SIGHUP);
     load.wait().assert_flawless();
     server.wait_until_settled(LONG);
@@ -144,14 +183,19 @@ fn winch_drains_the_workers_and_keeps_the_sockets() {
 fn usr1_reopens_the_log() {
     let setup = setup().workers(1);
     let file = setup.path("server.log");
-    let mut server = setup.args(["--log-file".into(), file.clone().into_os_string()]).start();
+    let mut server = setup
+        .args(["--log-file".into(), file.clone().into_os_string()])
+        .start();
     let moved = server.path("server.log.1");
     std::fs::rename(&file, &moved).expect("there is a log");
     server.signal(SIGUSR1);
     wait_until("a new log", LONG, || file.exists());
     server.reload();
     let text = std::fs::read_to_string(&file).expect("the new log");
-    assert!(text.contains("generation"), "later lines are in the new file: {text}");
+    assert!(
+        text.contains("generation"),
+        "later lines are in the new file: {text}"
+    );
 }
 
 #[test]
@@ -169,8 +213,11 @@ fn usr2_and_unknown_signals_disturb_nothing() {
 fn a_terminal_signal_to_the_group_reaches_no_worker() {
     // Workers are in process groups of their own, so that Ctrl-C asks the supervisor only.
     let server = setup().workers(2).start();
-    let group =
-        |pid: u32| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"))));
+    let group = |pid: u32| {
+        nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(
+            i32::try_from(pid).expect("a pid"),
+        )))
+    };
     let supervisor = group(server.process().0).expect("it runs");
     for worker in server.ready() {
         assert_ne!(group(worker.0).expect("it runs"), supervisor);

@@ -15,13 +15,18 @@ fn stack(name: &'static str, body: &'static str) -> Stack {
 fn needs(test: &str, name: &str) -> Option<OsString> {
     let found = tool(name);
     if found.is_none() {
-        skipped(test, &format!("{name} is not installed (scripts/peers installs it)"));
+        skipped(
+            test,
+            &format!("{name} is not installed (scripts/peers installs it)"),
+        );
     }
     found.map(PathBuf::into_os_string)
 }
 
 fn words<const N: usize>(program: OsString, arguments: [&str; N]) -> Vec<OsString> {
-    std::iter::once(program).chain(arguments.map(OsString::from)).collect()
+    std::iter::once(program)
+        .chain(arguments.map(OsString::from))
+        .collect()
 }
 
 fn file(name: &str) -> String {
@@ -33,7 +38,11 @@ fn compiled(mut compiler: Command, output: &str, source: &str) -> OsString {
     let directory = testkit::root().join("target/stacks");
     std::fs::create_dir_all(&directory).expect("target/ can be written");
     let built = directory.join(output);
-    let status = compiler.arg("-o").arg(&built).arg(testkit::program(source)).status();
+    let status = compiler
+        .arg("-o")
+        .arg(&built)
+        .arg(testkit::program(source))
+        .status();
     assert!(
         status.as_ref().is_ok_and(std::process::ExitStatus::success),
         "cannot compile {source}: {status:?}"
@@ -43,51 +52,101 @@ fn compiled(mut compiler: Command, output: &str, source: &str) -> OsString {
 
 #[test]
 fn bare_python() {
-    let Some(python) = needs("bare python", "python3") else { return };
+    let Some(python) = needs("bare python", "python3") else {
+        return;
+    };
     let stack = stack("Python, bare `socket`", "Hello from Python").speaks(Speaks::InTime);
     stack.program(words(python, [&file("bare.py")])).measure();
 }
 
 /// The directory of the applications.
 fn applications() -> String {
-    Path::new(&file("asgi.py")).parent().expect("it has one").display().to_string()
+    Path::new(&file("asgi.py"))
+        .parent()
+        .expect("it has one")
+        .display()
+        .to_string()
 }
 
 #[test]
 fn uvicorn() {
-    let Some(uvicorn) = needs("uvicorn", "uvicorn") else { return };
-    let words =
-        words(uvicorn, ["--fd", "3", "--log-level", "warning", "--app-dir", &applications(), "asgi:app"]);
+    let Some(uvicorn) = needs("uvicorn", "uvicorn") else {
+        return;
+    };
+    let words = words(
+        uvicorn,
+        [
+            "--fd",
+            "3",
+            "--log-level",
+            "warning",
+            "--app-dir",
+            &applications(),
+            "asgi:app",
+        ],
+    );
     let stack = stack("uvicorn", "Hello from ASGI").program(words);
-    stack.drops("it closes connections that it has accepted and not read yet").measure();
+    stack
+        .drops("it closes connections that it has accepted and not read yet")
+        .measure();
 }
 
 #[test]
 fn hypercorn() {
-    let Some(hypercorn) = needs("hypercorn", "hypercorn") else { return };
+    let Some(hypercorn) = needs("hypercorn", "hypercorn") else {
+        return;
+    };
     let application = format!("{}:app", file("asgi"));
     // With any workers of its own it would be their master.
-    let words =
-        words(hypercorn, ["--workers", "0", "--bind", "fd://3", "--log-level", "warning", &application]);
+    let words = words(
+        hypercorn,
+        [
+            "--workers",
+            "0",
+            "--bind",
+            "fd://3",
+            "--log-level",
+            "warning",
+            &application,
+        ],
+    );
     let stack = stack("hypercorn", "Hello from ASGI").program(words);
-    stack.drops("it closes connections that it has accepted and not read yet").measure();
+    stack
+        .drops("it closes connections that it has accepted and not read yet")
+        .measure();
 }
 
 #[test]
 fn gunicorn() {
-    let Some(gunicorn) = needs("gunicorn", "gunicorn") else { return };
+    let Some(gunicorn) = needs("gunicorn", "gunicorn") else {
+        return;
+    };
     // It takes systemd's sockets by itself; `--bind fd://3` besides would make it close them.
     let words = words(
         gunicorn,
-        ["--log-level", "warning", "--no-control-socket", "--chdir", &applications(), "wsgi:app"],
+        [
+            "--log-level",
+            "warning",
+            "--no-control-socket",
+            "--chdir",
+            &applications(),
+            "wsgi:app",
+        ],
     );
-    stack("gunicorn", "Hello from WSGI").program(words).speaks(Speaks::Early).measure();
+    stack("gunicorn", "Hello from WSGI")
+        .program(words)
+        .speaks(Speaks::Early)
+        .measure();
 }
 
 #[test]
 fn node() {
-    let Some(node) = needs("node", "node") else { return };
-    stack("Node", "Hello from Node").program(words(node, [&file("http.js")])).measure();
+    let Some(node) = needs("node", "node") else {
+        return;
+    };
+    stack("Node", "Hello from Node")
+        .program(words(node, [&file("http.js")]))
+        .measure();
 }
 
 #[test]
@@ -95,17 +154,31 @@ fn go() {
     let Some(go) = needs("go", "go") else { return };
     let mut compiler = Command::new(go);
     let cache = testkit::root().join("target/go-cache");
-    compiler.env("GO111MODULE", "off").env("GOCACHE", cache).arg("build");
+    compiler
+        .env("GO111MODULE", "off")
+        .env("GOCACHE", cache)
+        .arg("build");
     let program = compiled(compiler, "http-go", "http.go");
-    stack("Go, `net/http`", "Hello from Go").program([program]).speaks(Speaks::InTime).measure();
+    stack("Go, `net/http`", "Hello from Go")
+        .program([program])
+        .speaks(Speaks::InTime)
+        .measure();
 }
 
 #[test]
 fn puma() {
-    let Some(puma) = needs("puma", "puma") else { return };
+    let Some(puma) = needs("puma", "puma") else {
+        return;
+    };
     let words = words(
         puma,
-        ["--config", &file("puma.rb"), "--silent", "--bind-to-activated-sockets=only", &file("config.ru")],
+        [
+            "--config",
+            &file("puma.rb"),
+            "--silent",
+            "--bind-to-activated-sockets=only",
+            &file("config.ru"),
+        ],
     );
     // TERM would end it as gracefully, but not with status 0.
     let stack = stack("Puma", "Hello from Puma").options(["--stop-signal", "INT"]);
@@ -114,8 +187,12 @@ fn puma() {
 
 #[test]
 fn php() {
-    let Some(php) = needs("php", "php") else { return };
-    stack("PHP, `stream_socket_accept`", "Hello from PHP").program(words(php, [&file("http.php")])).measure();
+    let Some(php) = needs("php", "php") else {
+        return;
+    };
+    stack("PHP, `stream_socket_accept`", "Hello from PHP")
+        .program(words(php, [&file("http.php")]))
+        .measure();
 }
 
 #[test]
@@ -124,7 +201,10 @@ fn c() {
     let mut compiler = Command::new(cc);
     compiler.args(["-Wall", "-Wextra", "-O1"]);
     let program = compiled(compiler, "http-c", "http.c");
-    stack("C", "Hello from C").program([program]).speaks(Speaks::InTime).measure();
+    stack("C", "Hello from C")
+        .program([program])
+        .speaks(Speaks::InTime)
+        .measure();
 }
 
 #[test]
@@ -132,7 +212,9 @@ fn plain_rust() {
     let mut compiler = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
     compiler.args(["--edition", "2024", "-O"]);
     let program = compiled(compiler, "plain", "plain.rs");
-    stack("Rust, `std::net`", "Hello from Rust").program([program]).measure();
+    stack("Rust, `std::net`", "Hello from Rust")
+        .program([program])
+        .measure();
 }
 
 #[test]

@@ -13,14 +13,19 @@ fn setup() -> Setup {
 
 fn mortal(workers: usize) -> Setup {
     let program = testkit::program("mortal.py").into_os_string();
-    setup().workers(workers).args(["--accept", "own"]).program(["python3".into(), program])
+    setup()
+        .workers(workers)
+        .args(["--accept", "own"])
+        .program(["python3".into(), program])
 }
 
 /// Has a worker run a program, and waits for its answer.
 fn ask(address: &Address, program: &str) -> String {
     let mut client = address.connect().expect("connected");
     let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
-    client.write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).expect("sent");
+    client
+        .write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+        .expect("sent");
     let mut answer = String::new();
     client.read_to_string(&mut answer).expect("an answer");
     answer.split("\r\n\r\n").nth(1).expect("a body").to_owned()
@@ -44,11 +49,20 @@ fn lines_of_workers_that_write_at_once_stay_whole() {
          os.write(2, b'x' * (n * 7 % 900) + b' end\\n')) for n in range({LINES})]).start()"
     );
     ask_all(&server, 4, &program);
-    wait_until("all lines", LONG, || server.log().count(" end") >= 4 * LINES);
+    wait_until("all lines", LONG, || {
+        server.log().count(" end") >= 4 * LINES
+    });
     let mut next: BTreeMap<String, usize> = BTreeMap::new();
-    for line in server.log().lines().iter().filter(|line| line.contains(" end") || line.contains("<5>w")) {
+    for line in server
+        .log()
+        .lines()
+        .iter()
+        .filter(|line| line.contains(" end") || line.contains("<5>w"))
+    {
         let words: Vec<&str> = line.split(' ').collect();
-        let [worker, "line", number, xs, "end"] = words[..] else { panic!("a torn line: {line}") };
+        let [worker, "line", number, xs, "end"] = words[..] else {
+            panic!("a torn line: {line}")
+        };
         let expected = next.entry(worker.to_owned()).or_default();
         assert_eq!(number.parse(), Ok(*expected), "in order: {line}");
         assert_eq!(xs.len(), *expected * 7 % 900, "{line}");
@@ -61,11 +75,16 @@ fn lines_of_workers_that_write_at_once_stay_whole() {
 fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_do_the_last_words() {
     let mut server = mortal(1).copied().start();
     let before = server.workers().remove(0);
-    ask(&server.address(), "os.write(2, b'first line\\nthe beginning')");
+    ask(
+        &server.address(),
+        "os.write(2, b'first line\\nthe beginning')",
+    );
     server.wait_for_log("first line");
     for round in 1..=3 {
         server.signal(SIGUSR2);
-        wait_until("an upgrade", LONG, || server.log().count("upgraded in place") == round);
+        wait_until("an upgrade", LONG, || {
+            server.log().count("upgraded in place") == round
+        });
     }
     ask(&server.address(), "os.write(2, b' and the end\\n')");
     server.wait_for_log("the beginning and the end");
@@ -74,15 +93,25 @@ fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_do_the_last_words()
                    __import__('time').sleep(0.0005)) for n in range(2000)]).start()";
     ask(&server.address(), program);
     server.signal(SIGUSR2);
-    wait_until("an upgrade", LONG, || server.log().count("upgraded in place") == 4);
+    wait_until("an upgrade", LONG, || {
+        server.log().count("upgraded in place") == 4
+    });
     server.wait_for_log("line 1999 of many");
     assert_eq!(server.log().count(" of many"), 2000);
     assert_eq!(server.workers().remove(0), before);
     let mut client = server.connect();
-    let digits: String = "os._exit(3)".bytes().map(|byte| format!("{byte:02x}")).collect();
-    client.write_all(format!("GET /{digits} HTTP/1.1\r\n\r\n").as_bytes()).expect("sent");
+    let digits: String = "os._exit(3)"
+        .bytes()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    client
+        .write_all(format!("GET /{digits} HTTP/1.1\r\n\r\n").as_bytes())
+        .expect("sent");
     let line = server.wait_for_log(") died (exit): ");
-    assert!(line.contains("line 1998 of many\\nline 1999 of many\""), "{line}");
+    assert!(
+        line.contains("line 1998 of many\\nline 1999 of many\""),
+        "{line}"
+    );
     server.wait_until_settled(LONG);
 }
 
@@ -101,10 +130,19 @@ fn a_worker_that_floods_starves_nobody_and_nothing_grows() {
         others += usize::from(ask(&server.address(), "pass") != flooding);
     }
     assert!(others > 5, "{others} answers of the other worker");
-    println!("resident KiB before and after a flood: {memory}, {}", pid.resident_kib());
-    assert!(pid.resident_kib() <= memory + 512, "from {memory} to {} KiB", pid.resident_kib());
+    println!(
+        "resident KiB before and after a flood: {memory}, {}",
+        pid.resident_kib()
+    );
+    assert!(
+        pid.resident_kib() <= memory + 512,
+        "from {memory} to {} KiB",
+        pid.resident_kib()
+    );
     server.signal(SIGHUP);
-    wait_until("a reload", LONG, || server.generation() == 2 && server.is_settled());
+    wait_until("a reload", LONG, || {
+        server.generation() == 2 && server.is_settled()
+    });
 }
 
 #[test]
@@ -128,7 +166,9 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
     let memory = server.process().resident_kib();
     for round in 2..=4 {
         server.signal(SIGHUP);
-        wait_until("a reload", LONG, || server.generation() == round && server.is_settled());
+        wait_until("a reload", LONG, || {
+            server.generation() == round && server.is_settled()
+        });
         assert!(!ask(&server.address(), "pass").is_empty());
     }
     assert!(server.process().resident_kib() <= memory + 1024);
@@ -143,11 +183,20 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
         }
     });
     let mut said = Vec::new();
-    while !said.iter().any(|line: &String| line.contains("reloaded: 2 workers of generation 4 serve")) {
+    while !said
+        .iter()
+        .any(|line: &String| line.contains("reloaded: 2 workers of generation 4 serve"))
+    {
         said.push(lines.recv_timeout(LONG).expect("more lines"));
     }
-    for line in said.iter().filter(|line| line.contains(" line ") && !line.contains("worker")) {
-        assert!(line.ends_with(" end") && line.matches(" line ").count() == 1, "a torn line: {line}");
+    for line in said
+        .iter()
+        .filter(|line| line.contains(" line ") && !line.contains("worker"))
+    {
+        assert!(
+            line.ends_with(" end") && line.matches(" line ").count() == 1,
+            "a torn line: {line}"
+        );
     }
 }
 
@@ -166,7 +215,10 @@ fn a_workers_log_has_the_supervisors_form() {
     client.write_all(b"a line for the log").expect("sent");
     let line = server.wait_for_log("a line for the log");
     assert!(line.contains("Z INFO "), "{line}");
-    let server = setup().workers(1).args(["--app", "greeter", "--log-format", "json"]).start();
+    let server = setup()
+        .workers(1)
+        .args(["--app", "greeter", "--log-format", "json"])
+        .start();
     let mut client = server.connect();
     client.write_all(b"a line for the log").expect("sent");
     assert!(server.wait_for_log("a line for the log").starts_with('{'));
@@ -175,15 +227,24 @@ fn a_workers_log_has_the_supervisors_form() {
 #[test]
 fn a_worker_knows_that_its_lines_end_in_the_journal() {
     // The pipe that this test reads plays the journal.
-    let wrapper =
-        ["sh", "-c", "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"", "sh"];
-    let server = setup().workers(1).args(["--app", "greeter"]).wrapped(wrapper).start();
+    let wrapper = [
+        "sh",
+        "-c",
+        "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"",
+        "sh",
+    ];
+    let server = setup()
+        .workers(1)
+        .args(["--app", "greeter"])
+        .wrapped(wrapper)
+        .start();
     let mut client = server.connect();
     client.write_all(b"a line for the log").expect("sent");
     let line = server.wait_for_log("a line for the log");
     assert!(line.starts_with("<6>"), "{line}");
     let server = mortal(1).wrapped(wrapper).start();
-    let program = "s = os.fstat(2); assert os.environ['JOURNAL_STREAM'] == '%d:%d' % (s.st_dev, s.st_ino)";
+    let program =
+        "s = os.fstat(2); assert os.environ['JOURNAL_STREAM'] == '%d:%d' % (s.st_dev, s.st_ino)";
     ask(&server.address(), program);
     ask(&server.address(), "os.write(2, b'<4>a warning\\n')");
     server.wait_for_log("<4>a warning");

@@ -14,7 +14,10 @@ fn setup() -> Setup {
 }
 
 fn worker_in(server: &Server, slot: u64) -> Option<Worker> {
-    server.workers().into_iter().find(|worker| worker.slot == slot && worker.state == "ready")
+    server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.slot == slot && worker.state == "ready")
 }
 
 /// Stops the worker of slot 1, the last one, has clients come until one of them waits there, and retires the slot.
@@ -26,9 +29,13 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
     let mut clients = Vec::new();
     wait_until("somebody to wait for it", LONG, || {
         let mut client = server.connect();
-        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .expect("sent");
         clients.push(client);
-        server.status()["slots"][1]["queue"].as_u64().is_some_and(|length| length > 0)
+        server.status()["slots"][1]["queue"]
+            .as_u64()
+            .is_some_and(|length| length > 0)
     });
     server.signal(SIGTTOU);
     let mut slots = Vec::new();
@@ -36,15 +43,27 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
         let mut answer = String::new();
         client.set_limit(LONG).expect("a socket of our own");
         client.read_to_string(&mut answer).expect("an answer");
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(body), "{answer}");
-        let slot = answer.lines().find_map(|line| line.strip_prefix("x-prefork-slot: "));
+        assert!(
+            answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(body),
+            "{answer}"
+        );
+        let slot = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("x-prefork-slot: "));
         slots.extend(slot.map(str::to_owned));
     }
-    assert!(slots.contains(&"1".to_owned()), "somebody came for them: {slots:?}");
+    assert!(
+        slots.contains(&"1".to_owned()),
+        "somebody came for them: {slots:?}"
+    );
     assert!(!last.runs());
-    server.wait_for_log("slot 1 has no worker, but connections wait in its queue; starting one for them");
+    server.wait_for_log(
+        "slot 1 has no worker, but connections wait in its queue; starting one for them",
+    );
     // Whoever came for them leaves again.
-    wait_until("one worker to be left", LONG, || server.workers().len() == 1);
+    wait_until("one worker to be left", LONG, || {
+        server.workers().len() == 1
+    });
     server.wait_until_settled(LONG);
     assert_eq!(server.log().count("has no worker, but"), 1);
 }
@@ -52,10 +71,18 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
 #[test]
 fn a_foreign_programs_client_that_waits_in_a_retired_slot_is_answered() {
     if tool("python3").is_none() {
-        return skipped("stragglers of a foreign program", "python3 is not installed");
+        return skipped(
+            "stragglers of a foreign program",
+            "python3 is not installed",
+        );
     }
     let setup = setup().workers(2).args(["--ready", "notify"]);
-    let server = setup.program(["python3".into(), testkit::program("bare.py").into_os_string()]).start();
+    let server = setup
+        .program([
+            "python3".into(),
+            testkit::program("bare.py").into_os_string(),
+        ])
+        .start();
     retires_with_somebody_waiting(server, "Hello from Python");
 }
 

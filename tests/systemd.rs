@@ -10,14 +10,16 @@ use testkit::{LONG, Server, Setup, root, skipped};
 
 /// A server that tells a socket of ours.
 fn notifying(prepare: impl FnOnce(Setup) -> Setup) -> (Server, NotifySocket) {
-    let setup = prepare(Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"]));
+    let setup =
+        prepare(Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"]));
     let socket = NotifySocket::new(&setup.path("")).expect("a notification socket");
     let path = socket.path().to_owned();
     (setup.env("NOTIFY_SOCKET", path).start(), socket)
 }
 
 fn monotonic_usec() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock runs");
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock runs");
     u64::try_from(now.tv_sec()).expect("after boot") * 1_000_000
         + u64::try_from(now.tv_nsec()).expect("positive") / 1000
 }
@@ -27,17 +29,28 @@ fn ready_is_said_only_when_the_workers_are_ready() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(2);
     let mut socket = NotifySocket::new(&setup.path("")).expect("a notification socket");
     let path = socket.path().to_owned();
-    let setup = setup.env("NOTIFY_SOCKET", path).env("START_DELAY", "1.5").args(["--ready", "notify"]);
+    let setup = setup
+        .env("NOTIFY_SOCKET", path)
+        .env("START_DELAY", "1.5")
+        .args(["--ready", "notify"]);
     let program = testkit::program("bare.py").into_os_string();
     let mut server = setup.program(["python3".into(), program]).spawn();
     std::thread::sleep(Duration::from_millis(700));
-    let early = socket.messages().iter().any(|message| message.lines().any(|line| line == "READY=1"));
+    let early = socket
+        .messages()
+        .iter()
+        .any(|message| message.lines().any(|line| line == "READY=1"));
     assert!(!early, "{:?}", socket.messages());
     socket.wait_for("READY=1", 0, LONG);
     socket.wait_for("STATUS=", 0, LONG);
     server.wait_until_settled(LONG);
     // The workers' own messages stay between them and the supervisor.
-    assert!(!socket.messages().iter().any(|message| message.contains("waiting for connections")));
+    assert!(
+        !socket
+            .messages()
+            .iter()
+            .any(|message| message.contains("waiting for connections"))
+    );
 }
 
 #[test]
@@ -47,9 +60,13 @@ fn a_reload_is_framed_by_reloading_and_ready() {
     let before = monotonic_usec();
     server.reload();
     let (place, message) = socket.wait_for("RELOADING=1", ready + 1, LONG);
-    let stamp = message.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
-    let stamp: u64 =
-        stamp.unwrap_or_else(|| panic!("no MONOTONIC_USEC in {message}")).parse().expect("a number");
+    let stamp = message
+        .lines()
+        .find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    let stamp: u64 = stamp
+        .unwrap_or_else(|| panic!("no MONOTONIC_USEC in {message}"))
+        .parse()
+        .expect("a number");
     assert!((before..=monotonic_usec()).contains(&stamp), "{stamp}");
     socket.wait_for("READY=1", place + 1, LONG);
     socket.wait_for("STATUS=", place + 1, LONG);
@@ -65,7 +82,9 @@ fn a_failed_reload_ends_with_ready_too_and_the_status_tells_why() {
     socket.wait_for("READY=1", place + 1, LONG);
     testkit::wait_until("the reason in a status", LONG, || {
         let messages = socket.messages();
-        messages.iter().any(|message| message.contains("STATUS=") && message.contains("workerz"))
+        messages
+            .iter()
+            .any(|message| message.contains("STATUS=") && message.contains("workerz"))
     });
 }
 
@@ -89,7 +108,11 @@ fn the_watchdog_is_fed_also_during_a_long_reload() {
     });
     // Fed at least twice within the time that it is allowed to be silent.
     let fed = |socket: &mut NotifySocket| {
-        socket.messages().iter().filter(|text| text.contains("WATCHDOG=1")).count()
+        socket
+            .messages()
+            .iter()
+            .filter(|text| text.contains("WATCHDOG=1"))
+            .count()
     };
     let before = fed(&mut socket);
     server.signal(SIGHUP);
@@ -98,7 +121,9 @@ fn the_watchdog_is_fed_also_during_a_long_reload() {
 
 #[test]
 fn nobody_to_tell_and_a_full_socket_delay_nobody() {
-    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(2).args(["--probation", "0s"]);
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .workers(2)
+        .args(["--probation", "0s"]);
     let gone = setup.path("nobody.sock");
     let mut server = setup.env("NOTIFY_SOCKET", gone).start();
     server.reload();
@@ -115,11 +140,17 @@ fn nobody_to_tell_and_a_full_socket_delay_nobody() {
 fn lines_for_the_journal_begin_with_a_priority() {
     // stderr is the journal when JOURNAL_STREAM names its device and inode; the wrapper knows only after it runs.
     let script = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"";
-    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(1).config("workers = 1\n");
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .workers(1)
+        .config("workers = 1\n");
     let server = setup.wrapped(["sh", "-c", script, "sh"]).start();
     let lines = server.log().lines();
-    let has_priority = |line: &String| line.len() > 3 && line.starts_with('<') && line[2..].starts_with('>');
-    assert!(!lines.is_empty() && lines.iter().all(has_priority), "{lines:#?}");
+    let has_priority =
+        |line: &String| line.len() > 3 && line.starts_with('<') && line[2..].starts_with('>');
+    assert!(
+        !lines.is_empty() && lines.iter().all(has_priority),
+        "{lines:#?}"
+    );
     server.file("config.toml", "workerz = 1\n");
     server.signal(SIGHUP);
     let line = server.wait_for_log("workerz");
@@ -163,28 +194,42 @@ fn a_socket_unit_activates_it() {
 #[test]
 fn the_unit_verifies_and_is_hardened() {
     if testkit::tool("systemd-analyze").is_none() {
-        return skipped("the unit's verification", "systemd-analyze is not installed");
+        return skipped(
+            "the unit's verification",
+            "systemd-analyze is not installed",
+        );
     }
     let directory = tempfile::tempdir().expect("a directory");
-    for (file, name) in
-        [("supervisor.service", "supervisor.service"), ("supervisor@.service", "supervisor@shop.service")]
-    {
+    for (file, name) in [
+        ("supervisor.service", "supervisor.service"),
+        ("supervisor@.service", "supervisor@shop.service"),
+    ] {
         let unit = directory.path().join(name);
         let text = std::fs::read_to_string(root().join("scripts").join(file)).expect("the unit");
         // Neither program nor manual need be installed on a machine that tests.
-        let text = text.replace("/usr/local/bin/supervisor", "/bin/true").replace("man:supervisor(1)", "");
+        let text = text
+            .replace("/usr/local/bin/supervisor", "/bin/true")
+            .replace("man:supervisor(1)", "");
         std::fs::write(&unit, text).expect("a file of our own");
-        let verify = Command::new("systemd-analyze").arg("verify").arg(&unit).output().expect("it runs");
+        let verify = Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&unit)
+            .output()
+            .expect("it runs");
         let said = String::from_utf8_lossy(&verify.stderr).into_owned();
         let about_ours: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
         assert!(about_ours.is_empty(), "{about_ours:#?}");
         // It knows no templates from a file; their text is the same, as tests/service.rs sees to.
         if file == name {
-            let security =
-                Command::new("systemd-analyze").args(["security", "--offline=true"]).arg(&unit).output();
+            let security = Command::new("systemd-analyze")
+                .args(["security", "--offline=true"])
+                .arg(&unit)
+                .output();
             let said = String::from_utf8_lossy(&security.expect("it runs").stdout).into_owned();
             let verdict = said.lines().last().unwrap_or_default();
-            let score: Option<f64> = verdict.split_whitespace().find_map(|word| word.parse().ok());
+            let score: Option<f64> = verdict
+                .split_whitespace()
+                .find_map(|word| word.parse().ok());
             // What the README tells people.
             assert!(score.is_some_and(|score| score <= 1.5), "{verdict}");
         }

@@ -25,7 +25,9 @@ impl Screen {
             testkit::skipped(test, "no tmux (scripts/peers installs it)");
             return None;
         }
-        let screen = Self { socket: server.path("tmux") };
+        let screen = Self {
+            socket: server.path("tmux"),
+        };
         let control = server.control();
         let script = format!(
             "stty -g > {at}/before; {} top --control {} --interval 100ms; echo \"status $?\"; stty -g > {at}/after; exec sleep 600",
@@ -35,8 +37,14 @@ impl Screen {
         );
         let (columns, lines) = (columns.to_string(), lines.to_string());
         let size = ["-x", columns.as_str(), "-y", lines.as_str()];
-        let output = screen
-            .tmux(&[&["-f", "/dev/null", "new-session", "-d"][..], &size, &["sh", "-c", &script]].concat());
+        let output = screen.tmux(
+            &[
+                &["-f", "/dev/null", "new-session", "-d"][..],
+                &size,
+                &["sh", "-c", &script],
+            ]
+            .concat(),
+        );
         assert!(output.status.success(), "{output:?}");
         Some(screen)
     }
@@ -78,15 +86,22 @@ impl Screen {
         let pid = self.tmux(&["display-message", "-p", "#{pane_pid}"]).stdout;
         let shell = Process(String::from_utf8_lossy(&pid).trim().parse().expect("a pid"));
         wait_for("top", LONG, || {
-            shell.children().into_iter().find(|child| child.command_line().contains(" top "))
+            shell
+                .children()
+                .into_iter()
+                .find(|child| child.command_line().contains(" top "))
         })
     }
 
     /// The order of the slots in the table.
     fn slots(&self) -> Vec<u64> {
         let text = self.text();
-        let body = text.lines().skip_while(|line| !line.contains("WORKER")).skip(1);
-        body.map_while(|line| line.split_whitespace().next()?.parse().ok()).collect()
+        let body = text
+            .lines()
+            .skip_while(|line| !line.contains("WORKER"))
+            .skip(1);
+        body.map_while(|line| line.split_whitespace().next()?.parse().ok())
+            .collect()
     }
 }
 
@@ -105,12 +120,16 @@ fn is_restored(server: &Server) -> bool {
 #[test]
 fn the_terminal_is_given_back_while_it_is_stopped() {
     let server = setup().workers(1).start();
-    let Some(screen) = Screen::open(&server, "the_terminal_is_given_back", 100, 20) else { return };
+    let Some(screen) = Screen::open(&server, "the_terminal_is_given_back", 100, 20) else {
+        return;
+    };
     screen.wait_for("serving");
     let top = screen.top();
     screen.keys(&["C-z"]);
     wait_until("it is stopped", LONG, || top.is_stopped());
-    wait_until("the first screen", LONG, || !screen.text().contains("serving"));
+    wait_until("the first screen", LONG, || {
+        !screen.text().contains("serving")
+    });
     top.signal(SIGCONT);
     screen.wait_for("serving");
     screen.keys(&["q"]);
@@ -121,10 +140,13 @@ fn the_terminal_is_given_back_while_it_is_stopped() {
 #[test]
 fn it_shows_the_server_sorts_and_leaves_the_terminal_as_it_was() {
     let server = setup().workers(3).start();
-    let Some(screen) = Screen::open(&server, "it_shows_the_server", 120, 30) else { return };
+    let Some(screen) = Screen::open(&server, "it_shows_the_server", 120, 30) else {
+        return;
+    };
     let text = screen.wait_for("serving");
     assert!(
-        text.contains("supervisor  serving  generation 1") && text.contains(&server.address().to_string()),
+        text.contains("supervisor  serving  generation 1")
+            && text.contains(&server.address().to_string()),
         "{text}"
     );
     for worker in server.workers() {
@@ -142,11 +164,13 @@ fn it_shows_the_server_sorts_and_leaves_the_terminal_as_it_was() {
     screen.keys(&["?"]);
     // Load is seen, and where it goes.
     let address = server.address();
-    let load =
-        std::thread::spawn(move || run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2))));
+    let load = std::thread::spawn(move || {
+        run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2)))
+    });
     wait_until("requests are counted", LONG, || {
         let text = screen.text();
-        text.lines().any(|line| line.starts_with("requests ") && !line.starts_with("requests 0/s"))
+        text.lines()
+            .any(|line| line.starts_with("requests ") && !line.starts_with("requests 0/s"))
     });
     load.join().expect("the load").assert_flawless();
     screen.keys(&["q"]);
@@ -157,7 +181,9 @@ fn it_shows_the_server_sorts_and_leaves_the_terminal_as_it_was() {
 #[test]
 fn its_keys_operate_the_server_after_a_y_and_only_then() {
     let server = setup().workers(2).start();
-    let Some(screen) = Screen::open(&server, "its_keys_operate", 100, 24) else { return };
+    let Some(screen) = Screen::open(&server, "its_keys_operate", 100, 24) else {
+        return;
+    };
     screen.wait_for("serving");
     screen.keys(&["R"]);
     screen.wait_for("reload configuration and program? y does it");
@@ -168,12 +194,18 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
     screen.wait_for("done: generation 2 serves");
     screen.keys(&["S", "3", "Enter", "y"]);
     screen.wait_for("done: 3 workers (before: 2)");
-    let old = server.workers().into_iter().find(|worker| worker.slot == 0).expect("slot 0");
+    let old = server
+        .workers()
+        .into_iter()
+        .find(|worker| worker.slot == 0)
+        .expect("slot 0");
     screen.keys(&["Home", "Down", "x", "y"]);
     screen.wait_for("serves slot 0");
     assert_ne!(server.wait_for_replacement(0, old.process).id, old.id);
     // The verdict is there before the next look.
-    wait_until("three slots on the screen", LONG, || screen.slots() == [0, 1, 2]);
+    wait_until("three slots on the screen", LONG, || {
+        screen.slots() == [0, 1, 2]
+    });
     screen.keys(&["Home", "Up", "d"]);
     screen.wait_for("drain slot 2 and hold it empty? y does it");
     screen.keys(&["y"]);
@@ -187,7 +219,9 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
 #[test]
 fn it_fits_any_screen_and_is_told_of_a_new_size() {
     let server = setup().workers(2).start();
-    let Some(screen) = Screen::open(&server, "it_fits_any_screen", 40, 10) else { return };
+    let Some(screen) = Screen::open(&server, "it_fits_any_screen", 40, 10) else {
+        return;
+    };
     let text = screen.wait_for("serving");
     assert!(text.contains("STATE") && !text.contains("REQ/S"), "{text}");
     screen.tmux(&["resize-window", "-x", "132", "-y", "40"]);
@@ -201,7 +235,9 @@ fn it_fits_any_screen_and_is_told_of_a_new_size() {
 #[test]
 fn term_gives_the_terminal_back_and_a_server_that_is_away_is_waited_for() {
     let mut server = setup().workers(1).start();
-    let Some(screen) = Screen::open(&server, "term_gives_the_terminal_back", 100, 24) else { return };
+    let Some(screen) = Screen::open(&server, "term_gives_the_terminal_back", 100, 24) else {
+        return;
+    };
     screen.wait_for("serving");
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
@@ -224,11 +260,19 @@ while True:
     client, _ = listener.accept()
     client.close()
 ";
-    let server = setup().workers(1).args(["--ready", "notify"]).program(["python3", "-c", program]).start();
-    let Some(screen) = Screen::open(&server, "what_a_worker_says", 140, 24) else { return };
+    let server = setup()
+        .workers(1)
+        .args(["--ready", "notify"])
+        .program(["python3", "-c", program])
+        .start();
+    let Some(screen) = Screen::open(&server, "what_a_worker_says", 140, 24) else {
+        return;
+    };
     let text = screen.wait_for("evil");
     assert!(text.contains("serving") && text.contains("words"), "{text}");
-    let title = screen.tmux(&["display-message", "-p", "#{pane_title}"]).stdout;
+    let title = screen
+        .tmux(&["display-message", "-p", "#{pane_title}"])
+        .stdout;
     assert_ne!(String::from_utf8_lossy(&title).trim(), "title");
 }
 
@@ -241,13 +285,19 @@ fn top(server: &Server, words: &[&str]) -> Output {
 fn frames_can_be_printed_as_text_and_as_json() {
     let server = setup().workers(2).start();
     let address = server.address();
-    let load =
-        std::thread::spawn(move || run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2))));
+    let load = std::thread::spawn(move || {
+        run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2)))
+    });
     let answered = |slot: usize| server.status()["slots"][slot]["totals"]["requests"].as_u64();
-    wait_until("it is under load", LONG, || answered(0).max(answered(1)) > Some(10));
+    wait_until("it is under load", LONG, || {
+        answered(0).max(answered(1)) > Some(10)
+    });
     let output = top(&server, &["--batch", "-n", "2"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.matches("supervisor  serving").count() == 2, "{text}");
+    assert!(
+        output.status.success() && text.matches("supervisor  serving").count() == 2,
+        "{text}"
+    );
     assert!(!text.contains('\x1b'), "{text}");
     let output = top(&server, &["--json", "-n", "1"]);
     let frame: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
@@ -257,7 +307,8 @@ fn frames_can_be_printed_as_text_and_as_json() {
     );
     assert_eq!(frame["slots"].as_array().map(Vec::len), Some(2));
     assert!(
-        frame["rates"]["requests"].as_f64() > Some(1.0) && frame["rates"]["p99"].as_f64() > Some(0.0),
+        frame["rates"]["requests"].as_f64() > Some(1.0)
+            && frame["rates"]["p99"].as_f64() > Some(0.0),
         "{frame}"
     );
     load.join().expect("the load").assert_flawless();
@@ -269,12 +320,18 @@ fn without_a_terminal_or_a_server_it_says_what_to_do() {
     let output = top(&server, &[]);
     let words = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(words.contains("top needs a terminal (--batch prints frames"), "{words}");
+    assert!(
+        words.contains("top needs a terminal (--batch prints frames"),
+        "{words}"
+    );
     let output = Command::new(env!("CARGO_BIN_EXE_supervisor"))
         .args(["top", "--batch", "--control"])
         .arg(Path::new("/nowhere/x.sock"))
         .output()
         .expect("top");
     let words = String::from_utf8_lossy(&output.stderr);
-    assert!(words.contains("/nowhere/x.sock") && words.contains("--name names another one"), "{words}");
+    assert!(
+        words.contains("/nowhere/x.sock") && words.contains("--name names another one"),
+        "{words}"
+    );
 }

@@ -28,34 +28,52 @@ fn next() -> &'static Path {
             "--bin",
             "supervisor-next",
         ]);
-        build.arg("--target-dir").arg(target).current_dir(testkit::root());
+        build
+            .arg("--target-dir")
+            .arg(target)
+            .current_dir(testkit::root());
         if here.ends_with("release") {
             build.arg("--release");
         }
         let output = build.output().expect("cargo can be run");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         here.join("supervisor-next")
     })
 }
 
 fn setup() -> Setup {
-    Server::setup(THIS).copied().patient().workers(2).args(["--probation", "50ms"])
+    Server::setup(THIS)
+        .copied()
+        .patient()
+        .workers(2)
+        .args(["--probation", "50ms"])
 }
 
 fn program(server: &Server) -> String {
-    server.status()["program"].as_str().expect("status has a version").to_owned()
+    server.status()["program"]
+        .as_str()
+        .expect("status has a version")
+        .to_owned()
 }
 
 /// What the last upgrade ended with; empty when it worked.
 fn last_reason(server: &Server) -> Option<String> {
     let last = server.status()["last_upgrade"].clone();
-    last["ok"].as_bool().map(|_| last["reason"].as_str().unwrap_or_default().to_owned())
+    last["ok"]
+        .as_bool()
+        .map(|_| last["reason"].as_str().unwrap_or_default().to_owned())
 }
 
 fn upgrade(server: &Server) {
     let done = server.log().count("upgraded in place");
     server.signal(SIGUSR2);
-    wait_until("an upgrade", LONG, || server.log().count("upgraded in place") > done);
+    wait_until("an upgrade", LONG, || {
+        server.log().count("upgraded in place") > done
+    });
 }
 
 #[test]
@@ -72,7 +90,9 @@ fn twenty_upgrades_keep_pid_workers_and_connections_and_leak_nothing() {
         assert_eq!((server.process(), server.ready()), (pid, workers.clone()));
         wait_until("nobody but the workers", LONG, || pid.children().len() == 2);
         // The client that asked for the status may not be gone yet.
-        wait_until("as many descriptors as before", LONG, || pid.descriptors() <= descriptors);
+        wait_until("as many descriptors as before", LONG, || {
+            pid.descriptors() <= descriptors
+        });
     }
     assert!(workers.iter().all(|worker| worker.runs()));
     fresh.finish().assert_flawless();
@@ -87,11 +107,17 @@ fn two_versions_take_over_from_each_other_back_and_forth() {
         let (pid, workers, old) = (server.process(), server.ready(), program(&server));
         let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
         for _ in 0..3 {
-            for (binary, version) in [(next(), format!("{old}-next")), (Path::new(THIS), old.clone())] {
+            for (binary, version) in [
+                (next(), format!("{old}-next")),
+                (Path::new(THIS), old.clone()),
+            ] {
                 load.wait_for_more(20);
                 server.replace(binary);
                 upgrade(&server);
-                assert_eq!((program(&server), server.ready()), (version, workers.clone()));
+                assert_eq!(
+                    (program(&server), server.ready()),
+                    (version, workers.clone())
+                );
             }
         }
         load.wait_for_more(20);
@@ -107,35 +133,61 @@ fn upgrade_wait_gives_the_verdict_and_the_reason() {
     let output = server.command(&["upgrade", "--wait"]);
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(said.trim(), format!("upgraded to version {}", program(&server)));
+    assert_eq!(
+        said.trim(),
+        format!("upgraded to version {}", program(&server))
+    );
     assert!(said.contains("-next"), "{said}");
     server.replace(Path::new("/bin/false"));
     let output = server.command(&["upgrade", "--wait"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("exited with status 1"), "{said}");
-    assert_eq!(last_reason(&server).as_deref().map(|reason| reason.contains("status 1")), Some(true));
+    assert_eq!(
+        last_reason(&server)
+            .as_deref()
+            .map(|reason| reason.contains("status 1")),
+        Some(true)
+    );
 }
 
 /// An upgrade, by USR2 and by a reload, that must fail for this reason, and change nothing; the next one works.
 fn changes_nothing(server: Server, spoil: impl Fn(&Server), reason: &str) {
-    let (pid, workers, version, generation) =
-        (server.process(), server.ready(), program(&server), server.generation());
+    let (pid, workers, version, generation) = (
+        server.process(),
+        server.ready(),
+        program(&server),
+        server.generation(),
+    );
     let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello, client!")));
     spoil(&server);
     server.signal(SIGUSR2);
     let line = server.wait_for_log("upgrade failed");
     assert!(line.contains(reason), "{line}");
-    assert_eq!(last_reason(&server).map(|told| told.contains(reason)), Some(true), "{}", server.status());
+    assert_eq!(
+        last_reason(&server).map(|told| told.contains(reason)),
+        Some(true),
+        "{}",
+        server.status()
+    );
     // One that cannot even be opened is no program that was replaced.
     if server.path("program").exists() {
         let output = server.command(&["reload", "--wait"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        let told = server.status()["last_reload"]["reason"].as_str().unwrap_or_default().to_owned();
-        assert!(told.contains(reason) && told.contains("cannot take over"), "{told}");
+        let told = server.status()["last_reload"]["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(
+            told.contains(reason) && told.contains("cannot take over"),
+            "{told}"
+        );
     }
     load.wait_for_more(20);
-    assert_eq!((server.process(), server.ready(), program(&server)), (pid, workers.clone(), version));
+    assert_eq!(
+        (server.process(), server.ready(), program(&server)),
+        (pid, workers.clone(), version)
+    );
     assert_eq!(server.generation(), generation);
     assert_eq!(server.log().count("upgrade failed"), 1, "it is logged once");
     wait_until("nobody but the workers", LONG, || pid.children().len() == 2);
@@ -157,10 +209,26 @@ fn put(text: &'static [u8], mode: u32) -> impl Fn(&Server) {
 
 #[test]
 fn a_file_that_is_no_program_changes_nothing() {
-    changes_nothing(setup().start(), put(b"these are words", 0o755), "not a program for this machine");
-    changes_nothing(setup().start(), put(b"\x7fELF\x02\x01\x01", 0o755), "cannot execute");
-    changes_nothing(setup().start(), put(b"", 0o755), "not a program for this machine");
-    changes_nothing(setup().start(), put(b"#!/bin/sh\nexec sleep 60\n", 0o755), "is a script");
+    changes_nothing(
+        setup().start(),
+        put(b"these are words", 0o755),
+        "not a program for this machine",
+    );
+    changes_nothing(
+        setup().start(),
+        put(b"\x7fELF\x02\x01\x01", 0o755),
+        "cannot execute",
+    );
+    changes_nothing(
+        setup().start(),
+        put(b"", 0o755),
+        "not a program for this machine",
+    );
+    changes_nothing(
+        setup().start(),
+        put(b"#!/bin/sh\nexec sleep 60\n", 0o755),
+        "is a script",
+    );
 }
 
 #[test]
@@ -184,14 +252,23 @@ fn a_program_that_may_not_be_executed_changes_nothing() {
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
-    let spoil = |server: &Server| std::fs::remove_file(server.path("program")).expect("it was there");
+    let spoil =
+        |server: &Server| std::fs::remove_file(server.path("program")).expect("it was there");
     changes_nothing(setup().start(), spoil, "check the path");
 }
 
 #[test]
 fn another_program_changes_nothing() {
-    changes_nothing(setup().start(), |server| server.replace(Path::new("/bin/true")), "without a word");
-    changes_nothing(setup().start(), |server| server.replace(Path::new("/bin/false")), "status 1");
+    changes_nothing(
+        setup().start(),
+        |server| server.replace(Path::new("/bin/true")),
+        "without a word",
+    );
+    changes_nothing(
+        setup().start(),
+        |server| server.replace(Path::new("/bin/false")),
+        "status 1",
+    );
 }
 
 #[test]
@@ -203,14 +280,19 @@ fn a_new_version_that_fails_in_the_check_changes_nothing() {
         ("refuse", "does not want to"),
         ("hang", "did not end within 700ms"),
     ] {
-        let setup = setup().env("PREFORK_NEXT", part).args(["--start-timeout", "700ms"]);
+        let setup = setup()
+            .env("PREFORK_NEXT", part)
+            .args(["--start-timeout", "700ms"]);
         changes_nothing(setup.start(), |server| server.replace(next()), reason);
     }
 }
 
 #[test]
 fn a_new_version_that_fails_after_its_check_gives_the_server_back() {
-    for (part, reason) in [("late", "changed its mind"), ("late-panic", "broke too late")] {
+    for (part, reason) in [
+        ("late", "changed its mind"),
+        ("late-panic", "broke too late"),
+    ] {
         let setup = setup().env("PREFORK_NEXT", part);
         changes_nothing(setup.start(), |server| server.replace(next()), reason);
     }
@@ -227,8 +309,14 @@ fn a_version_that_cannot_read_the_state_refuses_it() {
     server.replace(Path::new(THIS));
     server.signal(SIGUSR2);
     let line = server.wait_for_log("upgrade failed");
-    assert!(line.contains("it has format 2") && line.contains("reads 1"), "{line}");
-    assert_eq!((program(&server), server.ready()), (format!("{old}-next"), workers));
+    assert!(
+        line.contains("it has format 2") && line.contains("reads 1"),
+        "{line}"
+    );
+    assert_eq!(
+        (program(&server), server.ready()),
+        (format!("{old}-next"), workers)
+    );
 }
 
 #[test]
@@ -251,7 +339,10 @@ fn a_reload_that_finds_the_program_replaced_upgrades_and_reloads() {
         assert!(program(&server).ends_with("-next"));
         assert_eq!(server.process(), pid);
         let new = server.ready();
-        assert!(new.iter().all(|worker| !workers.contains(worker)), "the workers are new, too");
+        assert!(
+            new.iter().all(|worker| !workers.contains(worker)),
+            "the workers are new, too"
+        );
         // A second reload finds nothing replaced.
         server.reload();
         assert_eq!(server.log().count("upgraded in place"), 1);
@@ -262,12 +353,17 @@ fn a_reload_that_finds_the_program_replaced_upgrades_and_reloads() {
 
 #[test]
 fn an_upgrade_in_the_middle_of_a_reload_disturbs_neither() {
-    let mut server =
-        Server::setup(THIS).copied().workers(3).args(["--probation", "1s", "--surge", "1"]).start();
+    let mut server = Server::setup(THIS)
+        .copied()
+        .workers(3)
+        .args(["--probation", "1s", "--surge", "1"])
+        .start();
     let (pid, before) = (server.process(), server.generation());
     let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
     server.signal(SIGHUP);
-    wait_until("the reload's first batch", LONG, || server.status()["reload"]["passed"].as_u64() == Some(1));
+    wait_until("the reload's first batch", LONG, || {
+        server.status()["reload"]["passed"].as_u64() == Some(1)
+    });
     upgrade(&server);
     assert!(!server.status()["reload"].is_null(), "the reload goes on");
     upgrade(&server);
@@ -279,7 +375,11 @@ fn an_upgrade_in_the_middle_of_a_reload_disturbs_neither() {
 
 #[test]
 fn whoever_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
-    let server = Server::setup(THIS).copied().workers(2).args(["--probation", "2s"]).start();
+    let server = Server::setup(THIS)
+        .copied()
+        .workers(2)
+        .args(["--probation", "2s"])
+        .start();
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| server.command(&["reload", "--wait"]));
         wait_until("a trial", LONG, || !server.status()["reload"].is_null());
@@ -287,14 +387,25 @@ fn whoever_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
         client.join().expect("the client")
     });
     assert!(client.status.success(), "{client:?}");
-    assert!(String::from_utf8_lossy(&client.stdout).contains("generation 2 serves"), "{client:?}");
+    assert!(
+        String::from_utf8_lossy(&client.stdout).contains("generation 2 serves"),
+        "{client:?}"
+    );
 }
 
 #[test]
 fn term_just_after_usr2_stops_gracefully() {
     for pause in [0, 1, 3, 6, 10, 15, 25] {
-        let mut server = Server::setup(THIS).copied().workers(1).args(["--app", "sleep"]).start();
-        let load = start(Plan::fresh(&server.address(), 1).http("/?ms=300", None).count(1));
+        let mut server = Server::setup(THIS)
+            .copied()
+            .workers(1)
+            .args(["--app", "sleep"])
+            .start();
+        let load = start(
+            Plan::fresh(&server.address(), 1)
+                .http("/?ms=300", None)
+                .count(1),
+        );
         wait_until("a request in hand", LONG, || server.busy() == 1);
         server.signal(SIGUSR2);
         // Whatever the machine does meanwhile: before the check, during it, during the exec or after it.
@@ -302,7 +413,10 @@ fn term_just_after_usr2_stops_gracefully() {
         server.signal(SIGTERM);
         assert!(server.wait_exit(LONG).success());
         load.wait().assert_flawless();
-        assert!(!server.path("supervisor.sock").exists(), "it leaves no file behind");
+        assert!(
+            !server.path("supervisor.sock").exists(),
+            "it leaves no file behind"
+        );
     }
 }
 
@@ -316,7 +430,9 @@ fn a_worker_that_dies_right_around_the_exec_is_replaced() {
         std::thread::sleep(std::time::Duration::from_millis(pause));
         victim.signal(SIGKILL);
         server.wait_for_replacement(0, victim);
-        wait_until("an upgrade", LONG, || server.log().count("upgraded in place") > done);
+        wait_until("an upgrade", LONG, || {
+            server.log().count("upgraded in place") > done
+        });
         server.wait_until_settled(LONG);
         wait_until("no zombie", LONG, || server.process().children().len() == 2);
     }
@@ -329,26 +445,43 @@ fn counters_scale_and_configuration_survive_an_upgrade() {
     let requests = |server: &Server| -> u64 {
         let status = server.status();
         let slots = status["slots"].as_array().expect("slots");
-        slots.iter().map(|slot| slot["totals"]["requests"].as_u64().expect("a number")).sum()
+        slots
+            .iter()
+            .map(|slot| slot["totals"]["requests"].as_u64().expect("a number"))
+            .sum()
     };
     testkit::load::run(&Plan::fresh(&server.address(), 4).count(100)).assert_flawless();
     server.reload();
     server.signal(nix::sys::signal::Signal::SIGTTIN);
-    wait_until("three workers", LONG, || server.ready().len() == 3 && server.is_settled());
+    wait_until("three workers", LONG, || {
+        server.ready().len() == 3 && server.is_settled()
+    });
     let before = requests(&server);
     // The file is spoilt: what serves is what was read, whoever reads it.
     server.file("config.toml", "workers = \"none\"\n");
     server.replace(next());
     upgrade(&server);
-    assert_eq!(requests(&server), before, "the dead workers' requests are not forgotten");
+    assert_eq!(
+        requests(&server),
+        before,
+        "the dead workers' requests are not forgotten"
+    );
     assert_eq!((server.ready().len(), server.generation()), (3, 2));
     let victim = server.ready()[0];
     victim.signal(SIGKILL);
     let new = server.wait_for_replacement(0, victim);
     assert_eq!(new.process.variable("FLAVOUR").as_deref(), Some("first"));
-    assert_eq!(new.process.variable("PREFORK_HANDOVER"), None, "what was for the supervisor stays there");
+    assert_eq!(
+        new.process.variable("PREFORK_HANDOVER"),
+        None,
+        "what was for the supervisor stays there"
+    );
     let output = server.command(&["reload", "--wait"]);
-    assert_eq!(output.status.code(), Some(1), "the spoilt file is refused: {output:?}");
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "the spoilt file is refused: {output:?}"
+    );
     server.file("config.toml", good);
     server.reload();
     assert_eq!(server.ready().len(), 2);
@@ -356,7 +489,11 @@ fn counters_scale_and_configuration_survive_an_upgrade() {
 
 #[test]
 fn programs_that_notify_are_known_after_an_upgrade() {
-    let setup = Server::setup(THIS).copied().workers(2).args(["--ready", "notify", "--probation", "50ms"]);
+    let setup =
+        Server::setup(THIS)
+            .copied()
+            .workers(2)
+            .args(["--ready", "notify", "--probation", "50ms"]);
     let bare = testkit::program("bare.py").into_os_string();
     let mut server = setup.program(["python3".into(), bare]).start();
     let workers = server.ready();
@@ -381,10 +518,18 @@ fn systemd_hears_of_a_reload_that_upgrades_from_one_process() {
     server.reload();
     let (place, _) = socket.wait_for("RELOADING=1", ready + 1, LONG);
     socket.wait_for("READY=1", place + 1, LONG);
-    assert!(!socket.messages().iter().any(|message| message.contains("STOPPING=1")));
+    assert!(
+        !socket
+            .messages()
+            .iter()
+            .any(|message| message.contains("STOPPING=1"))
+    );
     server.replace(Path::new("/bin/false"));
     server.signal(SIGUSR2);
     wait_until("the reason in a status", LONG, || {
-        socket.messages().iter().any(|message| message.contains("STATUS=") && message.contains("status 1"))
+        socket
+            .messages()
+            .iter()
+            .any(|message| message.contains("STATUS=") && message.contains("status 1"))
     });
 }

@@ -11,11 +11,26 @@ fn load(text: &str) -> Result<Config, String> {
     let source = SOURCE.get_or_init(|| {
         let arguments = ["supervisor", "--config", "fuzz.toml"];
         let none: [(&str, &str); 0] = [];
-        Source::from_parts(&Identity::supervisor(), arguments, none).expect("a command line").source
+        Source::from_parts(&Identity::supervisor(), arguments, none)
+            .expect("a command line")
+            .source
     });
-    let check_app = |app: &str| if app == "hello" { Ok(()) } else { Err(format!("{app} is no app")) };
-    let around = Surroundings { cpus: 2, inherited: &["web".to_owned()], check_app: &check_app };
-    source.with_text(Some(text.to_owned())).load(&around).map_err(|error| error.to_string())
+    let check_app = |app: &str| {
+        if app == "hello" {
+            Ok(())
+        } else {
+            Err(format!("{app} is no app"))
+        }
+    };
+    let around = Surroundings {
+        cpus: 2,
+        inherited: &["web".to_owned()],
+        check_app: &check_app,
+    };
+    source
+        .with_text(Some(text.to_owned()))
+        .load(&around)
+        .map_err(|error| error.to_string())
 }
 
 fuzz_target!(|text: &str| {
@@ -24,7 +39,10 @@ fuzz_target!(|text: &str| {
         Ok(config) => {
             let rendered = config.render();
             let again = load(&rendered).unwrap_or_else(|error| panic!("{error}\n{rendered}"));
-            let again = Config { warnings: config.warnings.clone(), ..again };
+            let again = Config {
+                warnings: config.warnings.clone(),
+                ..again
+            };
             assert_eq!(again, config, "{rendered}");
         }
     }

@@ -10,8 +10,15 @@ fuzz_target!(|input: &[u8]| {
         assert!(whole.is_some(), "a client cannot go on for ever");
     }
     if let Some(Ok(request)) = &whole {
-        let end = input.iter().position(|byte| *byte == b'\n').expect("a request is a line");
-        assert_eq!(Request::read(&input[..end]), None, "nothing is done before the line is complete");
+        let end = input
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .expect("a request is a line");
+        assert_eq!(
+            Request::read(&input[..end]),
+            None,
+            "nothing is done before the line is complete"
+        );
         let mut line = serde_json::to_vec(request).expect("it is JSON");
         line.push(b'\n');
         assert_eq!(Request::read(&line), whole);

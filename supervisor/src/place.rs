@@ -12,7 +12,11 @@ use std::path::{Path, PathBuf};
 pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Option<PathBuf> {
     if let Some(name) = name {
         let places = of_name(name);
-        return places.iter().find(|path| path.exists()).or(places.first()).cloned();
+        return places
+            .iter()
+            .find(|path| path.exists())
+            .or(places.first())
+            .cloned();
     }
     let inside_a_unit = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|path| !path.is_empty());
     let of_ours = default_path(None);
@@ -36,7 +40,10 @@ fn of_name(name: &str) -> Vec<PathBuf> {
         run.join("supervisor").join(&socket),
         run.join(&socket),
     ];
-    default_path(Some(name)).into_iter().chain(of_units).collect()
+    default_path(Some(name))
+        .into_iter()
+        .chain(of_units)
+        .collect()
 }
 
 /// The socket of the unit to which a configuration file belongs, and whether that is certain. Without a file it may be
@@ -62,10 +69,20 @@ mod tests {
     fn a_file_in_etc_belongs_to_a_unit() {
         let socket = |config: &str| of_unit(Some(Path::new(config))).map(|(path, _)| path);
         let path = |text: &str| Some(PathBuf::from(text));
-        assert_eq!(socket("/etc/supervisor/config.toml"), path("/run/supervisor/supervisor.sock"));
-        assert_eq!(socket("/etc/supervisor/shop.toml"), path("/run/supervisor-shop/supervisor.sock"));
-        for other in ["shop.toml", "/srv/shop.toml", "/etc/supervisor/shop", "/etc/supervisor/sub/shop.toml"]
-        {
+        assert_eq!(
+            socket("/etc/supervisor/config.toml"),
+            path("/run/supervisor/supervisor.sock")
+        );
+        assert_eq!(
+            socket("/etc/supervisor/shop.toml"),
+            path("/run/supervisor-shop/supervisor.sock")
+        );
+        for other in [
+            "shop.toml",
+            "/srv/shop.toml",
+            "/etc/supervisor/shop",
+            "/etc/supervisor/sub/shop.toml",
+        ] {
             assert_eq!(socket(other), None, "{other}");
         }
     }
@@ -73,13 +90,22 @@ mod tests {
     #[test]
     fn a_name_is_looked_for_in_the_directories_of_units_too() {
         let places = of_name("shop");
-        for path in ["/run/supervisor-shop/supervisor.sock", "/run/supervisor/supervisor-shop.sock"] {
-            assert!(places.contains(&PathBuf::from(path)), "{path} is not in {places:?}");
+        for path in [
+            "/run/supervisor-shop/supervisor.sock",
+            "/run/supervisor/supervisor-shop.sock",
+        ] {
+            assert!(
+                places.contains(&PathBuf::from(path)),
+                "{path} is not in {places:?}"
+            );
         }
     }
 
     #[test]
     fn without_a_file_it_may_be_the_plain_unit() {
-        assert_eq!(of_unit(None), Some((PathBuf::from("/run/supervisor/supervisor.sock"), false)));
+        assert_eq!(
+            of_unit(None),
+            Some((PathBuf::from("/run/supervisor/supervisor.sock"), false))
+        );
     }
 }

@@ -16,10 +16,14 @@ use bincode::error::{DecodeError, EncodeError};
 /// What decoding may take up in memory, in bytes.
 const MEMORY: usize = 64 << 20;
 
-const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> = bincode::config::standard().with_limit();
+const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> =
+    bincode::config::standard().with_limit();
 
 /// Appends a value to a record's bytes.
-pub(crate) fn append<T: bincode::Encode>(record: &mut Vec<u8>, value: &T) -> Result<(), EncodeError> {
+pub(crate) fn append<T: bincode::Encode>(
+    record: &mut Vec<u8>,
+    value: &T,
+) -> Result<(), EncodeError> {
     bincode::encode_into_std_write(value, record, CONFIG).map(drop)
 }
 
@@ -93,25 +97,54 @@ mod tests {
 
     #[test]
     fn a_field_more_is_read_by_both_versions() {
-        let old = Old { number: 9, text: "nine".to_owned() };
-        let new = New { number: 9, text: "nine".to_owned(), more: None, most: vec![1, 2] };
+        let old = Old {
+            number: 9,
+            text: "nine".to_owned(),
+        };
+        let new = New {
+            number: 9,
+            text: "nine".to_owned(),
+            more: None,
+            most: vec![1, 2],
+        };
         // In a list, so that what follows a record is seen to be where it should be.
         let read: Vec<Old> =
             take(&mut bytes(&[&new, &new].to_vec()).as_slice()).expect("the old version reads it");
-        assert_eq!(read, [Old { number: 9, text: "nine".to_owned() }, old]);
-        let old = Old { number: 9, text: "nine".to_owned() };
+        assert_eq!(
+            read,
+            [
+                Old {
+                    number: 9,
+                    text: "nine".to_owned()
+                },
+                old
+            ]
+        );
+        let old = Old {
+            number: 9,
+            text: "nine".to_owned(),
+        };
         let read: Vec<New> =
             take(&mut bytes(&vec![&old, &old]).as_slice()).expect("the new version reads it");
-        assert_eq!((read[1].number, read[1].more, read[1].most.len(), read.len()), (9, Some(7), 0, 2));
+        assert_eq!(
+            (read[1].number, read[1].more, read[1].most.len(), read.len()),
+            (9, Some(7), 0, 2)
+        );
         let same: New = take(&mut bytes(&new).as_slice()).expect("the new version reads its own");
         assert_eq!(same, new);
     }
 
     #[test]
     fn a_record_that_is_cut_or_lies_about_its_length_is_an_error() {
-        let whole = bytes(&Old { number: 9, text: "nine".to_owned() });
+        let whole = bytes(&Old {
+            number: 9,
+            text: "nine".to_owned(),
+        });
         for length in 0..whole.len() {
-            assert!(take::<Old>(&mut &whole[..length]).is_err(), "{length} bytes");
+            assert!(
+                take::<Old>(&mut &whole[..length]).is_err(),
+                "{length} bytes"
+            );
         }
         let mut long = vec![253];
         long.extend_from_slice(&(1_u64 << 60).to_le_bytes());

@@ -25,8 +25,10 @@ use worker::Service;
 /// thread started before.
 pub fn main(service: Service) -> ExitCode {
     let name = std::env::args_os().next().map(PathBuf::from);
-    let name =
-        name.as_deref().and_then(Path::file_name).map_or("server".into(), |name| name.to_string_lossy());
+    let name = name
+        .as_deref()
+        .and_then(Path::file_name)
+        .map_or("server".into(), |name| name.to_string_lossy());
     // A worker's first word is its title; it needs no name of its own.
     play(&Identity::linked(name), Some(service))
 }
@@ -65,20 +67,45 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
     };
     let (inherited, kept) = Kept::sort(inherited);
-    let Invocation { action, json, source } = invocation;
+    let Invocation {
+        action,
+        json,
+        source,
+    } = invocation;
     match action {
         Act::Serve => serve(identity, source, inherited, kept),
         Act::Check { print } => check(source, &inherited, print),
         Act::Status => reach(&source, json, &Request::Status),
-        Act::Events { follow, recent, since } => {
-            reach(&source, json, &Request::Events { follow, since, recent })
-        }
+        Act::Events {
+            follow,
+            recent,
+            since,
+        } => reach(
+            &source,
+            json,
+            &Request::Events {
+                follow,
+                since,
+                recent,
+            },
+        ),
         Act::Scale(workers) => reach(&source, json, &Request::Scale { workers }),
-        Act::RestartWorker(slot) => reach(&source, json, &Request::RestartWorker { slot, wait: true }),
+        Act::RestartWorker(slot) => {
+            reach(&source, json, &Request::RestartWorker { slot, wait: true })
+        }
         Act::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
         Act::Config => reach(&source, json, &Request::Config),
-        Act::Top { interval, batch, count } => {
-            let options = top::Options { interval, batch, json, count };
+        Act::Top {
+            interval,
+            batch,
+            count,
+        } => {
+            let options = top::Options {
+                interval,
+                batch,
+                json,
+                count,
+            };
             match find(&source).map(|path| top::run(&path, options)) {
                 Err(code) => code,
                 Ok(Ok(())) => ExitCode::SUCCESS,
@@ -102,12 +129,23 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
     if let Err(reason) = logfile::start(&config.log) {
         return fail(&reason);
     }
-    info!("{} {} (pid {})", identity.name, identity.version, std::process::id());
+    info!(
+        "{} {} (pid {})",
+        identity.name,
+        identity.version,
+        std::process::id()
+    );
     // Before anything is bound: only sockets of one user can share an address.
     match become_user(&config) {
         Ok(None) => {}
-        Ok(Some(Dropped { remark, warns: false })) => info!("{remark}"),
-        Ok(Some(Dropped { remark, warns: true })) => warn!("{remark}"),
+        Ok(Some(Dropped {
+            remark,
+            warns: false,
+        })) => info!("{remark}"),
+        Ok(Some(Dropped {
+            remark,
+            warns: true,
+        })) => warn!("{remark}"),
         Err(reason) => {
             error!("cannot start: {reason}");
             return ExitCode::FAILURE;
@@ -179,9 +217,17 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     if let Err(reason) = confined {
         return fail(&reason);
     }
-    let warnings: String = config.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    let warnings: String = config
+        .warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}\n"))
+        .collect();
     let _ = std::io::stderr().write_all(warnings.as_bytes());
-    if effective { print(config.render().as_bytes()) } else { print(b"the configuration is valid\n") }
+    if effective {
+        print(config.render().as_bytes())
+    } else {
+        print(b"the configuration is valid\n")
+    }
 }
 
 /// Finds the running server's control socket.
@@ -189,7 +235,9 @@ fn find(source: &Source) -> Result<PathBuf, ExitCode> {
     let path = match source.reach() {
         Err(error) => return Err(usage(&error.to_string())),
         Ok((Control::Off, _)) => {
-            return Err(fail("the control socket is switched off (name one with --control)"));
+            return Err(fail(
+                "the control socket is switched off (name one with --control)",
+            ));
         }
         Ok((Control::Path(path), _)) => Some(path),
         Ok((Control::Default, name)) => place::of_running_server(source.file(), name.as_deref()),

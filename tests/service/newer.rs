@@ -22,8 +22,14 @@ fn inside_notify_reload() {
     // systemd has no word for a reload of this kind that failed: the status has it, and nothing is changed.
     configure("nonsense = 1");
     PLAIN.try_to("reload");
-    wait_until("an active service", LONG, || PLAIN.property("ActiveState") == "active");
-    assert!(PLAIN.property("StatusText").contains("nonsense"), "{}", PLAIN.property("StatusText"));
+    wait_until("an active service", LONG, || {
+        PLAIN.property("ActiveState") == "active"
+    });
+    assert!(
+        PLAIN.property("StatusText").contains("nonsense"),
+        "{}",
+        PLAIN.property("StatusText")
+    );
     assert_eq!((PLAIN.pid(), body(&v4())), (pid, "version 10".to_owned()));
     load.finish().assert_flawless();
 }
@@ -42,7 +48,10 @@ fn inside_preserves() {
     for _ in 0..3 {
         load.wait_for_more(50);
         PLAIN.must("stop");
-        assert_eq!((PLAIN.property("ActiveState"), PLAIN.stored()), ("inactive".to_owned(), 3));
+        assert_eq!(
+            (PLAIN.property("ActiveState"), PLAIN.stored()),
+            ("inactive".to_owned(), 3)
+        );
         PLAIN.must("start");
         assert_eq!(PLAIN.stored(), 3);
     }

@@ -8,12 +8,28 @@ use testkit::{LONG, wait_until};
 /// Name, lines of the socket unit, and where it listens.
 const SOCKETS: [(&str, &str, &str); 6] = [
     ("red", "ListenStream=127.0.0.1:8101", "127.0.0.1:8101"),
-    ("green", "ListenStream=127.0.0.1:8102\nReusePort=yes", "127.0.0.1:8102"),
-    ("blue", "ListenStream=/run/blue.sock\nSocketMode=0666", "unix:/run/blue.sock"),
-    ("grey", "ListenStream=[::1]:8103\nReusePort=yes\nNonBlocking=yes", "[::1]:8103"),
+    (
+        "green",
+        "ListenStream=127.0.0.1:8102\nReusePort=yes",
+        "127.0.0.1:8102",
+    ),
+    (
+        "blue",
+        "ListenStream=/run/blue.sock\nSocketMode=0666",
+        "unix:/run/blue.sock",
+    ),
+    (
+        "grey",
+        "ListenStream=[::1]:8103\nReusePort=yes\nNonBlocking=yes",
+        "[::1]:8103",
+    ),
     ("pink", "ListenStream=/run/pink.sock", "unix:/run/pink.sock"),
     // Two sockets of one name.
-    ("gold", "ListenStream=127.0.0.1:8104\nListenStream=127.0.0.1:8105", "127.0.0.1:8105"),
+    (
+        "gold",
+        "ListenStream=127.0.0.1:8104\nListenStream=127.0.0.1:8105",
+        "127.0.0.1:8105",
+    ),
 ];
 
 #[test]
@@ -21,7 +37,10 @@ const SOCKETS: [(&str, &str, &str); 6] = [
 fn inside_many_sockets() {
     std::fs::copy(testkit::program("names.py"), "/opt/names.py").expect("copied");
     let config = |names: &[&str]| {
-        let binds: Vec<String> = names.iter().map(|name| format!("\"fd://{name}\"")).collect();
+        let binds: Vec<String> = names
+            .iter()
+            .map(|name| format!("\"fd://{name}\""))
+            .collect();
         let text = "workers = 2\nprobation = \"50ms\"\nready = \"after=100ms\"";
         write(
             CONFIG,
@@ -43,7 +62,10 @@ fn inside_many_sockets() {
         // Units of other names each time: systemd's own order depends on them.
         let unit = |place: usize| format!("web{}.socket", (place * 7 + round * 5) % 97);
         for (place, (name, lines, _)) in SOCKETS.iter().enumerate() {
-            let text = format!("[Socket]\n{lines}\nFileDescriptorName={name}\nService={}\n", PLAIN.0);
+            let text = format!(
+                "[Socket]\n{lines}\nFileDescriptorName={name}\nService={}\n",
+                PLAIN.0
+            );
             write(&format!("/run/systemd/system/{}", unit(place)), &text);
         }
         order.rotate_left(1);
@@ -51,13 +73,23 @@ fn inside_many_sockets() {
         let units: Vec<String> = order.iter().map(|place| unit(*place)).collect();
         PLAIN.drop_in(&format!("Sockets={}", units.join(" ")));
         for name in &units {
-            assert!(command(&["systemctl", "start", name]).status.success(), "{name}");
+            assert!(
+                command(&["systemctl", "start", name]).status.success(),
+                "{name}"
+            );
         }
         let mut names: Vec<&str> = order.iter().map(|place| SOCKETS[*place].0).collect();
         config(&names);
         // The first connection starts the service.
-        assert_eq!(body(&address("127.0.0.1:8101")), "red", "{}", PLAIN.journal());
-        wait_until("an active service", LONG, || PLAIN.property("ActiveState") == "active");
+        assert_eq!(
+            body(&address("127.0.0.1:8101")),
+            "red",
+            "{}",
+            PLAIN.journal()
+        );
+        wait_until("an active service", LONG, || {
+            PLAIN.property("ActiveState") == "active"
+        });
         check(&names);
         names.reverse();
         config(&names);

@@ -45,7 +45,16 @@ impl Guard {
         let began = now_us();
         link.state().begin();
         let ticket = thread.request_begun(&link, began / 1000);
-        Self { thread, link, ticket, began, status: 0, sent: 0, notes: None, turn: None }
+        Self {
+            thread,
+            link,
+            ticket,
+            began,
+            status: 0,
+            sent: 0,
+            notes: None,
+            turn: None,
+        }
     }
 
     /// Writes down what the logs need of it, before a handler takes it away.
@@ -56,7 +65,11 @@ impl Guard {
     /// Its handler begins.
     fn handler_begins(&self) {
         // It begins with the request, unless it has had to wait for its turn.
-        let began = if self.turn.is_some() { now_ms() } else { self.began / 1000 };
+        let began = if self.turn.is_some() {
+            now_ms()
+        } else {
+            self.began / 1000
+        };
         self.thread.handler(self.ticket, Some(began));
     }
 
@@ -81,10 +94,17 @@ impl Drop for Guard {
         let requests = state.requests;
         drop(state);
         let took_us = now.saturating_sub(self.began);
-        self.thread.request_ended(self.ticket, took_us, self.status >= 500);
+        self.thread
+            .request_ended(self.ticket, took_us, self.status >= 500);
         if let Some(notes) = self.notes.take() {
             let connection = self.link.serial();
-            let late = Late { status: self.status, body: self.sent, took_us, connection, requests };
+            let late = Late {
+                status: self.status,
+                body: self.sent,
+                took_us,
+                connection,
+                requests,
+            };
             self.thread.tell(&self.link, notes, &late);
         }
     }
@@ -114,16 +134,33 @@ where
         guard.link.state().exact = true;
     }
     let limit = guard.thread.settings.max_body_bytes;
-    let outcome = if limit == 0 || request.body().size_hint().upper().is_some_and(|length| length <= limit) {
+    let outcome = if limit == 0
+        || request
+            .body()
+            .size_hint()
+            .upper()
+            .is_some_and(|length| length <= limit)
+    {
         run(&mut guard, service, request.map(Body::new)).await
     } else if request.body().size_hint().lower() > limit {
-        Outcome::Refused(StatusCode::PAYLOAD_TOO_LARGE, "The request body is too long.\n")
+        Outcome::Refused(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "The request body is too long.\n",
+        )
     } else {
         let exceeded = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&exceeded);
-        let outcome = run(&mut guard, service, request.map(|body| Body::counted(body, limit, flag))).await;
+        let outcome = run(
+            &mut guard,
+            service,
+            request.map(|body| Body::counted(body, limit, flag)),
+        )
+        .await;
         match exceeded.load(Relaxed) {
-            true => Outcome::Refused(StatusCode::PAYLOAD_TOO_LARGE, "The request body is too long.\n"),
+            true => Outcome::Refused(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The request body is too long.\n",
+            ),
             false => outcome,
         }
     };
@@ -141,7 +178,9 @@ where
         }
         Outcome::Refused(status, text) => {
             guard.status = status.as_u16();
-            let mut response = Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
+            let mut response = Response::builder()
+                .status(status)
+                .header(CONTENT_TYPE, "text/plain");
             if !h2 {
                 guard.link.state().closing = true;
                 response = response.header(CONNECTION, "close");
@@ -179,10 +218,12 @@ where
         service.call(request).await
     };
     let mut handler = pin!(handler);
-    let caught = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
-        Ok(polled) => polled.map(Ok),
-        Err(_) => std::task::Poll::Ready(Err(())),
-    });
+    let caught = poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => std::task::Poll::Ready(Err(())),
+        },
+    );
     let timeout = guard.thread.settings.request_timeout_ms;
     let result = match timeout {
         0 => caught.await,
@@ -191,7 +232,10 @@ where
             Err(_) => {
                 guard.handler_ended();
                 log::warn!("a handler took longer than {timeout} ms; its client gets 503");
-                return Outcome::Refused(StatusCode::SERVICE_UNAVAILABLE, "The request took too long.\n");
+                return Outcome::Refused(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The request took too long.\n",
+                );
             }
         },
     };
@@ -201,11 +245,17 @@ where
         Ok(Err(error)) => {
             let error: BoxError = error.into();
             log::error!("a handler failed; its client gets 500: {error}");
-            Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.\n")
+            Outcome::Refused(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Internal server error.\n",
+            )
         }
         Err(()) => {
             log::error!("a handler panicked; its client gets 500");
-            Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.\n")
+            Outcome::Refused(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Internal server error.\n",
+            )
         }
     }
 }

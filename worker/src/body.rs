@@ -36,7 +36,10 @@ impl Body {
 
     pub(crate) fn counted(body: Incoming, limit: u64, exceeded: Arc<AtomicBool>) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self(Kind::Counted { body: Limited::new(body, limit), exceeded })
+        Self(Kind::Counted {
+            body: Limited::new(body, limit),
+            exceeded,
+        })
     }
 
     /// Reads it to its end.
@@ -66,7 +69,8 @@ impl http_body::Body for Body {
             Kind::Announced(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
             Kind::Counted { body, exceeded } => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                if matches!(&frame, Some(Err(error)) if error.is::<http_body_util::LengthLimitError>()) {
+                if matches!(&frame, Some(Err(error)) if error.is::<http_body_util::LengthLimitError>())
+                {
                     exceeded.store(true, Relaxed);
                 }
                 Poll::Ready(frame)
@@ -109,12 +113,20 @@ pin_project! {
 impl<B> Reply<B> {
     /// What the handler made.
     pub(crate) fn handler(body: B, guard: Guard) -> Self {
-        Self { content: Content::Handler { body }, guard }
+        Self {
+            content: Content::Handler { body },
+            guard,
+        }
     }
 
     /// A short text of ours.
     pub(crate) fn text(text: &'static str, guard: Guard) -> Self {
-        Self { content: Content::Text { text: Some(Bytes::from_static(text.as_bytes())) }, guard }
+        Self {
+            content: Content::Text {
+                text: Some(Bytes::from_static(text.as_bytes())),
+            },
+            guard,
+        }
     }
 }
 
@@ -133,11 +145,15 @@ where
         let this = self.project();
         let polled = match this.content.project() {
             // A panic in here must cost this connection only.
-            ContentKind::Handler { body } => match catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx))) {
-                Ok(frame) => frame.map_err(Into::into),
-                Err(_) => Poll::Ready(Some(Err("the response body panicked".into()))),
-            },
-            ContentKind::Text { text } => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            ContentKind::Handler { body } => {
+                match catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx))) {
+                    Ok(frame) => frame.map_err(Into::into),
+                    Err(_) => Poll::Ready(Some(Err("the response body panicked".into()))),
+                }
+            }
+            ContentKind::Text { text } => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(text))))
+            }
         };
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             this.guard.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -155,7 +171,9 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Handler { body } => body.size_hint(),
-            Content::Text { text } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Content::Text { text } => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
         }
     }
 }

@@ -168,7 +168,8 @@ where
             }
             Step::Verdict(Verdict::Silent) => {
                 let state = link.state();
-                let silent = state.silent_since().is_some() && state.all_sent() && state.stash.is_empty();
+                let silent =
+                    state.silent_since().is_some() && state.all_sent() && state.stash.is_empty();
                 drop(state);
                 if !silent {
                     continue;
@@ -189,7 +190,9 @@ where
                 state.phase = Phase::Head;
                 state.since = now_ms();
                 drop(state);
-                conn = builder.serve_connection(parts.io, parts.service).with_upgrades();
+                conn = builder
+                    .serve_connection(parts.io, parts.service)
+                    .with_upgrades();
             }
             Step::Verdict(Verdict::GoAway | Verdict::Look) => (),
         }
@@ -254,7 +257,11 @@ where
                     log::debug!("connection ended: {error}");
                 }
                 let _ = poll_fn(|cx| link.poll_flush(cx)).await;
-                return if link.peek() == Peek::Closed { End::Close } else { End::Linger };
+                return if link.peek() == Peek::Closed {
+                    End::Close
+                } else {
+                    End::Linger
+                };
             }
             Step::Verdict(Verdict::GoAway) => {
                 link.state().told = Some(now_ms());

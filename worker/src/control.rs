@@ -67,7 +67,15 @@ impl Control {
     ) -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (phase, _) = watch::channel(Phase::Start);
-        Ok(Self { settings: Arc::new(settings), draining: Arc::default(), phase, access, slow, rows, bell })
+        Ok(Self {
+            settings: Arc::new(settings),
+            draining: Arc::default(),
+            phase,
+            access,
+            slow,
+            rows,
+            bell,
+        })
     }
 
     /// A serving thread's row of the scoreboard, for that thread alone.
@@ -101,7 +109,11 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     pub(crate) fn new(control: Arc<Control>, reports: mpsc::Sender<Report>) -> Self {
-        Self { control, reports, done: false }
+        Self {
+            control,
+            reports,
+            done: false,
+        }
     }
 
     pub(crate) fn send(&mut self, report: Report) {

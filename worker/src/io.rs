@@ -146,7 +146,11 @@ impl Io {
             state.tail.clear();
         }
         if state.sniffing {
-            let start = if state.stash.is_empty() { bytes } else { &state.stash };
+            let start = if state.stash.is_empty() {
+                bytes
+            } else {
+                &state.stash
+            };
             if bytes[0] == PREFACE[0] || start[0] == PREFACE[0] {
                 state.stash.extend_from_slice(bytes);
                 let length = state.stash.len().min(PREFACE.len());
@@ -166,20 +170,29 @@ impl Io {
             state.stash.extend_from_slice(bytes);
             return Keep::Stashed;
         }
-        state.exact =
-            fresh && memmem::find(bytes, END_OF_HEAD).is_some_and(|at| at + END_OF_HEAD.len() == bytes.len());
+        state.exact = fresh
+            && memmem::find(bytes, END_OF_HEAD)
+                .is_some_and(|at| at + END_OF_HEAD.len() == bytes.len());
         Keep::Yes
     }
 }
 
 impl Write for Io {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.link.poll_write(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The connection's task flushes when it has been polled. Nobody does that for an upgraded one.
-        if self.link.state().upgraded { self.link.poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        if self.link.state().upgraded {
+            self.link.poll_flush(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -47,7 +47,11 @@ pub(crate) fn now_ms() -> u64 {
 /// The time at which a request begins or ends, in microseconds of the same clock: one precise reading for each.
 pub(crate) fn now_us() -> u64 {
     // A build that does not count needs no precision, as there was none before there was counting.
-    if cfg!(feature = "uncounted") { now_ms() * 1000 } else { monotonic_us() }
+    if cfg!(feature = "uncounted") {
+        now_ms() * 1000
+    } else {
+        monotonic_us()
+    }
 }
 
 /// Where a connection is between two requests.
@@ -190,7 +194,10 @@ impl Link {
     fn watch(&self) -> io::Result<&AsyncFd<RawFd>> {
         let watch = self.watch.get_or_init(|| {
             let _entered = self.runtime.enter();
-            sys::watch(self.socket.as_raw_fd(), Interest::READABLE | Interest::WRITABLE)
+            sys::watch(
+                self.socket.as_raw_fd(),
+                Interest::READABLE | Interest::WRITABLE,
+            )
         });
         watch.as_ref().map_err(|error| error.kind().into())
     }
@@ -250,7 +257,11 @@ impl Link {
     }
 
     /// Sends what fits.
-    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let socket = self.socket();
         let send = || {
             let sent = match slices {
@@ -278,7 +289,11 @@ impl Link {
     }
 
     /// Takes bytes for the client: a few are collected until [`Link::poll_flush`], many go at once.
-    pub(crate) fn poll_write(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let mut state = self.state();
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         if state.broken {
@@ -328,9 +343,16 @@ impl Link {
 
     /// The client's IP address in words (`unix:` for a Unix socket), and its port.
     pub(crate) fn peer(&self) -> &(String, u16) {
-        self.peer.get_or_init(|| match self.socket().peer_addr().ok().and_then(|peer| peer.as_socket()) {
-            Some(peer) => (peer.ip().to_canonical().to_string(), peer.port()),
-            None => ("unix:".to_owned(), 0),
+        self.peer.get_or_init(|| {
+            match self
+                .socket()
+                .peer_addr()
+                .ok()
+                .and_then(|peer| peer.as_socket())
+            {
+                Some(peer) => (peer.ip().to_canonical().to_string(), peer.port()),
+                None => ("unix:".to_owned(), 0),
+            }
         })
     }
 
@@ -358,7 +380,9 @@ impl Link {
 
     /// Sends a last short text, as far as the socket takes it, without waiting.
     pub(crate) fn send_last(&self, text: &[u8]) {
-        let sent = self.socket().send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        let sent = self
+            .socket()
+            .send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
         note(&self.sent, sent.unwrap_or(0));
     }
 
@@ -369,7 +393,9 @@ impl Link {
             let mut waste = [MaybeUninit::uninit(); 4096];
             loop {
                 let room = waste.len();
-                let got = poll_fn(|cx| self.poll_receive(cx, |socket| Ok((socket.recv(&mut waste)?, room))));
+                let got = poll_fn(|cx| {
+                    self.poll_receive(cx, |socket| Ok((socket.recv(&mut waste)?, room)))
+                });
                 if !matches!(got.await, Ok(1..)) {
                     return;
                 }
@@ -390,7 +416,10 @@ fn note(sum: &AtomicU64, bytes: usize) {
 }
 
 fn waits(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
 }
 
 impl State {

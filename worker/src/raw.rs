@@ -48,7 +48,10 @@ impl DrainSignal {
     /// Waits until the worker drains.
     pub async fn draining(mut self) {
         // An error means that the worker is at its end.
-        let _ = self.0.wait_for(|phase| matches!(phase, Phase::Drain { .. })).await;
+        let _ = self
+            .0
+            .wait_for(|phase| matches!(phase, Phase::Drain { .. }))
+            .await;
     }
 }
 
@@ -61,7 +64,9 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("peer", &self.peer()).finish()
+        f.debug_struct("Stream")
+            .field("peer", &self.peer())
+            .finish()
     }
 }
 
@@ -90,20 +95,31 @@ impl Stream {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let unfilled = buf.initialize_unfilled();
         let room = unfilled.len();
         if room == 0 {
             return Poll::Ready(Ok(()));
         }
-        let got = ready!(self.link.poll_receive(cx, |socket| Ok(((&**socket).read(unfilled)?, room))))?;
+        let got = ready!(
+            self.link
+                .poll_receive(cx, |socket| Ok(((&**socket).read(unfilled)?, room)))
+        )?;
         buf.advance(got);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.link.poll_send(cx, &[IoSlice::new(bytes)])
     }
 
@@ -130,7 +146,12 @@ impl AsyncWrite for Stream {
 }
 
 /// Serves one raw connection.
-pub(crate) async fn serve<R: RawService>(thread: Rc<Thread>, link: Arc<Link>, seat: Seated, service: Rc<R>) {
+pub(crate) async fn serve<R: RawService>(
+    thread: Rc<Thread>,
+    link: Arc<Link>,
+    seat: Seated,
+    service: Rc<R>,
+) {
     link.state().upgrade();
     let mut guard = Guard::begin(Rc::clone(&thread), Arc::clone(&link));
     guard.take_turn().await;

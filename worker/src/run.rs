@@ -49,7 +49,9 @@ pub fn run(service: impl FnOnce(&WorkerSettings) -> Result<Service, String>) -> 
             Ok(code) => code,
             Err((channel, reason)) => {
                 log::error!("this worker cannot start: {reason}");
-                let _ = channel.send(&ToSupervisor::Failed { reason: clip(&reason) });
+                let _ = channel.send(&ToSupervisor::Failed {
+                    reason: clip(&reason),
+                });
                 ExitCode::FAILURE
             }
         },
@@ -93,7 +95,8 @@ impl Worker {
             Ok("off") => sys::hide(false),
             _ => {}
         }
-        let signals = register_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
+        let signals =
+            register_signals().map_err(|error| format!("cannot handle signals: {error}"))?;
         let channel = environment.channel;
         let deadline = Instant::now() + WELCOME;
         let welcome = loop {
@@ -107,18 +110,31 @@ impl Worker {
                 Ok(Received::Nothing) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
-                        return Err(format!("the supervisor has sent no welcome for {WELCOME:?}"));
+                        return Err(format!(
+                            "the supervisor has sent no welcome for {WELCOME:?}"
+                        ));
                     }
                     let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
                     wait(&mut fds, Some(left));
                 }
             }
         };
-        let own = environment.listeners.into_iter().map(|inherited| inherited.socket).collect();
+        let own = environment
+            .listeners
+            .into_iter()
+            .map(|inherited| inherited.socket)
+            .collect();
         let listeners = Listeners::new(own, environment.near, environment.far, environment.accept);
         let (access, slow_ms) = (environment.access, environment.slow_ms);
         Ok((
-            Self { channel, scoreboard: environment.scoreboard, listeners, signals, access, slow_ms },
+            Self {
+                channel,
+                scoreboard: environment.scoreboard,
+                listeners,
+                signals,
+                access,
+                slow_ms,
+            },
             welcome,
         ))
     }
@@ -129,7 +145,14 @@ impl Worker {
         welcome: Welcome,
         service: impl FnOnce(&WorkerSettings) -> Result<Service, String>,
     ) -> Result<ExitCode, (WorkerEnd, String)> {
-        let Self { channel, scoreboard, listeners, mut signals, access, slow_ms } = self;
+        let Self {
+            channel,
+            scoreboard,
+            listeners,
+            mut signals,
+            access,
+            slow_ms,
+        } = self;
         let Welcome { slot, settings, .. } = welcome;
         let context = Context {
             slot,
@@ -140,17 +163,21 @@ impl Worker {
         log::set_max_level(level(settings.log_level));
         let _ = channel.send(&ToSupervisor::Hello { protocol: PROTOCOL });
         if welcome.protocol < PROTOCOL {
-            let reason =
-                format!("the supervisor speaks protocol {}, this worker {PROTOCOL}", welcome.protocol);
+            let reason = format!(
+                "the supervisor speaks protocol {}, this worker {PROTOCOL}",
+                welcome.protocol
+            );
             return Err((channel, reason));
         }
         let prepared = (|| {
             let service = service(&settings)?;
-            let rows = SharedRows::open(scoreboard, Layout::of(settings.class.threads))
-                .map_err(|error| format!("cannot map this worker's rows of the scoreboard: {error}"))?;
+            let rows = SharedRows::open(scoreboard, Layout::of(settings.class.threads)).map_err(
+                |error| format!("cannot map this worker's rows of the scoreboard: {error}"),
+            )?;
             let threads = usize::from(settings.class.threads.max(1));
             let failed = |error| format!("cannot set up the worker: {error}");
-            let start = |(fd, format): (OwnedFd, Format)| AccessLog::start(fd, &format, context, threads);
+            let start =
+                |(fd, format): (OwnedFd, Format)| AccessLog::start(fd, &format, context, threads);
             let access = access.map(start).transpose().map_err(failed)?;
             let slow = slow_ms.map(SlowLog::new);
             let control = Control::new(settings, rows, access, slow).map_err(failed)?;
@@ -165,22 +192,41 @@ impl Worker {
         let threads = usize::from(control.settings.class.threads.max(1));
         for index in 0..threads {
             let (control, service) = (Arc::clone(&control), Arc::clone(&service));
-            let (listeners, reporter) =
-                (Arc::clone(&listeners), Reporter::new(Arc::clone(&control), sender.clone()));
-            let body = move || serve::thread(control, index, context, &service, listeners, reporter);
-            if let Err(error) = thread::Builder::new().name(format!("serve-{index}")).spawn(body) {
-                return Err((channel, format!("cannot start thread {} of {threads}: {error}", index + 1)));
+            let (listeners, reporter) = (
+                Arc::clone(&listeners),
+                Reporter::new(Arc::clone(&control), sender.clone()),
+            );
+            let body =
+                move || serve::thread(control, index, context, &service, listeners, reporter);
+            if let Err(error) = thread::Builder::new()
+                .name(format!("serve-{index}"))
+                .spawn(body)
+            {
+                return Err((
+                    channel,
+                    format!("cannot start thread {} of {threads}: {error}", index + 1),
+                ));
             }
         }
         drop(listeners);
-        let mut main =
-            Main { channel, control, reports, threads, started: 0, stopped: 0, done: 0, died: false };
+        let mut main = Main {
+            channel,
+            control,
+            reports,
+            threads,
+            started: 0,
+            stopped: 0,
+            done: 0,
+            died: false,
+        };
         match main.wait_for_start(&mut signals) {
             Ok(None) => (),
             Ok(Some(code)) => return Ok(code),
             Err(reason) => return Err((main.channel, reason)),
         }
-        main.control.phase.send_replace(crate::control::Phase::Serve);
+        main.control
+            .phase
+            .send_replace(crate::control::Phase::Serve);
         let _ = main.channel.send(&ToSupervisor::Ready);
         log::debug!("worker {} is ready", context.worker);
         let code = main.serve(&mut signals);
@@ -230,7 +276,9 @@ impl Main {
                 Heard::Bell => {
                     let _ = self.take_reports();
                     if self.died {
-                        log::error!("a serving thread has panicked; this worker leaves to be replaced");
+                        log::error!(
+                            "a serving thread has panicked; this worker leaves to be replaced"
+                        );
                         (Heard::Signal, Some(BY_SIGNAL), ExitCode::FAILURE)
                     } else {
                         continue;
@@ -244,7 +292,9 @@ impl Main {
                     (heard, Some(ORPHANED), ExitCode::SUCCESS)
                 }
                 Heard::Nonsense(error) => {
-                    log::error!("cannot understand the supervisor: {error}; this worker drains and leaves");
+                    log::error!(
+                        "cannot understand the supervisor: {error}; this worker drains and leaves"
+                    );
                     (Heard::Signal, Some(BY_SIGNAL), ExitCode::FAILURE)
                 }
             };
@@ -270,18 +320,27 @@ impl Main {
         while self.done < self.threads {
             let stopping = (!told && !empty_queue).then_some(began + STOPPING);
             // A queue is empty once anybody has seen it empty; without that, all must have let go of it.
-            let stopped =
-                if empty_queue { self.stopped > 0 } else { self.stopped + self.done >= self.threads };
+            let stopped = if empty_queue {
+                self.stopped > 0
+            } else {
+                self.stopped + self.done >= self.threads
+            };
             if !told && (stopped || stopping.is_some_and(|at| at <= Instant::now())) {
                 told = true;
                 let _ = self.channel.send(&ToSupervisor::Draining);
             }
-            let next = [limit, stopping.filter(|_| !told)].into_iter().flatten().min();
+            let next = [limit, stopping.filter(|_| !told)]
+                .into_iter()
+                .flatten()
+                .min();
             match self.hear_if(listening, signals, next) {
                 Heard::Bell => drop(self.take_reports()),
                 Heard::Time => {
                     if limit.is_some_and(|at| at <= Instant::now()) {
-                        log::warn!("connections are still open after {:?}; leaving", began.elapsed());
+                        log::warn!(
+                            "connections are still open after {:?}; leaving",
+                            began.elapsed()
+                        );
                         return code;
                     }
                 }
@@ -293,8 +352,9 @@ impl Main {
                 }
                 Heard::SupervisorGone => {
                     listening = false;
-                    limit =
-                        Some(limit.map_or(Instant::now() + ORPHANED, |at| at.min(Instant::now() + ORPHANED)));
+                    limit = Some(limit.map_or(Instant::now() + ORPHANED, |at| {
+                        at.min(Instant::now() + ORPHANED)
+                    }));
                 }
                 Heard::Nonsense(_) => listening = false,
             }
@@ -349,12 +409,16 @@ impl Main {
         if channel {
             match self.channel.receive_with() {
                 Ok((Received::Message(ToWorker::Drain(drain)), _)) => {
-                    return Heard::Drain { empty_queue: drain.empty_queue };
+                    return Heard::Drain {
+                        empty_queue: drain.empty_queue,
+                    };
                 }
                 Ok((Received::Message(ToWorker::Reopen), descriptor)) => {
                     match (&self.control.access, descriptor) {
                         (Some(access), Some(descriptor)) => access.reopen(descriptor),
-                        (None, _) => log::warn!("told to reopen an access log that this worker has not got"),
+                        (None, _) => {
+                            log::warn!("told to reopen an access log that this worker has not got")
+                        }
                         (_, None) => log::warn!(
                             "no descriptor is left for the new access log; the old one goes on (raise the limit of open files)"
                         ),
@@ -377,7 +441,9 @@ fn wait(fds: &mut [PollFd<'_>], left: Option<Duration>) {
     let timeout = match left {
         None => PollTimeout::NONE,
         // Rounded up, or the last millisecond would be a busy loop.
-        Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+        Some(left) => {
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        }
     };
     match poll(fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => (),

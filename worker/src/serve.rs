@@ -32,21 +32,24 @@ pub(crate) fn thread(
     listeners: Arc<Listeners>,
     mut reporter: Reporter,
 ) {
-    let runtime =
-        match tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
-        {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                reporter.send(Report::Started(Err(format!("cannot start an event loop: {error}"))));
-                return;
-            }
-        };
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(LocalOptions::default())
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            reporter.send(Report::Started(Err(format!(
+                "cannot start an event loop: {error}"
+            ))));
+            return;
+        }
+    };
     runtime.block_on(async {
         let thread = Rc::new(Thread::new(Arc::clone(&control), index));
         let mut phase = control.phase.subscribe();
         let served = service.start(context, &thread).await;
-        let acceptor =
-            Acceptor::new(listeners).map_err(|error| format!("cannot watch the listeners: {error}"));
+        let acceptor = Acceptor::new(listeners)
+            .map_err(|error| format!("cannot watch the listeners: {error}"));
         let (served, acceptor) = match (served, acceptor) {
             (Ok(served), Ok(acceptor)) => (served, Rc::new(acceptor)),
             (Err(reason), _) | (_, Err(reason)) => {
@@ -63,7 +66,11 @@ pub(crate) fn thread(
             Rc::downgrade(&acceptor),
             control.phase.subscribe(),
         ));
-        if phase.wait_for(|phase| *phase != Phase::Start).await.is_err() {
+        if phase
+            .wait_for(|phase| *phase != Phase::Start)
+            .await
+            .is_err()
+        {
             return;
         }
         let take = |socket| take(&thread, &*served, socket);
@@ -134,7 +141,9 @@ async fn accept(thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)
             Ok(None) => (),
             Err(error) => {
                 if !refused {
-                    log::warn!("cannot accept connections: {error}; trying again every {BREATHER:?}");
+                    log::warn!(
+                        "cannot accept connections: {error}; trying again every {BREATHER:?}"
+                    );
                     refused = true;
                 }
                 acceptor.pause();

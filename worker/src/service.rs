@@ -69,7 +69,9 @@ impl Service {
     where
         M: Fn(Context) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S, BoxError>> + 'static,
-        S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
+        S: tower_service::Service<http::Request<Body>, Response = http::Response<B>>
+            + Clone
+            + 'static,
         S::Future: 'static,
         S::Error: Into<BoxError>,
         B: http_body::Body<Data = Bytes> + 'static,
@@ -89,10 +91,14 @@ impl Service {
     }
 
     /// Makes a thread's service; a panic in there is a reason like any other.
-    pub(crate) async fn start(&self, context: Context, thread: &Rc<Thread>) -> Result<Rc<dyn Serve>, String> {
+    pub(crate) async fn start(
+        &self,
+        context: Context,
+        thread: &Rc<Thread>,
+    ) -> Result<Rc<dyn Serve>, String> {
         let panicked = || "the service panicked while it was made".to_owned();
-        let mut starting =
-            catch_unwind(AssertUnwindSafe(|| self.0.make(context, thread))).map_err(|_| panicked())?;
+        let mut starting = catch_unwind(AssertUnwindSafe(|| self.0.make(context, thread)))
+            .map_err(|_| panicked())?;
         std::future::poll_fn(move |cx| {
             catch_unwind(AssertUnwindSafe(|| starting.as_mut().poll(cx)))
                 .unwrap_or_else(|_| std::task::Poll::Ready(Err(panicked())))
@@ -117,9 +123,13 @@ where
 {
     fn make<'a>(&'a self, context: Context, thread: &'a Rc<Thread>) -> Starting<'a> {
         Box::pin(async move {
-            let service = (self.make)(context).await.map_err(|error| error.to_string())?;
-            let served: Rc<dyn Serve> =
-                Rc::new(HttpThread { service, builders: Rc::new(Builders::new(thread)) });
+            let service = (self.make)(context)
+                .await
+                .map_err(|error| error.to_string())?;
+            let served: Rc<dyn Serve> = Rc::new(HttpThread {
+                service,
+                builders: Rc::new(Builders::new(thread)),
+            });
             Ok(served)
         })
     }
@@ -143,7 +153,13 @@ where
         // Seated at once: the accept loop must see it before it takes another.
         let seat = Seated::new(thread, &link);
         let service = self.service.clone();
-        tokio::task::spawn_local(connection::serve(Rc::clone(thread), link, seat, builders, service));
+        tokio::task::spawn_local(connection::serve(
+            Rc::clone(thread),
+            link,
+            seat,
+            builders,
+            service,
+        ));
     }
 }
 
@@ -159,8 +175,12 @@ where
 {
     fn make<'a>(&'a self, context: Context, _thread: &'a Rc<Thread>) -> Starting<'a> {
         Box::pin(async move {
-            let service = (self.make)(context).await.map_err(|error| error.to_string())?;
-            let served: Rc<dyn Serve> = Rc::new(RawThread { service: Rc::new(service) });
+            let service = (self.make)(context)
+                .await
+                .map_err(|error| error.to_string())?;
+            let served: Rc<dyn Serve> = Rc::new(RawThread {
+                service: Rc::new(service),
+            });
             Ok(served)
         })
     }
@@ -173,6 +193,11 @@ struct RawThread<R> {
 impl<R: RawService> Serve for RawThread<R> {
     fn serve(&self, thread: &Rc<Thread>, link: Arc<Link>) {
         let seat = Seated::new(thread, &link);
-        tokio::task::spawn_local(raw::serve(Rc::clone(thread), link, seat, Rc::clone(&self.service)));
+        tokio::task::spawn_local(raw::serve(
+            Rc::clone(thread),
+            link,
+            seat,
+            Rc::clone(&self.service),
+        ));
     }
 }

@@ -24,23 +24,43 @@ struct Bucket {
 
 impl SlowLog {
     pub(crate) fn new(from_ms: u64) -> Self {
-        let bucket = Bucket { tokens: A_SECOND * 1000, since: now_ms(), untold: 0 };
-        Self { from_us: from_ms.saturating_mul(1000), bucket: Mutex::new(bucket) }
+        let bucket = Bucket {
+            tokens: A_SECOND * 1000,
+            since: now_ms(),
+            untold: 0,
+        };
+        Self {
+            from_us: from_ms.saturating_mul(1000),
+            bucket: Mutex::new(bucket),
+        }
     }
 
     /// Tells of a request, if not too many were told.
     pub(crate) fn tell(&self, request: &[u8], status: u16, took_us: u64, body: u64, peer: &str) {
-        let Some(untold) = self.take(now_ms()) else { return };
+        let Some(untold) = self.take(now_ms()) else {
+            return;
+        };
         say_untold(untold);
         let request = String::from_utf8_lossy(request);
         let took = took_us as f64 / 1e6;
-        let status = if status == 0 { "no answer".to_owned() } else { format!("status {status}") };
-        log::warn!("slow request: {request} took {took:.3} s ({status}, {body} bytes, from {peer})");
+        let status = if status == 0 {
+            "no answer".to_owned()
+        } else {
+            format!("status {status}")
+        };
+        log::warn!(
+            "slow request: {request} took {took:.3} s ({status}, {body} bytes, from {peer})"
+        );
     }
 
     /// Tells how many were not told, when there is room for that.
     pub(crate) fn beat(&self) {
-        let waits = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).untold > 0;
+        let waits = self
+            .bucket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .untold
+            > 0;
         if waits && let Some(untold) = self.take(now_ms()) {
             say_untold(untold);
         }
@@ -79,6 +99,11 @@ mod tests {
         assert_eq!(told, 10);
         assert_eq!(slow.take(now + 100), Some(90));
         assert_eq!(slow.take(now + 100), None);
-        assert_eq!((0..100).filter(|_| slow.take(now + 60_000).is_some()).count(), 10);
+        assert_eq!(
+            (0..100)
+                .filter(|_| slow.take(now + 60_000).is_some())
+                .count(),
+            10
+        );
     }
 }

@@ -75,8 +75,12 @@ pub(crate) fn put(fd: BorrowedFd<'_>, bytes: &[u8], socket: bool) -> io::Result<
 /// Seconds since 1970, and milliseconds, at a few milliseconds' resolution.
 pub(crate) fn time_of_day() -> (i64, u32) {
     use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_REALTIME_COARSE)
-        .map_or((0, 0), |now| (now.tv_sec(), u32::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0)))
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or((0, 0), |now| {
+        (
+            now.tv_sec(),
+            u32::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0),
+        )
+    })
 }
 
 /// A time as a calendar and a clock tell it; months from 1, the offset from UTC in seconds.

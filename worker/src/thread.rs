@@ -130,7 +130,9 @@ impl Thread {
 
     /// Whether the drain has lasted so long that clients which always have another request on its way are cut.
     pub(crate) fn drain_is_old(&self) -> bool {
-        self.drained_at.get().is_some_and(|at| at + self.settings.drain_idle_ms <= now_ms())
+        self.drained_at
+            .get()
+            .is_some_and(|at| at + self.settings.drain_idle_ms <= now_ms())
     }
 
     /// Notes the drain's beginning for this thread.
@@ -241,7 +243,8 @@ impl Thread {
 
     fn publish_oldest(&self, oldest: u64) {
         self.oldest.set(oldest);
-        self.row().set_oldest(if oldest == NONE { 0 } else { oldest });
+        self.row()
+            .set_oldest(if oldest == NONE { 0 } else { oldest });
     }
 
     /// A request has ended, after so many microseconds.
@@ -271,7 +274,9 @@ impl Thread {
             access.begin(&mut notes.line, request, peer, *port);
         }
         if slow.is_some() {
-            notes.asked.extend_from_slice(request.method().as_str().as_bytes());
+            notes
+                .asked
+                .extend_from_slice(request.method().as_str().as_bytes());
             notes.asked.push(b' ');
             escaped_uri(&mut notes.asked, request.uri(), LONGEST_TARGET);
         }
@@ -286,7 +291,13 @@ impl Thread {
         if let Some(slow) = &self.control.slow
             && late.took_us >= slow.from_us
         {
-            slow.tell(&notes.asked, late.status, late.took_us, late.body, &link.peer().0);
+            slow.tell(
+                &notes.asked,
+                late.status,
+                late.took_us,
+                late.body,
+                &link.peer().0,
+            );
         }
         notes.line.clear();
         notes.asked.clear();
@@ -331,7 +342,11 @@ impl Thread {
         if self.open.get() == 0 {
             return Duration::from_millis(heartbeat);
         }
-        let drain = if self.drained_at.get().is_some() { settings.drain_idle_ms.max(1) } else { 0 };
+        let drain = if self.drained_at.get().is_some() {
+            settings.drain_idle_ms.max(1)
+        } else {
+            0
+        };
         let shortest = [settings.header_timeout_ms, settings.keep_alive_ms, drain]
             .into_iter()
             .filter(|&ms| ms > 0)
@@ -348,8 +363,9 @@ impl Thread {
         for link in self.links.borrow().iter().flatten() {
             let mut state = link.state();
             let past = |since: u64, limit: u64| limit > 0 && since + limit <= now;
-            let drained =
-                |since: u64| drained_at.is_some_and(|at| at.max(since) + settings.drain_idle_ms <= now);
+            let drained = |since: u64| {
+                drained_at.is_some_and(|at| at.max(since) + settings.drain_idle_ms <= now)
+            };
             if state.upgraded {
                 state.order(Verdict::Look);
                 drop(state);
@@ -370,10 +386,15 @@ impl Thread {
                 }
             } else {
                 match state.phase {
-                    Phase::New if past(state.since, settings.header_timeout_ms) || drained(state.since) => {
+                    Phase::New
+                        if past(state.since, settings.header_timeout_ms)
+                            || drained(state.since) =>
+                    {
                         state.order(Verdict::Silent);
                     }
-                    Phase::Idle if past(state.since, settings.keep_alive_ms) || drained(state.since) => {
+                    Phase::Idle
+                        if past(state.since, settings.keep_alive_ms) || drained(state.since) =>
+                    {
                         state.order(Verdict::Silent);
                     }
                     Phase::Head if past(state.since, settings.header_timeout_ms) => {
@@ -419,8 +440,15 @@ impl Seated {
         links[place] = Some(Arc::clone(link));
         thread.open.set(thread.open.get() + 1);
         thread.count(Row::connection_opened);
-        thread.waiting.borrow_mut().push((Arc::as_ptr(link), now_ms()));
-        Self { thread: Rc::clone(thread), place, lingering: false }
+        thread
+            .waiting
+            .borrow_mut()
+            .push((Arc::as_ptr(link), now_ms()));
+        Self {
+            thread: Rc::clone(thread),
+            place,
+            lingering: false,
+        }
     }
 
     /// The connection is not in hand any more, but not closed yet either.

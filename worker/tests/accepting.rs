@@ -12,7 +12,10 @@ const ONE_BY_ONE: [Class; 3] = [SYNC, THREADS, ASYNC];
 
 fn is_served(address: SocketAddr) {
     let answer = get(address, "/");
-    assert_eq!((answer.status, answer.body.as_slice()), (200, b"Hello, client!".as_slice()));
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, b"Hello, client!".as_slice())
+    );
 }
 
 #[test]
@@ -21,11 +24,19 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
         let ((first, first_address), (second, second_address)) = (tcp(), tcp());
         let stopped = Worker::start_with(
             settings("hello", class),
-            &Sockets { own: &[&first], near: &[&second], ..Sockets::default() },
+            &Sockets {
+                own: &[&first],
+                near: &[&second],
+                ..Sockets::default()
+            },
         );
         let sibling = Worker::start_with(
             settings("hello", class),
-            &Sockets { own: &[&second], near: &[&first], ..Sockets::default() },
+            &Sockets {
+                own: &[&second],
+                near: &[&first],
+                ..Sockets::default()
+            },
         );
         stop(&stopped);
         for _ in 0..20 {
@@ -43,10 +54,17 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
 fn stop(worker: &Worker) {
     worker.signal(libc::SIGSTOP);
     let stopped = |path: std::path::PathBuf| {
-        std::fs::read_to_string(path.join("stat")).unwrap().rsplit(") ").next().unwrap().starts_with('T')
+        std::fs::read_to_string(path.join("stat"))
+            .unwrap()
+            .rsplit(") ")
+            .next()
+            .unwrap()
+            .starts_with('T')
     };
     let threads = || std::fs::read_dir(format!("/proc/{}/task", worker.child.id())).unwrap();
-    until("every thread has stopped", || threads().all(|thread| stopped(thread.unwrap().path())));
+    until("every thread has stopped", || {
+        threads().all(|thread| stopped(thread.unwrap().path()))
+    });
 }
 
 #[test]
@@ -76,7 +94,11 @@ fn who_was_left_in_a_far_queue_is_found() {
         let ((own, own_address), (far, far_address)) = (tcp(), tcp());
         let worker = Worker::start_with(
             settings("hello", class),
-            &Sockets { own: &[&own], far: &[&far], ..Sockets::default() },
+            &Sockets {
+                own: &[&own],
+                far: &[&far],
+                ..Sockets::default()
+            },
         );
         for _ in 0..5 {
             is_served(far_address);
@@ -95,7 +117,11 @@ fn a_connection_wakes_one_of_the_workers_who_could_take_it() {
     calm.heartbeat_ms = 60_000;
     let mut workers = Vec::new();
     for other in &others {
-        let sockets = Sockets { own: &[*other], near: &[&listener], ..Sockets::default() };
+        let sockets = Sockets {
+            own: &[*other],
+            near: &[&listener],
+            ..Sockets::default()
+        };
         workers.push(Worker::start_with(calm.clone(), &sockets));
     }
     let before: u64 = workers.iter().map(switches).sum();
@@ -104,7 +130,11 @@ fn a_connection_wakes_one_of_the_workers_who_could_take_it() {
     }
     let after: u64 = workers.iter().map(switches).sum();
     // One for the connection, one for its request, one for its end; seven for the connection alone if all woke up.
-    assert!(after - before <= 350, "{} context switches for 100 connections", after - before);
+    assert!(
+        after - before <= 350,
+        "{} context switches for 100 connections",
+        after - before
+    );
 }
 
 /// How often the threads of a worker have gone to sleep.
@@ -112,10 +142,15 @@ fn switches(worker: &Worker) -> u64 {
     let threads = std::fs::read_dir(format!("/proc/{}/task", worker.child.id())).unwrap();
     let of_thread = |path: std::path::PathBuf| -> u64 {
         let status = std::fs::read_to_string(path.join("status")).unwrap();
-        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt_switches"))
+            .unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
-    threads.map(|thread| of_thread(thread.unwrap().path())).sum()
+    threads
+        .map(|thread| of_thread(thread.unwrap().path()))
+        .sum()
 }
 
 #[test]
@@ -128,7 +163,12 @@ fn a_worker_that_cannot_look_into_proc_serves_all_the_same() {
         let ((own, own_address), (near, near_address)) = (tcp(), tcp());
         let worker = Worker::start_with(
             settings("hello", class),
-            &Sockets { own: &[&own], near: &[&near], without_proc: true, ..Sockets::default() },
+            &Sockets {
+                own: &[&own],
+                near: &[&near],
+                without_proc: true,
+                ..Sockets::default()
+            },
         );
         let mut kept = client(own_address);
         for _ in 0..5 {
@@ -137,7 +177,10 @@ fn a_worker_that_cannot_look_into_proc_serves_all_the_same() {
         }
         // All of them wait at once, and none may be forgotten.
         let many: Vec<_> = (0..20).map(|_| client(own_address)).collect();
-        assert!(many.into_iter().all(|mut client| client.get("/").status == 200));
+        assert!(
+            many.into_iter()
+                .all(|mut client| client.get("/").status == 200)
+        );
         assert_eq!(kept.get("/").status, 200);
         worker.finish();
     }

@@ -66,7 +66,8 @@ fn files_are_served_and_nothing_else() {
     std::os::unix::fs::symlink(outside.path().join("secret"), at("evil/index.html")).unwrap();
     std::os::unix::fs::symlink(outside.path(), at("away")).unwrap();
     std::os::unix::fs::symlink("text.txt", at("inner")).unwrap();
-    let (worker, address) = Worker::serving(&format!("files:{}", directory.path().display()), ASYNC);
+    let (worker, address) =
+        Worker::serving(&format!("files:{}", directory.path().display()), ASYNC);
     let answer = get(address, "/text.txt");
     assert_eq!((answer.status, answer.text().as_str()), (200, "0123456789"));
     let etag = answer.header("etag").expect("an ETag").to_owned();
@@ -74,7 +75,9 @@ fn files_are_served_and_nothing_else() {
     assert_eq!(get(address, "/inner").text(), "0123456789");
     let with = |head: &str| {
         let mut connection = client(address);
-        connection.send(&format!("GET /text.txt HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n"));
+        connection.send(&format!(
+            "GET /text.txt HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n"
+        ));
         connection.answer().unwrap()
     };
     let range = with("Range: bytes=2-4");
@@ -104,6 +107,9 @@ fn files_are_served_and_nothing_else() {
     connection.send("HEAD /text.txt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let mut head = String::new();
     connection.stream.read_to_string(&mut head).unwrap();
-    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"),
+        "{head}"
+    );
     worker.finish();
 }

@@ -42,12 +42,19 @@ fn garbage_behind_a_request_gets_its_answer_and_400() {
 
 #[test]
 fn contradicting_lengths_get_400() {
-    refused("hello", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400);
+    refused(
+        "hello",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        400,
+    );
 }
 
 #[test]
 fn an_oversized_head_gets_431() {
-    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(20_000));
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "y".repeat(20_000)
+    );
     refused("hello", long.as_bytes(), 431);
     let endless = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "y".repeat(200_000));
     refused("hello", endless.as_bytes(), 431);
@@ -59,7 +66,10 @@ fn an_oversized_head_gets_431() {
 fn a_head_just_under_the_limit_is_served() {
     let (worker, address) = Worker::serving("hello", ASYNC);
     let mut connection = client(address);
-    connection.send(&format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(16_000)));
+    connection.send(&format!(
+        "GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "y".repeat(16_000)
+    ));
     assert_eq!(connection.answer().unwrap().status, 200);
     worker.finish();
 }
@@ -71,7 +81,8 @@ fn an_oversized_body_gets_413() {
     let mut with_body = announced.to_vec();
     with_body.extend(vec![b'x'; 3_000_000]);
     refused("test:axum", &with_body, 413);
-    let mut chunked = b"POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let mut chunked =
+        b"POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for _ in 0..100 {
         chunked.extend(b"1000\r\n");
         chunked.extend([b'x'; 4096]);
@@ -85,11 +96,14 @@ fn a_body_up_to_the_limit_is_taken() {
     let (worker, address) = Worker::serving("test:axum", ASYNC);
     let mut connection = client(address);
     let body = "x".repeat(64 * 1024);
-    connection
-        .send(&format!("POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    connection.send(&format!(
+        "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
     assert_eq!(connection.answer().unwrap().text(), "65536");
-    connection
-        .send("POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    connection.send(
+        "POST /size HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    );
     assert_eq!(connection.answer().unwrap().text(), "3");
     worker.finish();
 }
@@ -167,8 +181,11 @@ fn random_bytes_end_no_worker() {
     let (worker, address) = Worker::serving("test:axum", ASYNC);
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     for round in 0..300 {
-        let mut bytes =
-            if round % 3 == 0 { b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec() } else { Vec::new() };
+        let mut bytes = if round % 3 == 0 {
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()
+        } else {
+            Vec::new()
+        };
         if round % 3 == 1 {
             bytes.extend(b"POST /size HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n");
         }

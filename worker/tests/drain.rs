@@ -36,7 +36,11 @@ fn a_silent_connection_is_closed_cleanly_after_a_while() {
     let began = Instant::now();
     worker.drain(false);
     assert!(connection.at_end());
-    assert!(began.elapsed() >= Duration::from_millis(190), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(190),
+        "{:?}",
+        began.elapsed()
+    );
     assert!(fresh.at_end());
     drop((connection, fresh));
     assert_eq!(worker.exit().code(), Some(0));
@@ -167,9 +171,14 @@ fn saturated(name: ClassName, clients: usize, depth: usize, rounds: usize) {
         old.drain(false);
         assert_eq!(old.exit().code(), Some(0));
         let at_exit = served.load(Relaxed);
-        until("the new worker serves", || served.load(Relaxed) > at_exit + 200);
+        until("the new worker serves", || {
+            served.load(Relaxed) > at_exit + 200
+        });
         stop.store(true, Relaxed);
-        let lost: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        let lost: usize = clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .sum();
         assert_eq!(lost, 0, "{name}: requests were sent and not answered");
         new.finish();
     }

@@ -15,19 +15,26 @@ type Sender = SendRequest<Full<Bytes>>;
 
 async fn connect_h2(address: SocketAddr) -> (Sender, JoinHandle<Result<(), hyper::Error>>) {
     let stream = TcpStream::connect(address).await.unwrap();
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
     (sender, tokio::spawn(connection))
 }
 
 async fn get_h2(sender: &mut Sender, path: &str) -> Result<(u16, Bytes), hyper::Error> {
-    let request = http::Request::get(format!("http://x{path}")).body(Full::default()).unwrap();
+    let request = http::Request::get(format!("http://x{path}"))
+        .body(Full::default())
+        .unwrap();
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     Ok((status, response.into_body().collect().await?.to_bytes()))
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("in time") });
 }
 
@@ -37,10 +44,15 @@ fn http2_is_recognised_and_served() {
         let (worker, address) = Worker::serving("test:axum", ASYNC);
         let (mut sender, connection) = connect_h2(address).await;
         for _ in 0..20 {
-            assert_eq!(get_h2(&mut sender, "/").await.unwrap(), (200, Bytes::from_static(b"axum")));
+            assert_eq!(
+                get_h2(&mut sender, "/").await.unwrap(),
+                (200, Bytes::from_static(b"axum"))
+            );
         }
         assert_eq!(get_h2(&mut sender, "/panic").await.unwrap().0, 500);
-        let long = http::Request::post("http://x/size").body(Full::from(vec![b'x'; 200_000])).unwrap();
+        let long = http::Request::post("http://x/size")
+            .body(Full::from(vec![b'x'; 200_000]))
+            .unwrap();
         // The refusal may overtake the body, which then ends in a reset stream.
         if let Ok(response) = sender.send_request(long).await {
             assert_eq!(response.status(), 413);
@@ -82,7 +94,8 @@ fn a_drain_finishes_streams_and_says_goaway() {
         let (mut worker, address) = Worker::serving("sleep", ASYNC);
         let (sender, connection) = connect_h2(address).await;
         let mut waiting = sender.clone();
-        let request = tokio::spawn(async move { get_h2(&mut waiting, "/?ms=700").await.unwrap().0 });
+        let request =
+            tokio::spawn(async move { get_h2(&mut waiting, "/?ms=700").await.unwrap().0 });
         while worker.row().busy == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
@@ -91,7 +104,9 @@ fn a_drain_finishes_streams_and_says_goaway() {
         // GOAWAY ends the connection once its last stream is done; the client has not closed it.
         connection.await.unwrap().unwrap();
         assert!(sender.is_closed());
-        tokio::task::spawn_blocking(move || assert_eq!(worker.exit().code(), Some(0))).await.unwrap();
+        tokio::task::spawn_blocking(move || assert_eq!(worker.exit().code(), Some(0)))
+            .await
+            .unwrap();
     });
 }
 
@@ -103,7 +118,9 @@ fn an_idle_http2_client_is_told_to_go_away() {
         assert_eq!(get_h2(&mut sender, "/").await.unwrap().0, 200);
         worker.drain(false);
         connection.await.unwrap().unwrap();
-        tokio::task::spawn_blocking(move || assert_eq!(worker.exit().code(), Some(0))).await.unwrap();
+        tokio::task::spawn_blocking(move || assert_eq!(worker.exit().code(), Some(0)))
+            .await
+            .unwrap();
     });
 }
 
@@ -126,7 +143,9 @@ fn saturated_http2_clients_lose_nothing() {
                             sender = connect_h2(address).await.0;
                             continue;
                         }
-                        let request = http::Request::get("http://x/").body(Full::default()).unwrap();
+                        let request = http::Request::get("http://x/")
+                            .body(Full::default())
+                            .unwrap();
                         match sender.try_send_request(request).await {
                             Ok(response) => {
                                 assert_eq!(response.status(), 200);
@@ -172,8 +191,14 @@ fn saturated_http2_clients_lose_nothing() {
                 // Whatever a worker began to answer, its client got.
                 until("the last request has ended", || new.row().busy == 0);
                 let begun = old.row().requests + new.row().requests;
-                assert_eq!(begun, served.get(), "requests were begun and their answers lost");
-                tokio::task::spawn_blocking(move || new.finish()).await.unwrap();
+                assert_eq!(
+                    begun,
+                    served.get(),
+                    "requests were begun and their answers lost"
+                );
+                tokio::task::spawn_blocking(move || new.finish())
+                    .await
+                    .unwrap();
             })
             .await;
     });

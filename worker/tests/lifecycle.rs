@@ -35,7 +35,11 @@ fn a_worker_leaves_soon_after_its_supervisor_is_gone() {
     let began = Instant::now();
     drop(worker.channel.take());
     worker.exit();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[test]
@@ -80,8 +84,16 @@ fn a_worker_is_idle_when_it_has_nothing_to_do() {
         let mut total = 0;
         for task in std::fs::read_dir(format!("/proc/{}/task", worker.child.id())).unwrap() {
             let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).unwrap();
-            total += line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("voluntary_ctxt"))
+                .unwrap();
+            total += line
+                .split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap();
         }
         total
     };
@@ -90,7 +102,10 @@ fn a_worker_is_idle_when_it_has_nothing_to_do() {
     let woke = switches() - before;
     // At most five heartbeats fall into the time, and tokio's timer wheel wakes up to twice for each (once to
     // move the timer to a finer level). The rest is for what was still going on at the start.
-    assert!(woke <= 12, "{woke} wake-ups in two seconds with a heartbeat of 500 ms");
+    assert!(
+        woke <= 12,
+        "{woke} wake-ups in two seconds with a heartbeat of 500 ms"
+    );
     drop(connection);
     worker.finish();
 }

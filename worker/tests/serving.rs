@@ -15,11 +15,18 @@ fn each_class_serves_and_drains() {
         let (worker, address) = Worker::serving("hello", class(name));
         for _ in 0..20 {
             let answer = get(address, "/");
-            assert_eq!((answer.status, answer.text().as_str()), (200, "Hello, client!"), "{name}");
+            assert_eq!(
+                (answer.status, answer.text().as_str()),
+                (200, "Hello, client!"),
+                "{name}"
+            );
             assert_eq!(answer.header("x-prefork-worker"), Some("7"));
             assert_eq!(answer.header("x-prefork-slot"), Some("2"));
             assert_eq!(answer.header("x-prefork-generation"), Some("3"));
-            assert_eq!(answer.header("x-prefork-pid"), Some(worker.child.id().to_string().as_str()));
+            assert_eq!(
+                answer.header("x-prefork-pid"),
+                Some(worker.child.id().to_string().as_str())
+            );
         }
         worker.finish();
     }
@@ -54,13 +61,20 @@ fn many_clients_with_keep_alive_are_all_served_in_each_class() {
 #[test]
 fn blocking_handlers_run_side_by_side_in_threads() {
     let (worker, address) = Worker::serving("block", THREADS);
-    let slow: Vec<_> = (0..3).map(|_| thread::spawn(move || get(address, "/?ms=1500"))).collect();
+    let slow: Vec<_> = (0..3)
+        .map(|_| thread::spawn(move || get(address, "/?ms=1500")))
+        .collect();
     until("three handlers block", || worker.row().busy == 3);
     let began = Instant::now();
     for _ in 0..10 {
         assert_eq!(get(address, "/?ms=1").status, 200);
     }
-    assert_eq!(worker.row().busy, 3, "the blocking ones are still at it after {:?}", began.elapsed());
+    assert_eq!(
+        worker.row().busy,
+        3,
+        "the blocking ones are still at it after {:?}",
+        began.elapsed()
+    );
     for slow in slow {
         assert_eq!(slow.join().unwrap().status, 200);
     }
@@ -70,14 +84,20 @@ fn blocking_handlers_run_side_by_side_in_threads() {
 #[test]
 fn sync_serves_one_at_a_time() {
     let (worker, address) = Worker::serving("sleep", SYNC);
-    let clients: Vec<_> = (0..4).map(|_| thread::spawn(move || get(address, "/?ms=100"))).collect();
+    let clients: Vec<_> = (0..4)
+        .map(|_| thread::spawn(move || get(address, "/?ms=100")))
+        .collect();
     let began = Instant::now();
     let mut most = 0;
     until("all are answered", || {
         most = most.max(worker.row().busy);
         worker.row().requests == 4
     });
-    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_millis(300),
+        "{:?}",
+        began.elapsed()
+    );
     assert!(most <= 1, "{most} requests were in hand");
     for client in clients {
         assert_eq!(client.join().unwrap().status, 200);
@@ -89,7 +109,9 @@ fn sync_serves_one_at_a_time() {
 fn async_serves_many_slow_requests_at_once() {
     let (worker, address) = Worker::serving("sleep", ASYNC);
     let began = Instant::now();
-    let clients: Vec<_> = (0..30).map(|_| thread::spawn(move || get(address, "/?ms=1000"))).collect();
+    let clients: Vec<_> = (0..30)
+        .map(|_| thread::spawn(move || get(address, "/?ms=1000")))
+        .collect();
     until("all are in hand", || worker.row().busy == 30);
     assert!(began.elapsed() < Duration::from_secs(10));
     for client in clients {
@@ -115,7 +137,10 @@ fn clients_that_say_nothing_hold_nobody_up() {
 #[test]
 fn no_more_connections_are_accepted_than_allowed() {
     let (listener, address) = tcp();
-    let class = prefork::settings::Class { threads: 1, connections: 3 };
+    let class = prefork::settings::Class {
+        threads: 1,
+        connections: 3,
+    };
     let worker = Worker::start(settings("hello", class), &[&listener]);
     let mut held: Vec<_> = (0..3).map(|_| client(address)).collect();
     for client in &mut held {
@@ -149,9 +174,14 @@ fn the_scoreboard_counts_and_beats() {
         get(address, "/?ms=20");
     }
     let row = worker.row();
-    assert!(row.busy >= 1 && row.oldest.abs_diff(oldest) <= 10, "{row:?}, {oldest}");
+    assert!(
+        row.busy >= 1 && row.oldest.abs_diff(oldest) <= 10,
+        "{row:?}, {oldest}"
+    );
     let beat = worker.row().heartbeat;
-    until("the heart beats while a handler waits", || worker.row().heartbeat > beat);
+    until("the heart beats while a handler waits", || {
+        worker.row().heartbeat > beat
+    });
     connection.answer();
     until("no request is old any more", || worker.row().oldest == 0);
     drop(connection);
@@ -168,19 +198,31 @@ fn bytes_errors_and_latencies_are_counted_to_the_last() {
     connection.answer();
     until("the answer is counted", || worker.row().bytes_out > 0);
     let one = worker.row();
-    assert_eq!((one.bytes_in, one.requests, one.errors), (request.len() as u64, 1, 0));
+    assert_eq!(
+        (one.bytes_in, one.requests, one.errors),
+        (request.len() as u64, 1, 0)
+    );
     // The same again is as many bytes again; a panic is a 500.
     connection.send(request);
     connection.answer();
-    until("both are counted", || worker.row().bytes_out == 2 * one.bytes_out);
+    until("both are counted", || {
+        worker.row().bytes_out == 2 * one.bytes_out
+    });
     assert_eq!(get(address, "/panic").status, 500);
     assert_eq!(get(address, "/nowhere").status, 404);
     assert_eq!(get(address, "/wait").status, 200);
     until("all are counted", || worker.row().requests == 5);
     let row = worker.row();
-    assert_eq!((row.errors, row.latency.iter().sum::<u64>()), (1, 5), "{row:?}");
+    assert_eq!(
+        (row.errors, row.latency.iter().sum::<u64>()),
+        (1, 5),
+        "{row:?}"
+    );
     // 300 ms, in the bucket up to 500 ms, or a later one on a slow machine.
-    assert!(row.busy_us >= 300_000 && row.latency[9..].iter().sum::<u64>() == 1, "{row:?}");
+    assert!(
+        row.busy_us >= 300_000 && row.latency[9..].iter().sum::<u64>() == 1,
+        "{row:?}"
+    );
     // Bytes that are no request count, too, and what is answered to them.
     let mut stranger = client(address);
     stranger.send("nonsense\r\n\r\n");
@@ -197,7 +239,9 @@ fn a_raw_connection_is_a_request_and_its_bytes_are_counted_while_it_lasts() {
     let mut connection = connect(address);
     connection.write_all(&[b'x'; 20_000]).unwrap();
     connection.read_exact(&mut [0; 20_000]).unwrap();
-    until("all is counted", || (worker.row().bytes_in, worker.row().bytes_out) == (20_000, 20_000));
+    until("all is counted", || {
+        (worker.row().bytes_in, worker.row().bytes_out) == (20_000, 20_000)
+    });
     assert_eq!((worker.row().requests, worker.row().busy), (0, 1));
     drop(connection);
     until("it has been a request", || worker.row().requests == 1);
@@ -230,19 +274,34 @@ fn a_unix_socket_is_shared_by_two_workers() {
     let listener = UnixListener::bind(&path).unwrap();
     listener.set_nonblocking(true).unwrap();
     let listener: OwnedFd = listener.into();
-    let workers: Vec<_> = (0..2).map(|_| Worker::start(settings("sleep", SYNC), &[&listener])).collect();
+    let workers: Vec<_> = (0..2)
+        .map(|_| Worker::start(settings("sleep", SYNC), &[&listener]))
+        .collect();
     let clients: Vec<_> = (0..8)
         .map(|_| {
             let path = path.clone();
-            thread::spawn(move || Client::new(UnixStream::connect(path).unwrap()).get("/?ms=100").status)
+            thread::spawn(move || {
+                Client::new(UnixStream::connect(path).unwrap())
+                    .get("/?ms=100")
+                    .status
+            })
         })
         .collect();
     for client in clients {
         assert_eq!(client.join().unwrap(), 200);
     }
     let counts: Vec<_> = workers.iter().map(|worker| worker.row().requests).collect();
-    until("all are counted", || workers.iter().map(|worker| worker.row().requests).sum::<u64>() == 8);
-    assert!(counts.iter().all(|&count| count >= 2), "one took nearly all: {counts:?}");
+    until("all are counted", || {
+        workers
+            .iter()
+            .map(|worker| worker.row().requests)
+            .sum::<u64>()
+            == 8
+    });
+    assert!(
+        counts.iter().all(|&count| count >= 2),
+        "one took nearly all: {counts:?}"
+    );
     for worker in workers {
         worker.finish();
     }
@@ -264,7 +323,10 @@ fn a_client_that_closes_its_side_early_is_answered() {
     let (worker, address) = Worker::serving("sleep", ASYNC);
     let mut connection = client(address);
     connection.send("GET /?ms=50 HTTP/1.1\r\nHost: x\r\n\r\n");
-    connection.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    connection
+        .stream
+        .shutdown(std::net::Shutdown::Write)
+        .unwrap();
     assert_eq!(connection.answer().unwrap().status, 200);
     assert!(connection.at_end());
     worker.finish();
@@ -279,8 +341,9 @@ fn pipelined_requests_are_answered_in_order_and_together() {
         assert_eq!(connection.answer().unwrap().status, 200);
     }
     // What follows a request that asks for closing does not destroy its answer.
-    connection
-        .send("GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    connection.send(
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    );
     assert!(connection.answer().unwrap().closes());
     assert!(connection.at_end());
     worker.finish();
@@ -289,9 +352,10 @@ fn pipelined_requests_are_answered_in_order_and_together() {
 #[test]
 fn a_head_in_small_pieces_is_understood() {
     let (worker, address) = Worker::serving("test:axum", ASYNC);
-    for text in
-        ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab"]
-    {
+    for text in [
+        "GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab",
+    ] {
         let mut connection = client(address);
         for byte in text.bytes() {
             connection.stream.write_all(&[byte]).unwrap();
@@ -316,9 +380,12 @@ fn an_axum_router_is_a_service() {
 #[test]
 fn large_answers_arrive_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let content: Vec<u8> = (0..5_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let content: Vec<u8> = (0..5_000_000_u32)
+        .map(|number| (number % 251) as u8)
+        .collect();
     std::fs::write(directory.path().join("large"), &content).unwrap();
-    let (worker, address) = Worker::serving(&format!("files:{}", directory.path().display()), ASYNC);
+    let (worker, address) =
+        Worker::serving(&format!("files:{}", directory.path().display()), ASYNC);
     let mut connection = client(address);
     for _ in 0..3 {
         assert!(connection.get("/large").body == content);

@@ -20,16 +20,32 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Stri
     let mut bar = Bar::new();
     let verdict = converse(path, request, |answer| {
         if let Some(event) = &answer.event {
-            return tell(&if json { event.to_string() } else { table::event(event) });
+            return tell(&if json {
+                event.to_string()
+            } else {
+                table::event(event)
+            });
         }
-        if json { tell_answer(answer) } else { bar.show(answer) }
+        if json {
+            tell_answer(answer)
+        } else {
+            bar.show(answer)
+        }
     });
     bar.clear();
     let verdict = verdict?;
     if let Some(status) = &verdict.status {
-        tell(&if json { status.to_string() } else { table::status(status) });
+        tell(&if json {
+            status.to_string()
+        } else {
+            table::status(status)
+        });
     } else if let Some(config) = &verdict.config {
-        tell(&if json { config.to_string() } else { table::config(config) });
+        tell(&if json {
+            config.to_string()
+        } else {
+            table::config(config)
+        });
     } else if json {
         if !matches!(request, Request::Events { .. }) {
             tell_answer(&verdict);
@@ -48,20 +64,28 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Stri
     if verdict.ok == Some(true) {
         return Ok(());
     }
-    Err(verdict.error.unwrap_or_else(|| "the server says no, without a reason".to_owned()))
+    Err(verdict
+        .error
+        .unwrap_or_else(|| "the server says no, without a reason".to_owned()))
 }
 
 /// Asks, hands on what is told meanwhile, and gives the line with the verdict.
-fn converse(path: &Path, request: &Request, mut hear: impl FnMut(&Answer)) -> Result<Answer, String> {
-    let reason =
-        |act: &str, error: &dyn std::fmt::Display| format!("cannot {act} {}: {error}", path.display());
+fn converse(
+    path: &Path,
+    request: &Request,
+    mut hear: impl FnMut(&Answer),
+) -> Result<Answer, String> {
+    let reason = |act: &str, error: &dyn std::fmt::Display| {
+        format!("cannot {act} {}: {error}", path.display())
+    };
     let mut stream = UnixStream::connect(path).map_err(|error| {
         format!(
             "{} (is the server running? --control or --name names another one)",
             reason("reach the server at", &error)
         )
     })?;
-    let mut line = serde_json::to_vec(request).map_err(|error| reason("write the request to", &error))?;
+    let mut line =
+        serde_json::to_vec(request).map_err(|error| reason("write the request to", &error))?;
     line.push(b'\n');
     match stream.write_all(&line) {
         // A server that refuses us closes at once; its reason can still be read.
@@ -72,14 +96,17 @@ fn converse(path: &Path, request: &Request, mut hear: impl FnMut(&Answer)) -> Re
     }
     for line in BufReader::new(stream).lines() {
         let line = line.map_err(|error| reason("read the answer from", &error))?;
-        let answer: Answer =
-            serde_json::from_str(&line).map_err(|error| reason("understand the answer from", &error))?;
+        let answer: Answer = serde_json::from_str(&line)
+            .map_err(|error| reason("understand the answer from", &error))?;
         if answer.ok.is_some() {
             return Ok(answer);
         }
         hear(&answer);
     }
-    Err(reason("read the answer from", &"the server closed the connection without a verdict"))
+    Err(reason(
+        "read the answer from",
+        &"the server closed the connection without a verdict",
+    ))
 }
 
 fn tell_answer(answer: &Answer) {
@@ -90,7 +117,9 @@ fn tell_answer(answer: &Answer) {
 
 fn tell(text: &str) {
     // Whoever reads may have gone: nobody is left to tell.
-    if writeln!(std::io::stdout(), "{text}").is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+    if writeln!(std::io::stdout(), "{text}")
+        .is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    {
         std::process::exit(0);
     }
 }

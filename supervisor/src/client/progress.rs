@@ -15,7 +15,11 @@ pub(super) struct Bar {
 
 impl Bar {
     pub(super) fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), shown: false, last: String::new() }
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            shown: false,
+            last: String::new(),
+        }
     }
 
     /// Shows what an answer tells of progress.
@@ -50,15 +54,31 @@ impl Bar {
 }
 
 fn counts(reload: &Progress) -> String {
-    let Progress { generation, slots, spawned, ready, passed } = reload;
+    let Progress {
+        generation,
+        slots,
+        spawned,
+        ready,
+        passed,
+    } = reload;
     format!(
         "generation {generation}: spawned {spawned}/{slots}, ready {ready}/{slots}, passed {passed}/{slots}"
     )
 }
 
 fn bar(reload: &Progress) -> String {
-    let Progress { slots, spawned, ready, passed, .. } = *reload;
-    format!("{} {}", cells(slots.into(), [passed, ready, spawned].map(u64::from)), counts(reload))
+    let Progress {
+        slots,
+        spawned,
+        ready,
+        passed,
+        ..
+    } = *reload;
+    format!(
+        "{} {}",
+        cells(slots.into(), [passed, ready, spawned].map(u64::from)),
+        counts(reload)
+    )
 }
 
 /// `[====>>>---...]`: how many of so many have passed, are ready, are spawned, are missing.
@@ -79,12 +99,24 @@ mod tests {
 
     #[test]
     fn the_bar_tells_spawned_ready_and_passed_apart() {
-        let reload = Progress { generation: 2, slots: 8, spawned: 6, ready: 4, passed: 2 };
+        let reload = Progress {
+            generation: 2,
+            slots: 8,
+            spawned: 6,
+            ready: 4,
+            passed: 2,
+        };
         assert_eq!(
             bar(&reload),
             "[======>>>>>>------......] generation 2: spawned 6/8, ready 4/8, passed 2/8"
         );
-        let none = Progress { generation: 2, slots: 0, spawned: 0, ready: 0, passed: 0 };
+        let none = Progress {
+            generation: 2,
+            slots: 0,
+            spawned: 0,
+            ready: 0,
+            passed: 0,
+        };
         assert!(bar(&none).starts_with("[....."), "no slot, no division");
     }
 }

@@ -12,7 +12,10 @@ fn deaths(counts: &Value) -> Option<String> {
         .filter_map(|(cause, count)| Some((cause, count.as_u64().filter(|count| *count > 0)?)))
         .collect();
     let all: u64 = counts.iter().map(|(_, count)| count).sum();
-    let words: Vec<String> = counts.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(cause, count)| format!("{cause} {count}"))
+        .collect();
     (all > 0).then(|| format!("deaths      {all} ({})", words.join(", ")))
 }
 
@@ -29,7 +32,11 @@ pub(super) fn status(status: &Value) -> String {
         text(&status["unavailable"]),
     );
     let mut lines = Vec::new();
-    lines.extend(status["instance"].as_str().map(|name| format!("name        {name}")));
+    lines.extend(
+        status["instance"]
+            .as_str()
+            .map(|name| format!("name        {name}")),
+    );
     lines.extend([
         format!("state       {}", text(&status["state"])),
         format!("pid         {}", text(&status["pid"])),
@@ -50,7 +57,17 @@ pub(super) fn status(status: &Value) -> String {
     if let Some(reason) = status["last_upgrade"]["reason"].as_str() {
         lines.push(format!("last upgrade failed: {}", harmless(reason)));
     }
-    let heads = ["SLOT", "WORKER", "PID", "GEN", "STATE", "REQUESTS", "CONNECTIONS", "BUSY", "QUEUE"];
+    let heads = [
+        "SLOT",
+        "WORKER",
+        "PID",
+        "GEN",
+        "STATE",
+        "REQUESTS",
+        "CONNECTIONS",
+        "BUSY",
+        "QUEUE",
+    ];
     lines.push(row(&heads.map(str::to_owned), ""));
     for slot in list(&status["slots"]) {
         let totals = &slot["totals"];
@@ -79,13 +96,31 @@ pub(super) fn status(status: &Value) -> String {
             };
             lines.push(cells(&Value::Null, why.to_owned()));
         }
-        lines.extend(workers.iter().map(|worker| cells(worker, text(&worker["state"]))));
+        lines.extend(
+            workers
+                .iter()
+                .map(|worker| cells(worker, text(&worker["state"]))),
+        );
     }
-    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|line| line.trim_end())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn row(cells: &[String; 9], words: &str) -> String {
-    let [slot, worker, pid, generation, state, requests, connections, busy, queue] = cells;
+    let [
+        slot,
+        worker,
+        pid,
+        generation,
+        state,
+        requests,
+        connections,
+        busy,
+        queue,
+    ] = cells;
     format!(
         "{slot:>4}  {worker:>6}  {pid:>7}  {generation:>4}  {state:<9} {requests:>10} {connections:>12} {busy:>6} {queue:>6}  {words}"
     )
@@ -105,15 +140,25 @@ fn list(value: &Value) -> &[Value] {
 
 /// A number of seconds, as people say it.
 fn span(seconds: &Value) -> String {
-    let seconds = seconds.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+    let seconds = seconds
+        .as_f64()
+        .filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
     let span = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds.floor()).ok());
-    span.map_or_else(|| "-".to_owned(), |span| humantime::format_duration(span).to_string())
+    span.map_or_else(
+        || "-".to_owned(),
+        |span| humantime::format_duration(span).to_string(),
+    )
 }
 
 /// One event a line.
 pub(super) fn event(event: &Value) -> String {
     let word = |name: &str| event[name].as_str().unwrap_or("-");
-    format!("{} {:<5} {}", word("time"), word("level").to_uppercase(), harmless(word("text")))
+    format!(
+        "{} {:<5} {}",
+        word("time"),
+        word("level").to_uppercase(),
+        harmless(word("text"))
+    )
 }
 
 /// A setting a line: its name, its value, and where it was set.
@@ -127,9 +172,16 @@ pub(super) fn config(settings: &Value) -> String {
     let name = |setting: &Value| setting["name"].as_str().unwrap_or("?").to_owned();
     let (names, values) = (width(&|it| name(it).len()), width(&|it| value(it).len()));
     let line = |setting: &Value| {
-        let (from, place) = (setting["from"].as_str().unwrap_or("?"), setting["where"].as_str());
+        let (from, place) = (
+            setting["from"].as_str().unwrap_or("?"),
+            setting["where"].as_str(),
+        );
         let from = place.map_or_else(|| from.to_owned(), |place| format!("{from} ({place})"));
-        format!("{:names$}  {:values$}  {from}", name(setting), value(setting))
+        format!(
+            "{:names$}  {:values$}  {from}",
+            name(setting),
+            value(setting)
+        )
     };
     settings.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -145,7 +197,10 @@ mod tests {
             {"name":"workers","value":8,"from":"flag","where":"--workers"},
             {"name":"user","value":null,"from":"default"}
         ]);
-        assert_eq!(config(&settings), "workers  8  flag (--workers)\nuser     -  default");
+        assert_eq!(
+            config(&settings),
+            "workers  8  flag (--workers)\nuser     -  default"
+        );
     }
 
     #[test]
@@ -158,9 +213,21 @@ mod tests {
                 {"slot":2,"open":false,"held":false,"workers":[]},
             ]
         }));
-        assert!(told.starts_with("name        shop\n") && told.contains("up for      1h 1m 40s"), "{told}");
-        let states: Vec<_> = told.lines().rev().map(|line| line.split_whitespace().nth(4)).take(3).collect();
-        assert_eq!(states, [Some("retired"), Some("held"), Some("ready")], "{told}");
+        assert!(
+            told.starts_with("name        shop\n") && told.contains("up for      1h 1m 40s"),
+            "{told}"
+        );
+        let states: Vec<_> = told
+            .lines()
+            .rev()
+            .map(|line| line.split_whitespace().nth(4))
+            .take(3)
+            .collect();
+        assert_eq!(
+            states,
+            [Some("retired"), Some("held"), Some("ready")],
+            "{told}"
+        );
         assert!(told.contains("a b"), "{told}");
     }
 

@@ -65,10 +65,14 @@ impl FromStr for Bind {
             return inherited(text, fd);
         }
         if text.contains("://") {
-            return Err(format!("`{text}` is a URL (write HOST:PORT, unix:/PATH or fd://N)"));
+            return Err(format!(
+                "`{text}` is a URL (write HOST:PORT, unix:/PATH or fd://N)"
+            ));
         }
         if text.starts_with(['/', '.', '@']) {
-            return Err(format!("`{text}` names no kind of address (write unix:/PATH for a Unix socket)"));
+            return Err(format!(
+                "`{text}` names no kind of address (write unix:/PATH for a Unix socket)"
+            ));
         }
         tcp(text)
     }
@@ -76,7 +80,9 @@ impl FromStr for Bind {
 
 fn tcp(text: &str) -> Result<Bind, String> {
     if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return Err(format!("`{text}` needs brackets and a port (write it like [{address}]:8000)"));
+        return Err(format!(
+            "`{text}` needs brackets and a port (write it like [{address}]:8000)"
+        ));
     }
     let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(match text.parse::<u16>() {
@@ -96,29 +102,46 @@ fn tcp(text: &str) -> Result<Bind, String> {
             "`{text}` names no host (for every address bind 0.0.0.0:{port} for IPv4 and [::]:{port} for IPv6)"
         ));
     }
-    Ok(Bind::Tcp { host: self::host(text, host)?, port })
+    Ok(Bind::Tcp {
+        host: self::host(text, host)?,
+        port,
+    })
 }
 
 /// The host in the form in which equal hosts look equal.
 fn host(text: &str, host: &str) -> Result<String, String> {
-    if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        let (address, zone) = inner.split_once('%').map_or((inner, None), |(a, z)| (a, Some(z)));
-        let address: Ipv6Addr =
-            address.parse().map_err(|_| format!("`{text}`: `{inner}` is no IPv6 address"))?;
+    if let Some(inner) = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        let (address, zone) = inner
+            .split_once('%')
+            .map_or((inner, None), |(a, z)| (a, Some(z)));
+        let address: Ipv6Addr = address
+            .parse()
+            .map_err(|_| format!("`{text}`: `{inner}` is no IPv6 address"))?;
         return match zone {
             None => Ok(address.to_string()),
             Some(zone) if !zone.is_empty() && zone.bytes().all(is_name_byte) => {
                 Ok(format!("{address}%{zone}"))
             }
-            Some(_) => Err(format!("`{text}`: `{inner}` names no network interface after `%`")),
+            Some(_) => Err(format!(
+                "`{text}`: `{inner}` names no network interface after `%`"
+            )),
         };
     }
     if host.contains(':') {
-        return Err(format!("`{text}`: an IPv6 address needs brackets (write it like [::1]:8000)"));
+        return Err(format!(
+            "`{text}`: an IPv6 address needs brackets (write it like [::1]:8000)"
+        ));
     }
-    let numeric = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let numeric = host
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
     if numeric && host.parse::<Ipv4Addr>().is_err() {
-        return Err(format!("`{text}`: `{host}` is no IPv4 address (write four numbers from 0 to 255)"));
+        return Err(format!(
+            "`{text}`: `{host}` is no IPv4 address (write four numbers from 0 to 255)"
+        ));
     }
     if !host.bytes().all(is_name_byte) || host.starts_with(['-', '.']) {
         return Err(format!("`{text}`: `{host}` is no host name"));
@@ -134,7 +157,9 @@ fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
     let mut parts = rest.split(',');
     let path = parts.next().unwrap_or_default();
     if !path.starts_with('/') {
-        return Err(format!("`{text}`: the path must start with `/` (write it like unix:/run/app.sock)"));
+        return Err(format!(
+            "`{text}`: the path must start with `/` (write it like unix:/run/app.sock)"
+        ));
     }
     // `unix:///run/app.sock` is how others write it, and means the same.
     let path = socket_path(&format!("/{}", path.trim_start_matches('/')))?;
@@ -151,17 +176,30 @@ fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
             }
         };
         if twice {
-            return Err(format!("`{text}`: `{part}` is the second of its kind (leave one out)"));
+            return Err(format!(
+                "`{text}`: `{part}` is the second of its kind (leave one out)"
+            ));
         }
     }
-    Ok(Bind::Unix { path, mode, owner, group })
+    Ok(Bind::Unix {
+        path,
+        mode,
+        owner,
+        group,
+    })
 }
 
 fn permissions(text: &str, bits: &str) -> Result<u32, String> {
     let octal = !bits.is_empty() && bits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
-    octal.then(|| u32::from_str_radix(bits, 8).ok()).flatten().filter(|mode| *mode <= 0o777).ok_or_else(
-        || format!("`{text}`: `mode={bits}` is no mode (write octal digits up to 0777, like mode=0660)"),
-    )
+    octal
+        .then(|| u32::from_str_radix(bits, 8).ok())
+        .flatten()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| {
+            format!(
+                "`{text}`: `mode={bits}` is no mode (write octal digits up to 0777, like mode=0660)"
+            )
+        })
 }
 
 fn inherited(text: &str, rest: &str) -> Result<Bind, String> {
@@ -175,8 +213,10 @@ fn inherited(text: &str, rest: &str) -> Result<Bind, String> {
         };
     }
     // The names that sd_listen_fds(3) allows.
-    let valid =
-        (1..=255).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+    let valid = (1..=255).contains(&rest.len())
+        && rest
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b':');
     if !valid {
         return Err(format!(
             "`{text}` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)"
@@ -190,7 +230,12 @@ impl fmt::Display for Bind {
         match self {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix { path, mode, owner, group } => {
+            Self::Unix {
+                path,
+                mode,
+                owner,
+                group,
+            } => {
                 write!(f, "unix:{}", path.display())?;
                 if let Some(mode) = mode {
                     write!(f, ",mode={mode:04o}")?;
@@ -217,7 +262,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn tcp(host: &str, port: u16) -> Bind {
-        Bind::Tcp { host: host.to_owned(), port }
+        Bind::Tcp {
+            host: host.to_owned(),
+            port,
+        }
     }
 
     #[test]
@@ -254,24 +302,48 @@ mod tests {
     #[test]
     fn each_slip_gets_a_sentence() {
         let table = [
-            ("", "no address is given (write HOST:PORT, unix:/PATH or fd://N)"),
+            (
+                "",
+                "no address is given (write HOST:PORT, unix:/PATH or fd://N)",
+            ),
             (
                 "8000",
                 "`8000` names no host (write 127.0.0.1:8000, or 0.0.0.0:8000 and [::]:8000 for everyone)",
             ),
-            (":80", "`:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)"),
+            (
+                ":80",
+                "`:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
+            ),
             (
                 "*:80",
                 "`*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
             ),
-            ("localhost", "`localhost` names no port (write it like localhost:8000)"),
-            ("::1", "`::1` needs brackets and a port (write it like [::1]:8000)"),
+            (
+                "localhost",
+                "`localhost` names no port (write it like localhost:8000)",
+            ),
+            (
+                "::1",
+                "`::1` needs brackets and a port (write it like [::1]:8000)",
+            ),
             ("[::1]", "`[::1]` names no port (write it like [::1]:8000)"),
-            ("fe80::1%lo:80", "`fe80::1%lo:80`: an IPv6 address needs brackets (write it like [::1]:8000)"),
+            (
+                "fe80::1%lo:80",
+                "`fe80::1%lo:80`: an IPv6 address needs brackets (write it like [::1]:8000)",
+            ),
             ("[::g]:80", "`[::g]:80`: `::g` is no IPv6 address"),
-            ("[::1%]:80", "`[::1%]:80`: `::1%` names no network interface after `%`"),
-            ("a:65536", "`a:65536`: `65536` is no port (write a number from 0 to 65535)"),
-            ("a:+80", "`a:+80`: `+80` is no port (write a number from 0 to 65535)"),
+            (
+                "[::1%]:80",
+                "`[::1%]:80`: `::1%` names no network interface after `%`",
+            ),
+            (
+                "a:65536",
+                "`a:65536`: `65536` is no port (write a number from 0 to 65535)",
+            ),
+            (
+                "a:+80",
+                "`a:+80`: `+80` is no port (write a number from 0 to 65535)",
+            ),
             ("a:", "`a:`: `` is no port (write a number from 0 to 65535)"),
             (
                 "127.0.0.256:80",
@@ -279,9 +351,18 @@ mod tests {
             ),
             ("a b:80", "`a b:80`: `a b` is no host name"),
             ("-a:80", "`-a:80`: `-a` is no host name"),
-            ("http://a:80", "`http://a:80` is a URL (write HOST:PORT, unix:/PATH or fd://N)"),
-            ("/run/a", "`/run/a` names no kind of address (write unix:/PATH for a Unix socket)"),
-            ("unix:a", "`unix:a`: the path must start with `/` (write it like unix:/run/app.sock)"),
+            (
+                "http://a:80",
+                "`http://a:80` is a URL (write HOST:PORT, unix:/PATH or fd://N)",
+            ),
+            (
+                "/run/a",
+                "`/run/a` names no kind of address (write unix:/PATH for a Unix socket)",
+            ),
+            (
+                "unix:a",
+                "`unix:a`: the path must start with `/` (write it like unix:/run/app.sock)",
+            ),
             ("unix:/a/", "/a/ is a directory (name the socket in it)"),
             (
                 "unix:/a,mode=0888",
@@ -299,19 +380,28 @@ mod tests {
                 "unix:/a,owner=b,owner=c",
                 "`unix:/a,owner=b,owner=c`: `owner=c` is the second of its kind (leave one out)",
             ),
-            ("fd://", "`fd://` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)"),
+            (
+                "fd://",
+                "`fd://` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)",
+            ),
             (
                 "fd://1",
                 "`fd://1`: descriptor 1 is standard input, output or error (inherited sockets start at 3)",
             ),
-            ("fd://99999999999", "`fd://99999999999`: `99999999999` is no descriptor"),
+            (
+                "fd://99999999999",
+                "`fd://99999999999`: `99999999999` is no descriptor",
+            ),
         ];
         for (text, message) in table {
             assert_eq!(text.parse::<Bind>(), Err(message.to_owned()), "{text}");
         }
         let long = format!("unix:/{}", "a".repeat(107));
         let message = long.parse::<Bind>().unwrap_err();
-        assert!(message.ends_with("is too long for a Unix socket (108 bytes; at most 107)"), "{message}");
+        assert!(
+            message.ends_with("is too long for a Unix socket (108 bytes; at most 107)"),
+            "{message}"
+        );
     }
 
     fn bind() -> impl Strategy<Value = Bind> {
@@ -324,8 +414,18 @@ mod tests {
         let name = || prop::option::of("[a-z][a-z0-9=-]{0,8}");
         prop_oneof![
             (host, any::<u16>()).prop_map(|(host, port)| Bind::Tcp { host, port }),
-            ("/[a-zé ][a-zA-Z0-9:é]{0,40}", prop::option::of(0..=0o777u32), name(), name())
-                .prop_map(|(path, mode, owner, group)| Bind::Unix { path: path.into(), mode, owner, group }),
+            (
+                "/[a-zé ][a-zA-Z0-9:é]{0,40}",
+                prop::option::of(0..=0o777u32),
+                name(),
+                name()
+            )
+                .prop_map(|(path, mode, owner, group)| Bind::Unix {
+                    path: path.into(),
+                    mode,
+                    owner,
+                    group
+                }),
             (3..=RawFd::MAX).prop_map(Bind::Fd),
             "[a-zA-Z._-][!-9;-~]{0,40}".prop_map(Bind::Inherited),
         ]

@@ -56,7 +56,9 @@ impl WorkerCount {
         };
         let (least, most) = (end(least)?, end(most)?);
         if least > most {
-            return Err(format!("{text} ends before it begins (write {most}..{least})"));
+            return Err(format!(
+                "{text} ends before it begins (write {most}..{least})"
+            ));
         }
         Ok(Self::Range(least, most))
     }
@@ -71,8 +73,14 @@ impl Word for Cpus {
 
     fn read(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no number of CPUs (write it like 2, 1.5 or 0.25)");
-        let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-        let number = if plain { f64::from_str(text).map_err(|_| wrong())? } else { return Err(wrong()) };
+        let plain = text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let number = if plain {
+            f64::from_str(text).map_err(|_| wrong())?
+        } else {
+            return Err(wrong());
+        };
         // The kernel's shortest quota is a hundredth of its usual period.
         if !(0.01..=1024.0).contains(&number) {
             return Err(format!("{text} is out of range (0.01 to 1024)"));
@@ -88,7 +96,9 @@ impl Word for Cgroups {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            path if path.starts_with('/') && !path.contains('\0') => Ok(Self::Path(PathBuf::from(path))),
+            path if path.starts_with('/') && !path.contains('\0') => {
+                Ok(Self::Path(PathBuf::from(path)))
+            }
             _ => Err(format!(
                 "`{text}` is no control group (write auto, off, or a directory like /sys/fs/cgroup/web)"
             )),

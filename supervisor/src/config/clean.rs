@@ -32,19 +32,32 @@ impl Word for CleanExits {
 
     fn read(text: &str) -> Result<Self, String> {
         let mut clean = Self::default();
-        for word in text.split([' ', ',', '\t']).filter(|word| !word.is_empty()).take(MOST) {
+        for word in text
+            .split([' ', ',', '\t'])
+            .filter(|word| !word.is_empty())
+            .take(MOST)
+        {
             if word.bytes().all(|byte| byte.is_ascii_digit()) {
-                let status = word.parse().map_err(|_| format!("{word} is no exit status (0 to 255)"))?;
+                let status = word
+                    .parse()
+                    .map_err(|_| format!("{word} is no exit status (0 to 255)"))?;
                 clean.statuses.insert(status);
                 continue;
             }
             let name = word.to_ascii_uppercase();
-            let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+            let name = if name.starts_with("SIG") {
+                name
+            } else {
+                format!("SIG{name}")
+            };
             let signal = name.parse().map_err(|_| {
                 format!("`{word}` is neither an exit status nor a signal (write it like 0 TERM 30)")
             })?;
             if signal == Signal::SIGKILL {
-                return Err("KILL is never clean: it is what ends a worker that had to be killed".to_owned());
+                return Err(
+                    "KILL is never clean: it is what ends a worker that had to be killed"
+                        .to_owned(),
+                );
             }
             clean.signals.insert(signal);
         }
@@ -58,7 +71,10 @@ impl Word for CleanExits {
 impl fmt::Display for CleanExits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let statuses = self.statuses.iter().map(ToString::to_string);
-        let signals = self.signals.iter().map(|signal| signal.as_str().trim_start_matches("SIG").to_owned());
+        let signals = self
+            .signals
+            .iter()
+            .map(|signal| signal.as_str().trim_start_matches("SIG").to_owned());
         f.write_str(&statuses.chain(signals).collect::<Vec<_>>().join(" "))
     }
 }
@@ -71,9 +87,17 @@ mod tests {
     fn statuses_and_signals_are_told_apart() {
         let clean = CleanExits::read("0 30, TERM sigint").expect("a list");
         assert!(
-            clean.has_status(0) && clean.has_status(30) && !clean.has_status(15) && !clean.has_status(-1)
+            clean.has_status(0)
+                && clean.has_status(30)
+                && !clean.has_status(15)
+                && !clean.has_status(-1)
         );
-        assert!(clean.has_signal(15) && clean.has_signal(2) && !clean.has_signal(9) && !clean.has_signal(40));
+        assert!(
+            clean.has_signal(15)
+                && clean.has_signal(2)
+                && !clean.has_signal(9)
+                && !clean.has_signal(40)
+        );
         assert_eq!(clean.to_string(), "0 30 INT TERM");
         assert_eq!(CleanExits::read(&clean.to_string()), Ok(clean));
     }

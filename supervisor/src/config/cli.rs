@@ -27,7 +27,8 @@ impl Identity {
         Self {
             name: "supervisor".to_owned(),
             version: crate::VERSION.to_owned(),
-            about: "Prefork server: binds, forks, heals and reloads without losing a connection".to_owned(),
+            about: "Prefork server: binds, forks, heals and reloads without losing a connection"
+                .to_owned(),
             linked: false,
         }
     }
@@ -35,7 +36,12 @@ impl Identity {
     /// A program of this name that brings its own service.
     pub fn linked(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { about: format!("{name}, served by prefork workers"), name, linked: true, ..Self::supervisor() }
+        Self {
+            about: format!("{name}, served by prefork workers"),
+            name,
+            linked: true,
+            ..Self::supervisor()
+        }
     }
 }
 
@@ -305,7 +311,11 @@ fn examples(identity: &Identity) -> String {
 /// The man page, in roff.
 pub fn man(identity: &Identity) -> Vec<u8> {
     let name = &identity.name;
-    let program = if identity.linked { "" } else { " [-- PROGRAM ARGUMENT...]" };
+    let program = if identity.linked {
+        ""
+    } else {
+        " [-- PROGRAM ARGUMENT...]"
+    };
     let synopsis = format!(
         "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
          {name} events [--follow]\n  {name} config\n  {name} top\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
@@ -330,14 +340,22 @@ fn section(text: &str) -> String {
     let (heading, body) = text.split_once('\n').unwrap_or((text, ""));
     let heading = heading.trim_end_matches(':').to_uppercase();
     // No line of ours begins with a dot, which roff would obey.
-    let body = body.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    let body = body
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
     format!(".SH \"{heading}\"\n.nf\n{body}\n.fi\n")
 }
 
 /// A shell's completions.
 pub fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command(identity), identity.name.clone(), &mut script);
+    clap_complete::generate(
+        shell,
+        &mut command(identity),
+        identity.name.clone(),
+        &mut script,
+    );
     script
 }
 
@@ -348,18 +366,30 @@ fn describe(arg: Arg) -> Arg {
     if id == "config" {
         return arg.help(format!("{help} [env: {}CONFIG]", super::options::PREFIX));
     }
-    let Some(setting) = SETTINGS.iter().find(|setting| setting.name().replace('-', "_") == id) else {
+    let Some(setting) = SETTINGS
+        .iter()
+        .find(|setting| setting.name().replace('-', "_") == id)
+    else {
         return arg;
     };
     let (Preset::Given(preset) | Preset::Computed(preset)) = setting.preset;
-    let several = if matches!(arg.get_action(), ArgAction::Append) { ", separated by blanks" } else { "" };
-    arg.help(format!("{help} [default: {preset}] [env: {}{several}]", setting.variable()))
+    let several = if matches!(arg.get_action(), ArgAction::Append) {
+        ", separated by blanks"
+    } else {
+        ""
+    };
+    arg.help(format!(
+        "{help} [default: {preset}] [env: {}{several}]",
+        setting.variable()
+    ))
 }
 
 /// Adds to an error about a stray word what was probably meant.
 pub(super) fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
     let stray = match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => word.clone(),
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => {
+            word.clone()
+        }
         _ => return error,
     };
     let name = &identity.name;
@@ -372,6 +402,9 @@ pub(super) fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Err
     } else {
         format!("a program comes after `--`: {name} [OPTIONS] -- {stray}")
     };
-    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error.insert(
+        ContextKind::Suggested,
+        ContextValue::StyledStrs(vec![tip.into()]),
+    );
     error
 }

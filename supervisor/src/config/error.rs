@@ -80,7 +80,8 @@ impl fmt::Display for Place {
                     let (line, column, _) = file.position(span.start);
                     write!(f, ":{line}:{column}")?;
                 }
-                key.as_ref().map_or(Ok(()), |key| write!(f, ": {}", printable(key)))
+                key.as_ref()
+                    .map_or(Ok(()), |key| write!(f, ": {}", printable(key)))
             }
         }
     }
@@ -89,13 +90,23 @@ impl fmt::Display for Place {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, printable(&self.message))?;
-        let Place::File { file, span: Some(span), .. } = &self.place else { return Ok(()) };
+        let Place::File {
+            file,
+            span: Some(span),
+            ..
+        } = &self.place
+        else {
+            return Ok(());
+        };
         let (line, column, text) = file.position(span.start);
         let number = line.to_string();
         let margin = " ".repeat(number.len());
         // A tab is shown as one blank, or the caret would stand elsewhere.
         let text = text.replace(|c: char| c.is_control(), " ");
-        let marked = file.text.get(span.clone()).and_then(|marked| marked.lines().next());
+        let marked = file
+            .text
+            .get(span.clone())
+            .and_then(|marked| marked.lines().next());
         let carets = marked.map_or(1, |marked| marked.chars().count().max(1));
         write!(
             f,
@@ -111,7 +122,11 @@ impl fmt::Display for Problem {
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if c.is_control() {
+            shown.extend(c.escape_default())
+        } else {
+            shown.push(c)
+        }
     }
     shown
 }
@@ -119,8 +134,13 @@ pub(super) fn printable(text: &str) -> String {
 impl ConfigError {
     /// All problems in one line, without the lines of the file: for the log and for a reload's verdict.
     pub fn brief(&self) -> String {
-        let brief = |problem: &Problem| format!("{}: {}", problem.place, printable(&problem.message));
-        self.problems.iter().map(brief).collect::<Vec<_>>().join("; ")
+        let brief =
+            |problem: &Problem| format!("{}: {}", problem.place, printable(&problem.message));
+        self.problems
+            .iter()
+            .map(brief)
+            .collect::<Vec<_>>()
+            .join("; ")
     }
 }
 

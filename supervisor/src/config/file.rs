@@ -21,21 +21,38 @@ const LONGEST: u64 = 1024 * 1024;
 
 /// Reads a file's text.
 pub(super) fn read(path: &Path) -> Result<Arc<File>, Problem> {
-    let file = |text| Arc::new(File { path: path.to_owned(), text });
+    let file = |text| {
+        Arc::new(File {
+            path: path.to_owned(),
+            text,
+        })
+    };
     let problem = |message, span| Problem {
-        place: Place::File { file: file(String::new()), key: None, span },
+        place: Place::File {
+            file: file(String::new()),
+            key: None,
+            span,
+        },
         message,
     };
     let text = contents(path).map_err(|message| problem(message, None))?;
     String::from_utf8(text).map(file).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
-        problem(format!("line {line} is not UTF-8 (save the file as UTF-8)"), None)
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .split(|byte| *byte == b'\n')
+            .count();
+        problem(
+            format!("line {line} is not UTF-8 (save the file as UTF-8)"),
+            None,
+        )
     })
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
     // A pipe without a writer would otherwise hold up a reload for ever.
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path);
     let file = opened.map_err(|error| {
         let remedy = match error.kind() {
             ErrorKind::NotFound => " (check the path)",
@@ -44,9 +61,13 @@ fn contents(path: &Path) -> Result<Vec<u8>, String> {
         };
         format!("cannot be opened: {}{remedy}", lower(&error))
     })?;
-    let metadata = file.metadata().map_err(|error| format!("cannot be read: {}", lower(&error)))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| format!("cannot be read: {}", lower(&error)))?;
     if !metadata.is_file() {
-        return Err("is no regular file, and could not be read again at a reload (name a file)".to_owned());
+        return Err(
+            "is no regular file, and could not be read again at a reload (name a file)".to_owned(),
+        );
     }
     let mut bytes = Vec::new();
     file.take(LONGEST + 1)
@@ -61,13 +82,23 @@ fn contents(path: &Path) -> Result<Vec<u8>, String> {
 /// An error of the operating system in its own words, without the number.
 pub(super) fn lower(error: &std::io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_ascii_lowercase()
+    text.split(" (os error")
+        .next()
+        .unwrap_or(&text)
+        .to_ascii_lowercase()
 }
 
 /// Reads the settings in a file. What is wrong goes to `problems`; the rest is in the layer.
-pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Layer {
-    let place =
-        |key: Option<&str>, span| Place::File { file: Arc::clone(file), key: key.map(str::to_owned), span };
+pub(super) fn parse(
+    file: &Arc<File>,
+    problems: &mut Vec<Problem>,
+    warnings: &mut Vec<String>,
+) -> Layer {
+    let place = |key: Option<&str>, span| Place::File {
+        file: Arc::clone(file),
+        key: key.map(str::to_owned),
+        span,
+    };
     let mut options = Options::default();
     let mut program = Vec::new();
     let mut spans = BTreeMap::new();
@@ -76,7 +107,13 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>, warnings: &mu
         Err(error) => {
             let span = error.span();
             let message = syntax(&error, &file.text);
-            found.push((span.clone().unwrap_or_default(), Problem { place: place(None, span), message }));
+            found.push((
+                span.clone().unwrap_or_default(),
+                Problem {
+                    place: place(None, span),
+                    message,
+                },
+            ));
         }
         Ok(table) => {
             for (key, value) in table.into_inner() {
@@ -88,14 +125,23 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>, warnings: &mu
                     options.set_toml(setting, ValueDeserializer::from(value))
                 } else {
                     let message = unknown(&key, value.get_ref().is_table());
-                    let problem = Problem { place: place(Some(&key), Some(key_span.clone())), message };
+                    let problem = Problem {
+                        place: place(Some(&key), Some(key_span.clone())),
+                        message,
+                    };
                     found.push((key_span, problem));
                     continue;
                 };
                 if let Err(error) = result {
                     let span = error.span().unwrap_or_else(|| value_span.clone());
                     let message = error.message().to_owned();
-                    found.push((span.clone(), Problem { place: place(Some(&key), Some(span)), message }));
+                    found.push((
+                        span.clone(),
+                        Problem {
+                            place: place(Some(&key), Some(span)),
+                            message,
+                        },
+                    ));
                 }
                 spans.insert(key.into_owned(), value_span);
             }
@@ -111,12 +157,20 @@ pub(super) fn parse(file: &Arc<File>, problems: &mut Vec<Problem>, warnings: &mu
     }
     found.sort_by_key(|(span, _)| span.start);
     problems.extend(found.into_iter().map(|(_, problem)| problem));
-    Layer { origin: Origin::File { file: Arc::clone(file), spans }, options, program }
+    Layer {
+        origin: Origin::File {
+            file: Arc::clone(file),
+            spans,
+        },
+        options,
+        program,
+    }
 }
 
 /// Reads `command`.
 fn words(value: ValueDeserializer<'_>) -> Result<Vec<OsString>, toml::de::Error> {
-    let wrong = || serde::de::Error::custom("is no list of words; write it like [\"python3\", \"app.py\"]");
+    let wrong =
+        || serde::de::Error::custom("is no list of words; write it like [\"python3\", \"app.py\"]");
     let words = Vec::<String>::deserialize(value).map_err(|_| -> toml::de::Error { wrong() })?;
     if words.first().is_none_or(String::is_empty) {
         return Err(wrong());
@@ -130,7 +184,10 @@ fn words(value: ValueDeserializer<'_>) -> Result<Vec<OsString>, toml::de::Error>
 
 /// What to say of text that is no TOML; in plainer words than the parser's where people slip often.
 fn syntax(error: &toml::de::Error, text: &str) -> String {
-    let rest = error.span().and_then(|span| text.get(span.start..)?.lines().next()).unwrap_or_default();
+    let rest = error
+        .span()
+        .and_then(|span| text.get(span.start..)?.lines().next())
+        .unwrap_or_default();
     match error.message() {
         "duplicate key" => "is set twice in this file (leave one out)".to_owned(),
         message if message.starts_with("string values must be quoted") => match rest.trim() {
@@ -146,22 +203,34 @@ fn unknown(key: &str, table: bool) -> String {
     if key == "config" {
         return "a file cannot name another one (leave the line out)".to_owned();
     }
-    let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name()).chain(["command".to_owned()]).collect();
+    let names: Vec<_> = SETTINGS
+        .iter()
+        .map(|setting| setting.name())
+        .chain(["command".to_owned()])
+        .collect();
     match nearest(key, names.iter().map(String::as_str)) {
         Some(near) => format!("unknown setting (did you mean `{near}`?)"),
         None if table => {
-            "unknown section (the only one is [env]; every other setting stands above it)".to_owned()
+            "unknown section (the only one is [env]; every other setting stands above it)"
+                .to_owned()
         }
-        None => "unknown setting (the settings are the options of --help, without their dashes)".to_owned(),
+        None => "unknown setting (the settings are the options of --help, without their dashes)"
+            .to_owned(),
     }
 }
 
 /// The candidate that a slip of the hand may have turned into `word`.
-pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     let word = word.to_ascii_lowercase().replace('_', "-");
     candidates
         .map(|candidate| {
-            (strsim::osa_distance(&word, &candidate.to_ascii_lowercase().replace('_', "-")), candidate)
+            (
+                strsim::osa_distance(&word, &candidate.to_ascii_lowercase().replace('_', "-")),
+                candidate,
+            )
         })
         .min()
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))

@@ -75,7 +75,9 @@ impl Hooks {
         if !self.kinds.is_empty() {
             return self.kinds.contains(&kind);
         }
-        let notable = KINDS.iter().any(|(known, notable)| *known == kind && *notable);
+        let notable = KINDS
+            .iter()
+            .any(|(known, notable)| *known == kind && *notable);
         notable && (kind != "died" || level <= log::Level::Warn)
     }
 }
@@ -88,10 +90,17 @@ impl Word for Kind {
     const LIKE: &'static str = "\"died reload-failed\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        KINDS.iter().find(|(kind, _)| *kind == text).map(|(kind, _)| Self(kind)).ok_or_else(|| {
-            let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
-            format!("`{text}` is no kind of event (they are {})", kinds.join(", "))
-        })
+        KINDS
+            .iter()
+            .find(|(kind, _)| *kind == text)
+            .map(|(kind, _)| Self(kind))
+            .ok_or_else(|| {
+                let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+                format!(
+                    "`{text}` is no kind of event (they are {})",
+                    kinds.join(", ")
+                )
+            })
     }
 }
 
@@ -112,7 +121,10 @@ mod tests {
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
             for make in ["Told::new(", "about(", "of_worker("] {
                 for call in text.split(make).skip(1) {
-                    let word = call.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next());
+                    let word = call
+                        .trim_start()
+                        .strip_prefix('"')
+                        .and_then(|rest| rest.split('"').next());
                     found.extend(word.map(str::to_owned));
                 }
             }
@@ -129,8 +141,10 @@ mod tests {
         let known: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
         assert_eq!(found, known);
         let schema = std::fs::read_to_string(root.join("../docs/control.md")).expect("the schema");
-        let missing: Vec<&&str> =
-            known.iter().filter(|kind| !schema.contains(&format!("| `{kind}` |"))).collect();
+        let missing: Vec<&&str> = known
+            .iter()
+            .filter(|kind| !schema.contains(&format!("| `{kind}` |")))
+            .collect();
         assert_eq!(missing, [&""; 0], "not in docs/control.md");
     }
 }

@@ -267,7 +267,11 @@ impl Config {
 
     /// Slots that there are without anybody's asking for more.
     pub fn slots(&self) -> u16 {
-        if self.range { self.max_workers } else { self.workers }
+        if self.range {
+            self.max_workers
+        } else {
+            self.workers
+        }
     }
 
     /// Requests that one worker has in hand at a time; `None` for whom that says nothing of how busy it is: a worker of
@@ -275,7 +279,9 @@ impl Config {
     pub fn apiece(&self) -> Option<u32> {
         let class = self.class();
         match self.program {
-            Program::App(_) | Program::Linked if class.connections <= 1 => Some(u32::from(class.threads)),
+            Program::App(_) | Program::Linked if class.connections <= 1 => {
+                Some(u32::from(class.threads))
+            }
             Program::App(_) | Program::Linked | Program::Command(_) => None,
         }
     }
@@ -283,7 +289,9 @@ impl Config {
     /// How often a Rust worker beats: four times within the timeout, so that one late beat is no hang.
     pub fn heartbeat(&self) -> Duration {
         let most = Duration::from_secs(1);
-        self.hang_timeout.map_or(most, |timeout| (timeout / 4).clamp(Duration::from_millis(100), most))
+        self.hang_timeout.map_or(most, |timeout| {
+            (timeout / 4).clamp(Duration::from_millis(100), most)
+        })
     }
 
     /// `WATCHDOG_USEC` for foreign workers: a program that once answers the watchdog must go on doing so.

@@ -309,7 +309,9 @@ impl Options {
         let mut options = Self::default();
         for setting in SETTINGS {
             if let Preset::Given(text) = setting.preset {
-                options.set(setting, text).expect("a test reads every default");
+                options
+                    .set(setting, text)
+                    .expect("a test reads every default");
             }
         }
         options

@@ -96,13 +96,18 @@ impl Account {
             Some(number) => User::from_uid(Uid::from_raw(number)),
             None => User::from_name(written),
         };
-        let found = found.map_err(|errno| format!("cannot look up user {written}: {}", errno.desc()))?;
-        let (written, number) = (written.to_owned(), number.filter(|number| *number != u32::MAX));
+        let found =
+            found.map_err(|errno| format!("cannot look up user {written}: {}", errno.desc()))?;
+        let (written, number) = (
+            written.to_owned(),
+            number.filter(|number| *number != u32::MAX),
+        );
         match (found, number) {
             (Some(user), _) => {
                 let name = CString::new(user.name.as_str()).unwrap_or_default();
-                let groups = getgrouplist(&name, user.gid)
-                    .map_err(|errno| format!("cannot look up the groups of {written}: {}", errno.desc()))?;
+                let groups = getgrouplist(&name, user.gid).map_err(|errno| {
+                    format!("cannot look up the groups of {written}: {}", errno.desc())
+                })?;
                 Ok(Self {
                     written,
                     name: Some(user.name),
@@ -112,12 +117,17 @@ impl Account {
                     home: Some((user.dir, user.shell)),
                 })
             }
-            (None, Some(uid)) => {
-                Ok(Self { written, name: None, uid, gid: None, groups: Vec::new(), home: None })
-            }
-            (None, None) => {
-                Err(format!("there is no user `{written}` (create it with useradd, or name another)"))
-            }
+            (None, Some(uid)) => Ok(Self {
+                written,
+                name: None,
+                uid,
+                gid: None,
+                groups: Vec::new(),
+                home: None,
+            }),
+            (None, None) => Err(format!(
+                "there is no user `{written}` (create it with useradd, or name another)"
+            )),
         }
     }
 }
@@ -140,7 +150,11 @@ impl NamedGroup {
                 .map_err(|errno| format!("cannot look up group {written}: {}", errno.desc()))?
                 .map(|group| group.gid.as_raw()),
         };
-        gid.map(|gid| Self { written: written.to_owned(), gid }).ok_or_else(|| {
+        gid.map(|gid| Self {
+            written: written.to_owned(),
+            gid,
+        })
+        .ok_or_else(|| {
             format!("there is no group `{written}` (create it with groupadd, or name another)")
         })
     }
@@ -184,7 +198,9 @@ impl Word for CoreDumps {
         [Self::On, Self::Abort, Self::Off]
             .into_iter()
             .find(|dumps| dumps.as_str() == text)
-            .ok_or_else(|| format!("`{text}` says nothing about core dumps (choose on, abort or off)"))
+            .ok_or_else(|| {
+                format!("`{text}` says nothing about core dumps (choose on, abort or off)")
+            })
     }
 }
 
@@ -295,8 +311,11 @@ impl Capabilities {
         if self == Self::ALL {
             return vec!["all".to_owned()];
         }
-        let name =
-            |number: u32| NAMES.get(number as usize).map_or(number.to_string(), |name| (*name).to_owned());
+        let name = |number: u32| {
+            NAMES
+                .get(number as usize)
+                .map_or(number.to_string(), |name| (*name).to_owned())
+        };
         self.numbers().map(name).collect()
     }
 }
@@ -306,8 +325,11 @@ impl fmt::Display for Capabilities {
         if self.is_empty() {
             return f.write_str("no capability");
         }
-        let names: Vec<_> =
-            self.names().iter().map(|name| format!("CAP_{}", name.to_ascii_uppercase())).collect();
+        let names: Vec<_> = self
+            .names()
+            .iter()
+            .map(|name| format!("CAP_{}", name.to_ascii_uppercase()))
+            .collect();
         f.write_str(&names.join(", "))
     }
 }
@@ -339,7 +361,10 @@ impl Word for Name {
 
     fn read(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.contains(|letter: char| letter == ':' || letter.is_control()) {
-            return Err(format!("`{}` names nobody (write a name or a number)", text.escape_debug()));
+            return Err(format!(
+                "`{}` names nobody (write a name or a number)",
+                text.escape_debug()
+            ));
         }
         Ok(Self(text.to_owned()))
     }
@@ -389,8 +414,11 @@ pub(super) fn privileges(wanted: Wanted, mut refuse: impl FnMut(&str, String)) -
     };
     let user = account("user", wanted.user, wanted.group.is_some());
     let supervisor_user = account("supervisor-user", wanted.supervisor_user, false);
-    let mut group =
-        |setting: &str, name: Name| NamedGroup::find(&name.0).map_err(|reason| refuse(setting, reason)).ok();
+    let mut group = |setting: &str, name: Name| {
+        NamedGroup::find(&name.0)
+            .map_err(|reason| refuse(setting, reason))
+            .ok()
+    };
     let mut found = Privileges {
         user,
         group: wanted.group.and_then(|Typed(name)| group("group", name)),

@@ -133,12 +133,18 @@ impl<'de, T: Word> Visitor<'de> for One<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
-        Err(A::Error::custom(format!("is a list here; write one value, like {}", T::LIKE)))
+        Err(A::Error::custom(format!(
+            "is a list here; write one value, like {}",
+            T::LIKE
+        )))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Typed<T>, A::Error> {
         // A date looks like a table to a visitor.
-        Err(A::Error::custom(format!("is a table or a date here; write one value, like {}", T::LIKE)))
+        Err(A::Error::custom(format!(
+            "is a table or a date here; write one value, like {}",
+            T::LIKE
+        )))
     }
 }
 
@@ -161,11 +167,15 @@ impl<'de, T: Word> Visitor<'de> for ManyVisitor<T> {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Many<T>, E> {
-        One(PhantomData).visit_str(text).map(|word| Many(vec![word]))
+        One(PhantomData)
+            .visit_str(text)
+            .map(|word| Many(vec![word]))
     }
 
     fn visit_i64<E: Error>(self, number: i64) -> Result<Many<T>, E> {
-        One(PhantomData).visit_i64(number).map(|word| Many(vec![word]))
+        One(PhantomData)
+            .visit_i64(number)
+            .map(|word| Many(vec![word]))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Many<T>, A::Error> {

@@ -71,11 +71,24 @@ mod tests {
 
     #[test]
     fn it_is_written_as_it_is_read() {
-        for text in ["auto", "notify", "listen", "channel", "after=0s", "after=1m 30s"] {
-            assert_eq!(Ready::read(text).map(|ready| ready.to_string()), Ok(text.to_owned()));
+        for text in [
+            "auto",
+            "notify",
+            "listen",
+            "channel",
+            "after=0s",
+            "after=1m 30s",
+        ] {
+            assert_eq!(
+                Ready::read(text).map(|ready| ready.to_string()),
+                Ok(text.to_owned())
+            );
         }
         for (text, message) in [
-            ("after", "`after` is no way to get ready (choose auto, notify, after=TIME, listen or channel)"),
+            (
+                "after",
+                "`after` is no way to get ready (choose auto, notify, after=TIME, listen or channel)",
+            ),
             ("after=3", "`3` has no unit (write it like 3s or 3ms)"),
         ] {
             assert_eq!(Ready::read(text), Err(message.to_owned()));

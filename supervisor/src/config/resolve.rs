@@ -46,7 +46,11 @@ pub(super) fn resolve(
     around: &Surroundings<'_>,
     warnings: Vec<String>,
 ) -> Result<Config, ConfigError> {
-    let mut desk = Desk { layers, problems: Vec::new(), warnings };
+    let mut desk = Desk {
+        layers,
+        problems: Vec::new(),
+        warnings,
+    };
     let all = layers
         .iter()
         .map(|layer| layer.options.clone())
@@ -57,11 +61,14 @@ pub(super) fn resolve(
     let (sandbox, useless) = Sandbox::resolve(&all, &program);
     for name in useless {
         let place = desk.place(name);
-        desk.warnings.push(format!("{place}: has no effect with sandbox off"));
+        desk.warnings
+            .push(format!("{place}: has no effect with sandbox off"));
     }
     let count = value(all.workers);
     let workers = match count {
-        WorkerCount::Auto => u16::try_from(around.cpus).unwrap_or(Slot::MAX).clamp(1, Slot::MAX),
+        WorkerCount::Auto => u16::try_from(around.cpus)
+            .unwrap_or(Slot::MAX)
+            .clamp(1, Slot::MAX),
         WorkerCount::Fixed(count) | WorkerCount::Range(count, _) => count,
     };
     let range = match count {
@@ -97,7 +104,10 @@ pub(super) fn resolve(
     if let Some(directory) = directory.as_ref().filter(|directory| !directory.is_dir()) {
         desk.refuse(
             "directory",
-            format!("{} is no directory (make it, or name another)", directory.display()),
+            format!(
+                "{} is no directory (make it, or name another)",
+                directory.display()
+            ),
         );
     }
     let wanted = Wanted {
@@ -116,8 +126,10 @@ pub(super) fn resolve(
         desk.refuse("ready", NO_CHANNEL.to_owned());
     }
     let other = privileges.user.as_ref().map(|user| user.uid);
-    let apart =
-        privileges.supervisor_user.as_ref().is_some_and(|own| other.is_some_and(|uid| uid != own.uid));
+    let apart = privileges
+        .supervisor_user
+        .as_ref()
+        .is_some_and(|own| other.is_some_and(|uid| uid != own.uid));
     if ready == Ready::Listen && apart && matches!(program, Program::Command(_)) {
         desk.refuse("ready", NO_SIGHT.to_owned());
     }
@@ -140,7 +152,10 @@ pub(super) fn resolve(
         class,
         threads: small(value(all.threads).0),
         max_connections: value(all.max_connections).0,
-        env: value_list(all.env).into_iter().map(|variable| (variable.key, variable.value)).collect(),
+        env: value_list(all.env)
+            .into_iter()
+            .map(|variable| (variable.key, variable.value))
+            .collect(),
         directory,
         sandbox,
         limits: Limit::last_of_each(value_list(all.limit)),
@@ -175,15 +190,26 @@ pub(super) fn resolve(
         slow_log: limit(all.slow_log).map(|span| span.0),
         hooks: Hooks {
             program: all.on_event.map(|Typed(program)| program.0),
-            kinds: value_list(all.on_event_kinds).into_iter().map(|kind| kind.0).collect(),
+            kinds: value_list(all.on_event_kinds)
+                .into_iter()
+                .map(|kind| kind.0)
+                .collect(),
             timeout: value(all.on_event_timeout).0,
         },
-        control: all.control.map_or(Control::Default, |Typed(control)| control),
+        control: all
+            .control
+            .map_or(Control::Default, |Typed(control)| control),
         name: all.name.map(|Typed(name)| name.0),
         control_readers: all.control_readers.map(|Typed(group)| group),
         warnings: desk.warnings,
     };
-    if desk.problems.is_empty() { Ok(config) } else { Err(ConfigError { problems: desk.problems }) }
+    if desk.problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigError {
+            problems: desk.problems,
+        })
+    }
 }
 
 /// A setting that has a default.
@@ -192,7 +218,10 @@ fn value<T>(value: Option<Typed<T>>) -> T {
 }
 
 fn value_list<T>(list: Option<Vec<Typed<T>>>) -> Vec<T> {
-    list.unwrap_or_default().into_iter().map(|Typed(word)| word).collect()
+    list.unwrap_or_default()
+        .into_iter()
+        .map(|Typed(word)| word)
+        .collect()
 }
 
 fn limit<T>(limit: Option<Typed<OrOff<T>>>) -> Option<T> {
@@ -222,11 +251,15 @@ impl Desk<'_> {
     }
 
     fn place(&self, name: &str) -> Place {
-        self.typed(name).map_or_else(|| Place::Preset(name.to_owned()), |layer| layer.place(name))
+        self.typed(name)
+            .map_or_else(|| Place::Preset(name.to_owned()), |layer| layer.place(name))
     }
 
     fn refuse(&mut self, name: &str, message: String) {
-        self.problems.push(Problem { place: self.place(name), message });
+        self.problems.push(Problem {
+            place: self.place(name),
+            message,
+        });
     }
 
     /// The highest layer that names a program or an app decides.
@@ -239,9 +272,17 @@ impl Desk<'_> {
             .filter(typed)
             .find(|layer| layer.options.app.is_some() || !layer.program.is_empty());
         let Some(layer) = deciding else {
-            return if linked { Program::Linked } else { Program::App(preset) };
+            return if linked {
+                Program::Linked
+            } else {
+                Program::App(preset)
+            };
         };
-        let name = if layer.program.is_empty() { "app" } else { "command" };
+        let name = if layer.program.is_empty() {
+            "app"
+        } else {
+            "command"
+        };
         let place = layer.place(name);
         if linked {
             let message = "this program serves a service of its own (leave it out)".to_owned();
@@ -257,8 +298,9 @@ impl Desk<'_> {
                 Program::App(app)
             }
             Some(app) => {
-                let message =
-                    format!("a program cannot serve beside the app `{app}` (leave one of them out)");
+                let message = format!(
+                    "a program cannot serve beside the app `{app}` (leave one of them out)"
+                );
                 self.problems.push(Problem { place, message });
                 Program::Command(layer.program.clone())
             }
@@ -268,23 +310,34 @@ impl Desk<'_> {
     /// The addresses; without any, what was inherited.
     fn binds(&mut self, binds: Vec<Bind>, around: &Surroundings<'_>) -> Vec<Bind> {
         if binds.is_empty() {
-            self.refuse("bind", "the list is empty (name an address, or leave it out)".to_owned());
+            self.refuse(
+                "bind",
+                "the list is empty (name an address, or leave it out)".to_owned(),
+            );
         }
         if self.typed("bind").is_none() && !around.inherited.is_empty() {
             let names: BTreeSet<_> = around.inherited.iter().cloned().collect();
             return names.into_iter().map(Bind::Inherited).collect();
         }
         for (index, bind) in binds.iter().enumerate() {
-            if binds[..index].iter().any(|earlier| same_address(earlier, bind)) {
+            if binds[..index]
+                .iter()
+                .any(|earlier| same_address(earlier, bind))
+            {
                 self.refuse("bind", format!("{bind} is named twice (leave one out)"));
             }
-            let Bind::Inherited(name) = bind else { continue };
+            let Bind::Inherited(name) = bind else {
+                continue;
+            };
             if !around.inherited.contains(name) {
                 let names = match around.inherited {
                     [] => "none was inherited".to_owned(),
                     names => format!("inherited: {}", names.join(", ")),
                 };
-                self.refuse("bind", format!("no inherited socket is named {name} ({names})"));
+                self.refuse(
+                    "bind",
+                    format!("no inherited socket is named {name} ({names})"),
+                );
             }
         }
         binds
@@ -308,7 +361,10 @@ impl Desk<'_> {
                         format!("{bind} is an inherited socket (name HOST:PORT or unix:/PATH)"),
                     );
                 } else if taken.iter().any(|other| same_address(other, bind)) {
-                    self.refuse(name, format!("{bind} is named twice (choose another address)"));
+                    self.refuse(
+                        name,
+                        format!("{bind} is named twice (choose another address)"),
+                    );
                 }
                 taken.push(bind.clone());
             }
@@ -347,10 +403,12 @@ impl Desk<'_> {
                 _ if foreign => {
                     "has no effect on another program (it is for apps and Rust services)".to_owned()
                 }
-                _ => "has no effect on an app or a Rust service (it is for other programs)".to_owned(),
+                _ => "has no effect on an app or a Rust service (it is for other programs)"
+                    .to_owned(),
             };
             if let Some(layer) = self.typed(name) {
-                self.warnings.push(format!("{}: {reason}", layer.place(name)));
+                self.warnings
+                    .push(format!("{}: {reason}", layer.place(name)));
             }
         }
     }

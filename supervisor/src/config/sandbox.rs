@@ -64,7 +64,10 @@ impl Sandbox {
     pub(super) fn resolve(all: &Options, program: &Program) -> (Self, Vec<&'static str>) {
         let stock = matches!(program, Program::App(_));
         let list = |list: &Option<Vec<Typed<super::words::Place>>>| -> Vec<PathBuf> {
-            list.iter().flatten().map(|Typed(place)| place.0.clone()).collect()
+            list.iter()
+                .flatten()
+                .map(|Typed(place)| place.0.clone())
+                .collect()
         };
         let (read_only, writable) = (list(&all.read_only), list(&all.writable));
         let tcp_bind = all.tcp_bind.as_ref().map(|typed| typed.0.0);
@@ -74,7 +77,10 @@ impl Sandbox {
             ("read-only", !read_only.is_empty()),
             ("writable", !writable.is_empty()),
             ("tcp-bind", tcp_bind == Some(false)),
-            ("seccomp", seccomp.is_some_and(|seccomp| seccomp != Seccomp::Off)),
+            (
+                "seccomp",
+                seccomp.is_some_and(|seccomp| seccomp != Seccomp::Off),
+            ),
             ("private-tmp", private_tmp),
         ]
         .into_iter()
@@ -82,12 +88,20 @@ impl Sandbox {
         .collect();
         // Who gives workers a user of their own does not mean them to reach each other or the supervisor.
         let apart = stock || all.user.is_some();
-        let preset = if apart || !asking.is_empty() { Rigour::BestEffort } else { Rigour::Off };
+        let preset = if apart || !asking.is_empty() {
+            Rigour::BestEffort
+        } else {
+            Rigour::Off
+        };
         let rigour = all.sandbox.as_ref().map_or(preset, |typed| typed.0);
         if rigour == Rigour::Off {
             return (Self::OFF, asking);
         }
-        let preset = if apart { Seccomp::Enforce } else { Seccomp::Off };
+        let preset = if apart {
+            Seccomp::Enforce
+        } else {
+            Seccomp::Off
+        };
         let sandbox = Self {
             rigour,
             read_only,
@@ -123,14 +137,24 @@ impl Limit {
 
     /// The name of its resource.
     pub fn name(&self) -> &'static str {
-        RESOURCES.iter().find(|kind| kind.1 == self.resource).map_or("", |kind| kind.0)
+        RESOURCES
+            .iter()
+            .find(|kind| kind.1 == self.resource)
+            .map_or("", |kind| kind.0)
     }
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = |limit: Option<u64>| limit.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
-        write!(f, "{}={}:{}", self.name(), value(self.soft), value(self.hard))
+        let value =
+            |limit: Option<u64>| limit.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
+        write!(
+            f,
+            "{}={}:{}",
+            self.name(),
+            value(self.soft),
+            value(self.hard)
+        )
     }
 }
 
@@ -169,14 +193,24 @@ impl Word for Limit {
     fn entry(name: &str, value: &str) -> Result<Self, String> {
         let Some((_, resource, unit)) = RESOURCES.into_iter().find(|kind| kind.0 == name) else {
             let names: Vec<_> = RESOURCES.iter().map(|kind| kind.0).collect();
-            return Err(format!("`{}` is no resource (choose of {})", name.escape_debug(), names.join(", ")));
+            return Err(format!(
+                "`{}` is no resource (choose of {})",
+                name.escape_debug(),
+                names.join(", ")
+            ));
         };
         let (soft, hard) = value.split_once(':').unwrap_or((value, value));
         let (soft, hard) = (amount(soft, unit)?, amount(hard, unit)?);
         if hard.is_some_and(|hard| soft.is_none_or(|soft| soft > hard)) {
-            return Err(format!("{name}: the soft limit is above the hard one (write SOFT:HARD)"));
+            return Err(format!(
+                "{name}: the soft limit is above the hard one (write SOFT:HARD)"
+            ));
         }
-        Ok(Self { resource, soft, hard })
+        Ok(Self {
+            resource,
+            soft,
+            hard,
+        })
     }
 
     fn over(upper: Vec<Typed<Self>>, mut lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
@@ -193,11 +227,15 @@ fn amount(text: &str, unit: Unit) -> Result<Option<u64>, String> {
     let number = || text.parse().ok().filter(|number| *number < u64::MAX);
     match unit {
         Unit::Bytes => Size::<0, { u64::MAX - 1 }>::read(text).map(|size| Some(size.0)),
-        Unit::Count => {
-            number().map(Some).ok_or_else(|| format!("`{text}` is no number (write one, or unlimited)"))
-        }
+        Unit::Count => number()
+            .map(Some)
+            .ok_or_else(|| format!("`{text}` is no number (write one, or unlimited)")),
         Unit::Seconds => number()
-            .or_else(|| humantime::parse_duration(text).ok().map(|time: Duration| time.as_secs()))
+            .or_else(|| {
+                humantime::parse_duration(text)
+                    .ok()
+                    .map(|time: Duration| time.as_secs())
+            })
             .map(Some)
             .ok_or_else(|| format!("`{text}` is no time (write it like 60s, or unlimited)")),
     }
@@ -211,7 +249,9 @@ impl Word for Rigour {
             "strict" => Ok(Self::Strict),
             "best-effort" => Ok(Self::BestEffort),
             "off" => Ok(Self::Off),
-            _ => Err(format!("`{text}` is no way to sandbox (choose strict, best-effort or off)")),
+            _ => Err(format!(
+                "`{text}` is no way to sandbox (choose strict, best-effort or off)"
+            )),
         }
     }
 }
@@ -235,7 +275,9 @@ impl Word for Seccomp {
             "off" => Ok(Self::Off),
             "log" => Ok(Self::Log),
             "enforce" => Ok(Self::Enforce),
-            _ => Err(format!("`{text}` is no way to filter system calls (choose log, enforce or off)")),
+            _ => Err(format!(
+                "`{text}` is no way to filter system calls (choose log, enforce or off)"
+            )),
         }
     }
 }
@@ -285,8 +327,14 @@ mod tests {
         ] {
             assert_eq!(read(text).as_deref(), Ok(meaning), "{text}");
         }
-        for text in ["nofile", "nofile=", "nofile=1k", "nofile=-1", "nofile=18446744073709551615", "files=1"]
-        {
+        for text in [
+            "nofile",
+            "nofile=",
+            "nofile=1k",
+            "nofile=-1",
+            "nofile=18446744073709551615",
+            "files=1",
+        ] {
             assert!(read(text).is_err(), "{text}");
         }
         assert_eq!(

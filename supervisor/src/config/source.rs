@@ -54,8 +54,15 @@ pub struct Surroundings<'a> {
 
 impl<'a> Surroundings<'a> {
     /// Those of this process: the CPUs that its affinity mask and its cgroup's quota leave it.
-    pub fn of_process(inherited: &'a [String], check_app: &'a dyn Fn(&str) -> Result<(), String>) -> Self {
-        Self { cpus: std::thread::available_parallelism().map_or(1, usize::from), inherited, check_app }
+    pub fn of_process(
+        inherited: &'a [String],
+        check_app: &'a dyn Fn(&str) -> Result<(), String>,
+    ) -> Self {
+        Self {
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            inherited,
+            check_app,
+        }
     }
 }
 
@@ -71,7 +78,10 @@ pub(super) struct Layer {
 pub(super) enum Origin {
     Flags,
     Environment,
-    File { file: Arc<File>, spans: BTreeMap<String, Range<usize>> },
+    File {
+        file: Arc<File>,
+        spans: BTreeMap<String, Range<usize>>,
+    },
     Presets,
 }
 
@@ -81,9 +91,10 @@ impl Layer {
         match &self.origin {
             Origin::Flags if name == "command" => Place::Flag("-- PROGRAM".to_owned()),
             Origin::Flags => Place::Flag(format!("--{name}")),
-            Origin::Environment => {
-                Place::Variable(format!("{PREFIX}{}", name.replace('-', "_").to_ascii_uppercase()))
-            }
+            Origin::Environment => Place::Variable(format!(
+                "{PREFIX}{}",
+                name.replace('-', "_").to_ascii_uppercase()
+            )),
             Origin::File { file, spans } => Place::File {
                 file: Arc::clone(file),
                 key: Some(name.to_owned()),
@@ -148,24 +159,57 @@ impl Source {
         let mut json = false;
         let mut reached = |reach: Reach| {
             json = reach.json;
-            let Reach { control, config, name, json: _ } = reach;
-            Typed { config, options: Options { control, name, ..Options::default() }, program: Vec::new() }
+            let Reach {
+                control,
+                config,
+                name,
+                json: _,
+            } = reach;
+            Typed {
+                config,
+                options: Options {
+                    control,
+                    name,
+                    ..Options::default()
+                },
+                program: Vec::new(),
+            }
         };
         let (action, typed) = match cli.verb {
             None if cli.check => (Act::Check { print: false }, cli.typed),
             None => (Act::Serve, cli.typed),
             Some(Verb::Check { print, typed }) => (Act::Check { print }, *typed),
             Some(Verb::Status { reach }) => (Act::Status, reached(reach)),
-            Some(Verb::Events { follow, recent, since, reach }) => {
-                (Act::Events { follow, recent, since }, reached(reach))
-            }
+            Some(Verb::Events {
+                follow,
+                recent,
+                since,
+                reach,
+            }) => (
+                Act::Events {
+                    follow,
+                    recent,
+                    since,
+                },
+                reached(reach),
+            ),
             Some(Verb::Scale { workers, reach }) => (Act::Scale(workers), reached(reach)),
             Some(Verb::RestartWorker { slot, reach }) => (Act::RestartWorker(slot), reached(reach)),
             Some(Verb::Drain { slot, reach }) => (Act::Drain(slot), reached(reach)),
             Some(Verb::Config { reach }) => (Act::Config, reached(reach)),
-            Some(Verb::Top { interval, batch, count, reach }) => {
-                (Act::Top { interval: interval.0.0, batch, count }, reached(reach))
-            }
+            Some(Verb::Top {
+                interval,
+                batch,
+                count,
+                reach,
+            }) => (
+                Act::Top {
+                    interval: interval.0.0,
+                    batch,
+                    count,
+                },
+                reached(reach),
+            ),
             Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
             Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),
             Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
@@ -178,7 +222,9 @@ impl Source {
             .filter(|(key, value)| key.starts_with(PREFIX) && !value.is_empty())
             .collect();
         let named = || environment.iter().find(|(key, _)| key == CONFIG);
-        let config = typed.config.or_else(|| named().map(|(_, path)| PathBuf::from(path)));
+        let config = typed
+            .config
+            .or_else(|| named().map(|(_, path)| PathBuf::from(path)));
         let source = Self {
             flags: typed.options,
             program: typed.program,
@@ -187,7 +233,11 @@ impl Source {
             environment,
             linked: identity.linked,
         };
-        Ok(Invocation { action, json, source })
+        Ok(Invocation {
+            action,
+            json,
+            source,
+        })
     }
 
     /// The configuration file, when one is named.
@@ -199,14 +249,26 @@ impl Source {
     /// left to [`load`](Self::load), which says why.
     #[must_use]
     pub fn frozen(&self) -> Self {
-        Self { read: self.config.as_deref().and_then(|path| file::read(path).ok()), ..self.clone() }
+        Self {
+            read: self
+                .config
+                .as_deref()
+                .and_then(|path| file::read(path).ok()),
+            ..self.clone()
+        }
     }
 
     /// This source with a file that was read earlier, perhaps by another version of this program.
     #[must_use]
     pub fn with_text(&self, text: Option<String>) -> Self {
-        let file = self.config.as_ref().zip(text).map(|(path, text)| File { path: path.clone(), text });
-        Self { read: file.map(Arc::new), ..self.clone() }
+        let file = self.config.as_ref().zip(text).map(|(path, text)| File {
+            path: path.clone(),
+            text,
+        });
+        Self {
+            read: file.map(Arc::new),
+            ..self.clone()
+        }
     }
 
     /// The text of the file that [`frozen`](Self::frozen) read.
@@ -236,10 +298,14 @@ impl Source {
     pub fn reach(&self) -> Result<(Control, Option<String>), ConfigError> {
         let mut problems = Vec::new();
         let layers = self.layers(&mut problems, &mut Vec::new());
-        let control = layers.iter().find_map(|layer| layer.options.control.clone());
+        let control = layers
+            .iter()
+            .find_map(|layer| layer.options.control.clone());
         let name = layers.iter().find_map(|layer| layer.options.name.clone());
         problems.retain(|problem| match &problem.place {
-            Place::File { key, .. } => key.as_deref().is_none_or(|key| key == "control" || key == "name"),
+            Place::File { key, .. } => key
+                .as_deref()
+                .is_none_or(|key| key == "control" || key == "name"),
             Place::Variable(name) => name == "SUPERVISOR_CONTROL" || name == "SUPERVISOR_NAME",
             Place::Flag(_) | Place::Preset(_) => true,
         });
@@ -257,16 +323,28 @@ impl Source {
         let table: toml::Table = config.render().parse().unwrap_or_default();
         let explained = SETTINGS.iter().map(|setting| {
             let name = setting.name();
-            let value = table.get(&name).and_then(|value| serde_json::to_value(value).ok());
+            let value = table
+                .get(&name)
+                .and_then(|value| serde_json::to_value(value).ok());
             let layer = layers.iter().find(|layer| layer.options.sets(setting));
             let (from, place) = layer.map_or(("default", None), |layer| layer.source(&name));
-            Explained { name, value: value.unwrap_or_default(), from, place }
+            Explained {
+                name,
+                value: value.unwrap_or_default(),
+                from,
+                place,
+            }
         });
         let command = table.get("command").map(|command| {
             let layer = layers.iter().find(|layer| !layer.program.is_empty());
             let (from, place) = layer.map_or(("default", None), |layer| layer.source("command"));
             let value = serde_json::to_value(command).unwrap_or_default();
-            Explained { name: "command".to_owned(), value, from, place }
+            Explained {
+                name: "command".to_owned(),
+                value,
+                from,
+                place,
+            }
         });
         command.into_iter().chain(explained).collect()
     }
@@ -274,7 +352,11 @@ impl Source {
     /// Flags, environment, file and defaults, highest first.
     fn layers(&self, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Vec<Layer> {
         let mut layers = vec![
-            Layer { origin: Origin::Flags, options: self.flags.clone(), program: self.program.clone() },
+            Layer {
+                origin: Origin::Flags,
+                options: self.flags.clone(),
+                program: self.program.clone(),
+            },
             self.environment(problems, warnings),
         ];
         if let Some(path) = &self.config {
@@ -283,7 +365,11 @@ impl Source {
                 Err(problem) => problems.push(problem),
             }
         }
-        layers.push(Layer { origin: Origin::Presets, options: Options::presets(), program: Vec::new() });
+        layers.push(Layer {
+            origin: Origin::Presets,
+            options: Options::presets(),
+            program: Vec::new(),
+        });
         layers
     }
 
@@ -308,9 +394,16 @@ impl Source {
                 None => Err("is not UTF-8".to_owned()),
             };
             if let Err(message) = result {
-                problems.push(Problem { place: Place::Variable(key.clone()), message });
+                problems.push(Problem {
+                    place: Place::Variable(key.clone()),
+                    message,
+                });
             }
         }
-        Layer { origin: Origin::Environment, options, program: Vec::new() }
+        Layer {
+            origin: Origin::Environment,
+            options,
+            program: Vec::new(),
+        }
     }
 }

@@ -28,6 +28,8 @@ impl Word for WorkerStderr {
         [Self::Capture, Self::Inherit]
             .into_iter()
             .find(|way| way.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is no way for standard error (choose capture or inherit)"))
+            .ok_or_else(|| {
+                format!("`{text}` is no way for standard error (choose capture or inherit)")
+            })
     }
 }

@@ -42,7 +42,11 @@ impl Word for ServerName {
 
     fn read(text: &str) -> Result<Self, String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if text.is_empty() || text.len() > 40 || !text.chars().all(fits) || text.starts_with(['.', '-']) {
+        if text.is_empty()
+            || text.len() > 40
+            || !text.chars().all(fits)
+            || text.starts_with(['.', '-'])
+        {
             return Err(format!(
                 "`{text}` cannot name a server (write up to 40 letters, digits, dashes, dots and underscores, a letter first)"
             ));
@@ -86,7 +90,9 @@ impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
 
     fn read(text: &str) -> Result<Self, String> {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(format!("`{text}` has no unit (write it like {text}s or {text}ms)"));
+            return Err(format!(
+                "`{text}` has no unit (write it like {text}s or {text}ms)"
+            ));
         }
         let span = humantime::parse_duration(text)
             .map_err(|_| format!("`{text}` is no duration (write it like 30s, 500ms or 1m 30s)"))?;
@@ -108,7 +114,9 @@ impl<const MIN: u64, const MAX: u64> Word for Size<MIN, MAX> {
 
     fn read(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no size (write it like 64KiB, 10MB or 65536)");
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let number: u64 = number.parse().map_err(|_| wrong())?;
         let unit = match unit.trim().to_ascii_lowercase().as_str() {
@@ -125,7 +133,13 @@ impl<const MIN: u64, const MAX: u64> Word for Size<MIN, MAX> {
             .checked_mul(unit)
             .filter(|bytes| (MIN..=MAX).contains(bytes))
             .map(Self)
-            .ok_or_else(|| format!("{text} is out of range ({} to {})", binary(MIN), binary(MAX)))
+            .ok_or_else(|| {
+                format!(
+                    "{text} is out of range ({} to {})",
+                    binary(MIN),
+                    binary(MAX)
+                )
+            })
     }
 }
 
@@ -134,7 +148,10 @@ pub(super) fn binary(bytes: u64) -> String {
     [(30, "GiB"), (20, "MiB"), (10, "KiB")]
         .into_iter()
         .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
-        .map_or_else(|| format!("{bytes}"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+        .map_or_else(
+            || format!("{bytes}"),
+            |(shift, unit)| format!("{}{unit}", bytes >> shift),
+        )
 }
 
 impl Word for Share {
@@ -142,8 +159,16 @@ impl Word for Share {
 
     fn read(text: &str) -> Result<Self, String> {
         let share = match text.strip_suffix('%') {
-            Some(percent) => percent.parse().ok().filter(|it| (1..=100).contains(it)).map(Self::Percent),
-            None => text.parse().ok().filter(|it| (1..=Slot::MAX).contains(it)).map(Self::Count),
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|it| (1..=100).contains(it))
+                .map(Self::Percent),
+            None => text
+                .parse()
+                .ok()
+                .filter(|it| (1..=Slot::MAX).contains(it))
+                .map(Self::Count),
         };
         share.ok_or_else(|| {
             format!(
@@ -199,7 +224,12 @@ impl Word for Surge {
             .filter(|count| *count <= prefork::Slot::MAX)
             .and_then(NonZeroU16::new)
             .map(Self::Count)
-            .ok_or_else(|| format!("`{text}` is neither `all` nor a number from 1 to {}", prefork::Slot::MAX))
+            .ok_or_else(|| {
+                format!(
+                    "`{text}` is neither `all` nor a number from 1 to {}",
+                    prefork::Slot::MAX
+                )
+            })
     }
 }
 
@@ -218,7 +248,9 @@ impl Word for StopSignal {
                 "{signal} cannot be caught, so no worker could drain (choose TERM, QUIT or INT; KILL follows at graceful-timeout by itself)"
             )),
             Ok(signal) => Ok(Self(signal)),
-            Err(_) => Err(format!("`{text}` is no signal (write a name, like TERM, QUIT or INT)")),
+            Err(_) => Err(format!(
+                "`{text}` is no signal (write a name, like TERM, QUIT or INT)"
+            )),
         }
     }
 }
@@ -227,8 +259,9 @@ impl Word for LevelFilter {
     const LIKE: &'static str = "\"info\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        text.parse()
-            .map_err(|_| format!("`{text}` is no log level (choose off, error, warn, info, debug or trace)"))
+        text.parse().map_err(|_| {
+            format!("`{text}` is no log level (choose off, error, warn, info, debug or trace)")
+        })
     }
 }
 
@@ -321,14 +354,20 @@ impl Word for Variable {
 
     fn entry(key: &str, value: &str) -> Result<Self, String> {
         if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(format!("`{}` is no name for a variable", key.escape_debug()));
+            return Err(format!(
+                "`{}` is no name for a variable",
+                key.escape_debug()
+            ));
         }
         if environment::ALL.contains(&key) {
             return Err(format!(
                 "{key} is set for each worker by the supervisor itself (choose another name)"
             ));
         }
-        Ok(Self { key: key.to_owned(), value: value.to_owned() })
+        Ok(Self {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        })
     }
 
     fn over(upper: Vec<Typed<Self>>, mut lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
@@ -384,7 +423,12 @@ mod tests {
             assert_eq!(read(text), Ok(bytes), "{text}");
         }
         for text in ["", "MB", "-1", "1.5MB", "1XB", "0x10", "10MBs"] {
-            assert_eq!(read(text), Err(format!("`{text}` is no size (write it like 64KiB, 10MB or 65536)")));
+            assert_eq!(
+                read(text),
+                Err(format!(
+                    "`{text}` is no size (write it like 64KiB, 10MB or 65536)"
+                ))
+            );
         }
         let message = "18446744073709551615KB is out of range (0 to 18446744073709551615)";
         assert_eq!(read("18446744073709551615KB"), Err(message.to_owned()));
@@ -393,17 +437,27 @@ mod tests {
     #[test]
     fn durations_need_a_unit() {
         let read = |text| Span::<0, DAY>::read(text).map(|span| span.0.as_millis());
-        for (text, millis) in
-            [("0s", 0), ("500ms", 500), ("30s", 30_000), ("1m 30s", 90_000), ("1h", 3_600_000)]
-        {
+        for (text, millis) in [
+            ("0s", 0),
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("1m 30s", 90_000),
+            ("1h", 3_600_000),
+        ] {
             assert_eq!(read(text), Ok(millis), "{text}");
         }
         for text in ["", "s", "30x", "-1s", "nan", "99999999999999999999s"] {
             let message = format!("`{text}` is no duration (write it like 30s, 500ms or 1m 30s)");
             assert_eq!(read(text), Err(message));
         }
-        assert_eq!(read("30"), Err("`30` has no unit (write it like 30s or 30ms)".to_owned()));
-        assert_eq!(read("25h"), Err("25h is out of range (0s to 1day)".to_owned()));
+        assert_eq!(
+            read("30"),
+            Err("`30` has no unit (write it like 30s or 30ms)".to_owned())
+        );
+        assert_eq!(
+            read("25h"),
+            Err("25h is out of range (0s to 1day)".to_owned())
+        );
     }
 
     #[test]

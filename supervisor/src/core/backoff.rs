@@ -83,12 +83,16 @@ mod tests {
     #[test]
     fn the_first_failure_costs_nothing_and_the_wait_doubles_up_to_the_longest() {
         let (mut backoff, mut chance) = (Backoff::default(), Chance(7));
-        let waits: Vec<_> =
-            (0..14).map(|_| backoff.fail(Time::default(), Duration::ZERO, &mut chance)).collect();
+        let waits: Vec<_> = (0..14)
+            .map(|_| backoff.fail(Time::default(), Duration::ZERO, &mut chance))
+            .collect();
         assert_eq!(waits[0], Duration::ZERO);
         for (n, wait) in waits.iter().enumerate().skip(1) {
             let full = FIRST.saturating_mul(1 << (n - 1)).min(LONGEST);
-            assert!(*wait >= full / 2 && *wait <= full, "wait {n} is {wait:?} of {full:?}");
+            assert!(
+                *wait >= full / 2 && *wait <= full,
+                "wait {n} is {wait:?} of {full:?}"
+            );
         }
     }
 
@@ -98,6 +102,9 @@ mod tests {
         for _ in 0..5 {
             backoff.fail(Time::default(), Duration::ZERO, &mut chance);
         }
-        assert_eq!(backoff.fail(Time::default(), STEADY, &mut chance), Duration::ZERO);
+        assert_eq!(
+            backoff.fail(Time::default(), STEADY, &mut chance),
+            Duration::ZERO
+        );
     }
 }

@@ -106,7 +106,11 @@ pub struct End {
 impl End {
     /// An end that is not clean.
     pub fn unclean(how: impl Into<String>, cause: Cause) -> Self {
-        Self { how: how.into(), cause, manner: Manner::Unclean }
+        Self {
+            how: how.into(),
+            cause,
+            manner: Manner::Unclean,
+        }
     }
 }
 
@@ -185,7 +189,8 @@ mod tests {
 
     #[test]
     fn every_cause_has_a_word_of_its_own() {
-        let words: std::collections::BTreeSet<_> = Cause::ALL.iter().map(|cause| cause.word()).collect();
+        let words: std::collections::BTreeSet<_> =
+            Cause::ALL.iter().map(|cause| cause.word()).collect();
         assert_eq!(words.len(), Cause::ALL.len());
     }
 }

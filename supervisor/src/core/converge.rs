@@ -46,21 +46,34 @@ impl Core {
             .map(|worker| worker.id)
             .collect();
         for id in late {
-            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
             let before = worker.clone();
             match worker.stage {
                 Stage::Starting { .. } => {
-                    worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    worker.stage = Stage::Aborting {
+                        kill_at: now + ABORT_GRACE,
+                    };
                     worker.cause = Some(Cause::StartTimeout);
                     let timeout = worker.plan.start_timeout;
                     let proof = worker.plan.proof;
                     self.report(Fact::StartTimedOut(before.who(), timeout, proof));
                     self.out.push(Action::Abort(id));
-                    self.lose(now, &before, format!("did not get ready within {timeout:?}{proof}"), false);
+                    self.lose(
+                        now,
+                        &before,
+                        format!("did not get ready within {timeout:?}{proof}"),
+                        false,
+                    );
                 }
                 Stage::Ready { pulse, .. } => {
-                    let Some((why, span)) = pulse.hang(now, &worker.plan) else { continue };
-                    worker.stage = Stage::Aborting { kill_at: now + ABORT_GRACE };
+                    let Some((why, span)) = pulse.hang(now, &worker.plan) else {
+                        continue;
+                    };
+                    worker.stage = Stage::Aborting {
+                        kill_at: now + ABORT_GRACE,
+                    };
                     worker.cause = Some(match why {
                         Stall::Silent | Stall::Stuck => Cause::Hang,
                         Stall::Overdue => Cause::RequestTimeout,
@@ -96,7 +109,8 @@ impl Core {
             return;
         }
         let filled = (0..self.open).map(Slot).all(|slot| {
-            self.occupant(slot, self.stable.id).is_some_and(|worker| worker.ready_since().is_some())
+            self.occupant(slot, self.stable.id)
+                .is_some_and(|worker| worker.ready_since().is_some())
         });
         if filled {
             self.begin_serving();
@@ -106,7 +120,10 @@ impl Core {
             && self.boot_failures >= HOPELESS_AFTER.max(u32::from(self.open))
         {
             self.report(Fact::Hopeless(self.last_failure.clone()));
-            self.phase = Phase::Stopping { now: true, status: 1 };
+            self.phase = Phase::Stopping {
+                now: true,
+                status: 1,
+            };
         }
     }
 
@@ -117,7 +134,10 @@ impl Core {
 
     /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
     fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
-        let moved = self.trial.as_ref().is_some_and(|trial| slot.0 < trial.moved());
+        let moved = self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| slot.0 < trial.moved());
         let open = slot.0 < self.open && !self.held_slots.contains(&slot);
         let stable = self.is_to_serve() && open && !moved || self.is_visited(slot);
         let trial = self.trial.as_ref().map(|trial| trial.generation());
@@ -134,19 +154,34 @@ impl Core {
     }
 
     pub(super) fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
-        self.workers.values().filter(move |worker| worker.slot == slot)
+        self.workers
+            .values()
+            .filter(move |worker| worker.slot == slot)
     }
 
     /// Whether a ready worker fills the slot.
     pub(super) fn is_served(&self, slot: Slot) -> bool {
-        self.in_slot(slot).any(|worker| worker.ready_since().is_some())
+        self.in_slot(slot)
+            .any(|worker| worker.ready_since().is_some())
     }
 
     /// One past the last slot that is or may become filled.
     pub(super) fn reach(&self) -> u16 {
-        let highest = self.workers.values().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
-        let visited = self.retired().filter(|slot| self.is_visited(*slot)).map(|slot| slot.0 + 1).max();
-        highest.max(self.open).max(self.batch_end()).max(visited.unwrap_or(0))
+        let highest = self
+            .workers
+            .values()
+            .map(|worker| worker.slot.0 + 1)
+            .max()
+            .unwrap_or(0);
+        let visited = self
+            .retired()
+            .filter(|slot| self.is_visited(*slot))
+            .map(|slot| slot.0 + 1)
+            .max();
+        highest
+            .max(self.open)
+            .max(self.batch_end())
+            .max(visited.unwrap_or(0))
     }
 
     /// Spawns whoever is wanted and missing, where the slot has room and the back-off is over.
@@ -157,7 +192,10 @@ impl Core {
                 .filter(|generation| self.occupant(slot, *generation).is_none())
                 .collect();
             for generation in missing {
-                if self.may_spawn_at(slot, generation).is_some_and(|at| at <= now) {
+                if self
+                    .may_spawn_at(slot, generation)
+                    .is_some_and(|at| at <= now)
+                {
                     self.spawn(now, slot, generation);
                 }
             }
@@ -170,12 +208,21 @@ impl Core {
             return None;
         }
         let backed_off = generation == self.stable.id;
-        Some(if backed_off { self.backoffs[slot.index()].not_before() } else { Time::default() })
+        Some(if backed_off {
+            self.backoffs[slot.index()].not_before()
+        } else {
+            Time::default()
+        })
     }
 
     fn spawn(&mut self, now: Time, slot: Slot, generation: GenerationId) {
-        let trial = self.trial.as_ref().filter(|trial| trial.generation() == generation);
-        let plan = trial.and_then(|trial| trial.plan()).unwrap_or(self.stable.plan);
+        let trial = self
+            .trial
+            .as_ref()
+            .filter(|trial| trial.generation() == generation);
+        let plan = trial
+            .and_then(|trial| trial.plan())
+            .unwrap_or(self.stable.plan);
         let id = WorkerId(self.last_worker.0 + 1);
         self.last_worker = id;
         let deadline = now + plan.start_timeout.max(LEAST);
@@ -195,14 +242,22 @@ impl Core {
         };
         self.report(Fact::Spawning(worker.who()));
         self.workers.insert(id, worker);
-        self.out.push(Action::Spawn { worker: id, slot, generation });
+        self.out.push(Action::Spawn {
+            worker: id,
+            slot,
+            generation,
+        });
     }
 
     /// Lets go of whoever is not wanted, but of a worker that serves a wanted slot only when another one serves it.
     fn leave(&mut self, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         if let Phase::Stopping { now: true, .. } = self.phase {
-            for worker in self.workers.values_mut().filter(|worker| worker.stage != Stage::Killed) {
+            for worker in self
+                .workers
+                .values_mut()
+                .filter(|worker| worker.stage != Stage::Killed)
+            {
                 if !matches!(worker.stage, Stage::Aborting { .. }) {
                     worker.cause = Some(Cause::Stop);
                 }
@@ -218,24 +273,34 @@ impl Core {
             .map(|worker| worker.id)
             .collect();
         for id in unwanted {
-            let Some(worker) = self.workers.get(&id) else { continue };
+            let Some(worker) = self.workers.get(&id) else {
+                continue;
+            };
             let why = self.why_leave(worker);
             let grace = match worker.stage {
                 Stage::Ready { .. } => worker.plan.graceful_timeout.max(LEAST),
                 _ => worker.plan.graceful_timeout.clamp(LEAST, UNREADY_GRACE),
             };
             let slot = worker.slot;
-            let followed = self.in_slot(slot).any(|other| other.id != id && other.is_occupant());
+            let followed = self
+                .in_slot(slot)
+                .any(|other| other.id != id && other.is_occupant());
             let fact = Fact::Draining(worker.who(), why);
             if let Some(worker) = self.workers.get_mut(&id) {
-                worker.stage = Stage::Draining { deadline: now + grace };
+                worker.stage = Stage::Draining {
+                    deadline: now + grace,
+                };
                 worker.cause = Some(why.into());
             }
             self.report(fact);
             if why == Why::Restarted || why == Why::Recycled {
                 self.relieved(slot);
             }
-            actions.push(Action::Drain { worker: id, grace, empty_queue: !followed });
+            actions.push(Action::Drain {
+                worker: id,
+                grace,
+                empty_queue: !followed,
+            });
         }
         actions
     }
@@ -250,8 +315,9 @@ impl Core {
             if generation == worker.generation && worker.relief.is_none() {
                 return true;
             }
-            served_otherwise |=
-                self.occupant(worker.slot, generation).is_some_and(|other| other.ready_since().is_some());
+            served_otherwise |= self
+                .occupant(worker.slot, generation)
+                .is_some_and(|other| other.ready_since().is_some());
         }
         worker.ready_since().is_some() && !served_otherwise
     }
@@ -262,7 +328,10 @@ impl Core {
             Phase::Drained => return Why::DrainAll,
             Phase::Booting | Phase::Serving | Phase::Announcing { .. } => {}
         }
-        let on_trial = self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation);
+        let on_trial = self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| trial.generation() == worker.generation);
         if worker.generation > self.stable.id && !on_trial {
             Why::RolledBack
         } else if !on_trial && self.held_slots.contains(&worker.slot) {
@@ -277,7 +346,11 @@ impl Core {
     /// New connections go to slots with a worker that is ready and well, or whose first replacement is on its way. When
     /// there are none, to those whose workers stall; never to none.
     fn steer(&mut self) {
-        let slots = || (0..self.reach()).map(Slot).filter(|slot| !self.is_visited(*slot));
+        let slots = || {
+            (0..self.reach())
+                .map(Slot)
+                .filter(|slot| !self.is_visited(*slot))
+        };
         let serves = |slot: &Slot| {
             let replaced_at_once = !self.backoffs[slot.index()].is_looping()
                 && self.rotation.contains(slot)
@@ -300,9 +373,14 @@ impl Core {
             self.degraded = 0;
             return;
         }
-        let to_serve = (0..self.open).map(Slot).filter(|slot| !self.held_slots.contains(slot));
+        let to_serve = (0..self.open)
+            .map(Slot)
+            .filter(|slot| !self.held_slots.contains(slot));
         let unserved = to_serve.filter(|slot| !self.is_served(*slot));
-        let looping = unserved.clone().filter(|slot| self.backoffs[slot.index()].is_looping()).count();
+        let looping = unserved
+            .clone()
+            .filter(|slot| self.backoffs[slot.index()].is_looping())
+            .count();
         let looping = u16::try_from(looping).unwrap_or(u16::MAX);
         if looping > self.degraded {
             self.report(Fact::Degraded(looping, self.last_failure.clone()));
@@ -320,7 +398,11 @@ impl Core {
             .iter()
             .copied()
             .filter(|held| *held != self.stable.id && Some(*held) != trial)
-            .filter(|held| self.workers.values().all(|worker| worker.generation != *held))
+            .filter(|held| {
+                self.workers
+                    .values()
+                    .all(|worker| worker.generation != *held)
+            })
             .collect();
         for generation in useless {
             self.held.remove(&generation);

@@ -100,7 +100,9 @@ impl fmt::Display for Proof {
 }
 
 /// Somebody who asked for something and waits for the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct RequestId(pub u64);
 
 /// What an operator can ask for, by signal or by the control socket.

@@ -95,9 +95,16 @@ record!(Plan {
     probation,
     steals
 } added { proof: Proof::default(), max_unavailable: Share::Count(1), elastic: None, recycle: Limits::default(), pre_stop_delay: Duration::ZERO });
-record!(Trial { generation, requests, stage });
+record!(Trial {
+    generation,
+    requests,
+    stage
+});
 record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None, limits: Limits::default(), due: None });
-record!(Backoff { failures, not_before });
+record!(Backoff {
+    failures,
+    not_before
+});
 
 impl Core {
     /// What this core is, for another process to go on with.
@@ -134,7 +141,10 @@ impl Core {
             adaptation,
             out: _,
         } = self.clone();
-        let backoffs = (0..).map(Slot).zip(backoffs).filter(|(_, backoff)| *backoff != Backoff::default());
+        let backoffs = (0..)
+            .map(Slot)
+            .zip(backoffs)
+            .filter(|(_, backoff)| *backoff != Backoff::default());
         CoreState {
             phase,
             stable,
@@ -173,22 +183,32 @@ impl Core {
     /// When the state is none that a core of this version could be in.
     pub fn resume(state: CoreState) -> Result<Self, String> {
         let slots = state.workers.iter().map(|worker| worker.slot);
-        let slots =
-            slots.chain(state.backoffs.iter().map(|(slot, _)| *slot)).chain(state.rotation.iter().copied());
+        let slots = slots
+            .chain(state.backoffs.iter().map(|(slot, _)| *slot))
+            .chain(state.rotation.iter().copied());
         let slots = slots.chain(state.retired.iter().map(|(slot, _)| *slot));
         let slots = slots.chain(state.held_slots.iter().copied());
         let slots = slots.chain(state.errands.iter().map(|errand| errand.slot));
         let highest = state.open.max(state.wide).saturating_sub(1);
-        if let Some(slot) = slots.chain([Slot(highest)]).find(|slot| slot.0 >= Slot::MAX) {
-            return Err(format!("slot {slot} is beyond the {} that there can be", Slot::MAX));
+        if let Some(slot) = slots
+            .chain([Slot(highest)])
+            .find(|slot| slot.0 >= Slot::MAX)
+        {
+            return Err(format!(
+                "slot {slot} is beyond the {} that there can be",
+                Slot::MAX
+            ));
         }
         let mut backoffs = vec![Backoff::default(); usize::from(Slot::MAX)];
         for (slot, backoff) in state.backoffs {
             backoffs[slot.index()] = backoff;
         }
         let count = state.workers.len();
-        let workers: BTreeMap<WorkerId, Worker> =
-            state.workers.into_iter().map(|worker| (worker.id, worker)).collect();
+        let workers: BTreeMap<WorkerId, Worker> = state
+            .workers
+            .into_iter()
+            .map(|worker| (worker.id, worker))
+            .collect();
         if workers.len() != count {
             return Err("two workers have one id".to_owned());
         }
@@ -227,13 +247,18 @@ impl Core {
 
     /// The server stops, so that nothing new is to be begun.
     pub fn is_stopping(&self) -> bool {
-        matches!(self.phase, Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone)
+        matches!(
+            self.phase,
+            Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone
+        )
     }
 }
 
 impl CoreState {
     /// The workers that are alive in it, each with its slot and generation.
     pub fn workers(&self) -> impl Iterator<Item = (WorkerId, Slot, GenerationId)> {
-        self.workers.iter().map(|worker| (worker.id, worker.slot, worker.generation))
+        self.workers
+            .iter()
+            .map(|worker| (worker.id, worker.slot, worker.generation))
     }
 }

@@ -180,7 +180,10 @@ impl Core {
     pub fn new(generation: GenerationId, plan: Plan, seed: u64) -> Self {
         Self {
             phase: Phase::Booting,
-            stable: Accepted { id: generation, plan },
+            stable: Accepted {
+                id: generation,
+                plan,
+            },
             open: plan.workers,
             trial: None,
             wanted: None,
@@ -256,11 +259,17 @@ impl Core {
         let gap = now - self.last_step;
         if late > TARDY {
             // Time in which nobody may have run proves nothing about a worker that is on probation.
-            self.workers.values_mut().for_each(|worker| worker.prolong_probation(gap));
-            self.workers.values_mut().for_each(|worker| worker.forgive(now, late));
+            self.workers
+                .values_mut()
+                .for_each(|worker| worker.prolong_probation(gap));
+            self.workers
+                .values_mut()
+                .for_each(|worker| worker.forgive(now, late));
         }
         if late > LATE {
-            self.workers.values_mut().for_each(|worker| worker.put_off(late, gap));
+            self.workers
+                .values_mut()
+                .for_each(|worker| worker.put_off(late, gap));
             self.put_off_retired(gap);
             self.adaptation.put_off(gap);
             self.report(Fact::Overslept(gap));
@@ -276,9 +285,13 @@ impl Core {
                 self.announce_stop(now);
             }
             (Command::Stop, _) => self.stop(false),
-            (_, Phase::Stopping { .. } | Phase::Announcing { .. }) => self.refuse_while_stopping(command),
+            (_, Phase::Stopping { .. } | Phase::Announcing { .. }) => {
+                self.refuse_while_stopping(command)
+            }
             (Command::Reload(request), _) => self.wanted.get_or_insert_default().extend(request),
-            (Command::DrainAll, Phase::Drained) => self.ignore(command, "all workers drain already"),
+            (Command::DrainAll, Phase::Drained) => {
+                self.ignore(command, "all workers drain already")
+            }
             (Command::DrainAll, _) => {
                 self.abandon_trial("all workers were asked to drain");
                 self.abandon_all_errands("all workers were asked to drain");
@@ -286,7 +299,10 @@ impl Core {
                 self.report(Fact::DrainingAll);
             }
             (Command::Resize(_), Phase::Drained) => {
-                self.ignore(command, "all workers were asked to drain (reload to start them again)");
+                self.ignore(
+                    command,
+                    "all workers were asked to drain (reload to start them again)",
+                );
             }
             (Command::Resize(by), _) => self.resize(by),
             (Command::Scale(to, request), _) => self.scale(to, request),
@@ -319,7 +335,10 @@ impl Core {
 
     /// Every slot is to be filled, and whoever dies is to be replaced.
     fn is_to_serve(&self) -> bool {
-        matches!(self.phase, Phase::Booting | Phase::Serving | Phase::Announcing { .. })
+        matches!(
+            self.phase,
+            Phase::Booting | Phase::Serving | Phase::Announcing { .. }
+        )
     }
 
     fn give_up_everything_asked_for(&mut self) {
@@ -349,8 +368,9 @@ impl Core {
         let (from, most) = self.size();
         let least = self.fewest();
         let shift = |count: u16| {
-            let count =
-                i32::from(count).saturating_add(by).clamp(i32::from(least), i32::from(most.max(least)));
+            let count = i32::from(count)
+                .saturating_add(by)
+                .clamp(i32::from(least), i32::from(most.max(least)));
             u16::try_from(count).unwrap_or(1)
         };
         let to = shift(from);
@@ -371,25 +391,42 @@ impl Core {
     }
 
     fn worker_ready(&mut self, now: Time, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Stage::Starting { .. } = worker.stage else { return };
-        worker.stage = Stage::Ready { since: now, pulse: Pulse::new(now) };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let Stage::Starting { .. } = worker.stage else {
+            return;
+        };
+        worker.stage = Stage::Ready {
+            since: now,
+            pulse: Pulse::new(now),
+        };
         let fact = Fact::WorkerReady(worker.who(), now - worker.born);
         self.ever_ready = true;
         self.report(fact);
     }
 
     fn worker_leaves(&mut self, now: Time, id: WorkerId) {
-        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.is_occupant()) else { return };
+        let Some(worker) = self
+            .workers
+            .get_mut(&id)
+            .filter(|worker| worker.is_occupant())
+        else {
+            return;
+        };
         let before = worker.clone();
-        worker.stage = Stage::Draining { deadline: now + worker.plan.graceful_timeout.max(LEAST) };
+        worker.stage = Stage::Draining {
+            deadline: now + worker.plan.graceful_timeout.max(LEAST),
+        };
         worker.cause = Some(Cause::Left);
         let follow = self.lose(now, &before, "left unasked".to_owned(), true);
         self.report(Fact::LeavesUnasked(before.who(), follow));
     }
 
     fn condemn(&mut self, now: Time, id: WorkerId, reason: &str) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
         let was_occupant = worker.is_occupant();
         if worker.stage == Stage::Killed {
             return;
@@ -405,7 +442,9 @@ impl Core {
     }
 
     fn worker_died(&mut self, now: Time, id: WorkerId, end: End) {
-        let Some(worker) = self.workers.remove(&id) else { return };
+        let Some(worker) = self.workers.remove(&id) else {
+            return;
+        };
         let (cause, grade) = cause::judge(&worker, &end);
         let how = match &worker.complaint {
             Some(complaint) => format!("{}: {complaint}", end.how),
@@ -416,19 +455,37 @@ impl Core {
                 Some(since) => format!("{:.1?} after it was ready", now - since),
                 None => "before it was ready".to_owned(),
             };
-            self.lose(now, &worker, format!("{how}, {when}"), grade == Grade::Clean)
+            self.lose(
+                now,
+                &worker,
+                format!("{how}, {when}"),
+                grade == Grade::Clean,
+            )
         } else {
             let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
             occupant.map_or(Follow::Nobody, |other| Follow::Known(other.id))
         };
-        self.report(Fact::Died(worker.who(), Demise { cause, how, grade, age: now - worker.born, follow }));
+        self.report(Fact::Died(
+            worker.who(),
+            Demise {
+                cause,
+                how,
+                grade,
+                age: now - worker.born,
+                follow,
+            },
+        ));
     }
 
     /// A worker does not fill its slot any more, and nobody had asked for that. Tells who follows. `orderly`: it has left as
     /// a program may, such as after so many requests. That is no failure if it had served for a while.
     fn lose(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Follow {
         let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
-        if self.trial.as_ref().is_some_and(|trial| trial.generation() == worker.generation) {
+        if self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| trial.generation() == worker.generation)
+        {
             self.fail_trial(reason);
             return Follow::Refused;
         }
@@ -439,7 +496,10 @@ impl Core {
             return Follow::Known(serving);
         }
         let wait = self.back_off(now, worker, reason, orderly);
-        match self.occupant(worker.slot, worker.generation).filter(|other| other.id != worker.id) {
+        match self
+            .occupant(worker.slot, worker.generation)
+            .filter(|other| other.id != worker.id)
+        {
             Some(other) => Follow::Known(other.id),
             None => Follow::New(wait),
         }
@@ -447,7 +507,9 @@ impl Core {
 
     /// Tells how long a slot stays empty that has lost its worker.
     fn back_off(&mut self, now: Time, worker: &Worker, reason: String, orderly: bool) -> Duration {
-        let served = worker.ready_since().map_or(Duration::ZERO, |since| now - since);
+        let served = worker
+            .ready_since()
+            .map_or(Duration::ZERO, |since| now - since);
         let backoff = &mut self.backoffs[worker.slot.index()];
         if orderly && served >= SERVED {
             backoff.excuse(now);
@@ -469,7 +531,8 @@ impl Core {
     }
 
     fn reply(&mut self, request: Option<RequestId>, answer: Result<Done, String>) {
-        self.out.extend(request.map(|request| Action::Reply(request, answer)));
+        self.out
+            .extend(request.map(|request| Action::Reply(request, answer)));
     }
 }
 

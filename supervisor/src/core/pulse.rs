@@ -79,10 +79,31 @@ struct Stalled {
     said: bool,
 }
 
-record!(Pulse { heard, excuse, beats, proven, done, moved, oldest, looked, queue, wait, stalled });
+record!(Pulse {
+    heard,
+    excuse,
+    beats,
+    proven,
+    done,
+    moved,
+    oldest,
+    looked,
+    queue,
+    wait,
+    stalled
+});
 record!(Oldest { began, excuse });
-record!(Wait { since, until, looks });
-record!(Stalled { since, sign, stuck, said });
+record!(Wait {
+    since,
+    until,
+    looks
+});
+record!(Stalled {
+    since,
+    sign,
+    stuck,
+    said
+});
 
 impl Pulse {
     pub(super) fn new(now: Time) -> Self {
@@ -109,7 +130,11 @@ impl Pulse {
     fn see(&mut self, now: Time, sight: &Sight, missed: Duration) {
         // A beat from the future is a lie: each look would find it new, and a hung worker would live for ever. A little after
         // `now` is what an honest worker may beat before its row is read.
-        let heard = if sight.heard > now + AHEAD { self.heard } else { sight.heard.min(now) };
+        let heard = if sight.heard > now + AHEAD {
+            self.heard
+        } else {
+            sight.heard.min(now)
+        };
         if heard > self.heard {
             self.heard = heard;
             self.excuse = Duration::ZERO;
@@ -122,7 +147,10 @@ impl Pulse {
         self.proven |= sight.greeted;
         if self.oldest.map(|oldest| oldest.began) != sight.oldest {
             // One that began unseen had no more time of its own than any other.
-            self.oldest = sight.oldest.map(|began| Oldest { began, excuse: missed.min(now - began) });
+            self.oldest = sight.oldest.map(|began| Oldest {
+                began,
+                excuse: missed.min(now - began),
+            });
         }
         if let Some(stalled) = &mut self.stalled {
             stalled.sign |= self.moved;
@@ -135,13 +163,21 @@ impl Pulse {
         (self.looked, self.queue, self.moved) = (now, length, false);
         self.proven |= moved && alone;
         if length == 0 || moved {
-            self.wait = (length > 0).then_some(Wait { since: now, until: now, looks: 0 });
+            self.wait = (length > 0).then_some(Wait {
+                since: now,
+                until: now,
+                looks: 0,
+            });
             if let Some(stalled) = &mut self.stalled {
                 // Siblings take from the queue of a worker that counts; a foreign program has its queue to itself.
                 stalled.sign |= self.done.is_none();
             }
         } else {
-            let wait = self.wait.get_or_insert(Wait { since: now, until: now, looks: 0 });
+            let wait = self.wait.get_or_insert(Wait {
+                since: now,
+                until: now,
+                looks: 0,
+            });
             (wait.until, wait.looks) = (now, wait.looks + 1);
             if let Some(stalled) = &mut self.stalled {
                 stalled.stuck = now;
@@ -177,20 +213,31 @@ impl Pulse {
     fn silent_at(&self, plan: &Plan) -> Option<Time> {
         // A beat may be as old as two periods when it is read; and a machine that is busy delays everything a little.
         let slack = (plan.heartbeat / 2).max(Duration::from_millis(200));
-        plan.hang_timeout.map(|_| self.heard + self.excuse + plan.heartbeat * 2 + slack)
+        plan.hang_timeout
+            .map(|_| self.heard + self.excuse + plan.heartbeat * 2 + slack)
     }
 
     /// How soon after the look at `looked` its queue is to be looked at again, if there is a reason to. As of that look: a
     /// gap that grew until it is over would be approached in ever smaller steps, each of them a wake-up.
     fn look_within(&self, looked: Time) -> Option<Duration> {
         let patient = |since: Time| ((looked - since) / 4).max(CLOSE);
-        let wait = self.wait.map(|wait| if wait.looks == 0 { BRISK } else { patient(wait.since) });
-        wait.into_iter().chain(self.stalled.map(|stalled| patient(stalled.since))).min()
+        let wait = self.wait.map(|wait| {
+            if wait.looks == 0 {
+                BRISK
+            } else {
+                patient(wait.since)
+            }
+        });
+        wait.into_iter()
+            .chain(self.stalled.map(|stalled| patient(stalled.since)))
+            .min()
     }
 
     /// Since when it has certainly taken nothing out of its queue.
     fn stuck_since(&self) -> Option<Time> {
-        self.wait.filter(|wait| wait.looks >= LOOKS).map(|wait| wait.since)
+        self.wait
+            .filter(|wait| wait.looks >= LOOKS)
+            .map(|wait| wait.since)
     }
 
     /// What makes it stalled now.
@@ -200,8 +247,13 @@ impl Pulse {
             return Some((Stall::Silent, now - self.heard));
         }
         // What was seen counts, not what may have happened since.
-        let stuck = self.wait.filter(|wait| wait.looks >= LOOKS).map(|wait| wait.until - wait.since);
-        stuck.filter(|span| *span >= STUCK).map(|span| (Stall::Stuck, span))
+        let stuck = self
+            .wait
+            .filter(|wait| wait.looks >= LOOKS)
+            .map(|wait| wait.until - wait.since);
+        stuck
+            .filter(|span| *span >= STUCK)
+            .map(|span| (Stall::Stuck, span))
     }
 
     /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.
@@ -215,16 +267,29 @@ impl Pulse {
         let silent = plan.hang_timeout.map(|timeout| self.heard + timeout);
         let mute = self.stuck_since().filter(|_| !self.beats);
         // A program that only counts as ready may still be starting.
-        let grace = if self.proven { Duration::ZERO } else { plan.start_timeout };
-        let stuck = mute.and_then(|since| plan.hang_timeout.map(|timeout| since + timeout.max(grace)));
+        let grace = if self.proven {
+            Duration::ZERO
+        } else {
+            plan.start_timeout
+        };
+        let stuck =
+            mute.and_then(|since| plan.hang_timeout.map(|timeout| since + timeout.max(grace)));
         let overdue = self.oldest.and_then(|oldest| {
-            plan.request_timeout.map(|timeout| oldest.began + oldest.excuse + timeout + SELF_HELP)
+            plan.request_timeout
+                .map(|timeout| oldest.began + oldest.excuse + timeout + SELF_HELP)
         });
-        [(Stall::Overdue, overdue), (Stall::Silent, silent), (Stall::Stuck, stuck)]
+        [
+            (Stall::Overdue, overdue),
+            (Stall::Silent, silent),
+            (Stall::Stuck, stuck),
+        ]
     }
 
     pub(super) fn deadline(&self, plan: &Plan) -> Option<Time> {
-        self.hangs_at(plan).into_iter().filter_map(|(_, at)| at).min()
+        self.hangs_at(plan)
+            .into_iter()
+            .filter_map(|(_, at)| at)
+            .min()
     }
 
     /// Why it is hung now, and since how long.
@@ -244,19 +309,29 @@ impl Core {
     /// Takes in what was seen. Verdicts are [`judge_stalls`](Self::judge_stalls)' and `converge`'s.
     pub(super) fn look(&mut self, now: Time, look: &Look, missed: Duration) {
         for (id, sight) in &look.workers {
-            if let Some(Worker { stage: Stage::Ready { pulse, .. }, .. }) = self.workers.get_mut(id) {
+            if let Some(Worker {
+                stage: Stage::Ready { pulse, .. },
+                ..
+            }) = self.workers.get_mut(id)
+            {
                 pulse.see(now, sight, missed);
             }
         }
         let Some(queues) = &look.queues else { return };
         self.looked = now;
-        self.lively = self.workers.values().filter_map(Worker::pulse).any(|pulse| pulse.moved);
+        self.lively = self
+            .workers
+            .values()
+            .filter_map(Worker::pulse)
+            .any(|pulse| pulse.moved);
         let mut seen = vec![None; usize::from(Slot::MAX)];
         for (slot, length) in queues.iter().filter(|(slot, _)| slot.0 < Slot::MAX) {
             let alone = self.in_slot(*slot).count() == 1;
             seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
         }
-        self.look_at_retired(now, |slot| seen[slot.index()].map_or(0, |(length, ..)| length));
+        self.look_at_retired(now, |slot| {
+            seen[slot.index()].map_or(0, |(length, ..)| length)
+        });
         for worker in self.workers.values_mut() {
             let seen = seen[worker.slot.index()];
             if let Stage::Ready { pulse, .. } = &mut worker.stage {
@@ -279,16 +354,27 @@ impl Core {
     pub fn wants_queues(&self, now: Time) -> bool {
         let judged = |worker: &Worker| worker.deadline().is_some_and(|deadline| deadline <= now);
         self.look_gap().is_some_and(|gap| self.looked + gap <= now)
-            || self.workers.values().filter(|worker| worker.pulse().is_some()).any(judged)
+            || self
+                .workers
+                .values()
+                .filter(|worker| worker.pulse().is_some())
+                .any(judged)
     }
 
     /// How long after the last look at the queues the next one is due; `None` while nobody is watched.
     fn look_gap(&self) -> Option<Duration> {
-        let ready = || self.workers.values().filter_map(|worker| Some((worker.pulse()?, &worker.plan)));
+        let ready = || {
+            self.workers
+                .values()
+                .filter_map(|worker| Some((worker.pulse()?, &worker.plan)))
+        };
         let elastic = self.stable.plan.elastic.is_some();
-        let watched = ready()
-            .filter(|(_, plan)| plan.hang_timeout.is_some() || plan.request_timeout.is_some() || elastic);
-        let calm = watched.map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX))).min();
+        let watched = ready().filter(|(_, plan)| {
+            plan.hang_timeout.is_some() || plan.request_timeout.is_some() || elastic
+        });
+        let calm = watched
+            .map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX)))
+            .min();
         let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
         let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some() || elastic);
         reasons
@@ -302,32 +388,55 @@ impl Core {
     pub(super) fn look_due(&self, now: Time) -> Option<Time> {
         let gap = self.look_gap()?;
         let silences = self.workers.values().filter_map(|worker| {
-            worker.pulse().filter(|pulse| !pulse.is_stalled()).and_then(|pulse| pulse.silent_at(&worker.plan))
+            worker
+                .pulse()
+                .filter(|pulse| !pulse.is_stalled())
+                .and_then(|pulse| pulse.silent_at(&worker.plan))
         });
         let looks = [self.looked + gap, now + gap];
         // Whoever does not look when it is asked to is not asked in vain all the time.
-        looks.into_iter().chain(silences).filter(|at| *at > now).min()
+        looks
+            .into_iter()
+            .chain(silences)
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// Takes whoever stalls out of rotation (which `steer` does), and back in who shows life again.
     pub(super) fn judge_stalls(&mut self, now: Time) {
         let mut changes = Vec::new();
         for (id, worker) in &self.workers {
-            let Some(pulse) = worker.pulse() else { continue };
+            let Some(pulse) = worker.pulse() else {
+                continue;
+            };
             match (&pulse.stalled, pulse.trouble(now, &worker.plan)) {
                 (None, Some(trouble)) => changes.push((*id, Some(trouble))),
-                (Some(stalled), _) if pulse.is_well(now, &worker.plan, stalled) => changes.push((*id, None)),
+                (Some(stalled), _) if pulse.is_well(now, &worker.plan, stalled) => {
+                    changes.push((*id, None))
+                }
                 (None, None) | (Some(_), _) => {}
             }
         }
         for (id, trouble) in changes {
-            let Some(worker) = self.workers.get_mut(&id) else { continue };
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
             let (who, slot) = (worker.who(), worker.slot);
-            let Stage::Ready { pulse, .. } = &mut worker.stage else { continue };
+            let Stage::Ready { pulse, .. } = &mut worker.stage else {
+                continue;
+            };
             match trouble {
                 Some((why, span)) => {
-                    let told = self.stall_told.get(&slot).is_some_and(|told| now - *told < QUIET);
-                    pulse.stalled = Some(Stalled { since: now, sign: false, stuck: now, said: !told });
+                    let told = self
+                        .stall_told
+                        .get(&slot)
+                        .is_some_and(|told| now - *told < QUIET);
+                    pulse.stalled = Some(Stalled {
+                        since: now,
+                        sign: false,
+                        stuck: now,
+                        said: !told,
+                    });
                     if !told {
                         self.stall_told.insert(slot, now);
                         self.report(Fact::Stalled(who, why, span));

@@ -31,7 +31,11 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-record!(Limits { requests, age, memory });
+record!(Limits {
+    requests,
+    age,
+    memory
+});
 
 /// The limit that a worker has reached, and how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -68,11 +72,17 @@ impl Limits {
 
     /// The first that a worker has reached.
     fn reached(&self, age: Duration, requests: Option<u64>, memory: Option<u64>) -> Option<Excess> {
-        let beyond =
-            |used: Option<u64>, most: Option<u64>| used.zip(most).filter(|(used, most)| used >= most);
-        let requests = beyond(requests, self.requests).map(|(used, most)| Excess::Requests(used, most));
+        let beyond = |used: Option<u64>, most: Option<u64>| {
+            used.zip(most).filter(|(used, most)| used >= most)
+        };
+        let requests =
+            beyond(requests, self.requests).map(|(used, most)| Excess::Requests(used, most));
         let memory = || beyond(memory, self.memory).map(|(used, most)| Excess::Memory(used, most));
-        let old = || self.age.filter(|most| age >= *most).map(|most| Excess::Age(age, most));
+        let old = || {
+            self.age
+                .filter(|most| age >= *most)
+                .map(|most| Excess::Age(age, most))
+        };
         requests.or_else(memory).or_else(old)
     }
 }
@@ -108,7 +118,9 @@ impl Core {
 
     /// Has those replaced that are due, as far as there are permits.
     pub(super) fn recycle(&mut self, now: Time) {
-        self.workers.values_mut().for_each(|worker| worker.measure(now, None));
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.measure(now, None));
         if !self.may_recycle() {
             return;
         }
@@ -141,7 +153,10 @@ impl Core {
 
     /// When a slot's worker may be replaced after whoever was to do that has failed.
     fn may_try(&self, slot: Slot) -> Time {
-        self.attempts.get(&slot).map(super::Backoff::not_before).unwrap_or_default()
+        self.attempts
+            .get(&slot)
+            .map(super::Backoff::not_before)
+            .unwrap_or_default()
     }
 
     /// When somebody will be due, or can be tried again.
@@ -150,7 +165,10 @@ impl Core {
             return None;
         }
         let old = self.workers.values().filter_map(Worker::old_at);
-        let to_recycle = self.workers.values().filter(|worker| self.is_to_recycle(worker));
+        let to_recycle = self
+            .workers
+            .values()
+            .filter(|worker| self.is_to_recycle(worker));
         let retries = to_recycle.map(|worker| self.may_try(worker.slot));
         old.chain(retries).filter(|at| *at > now).min()
     }
@@ -172,33 +190,59 @@ mod tests {
 
     #[test]
     fn each_worker_has_limits_of_its_own_that_are_never_more_than_what_was_set() {
-        let set = Limits { requests: Some(1000), age: Some(Duration::from_secs(100)), memory: Some(1 << 20) };
+        let set = Limits {
+            requests: Some(1000),
+            age: Some(Duration::from_secs(100)),
+            memory: Some(1 << 20),
+        };
         let mut chance = Chance(7);
         let drawn: Vec<Limits> = (0..100).map(|_| set.draw(&mut chance)).collect();
         let requests: Vec<u64> = drawn.iter().filter_map(|limits| limits.requests).collect();
-        assert!(requests.iter().all(|most| (800..=1000).contains(most)), "{requests:?}");
+        assert!(
+            requests.iter().all(|most| (800..=1000).contains(most)),
+            "{requests:?}"
+        );
         let (least, most) = (requests.iter().min(), requests.iter().max());
         assert!(
             least.is_some_and(|least| *least < 830) && most.is_some_and(|most| *most > 970),
             "{requests:?}"
         );
-        assert!(drawn.iter().all(|limits| limits.age <= set.age && limits.memory <= set.memory));
-        let tiny = Limits { requests: Some(1), ..Limits::default() };
+        assert!(
+            drawn
+                .iter()
+                .all(|limits| limits.age <= set.age && limits.memory <= set.memory)
+        );
+        let tiny = Limits {
+            requests: Some(1),
+            ..Limits::default()
+        };
         assert_eq!(tiny.draw(&mut chance).requests, Some(1), "not 0");
         let before = format!("{chance:?}");
         assert_eq!(Limits::default().draw(&mut chance), Limits::default());
-        assert_eq!(format!("{chance:?}"), before, "whoever recycles nobody throws no dice");
+        assert_eq!(
+            format!("{chance:?}"),
+            before,
+            "whoever recycles nobody throws no dice"
+        );
     }
 
     #[test]
     fn a_limit_is_reached_exactly_there() {
-        let limits = Limits { requests: Some(10), age: Some(Duration::from_secs(5)), memory: Some(100) };
-        let reached = |age, requests, memory| limits.reached(Duration::from_secs(age), requests, memory);
+        let limits = Limits {
+            requests: Some(10),
+            age: Some(Duration::from_secs(5)),
+            memory: Some(100),
+        };
+        let reached =
+            |age, requests, memory| limits.reached(Duration::from_secs(age), requests, memory);
         assert_eq!(reached(4, Some(9), Some(99)), None);
         assert_eq!(reached(4, Some(10), None), Some(Excess::Requests(10, 10)));
         assert_eq!(reached(4, None, Some(101)), Some(Excess::Memory(101, 100)));
         let five = Duration::from_secs(5);
         assert_eq!(reached(5, None, None), Some(Excess::Age(five, five)));
-        assert_eq!(Limits::default().reached(Duration::MAX, Some(u64::MAX), Some(u64::MAX)), None);
+        assert_eq!(
+            Limits::default().reached(Duration::MAX, Some(u64::MAX), Some(u64::MAX)),
+            None
+        );
     }
 }

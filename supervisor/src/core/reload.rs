@@ -67,24 +67,43 @@ impl Trial {
 impl Core {
     /// One past the last slot that the trial fills now.
     pub(super) fn batch_end(&self) -> u16 {
-        let Some(Trial { stage: TrialStage::Replacing { plan, count, moved }, .. }) = self.trial else {
+        let Some(Trial {
+            stage: TrialStage::Replacing { plan, count, moved },
+            ..
+        }) = self.trial
+        else {
             return 0;
         };
-        let last_batch_leaves =
-            self.workers.values().any(|worker| worker.generation == self.stable.id && worker.slot.0 < moved);
-        if last_batch_leaves { moved } else { moved.saturating_add(plan.surge.max(1)).min(count) }
+        let last_batch_leaves = self
+            .workers
+            .values()
+            .any(|worker| worker.generation == self.stable.id && worker.slot.0 < moved);
+        if last_batch_leaves {
+            moved
+        } else {
+            moved.saturating_add(plan.surge.max(1)).min(count)
+        }
     }
 
     /// Begins the reload that was asked for, unless another generation than the accepted one is still alive: two
     /// are as many as a machine's memory is asked to hold.
     pub(super) fn begin_reload(&mut self) {
         if self.trial.is_some()
-            || matches!(self.phase, Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone)
+            || matches!(
+                self.phase,
+                Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone
+            )
         {
             return;
         }
-        let Some(requests) = self.wanted.take() else { return };
-        if self.workers.values().any(|worker| worker.generation != self.stable.id) {
+        let Some(requests) = self.wanted.take() else {
+            return;
+        };
+        if self
+            .workers
+            .values()
+            .any(|worker| worker.generation != self.stable.id)
+        {
             self.wanted = Some(requests);
             if !self.wait_reported {
                 self.wait_reported = true;
@@ -95,7 +114,11 @@ impl Core {
         self.wait_reported = false;
         self.last_generation = self.last_generation.next();
         let generation = self.last_generation;
-        self.trial = Some(Trial { generation, requests, stage: TrialStage::Preparing });
+        self.trial = Some(Trial {
+            generation,
+            requests,
+            stage: TrialStage::Preparing,
+        });
         self.report(Fact::ReloadBegan(generation));
         self.out.push(Action::Prepare(generation));
     }
@@ -105,7 +128,11 @@ impl Core {
         let count = self.first_size(&plan);
         match &mut self.trial {
             Some(trial) if trial.generation == generation => {
-                trial.stage = TrialStage::Replacing { plan, count, moved: 0 };
+                trial.stage = TrialStage::Replacing {
+                    plan,
+                    count,
+                    moved: 0,
+                };
                 self.begin_adapting_trial();
                 self.supersede();
             }
@@ -115,7 +142,11 @@ impl Core {
     }
 
     pub(super) fn refused(&mut self, generation: GenerationId, reason: String) {
-        if self.trial.as_ref().is_some_and(|trial| trial.generation == generation) {
+        if self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| trial.generation == generation)
+        {
             self.fail_trial(reason);
         }
     }
@@ -127,7 +158,9 @@ impl Core {
             return;
         }
         let Some(trial) = &mut self.trial else { return };
-        let TrialStage::Replacing { plan, count, moved } = &mut trial.stage else { return };
+        let TrialStage::Replacing { plan, count, moved } = &mut trial.stage else {
+            return;
+        };
         *moved = end;
         if end < *count {
             return;
@@ -135,7 +168,10 @@ impl Core {
         let (generation, plan, count) = (trial.generation, *plan, *count);
         let requests = std::mem::take(&mut trial.requests);
         self.trial = None;
-        self.stable = Accepted { id: generation, plan };
+        self.stable = Accepted {
+            id: generation,
+            plan,
+        };
         self.open = count;
         self.adapt_to_accepted();
         self.backoffs.iter_mut().for_each(super::Backoff::reset);
@@ -161,7 +197,9 @@ impl Core {
         }
         let mut proven = Time::default();
         for slot in 0..end {
-            let since = self.occupant(Slot(slot), trial.generation).and_then(Worker::ready_since)?;
+            let since = self
+                .occupant(Slot(slot), trial.generation)
+                .and_then(Worker::ready_since)?;
             if slot >= moved {
                 proven = proven.max(since + plan.probation);
             }
@@ -171,8 +209,14 @@ impl Core {
 
     /// Ends the trial. The accepted generation is what everything returns to.
     pub(super) fn fail_trial(&mut self, reason: String) {
-        let Some(trial) = self.trial.take() else { return };
-        self.report(Fact::ReloadFailed(trial.generation, self.stable.id, reason.clone()));
+        let Some(trial) = self.trial.take() else {
+            return;
+        };
+        self.report(Fact::ReloadFailed(
+            trial.generation,
+            self.stable.id,
+            reason.clone(),
+        ));
         for request in trial.requests {
             self.reply(Some(request), Err(reason.clone()));
         }

@@ -25,7 +25,11 @@ pub(super) const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
-    recycle: Limits { requests: None, age: None, memory: None },
+    recycle: Limits {
+        requests: None,
+        age: None,
+        memory: None,
+    },
     pre_stop_delay: Duration::ZERO,
 };
 
@@ -40,8 +44,14 @@ fn beats(workers: &[(u64, Time, u64)]) -> Look {
         requests: None,
         memory: None,
     };
-    let workers = workers.iter().map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done))).collect();
-    Look { workers, ..Look::default() }
+    let workers = workers
+        .iter()
+        .map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done)))
+        .collect();
+    Look {
+        workers,
+        ..Look::default()
+    }
 }
 
 /// A core with a clock and what it last asked for.
@@ -53,8 +63,11 @@ struct Stage {
 
 impl Stage {
     fn boot(plan: Plan) -> Self {
-        let mut stage =
-            Self { core: Core::new(GenerationId(1), plan, 1), now: Time::default(), last: Vec::new() };
+        let mut stage = Self {
+            core: Core::new(GenerationId(1), plan, 1),
+            now: Time::default(),
+            last: Vec::new(),
+        };
         stage.tell(Event::Tick);
         stage
     }
@@ -63,7 +76,11 @@ impl Stage {
     fn serving(plan: Plan) -> Self {
         let mut stage = Self::boot(plan);
         stage.get_ready(1..=u64::from(plan.workers));
-        assert!(stage.facts().any(|fact| matches!(fact, Fact::ServerReady(..))));
+        assert!(
+            stage
+                .facts()
+                .any(|fact| matches!(fact, Fact::ServerReady(..)))
+        );
         stage
     }
 
@@ -83,7 +100,10 @@ impl Stage {
     }
 
     fn die(&mut self, worker: u64) {
-        self.tell(Event::Died(WorkerId(worker), End::unclean("exited with status 3", Cause::Exit)));
+        self.tell(Event::Died(
+            WorkerId(worker),
+            End::unclean("exited with status 3", Cause::Exit),
+        ));
     }
 
     /// Lets time pass in steps that the core itself asks for, with every ready worker's heart beating.
@@ -92,9 +112,21 @@ impl Stage {
         let mut all = Vec::new();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
             self.now = due;
-            let alive: Vec<_> = self.core.view().workers.iter().map(|one| (one.worker.0, due, 0)).collect();
+            let alive: Vec<_> = self
+                .core
+                .view()
+                .workers
+                .iter()
+                .map(|one| (one.worker.0, due, 0))
+                .collect();
             let queues = self.core.wants_queues(due).then(Vec::new);
-            all.extend(self.core.step(due, Event::Look(Look { queues, ..beats(&alive) })));
+            all.extend(self.core.step(
+                due,
+                Event::Look(Look {
+                    queues,
+                    ..beats(&alive)
+                }),
+            ));
         }
         self.now = end;
         self.last.clone_from(&all);
@@ -110,7 +142,12 @@ impl Stage {
 
     fn spawned(&self) -> Vec<(u64, u16, u32)> {
         let spawn = |action: &Action| match action {
-            Action::Spawn { worker, slot, generation, .. } => Some((worker.0, slot.0, generation.0)),
+            Action::Spawn {
+                worker,
+                slot,
+                generation,
+                ..
+            } => Some((worker.0, slot.0, generation.0)),
             _ => None,
         };
         self.last.iter().filter_map(spawn).collect()
@@ -148,10 +185,18 @@ fn a_start_fills_every_slot_and_is_ready_when_all_workers_are() {
     let mut stage = Stage::boot(PLAN);
     assert_eq!(stage.spawned(), [(1, 0, 1), (2, 1, 1)]);
     stage.get_ready([1]);
-    assert!(!stage.facts().any(|fact| matches!(fact, Fact::ServerReady(..))));
+    assert!(
+        !stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::ServerReady(..)))
+    );
     assert!(stage.has(&Action::Steer(vec![Slot(0)])));
     stage.get_ready([2]);
-    assert!(stage.facts().any(|fact| *fact == Fact::ServerReady(GenerationId(1), 2)));
+    assert!(
+        stage
+            .facts()
+            .any(|fact| *fact == Fact::ServerReady(GenerationId(1), 2))
+    );
     assert!(stage.has(&Action::Steer(vec![Slot(0), Slot(1)])));
 }
 
@@ -160,13 +205,21 @@ fn a_server_whose_workers_can_never_start_exits_with_the_reason() {
     let mut stage = Stage::boot(PLAN);
     stage.die(1);
     stage.die(2);
-    assert!(!stage.last.iter().any(|action| matches!(action, Action::Exit(_))));
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Exit(_)))
+    );
     stage.die(3);
     let reason = stage.facts().find_map(|fact| match fact {
         Fact::Hopeless(reason) => Some(reason.as_str()),
         _ => None,
     });
-    assert_eq!(reason, Some("worker 3 (slot 0) exited with status 3, before it was ready"));
+    assert_eq!(
+        reason,
+        Some("worker 3 (slot 0) exited with status 3, before it was ready")
+    );
     assert!(stage.has(&Action::Kill(WorkerId(4))));
     stage.die(4);
     assert!(stage.has(&Action::Exit(1)));
@@ -177,11 +230,24 @@ fn the_first_death_is_replaced_at_once_and_the_next_one_waits() {
     let mut stage = Stage::serving(PLAN);
     stage.die(1);
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
-    assert!(!stage.last.iter().any(|action| matches!(action, Action::Steer(_))), "its queue waits for it");
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Steer(_))),
+        "its queue waits for it"
+    );
     stage.die(3);
     assert_eq!(stage.spawned(), []);
-    assert!(stage.has(&Action::Steer(vec![Slot(1)])), "nobody comes at once: steered away");
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::Degraded(1, _))));
+    assert!(
+        stage.has(&Action::Steer(vec![Slot(1)])),
+        "nobody comes at once: steered away"
+    );
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::Degraded(1, _)))
+    );
     stage.pass(0.1);
     assert_eq!(stage.spawned(), [(4, 0, 1)]);
     stage.get_ready([4]);
@@ -197,7 +263,12 @@ fn a_crash_loop_never_ends_the_server() {
             stage.die(worker.worker.0);
         }
         stage.pass(31.0);
-        assert!(!stage.last.iter().any(|action| matches!(action, Action::Exit(_))));
+        assert!(
+            !stage
+                .last
+                .iter()
+                .any(|action| matches!(action, Action::Exit(_)))
+        );
     }
     assert_eq!(stage.core.view().state, State::Degraded);
 }
@@ -213,7 +284,10 @@ fn a_good_reload_drains_the_old_workers_only_after_probation() {
     assert_eq!(stage.drained(), [] as [u64; 0]);
     stage.pass(0.2);
     assert_eq!(stage.drained(), [1, 2]);
-    assert!(stage.has(&Action::Reply(RequestId(7), Ok(Done::Reloaded(GenerationId(2))))));
+    assert!(stage.has(&Action::Reply(
+        RequestId(7),
+        Ok(Done::Reloaded(GenerationId(2)))
+    )));
     assert!(stage.has(&Action::Accept(GenerationId(2))));
     stage.die(1);
     stage.die(2);
@@ -242,7 +316,11 @@ fn a_program_that_exits_at_start_is_rolled_back() {
     stage.die(4);
     let reason = "worker 4 (slot 1) exited with status 3: no database, before it was ready";
     assert_eq!(stage.failure().as_deref(), Some(reason));
-    assert_eq!(stage.drained(), [3], "the old worker of slot 0 serves, so the new one can go");
+    assert_eq!(
+        stage.drained(),
+        [3],
+        "the old worker of slot 0 serves, so the new one can go"
+    );
     stage.die(3);
     assert!(stage.has(&Action::Forget(GenerationId(2))));
 }
@@ -283,13 +361,25 @@ fn a_rolling_reload_that_fails_late_brings_the_old_generation_back() {
     stage.get_ready([3]);
     stage.pass(2.0);
     assert_eq!(stage.drained(), [1]);
-    assert_eq!(stage.spawned(), [], "the next batch waits until the old worker is gone");
+    assert_eq!(
+        stage.spawned(),
+        [],
+        "the next batch waits until the old worker is gone"
+    );
     stage.die(1);
     assert_eq!(stage.spawned(), [(4, 1, 2)]);
     stage.die(4);
     assert!(stage.failure().is_some());
-    assert_eq!(stage.spawned(), [(5, 0, 1)], "slot 0 gets a worker of the old generation");
-    assert_eq!(stage.drained(), [] as [u64; 0], "and keeps the new one until that one is ready");
+    assert_eq!(
+        stage.spawned(),
+        [(5, 0, 1)],
+        "slot 0 gets a worker of the old generation"
+    );
+    assert_eq!(
+        stage.drained(),
+        [] as [u64; 0],
+        "and keeps the new one until that one is ready"
+    );
     stage.get_ready([5]);
     assert_eq!(stage.drained(), [3]);
 }
@@ -304,7 +394,10 @@ fn reloads_coalesce_and_the_last_one_is_honoured() {
     }
     stage.get_ready([3, 4]);
     stage.pass(2.0);
-    assert!(stage.facts().any(|fact| *fact == Fact::ReloadWaits), "two generations are enough");
+    assert!(
+        stage.facts().any(|fact| *fact == Fact::ReloadWaits),
+        "two generations are enough"
+    );
     stage.die(1);
     stage.die(2);
     assert!(stage.has(&Action::Prepare(GenerationId(3))));
@@ -313,7 +406,13 @@ fn reloads_coalesce_and_the_last_one_is_honoured() {
     stage.pass(2.0);
     stage.die(3);
     stage.die(4);
-    assert!(!stage.last.iter().any(|action| matches!(action, Action::Prepare(_))), "25 are one");
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Prepare(_))),
+        "25 are one"
+    );
     assert_eq!(stage.core.view().generation, GenerationId(3));
 }
 
@@ -325,22 +424,36 @@ fn a_reload_to_fewer_workers_retires_slots_and_to_more_opens_them() {
     stage.get_ready([3]);
     stage.pass(2.0);
     assert_eq!(stage.drained(), [1, 2]);
+    assert!(stage.last.iter().any(|action| matches!(
+        action,
+        Action::Drain {
+            worker: WorkerId(2),
+            empty_queue: true,
+            ..
+        }
+    )));
+    assert!(stage.last.iter().any(|action| matches!(
+        action,
+        Action::Drain {
+            worker: WorkerId(1),
+            empty_queue: false,
+            ..
+        }
+    )));
+    let steer = stage
+        .last
+        .iter()
+        .position(|action| *action == Action::Steer(vec![Slot(0)]))
+        .expect("steered");
+    let drain = stage
+        .last
+        .iter()
+        .position(|action| matches!(action, Action::Drain { .. }))
+        .expect("drained");
     assert!(
-        stage
-            .last
-            .iter()
-            .any(|action| matches!(action, Action::Drain { worker: WorkerId(2), empty_queue: true, .. }))
+        steer < drain,
+        "new connections go elsewhere before a worker stops accepting"
     );
-    assert!(
-        stage
-            .last
-            .iter()
-            .any(|action| matches!(action, Action::Drain { worker: WorkerId(1), empty_queue: false, .. }))
-    );
-    let steer =
-        stage.last.iter().position(|action| *action == Action::Steer(vec![Slot(0)])).expect("steered");
-    let drain = stage.last.iter().position(|action| matches!(action, Action::Drain { .. })).expect("drained");
-    assert!(steer < drain, "new connections go elsewhere before a worker stops accepting");
     stage.die(1);
     stage.die(2);
     stage.reload(Plan { workers: 3, ..PLAN });
@@ -371,7 +484,11 @@ fn scaling_goes_up_to_the_most_and_down_to_one() {
     assert_eq!(stage.drained(), [2, 3, 4]);
     assert!(stage.has(&Action::Steer(vec![Slot(0)])));
     stage.command(Command::Resize(1));
-    assert_eq!(stage.spawned(), [(5, 1, 1)], "a slot is filled again beside the worker that drains in it");
+    assert_eq!(
+        stage.spawned(),
+        [(5, 1, 1)],
+        "a slot is filled again beside the worker that drains in it"
+    );
 }
 
 #[test]
@@ -397,7 +514,10 @@ fn a_beat_from_the_future_does_not_save_a_hung_worker() {
         assert!(!stage.has(&Action::Abort(WorkerId(1))));
         stage.now = Time::from_millis(ms);
         stage.core.due = Some(stage.now);
-        stage.tell(Event::Look(beats(&[(1, Time::from_millis(1 << 40), 0), (2, stage.now, 0)])));
+        stage.tell(Event::Look(beats(&[
+            (1, Time::from_millis(1 << 40), 0),
+            (2, stage.now, 0),
+        ])));
     }
     assert!(stage.has(&Action::Abort(WorkerId(1))));
 }
@@ -410,7 +530,10 @@ fn a_supervisor_that_was_stopped_kills_nobody() {
     stage.tell(Event::Tick);
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Overslept(_))));
     assert!(
-        !stage.last.iter().any(|action| matches!(action, Action::Abort(_) | Action::Kill(_))),
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Abort(_) | Action::Kill(_))),
         "{:?}",
         stage.last
     );
@@ -493,7 +616,11 @@ fn a_reload_can_mend_a_first_start_that_is_stuck() {
     let new: Vec<u64> = stage.spawned().iter().map(|spawn| spawn.0).collect();
     stage.get_ready(new);
     stage.pass(2.0);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::ServerReady(..))));
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::ServerReady(..)))
+    );
 }
 
 #[test]
@@ -515,7 +642,11 @@ fn time_in_which_the_machine_stood_still_proves_nothing() {
     stage.pass(1.0);
     stage.now += Duration::from_millis(1900);
     stage.tell(Event::Tick);
-    assert_eq!(stage.drained(), [] as [u64; 0], "2.9 s after ready, of which nobody knows about 1.9");
+    assert_eq!(
+        stage.drained(),
+        [] as [u64; 0],
+        "2.9 s after ready, of which nobody knows about 1.9"
+    );
     stage.pass(2.0);
     assert_eq!(stage.drained(), [1, 2]);
 }

@@ -36,7 +36,12 @@ enum Task {
     Drain,
 }
 
-record!(Errand { slot, request, task, begun });
+record!(Errand {
+    slot,
+    request,
+    task,
+    begun
+});
 
 /// Whether a slot may be taken out of service.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +54,8 @@ pub(super) enum Permit {
 }
 
 const DRAINED: &str = "all workers were asked to drain (reload to start them again)";
-const RELOADING: &str = "a reload is under way, which replaces every worker (ask again when it is done)";
+const RELOADING: &str =
+    "a reload is under way, which replaces every worker (ask again when it is done)";
 
 impl Core {
     /// Sets the number of slots, if it may be that.
@@ -88,9 +94,15 @@ impl Core {
     /// Sets how many slots the accepted generation fills.
     pub(super) fn set_open(&mut self, to: u16) {
         self.open = to;
-        let all_held = (0..to).map(Slot).all(|slot| self.held_slots.contains(&slot));
-        let released: Vec<Slot> =
-            self.held_slots.iter().copied().filter(|slot| slot.0 >= to || all_held).collect();
+        let all_held = (0..to)
+            .map(Slot)
+            .all(|slot| self.held_slots.contains(&slot));
+        let released: Vec<Slot> = self
+            .held_slots
+            .iter()
+            .copied()
+            .filter(|slot| slot.0 >= to || all_held)
+            .collect();
         for slot in released {
             self.held_slots.remove(&slot);
             if slot.0 < to {
@@ -107,13 +119,21 @@ impl Core {
             return self.refuse(command, request, &why);
         }
         // Whoever is just being started is as good as one that would be started now.
-        let old = self.in_slot(slot).find(|worker| worker.ready_since().is_some()).map(|worker| worker.id);
+        let old = self
+            .in_slot(slot)
+            .find(|worker| worker.ready_since().is_some())
+            .map(|worker| worker.id);
         if self.held_slots.remove(&slot) {
             self.report(Fact::Released(slot));
         }
         let drains = |errand: &Errand| errand.slot == slot && errand.task == Task::Drain;
         self.abandon_errands(drains, &format!("slot {slot} is to be filled again"));
-        self.errands.push(Errand { slot, request, task: Task::Restart { old }, begun: false });
+        self.errands.push(Errand {
+            slot,
+            request,
+            task: Task::Restart { old },
+            begun: false,
+        });
     }
 
     /// A slot is to be empty.
@@ -122,11 +142,24 @@ impl Core {
         if let Some(why) = self.cannot_be_asked_of(slot) {
             return self.refuse(command, request, &why);
         }
-        if self.errands.iter().any(|errand| errand.slot == slot && errand.task != Task::Drain) {
-            return self.refuse(command, request, &format!("slot {slot} is just being restarted"));
+        if self
+            .errands
+            .iter()
+            .any(|errand| errand.slot == slot && errand.task != Task::Drain)
+        {
+            return self.refuse(
+                command,
+                request,
+                &format!("slot {slot} is just being restarted"),
+            );
         }
         let begun = self.held_slots.contains(&slot);
-        self.errands.push(Errand { slot, request, task: Task::Drain, begun });
+        self.errands.push(Errand {
+            slot,
+            request,
+            task: Task::Drain,
+            begun,
+        });
     }
 
     /// Why nothing can be asked of a slot now.
@@ -159,7 +192,11 @@ impl Core {
         }
     }
 
-    fn run_restart(&mut self, errand: &mut Errand, old: Option<WorkerId>) -> Option<Result<Done, String>> {
+    fn run_restart(
+        &mut self,
+        errand: &mut Errand,
+        old: Option<WorkerId>,
+    ) -> Option<Result<Done, String>> {
         let slot = errand.slot;
         if let Some(why) = self.is_overtaken(errand) {
             return Some(Err(why));
@@ -200,14 +237,19 @@ impl Core {
         let slot = errand.slot;
         if errand.begun {
             if !self.held_slots.contains(&slot) {
-                return Some(Err(format!("slot {slot} is filled again before it was empty")));
+                return Some(Err(format!(
+                    "slot {slot} is filled again before it was empty"
+                )));
             }
         } else {
             if let Some(why) = self.is_overtaken(errand) {
                 return Some(Err(why));
             }
             let others = (0..self.open).map(Slot).filter(|other| *other != slot);
-            if !others.into_iter().any(|other| self.in_slot(other).any(Worker::is_well)) {
+            if !others
+                .into_iter()
+                .any(|other| self.in_slot(other).any(Worker::is_well))
+            {
                 return Some(Err(format!(
                     "slot {slot} is the only one with a worker that serves (scale up first, or stop the server)"
                 )));
@@ -224,7 +266,9 @@ impl Core {
         }
         // Whoever comes for those who wait in its queue is no part of this.
         let visited = self.is_visited(slot);
-        let empty = self.in_slot(slot).all(|worker| visited && worker.is_occupant());
+        let empty = self
+            .in_slot(slot)
+            .all(|worker| visited && worker.is_occupant());
         empty.then_some(Ok(Done::Drained { slot }))
     }
 
@@ -247,9 +291,17 @@ impl Core {
         if out.len() < most {
             return Permit::Granted;
         }
-        let held = out.iter().filter(|slot| self.held_slots.contains(slot)).count();
-        let failing = |slot: &&Slot| self.backoffs[slot.index()].is_looping() && !self.is_served(**slot);
-        let failing = out.iter().filter(|slot| !self.held_slots.contains(slot)).filter(failing).count();
+        let held = out
+            .iter()
+            .filter(|slot| self.held_slots.contains(slot))
+            .count();
+        let failing =
+            |slot: &&Slot| self.backoffs[slot.index()].is_looping() && !self.is_served(**slot);
+        let failing = out
+            .iter()
+            .filter(|slot| !self.held_slots.contains(slot))
+            .filter(failing)
+            .count();
         if held + failing < most {
             return Permit::Wait;
         }
@@ -258,8 +310,14 @@ impl Core {
             1 => format!("1 slot {what}"),
             count => format!("{count} slots {what}"),
         };
-        let reasons = [slots(held, "held empty"), slots(failing, "without a worker that can start")];
-        let reasons: Vec<_> = reasons.into_iter().filter(|reason| !reason.is_empty()).collect();
+        let reasons = [
+            slots(held, "held empty"),
+            slots(failing, "without a worker that can start"),
+        ];
+        let reasons: Vec<_> = reasons
+            .into_iter()
+            .filter(|reason| !reason.is_empty())
+            .collect();
         Permit::Refused(format!(
             "{} already, and max-unavailable is {share} (restart-worker SLOT fills one that is held; or raise max-unavailable)",
             reasons.join(" and ")
@@ -275,7 +333,8 @@ impl Core {
                 return first.is_some() && !self.is_visited(*slot);
             }
             // One of a generation that was rolled back is to be followed by another.
-            let stays = |worker: &Worker| worker.generation == self.stable.id && worker.relief.is_none();
+            let stays =
+                |worker: &Worker| worker.generation == self.stable.id && worker.relief.is_none();
             let whole = first.is_some_and(|worker| worker.is_well() && stays(worker));
             !whole || second.is_some() || self.held_slots.contains(slot)
         })
@@ -283,7 +342,9 @@ impl Core {
 
     /// Has another worker take this one's place.
     pub(super) fn relieve(&mut self, id: WorkerId, relief: Relief) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
         worker.relief = Some(relief);
         let told = match relief {
             Relief::Restart => Some(Fact::Restarting(worker.who())),
@@ -320,10 +381,14 @@ impl Core {
     /// Whoever waits for another worker in this slot waits in vain.
     fn restart_failed(&mut self, failed: &Worker, reason: &str) {
         let waits = |errand: &Errand| match errand.task {
-            Task::Restart { old } => errand.slot == failed.slot && errand.begun && old != Some(failed.id),
+            Task::Restart { old } => {
+                errand.slot == failed.slot && errand.begun && old != Some(failed.id)
+            }
             Task::Drain => false,
         };
-        let (failures, errands) = std::mem::take(&mut self.errands).into_iter().partition(waits);
+        let (failures, errands) = std::mem::take(&mut self.errands)
+            .into_iter()
+            .partition(waits);
         self.errands = errands;
         let failures: Vec<Errand> = failures;
         for errand in failures {
@@ -340,8 +405,12 @@ impl Core {
 
     /// The worker of a slot that was to be replaced is not any more.
     fn withdraw(&mut self, slot: Slot, why: &str) {
-        let mut relieved = self.workers.values_mut().filter(|worker| worker.slot == slot);
-        let Some(serving) = relieved.find(|worker| worker.relief.is_some() && worker.is_occupant()) else {
+        let mut relieved = self
+            .workers
+            .values_mut()
+            .filter(|worker| worker.slot == slot);
+        let Some(serving) = relieved.find(|worker| worker.relief.is_some() && worker.is_occupant())
+        else {
             return;
         };
         serving.relief = None;
@@ -370,8 +439,9 @@ impl Core {
     }
 
     fn abandon_errands(&mut self, which: impl Fn(&Errand) -> bool, why: &str) {
-        let (given_up, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.errands).into_iter().partition(which);
+        let (given_up, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.errands)
+            .into_iter()
+            .partition(which);
         self.errands = kept;
         for errand in given_up {
             self.reply(errand.request, Err(why.to_owned()));

@@ -36,7 +36,13 @@ pub(super) struct Retired {
     said: bool,
 }
 
-record!(Retired { until, length, waits, visit, said });
+record!(Retired {
+    until,
+    length,
+    waits,
+    visit,
+    said
+});
 
 impl Core {
     fn serves_stragglers(&self) -> bool {
@@ -51,7 +57,8 @@ impl Core {
     /// Notes which slots have been retired since the last step, and which are wanted again.
     pub(super) fn retire(&mut self, now: Time) {
         let wide = self.open.max(self.batch_end());
-        self.retired.retain(|slot, _| slot.0 >= wide || self.held_slots.contains(slot));
+        self.retired
+            .retain(|slot, _| slot.0 >= wide || self.held_slots.contains(slot));
         for slot in wide..self.wide {
             self.watch_queue(now, Slot(slot));
         }
@@ -66,13 +73,23 @@ impl Core {
 
     /// Nobody is to be in a slot any more.
     pub(super) fn watch_queue(&mut self, now: Time, slot: Slot) {
-        let retired = Retired { until: now + WATCH, length: 0, waits: None, visit: None, said: false };
+        let retired = Retired {
+            until: now + WATCH,
+            length: 0,
+            waits: None,
+            visit: None,
+            said: false,
+        };
         self.retired.insert(slot, retired);
     }
 
     /// Whether a retired slot is to have a worker for those who wait in its queue.
     pub(super) fn is_visited(&self, slot: Slot) -> bool {
-        self.serves_stragglers() && self.retired.get(&slot).is_some_and(|retired| retired.visit.is_some())
+        self.serves_stragglers()
+            && self
+                .retired
+                .get(&slot)
+                .is_some_and(|retired| retired.visit.is_some())
     }
 
     /// How often retired slots are to be looked at, if there are any.
@@ -106,8 +123,15 @@ impl Core {
                 }
                 Some(_) => {}
                 None => {
-                    let may_be_served = steals || workers.values().any(|worker| worker.slot == *slot);
-                    if waits >= if may_be_served { PATIENCE } else { Duration::ZERO } {
+                    let may_be_served =
+                        steals || workers.values().any(|worker| worker.slot == *slot);
+                    if waits
+                        >= if may_be_served {
+                            PATIENCE
+                        } else {
+                            Duration::ZERO
+                        }
+                    {
                         retired.visit = Some(now);
                         let said = std::mem::replace(&mut retired.said, true);
                         facts.extend((!said).then_some(Fact::Stragglers(*slot, length)));

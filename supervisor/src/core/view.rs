@@ -107,7 +107,9 @@ impl Core {
         };
         let reload = self.trial.as_ref().map(|trial| {
             let of_it = || {
-                let mine = |worker: &&Worker| worker.generation == trial.generation() && worker.is_occupant();
+                let mine = |worker: &&Worker| {
+                    worker.generation == trial.generation() && worker.is_occupant()
+                };
                 self.workers.values().filter(mine)
             };
             let ready = of_it().filter(|worker| worker.ready_since().is_some());
@@ -165,6 +167,12 @@ impl Worker {
             Stage::Aborting { .. } => WorkerState::Aborting,
             Stage::Killed => WorkerState::Killed,
         };
-        WorkerView { worker: self.id, slot: self.slot, generation: self.generation, state, born: self.born }
+        WorkerView {
+            worker: self.id,
+            slot: self.slot,
+            generation: self.generation,
+            state,
+            born: self.born,
+        }
     }
 }

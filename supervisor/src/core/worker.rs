@@ -66,7 +66,11 @@ impl From<Relief> for Why {
 
 impl Worker {
     pub(super) fn who(&self) -> Who {
-        Who { worker: self.id, slot: self.slot, generation: self.generation }
+        Who {
+            worker: self.id,
+            slot: self.slot,
+            generation: self.generation,
+        }
     }
 
     /// It fills its slot: it serves, or will.
@@ -81,7 +85,10 @@ impl Worker {
     pub(super) fn ready_since(&self) -> Option<Time> {
         match self.stage {
             Stage::Ready { since, .. } => Some(since),
-            Stage::Starting { .. } | Stage::Draining { .. } | Stage::Aborting { .. } | Stage::Killed => None,
+            Stage::Starting { .. }
+            | Stage::Draining { .. }
+            | Stage::Aborting { .. }
+            | Stage::Killed => None,
         }
     }
 
@@ -89,7 +96,10 @@ impl Worker {
     pub(super) fn pulse(&self) -> Option<&Pulse> {
         match &self.stage {
             Stage::Ready { pulse, .. } => Some(pulse),
-            Stage::Starting { .. } | Stage::Draining { .. } | Stage::Aborting { .. } | Stage::Killed => None,
+            Stage::Starting { .. }
+            | Stage::Draining { .. }
+            | Stage::Aborting { .. }
+            | Stage::Killed => None,
         }
     }
 

@@ -29,8 +29,9 @@ impl AccessLog {
     /// Why it cannot be, in the words for the operator.
     pub(super) fn open(target: &AccessTarget) -> Result<Self, String> {
         let descriptor = match target {
-            AccessTarget::Stdout => stdout()
-                .map_err(|error| format!("cannot write the access log to standard output: {error}"))?,
+            AccessTarget::Stdout => stdout().map_err(|error| {
+                format!("cannot write the access log to standard output: {error}")
+            })?,
             AccessTarget::File(path) => open(path).map_err(|error| cannot_open(path, &error))?,
         };
         Ok(Self::of(target.clone(), descriptor, 1))
@@ -43,7 +44,12 @@ impl AccessLog {
 
     fn of(target: AccessTarget, descriptor: OwnedFd, edition: u64) -> Self {
         let identity = fstat(&descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
-        Self { target, descriptor, identity, edition }
+        Self {
+            target,
+            descriptor,
+            identity,
+            edition,
+        }
     }
 
     /// Opens it anew, if its path names another file by now, or `anyway`. Whether it has.
@@ -51,8 +57,12 @@ impl AccessLog {
     /// # Errors
     /// When it cannot be opened; the old one goes on being written.
     pub(super) fn reopen(&mut self, anyway: bool) -> Result<bool, String> {
-        let AccessTarget::File(path) = &self.target else { return Ok(false) };
-        let there = std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
+        let AccessTarget::File(path) = &self.target else {
+            return Ok(false);
+        };
+        let there = std::fs::metadata(path)
+            .ok()
+            .map(|about| (about.dev(), about.ino()));
         if !anyway && there == Some(self.identity) {
             return Ok(false);
         }
@@ -63,8 +73,9 @@ impl AccessLog {
 
     /// What kind of file it is.
     pub(super) fn kind(&self) -> SFlag {
-        fstat(&self.descriptor)
-            .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()))
+        fstat(&self.descriptor).map_or(SFlag::empty(), |status| {
+            SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
+        })
     }
 }
 
@@ -77,9 +88,14 @@ impl AsFd for AccessLog {
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let pipe = std::fs::metadata(path).is_ok_and(|about| about.file_type().is_fifo());
     let mut options = OpenOptions::new();
-    options.append(true).create(!pipe).custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits());
+    options
+        .append(true)
+        .create(!pipe)
+        .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits());
     // With a reading end of our own, a pipe's reader may come late, leave and come again.
-    let with_reader = pipe.then(|| options.clone().read(true).open(path).ok()).flatten();
+    let with_reader = pipe
+        .then(|| options.clone().read(true).open(path).ok())
+        .flatten();
     let file = with_reader.map_or_else(|| options.open(path), Ok)?;
     Ok(file.into())
 }
@@ -90,7 +106,11 @@ fn stdout() -> io::Result<OwnedFd> {
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
     if kind == SFlag::S_IFIFO {
         let flags = OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits();
-        if let Ok(own) = OpenOptions::new().append(true).custom_flags(flags).open("/proc/self/fd/1") {
+        if let Ok(own) = OpenOptions::new()
+            .append(true)
+            .custom_flags(flags)
+            .open("/proc/self/fd/1")
+        {
             return Ok(own.into());
         }
     }
@@ -103,7 +123,10 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => "create its directory".to_owned(),
         _ => "see to what is there".to_owned(),
     };
-    format!("cannot open access log {}: {error} ({remedy}, or choose another --access-log)", path.display())
+    format!(
+        "cannot open access log {}: {error} ({remedy}, or choose another --access-log)",
+        path.display()
+    )
 }
 
 #[cfg(test)]
@@ -124,8 +147,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_opened_is_told_with_the_remedy() {
-        let error =
-            AccessLog::open(&AccessTarget::File("/nowhere/access.log".into())).expect_err("no folder");
-        assert!(error.contains("/nowhere/access.log") && error.contains("create its directory"), "{error}");
+        let error = AccessLog::open(&AccessTarget::File("/nowhere/access.log".into()))
+            .expect_err("no folder");
+        assert!(
+            error.contains("/nowhere/access.log") && error.contains("create its directory"),
+            "{error}"
+        );
     }
 }

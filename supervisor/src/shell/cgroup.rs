@@ -58,12 +58,18 @@ pub struct Limits {
 impl Limits {
     /// Those of a configuration.
     pub fn of(config: &Config) -> Self {
-        Self { memory: config.worker_memory, cpus: config.worker_cpus }
+        Self {
+            memory: config.worker_memory,
+            cpus: config.worker_cpus,
+        }
     }
 
     fn names(self) -> Vec<&'static str> {
         let memory = self.memory.map(|_| "worker-memory");
-        memory.into_iter().chain(self.cpus.map(|_| "worker-cpus")).collect()
+        memory
+            .into_iter()
+            .chain(self.cpus.map(|_| "worker-cpus"))
+            .collect()
     }
 }
 
@@ -85,8 +91,9 @@ pub fn prepare(config: &Config) -> Result<Option<Groups>, String> {
     let groups = match &config.cgroups {
         Wanted::Off => Err(Unavailable("they are switched off".to_owned())),
         Wanted::Path(path) => {
-            let unusable =
-                |why: Unavailable| format!("cannot use the control group {}: {why}", path.display());
+            let unusable = |why: Unavailable| {
+                format!("cannot use the control group {}: {why}", path.display())
+            };
             check_kind(path).map_err(unusable)?;
             Ok(Groups::take(path.clone()).map_err(unusable)?)
         }
@@ -95,7 +102,10 @@ pub fn prepare(config: &Config) -> Result<Option<Groups>, String> {
     let limits = Limits::of(config).names().join(" and ");
     match groups {
         Ok(groups) => {
-            info!("every worker gets a control group in {}", groups.base.display());
+            info!(
+                "every worker gets a control group in {}",
+                groups.base.display()
+            );
             Ok(Some(groups))
         }
         Err(why) if limits.is_empty() => {
@@ -111,12 +121,18 @@ pub fn prepare(config: &Config) -> Result<Option<Groups>, String> {
 
 /// Refuses what is no directory of a cgroup2 file system.
 fn check_kind(path: &Path) -> Result<(), Unavailable> {
-    let status = nix::sys::statfs::statfs(path)
-        .map_err(|errno| Unavailable(format!("{} (make it with mkdir, or name another)", errno.desc())))?;
+    let status = nix::sys::statfs::statfs(path).map_err(|errno| {
+        Unavailable(format!(
+            "{} (make it with mkdir, or name another)",
+            errno.desc()
+        ))
+    })?;
     if status.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC {
         return Ok(());
     }
-    Err(Unavailable("it is no cgroup v2 directory (name one below the mount point of cgroup2)".to_owned()))
+    Err(Unavailable(
+        "it is no cgroup v2 directory (name one below the mount point of cgroup2)".to_owned(),
+    ))
 }
 
 /// The group that was delegated to us: ours, or the one above it (systemd's `DelegateSubgroup=`, or we ourselves
@@ -128,29 +144,44 @@ fn delegated() -> Result<PathBuf, Unavailable> {
     let found = [Some(own), above].into_iter().flatten().find(marked);
     found.ok_or_else(|| {
         Unavailable(
-            "none was delegated to us (systemd: Delegate=yes; else name one with --cgroups)".to_owned(),
+            "none was delegated to us (systemd: Delegate=yes; else name one with --cgroups)"
+                .to_owned(),
         )
     })
 }
 
 /// Whether an extended attribute of this name is `1`.
 fn has_mark(path: &Path, name: &str) -> bool {
-    let (Ok(path), Ok(name)) = (CString::new(path.as_os_str().as_bytes()), CString::new(name)) else {
+    let (Ok(path), Ok(name)) = (
+        CString::new(path.as_os_str().as_bytes()),
+        CString::new(name),
+    ) else {
         return false;
     };
     let mut value = [0_u8; 8];
     // SAFETY: both strings end with NUL, and `value` is valid for writes of its length.
-    let length =
-        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let length = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
     length == 1 && value[0] == b'1'
 }
 
 /// The directory of the group that this process is in.
 fn own_group() -> Result<PathBuf, Unavailable> {
-    let read = |path: &str| fs::read_to_string(path).map_err(|error| Unavailable(format!("{path}: {error}")));
+    let read = |path: &str| {
+        fs::read_to_string(path).map_err(|error| Unavailable(format!("{path}: {error}")))
+    };
     let none = || Unavailable("this process is in no cgroup v2".to_owned());
     let groups = read("/proc/self/cgroup")?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::")).ok_or_else(none)?;
+    let group = groups
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or_else(none)?;
     let mounts = read("/proc/self/mountinfo")?;
     let (root, point) = mounts.lines().find_map(cgroup2_mount).ok_or_else(none)?;
     let below = Path::new(group).strip_prefix(&root).map_err(|_| none())?;
@@ -171,7 +202,10 @@ fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
 fn write(path: &Path, text: &str) -> io::Result<()> {
     use io::Write;
     // Control files are not created; without this, a mistyped one in an ordinary directory would be.
-    OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
 }
 
 impl Groups {
@@ -190,7 +224,12 @@ impl Groups {
             _ => {}
         }
         write(&ours.join("cgroup.procs"), "0").map_err(failed("move the supervisor to a group"))?;
-        let mut groups = Self { controllers: Vec::new(), leftovers: Vec::new(), told: false, base };
+        let mut groups = Self {
+            controllers: Vec::new(),
+            leftovers: Vec::new(),
+            told: false,
+            base,
+        };
         groups.hand_down();
         // An earlier supervisor may have been killed. What lives in its workers' groups is not ours to end.
         for entry in fs::read_dir(&groups.base).into_iter().flatten().flatten() {
@@ -214,7 +253,12 @@ impl Groups {
 
     /// Goes on with the groups of the program that this one has taken over from.
     pub(super) fn adopted(base: PathBuf) -> Self {
-        Self { controllers: handed_down(&base), base, leftovers: Vec::new(), told: false }
+        Self {
+            controllers: handed_down(&base),
+            base,
+            leftovers: Vec::new(),
+            told: false,
+        }
     }
 
     /// Where they are.
@@ -233,7 +277,9 @@ impl Groups {
         let path = self.path(worker);
         let opened = fs::create_dir(&path).and_then(|()| {
             self.limit(&path, limits);
-            OpenOptions::new().write(true).open(path.join("cgroup.procs"))
+            OpenOptions::new()
+                .write(true)
+                .open(path.join("cgroup.procs"))
         });
         if let Err(error) = &opened {
             self.tell(&format!(
@@ -246,7 +292,12 @@ impl Groups {
 
     fn limit(&mut self, path: &Path, limits: Limits) {
         if let Some(bytes) = limits.memory {
-            self.set("memory", "worker-memory", &path.join("memory.max"), &bytes.to_string());
+            self.set(
+                "memory",
+                "worker-memory",
+                &path.join("memory.max"),
+                &bytes.to_string(),
+            );
             // All of it or nothing: a worker that has lost one of its processes is no worker.
             let _ = write(&path.join("memory.oom.group"), "1");
         }
@@ -261,7 +312,10 @@ impl Groups {
         let done = if self.controllers.iter().any(|active| active == controller) {
             write(file, value).map_err(|error| error.to_string())
         } else {
-            Err(format!("the controller {controller} is not to be had in {}", self.base.display()))
+            Err(format!(
+                "the controller {controller} is not to be had in {}",
+                self.base.display()
+            ))
         };
         if let Err(reason) = done {
             self.tell(&format!("{setting} has no effect: {reason}"));
@@ -317,8 +371,12 @@ fn handed_down(group: &Path) -> Vec<String> {
 /// Whether the kernel has killed somebody in a group for want of memory.
 fn out_of_memory(group: &Path) -> bool {
     let events = fs::read_to_string(group.join("memory.events")).unwrap_or_default();
-    let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    kills.and_then(|count| count.trim().parse::<u64>().ok()).is_some_and(|count| count > 0)
+    let kills = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    kills
+        .and_then(|count| count.trim().parse::<u64>().ok())
+        .is_some_and(|count| count > 0)
 }
 
 #[cfg(test)]
@@ -339,9 +397,11 @@ mod tests {
 
     #[test]
     fn a_mount_is_found_wherever_it_is() {
-        let line =
-            "31 26 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw,nsdelegate";
-        assert_eq!(cgroup2_mount(line), Some(("/".into(), "/sys/fs/cgroup/unified".into())));
+        let line = "31 26 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(
+            cgroup2_mount(line),
+            Some(("/".into(), "/sys/fs/cgroup/unified".into()))
+        );
         assert_eq!(cgroup2_mount("22 1 0:5 / /dev rw - devtmpfs udev rw"), None);
         assert_eq!(cgroup2_mount("cgroup2"), None);
     }
@@ -349,9 +409,17 @@ mod tests {
     #[test]
     fn an_oom_kill_is_seen_and_a_limit_that_was_only_hit_is_not() {
         let base = hierarchy("memory cpu");
-        fs::write(base.path().join("memory.events"), "low 0\nhigh 3\nmax 7\noom 1\noom_kill 0\n").unwrap();
+        fs::write(
+            base.path().join("memory.events"),
+            "low 0\nhigh 3\nmax 7\noom 1\noom_kill 0\n",
+        )
+        .unwrap();
         assert!(!out_of_memory(base.path()));
-        fs::write(base.path().join("memory.events"), "max 7\noom 1\noom_kill 2\n").unwrap();
+        fs::write(
+            base.path().join("memory.events"),
+            "max 7\noom 1\noom_kill 2\n",
+        )
+        .unwrap();
         assert!(out_of_memory(base.path()));
         assert!(!out_of_memory(&base.path().join("gone")));
     }
@@ -365,9 +433,18 @@ mod tests {
             fs::write(group.join(file), "").unwrap();
         }
         let mut groups = groups(base.path());
-        groups.limit(&group, Limits { memory: Some(64 << 20), cpus: Some(1500) });
+        groups.limit(
+            &group,
+            Limits {
+                memory: Some(64 << 20),
+                cpus: Some(1500),
+            },
+        );
         let read = |file| fs::read_to_string(group.join(file)).unwrap();
-        assert_eq!((read("memory.max"), read("memory.oom.group")), ("67108864".to_owned(), "1".to_owned()));
+        assert_eq!(
+            (read("memory.max"), read("memory.oom.group")),
+            ("67108864".to_owned(), "1".to_owned())
+        );
         assert_eq!(read("cpu.max"), "150000 100000");
         assert!(!groups.told);
     }
@@ -376,9 +453,18 @@ mod tests {
     fn a_missing_controller_is_told_of_once_and_costs_nothing_else() {
         let base = hierarchy("pids");
         let mut groups = groups(base.path());
-        groups.limit(base.path(), Limits { memory: Some(1 << 30), cpus: None });
+        groups.limit(
+            base.path(),
+            Limits {
+                memory: Some(1 << 30),
+                cpus: None,
+            },
+        );
         assert!(groups.told);
-        assert!(!base.path().join("memory.max").exists(), "no file is made that the kernel did not make");
+        assert!(
+            !base.path().join("memory.max").exists(),
+            "no file is made that the kernel did not make"
+        );
     }
 
     #[test]

@@ -50,17 +50,25 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the server's small files go: `$RUNTIME_DIRECTORY`, else `$XDG_RUNTIME_DIR`, else for root `/run`.
 pub fn runtime_directory() -> Option<PathBuf> {
-    let directory = |name| std::env::var_os(name).filter(|path: &std::ffi::OsString| !path.is_empty());
+    let directory =
+        |name| std::env::var_os(name).filter(|path: &std::ffi::OsString| !path.is_empty());
     // systemd separates several runtime directories by colons.
     directory("RUNTIME_DIRECTORY")
         .and_then(|paths| std::env::split_paths(&paths).next())
         .or_else(|| directory("XDG_RUNTIME_DIR").map(PathBuf::from))
-        .or_else(|| nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run")))
+        .or_else(|| {
+            nix::unistd::geteuid()
+                .is_root()
+                .then(|| PathBuf::from("/run"))
+        })
 }
 
 /// The file of the control socket of a server with this name, or with none.
 pub fn socket_name(name: Option<&str>) -> String {
-    name.map_or_else(|| SOCKET.to_owned(), |name| format!("supervisor-{name}.sock"))
+    name.map_or_else(
+        || SOCKET.to_owned(),
+        |name| format!("supervisor-{name}.sock"),
+    )
 }
 
 /// Where the control socket is by default: in the [runtime directory](runtime_directory).
@@ -141,7 +149,9 @@ impl ControlServer {
             }
         }
         let listener = UnixListener::bind(path).map_err(|error| failed(&error))?;
-        listener.set_nonblocking(true).map_err(|error| failed(&error))?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|error| failed(&error))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
             .map_err(|error| failed(&error))?;
         if let Some(readers) = readers {
@@ -154,7 +164,12 @@ impl ControlServer {
         let about = std::fs::metadata(path).map_err(|error| failed(&error))?;
         let identity = (about.dev(), about.ino());
         self.readers = readers;
-        self.door = Some(Door { listener, path: path.to_owned(), identity, pause: None });
+        self.door = Some(Door {
+            listener,
+            path: path.to_owned(),
+            identity,
+            pause: None,
+        });
         Ok(())
     }
 
@@ -168,7 +183,9 @@ impl ControlServer {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn watch(&self, poll: &Poll) -> io::Result<()> {
-        self.door.as_ref().map_or(Ok(()), |door| poll.add(&door.listener, Token::Control, Interest::Read))
+        self.door.as_ref().map_or(Ok(()), |door| {
+            poll.add(&door.listener, Token::Control, Interest::Read)
+        })
     }
 
     /// Takes in whoever connects, and may.
@@ -187,11 +204,16 @@ impl ControlServer {
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            let role = peer::role(&stream, self.readers).and_then(|role| match self.make_room(poll) {
-                true => Ok(role),
-                false => Err(format!("{MAX_CLIENTS} control clients are being served already")),
-            });
-            let stage = Stage::Asks { by: Some(now + TIME_TO_ASK) };
+            let role =
+                peer::role(&stream, self.readers).and_then(|role| match self.make_room(poll) {
+                    true => Ok(role),
+                    false => Err(format!(
+                        "{MAX_CLIENTS} control clients are being served already"
+                    )),
+                });
+            let stage = Stage::Asks {
+                by: Some(now + TIME_TO_ASK),
+            };
             match role {
                 Ok(role) => drop(self.admit(poll, Client::new(stream, role, stage))),
                 Err(reason) => {
@@ -209,14 +231,21 @@ impl ControlServer {
     /// Those of fcntl(2) and epoll_ctl(2).
     pub fn take_in(&mut self, poll: &Poll, stream: UnixStream, role: Role) -> io::Result<()> {
         stream.set_nonblocking(true)?;
-        let client = Client { lasting: true, ..Client::new(stream, role, Stage::Asks { by: None }) };
+        let client = Client {
+            lasting: true,
+            ..Client::new(stream, role, Stage::Asks { by: None })
+        };
         self.admit(poll, client)
     }
 
     /// Lets go of all lasting clients: they read the end.
     pub fn dismiss(&mut self, poll: &Poll) {
-        let lasting: Vec<u64> =
-            self.clients.iter().filter(|(_, client)| client.lasting).map(|(id, _)| *id).collect();
+        let lasting: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.lasting)
+            .map(|(id, _)| *id)
+            .collect();
         for id in lasting {
             self.drop_client(poll, id);
         }
@@ -234,10 +263,13 @@ impl ControlServer {
         if self.clients.len() < MAX_CLIENTS {
             return true;
         }
-        let idle = self.clients.iter().filter_map(|(id, client)| match client.stage {
-            Stage::Asks { by } => by.map(|by| (by, *id)),
-            Stage::Waits | Stage::Follows | Stage::Answered => None,
-        });
+        let idle = self
+            .clients
+            .iter()
+            .filter_map(|(id, client)| match client.stage {
+                Stage::Asks { by } => by.map(|by| (by, *id)),
+                Stage::Waits | Stage::Follows | Stage::Answered => None,
+            });
         match idle.min() {
             Some((_, id)) => self.drop_client(poll, id),
             None => return false,
@@ -246,7 +278,10 @@ impl ControlServer {
     }
 
     fn count(&self, stage: Stage) -> usize {
-        self.clients.values().filter(|client| client.stage == stage && !client.lasting).count()
+        self.clients
+            .values()
+            .filter(|client| client.stage == stage && !client.lasting)
+            .count()
     }
 
     /// A client can be read or written; gives its request when it is complete, and it may ask for that.
@@ -282,7 +317,8 @@ impl ControlServer {
         let role = self.clients.get(&id).map(|client| client.role);
         if role.is_none_or(|role| role < request.needs()) {
             return Err(
-                "you may only read: status, events, config (ask as root or as the server's user)".to_owned()
+                "you may only read: status, events, config (ask as root or as the server's user)"
+                    .to_owned(),
             );
         }
         match request {
@@ -303,7 +339,9 @@ impl ControlServer {
 
     /// Sends lines that are written already; `last`: with the verdict.
     pub fn send(&mut self, now: Time, poll: &Poll, id: u64, lines: &[u8], last: bool) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
         client.push(lines);
         if last {
             client.stage = Stage::Answered;
@@ -320,7 +358,8 @@ impl ControlServer {
 
     /// Tells whoever follows of an event.
     pub fn tell(&mut self, now: Time, poll: &Poll, line: &[u8]) {
-        let follows = |(id, client): (&u64, &Client)| (client.stage == Stage::Follows).then_some(*id);
+        let follows =
+            |(id, client): (&u64, &Client)| (client.stage == Stage::Follows).then_some(*id);
         for id in self.clients.iter().filter_map(follows).collect::<Vec<_>>() {
             self.send(now, poll, id, line, false);
         }
@@ -328,11 +367,15 @@ impl ControlServer {
 
     /// Whether anybody follows.
     pub fn is_followed(&self) -> bool {
-        self.clients.values().any(|client| client.stage == Stage::Follows)
+        self.clients
+            .values()
+            .any(|client| client.stage == Stage::Follows)
     }
 
     fn push_on(&mut self, now: Time, poll: &Poll, id: u64) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
         let before = client.output.len();
         match client.flush() {
             Ok(()) if client.output.is_empty() => {
@@ -360,7 +403,9 @@ impl ControlServer {
     pub fn expire(&mut self, now: Time, poll: &Poll) {
         if let Some(door) = &mut self.door
             && door.pause.take_if(|until| *until <= now).is_some()
-            && poll.add(&door.listener, Token::Control, Interest::Read).is_err()
+            && poll
+                .add(&door.listener, Token::Control, Interest::Read)
+                .is_err()
         {
             door.pause = Some(now + PAUSE);
         }
@@ -378,7 +423,11 @@ impl ControlServer {
     /// When somebody will be late, or the pause is over.
     pub fn next_deadline(&self) -> Option<Time> {
         let pause = self.door.as_ref().and_then(|door| door.pause);
-        self.clients.values().filter_map(Client::deadline).chain(pause).min()
+        self.clients
+            .values()
+            .filter_map(Client::deadline)
+            .chain(pause)
+            .min()
     }
 
     /// Gives everybody a last chance to read what was written, before the server exits.
@@ -397,7 +446,15 @@ impl ControlServer {
 
 impl Client {
     fn new(stream: UnixStream, role: Role, stage: Stage) -> Self {
-        Self { stream, role, lasting: false, stage, input: Vec::new(), output: Vec::new(), read_by: None }
+        Self {
+            stream,
+            role,
+            lasting: false,
+            stage,
+            input: Vec::new(),
+            output: Vec::new(),
+            read_by: None,
+        }
     }
 
     /// By when it must have done something.
@@ -409,7 +466,11 @@ impl Client {
     }
 
     fn most_unread(&self) -> usize {
-        if self.stage == Stage::Follows { MAX_UNREAD_EVENTS } else { MAX_UNREAD }
+        if self.stage == Stage::Follows {
+            MAX_UNREAD_EVENTS
+        } else {
+            MAX_UNREAD
+        }
     }
 
     fn push(&mut self, lines: &[u8]) {
@@ -438,7 +499,9 @@ impl Client {
 impl Drop for Door {
     fn drop(&mut self) {
         // Somebody may have put another one in its place.
-        if std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.identity) {
+        if std::fs::metadata(&self.path)
+            .is_ok_and(|about| (about.dev(), about.ino()) == self.identity)
+        {
             let _ = std::fs::remove_file(&self.path);
         }
     }

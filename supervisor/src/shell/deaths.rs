@@ -37,17 +37,25 @@ impl Deaths {
     /// Every cause with its count, those that nobody died of yet too.
     pub(super) fn by_cause(&self) -> BTreeMap<String, u64> {
         let all = Cause::ALL.iter().map(|cause| (cause.word().to_owned(), 0));
-        all.chain(self.seen().map(|(cause, count)| (cause.to_owned(), count))).collect()
+        all.chain(self.seen().map(|(cause, count)| (cause.to_owned(), count)))
+            .collect()
     }
 
     /// Every cause that somebody died of, with its count.
     pub(super) fn seen(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.counts.iter().map(|(cause, count)| (cause.as_ref(), *count))
+        self.counts
+            .iter()
+            .map(|(cause, count)| (cause.as_ref(), *count))
     }
 
     /// Goes on counting where another version was.
     pub(super) fn resumed(counts: impl IntoIterator<Item = (String, u64)>) -> Self {
-        Self { counts: counts.into_iter().map(|(cause, count)| (cause.into(), count)).collect() }
+        Self {
+            counts: counts
+                .into_iter()
+                .map(|(cause, count)| (cause.into(), count))
+                .collect(),
+        }
     }
 }
 
@@ -73,7 +81,9 @@ pub(super) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
     if let Some(failure) = &remains.failure {
         return End::unclean(failure.to_string(), Cause::Exec);
     }
-    let Some(death) = remains.death else { return End::unclean("gone, cause unknown", Cause::Unknown) };
+    let Some(death) = remains.death else {
+        return End::unclean("gone, cause unknown", Cause::Unknown);
+    };
     let asks = match hand.line {
         Line::Notify { stop, .. } => Some(stop as i32),
         Line::Channel { .. } | Line::Closed => None,
@@ -82,15 +92,23 @@ pub(super) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
         Death::Exited(status) if clean.has_status(status) => (Cause::Exit, Manner::Clean),
         Death::Exited(_) => (Cause::Exit, Manner::Unclean),
         Death::Signaled { core: true, .. } => (Cause::Core, Manner::Unclean),
-        Death::Signaled { signal, .. } if remains.oom == Some(true) && signal == Signal::SIGKILL as i32 => {
+        Death::Signaled { signal, .. }
+            if remains.oom == Some(true) && signal == Signal::SIGKILL as i32 =>
+        {
             (Cause::Oom, Manner::Unclean)
         }
-        Death::Signaled { signal, .. } if clean.has_signal(signal) => (Cause::Signal, Manner::Clean),
+        Death::Signaled { signal, .. } if clean.has_signal(signal) => {
+            (Cause::Signal, Manner::Clean)
+        }
         Death::Signaled { signal, .. } if asks == Some(signal) => (Cause::Signal, Manner::AsAsked),
         Death::Signaled { .. } => (Cause::Signal, Manner::Unclean),
         Death::Unknown => (Cause::Unknown, Manner::Unclean),
     };
-    End { how: death.to_string(), cause, manner }
+    End {
+        how: death.to_string(),
+        cause,
+        manner,
+    }
 }
 
 /// A death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
@@ -137,7 +155,11 @@ pub(super) fn told(who: Who, demise: &Demise, remains: Option<&Remains>, now: u6
 }
 
 fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> String {
-    let Who { worker, slot, generation } = who;
+    let Who {
+        worker,
+        slot,
+        generation,
+    } = who;
     let mut text = format!("worker {worker} (slot {slot}, generation {generation}");
     if let Some(remains) = remains {
         let _ = write!(text, ", pid {}", remains.pid);
@@ -151,7 +173,11 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
         if demise.cause == Cause::Signal && remains.oom.is_none() && was_killed(remains) {
             text.push_str(", not by this server (perhaps by the kernel, out of memory: see dmesg)");
         }
-        let Usage { user, system, max_resident_kib } = remains.usage;
+        let Usage {
+            user,
+            system,
+            max_resident_kib,
+        } = remains.usage;
         let memory = max_resident_kib as f64 / 1024.0;
         let (user, system) = (user.as_secs_f64(), system.as_secs_f64());
         let _ = write!(
@@ -172,8 +198,9 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
     if !follow.is_empty() {
         let _ = write!(text, "; {follow}");
     }
-    if let Some(words) =
-        remains.map(|remains| last_words(&remains.last_words)).filter(|words| !words.is_empty())
+    if let Some(words) = remains
+        .map(|remains| last_words(&remains.last_words))
+        .filter(|words| !words.is_empty())
     {
         let _ = write!(text, "; last words: \"{words}\"");
     }
@@ -211,7 +238,11 @@ pub(super) fn follow(follow: Follow) -> String {
 /// The last few lines of what it wrote, escaped and bounded.
 fn last_words(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
     let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
     let escaped: String = last.escape_debug().collect();
     match escaped.char_indices().rev().nth(LAST_CHARACTERS - 1) {
@@ -230,15 +261,24 @@ mod tests {
         deaths.count(Cause::Exit);
         deaths.count(Cause::Oom);
         let all = deaths.by_cause();
-        assert_eq!((all["exit"], all["oom"], all["boredom"], all["core"]), (4, 1, 1, 0));
+        assert_eq!(
+            (all["exit"], all["oom"], all["boredom"], all["core"]),
+            (4, 1, 1, 0)
+        );
         assert_eq!(deaths.seen().count(), 3);
     }
 
     #[test]
     fn last_words_are_the_last_lines_escaped_and_bounded() {
         assert_eq!(last_words(b""), "");
-        assert_eq!(last_words(b"one\ntwo\n\nthree\nfour\n"), "two\\nthree\\nfour");
-        assert_eq!(last_words(b"\x1b[31mred\xff\""), "\\u{1b}[31mred\u{fffd}\\\"");
+        assert_eq!(
+            last_words(b"one\ntwo\n\nthree\nfour\n"),
+            "two\\nthree\\nfour"
+        );
+        assert_eq!(
+            last_words(b"\x1b[31mred\xff\""),
+            "\\u{1b}[31mred\u{fffd}\\\""
+        );
         let long = last_words(&[b'x'; 4096]);
         assert_eq!((long.len(), &long[..4]), (LAST_CHARACTERS + 3, "...x"));
         assert!(last_words("ä".repeat(2048).as_bytes()).ends_with('ä'));
@@ -246,7 +286,11 @@ mod tests {
 
     #[test]
     fn a_request_that_began_in_the_future_is_a_lie() {
-        let reading = Reading { busy: 1, oldest: 2000, ..Reading::default() };
+        let reading = Reading {
+            busy: 1,
+            oldest: 2000,
+            ..Reading::default()
+        };
         assert_eq!(oldest(&reading, 3500), Some(Duration::from_millis(1500)));
         assert_eq!(oldest(&reading, 1999), None);
     }

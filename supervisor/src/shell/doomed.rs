@@ -26,7 +26,11 @@ impl Doomed {
         useless: impl Iterator<Item = &'a Spawned>,
         packing: &mut Packing,
     ) -> Vec<ChildState> {
-        self.0.iter().chain(useless).map(|child| ChildState::of(child, packing)).collect()
+        self.0
+            .iter()
+            .chain(useless)
+            .map(|child| ChildState::of(child, packing))
+            .collect()
     }
 
     /// Goes on where another version was. While a state is only checked, nobody is killed.
@@ -34,14 +38,19 @@ impl Doomed {
         let mut doomed = Self::default();
         for child in state {
             let child = child.adopted(unpacking, check, "a child of no use");
-            if check { doomed.0.push(child) } else { doomed.kill(child) }
+            if check {
+                doomed.0.push(child)
+            } else {
+                doomed.kill(child)
+            }
         }
         doomed
     }
 
     /// Buries those that are dead. To be called when a child has died.
     pub(super) fn bury(&mut self) {
-        self.0.retain(|child| matches!(reap(&child.pidfd), Ok(None)));
+        self.0
+            .retain(|child| matches!(reap(&child.pidfd), Ok(None)));
     }
 
     /// Their processes, which are no orphans.

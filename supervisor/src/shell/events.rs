@@ -27,7 +27,12 @@ pub(super) struct Told {
 
 impl Told {
     pub(super) fn new(kind: &'static str, level: Level, text: impl Into<String>) -> Self {
-        Self { kind, level, text: text.into(), fields: Vec::new() }
+        Self {
+            kind,
+            level,
+            text: text.into(),
+            fields: Vec::new(),
+        }
     }
 
     /// With one field more.
@@ -47,7 +52,9 @@ impl Told {
             .iter()
             .map(|(name, value)| {
                 let value = match value {
-                    Value::Number(number) if number.is_u64() => number.as_u64().unwrap_or_default().into(),
+                    Value::Number(number) if number.is_u64() => {
+                        number.as_u64().unwrap_or_default().into()
+                    }
                     Value::Number(number) => number.as_i64().unwrap_or_default().into(),
                     Value::Bool(yes) => (*yes).into(),
                     Value::String(text) => text.as_str().into(),
@@ -96,7 +103,10 @@ pub(super) struct Journal {
 impl Journal {
     /// Goes on counting where another version was.
     pub(super) fn resumed(last: u64) -> Self {
-        Self { kept: VecDeque::new(), last }
+        Self {
+            kept: VecDeque::new(),
+            last,
+        }
     }
 
     /// Numbers what was told, and keeps it.
@@ -108,7 +118,11 @@ impl Journal {
             kind: told.kind,
             level: told.level.as_str().to_ascii_lowercase(),
             text: told.text,
-            fields: told.fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            fields: told
+                .fields
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
         };
         if let Ok(json) = serde_json::value::to_raw_value(&event) {
             if self.kept.len() >= KEPT {
@@ -127,8 +141,12 @@ impl Journal {
     /// The last `recent` of those after number `since`, oldest first, in JSON.
     pub(super) fn after(&self, since: u64, recent: Option<u32>) -> impl Iterator<Item = &RawValue> {
         let first = self.kept.partition_point(|(seq, _)| *seq <= since);
-        let recent = recent.and_then(|recent| usize::try_from(recent).ok()).unwrap_or(KEPT);
-        self.kept.range(first.max(self.kept.len().saturating_sub(recent))..).map(|(_, json)| json.as_ref())
+        let recent = recent
+            .and_then(|recent| usize::try_from(recent).ok())
+            .unwrap_or(KEPT);
+        self.kept
+            .range(first.max(self.kept.len().saturating_sub(recent))..)
+            .map(|(_, json)| json.as_ref())
     }
 }
 
@@ -162,7 +180,9 @@ mod tests {
     #[test]
     fn fields_stand_beside_the_words() {
         let mut journal = Journal::default();
-        let told = Told::new("died", Level::Error, "worker 7 died").with("worker", 7).with("cause", "hang");
+        let told = Told::new("died", Level::Error, "worker 7 died")
+            .with("worker", 7)
+            .with("cause", "hang");
         let event = serde_json::to_value(journal.note(told)).expect("JSON");
         assert_eq!((&event["seq"], &event["worker"]), (&1.into(), &7.into()));
         assert_eq!(

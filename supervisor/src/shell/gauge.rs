@@ -72,7 +72,9 @@ pub(super) struct Measured {
 impl Gauge {
     /// When something is to be done: one to be started, or to be ended.
     pub(super) fn due(&self) -> Time {
-        self.running.as_ref().map_or(self.next, |running| running.deadline)
+        self.running
+            .as_ref()
+            .map_or(self.next, |running| running.deadline)
     }
 
     /// Starts one for these workers. Whoever is told of its end calls [`end`](Self::end).
@@ -89,11 +91,17 @@ impl Gauge {
         if workers.is_empty() {
             return Ok(None);
         }
-        self.slow.retain(|slow| workers.iter().any(|(worker, _)| worker == slow));
+        self.slow
+            .retain(|slow| workers.iter().any(|(worker, _)| worker == slow));
         workers.sort_by_key(|(worker, _)| (self.slow.contains(worker), *worker));
         match launch(name, &workers) {
             Ok((spawned, answers)) => {
-                let running = Running { spawned, answers, workers, deadline: now + PATIENCE };
+                let running = Running {
+                    spawned,
+                    answers,
+                    workers,
+                    deadline: now + PATIENCE,
+                };
                 Ok(Some(self.running.insert(running).spawned.pidfd.as_fd()))
             }
             Err(_) if !self.told.insert(Trouble::NoGauge) => Ok(None),
@@ -109,7 +117,12 @@ impl Gauge {
         if alive && !over {
             return None;
         }
-        let Running { spawned, answers, workers, .. } = self.running.take()?;
+        let Running {
+            spawned,
+            answers,
+            workers,
+            ..
+        } = self.running.take()?;
         if alive {
             doomed.kill(spawned);
         }
@@ -133,7 +146,9 @@ impl Gauge {
 
     /// By whom its end is told.
     pub(super) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.running.as_ref().map(|running| running.spawned.pidfd.as_fd())
+        self.running
+            .as_ref()
+            .map(|running| running.spawned.pidfd.as_fd())
     }
 
     /// The one that measures.
@@ -149,23 +164,38 @@ impl Gauge {
 
 fn launch(name: &str, workers: &[(WorkerId, Pid)]) -> Result<(Spawned, OwnedFd), String> {
     let executable = Executable::current().map_err(|error| error.to_string())?;
-    let list = workers.iter().map(|(_, pid)| pid.to_string()).collect::<Vec<_>>().join(",");
+    let list = workers
+        .iter()
+        .map(|(_, pid)| pid.to_string())
+        .collect::<Vec<_>>()
+        .join(",");
     let argv = [format!("{name}: gauge"), ROLE.to_owned(), list];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
         .map_err(|errno| format!("no pipe: {}", errno.desc()))?;
     let order = Order::own(&executable, &argv, environment_without(&ALL));
-    let spawned = spawn(Order { extras: &[theirs.as_fd()], ..order }).map_err(|error| error.to_string())?;
+    let spawned = spawn(Order {
+        extras: &[theirs.as_fd()],
+        ..order
+    })
+    .map_err(|error| error.to_string())?;
     Ok((spawned, ours))
 }
 
 /// What the lines say: `PID BYTES`, or `PID ` and why not. And who was to come next.
 fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Measured, Option<WorkerId>) {
     let mut measured = Measured::default();
-    let mut lines = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+    let mut lines = text
+        .split_inclusive('\n')
+        .filter_map(|line| line.strip_suffix('\n'));
     for (worker, pid) in workers {
-        let Some(answer) = lines.next() else { return (measured, Some(*worker)) };
-        let Some((_, answer)) = answer.split_once(' ').filter(|(of, _)| *of == pid.to_string()) else {
+        let Some(answer) = lines.next() else {
+            return (measured, Some(*worker));
+        };
+        let Some((_, answer)) = answer
+            .split_once(' ')
+            .filter(|(of, _)| *of == pid.to_string())
+        else {
             return (measured, None);
         };
         match answer.parse() {
@@ -174,7 +204,8 @@ fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Measured, Option<WorkerId>)
             Err(_) if answer == GONE => {}
             Err(_) => {
                 let remedy = "run the supervisor as root, or with CAP_SYS_PTRACE";
-                let trouble = format!("cannot measure the memory of worker {worker}: {answer} ({remedy})");
+                let trouble =
+                    format!("cannot measure the memory of worker {worker}: {answer} ({remedy})");
                 measured.kind = Some(Trouble::Refused);
                 measured.trouble.get_or_insert(trouble);
             }
@@ -188,8 +219,13 @@ const GONE: &str = "gone";
 /// Whose memory to measure, when this process was started for that. To be asked before anything else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
-    (words.next()? == ROLE)
-        .then(|| Task { pids: words.next().unwrap_or_default().into_string().unwrap_or_default() })
+    (words.next()? == ROLE).then(|| Task {
+        pids: words
+            .next()
+            .unwrap_or_default()
+            .into_string()
+            .unwrap_or_default(),
+    })
 }
 
 /// What this process was started to measure.
@@ -204,7 +240,9 @@ impl Task {
     pub(crate) fn perform(self) -> ExitCode {
         let _ = nix::sys::prctl::set_name(c"gauge");
         // SAFETY: this process was started with the pipe as its first descriptor, and nobody else here knows it.
-        let Ok(pipe) = (unsafe { prefork::sys::adopt(FIRST_FD) }) else { return ExitCode::FAILURE };
+        let Ok(pipe) = (unsafe { prefork::sys::adopt(FIRST_FD) }) else {
+            return ExitCode::FAILURE;
+        };
         let mut pipe = File::from(pipe);
         for pid in self.pids.split(',') {
             let answer = match pid
@@ -212,7 +250,9 @@ impl Task {
                 .ok()
                 .map(|pid| std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")))
             {
-                Some(Ok(text)) => proportional(&text).map_or(GONE.to_owned(), |bytes| bytes.to_string()),
+                Some(Ok(text)) => {
+                    proportional(&text).map_or(GONE.to_owned(), |bytes| bytes.to_string())
+                }
                 Some(Err(error)) if is_gone(&error) => GONE.to_owned(),
                 Some(Err(error)) => error.to_string().replace('\n', " "),
                 None => GONE.to_owned(),
@@ -250,21 +290,38 @@ mod tests {
     #[test]
     fn what_was_measured_is_read_line_by_line() {
         let (measured, silent) = read("11 4096\n12 gone\n13 8192\n", &WORKERS);
-        assert_eq!((measured.memory, silent), (vec![(WorkerId(1), 4096), (WorkerId(3), 8192)], None));
+        assert_eq!(
+            (measured.memory, silent),
+            (vec![(WorkerId(1), 4096), (WorkerId(3), 8192)], None)
+        );
         assert_eq!(measured.trouble, None);
         // Half a line is none: its writer was killed.
         let (measured, silent) = read("11 4096\n12 81", &WORKERS);
-        assert_eq!((measured.memory, silent), (vec![(WorkerId(1), 4096)], Some(WorkerId(2))));
+        assert_eq!(
+            (measured.memory, silent),
+            (vec![(WorkerId(1), 4096)], Some(WorkerId(2)))
+        );
         let (measured, _) = read("11 Permission denied\n12 1\n13 1\n", &WORKERS);
         assert_eq!(measured.memory.len(), 2);
-        assert!(measured.trouble.is_some_and(|text| text.contains("worker 1: Permission denied (run")));
-        assert_eq!(read("12 1\n", &WORKERS), (Measured::default(), None), "of somebody else");
+        assert!(
+            measured
+                .trouble
+                .is_some_and(|text| text.contains("worker 1: Permission denied (run"))
+        );
+        assert_eq!(
+            read("12 1\n", &WORKERS),
+            (Measured::default(), None),
+            "of somebody else"
+        );
     }
 
     #[test]
     fn this_process_has_a_proportional_size() {
         let text = std::fs::read_to_string("/proc/self/smaps_rollup").expect("/proc");
-        assert!(proportional(&text).is_some_and(|bytes| bytes > 100_000), "{text}");
+        assert!(
+            proportional(&text).is_some_and(|bytes| bytes > 100_000),
+            "{text}"
+        );
         assert_eq!(proportional("Rss: 12 kB\nPss_Anon: 4 kB\n"), None);
     }
 }

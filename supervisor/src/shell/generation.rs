@@ -104,30 +104,54 @@ impl Loader {
         let source = self.source.frozen();
         let around = Surroundings::of_process(&self.inherited, &worker::apps::check);
         let mut config = source.load(&around).map_err(|error| error.brief())?;
-        let origin = Origin { file: source.text().map(str::to_owned), cpus: around.cpus };
+        let origin = Origin {
+            file: source.text().map(str::to_owned),
+            cpus: around.cpus,
+        };
         let mut confinement = Confinement::prepare(&config)?;
         let executable = confinement.program(&config, || self.executable(&config, first))?;
         hooks::open(&config, &confinement)?;
         confinement.add_sandbox(&mut config, &executable)?;
         let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
-            .prepare(&addresses, config.backlog, config.max_workers.max(config.workers))
+            .prepare(
+                &addresses,
+                config.backlog,
+                config.max_workers.max(config.workers),
+            )
             .map_err(|error| error.to_string())?;
         let mut alone = |purpose: &str, binds: &[Bind]| {
             let addresses: Vec<Address> = binds.iter().map(address).collect();
-            listeners.prepare_alone(purpose, &addresses, ADMIN_BACKLOG).map_err(|error| error.to_string())
+            listeners
+                .prepare_alone(purpose, &addresses, ADMIN_BACKLOG)
+                .map_err(|error| error.to_string())
         };
-        let desk =
-            Desk { http: alone("admin", &config.admin.http)?, agent: alone("agent", &config.admin.agent)? };
-        let mut generation =
-            Generation { config, sockets, desk, executable, confinement, opened: 0, access: None, origin };
-        generation.access = generation.access_target().map(AccessLog::open).transpose()?;
+        let desk = Desk {
+            http: alone("admin", &config.admin.http)?,
+            agent: alone("agent", &config.admin.agent)?,
+        };
+        let mut generation = Generation {
+            config,
+            sockets,
+            desk,
+            executable,
+            confinement,
+            opened: 0,
+            access: None,
+            origin,
+        };
+        generation.access = generation
+            .access_target()
+            .map(AccessLog::open)
+            .transpose()?;
         Ok(generation)
     }
 
     /// The settings of a generation, and where each came from.
     pub(super) fn explain(&self, generation: &Generation) -> Vec<Explained> {
-        self.source.with_text(generation.origin.file.clone()).explain(&generation.config)
+        self.source
+            .with_text(generation.origin.file.clone())
+            .explain(&generation.config)
     }
 
     /// The configuration that an origin makes.
@@ -135,8 +159,11 @@ impl Loader {
     /// # Errors
     /// When it makes none in this version of the program.
     pub(super) fn config_of(&self, origin: &Origin) -> Result<Config, ConfigError> {
-        let around =
-            Surroundings { cpus: origin.cpus, inherited: &self.inherited, check_app: &worker::apps::check };
+        let around = Surroundings {
+            cpus: origin.cpus,
+            inherited: &self.inherited,
+            check_app: &worker::apps::check,
+        };
         self.source.with_text(origin.file.clone()).load(&around)
     }
 }
@@ -144,7 +171,10 @@ impl Loader {
 impl Generation {
     /// Where its access log goes, if its workers write one.
     pub(super) fn access_target(&self) -> Option<&AccessTarget> {
-        self.config.access_log.as_ref().filter(|_| self.has_channel())
+        self.config
+            .access_log
+            .as_ref()
+            .filter(|_| self.has_channel())
     }
 
     /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
@@ -158,22 +188,30 @@ impl Generation {
     /// The address whose socket cannot, and why.
     pub fn listen(&mut self, slots: u16) -> Result<(), String> {
         let slots = slots.max(self.opened);
-        self.sockets.open(slots).map_err(|error| error.to_string())?;
+        self.sockets
+            .open(slots)
+            .map_err(|error| error.to_string())?;
         self.opened = slots;
         Ok(())
     }
 
     /// Whose queue a slot's worker accepts from: that slot's.
     pub(super) fn queue_of(&self, slot: Slot) -> u16 {
-        if self.config.accept == Accept::Shared { 0 } else { slot.0 }
+        if self.config.accept == Accept::Shared {
+            0
+        } else {
+            slot.0
+        }
     }
 
     /// The queues for connections to the slots in `rotation`.
     pub(super) fn queues(&self, rotation: &[Slot]) -> Vec<u16> {
         match self.config.accept {
-            Accept::Own | Accept::Steal => {
-                rotation.iter().map(|slot| slot.0).filter(|slot| *slot < self.opened).collect()
-            }
+            Accept::Own | Accept::Steal => rotation
+                .iter()
+                .map(|slot| slot.0)
+                .filter(|slot| *slot < self.opened)
+                .collect(),
             Accept::Shared => vec![0],
         }
     }
@@ -239,19 +277,31 @@ impl Generation {
         match &self.config.program {
             Program::App(_) | Program::Linked => Vec::new(),
             // Words came from a command line or a checked file: there is no NUL in them.
-            Program::Command(words) => {
-                words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
-            }
+            Program::Command(words) => words
+                .iter()
+                .filter_map(|word| CString::new(word.as_bytes()).ok())
+                .collect(),
         }
     }
 }
 
 fn address(bind: &Bind) -> Address {
     match bind {
-        Bind::Tcp { host, port } => Address::Tcp { host: host.clone(), port: *port },
-        Bind::Unix { path, mode, owner, group } => {
-            Address::Unix { path: path.clone(), mode: *mode, owner: owner.clone(), group: group.clone() }
-        }
+        Bind::Tcp { host, port } => Address::Tcp {
+            host: host.clone(),
+            port: *port,
+        },
+        Bind::Unix {
+            path,
+            mode,
+            owner,
+            group,
+        } => Address::Unix {
+            path: path.clone(),
+            mode: *mode,
+            owner: owner.clone(),
+            group: group.clone(),
+        },
         Bind::Fd(number) => Address::Fd(FdSource::Number(*number)),
         Bind::Inherited(name) => Address::Fd(FdSource::Name(name.clone())),
     }

@@ -70,10 +70,21 @@ pub(super) enum Alarm {
 #[derive(Debug)]
 pub(super) enum Line {
     /// A Rust worker, on its channel.
-    Channel { channel: SupervisorEnd, phase: Phase, draining: bool, allowance: Allowance },
+    Channel {
+        channel: SupervisorEnd,
+        phase: Phase,
+        draining: bool,
+        allowance: Allowance,
+    },
     /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
     /// said so itself (or was seen to be), and when it last fed the watchdog, if ever.
-    Notify { stop: Signal, ready: bool, greeted: bool, fed: Option<Time>, allowance: Allowance },
+    Notify {
+        stop: Signal,
+        ready: bool,
+        greeted: bool,
+        fed: Option<Time>,
+        allowance: Allowance,
+    },
     /// It has closed its channel.
     Closed,
 }
@@ -99,7 +110,10 @@ pub(super) struct Allowance {
 impl Allowance {
     fn spend(&mut self, now: Time, most: u32) -> bool {
         if now - self.since >= Duration::from_secs(1) {
-            *self = Self { since: now, used: 0 };
+            *self = Self {
+                since: now,
+                used: 0,
+            };
         }
         self.used = self.used.saturating_add(1);
         self.used <= most
@@ -111,7 +125,12 @@ impl Hand {
     pub(super) fn listen(&mut self, now: Time) -> Vec<Event> {
         let mut events = Vec::new();
         for _ in 0..AT_ONCE {
-            let Line::Channel { channel, allowance, .. } = &mut self.line else { break };
+            let Line::Channel {
+                channel, allowance, ..
+            } = &mut self.line
+            else {
+                break;
+            };
             match channel.receive() {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
@@ -121,7 +140,11 @@ impl Hand {
                 }
                 Ok(Received::Message(message)) => {
                     if !allowance.spend(now, A_SECOND) {
-                        events.push(self.condemn(&format!("sent more than {A_SECOND} messages in a second")));
+                        events.push(
+                            self.condemn(&format!(
+                                "sent more than {A_SECOND} messages in a second"
+                            )),
+                        );
                         break;
                     }
                     match self.hear(message) {
@@ -143,7 +166,12 @@ impl Hand {
 
     fn hear(&mut self, message: ToSupervisor) -> Result<Option<Event>, String> {
         let id = self.id;
-        let Line::Channel { phase, draining, .. } = &mut self.line else { return Ok(None) };
+        let Line::Channel {
+            phase, draining, ..
+        } = &mut self.line
+        else {
+            return Ok(None);
+        };
         match (message, *phase) {
             (ToSupervisor::Hello { protocol: PROTOCOL }, Phase::Silent) => {
                 *phase = Phase::Greeted;
@@ -156,7 +184,9 @@ impl Hand {
                 *phase = Phase::Ready;
                 Ok(Some(Event::Ready(id)))
             }
-            (ToSupervisor::Failed { reason }, Phase::Greeted) => Ok(Some(Event::Failed(id, plain(&reason)))),
+            (ToSupervisor::Failed { reason }, Phase::Greeted) => {
+                Ok(Some(Event::Failed(id, plain(&reason))))
+            }
             // Asked to by somebody else, with a signal.
             (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
                 self.quiet = true;
@@ -172,15 +202,29 @@ impl Hand {
 
     /// A datagram with notices has come from this program or one of its descendants: whether it is one too many.
     pub(super) fn overspend(&mut self, now: Time) -> Option<Event> {
-        let Line::Notify { allowance, .. } = &mut self.line else { return None };
+        let Line::Notify { allowance, .. } = &mut self.line else {
+            return None;
+        };
         let within = allowance.spend(now, NOTICES_A_SECOND);
-        (!within).then(|| self.condemn(&format!("sent more than {NOTICES_A_SECOND} notices in a second")))
+        (!within).then(|| {
+            self.condemn(&format!(
+                "sent more than {NOTICES_A_SECOND} notices in a second"
+            ))
+        })
     }
 
     /// A notice of this program or one of its descendants.
     pub(super) fn notice(&mut self, now: Time, notice: WorkerNotice) -> Option<Event> {
         let id = self.id;
-        let Line::Notify { ready, greeted, fed, .. } = &mut self.line else { return None };
+        let Line::Notify {
+            ready,
+            greeted,
+            fed,
+            ..
+        } = &mut self.line
+        else {
+            return None;
+        };
         match notice {
             WorkerNotice::Ready => {
                 self.alarm = None;
@@ -201,7 +245,9 @@ impl Hand {
 
     /// It was seen to wait for connections.
     pub(super) fn seen_to_wait(&mut self) -> Option<Event> {
-        let Line::Notify { ready, greeted, .. } = &mut self.line else { return None };
+        let Line::Notify { ready, greeted, .. } = &mut self.line else {
+            return None;
+        };
         *greeted = true;
         (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
     }
@@ -244,7 +290,11 @@ impl Hand {
                 Some(_) => 0.0,
                 None => row.open as f64 / capacity.max(1) as f64,
             }),
-            memory: if memory { usage::own_memory(self.pid) } else { None },
+            memory: if memory {
+                usage::own_memory(self.pid)
+            } else {
+                None
+            },
         }
     }
 
@@ -277,11 +327,18 @@ impl Hand {
     /// Asks the worker to drain.
     pub(super) fn drain(&mut self, grace: Duration, empty_queue: bool) -> Option<Event> {
         match &mut self.line {
-            Line::Channel { channel, draining, .. } => {
+            Line::Channel {
+                channel, draining, ..
+            } => {
                 *draining = true;
                 let deadline_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-                let asked = channel.send(&ToWorker::Drain(Drain { deadline_ms, empty_queue }));
-                asked.err().map(|error| self.condemn(&format!("cannot be asked to drain: {error}")))
+                let asked = channel.send(&ToWorker::Drain(Drain {
+                    deadline_ms,
+                    empty_queue,
+                }));
+                asked
+                    .err()
+                    .map(|error| self.condemn(&format!("cannot be asked to drain: {error}")))
             }
             Line::Notify { stop, .. } => {
                 let stop = *stop;
@@ -313,5 +370,8 @@ impl Hand {
 
 /// Text from a worker, made fit for a log line.
 fn plain(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(STATUS).collect()
+    text.chars()
+        .filter(|character| !character.is_control())
+        .take(STATUS)
+        .collect()
 }

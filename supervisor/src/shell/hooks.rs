@@ -69,12 +69,20 @@ struct Waiting {
 ///
 /// # Errors
 /// Why it cannot be started, and the remedy.
-pub(super) fn open(config: &Config, confinement: &Confinement) -> Result<Option<Executable>, String> {
-    let Some(program) = &config.hooks.program else { return Ok(None) };
+pub(super) fn open(
+    config: &Config,
+    confinement: &Confinement,
+) -> Result<Option<Executable>, String> {
+    let Some(program) = &config.hooks.program else {
+        return Ok(None);
+    };
     let path = std::env::var_os("PATH");
     let find = || Executable::find(program.as_os_str(), path.as_deref(), Path::new("."));
     let found = confinement.with_eyes(|| find().map_err(|error| error.to_string()));
-    found.and_then(|found| found).map(Some).map_err(|error| format!("on-event: {error}"))
+    found
+        .and_then(|found| found)
+        .map(Some)
+        .map_err(|error| format!("on-event: {error}"))
 }
 
 impl Hooks {
@@ -94,7 +102,10 @@ impl Hooks {
         }
         if let Ok(mut json) = serde_json::to_vec(event) {
             json.push(b'\n');
-            self.waiting.push_back(Waiting { kind: event.kind.to_owned(), json });
+            self.waiting.push_back(Waiting {
+                kind: event.kind.to_owned(),
+                json,
+            });
         }
     }
 
@@ -104,7 +115,10 @@ impl Hooks {
             && let Some(event) = self.waiting.pop_front()
         {
             if let Err(reason) = self.start(now, poll, config, &event) {
-                warn!("the program of on-event misses the event {}: {reason}", event.kind);
+                warn!(
+                    "the program of on-event misses the event {}: {reason}",
+                    event.kind
+                );
             }
         }
         if self.lost > 0 && self.waiting.is_empty() {
@@ -113,13 +127,20 @@ impl Hooks {
         }
     }
 
-    fn start(&mut self, now: Time, poll: &Poll, config: &Config, event: &Waiting) -> Result<(), String> {
+    fn start(
+        &mut self,
+        now: Time,
+        poll: &Poll,
+        config: &Config,
+        event: &Waiting,
+    ) -> Result<(), String> {
         let confinement = Confinement::prepare(config)?;
         let Some(executable) = open(config, &confinement)? else {
             return Err("there is none any more".to_owned());
         };
         let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];
-        let memory = memory(&event.json).map_err(|error| format!("cannot make memory for it: {error}"))?;
+        let memory =
+            memory(&event.json).map_err(|error| format!("cannot make memory for it: {error}"))?;
         let order = Order {
             stdin: Some(memory.as_fd()),
             death_signal: Signal::SIGTERM,
@@ -135,13 +156,23 @@ impl Hooks {
             return Err(format!("cannot watch it: {error}"));
         }
         let deadline = now + config.hooks.timeout;
-        self.running.insert(id, Running { spawned, kind: event.kind.clone(), deadline, asked: false });
+        self.running.insert(
+            id,
+            Running {
+                spawned,
+                kind: event.kind.clone(),
+                deadline,
+                asked: false,
+            },
+        );
         Ok(())
     }
 
     /// One has ended, perhaps.
     pub(super) fn bury(&mut self, poll: &Poll, id: u64) {
-        let Some(running) = self.running.get(&id) else { return };
+        let Some(running) = self.running.get(&id) else {
+            return;
+        };
         // While the body is not reaped, nobody else can have the group's number: whatever it has left there goes.
         let _ = killpg(running.spawned.pid, Signal::SIGKILL);
         let death = match reap(&running.spawned.pidfd) {
@@ -149,7 +180,15 @@ impl Hooks {
             Ok(Some(death)) => death,
             Err(_) => Death::Unknown,
         };
-        let Some(Running { spawned, kind, asked, .. }) = self.running.remove(&id) else { return };
+        let Some(Running {
+            spawned,
+            kind,
+            asked,
+            ..
+        }) = self.running.remove(&id)
+        else {
+            return;
+        };
         poll.remove(&spawned.pidfd);
         let (program, _) = spawned.exec_errors.about();
         match (spawned.exec_errors.failure(), death) {
@@ -163,7 +202,11 @@ impl Hooks {
 
     /// Ends those that have had their time.
     pub(super) fn expire(&mut self, now: Time) {
-        for running in self.running.values_mut().filter(|running| running.deadline <= now) {
+        for running in self
+            .running
+            .values_mut()
+            .filter(|running| running.deadline <= now)
+        {
             let Running { kind, spawned, .. } = running;
             let (program, _) = spawned.exec_errors.about();
             let signal = if std::mem::replace(&mut running.asked, true) {
@@ -192,26 +235,47 @@ impl Hooks {
         });
         let running = running.collect();
         let waiting = self.waiting.iter();
-        let waiting = waiting.map(|event| EventState { kind: event.kind.clone(), json: event.json.clone() });
-        HooksState { running, waiting: waiting.collect() }
+        let waiting = waiting.map(|event| EventState {
+            kind: event.kind.clone(),
+            json: event.json.clone(),
+        });
+        HooksState {
+            running,
+            waiting: waiting.collect(),
+        }
     }
 
     /// Goes on where another version was.
     pub(super) fn adopted(state: HooksState, unpacking: &mut Unpacking, check: bool) -> Self {
         let running = state.running.into_iter().map(|hook| {
-            let spawned = hook.child.adopted(unpacking, check, &format!("the hook for {}", hook.kind));
-            Running { spawned, kind: hook.kind, deadline: hook.deadline, asked: hook.asked }
+            let spawned =
+                hook.child
+                    .adopted(unpacking, check, &format!("the hook for {}", hook.kind));
+            Running {
+                spawned,
+                kind: hook.kind,
+                deadline: hook.deadline,
+                asked: hook.asked,
+            }
         });
         let running: BTreeMap<u64, Running> = (1..).zip(running).collect();
-        let waiting = state.waiting.into_iter().map(|event| Waiting { kind: event.kind, json: event.json });
-        Self { last: running.len() as u64, running, waiting: waiting.collect(), lost: 0 }
+        let waiting = state.waiting.into_iter().map(|event| Waiting {
+            kind: event.kind,
+            json: event.json,
+        });
+        Self {
+            last: running.len() as u64,
+            running,
+            waiting: waiting.collect(),
+            lost: 0,
+        }
     }
 
     /// Watches all that run.
     pub(super) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
-        self.running
-            .iter()
-            .try_for_each(|(id, running)| poll.add(&running.spawned.pidfd, Token::Hook(*id), Interest::Read))
+        self.running.iter().try_for_each(|(id, running)| {
+            poll.add(&running.spawned.pidfd, Token::Hook(*id), Interest::Read)
+        })
     }
 
     /// Nobody has more time than until then.
@@ -264,8 +328,9 @@ fn environment(confinement: &Confinement, kind: &str) -> Vec<CString> {
         .chain([logfile::FORMAT_VARIABLE, logfile::FILE_VARIABLE])
         .chain(told.iter().map(|(key, _)| *key))
         .collect();
-    let variable =
-        |key: &str, value: &OsStr| CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok();
+    let variable = |key: &str, value: &OsStr| {
+        CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+    };
     let mut environment = environment_without(&not_its);
     environment.extend(variable(PREFORK_EVENT, OsStr::new(kind)));
     environment.extend(told.iter().filter_map(|(key, value)| variable(key, value)));

@@ -47,8 +47,12 @@ pub(super) fn launch(
     generation.listen(generation.config.slots().max(role.slot.0 + 1))?;
 
     let (line, theirs) = line(generation, role)?;
-    let rows = theirs.as_ref().map(|_| SharedRows::create(generation.config.class().threads)).transpose();
-    let rows = rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
+    let rows = theirs
+        .as_ref()
+        .map(|_| SharedRows::create(generation.config.class().threads))
+        .transpose();
+    let rows =
+        rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
     let queues = Queues::of(generation, role.slot);
     let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
     let siblings = queues.near.iter().chain(&queues.far).copied();
@@ -61,16 +65,26 @@ pub(super) fn launch(
         .chain(access)
         .collect();
 
-    let title = format!("{}: worker {} gen {}", role.name, role.worker, role.generation);
+    let title = format!(
+        "{}: worker {} gen {}",
+        role.name, role.worker, role.generation
+    );
     let words = generation.words();
-    let argv = if words.is_empty() { vec![c_string(title)?] } else { words };
+    let argv = if words.is_empty() {
+        vec![c_string(title)?]
+    } else {
+        words
+    };
     let directory = generation.config.directory.as_ref();
-    let directory = directory.map(|path| c_string(path.as_os_str().as_bytes())).transpose()?;
+    let directory = directory
+        .map(|path| c_string(path.as_os_str().as_bytes()))
+        .transpose()?;
     let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
     let (capture, stderr) = match generation.config.worker_stderr {
         WorkerStderr::Inherit => (None, None),
         WorkerStderr::Capture => {
-            let failed = |error| format!("cannot make a pipe for a worker's standard error: {error}");
+            let failed =
+                |error| format!("cannot make a pipe for a worker's standard error: {error}");
             let (ours, theirs) = Capture::open().map_err(failed)?;
             (Some(ours), Some(theirs))
         }
@@ -86,15 +100,21 @@ pub(super) fn launch(
         stderr: stderr.as_ref().map(AsFd::as_fd),
         directory: directory.as_deref(),
         // A Rust worker that is told of the supervisor's death finishes what it can within a second.
-        death_signal: if theirs.is_some() { Signal::SIGTERM } else { Signal::SIGKILL },
+        death_signal: if theirs.is_some() {
+            Signal::SIGTERM
+        } else {
+            Signal::SIGKILL
+        },
         cgroup: group.as_ref().map(AsFd::as_fd),
         confinement: &generation.confinement,
     };
     let spawned = spawn(order).map_err(|error| error.to_string())?;
     let alarm = match line {
-        Line::Notify { .. } => {
-            generation.config.ready.silence().map(|silence| (now + silence, Alarm::CountsAsReady))
-        }
+        Line::Notify { .. } => generation
+            .config
+            .ready
+            .silence()
+            .map(|silence| (now + silence, Alarm::CountsAsReady)),
         Line::Channel { .. } | Line::Closed => None,
     };
     // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
@@ -121,9 +141,19 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
     if !generation.has_channel() {
         let stop = generation.config.stop_signal;
         let allowance = Allowance::default();
-        return Ok((Line::Notify { stop, ready: false, greeted: false, fed: None, allowance }, None));
+        return Ok((
+            Line::Notify {
+                stop,
+                ready: false,
+                greeted: false,
+                fed: None,
+                allowance,
+            },
+            None,
+        ));
     }
-    let failed = |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
+    let failed =
+        |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
     let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;
     let welcome = Welcome {
         protocol: PROTOCOL,
@@ -133,7 +163,8 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
         workers: generation.config.slots(),
         settings: generation.config.worker_settings(),
     };
-    ours.send(&ToWorker::Welcome(welcome)).map_err(|error| failed(&error))?;
+    ours.send(&ToWorker::Welcome(welcome))
+        .map_err(|error| failed(&error))?;
     let line = Line::Channel {
         channel: ours,
         phase: Phase::Silent,
@@ -159,33 +190,51 @@ fn environment(
         (contract::LISTEN_FDNAMES, names.join(":").into()),
         (contract::PREFORK_WORKER, role.worker.to_string().into()),
         (contract::PREFORK_SLOT, role.slot.to_string().into()),
-        (contract::PREFORK_GENERATION, role.generation.to_string().into()),
+        (
+            contract::PREFORK_GENERATION,
+            role.generation.to_string().into(),
+        ),
         (contract::PREFORK_WORKERS, config.slots().to_string().into()),
     ];
     if generation.has_channel() {
         let first_extra = usize::try_from(FIRST_FD).unwrap_or(3) + names.len();
         set.push((contract::PREFORK_CHANNEL, first_extra.to_string().into()));
-        set.push((contract::PREFORK_SCOREBOARD, (first_extra + 1).to_string().into()));
+        set.push((
+            contract::PREFORK_SCOREBOARD,
+            (first_extra + 1).to_string().into(),
+        ));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
         set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
         if generation.access.is_some() {
             let place = first_extra + 2 + queues.near.len() + queues.far.len();
             set.push((contract::PREFORK_ACCESS_LOG, place.to_string().into()));
-            set.push((contract::PREFORK_ACCESS_FORMAT, config.access_log_format.to_string().into()));
+            set.push((
+                contract::PREFORK_ACCESS_FORMAT,
+                config.access_log_format.to_string().into(),
+            ));
         }
         if let Some(slow) = config.slow_log {
-            set.push((contract::PREFORK_SLOW_LOG, slow.as_millis().to_string().into()));
+            set.push((
+                contract::PREFORK_SLOW_LOG,
+                slow.as_millis().to_string().into(),
+            ));
         }
         set.extend(
             log::environment(&config.log, stderr.is_some())
                 .into_iter()
                 .map(|(key, value)| (key, value.into())),
         );
-        set.push((contract::PREFORK_CORE_DUMPS, config.privileges.core_dumps.as_str().into()));
+        set.push((
+            contract::PREFORK_CORE_DUMPS,
+            config.privileges.core_dumps.as_str().into(),
+        ));
     } else {
         set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
         if let Some(timeout) = config.worker_watchdog() {
-            set.push((contract::WATCHDOG_USEC, timeout.as_micros().to_string().into()));
+            set.push((
+                contract::WATCHDOG_USEC,
+                timeout.as_micros().to_string().into(),
+            ));
             set.push((contract::WATCHDOG_PID, OsString::new()));
         }
     }
@@ -193,15 +242,30 @@ fn environment(
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
-    let told = generation.confinement.variables().iter().filter(|(key, _)| !config.env.contains_key(*key));
+    let told = generation
+        .confinement
+        .variables()
+        .iter()
+        .filter(|(key, _)| !config.env.contains_key(*key));
     set.extend(told.cloned());
-    set.extend(config.env.iter().map(|(key, value)| (key.as_str(), value.into())));
+    set.extend(
+        config
+            .env
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.into())),
+    );
     let ours = |key: &OsStr| {
-        contract::ALL.iter().chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE]).any(|name| key == *name)
+        contract::ALL
+            .iter()
+            .chain(&[log::FORMAT_VARIABLE, log::FILE_VARIABLE])
+            .any(|name| key == *name)
             || set.iter().any(|(name, _)| key == *name)
     };
     let inherited = std::env::vars_os().filter(|(key, _)| !ours(key));
-    let all = inherited.chain(set.iter().map(|(key, value)| (OsString::from(key), value.clone())));
+    let all = inherited.chain(
+        set.iter()
+            .map(|(key, value)| (OsString::from(key), value.clone())),
+    );
     all.map(|(mut key, value)| {
         key.push("=");
         key.push(value);

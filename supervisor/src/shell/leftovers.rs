@@ -66,7 +66,13 @@ impl Leftovers {
 
     /// Goes on where another version of the program was.
     pub(super) fn resumed(foster: bool) -> Self {
-        Self { foster, queue: Vec::new(), due: None, suspects: BTreeSet::new(), killed: BTreeSet::new() }
+        Self {
+            foster,
+            queue: Vec::new(),
+            due: None,
+            suspects: BTreeSet::new(),
+            killed: BTreeSet::new(),
+        }
     }
 
     /// Whether others than workers leave us their children.
@@ -129,7 +135,8 @@ impl Leftovers {
             }
             let suspected = self.suspects.remove(&pid);
             // It is our child, so nobody else can have its number before we bury it.
-            let Some(about) = About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
+            let Some(about) =
+                About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
             else {
                 continue;
             };
@@ -147,7 +154,11 @@ impl Leftovers {
             };
             if left && kill(pid, Signal::SIGKILL).is_ok() {
                 self.killed.insert(pid);
-                found.push(Leftover { pid, name: about.name, worker });
+                found.push(Leftover {
+                    pid,
+                    name: about.name,
+                    worker,
+                });
                 kill_descendants(pid, worker, &mut found);
             }
         }
@@ -172,10 +183,16 @@ fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Lefto
             }
             // Its number may be another's by now; the descriptor's cannot, once it is seen to be the right one.
             let Ok(pidfd) = pidfd_open(pid) else { continue };
-            let Some(about) = About::read(pid) else { continue };
+            let Some(about) = About::read(pid) else {
+                continue;
+            };
             let related = about.parent == parent || about.parent == Pid::this();
             if related && about.runs && send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
-                found.push(Leftover { pid, name: about.name, worker });
+                found.push(Leftover {
+                    pid,
+                    name: about.name,
+                    worker,
+                });
                 parents.push(pid);
             }
         }
@@ -184,12 +201,18 @@ fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Lefto
 
 /// The children of a process, as far as its threads are listed.
 fn children(pid: Pid) -> Vec<Pid> {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
     let mut all = Vec::new();
     for task in tasks.flatten().take(THREADS) {
         let text = read(task.path().join("children").to_string_lossy().as_ref());
         let text = String::from_utf8_lossy(&text).into_owned();
-        all.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw));
+        all.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .map(Pid::from_raw),
+        );
     }
     all
 }
@@ -211,14 +234,21 @@ impl Owner {
     fn of(pid: Pid) -> Self {
         let environment = read(&format!("/proc/{pid}/environ"));
         let value = |variable: &[u8]| {
-            let value = variable.strip_prefix(PREFORK_WORKER.as_bytes())?.strip_prefix(b"=")?;
+            let value = variable
+                .strip_prefix(PREFORK_WORKER.as_bytes())?
+                .strip_prefix(b"=")?;
             std::str::from_utf8(value).ok()?.parse().ok()
         };
-        let worker = environment.split(|byte| *byte == 0).find_map(value).map(WorkerId);
+        let worker = environment
+            .split(|byte| *byte == 0)
+            .find_map(value)
+            .map(WorkerId);
         match worker {
             Some(worker) => Self::Worker(worker),
             // Whoever makes itself unreadable as our own user hides.
-            None if environment.is_empty() && user(pid).is_some_and(|user| user != Uid::current()) => {
+            None if environment.is_empty()
+                && user(pid).is_some_and(|user| user != Uid::current()) =>
+            {
                 Self::Unreadable
             }
             None if environment.is_empty() => Self::Empty,
@@ -231,7 +261,12 @@ impl Owner {
 fn user(pid: Pid) -> Option<Uid> {
     let status = String::from_utf8_lossy(&read(&format!("/proc/{pid}/status"))).into_owned();
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    users.split_ascii_whitespace().next()?.parse().ok().map(Uid::from_raw)
+    users
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+        .map(Uid::from_raw)
 }
 
 /// A process's name, its parent, and whether it is more than a body.
@@ -314,13 +349,23 @@ mod tests {
     #[test]
     fn what_a_dead_worker_left_is_killed_and_a_living_workers_is_not() {
         let mut sleepers = [sleeper(Some(DEAD)), sleeper(Some(ALIVE)), sleeper(None)];
-        let pids: Vec<Pid> = sleepers.iter().map(|child| settle(child, "sleep")).collect();
+        let pids: Vec<Pid> = sleepers
+            .iter()
+            .map(|child| settle(child, "sleep"))
+            .collect();
         let listed = children(Pid::this());
-        assert!(listed.is_empty() || pids.iter().all(|pid| listed.contains(pid)), "{listed:?}");
+        assert!(
+            listed.is_empty() || pids.iter().all(|pid| listed.contains(pid)),
+            "{listed:?}"
+        );
         let mut foster = Leftovers::resumed(true);
         foster.look(Time::default());
         let found = sweep(&mut foster, Time::default(), &pids);
-        let expected = Leftover { pid: pids[0], name: "sleep".to_owned(), worker: Some(DEAD) };
+        let expected = Leftover {
+            pid: pids[0],
+            name: "sleep".to_owned(),
+            worker: Some(DEAD),
+        };
         assert_eq!(found, [expected]);
         assert!(foster.is_busy());
         foster.buried(Time::default(), pids[0]);
@@ -331,7 +376,14 @@ mod tests {
         let mut alone = Leftovers::resumed(false);
         alone.look(Time::default());
         let found = sweep(&mut alone, Time::default(), &pids[1..]);
-        assert_eq!(found, [Leftover { pid: pids[2], name: "sleep".to_owned(), worker: None }]);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[2],
+                name: "sleep".to_owned(),
+                worker: None
+            }]
+        );
 
         sleepers[1].kill().expect("it lives");
         sleepers.iter_mut().for_each(|child| _ = child.wait());
@@ -341,11 +393,16 @@ mod tests {
     fn whoever_is_in_the_middle_of_an_exec_is_not_killed_for_having_no_environment() {
         let empty = |script: &str| {
             let mut command = Command::new("/bin/sh");
-            command.args(["-c", script]).env_clear().stdin(Stdio::piped());
+            command
+                .args(["-c", script])
+                .env_clear()
+                .stdin(Stdio::piped());
             command.spawn().expect("sh")
         };
         let into = |id: WorkerId| {
-            empty(&format!("read line; exec /usr/bin/env {PREFORK_WORKER}={id} /bin/sleep 100"))
+            empty(&format!(
+                "read line; exec /usr/bin/env {PREFORK_WORKER}={id} /bin/sleep 100"
+            ))
         };
         // The first gets its environment while it is looked at, the second never does.
         let mut processes = [into(ALIVE), empty("read line"), into(DEAD)];
@@ -362,14 +419,32 @@ mod tests {
         alone.look(start);
         assert_eq!(sweep(&mut foster, start, &pids), []);
         assert_eq!(sweep(&mut alone, start, &pids[..2]), []);
-        assert_eq!(alone.due(), Some(start + EXEC), "there is another look when an exec must be over");
+        assert_eq!(
+            alone.due(),
+            Some(start + EXEC),
+            "there is another look when an exec must be over"
+        );
         assert_eq!(sweep(&mut alone, start + EXEC / 2, &pids), []);
         become_program(&processes[0]);
         become_program(&processes[2]);
         let found = sweep(&mut foster, start + EXEC, &pids);
-        assert_eq!(found, [Leftover { pid: pids[2], name: "sleep".to_owned(), worker: Some(DEAD) }]);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[2],
+                name: "sleep".to_owned(),
+                worker: Some(DEAD)
+            }]
+        );
         let found = sweep(&mut alone, start + EXEC, &pids[..2]);
-        assert_eq!(found, [Leftover { pid: pids[1], name: "sh".to_owned(), worker: None }]);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[1],
+                name: "sh".to_owned(),
+                worker: None
+            }]
+        );
 
         processes[0].kill().expect("it lives");
         processes.iter_mut().for_each(|child| _ = child.wait());

@@ -50,15 +50,25 @@ fn colours() -> bool {
     io::stderr().is_terminal() && !is_set("NO_COLOR") && !dumb
 }
 
-fn begin(settings: &LogSettings, stderr: Option<Box<dyn Write + Send>>, colours: bool) -> Result<(), String> {
+fn begin(
+    settings: &LogSettings,
+    stderr: Option<Box<dyn Write + Send>>,
+    colours: bool,
+) -> Result<(), String> {
     let mut builder = Builder::new();
     builder.filter_level(settings.level).parse_default_env();
     if let Some(path) = &settings.file {
         let file = FILE.get_or_init(|| LogFile::new(path.clone()));
         file.reopen().map_err(|error| cannot_open(path, &error))?;
-        builder.target(Target::Pipe(Box::new(file))).write_style(WriteStyle::Never);
+        builder
+            .target(Target::Pipe(Box::new(file)))
+            .write_style(WriteStyle::Never);
     } else {
-        builder.write_style(if colours { WriteStyle::Always } else { WriteStyle::Never });
+        builder.write_style(if colours {
+            WriteStyle::Always
+        } else {
+            WriteStyle::Never
+        });
         if let Some(stderr) = stderr {
             builder.target(Target::Pipe(stderr));
         }
@@ -90,7 +100,11 @@ pub fn start_in_worker() {
         _ => (LogFormat::Text, colours()),
     };
     let file = std::env::var_os(FILE_VARIABLE).map(PathBuf::from);
-    let settings = LogSettings { level: LevelFilter::Trace, format, file };
+    let settings = LogSettings {
+        level: LevelFilter::Trace,
+        format,
+        file,
+    };
     if let Err(error) = begin(&settings, None, coloured) {
         let _ = writeln!(io::stderr(), "{error}");
     }
@@ -115,7 +129,10 @@ pub fn environment(settings: &LogSettings, captured: bool) -> Vec<(&'static str,
 pub fn reopen() -> Result<bool, String> {
     match FILE.get() {
         None => Ok(false),
-        Some(file) => file.reopen().map(|()| true).map_err(|error| cannot_open(&file.path, &error)),
+        Some(file) => file
+            .reopen()
+            .map(|()| true)
+            .map_err(|error| cannot_open(&file.path, &error)),
     }
 }
 
@@ -124,8 +141,12 @@ pub fn reopen() -> Result<bool, String> {
 /// # Errors
 /// When the log file cannot be opened; the text names it.
 pub fn can_start(settings: &LogSettings) -> Result<(), String> {
-    let Some(path) = &settings.file else { return Ok(()) };
-    LogFile::new(path.clone()).reopen().map_err(|error| cannot_open(path, &error))
+    let Some(path) = &settings.file else {
+        return Ok(());
+    };
+    LogFile::new(path.clone())
+        .reopen()
+        .map_err(|error| cannot_open(path, &error))
 }
 
 fn cannot_open(path: &Path, error: &io::Error) -> String {
@@ -135,7 +156,10 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
         }
         _ => "create its directory".to_owned(),
     };
-    format!("cannot open log file {}: {error} ({remedy}, or choose another --log-file)", path.display())
+    format!(
+        "cannot open log file {}: {error} ({remedy}, or choose another --log-file)",
+        path.display()
+    )
 }
 
 /// syslog(3)'s number for a level, which journald takes from a line's `<n>` prefix.
@@ -162,9 +186,16 @@ fn json(out: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result
         }
     }
     let mut fields = Fields(serde_json::Map::new());
-    fields.0.insert("time".to_owned(), out.timestamp_millis().to_string().into());
-    fields.0.insert("level".to_owned(), record.level().as_str().to_ascii_lowercase().into());
-    fields.0.insert("message".to_owned(), record.args().to_string().into());
+    fields
+        .0
+        .insert("time".to_owned(), out.timestamp_millis().to_string().into());
+    fields.0.insert(
+        "level".to_owned(),
+        record.level().as_str().to_ascii_lowercase().into(),
+    );
+    fields
+        .0
+        .insert("message".to_owned(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);
     writeln!(out, "{}", serde_json::Value::Object(fields.0))
 }
@@ -183,13 +214,23 @@ struct Open {
 
 impl LogFile {
     fn new(path: PathBuf) -> Self {
-        Self { path, open: Mutex::new(None) }
+        Self {
+            path,
+            open: Mutex::new(None),
+        }
     }
 
     fn reopen(&self) -> io::Result<()> {
-        let file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&self.path)?;
         let about = file.metadata()?;
-        let open = Open { file, identity: (about.dev(), about.ino()), looked: Instant::now() };
+        let open = Open {
+            file,
+            identity: (about.dev(), about.ino()),
+            looked: Instant::now(),
+        };
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(open);
         Ok(())
     }
@@ -201,7 +242,9 @@ impl LogFile {
             return;
         }
         open.looked = Instant::now();
-        let there = std::fs::metadata(&self.path).ok().map(|about| (about.dev(), about.ino()));
+        let there = std::fs::metadata(&self.path)
+            .ok()
+            .map(|about| (about.dev(), about.ino()));
         if there != Some(open.identity) {
             drop(guard);
             // Failing that, the old file goes on being written.
@@ -213,7 +256,12 @@ impl LogFile {
 impl Write for &LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.heal();
-        match self.open.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        match self
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+        {
             Some(open) => open.file.write(bytes),
             None => Ok(bytes.len()),
         }
@@ -237,9 +285,17 @@ mod tests {
         (&file).write_all(b"one\n").expect("write");
         std::fs::rename(&path, folder.path().join("log.1")).expect("rotate");
         (&file).write_all(b"two\n").expect("write");
-        file.open.lock().expect("lock").as_mut().expect("open").looked -= LOOK_EVERY;
+        file.open
+            .lock()
+            .expect("lock")
+            .as_mut()
+            .expect("open")
+            .looked -= LOOK_EVERY;
         (&file).write_all(b"three\n").expect("write");
-        assert_eq!(std::fs::read_to_string(folder.path().join("log.1")).expect("read"), "one\ntwo\n");
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("log.1")).expect("read"),
+            "one\ntwo\n"
+        );
         assert_eq!(std::fs::read_to_string(&path).expect("read"), "three\n");
     }
 }

@@ -33,7 +33,11 @@ impl Notifier {
     /// When the variable is set, but is no address of a Unix socket. Go on with [`Notifier::default`] then.
     pub fn from_env() -> io::Result<Self> {
         let address = std::env::var_os(NOTIFY_SOCKET);
-        let number = |name: &str| std::env::var(name).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let number = |name: &str| {
+            std::env::var(name)
+                .ok()
+                .and_then(|text| text.trim().parse::<u64>().ok())
+        };
         let for_us = std::env::var_os(WATCHDOG_PID).is_none()
             || number(WATCHDOG_PID) == Some(u64::from(std::process::id()));
         let watchdog = number(WATCHDOG_USEC).filter(|period| for_us && *period > 0);
@@ -46,7 +50,10 @@ impl Notifier {
     /// When it is no such address, or there can be no socket.
     pub fn new(address: Option<&OsStr>, watchdog: Option<Duration>) -> io::Result<Self> {
         let Some(text) = address.filter(|text| !text.is_empty()) else {
-            return Ok(Self { line: None, watchdog });
+            return Ok(Self {
+                line: None,
+                watchdog,
+            });
         };
         let address = match text.as_bytes() {
             [b'@', name @ ..] if !name.is_empty() => UnixAddr::new_abstract(name),
@@ -56,11 +63,17 @@ impl Notifier {
         let address = address.map_err(|errno| {
             let text = text.to_string_lossy();
             let kind = io::Error::from(errno).kind();
-            io::Error::new(kind, format!("{NOTIFY_SOCKET}={text} is no path and no @name of a Unix socket"))
+            io::Error::new(
+                kind,
+                format!("{NOTIFY_SOCKET}={text} is no path and no @name of a Unix socket"),
+            )
         })?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        Ok(Self { line: Some((socket, address)), watchdog })
+        Ok(Self {
+            line: Some((socket, address)),
+            watchdog,
+        })
     }
 
     /// Whether anybody listens for messages.
@@ -87,7 +100,10 @@ impl Notifier {
     /// As [`ready`](Self::ready).
     pub fn reloading(&self, status: &str) -> io::Result<()> {
         let now = prefork::sys::monotonic().as_micros();
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={now}\n{}", status_line(status)))
+        self.send(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={now}\n{}",
+            status_line(status)
+        ))
     }
 
     /// The server stops.
@@ -148,7 +164,9 @@ impl Notifier {
     }
 
     fn send_with(&self, message: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let Some((socket, address)) = &self.line else { return Ok(()) };
+        let Some((socket, address)) = &self.line else {
+            return Ok(());
+        };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let bytes = [io::IoSlice::new(message.as_bytes())];
         let descriptors = [descriptor.as_raw_fd()];
@@ -158,7 +176,9 @@ impl Notifier {
     }
 
     fn send(&self, message: &str) -> io::Result<()> {
-        let Some((socket, address)) = &self.line else { return Ok(()) };
+        let Some((socket, address)) = &self.line else {
+            return Ok(());
+        };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         sendto(socket.as_raw_fd(), message.as_bytes(), address, flags)?;
         Ok(())

@@ -108,7 +108,9 @@ impl Poll {
     /// # Errors
     /// Those of epoll_create1(2).
     pub fn new() -> io::Result<Self> {
-        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
+        Ok(Self {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+        })
     }
 
     /// Watches a descriptor until it is closed or [`remove`](Self::remove)d.
@@ -116,7 +118,9 @@ impl Poll {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn add(&self, fd: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(interest.flags(), token.pack()))?)
+        Ok(self
+            .epoll
+            .add(fd, EpollEvent::new(interest.flags(), token.pack()))?)
     }
 
     /// Watches a descriptor for something else.
@@ -124,7 +128,9 @@ impl Poll {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn change(&self, fd: impl AsFd, token: Token, interest: Interest) -> io::Result<()> {
-        Ok(self.epoll.modify(fd, &mut EpollEvent::new(interest.flags(), token.pack()))?)
+        Ok(self
+            .epoll
+            .modify(fd, &mut EpollEvent::new(interest.flags(), token.pack()))?)
     }
 
     /// Stops watching. Needed before closing whatever a child may have inherited a copy of.
@@ -147,7 +153,10 @@ impl Poll {
         };
         let mut ready = [EpollEvent::empty(); 64];
         match self.epoll.wait(&mut ready, timeout) {
-            Ok(count) => Ok(ready[..count].iter().map(|event| Token::unpack(event.data())).collect()),
+            Ok(count) => Ok(ready[..count]
+                .iter()
+                .map(|event| Token::unpack(event.data()))
+                .collect()),
             Err(nix::errno::Errno::EINTR) => Ok(Vec::new()),
             Err(error) => Err(error.into()),
         }

@@ -34,7 +34,9 @@ fn distance(slot: u16, other: u16) -> u32 {
 impl<'a> Queues<'a> {
     /// Of the worker of `slot`, whose sockets listen already.
     pub(super) fn of(generation: &'a Generation, slot: Slot) -> Self {
-        let Generation { config, sockets, .. } = generation;
+        let Generation {
+            config, sockets, ..
+        } = generation;
         // Where all share the first slot's queue, nobody has one of their own.
         let queue = generation.queue_of(slot);
         let own = sockets.for_slot(queue);
@@ -51,12 +53,23 @@ impl<'a> Queues<'a> {
         let mut slots: Vec<u16> = siblings.iter().map(|(slot, _)| *slot).collect();
         slots.dedup();
         // Without stealing, the others' queues are those of slots that a reload or a scale-down took out of service.
-        let near = if config.accept == Accept::Steal { slots.get(..NEAR).unwrap_or(&slots) } else { &[] };
-        let (near, far): (Vec<_>, Vec<_>) =
-            siblings.into_iter().take(MOST).partition(|(slot, _)| near.contains(slot));
-        let sockets =
-            |siblings: Vec<(u16, BorrowedFd<'a>)>| siblings.into_iter().map(|(_, socket)| socket).collect();
-        Self { own, near: sockets(near), far: sockets(far) }
+        let near = if config.accept == Accept::Steal {
+            slots.get(..NEAR).unwrap_or(&slots)
+        } else {
+            &[]
+        };
+        let (near, far): (Vec<_>, Vec<_>) = siblings
+            .into_iter()
+            .take(MOST)
+            .partition(|(slot, _)| near.contains(slot));
+        let sockets = |siblings: Vec<(u16, BorrowedFd<'a>)>| {
+            siblings.into_iter().map(|(_, socket)| socket).collect()
+        };
+        Self {
+            own,
+            near: sockets(near),
+            far: sockets(far),
+        }
     }
 
     /// The value of `PREFORK_SIBLINGS`.

@@ -119,14 +119,18 @@ pub fn reap_orphans(known: impl Fn(Pid) -> bool) -> io::Result<Orphans> {
     loop {
         // First only a look: the status of a known child belongs to the reader of its pidfd.
         let look = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        let Some((pid, ..)) = wait(libc::P_ALL, 0, look).or_else(gone)? else { return Ok(orphans) };
+        let Some((pid, ..)) = wait(libc::P_ALL, 0, look).or_else(gone)? else {
+            return Ok(orphans);
+        };
         orphans.hidden = known(pid);
         orphans.full = orphans.reaped.len() == ORPHANS_AT_ONCE;
         if orphans.hidden || orphans.full {
             return Ok(orphans);
         }
         let id = pid.as_raw().unsigned_abs();
-        if let Some((pid, death, _)) = wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).or_else(gone)? {
+        if let Some((pid, death, _)) =
+            wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).or_else(gone)?
+        {
             orphans.reaped.push((pid, death));
         }
     }
@@ -142,8 +146,16 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Resul
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // The C library's wrapper does not pass on the fifth argument.
         // SAFETY: `info` and `usage` are valid for writes.
-        let waited =
-            unsafe { libc::syscall(libc::SYS_waitid, kind, id, &raw mut info, options, &raw mut usage) };
+        let waited = unsafe {
+            libc::syscall(
+                libc::SYS_waitid,
+                kind,
+                id,
+                &raw mut info,
+                options,
+                &raw mut usage,
+            )
+        };
         if waited < 0 {
             let error = io::Error::last_os_error();
             if error.kind() == io::ErrorKind::Interrupted {
@@ -158,9 +170,10 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: libc::c_int) -> io::Resul
         }
         let death = match info.si_code {
             libc::CLD_EXITED => Death::Exited(status),
-            code @ (libc::CLD_KILLED | libc::CLD_DUMPED) => {
-                Death::Signaled { signal: status, core: code == libc::CLD_DUMPED }
-            }
+            code @ (libc::CLD_KILLED | libc::CLD_DUMPED) => Death::Signaled {
+                signal: status,
+                core: code == libc::CLD_DUMPED,
+            },
             _ => Death::Unknown,
         };
         return Ok(Some((Pid::from_raw(pid), death, Usage::of(&usage))));

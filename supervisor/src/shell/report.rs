@@ -13,7 +13,11 @@ struct Named(Who, Option<Pid>);
 
 impl std::fmt::Display for Named {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Who { worker, slot, generation } = self.0;
+        let Who {
+            worker,
+            slot,
+            generation,
+        } = self.0;
         write!(f, "worker {worker} (slot {slot}, generation {generation}")?;
         match self.1 {
             Some(pid) => write!(f, ", pid {pid})"),
@@ -35,10 +39,16 @@ fn stalled(why: Stall, span: Duration) -> String {
 fn reached(excess: Excess) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     match excess {
-        Excess::Requests(served, most) => format!("it has served {served} requests (its limit: {most})"),
+        Excess::Requests(served, most) => {
+            format!("it has served {served} requests (its limit: {most})")
+        }
         Excess::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
         Excess::Memory(used, most) => {
-            format!("it uses {:.1} MiB of memory (its limit: {:.1} MiB)", mib(used), mib(most))
+            format!(
+                "it uses {:.1} MiB of memory (its limit: {:.1} MiB)",
+                mib(used),
+                mib(most)
+            )
         }
     }
 }
@@ -230,8 +240,14 @@ pub(super) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
 /// Why the load has changed the number of workers: in a word, and in words.
 fn reason_of(reason: Reason) -> (&'static str, String) {
     match reason {
-        Reason::Backlog(1) => ("backlog", "1 connection waits and nobody has time".to_owned()),
-        Reason::Backlog(waiting) => ("backlog", format!("{waiting} connections wait and nobody has time")),
+        Reason::Backlog(1) => (
+            "backlog",
+            "1 connection waits and nobody has time".to_owned(),
+        ),
+        Reason::Backlog(waiting) => (
+            "backlog",
+            format!("{waiting} connections wait and nobody has time"),
+        ),
         Reason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
         Reason::Unneeded(slot, span) => {
             let span = humantime::format_duration(Duration::from_secs(span.as_secs()));
@@ -308,12 +324,12 @@ pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> st
         Fact::ReloadBegan(generation) if booted => {
             notifier.reloading(&format!("reloading: trying generation {generation}"))
         }
-        Fact::Reloaded(generation, workers) if booted => {
-            notifier.ready(&format!("{workers} workers of generation {generation} serve"))
-        }
-        Fact::ReloadFailed(_, serving, reason) if booted => {
-            notifier.ready(&format!("generation {serving} serves; the last reload failed: {reason}"))
-        }
+        Fact::Reloaded(generation, workers) if booted => notifier.ready(&format!(
+            "{workers} workers of generation {generation} serve"
+        )),
+        Fact::ReloadFailed(_, serving, reason) if booted => notifier.ready(&format!(
+            "generation {serving} serves; the last reload failed: {reason}"
+        )),
         Fact::Degraded(slots, reason) => {
             notifier.status(&format!("degraded: {slots} slots are empty: {reason}"))
         }
@@ -333,7 +349,9 @@ pub(super) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> st
 pub(super) fn progress(fact: &Fact) -> Option<String> {
     match fact {
         Fact::ReloadBegan(generation) => Some(format!("trying generation {generation}")),
-        Fact::ReloadWaits => Some("waiting until the workers of another generation have left".to_owned()),
+        Fact::ReloadWaits => {
+            Some("waiting until the workers of another generation have left".to_owned())
+        }
         Fact::Spawning(who) => Some(format!("{} is being started", Named(*who, None))),
         Fact::WorkerReady(who, _) => Some(format!("{} is ready", Named(*who, None))),
         _ => None,

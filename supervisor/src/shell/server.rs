@@ -124,7 +124,10 @@ struct Counts {
 
 impl Counts {
     fn since(started: f64) -> Self {
-        Self { started: started as u64, ..Self::default() }
+        Self {
+            started: started as u64,
+            ..Self::default()
+        }
     }
 }
 
@@ -144,7 +147,8 @@ impl Server {
     /// # Errors
     /// Why the server cannot start, in the words for the operator.
     pub fn new(loader: Loader, name: String, mut listeners: Listeners) -> Result<Self, String> {
-        let failed = |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
+        let failed =
+            |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
         let signals = Signals::install().map_err(failed("install signal handlers"))?;
         // Orphans of workers come to us, so that nobody's zombies pile up when we are PID 1's child or PID 1 itself.
         if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
@@ -156,8 +160,10 @@ impl Server {
         let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
-        poll.add(&signals, Token::Signals, Interest::Read).map_err(failed("watch signals"))?;
-        poll.add(&notify, Token::Notify, Interest::Read).map_err(failed("watch the notification socket"))?;
+        poll.add(&signals, Token::Signals, Interest::Read)
+            .map_err(failed("watch signals"))?;
+        poll.add(&notify, Token::Notify, Interest::Read)
+            .map_err(failed("watch the notification socket"))?;
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
@@ -228,8 +234,13 @@ impl Server {
 
     /// Opens the control socket. A server without one serves all the same.
     pub fn open_control(&mut self, path: &Path) {
-        let readers = self.generations.get(&self.accepted).and_then(|it| it.config.control_readers.as_ref());
-        let opened = self.control.bind(path, readers.map(|group| Gid::from_raw(group.gid)));
+        let readers = self
+            .generations
+            .get(&self.accepted)
+            .and_then(|it| it.config.control_readers.as_ref());
+        let opened = self
+            .control
+            .bind(path, readers.map(|group| Gid::from_raw(group.gid)));
         let opened = opened.and_then(|()| {
             let watched = self.control.watch(&self.poll);
             watched.map_err(|error| format!("cannot watch the control socket: {error}"))
@@ -281,7 +292,10 @@ impl Server {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let alarms = self.hands.values().filter_map(|hand| hand.alarm.map(|(time, _)| time));
+        let alarms = self
+            .hands
+            .values()
+            .filter_map(|hand| hand.alarm.map(|(time, _)| time));
         let control = self.control.next_deadline();
         let watchdog = self.watchdog.map(|(_, at)| at);
         let untold = self.untold.as_ref().map(|(at, _)| *at);

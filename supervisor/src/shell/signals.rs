@@ -66,18 +66,30 @@ impl Signals {
     /// Those of eventfd(2) and sigaction(2).
     pub fn install() -> io::Result<Self> {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared { counts: Default::default(), wake });
-        let mut this = Self { shared, registered: Vec::new() };
+        let shared = Arc::new(Shared {
+            counts: Default::default(),
+            wake,
+        });
+        let mut this = Self {
+            shared,
+            registered: Vec::new(),
+        };
         for (index, signal) in CAUGHT.into_iter().enumerate() {
             let shared = Arc::clone(&this.shared);
             // SAFETY: `came` is async-signal-safe: atomics, one write(2), errno restored, no allocation, no panic.
             // The last reference is dropped by an unregister, never in the handler.
-            let id = unsafe { signal_hook::low_level::register(signal as i32, move || shared.came(index)) }?;
+            let id = unsafe {
+                signal_hook::low_level::register(signal as i32, move || shared.came(index))
+            }?;
             this.registered.push(id);
         }
         // SAFETY: SIG_IGN runs no code of ours.
         unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
-        pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&CAUGHT.into_iter().collect::<SigSet>()), None)?;
+        pthread_sigmask(
+            SigmaskHow::SIG_UNBLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?;
         Ok(this)
     }
 
@@ -86,7 +98,11 @@ impl Signals {
     /// # Errors
     /// Those of sigprocmask(2).
     pub fn hold(&self) -> io::Result<()> {
-        Ok(pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&CAUGHT.into_iter().collect::<SigSet>()), None)?)
+        Ok(pthread_sigmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?)
     }
 
     /// Ends a [`hold`](Self::hold).
@@ -94,7 +110,11 @@ impl Signals {
     /// # Errors
     /// Those of sigprocmask(2).
     pub fn go_on(&self) -> io::Result<()> {
-        Ok(pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&CAUGHT.into_iter().collect::<SigSet>()), None)?)
+        Ok(pthread_sigmask(
+            SigmaskHow::SIG_UNBLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?)
     }
 
     /// The signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which are told as often
@@ -102,7 +122,11 @@ impl Signals {
     pub fn take(&self) -> impl Iterator<Item = Signal> + use<> {
         // First the wake-up, then the counts: a signal in between costs an empty call, and is not lost.
         let _ = self.shared.wake.read();
-        let counts = self.shared.counts.each_ref().map(|count| count.swap(0, Ordering::SeqCst));
+        let counts = self
+            .shared
+            .counts
+            .each_ref()
+            .map(|count| count.swap(0, Ordering::SeqCst));
         CAUGHT.into_iter().zip(counts).flat_map(|(signal, count)| {
             let most = match signal {
                 Signal::SIGTTIN | Signal::SIGTTOU => COUNTED_AT_ONCE,
@@ -142,10 +166,20 @@ mod tests {
         let ForkResult::Parent { child } = (unsafe { fork() }).expect("fork") else {
             let line = test().err().unwrap_or(0);
             // SAFETY: ends the child without the harness's exit handlers. Lines above 255 wrap, but never to 0.
-            unsafe { libc::_exit(if line == 0 { 0 } else { (line % 255) as i32 + 1 }) }
+            unsafe {
+                libc::_exit(if line == 0 {
+                    0
+                } else {
+                    (line % 255) as i32 + 1
+                })
+            }
         };
         let status = waitpid(child, None).expect("reaped");
-        assert_eq!(status, WaitStatus::Exited(child, 0), "the status is the failed line, modulo 255, plus 1");
+        assert_eq!(
+            status,
+            WaitStatus::Exited(child, 0),
+            "the status is the failed line, modulo 255, plus 1"
+        );
     }
 
     fn fact(fact: bool, line: u32) -> Result<(), u32> {
@@ -162,7 +196,11 @@ mod tests {
         alone(|| {
             let signals = Signals::install().map_err(|_| line!())?;
             fact(!readable(&signals) && signals.take().count() == 0, line!())?;
-            for signal in CAUGHT.into_iter().chain([Signal::SIGTTIN, Signal::SIGHUP, Signal::SIGTTIN]) {
+            for signal in
+                CAUGHT
+                    .into_iter()
+                    .chain([Signal::SIGTTIN, Signal::SIGHUP, Signal::SIGTTIN])
+            {
                 Errno::set_raw(7);
                 raise(signal).map_err(|_| line!())?;
                 fact(Errno::last_raw() == 7, line!())?;
@@ -185,8 +223,10 @@ mod tests {
     fn signals_that_were_blocked_or_ignored_at_the_start_are_caught() {
         alone(|| {
             // SAFETY: SIG_IGN runs no code of ours.
-            unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) }.map_err(|_| line!())?;
-            pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(|_| line!())?;
+            unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) }
+                .map_err(|_| line!())?;
+            pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
+                .map_err(|_| line!())?;
             raise(Signal::SIGHUP).map_err(|_| line!())?;
             let signals = Signals::install().map_err(|_| line!())?;
             raise(Signal::SIGINT).map_err(|_| line!())?;

@@ -105,7 +105,11 @@ impl AsFd for ExecErrors {
 impl ExecErrors {
     /// Goes on listening to a child that another program has started.
     pub(super) fn adopted(pipe: OwnedFd, program: String, directory: String) -> Self {
-        Self { pipe, program, directory }
+        Self {
+            pipe,
+            program,
+            directory,
+        }
     }
 
     /// The program and the directory that it tells of.
@@ -184,7 +188,9 @@ impl Stage {
             Self::Landlock,
             Self::Seccomp,
         ];
-        all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Self::Exec)
+        all.into_iter()
+            .find(|stage| *stage as u8 == byte)
+            .unwrap_or(Self::Exec)
     }
 }
 
@@ -201,17 +207,27 @@ pub struct ExecFailure {
 
 impl fmt::Display for ExecFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { program, directory, .. } = self;
+        let Self {
+            program, directory, ..
+        } = self;
         let reason = self.errno.desc();
         match self.stage {
             Stage::Directory => {
-                return write!(f, "cannot enter directory {directory} for {program}: {reason} (create it)");
+                return write!(
+                    f,
+                    "cannot enter directory {directory} for {program}: {reason} (create it)"
+                );
             }
             Stage::Exec => write!(f, "cannot execute {program}: {reason}")?,
             Stage::Group => write!(f, "cannot make a session for {program}: {reason}")?,
             Stage::Cgroup => write!(f, "cannot enter the control group of {program}: {reason}")?,
-            Stage::DeathSignal => write!(f, "cannot set the parent-death signal of {program}: {reason}")?,
-            Stage::NoNewPrivileges => write!(f, "cannot renounce new privileges of {program}: {reason}")?,
+            Stage::DeathSignal => write!(
+                f,
+                "cannot set the parent-death signal of {program}: {reason}"
+            )?,
+            Stage::NoNewPrivileges => {
+                write!(f, "cannot renounce new privileges of {program}: {reason}")?
+            }
             Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
             Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,
             Stage::Capabilities => write!(f, "cannot take capabilities from {program}: {reason}")?,
@@ -241,10 +257,18 @@ pub struct SpawnError {
 
 impl fmt::Display for SpawnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {} for {}: {}", self.act, self.program, self.errno.desc())?;
+        write!(
+            f,
+            "cannot {} for {}: {}",
+            self.act,
+            self.program,
+            self.errno.desc()
+        )?;
         match self.errno {
             Errno::EAGAIN => f.write_str(" (raise the limit of processes: ulimit -u, TasksMax=)"),
-            Errno::EMFILE => f.write_str(" (raise the limit of open files: ulimit -n, LimitNOFILE=)"),
+            Errno::EMFILE => {
+                f.write_str(" (raise the limit of open files: ulimit -n, LimitNOFILE=)")
+            }
             Errno::ENOMEM => f.write_str(" (free memory, or run fewer workers)"),
             _ => Ok(()),
         }
@@ -268,7 +292,11 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
     let program = order.executable.path().display().to_string();
     let failed = |act| {
         let program = program.clone();
-        move |errno| SpawnError { act, program, errno }
+        move |errno| SpawnError {
+            act,
+            program,
+            errno,
+        }
     };
     let (errors, report) =
         nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("make a pipe"))?;
@@ -277,8 +305,12 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
     // All signals wait until the child has reset its handlers: a signal in between would run the supervisor's
     // handler in the child, and be lost.
     let mut mask = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))
-        .map_err(failed("block signals"))?;
+    pthread_sigmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut mask),
+    )
+    .map_err(failed("block signals"))?;
     // SAFETY: the child calls only `Plan::perform`, which is async-signal-safe and never returns.
     let forked = unsafe { nix::unistd::fork() };
     if let Ok(ForkResult::Child) = forked {
@@ -296,8 +328,19 @@ pub fn spawn(order: Order<'_>) -> Result<Spawned, SpawnError> {
         let _ = nix::sys::wait::waitpid(pid, None);
         failed("open a pidfd")(errno)
     })?;
-    let directory = order.directory.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Spawned { pid, pidfd, exec_errors: ExecErrors { pipe: errors, program, directory } })
+    let directory = order
+        .directory
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(Spawned {
+        pid,
+        pidfd,
+        exec_errors: ExecErrors {
+            pipe: errors,
+            program,
+            directory,
+        },
+    })
 }
 
 /// Opens a pidfd, closed on exec, for a process that has this number now.
@@ -315,8 +358,15 @@ pub(super) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: pidfd_send_signal takes three integers, and a pointer that may be null.
-    let sent =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as c_int, no_info, 0) };
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as c_int,
+            no_info,
+            0,
+        )
+    };
     Errno::result(sent).map(drop)
 }
 

@@ -154,7 +154,8 @@ impl WorkerStatus {
     /// A worker as it is at `now`, by the clock of the scoreboard.
     pub(super) fn new(view: &WorkerView, hand: &Hand, now: Duration) -> Self {
         let scoreboard = hand.reading().unwrap_or_default();
-        let since = |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());
+        let since =
+            |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());
         Self {
             worker: view.worker.0,
             pid: hand.pid.as_raw(),

@@ -17,7 +17,8 @@ pub(super) fn steer(
     rotation: &[Slot],
     workers: &[WorkerView],
 ) -> Result<(), SteerError> {
-    let names = |generation: &Generation, address| generation.sockets.addresses().any(|own| own == address);
+    let names =
+        |generation: &Generation, address| generation.sockets.addresses().any(|own| own == address);
     let mut result = Ok(());
     let mut done: Vec<AddressId> = Vec::new();
     // Where generations share an address, the one with the most slots decides.
@@ -29,7 +30,11 @@ pub(super) fn steer(
                 continue;
             }
             done.push(address);
-            let serves = |id| generations.get(&id).is_some_and(|other| names(other, address));
+            let serves = |id| {
+                generations
+                    .get(&id)
+                    .is_some_and(|other| names(other, address))
+            };
             let slots = if generations.values().all(|other| names(other, address)) {
                 Some(rotation.to_vec())
             } else {
@@ -51,8 +56,9 @@ pub(super) fn steer(
 
 /// The slots with a ready worker of a generation that `serves`.
 fn served(workers: &[WorkerView], serves: impl Fn(GenerationId) -> bool) -> Vec<Slot> {
-    let ready =
-        workers.iter().filter(|worker| worker.state == WorkerState::Ready && serves(worker.generation));
+    let ready = workers
+        .iter()
+        .filter(|worker| worker.state == WorkerState::Ready && serves(worker.generation));
     let mut slots: Vec<Slot> = ready.map(|worker| worker.slot).collect();
     slots.sort_unstable();
     slots.dedup();

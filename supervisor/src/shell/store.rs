@@ -36,7 +36,11 @@ enum State {
     /// Nobody keeps anything.
     Off,
     /// It is not known yet.
-    Asking { probe: PipeReader, barrier: PipeReader, until: Time },
+    Asking {
+        probe: PipeReader,
+        barrier: PipeReader,
+        until: Time,
+    },
     /// So many descriptors at most are kept, if that is known.
     On { most: Option<usize> },
 }
@@ -44,7 +48,12 @@ enum State {
 impl Store {
     /// Finds out whether there is a store. `offered` is what `FDSTORE` says; `came` are names and inodes of the sockets
     /// that came from it.
-    pub(super) fn new(now: Time, systemd: &Notifier, offered: Option<&str>, came: &[(String, u64)]) -> Self {
+    pub(super) fn new(
+        now: Time,
+        systemd: &Notifier,
+        offered: Option<&str>,
+        came: &[(String, u64)],
+    ) -> Self {
         let state = match offered.map(|number| number.trim().parse::<usize>()) {
             _ if !systemd.is_connected() => State::Off,
             Some(Ok(0)) => State::Off,
@@ -56,7 +65,11 @@ impl Store {
                 State::Off
             }),
         };
-        Self { state, held: came.iter().cloned().collect(), due: Some(now) }
+        Self {
+            state,
+            held: came.iter().cloned().collect(),
+            due: Some(now),
+        }
     }
 
     /// When [`tend`](Self::tend) has something to do.
@@ -71,7 +84,9 @@ impl Store {
 
     /// What it was given: names and inodes of sockets.
     pub(super) fn held(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.held.iter().map(|(name, inode)| (name.as_str(), *inode))
+        self.held
+            .iter()
+            .map(|(name, inode)| (name.as_str(), *inode))
     }
 
     /// Whether the sockets outlive this process.
@@ -85,7 +100,12 @@ impl Store {
             return;
         }
         self.due = None;
-        if let State::Asking { probe, barrier, until } = &self.state {
+        if let State::Asking {
+            probe,
+            barrier,
+            until,
+        } = &self.state
+        {
             self.state = match (is_closed(barrier), is_closed(probe)) {
                 (true, false) => State::On { most: None },
                 (true, true) => State::Off,
@@ -98,10 +118,14 @@ impl Store {
             match self.state {
                 // Dropping the probe's end has systemd forget the other.
                 State::On { .. } => info!("systemd keeps the listening sockets over a restart"),
-                State::Off | State::Asking { .. } => debug!("systemd keeps no sockets for this unit"),
+                State::Off | State::Asking { .. } => {
+                    debug!("systemd keeps no sockets for this unit")
+                }
             }
         }
-        let State::On { most } = self.state else { return };
+        let State::On { most } = self.state else {
+            return;
+        };
         match self.bring(systemd, listeners, most) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.due = Some(now + AGAIN),
             Err(error) => warn!("cannot have systemd keep a listening socket: {error}"),
@@ -109,10 +133,17 @@ impl Store {
         }
     }
 
-    fn bring(&mut self, systemd: &Notifier, listeners: &Listeners, most: Option<usize>) -> io::Result<()> {
+    fn bring(
+        &mut self,
+        systemd: &Notifier,
+        listeners: &Listeners,
+        most: Option<usize>,
+    ) -> io::Result<()> {
         let sockets = listeners.kept_sockets();
-        let wanted: BTreeMap<&str, u64> =
-            sockets.iter().map(|(name, socket)| (name.as_str(), inode(socket))).collect();
+        let wanted: BTreeMap<&str, u64> = sockets
+            .iter()
+            .map(|(name, socket)| (name.as_str(), inode(socket)))
+            .collect();
         // A name whose socket is another one by now is first forgotten too.
         let gone: Vec<String> = self
             .held
@@ -148,7 +179,11 @@ fn ask(now: Time, systemd: &Notifier) -> io::Result<State> {
     let (barrier, held) = io::pipe()?;
     systemd.keep(PROBE, kept.as_fd())?;
     systemd.barrier(held.as_fd())?;
-    Ok(State::Asking { probe, barrier, until: now + PATIENCE })
+    Ok(State::Asking {
+        probe,
+        barrier,
+        until: now + PATIENCE,
+    })
 }
 
 /// Whether nobody has the other end of a pipe.

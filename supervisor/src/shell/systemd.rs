@@ -12,9 +12,14 @@ pub fn stderr_is_journal() -> bool {
 
 /// Whether a descriptor is the one that `stream` names as `DEVICE:INODE`. A redirected one is not.
 fn is_stream(descriptor: impl AsFd, stream: &str) -> bool {
-    let Some((device, inode)) = stream.split_once(':') else { return false };
-    let (Ok(device), Ok(inode)) = (device.parse(), inode.parse()) else { return false };
-    nix::sys::stat::fstat(descriptor).is_ok_and(|status| (status.st_dev, status.st_ino) == (device, inode))
+    let Some((device, inode)) = stream.split_once(':') else {
+        return false;
+    };
+    let (Ok(device), Ok(inode)) = (device.parse(), inode.parse()) else {
+        return false;
+    };
+    nix::sys::stat::fstat(descriptor)
+        .is_ok_and(|status| (status.st_dev, status.st_ino) == (device, inode))
 }
 
 #[cfg(test)]
@@ -25,9 +30,19 @@ mod tests {
     fn the_journal_is_known_by_device_and_inode() {
         let file = std::fs::File::open("/dev/null").expect("open");
         let status = nix::sys::stat::fstat(&file).expect("fstat");
-        assert!(is_stream(&file, &format!("{}:{}", status.st_dev, status.st_ino)));
-        for other in ["", "8", "8:", ":", "a:b", "1:2:3", &format!("{}:{}", status.st_dev, status.st_ino + 1)]
-        {
+        assert!(is_stream(
+            &file,
+            &format!("{}:{}", status.st_dev, status.st_ino)
+        ));
+        for other in [
+            "",
+            "8",
+            "8:",
+            ":",
+            "a:b",
+            "1:2:3",
+            &format!("{}:{}", status.st_dev, status.st_ino + 1),
+        ] {
             assert!(!is_stream(&file, other), "{other}");
         }
     }

@@ -12,8 +12,12 @@ const BEFORE_TIMES: usize = 11;
 /// Processor time that a process's threads have used, as exactly as the kernel's clock ticks; `None` when it is gone.
 pub(super) fn cpu_time(pid: Pid) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok().filter(|ticks| *ticks > 0)?;
-    Some(Duration::from_secs_f64(ticks_of(&stat)? as f64 / ticks as f64))
+    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??)
+        .ok()
+        .filter(|ticks| *ticks > 0)?;
+    Some(Duration::from_secs_f64(
+        ticks_of(&stat)? as f64 / ticks as f64,
+    ))
 }
 
 /// User and system time out of the text of `stat`. The program's name may hold anything, parentheses too.
@@ -49,7 +53,10 @@ mod tests {
         let stat = "7 (a) 1 (b c) S 1 7 7 0 -1 4194560 103 0 0 0 12 34 5 6 20 0 1 0 8 9 10";
         assert_eq!(ticks_of(stat), Some(46));
         assert_eq!((ticks_of("7 (a) S 1 2"), ticks_of("")), (None, None));
-        assert_eq!((pages_of("900 120 20 1 0 50 0"), pages_of("900")), (Some(100), None));
+        assert_eq!(
+            (pages_of("900 120 20 1 0 50 0"), pages_of("900")),
+            (Some(100), None)
+        );
     }
 
     #[test]

@@ -22,7 +22,10 @@ const VERSION: u32 = 1;
 pub(super) fn run(path: &Path, options: Options) -> Result<(), String> {
     let mut session = Session::new(path.to_owned());
     session.check()?;
-    let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).unwrap_or(COLUMNS);
+    let columns = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|columns| columns.parse().ok())
+        .unwrap_or(COLUMNS);
     let mut before = Picture::read(&look(&mut session)?);
     let mut printed = 0;
     while options.count.is_none_or(|count| printed < count) {
@@ -50,25 +53,38 @@ pub(super) fn run(path: &Path, options: Options) -> Result<(), String> {
 fn look(session: &mut Session) -> Result<Value, String> {
     session.look(Instant::now());
     loop {
-        let mut fds: Vec<PollFd<'_>> =
-            session.descriptors().into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let mut fds: Vec<PollFd<'_>> = session
+            .descriptors()
+            .into_iter()
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         let _ = poll(&mut fds, PollTimeout::from(100_u8));
         for news in session.hear(Instant::now()) {
             match news {
                 News::Picture(status) => return Ok(status),
-                News::Silence(reason) => return Err(format!("the server does not answer: {reason}")),
+                News::Silence(reason) => {
+                    return Err(format!("the server does not answer: {reason}"));
+                }
                 News::Event(_) | News::Verdict(_) | News::Progress(_) => {}
             }
         }
     }
 }
 
-fn text_frame(picture: &Picture, rates: &BTreeMap<u64, Rates>, all: &Rates, columns: usize) -> String {
+fn text_frame(
+    picture: &Picture,
+    rates: &BTreeMap<u64, Rates>,
+    all: &Rates,
+    columns: usize,
+) -> String {
     let scene = Scene {
         picture: Some(picture),
         rates,
         all,
-        order: Order { column: Column::Slot, reversed: false },
+        order: Order {
+            column: Column::Slot,
+            reversed: false,
+        },
         chosen: None,
         events: &VecDeque::new(),
         trouble: None,
@@ -79,7 +95,12 @@ fn text_frame(picture: &Picture, rates: &BTreeMap<u64, Rates>, all: &Rates, colu
 }
 
 /// `docs/top.md` is its schema for people.
-fn json_frame(picture: &Picture, rates: &BTreeMap<u64, Rates>, all: &Rates, interval: f64) -> Value {
+fn json_frame(
+    picture: &Picture,
+    rates: &BTreeMap<u64, Rates>,
+    all: &Rates,
+    interval: f64,
+) -> Value {
     let of = |rates: &Rates| {
         json!({
             "requests": rates.requests, "errors": rates.errors, "connections": rates.connections,

@@ -58,7 +58,10 @@ impl Desk {
             picture: None,
             rates: BTreeMap::new(),
             all: Rates::default(),
-            order: Order { column: Column::Slot, reversed: false },
+            order: Order {
+                column: Column::Slot,
+                reversed: false,
+            },
             chosen: None,
             events: VecDeque::new(),
             trouble: None,
@@ -93,7 +96,11 @@ impl Desk {
             News::Verdict(Err(reason)) => self.prompt = Prompt::Told(Look::Bad, harmless(&reason)),
             News::Progress(words) => self.prompt = Prompt::Told(Look::Plain, harmless(&words)),
             News::Silence(reason) => {
-                self.trouble = Some(format!("{}: {} (still asking)", self.path, harmless(&reason)));
+                self.trouble = Some(format!(
+                    "{}: {} (still asking)",
+                    self.path,
+                    harmless(&reason)
+                ));
             }
         }
     }
@@ -102,12 +109,14 @@ impl Desk {
     pub(super) fn frame(&self, (columns, lines): (usize, usize)) -> Vec<Line> {
         let prompt = match &self.prompt {
             Prompt::None => None,
-            Prompt::Confirm(request) => {
-                Some((Look::Bold, format!("{}? y does it, any other key does not", words(request))))
-            }
-            Prompt::Number(digits) => {
-                Some((Look::Bold, format!("how many workers? {digits}_   (Enter, or Esc for none of it)")))
-            }
+            Prompt::Confirm(request) => Some((
+                Look::Bold,
+                format!("{}? y does it, any other key does not", words(request)),
+            )),
+            Prompt::Number(digits) => Some((
+                Look::Bold,
+                format!("how many workers? {digits}_   (Enter, or Esc for none of it)"),
+            )),
             Prompt::Told(look, words) => Some((*look, words.clone())),
         };
         let scene = Scene {
@@ -149,7 +158,9 @@ impl Desk {
             Key::Letter('i') => self.order.reversed = !self.order.reversed,
             Key::Letter('R') => self.prompt = Prompt::Confirm(Request::Reload { wait: true }),
             Key::Letter('S') => self.prompt = Prompt::Number(String::new()),
-            Key::Letter('x') => self.ask_of_slot(|slot| Request::RestartWorker { slot, wait: true }),
+            Key::Letter('x') => {
+                self.ask_of_slot(|slot| Request::RestartWorker { slot, wait: true })
+            }
             Key::Letter('d') => self.ask_of_slot(|slot| Request::Drain { slot, wait: true }),
             Key::Letter(letter) => self.sort_by(letter),
             Key::Enter | Key::Backspace | Key::Suspend | Key::Other => {}
@@ -179,7 +190,10 @@ impl Desk {
         let slot = self.chosen.and_then(|slot| u16::try_from(slot).ok());
         self.prompt = match slot {
             Some(slot) => Prompt::Confirm(request(slot)),
-            None => Prompt::Told(Look::Warn, "choose a slot first, with the arrow keys".to_owned()),
+            None => Prompt::Told(
+                Look::Warn,
+                "choose a slot first, with the arrow keys".to_owned(),
+            ),
         };
     }
 
@@ -201,7 +215,10 @@ impl Desk {
             'o' => Column::Oldest,
             _ => return,
         };
-        self.order = Order { column, reversed: false };
+        self.order = Order {
+            column,
+            reversed: false,
+        };
     }
 
     /// Goes up or down in the table as it is sorted.
@@ -238,20 +255,27 @@ fn words(request: &Request) -> String {
 /// The verdict on a request, out of the answer's last line.
 pub(super) fn verdict(answer: &Value) -> Result<String, String> {
     if answer["ok"] != true {
-        let reason = answer["error"].as_str().unwrap_or("the server says no, without a reason");
+        let reason = answer["error"]
+            .as_str()
+            .unwrap_or("the server says no, without a reason");
         return Err(format!("not done: {reason}"));
     }
-    Ok(if let (Some(slot), Some(worker)) = (answer["slot"].as_u64(), answer["worker"].as_u64()) {
-        format!("done: worker {worker} serves slot {slot}")
-    } else if let Some(slot) = answer["slot"].as_u64() {
-        format!("done: slot {slot} is empty")
-    } else if let Some(generation) = answer["generation"].as_u64() {
-        format!("done: generation {generation} serves")
-    } else if answer["scaled"].is_array() {
-        format!("done: {} workers (before: {})", answer["scaled"][1], answer["scaled"][0])
-    } else {
-        "done".to_owned()
-    })
+    Ok(
+        if let (Some(slot), Some(worker)) = (answer["slot"].as_u64(), answer["worker"].as_u64()) {
+            format!("done: worker {worker} serves slot {slot}")
+        } else if let Some(slot) = answer["slot"].as_u64() {
+            format!("done: slot {slot} is empty")
+        } else if let Some(generation) = answer["generation"].as_u64() {
+            format!("done: generation {generation} serves")
+        } else if answer["scaled"].is_array() {
+            format!(
+                "done: {} workers (before: {})",
+                answer["scaled"][1], answer["scaled"][0]
+            )
+        } else {
+            "done".to_owned()
+        },
+    )
 }
 
 #[cfg(test)]
@@ -268,7 +292,12 @@ mod tests {
     }
 
     fn last_line(desk: &Desk) -> String {
-        desk.frame((100, 24)).pop().into_iter().flatten().map(|(_, text)| text).collect()
+        desk.frame((100, 24))
+            .pop()
+            .into_iter()
+            .flatten()
+            .map(|(_, text)| text)
+            .collect()
     }
 
     #[test]
@@ -282,7 +311,10 @@ mod tests {
             ("nothing was done", Do::Nothing)
         );
         desk.press(Key::Letter('R'));
-        assert_eq!(desk.press(Key::Letter('y')), Do::Ask(Request::Reload { wait: true }));
+        assert_eq!(
+            desk.press(Key::Letter('y')),
+            Do::Ask(Request::Reload { wait: true })
+        );
     }
 
     #[test]
@@ -293,10 +325,22 @@ mod tests {
         desk.press(Key::Letter('r'));
         desk.press(Key::Down);
         desk.press(Key::Letter('x'));
-        assert_eq!(desk.press(Key::Letter('y')), Do::Ask(Request::RestartWorker { slot: 1, wait: true }));
+        assert_eq!(
+            desk.press(Key::Letter('y')),
+            Do::Ask(Request::RestartWorker {
+                slot: 1,
+                wait: true
+            })
+        );
         desk.press(Key::PageDown);
         desk.press(Key::Letter('d'));
-        assert_eq!(desk.press(Key::Letter('y')), Do::Ask(Request::Drain { slot: 0, wait: true }));
+        assert_eq!(
+            desk.press(Key::Letter('y')),
+            Do::Ask(Request::Drain {
+                slot: 0,
+                wait: true
+            })
+        );
     }
 
     #[test]
@@ -304,7 +348,10 @@ mod tests {
         let mut desk = desk();
         let mut both = status(1002.0, [1, 9]);
         let first = both["slots"][0]["workers"][0].clone();
-        both["slots"][0]["workers"].as_array_mut().expect("workers").push(first);
+        both["slots"][0]["workers"]
+            .as_array_mut()
+            .expect("workers")
+            .push(first);
         desk.hear(News::Picture(both));
         desk.press(Key::Down);
         assert_eq!(desk.chosen, Some(0));
@@ -325,9 +372,16 @@ mod tests {
         ] {
             assert_eq!(desk.press(key), Do::Nothing);
         }
-        assert!(last_line(&desk).starts_with("how many workers? 13_"), "{}", last_line(&desk));
+        assert!(
+            last_line(&desk).starts_with("how many workers? 13_"),
+            "{}",
+            last_line(&desk)
+        );
         desk.press(Key::Enter);
-        assert_eq!(desk.press(Key::Letter('y')), Do::Ask(Request::Scale { workers: 13 }));
+        assert_eq!(
+            desk.press(Key::Letter('y')),
+            Do::Ask(Request::Scale { workers: 13 })
+        );
         desk.press(Key::Letter('S'));
         desk.press(Key::Escape);
         assert!(last_line(&desk).starts_with("q leave"));
@@ -336,13 +390,27 @@ mod tests {
     #[test]
     fn verdicts_and_silence_are_told() {
         let mut desk = desk();
-        assert_eq!(verdict(&json!({"ok":true,"scaled":[2,4]})), Ok("done: 4 workers (before: 2)".to_owned()));
-        assert_eq!(verdict(&json!({"ok":false,"error":"no"})), Err("not done: no".to_owned()));
+        assert_eq!(
+            verdict(&json!({"ok":true,"scaled":[2,4]})),
+            Ok("done: 4 workers (before: 2)".to_owned())
+        );
+        assert_eq!(
+            verdict(&json!({"ok":false,"error":"no"})),
+            Err("not done: no".to_owned())
+        );
         desk.hear(News::Verdict(Err("not done: \u{1b}[2J".to_owned())));
         assert_eq!(last_line(&desk), "not done:  [2J");
         desk.hear(News::Silence("connection refused".to_owned()));
-        let frame: String = desk.frame((100, 24)).into_iter().flatten().map(|(_, text)| text).collect();
-        assert!(frame.contains("/run/x.sock: connection refused (still asking)"), "{frame}");
+        let frame: String = desk
+            .frame((100, 24))
+            .into_iter()
+            .flatten()
+            .map(|(_, text)| text)
+            .collect();
+        assert!(
+            frame.contains("/run/x.sock: connection refused (still asking)"),
+            "{frame}"
+        );
         desk.hear(News::Picture(status(1002.0, [1, 9])));
         assert!(desk.trouble.is_none());
     }

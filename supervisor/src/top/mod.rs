@@ -46,11 +46,15 @@ pub(crate) fn run(path: &Path, options: Options) -> Result<(), String> {
         return batch::run(path, options);
     }
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
-        return Err("top needs a terminal (--batch prints frames to anything, --json prints JSON)".to_owned());
+        return Err(
+            "top needs a terminal (--batch prints frames to anything, --json prints JSON)"
+                .to_owned(),
+        );
     }
     let mut session = Session::new(path.to_owned());
     session.check()?;
-    let mut terminal = Terminal::enter().map_err(|error| format!("cannot have the terminal: {error}"))?;
+    let mut terminal =
+        Terminal::enter().map_err(|error| format!("cannot have the terminal: {error}"))?;
     let mut desk = Desk::new(path);
     let mut next = Instant::now();
     let mut looks = 0;
@@ -64,8 +68,13 @@ pub(crate) fn run(path: &Path, options: Options) -> Result<(), String> {
         terminal
             .show(&desk.frame(terminal.size()))
             .map_err(|error| format!("cannot write to the terminal: {error}"))?;
-        let soonest = session.deadline().map_or(next, |deadline| deadline.min(next));
-        let input = terminal.wait(&session.descriptors(), soonest.saturating_duration_since(Instant::now()));
+        let soonest = session
+            .deadline()
+            .map_or(next, |deadline| deadline.min(next));
+        let input = terminal.wait(
+            &session.descriptors(),
+            soonest.saturating_duration_since(Instant::now()),
+        );
         for news in session.hear(Instant::now()) {
             if matches!(news, News::Picture(_)) {
                 looks += 1;

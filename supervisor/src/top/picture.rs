@@ -112,19 +112,28 @@ impl Picture {
             ready: status["ready"] == true,
             uptime: real(&status["uptime"]),
             generation: number("generation"),
-            listeners: list(&status["listeners"]).iter().map(|one| text(one.as_str())).collect(),
+            listeners: list(&status["listeners"])
+                .iter()
+                .map(|one| text(one.as_str()))
+                .collect(),
             workers: number("workers"),
             range: (number("min_workers"), number("max_workers")),
             unavailable: (number("unavailable"), number("max_unavailable")),
             reload,
             last_failure: status["last_reload"]["reason"].as_str().map(harmless),
-            reloads: (whole(&status["reloads"]["ok"]), whole(&status["reloads"]["failed"])),
+            reloads: (
+                whole(&status["reloads"]["ok"]),
+                whole(&status["reloads"]["failed"]),
+            ),
             deaths: deaths
                 .map(|(cause, count)| (harmless(cause), whole(count)))
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             slots: list(&status["slots"]).iter().map(Slot::read).collect(),
-            bounds: list(&status["latency_bounds_us"]).iter().map(|bound| real(bound) / 1e6).collect(),
+            bounds: list(&status["latency_bounds_us"])
+                .iter()
+                .map(|bound| real(bound) / 1e6)
+                .collect(),
         }
     }
 
@@ -135,9 +144,17 @@ impl Picture {
         let mut all = Totals::default();
         let mut rates = BTreeMap::new();
         for slot in &self.slots {
-            let earlier = before.slots.iter().find(|other| other.slot == slot.slot).filter(|_| same);
+            let earlier = before
+                .slots
+                .iter()
+                .find(|other| other.slot == slot.slot)
+                .filter(|_| same);
             let did = slot.totals.minus(earlier.map(|earlier| &earlier.totals));
-            let did = if same || earlier.is_some() { did } else { Totals::default() };
+            let did = if same || earlier.is_some() {
+                did
+            } else {
+                Totals::default()
+            };
             rates.insert(slot.slot, did.rates(span, &self.bounds));
             all.add(&did);
         }
@@ -194,8 +211,9 @@ impl Totals {
         let none = Self::default();
         let before = before.unwrap_or(&none);
         let less = |now: f64, then: f64| (now - then).max(0.0);
-        let bucket =
-            |(index, now): (usize, &f64)| less(*now, before.latency.get(index).copied().unwrap_or(0.0));
+        let bucket = |(index, now): (usize, &f64)| {
+            less(*now, before.latency.get(index).copied().unwrap_or(0.0))
+        };
         Self {
             requests: less(self.requests, before.requests),
             errors: less(self.errors, before.errors),
@@ -212,7 +230,8 @@ impl Totals {
         self.connections += more.connections;
         self.received += more.received;
         self.sent += more.sent;
-        self.latency.resize(self.latency.len().max(more.latency.len()), 0.0);
+        self.latency
+            .resize(self.latency.len().max(more.latency.len()), 0.0);
         for (sum, more) in self.latency.iter_mut().zip(&more.latency) {
             *sum += more;
         }
@@ -286,16 +305,29 @@ pub(super) mod tests {
 
     #[test]
     fn rates_are_differences_over_time() {
-        let (before, now) =
-            (Picture::read(&status(1000.0, [10, 5])), Picture::read(&status(1002.0, [30, 5])));
+        let (before, now) = (
+            Picture::read(&status(1000.0, [10, 5])),
+            Picture::read(&status(1002.0, [30, 5])),
+        );
         let (slots, all) = now.since(&before);
         assert_eq!(
-            (slots[&0].requests, slots[&1].requests, all.requests, all.sent),
+            (
+                slots[&0].requests,
+                slots[&1].requests,
+                all.requests,
+                all.sent
+            ),
             (10.0, 0.0, 10.0, 10_000.0)
         );
-        assert_eq!((all.p50, all.p99, slots[&1].p99), (Some(0.0005), Some(0.0005), None));
+        assert_eq!(
+            (all.p50, all.p99, slots[&1].p99),
+            (Some(0.0005), Some(0.0005), None)
+        );
         // A server that was started anew.
-        let young = Picture { uptime: 1.0, ..now.clone() };
+        let young = Picture {
+            uptime: 1.0,
+            ..now.clone()
+        };
         assert_eq!(young.since(&now).1.requests, 0.0);
         // Nothing that a worker says commands the terminal.
         assert_eq!(now.slots[0].workers[0].status, "a [31mb");
@@ -307,7 +339,11 @@ pub(super) mod tests {
         let bounds = [0.1, 0.2];
         assert_eq!(quantile(&[98.0, 1.0, 1.0], &bounds, 0.5), Some(0.1));
         assert_eq!(quantile(&[98.0, 1.0, 1.0], &bounds, 0.99), Some(0.2));
-        assert_eq!(quantile(&[0.0, 0.0, 9.0], &bounds, 0.5), Some(0.2), "at least");
+        assert_eq!(
+            quantile(&[0.0, 0.0, 9.0], &bounds, 0.5),
+            Some(0.2),
+            "at least"
+        );
         assert_eq!(quantile(&[0.0, 0.0], &bounds, 0.5), None);
     }
 }

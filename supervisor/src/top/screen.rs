@@ -47,8 +47,15 @@ pub(super) fn draw(frame: &[Line], palette: Palette) -> String {
 
 /// The same as plain text.
 pub(super) fn plain(frame: &[Line]) -> String {
-    let line = |line: &Line| line.iter().map(|(_, text)| text.as_str()).collect::<String>();
-    frame.iter().map(|one| line(one).trim_end().to_owned() + "\n").collect()
+    let line = |line: &Line| {
+        line.iter()
+            .map(|(_, text)| text.as_str())
+            .collect::<String>()
+    };
+    frame
+        .iter()
+        .map(|one| line(one).trim_end().to_owned() + "\n")
+        .collect()
 }
 
 #[cfg(test)]
@@ -57,7 +64,10 @@ mod tests {
 
     #[test]
     fn a_line_is_cleared_behind_its_text_and_looks_end_where_they_should() {
-        let frame = vec![vec![(Look::Bad, "x".to_owned()), (Look::Plain, "y ".to_owned())], Vec::new()];
+        let frame = vec![
+            vec![(Look::Bad, "x".to_owned()), (Look::Plain, "y ".to_owned())],
+            Vec::new(),
+        ];
         let coloured = draw(&frame, Palette { colours: true });
         assert_eq!(coloured, "\x1b[H\x1b[1;31mx\x1b[0my \x1b[K\r\n\x1b[K\x1b[J");
         assert!(!draw(&frame, Palette { colours: false }).contains("31"));

@@ -62,7 +62,12 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, open: Vec::new(), last: None, news: Vec::new() }
+        Self {
+            path,
+            open: Vec::new(),
+            last: None,
+            news: Vec::new(),
+        }
     }
 
     /// Looks whether there is a server at all.
@@ -84,13 +89,22 @@ impl Session {
     pub(super) fn follow(&mut self) {
         if !self.asks(About::Events) {
             let recent = self.last.is_none().then_some(RECENT);
-            self.ask(About::Events, &Request::Events { follow: true, since: self.last, recent }, None);
+            self.ask(
+                About::Events,
+                &Request::Events {
+                    follow: true,
+                    since: self.last,
+                    recent,
+                },
+                None,
+            );
         }
     }
 
     /// Asks for something to be done.
     pub(super) fn command(&mut self, request: Request) {
-        self.news.push(News::Progress("asking the server".to_owned()));
+        self.news
+            .push(News::Progress("asking the server".to_owned()));
         self.ask(About::Command, &request, None);
     }
 
@@ -107,10 +121,15 @@ impl Session {
             Ok(stream)
         });
         match asked {
-            Ok(stream) => self.open.push(Question { about, stream, heard: Vec::new(), until }),
-            Err(reason) if about == About::Command => {
-                self.news.push(News::Verdict(Err(format!("not done: {reason}"))))
-            }
+            Ok(stream) => self.open.push(Question {
+                about,
+                stream,
+                heard: Vec::new(),
+                until,
+            }),
+            Err(reason) if about == About::Command => self
+                .news
+                .push(News::Verdict(Err(format!("not done: {reason}")))),
             Err(reason) if about == About::Status => self.news.push(News::Silence(reason)),
             Err(_) => {}
         }
@@ -129,13 +148,20 @@ impl Session {
 
     /// What to wait for.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.open.iter().map(|question| question.stream.as_fd()).collect()
+        self.open
+            .iter()
+            .map(|question| question.stream.as_fd())
+            .collect()
     }
 
     /// When to listen at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let soon = (!self.news.is_empty()).then(Instant::now);
-        self.open.iter().filter_map(|question| question.until).chain(soon).min()
+        self.open
+            .iter()
+            .filter_map(|question| question.until)
+            .chain(soon)
+            .min()
     }
 
     /// What has been told since the last time.
@@ -151,7 +177,11 @@ impl Session {
             match (done, ended || late, question.about) {
                 (true, _, _) | (false, true, About::Events) => {}
                 (false, true, About::Status) => {
-                    let why = if late { "no answer" } else { "the server has gone" };
+                    let why = if late {
+                        "no answer"
+                    } else {
+                        "the server has gone"
+                    };
                     news.push(News::Silence(why.to_owned()));
                 }
                 (false, true, About::Command) => {
@@ -166,14 +196,18 @@ impl Session {
 
     /// Whether the line is the last one.
     fn understand(&mut self, about: About, line: &[u8], news: &mut Vec<News>) -> bool {
-        let Ok(mut answer) = serde_json::from_slice::<Value>(line) else { return true };
+        let Ok(mut answer) = serde_json::from_slice::<Value>(line) else {
+            return true;
+        };
         let last = answer["ok"].is_boolean();
         match about {
             About::Status if answer["status"].is_object() => {
                 news.push(News::Picture(answer["status"].take()))
             }
             About::Status => {
-                let reason = answer["error"].as_str().unwrap_or("it says nothing of itself");
+                let reason = answer["error"]
+                    .as_str()
+                    .unwrap_or("it says nothing of itself");
                 news.push(News::Silence(reason.to_owned()));
             }
             About::Events if answer["event"].is_object() => {
@@ -213,9 +247,15 @@ impl Question {
 
     /// The lines that are whole.
     fn lines(&mut self) -> Vec<Vec<u8>> {
-        let Some(end) = self.heard.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
+        let Some(end) = self.heard.iter().rposition(|byte| *byte == b'\n') else {
+            return Vec::new();
+        };
         let rest = self.heard.split_off(end + 1);
         let whole = std::mem::replace(&mut self.heard, rest);
-        whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+        whole
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(<[u8]>::to_vec)
+            .collect()
     }
 }

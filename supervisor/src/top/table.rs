@@ -85,9 +85,11 @@ impl Row<'_> {
 
     /// What stands in a column.
     pub(super) fn cell(&self, column: Column) -> String {
-        let of = |what: &dyn Fn(&Worker) -> String| self.worker.map_or_else(|| "-".to_owned(), what);
-        let or_none =
-            |number: Option<f64>, write: fn(f64) -> String| number.map_or_else(|| "-".to_owned(), write);
+        let of =
+            |what: &dyn Fn(&Worker) -> String| self.worker.map_or_else(|| "-".to_owned(), what);
+        let or_none = |number: Option<f64>, write: fn(f64) -> String| {
+            number.map_or_else(|| "-".to_owned(), write)
+        };
         match column {
             Column::Slot => self.slot.slot.to_string(),
             Column::Worker => of(&|worker| worker.worker.to_string()),
@@ -100,7 +102,10 @@ impl Row<'_> {
             Column::Errors => short(self.rates.errors),
             Column::Busy => of(&|worker| worker.busy.to_string()),
             Column::Open => of(&|worker| worker.open.to_string()),
-            Column::Queue => self.slot.queue.map_or_else(|| "-".to_owned(), |queue| queue.to_string()),
+            Column::Queue => self
+                .slot
+                .queue
+                .map_or_else(|| "-".to_owned(), |queue| queue.to_string()),
             Column::Memory => or_none(self.worker.and_then(|worker| worker.memory), bytes),
             Column::Oldest => or_none(self.worker.and_then(|worker| worker.oldest), span),
         }
@@ -138,32 +143,57 @@ impl Order {
     /// The column beside this one.
     pub(super) fn shifted(self, by: isize) -> Self {
         let count = Column::ALL.len();
-        let place = Column::ALL.iter().position(|column| *column == self.column).unwrap_or(0);
+        let place = Column::ALL
+            .iter()
+            .position(|column| *column == self.column)
+            .unwrap_or(0);
         let next = (place as isize + by).rem_euclid(count as isize) as usize;
-        Self { column: Column::ALL[next], reversed: false }
+        Self {
+            column: Column::ALL[next],
+            reversed: false,
+        }
     }
 }
 
 /// All rows, in order: those that are equal by slot.
-pub(super) fn rows<'a>(picture: &'a Picture, rates: &BTreeMap<u64, Rates>, order: Order) -> Vec<Row<'a>> {
+pub(super) fn rows<'a>(
+    picture: &'a Picture,
+    rates: &BTreeMap<u64, Rates>,
+    order: Order,
+) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'a>> = Vec::new();
     for slot in &picture.slots {
         let rates = rates.get(&slot.slot).cloned().unwrap_or_default();
         if slot.workers.is_empty() {
-            rows.push(Row { slot, worker: None, rates });
+            rows.push(Row {
+                slot,
+                worker: None,
+                rates,
+            });
             continue;
         }
         // A slot's rates are told once, of whoever takes its connections.
         for (place, worker) in slot.workers.iter().rev().enumerate() {
-            let rates = if place == 0 { rates.clone() } else { Rates::default() };
-            rows.push(Row { slot, worker: Some(worker), rates });
+            let rates = if place == 0 {
+                rates.clone()
+            } else {
+                Rates::default()
+            };
+            rows.push(Row {
+                slot,
+                worker: Some(worker),
+                rates,
+            });
         }
     }
     rows.sort_by(|one, other| {
         let by_slot = one.slot.slot.cmp(&other.slot.slot);
         let by = match order.column {
             Column::State => one.state().cmp(other.state()),
-            column => other.key(column).partial_cmp(&one.key(column)).unwrap_or(Ordering::Equal),
+            column => other
+                .key(column)
+                .partial_cmp(&one.key(column))
+                .unwrap_or(Ordering::Equal),
         };
         let by = if order.reversed { by.reverse() } else { by };
         by.then(by_slot)
@@ -177,16 +207,31 @@ mod tests {
     use super::*;
 
     fn slots(order: Order) -> Vec<u64> {
-        let (before, now) = (Picture::read(&status(1000.0, [0, 0])), Picture::read(&status(1001.0, [5, 50])));
+        let (before, now) = (
+            Picture::read(&status(1000.0, [0, 0])),
+            Picture::read(&status(1001.0, [5, 50])),
+        );
         let (rates, _) = now.since(&before);
-        rows(&now, &rates, order).iter().map(|row| row.slot.slot).collect()
+        rows(&now, &rates, order)
+            .iter()
+            .map(|row| row.slot.slot)
+            .collect()
     }
 
     #[test]
     fn rows_are_sorted_by_any_column() {
-        let by = |column| Order { column, reversed: false };
+        let by = |column| Order {
+            column,
+            reversed: false,
+        };
         assert_eq!(slots(by(Column::Slot)), [0, 1]);
-        assert_eq!(slots(Order { column: Column::Slot, reversed: true }), [1, 0]);
+        assert_eq!(
+            slots(Order {
+                column: Column::Slot,
+                reversed: true
+            }),
+            [1, 0]
+        );
         assert_eq!(slots(by(Column::Requests)), [1, 0], "the busiest first");
         assert_eq!(slots(by(Column::Memory)), [1, 0]);
         assert_eq!(slots(by(Column::State)), [0, 1], "equal ones by slot");
@@ -198,12 +243,21 @@ mod tests {
         let mut picture = Picture::read(&status(1000.0, [0, 0]));
         picture.slots[0].workers.clear();
         picture.slots[0].held = true;
-        let order = Order { column: Column::Slot, reversed: false };
+        let order = Order {
+            column: Column::Slot,
+            reversed: false,
+        };
         let rows = rows(&picture, &BTreeMap::new(), order);
-        assert_eq!((rows[0].state(), rows[0].cell(Column::Pid).as_str()), ("held", "-"));
+        assert_eq!(
+            (rows[0].state(), rows[0].cell(Column::Pid).as_str()),
+            ("held", "-")
+        );
         assert_eq!(rows[1].cell(Column::Memory), "8.0M");
         for column in Column::ALL {
-            assert!(rows[1].cell(column).len() <= column.heading().1, "{column:?}");
+            assert!(
+                rows[1].cell(column).len() <= column.heading().1,
+                "{column:?}"
+            );
         }
     }
 }

@@ -87,7 +87,10 @@ impl Terminal {
         }));
         take()?;
         let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Ok(Self { palette: Palette { colours }, signals })
+        Ok(Self {
+            palette: Palette { colours },
+            signals,
+        })
     }
 
     /// Columns and lines.
@@ -103,18 +106,27 @@ impl Terminal {
     }
 
     /// Waits for keys, signals, `others` or the end of a time.
-    pub(super) fn wait(&mut self, others: &[BorrowedFd<'_>], time: Duration) -> io::Result<Vec<Input>> {
+    pub(super) fn wait(
+        &mut self,
+        others: &[BorrowedFd<'_>],
+        time: Duration,
+    ) -> io::Result<Vec<Input>> {
         let stdin = io::stdin();
-        let own = std::iter::once(stdin.as_fd()).chain(self.signals.iter().map(|(_, pipe)| pipe.as_fd()));
-        let mut all: Vec<PollFd<'_>> =
-            own.chain(others.iter().copied()).map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let own =
+            std::iter::once(stdin.as_fd()).chain(self.signals.iter().map(|(_, pipe)| pipe.as_fd()));
+        let mut all: Vec<PollFd<'_>> = own
+            .chain(others.iter().copied())
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         let millis = u16::try_from(time.as_millis().min(60_000)).unwrap_or(u16::MAX);
         match poll(&mut all, PollTimeout::from(millis)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let ready: Vec<bool> =
-            all.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect();
+        let ready: Vec<bool> = all
+            .iter()
+            .map(|fd| fd.revents().is_some_and(|events| !events.is_empty()))
+            .collect();
         drop(all);
         let mut inputs = Vec::new();
         if ready.first() == Some(&true) {
@@ -162,7 +174,9 @@ fn take() -> io::Result<()> {
 }
 
 fn give_back() {
-    let Some(before) = BEFORE.lock().ok().and_then(|mut place| place.take()) else { return };
+    let Some(before) = BEFORE.lock().ok().and_then(|mut place| place.take()) else {
+        return;
+    };
     let mut out = io::stdout().lock();
     let _ = out.write_all(LEAVE.as_bytes());
     let _ = out.flush();
@@ -172,7 +186,12 @@ fn give_back() {
 /// Columns and lines of the terminal that standard output is.
 #[allow(unsafe_code)]
 fn size() -> (usize, usize) {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: the kernel writes a winsize to where one is.
     let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
     match (told, size.ws_col, size.ws_row) {
@@ -219,7 +238,10 @@ fn understand(mut bytes: &[u8]) -> Vec<Key> {
     ];
     let mut keys = Vec::new();
     while let Some(first) = bytes.first() {
-        if let Some((sequence, key)) = sequences.iter().find(|(sequence, _)| bytes.starts_with(sequence)) {
+        if let Some((sequence, key)) = sequences
+            .iter()
+            .find(|(sequence, _)| bytes.starts_with(sequence))
+        {
             keys.push(*key);
             bytes = &bytes[sequence.len()..];
             continue;
@@ -227,7 +249,10 @@ fn understand(mut bytes: &[u8]) -> Vec<Key> {
         let (key, length) = match first {
             // Another sequence: up to the letter that ends it.
             b'\x1b' if bytes.len() > 1 => {
-                let end = bytes[1..].iter().skip(1).position(|byte| (0x40..=0x7e).contains(byte));
+                let end = bytes[1..]
+                    .iter()
+                    .skip(1)
+                    .position(|byte| (0x40..=0x7e).contains(byte));
                 (Key::Other, end.map_or(bytes.len(), |end| end + 3))
             }
             b'\x1b' => (Key::Escape, 1),
@@ -250,10 +275,16 @@ mod tests {
 
     #[test]
     fn keys_are_understood_several_at_a_time_and_unknown_ones_are_left() {
-        assert_eq!(understand(b"q\x1b[A\x1b[6~"), [Key::Letter('q'), Key::Up, Key::PageDown]);
+        assert_eq!(
+            understand(b"q\x1b[A\x1b[6~"),
+            [Key::Letter('q'), Key::Up, Key::PageDown]
+        );
         assert_eq!(understand(b"\x1b"), [Key::Escape]);
         assert_eq!(understand(b"\x1b[15~y"), [Key::Other, Key::Letter('y')]);
-        assert_eq!(understand(b"\r\x7f\x03\xc3"), [Key::Enter, Key::Backspace, Key::Interrupt, Key::Other]);
+        assert_eq!(
+            understand(b"\r\x7f\x03\xc3"),
+            [Key::Enter, Key::Backspace, Key::Interrupt, Key::Other]
+        );
         assert_eq!(understand(b"\x1a\x1b["), [Key::Suspend, Key::Other]);
     }
 }

@@ -67,33 +67,55 @@ pub(super) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line
     let mut frame = Vec::new();
     if let Some(picture) = scene.picture {
         frame.extend(head(scene, picture));
-        frame.extend(scene.trouble.map(|trouble| vec![(Look::Bad, trouble.to_owned())]));
+        frame.extend(
+            scene
+                .trouble
+                .map(|trouble| vec![(Look::Bad, trouble.to_owned())]),
+        );
         let footer = 1;
-        let told = if scene.help { HELP.len() } else { scene.events.len().min((lines / 4).max(2)) };
+        let told = if scene.help {
+            HELP.len()
+        } else {
+            scene.events.len().min((lines / 4).max(2))
+        };
         let room = lines.saturating_sub(frame.len() + footer + told + 2).max(1);
         frame.extend(table(scene, picture, columns, room));
     } else {
-        frame.push(vec![(Look::Bad, scene.trouble.unwrap_or("asking the server").to_owned())]);
+        frame.push(vec![(
+            Look::Bad,
+            scene.trouble.unwrap_or("asking the server").to_owned(),
+        )]);
     }
     let told: Vec<Line> = if scene.help {
-        HELP.iter().map(|line| vec![(Look::Plain, (*line).to_owned())]).collect()
+        HELP.iter()
+            .map(|line| vec![(Look::Plain, (*line).to_owned())])
+            .collect()
     } else {
         let room = (lines / 4).max(2);
-        scene.events.iter().skip(scene.events.len().saturating_sub(room)).map(event).collect()
+        scene
+            .events
+            .iter()
+            .skip(scene.events.len().saturating_sub(room))
+            .map(event)
+            .collect()
     };
     frame.truncate(lines.saturating_sub(told.len() + 1));
     while frame.len() + told.len() + 1 < lines {
         frame.push(Vec::new());
     }
     frame.extend(told);
-    frame.push(vec![scene.prompt.clone().unwrap_or((Look::Dim, KEYS.to_owned()))]);
+    frame.push(vec![
+        scene.prompt.clone().unwrap_or((Look::Dim, KEYS.to_owned())),
+    ]);
     frame.truncate(lines);
     frame.into_iter().map(|line| fit(line, columns)).collect()
 }
 
 /// The same without an end below, for whoever prints it.
 pub(super) fn page(scene: &Scene<'_>, columns: usize) -> Vec<Line> {
-    let Some(picture) = scene.picture else { return Vec::new() };
+    let Some(picture) = scene.picture else {
+        return Vec::new();
+    };
     let mut page = head(scene, picture);
     page.extend(table(scene, picture, columns, usize::MAX));
     page.into_iter().map(|line| fit(line, columns)).collect()
@@ -120,12 +142,24 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
     ];
     let all = scene.all;
     let or_none = |number: Option<f64>| number.map_or_else(|| "-".to_owned(), span);
-    let errors = if all.errors > 0.0 { Look::Bad } else { Look::Plain };
-    let queue = if picture.queue() > 0 { Look::Warn } else { Look::Plain };
+    let errors = if all.errors > 0.0 {
+        Look::Bad
+    } else {
+        Look::Plain
+    };
+    let queue = if picture.queue() > 0 {
+        Look::Warn
+    } else {
+        Look::Plain
+    };
     let second = vec![
         plain("requests ".to_owned()),
         (Look::Bold, format!("{}/s", short(all.requests))),
-        plain(format!("  p50 {}  p99 {}  ", or_none(all.p50), or_none(all.p99))),
+        plain(format!(
+            "  p50 {}  p99 {}  ",
+            or_none(all.p50),
+            or_none(all.p99)
+        )),
         (errors, format!("errors {}/s", short(all.errors))),
         plain(format!(
             "  connections {}/s  in {}/s  out {}/s  ",
@@ -138,10 +172,16 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
     let (least, most) = picture.range;
     let (out, permits) = picture.unavailable;
     let died: u64 = picture.deaths.iter().map(|(_, count)| count).sum();
-    let causes: Vec<String> =
-        picture.deaths.iter().map(|(cause, count)| format!("{cause} {count}")).collect();
-    let deaths =
-        if died == 0 { "deaths 0".to_owned() } else { format!("deaths {died} ({})", causes.join(", ")) };
+    let causes: Vec<String> = picture
+        .deaths
+        .iter()
+        .map(|(cause, count)| format!("{cause} {count}"))
+        .collect();
+    let deaths = if died == 0 {
+        "deaths 0".to_owned()
+    } else {
+        format!("deaths {died} ({})", causes.join(", "))
+    };
     let third = vec![plain(format!(
         "workers {} of {least}..{most}  not whole {out}, permits {permits}  reloads {} ok, {} failed  {deaths}",
         picture.workers, picture.reloads.0, picture.reloads.1
@@ -161,7 +201,10 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
         );
         head.push(vec![(Look::Good, bar), plain(words)]);
     } else if let Some(reason) = &picture.last_failure {
-        head.push(vec![(Look::Bad, format!("the last reload failed: {reason}"))]);
+        head.push(vec![(
+            Look::Bad,
+            format!("the last reload failed: {reason}"),
+        )]);
     }
     head
 }
@@ -177,17 +220,30 @@ fn table(scene: &Scene<'_>, picture: &Picture, columns: usize, room: usize) -> V
             Order { reversed: true, .. } => "^",
             Order { .. } => "v",
         };
-        let look = if mark.is_empty() { Look::Dim } else { Look::Bold };
+        let look = if mark.is_empty() {
+            Look::Dim
+        } else {
+            Look::Bold
+        };
         let mark = if mark.is_empty() { " " } else { mark };
         heading.push((look, format!("{}{mark}", aligned(*column, name, wide))));
     }
     let rows = rows(picture, scene.rates, scene.order);
-    let place = rows.iter().position(|row| Some(row.slot.slot) == scene.chosen).unwrap_or(0);
-    let first = place.saturating_sub(room / 2).min(rows.len().saturating_sub(room));
-    let hidden =
-        (rows.len() > room).then(|| format!("rows {} to {} of {}", first + 1, first + room, rows.len()));
+    let place = rows
+        .iter()
+        .position(|row| Some(row.slot.slot) == scene.chosen)
+        .unwrap_or(0);
+    let first = place
+        .saturating_sub(room / 2)
+        .min(rows.len().saturating_sub(room));
+    let hidden = (rows.len() > room)
+        .then(|| format!("rows {} to {} of {}", first + 1, first + room, rows.len()));
     let above = vec![(Look::Dim, hidden.unwrap_or_default())];
-    let body = rows.iter().skip(first).take(room).map(|row| line(row, &shown, scene.chosen));
+    let body = rows
+        .iter()
+        .skip(first)
+        .take(room)
+        .map(|row| line(row, &shown, scene.chosen));
     [above, heading].into_iter().chain(body).collect()
 }
 
@@ -218,7 +274,10 @@ fn line(row: &Row<'_>, shown: &[Column], chosen: Option<u64>) -> Line {
     };
     let is_chosen = chosen == Some(row.slot.slot);
     let cell = |column: &Column| {
-        let text = format!("{} ", aligned(*column, &row.cell(*column), column.heading().1));
+        let text = format!(
+            "{} ",
+            aligned(*column, &row.cell(*column), column.heading().1)
+        );
         let look = match column {
             _ if is_chosen => Look::Chosen,
             Column::State => of_state,
@@ -230,7 +289,10 @@ fn line(row: &Row<'_>, shown: &[Column], chosen: Option<u64>) -> Line {
     };
     let mut line: Line = shown.iter().map(cell).collect();
     let words = row.worker.map_or("", |worker| worker.status.as_str());
-    line.push((if is_chosen { Look::Chosen } else { Look::Dim }, words.to_owned()));
+    line.push((
+        if is_chosen { Look::Chosen } else { Look::Dim },
+        words.to_owned(),
+    ));
     line
 }
 
@@ -242,7 +304,10 @@ fn event(happened: &Happened) -> Line {
     };
     // The time of day is enough.
     let time = happened.time.get(11..19).unwrap_or(&happened.time);
-    vec![(Look::Dim, format!("{time} ")), (look, happened.text.clone())]
+    vec![
+        (Look::Dim, format!("{time} ")),
+        (look, happened.text.clone()),
+    ]
 }
 
 /// A line of so many columns at most.
@@ -263,8 +328,10 @@ mod tests {
     use super::*;
 
     fn shown(columns: usize, lines: usize, change: impl FnOnce(&mut Picture)) -> Vec<String> {
-        let (before, mut now) =
-            (Picture::read(&status(1000.0, [0, 0])), Picture::read(&status(1002.0, [20, 4])));
+        let (before, mut now) = (
+            Picture::read(&status(1000.0, [0, 0])),
+            Picture::read(&status(1002.0, [20, 4])),
+        );
         let (rates, all) = now.since(&before);
         change(&mut now);
         let happened = Happened {
@@ -276,7 +343,10 @@ mod tests {
             picture: Some(&now),
             rates: &rates,
             all: &all,
-            order: Order { column: Column::Requests, reversed: false },
+            order: Order {
+                column: Column::Requests,
+                reversed: false,
+            },
             chosen: Some(1),
             events: &VecDeque::from([happened]),
             trouble: None,
@@ -284,7 +354,10 @@ mod tests {
             help: false,
         };
         let text = |line: Line| line.into_iter().map(|(_, text)| text).collect::<String>();
-        frame(&scene, columns, lines).into_iter().map(text).collect()
+        frame(&scene, columns, lines)
+            .into_iter()
+            .map(text)
+            .collect()
     }
 
     #[test]
@@ -292,34 +365,56 @@ mod tests {
         for (columns, lines) in [(80, 24), (40, 10), (20, 6), (300, 80), (1, 1)] {
             let frame = shown(columns, lines, |_| {});
             assert_eq!(frame.len(), lines.max(6), "{columns} by {lines}");
-            assert!(frame.iter().all(|line| width(line) <= columns.max(20)), "{frame:#?}");
+            assert!(
+                frame.iter().all(|line| width(line) <= columns.max(20)),
+                "{frame:#?}"
+            );
         }
     }
 
     #[test]
     fn it_tells_the_server_its_slots_and_what_has_happened() {
         let frame = shown(120, 24, |_| {});
-        assert!(frame[0].starts_with("shop  serving  generation 2  up 15m02"), "{}", frame[0]);
-        assert!(frame[1].starts_with("requests 12/s  p50 500us  p99 500us  errors 0/s"), "{}", frame[1]);
+        assert!(
+            frame[0].starts_with("shop  serving  generation 2  up 15m02"),
+            "{}",
+            frame[0]
+        );
+        assert!(
+            frame[1].starts_with("requests 12/s  p50 500us  p99 500us  errors 0/s"),
+            "{}",
+            frame[1]
+        );
         assert!(
             frame[2].contains("workers 2 of 1..8  not whole 0, permits 1")
                 && frame[2].contains("deaths 1 (hang 1)"),
             "{}",
             frame[2]
         );
-        assert!(frame.iter().any(|line| line.contains("REQ/Sv")), "{frame:#?}");
+        assert!(
+            frame.iter().any(|line| line.contains("REQ/Sv")),
+            "{frame:#?}"
+        );
         assert!(
             frame[frame.len() - 2] == "12:34:56 worker 7 died" && frame[23].starts_with("q leave"),
             "{frame:#?}"
         );
-        let row = frame.iter().find(|line| line.contains(" 100 ")).expect("slot 0");
+        let row = frame
+            .iter()
+            .find(|line| line.contains(" 100 "))
+            .expect("slot 0");
         assert!(row.contains("ready") && row.ends_with("a [31mb"), "{row}");
     }
 
     #[test]
     fn a_reload_is_a_bar_and_a_thousand_slots_scroll_to_the_chosen_one() {
-        let reload =
-            super::super::picture::Reload { generation: 3, slots: 4, spawned: 4, ready: 2, passed: 1 };
+        let reload = super::super::picture::Reload {
+            generation: 3,
+            slots: 4,
+            spawned: 4,
+            ready: 2,
+            passed: 1,
+        };
         let frame = shown(100, 24, |picture| picture.reload = Some(reload));
         assert!(
             frame[3].starts_with(
@@ -332,8 +427,14 @@ mod tests {
             let slot = picture.slots[0].clone();
             picture
                 .slots
-                .extend((2..1000).map(|number| super::super::picture::Slot { slot: number, ..slot.clone() }));
+                .extend((2..1000).map(|number| super::super::picture::Slot {
+                    slot: number,
+                    ..slot.clone()
+                }));
         });
-        assert!(frame.iter().any(|line| line.contains("of 1000")), "{frame:#?}");
+        assert!(
+            frame.iter().any(|line| line.contains("of 1000")),
+            "{frame:#?}"
+        );
     }
 }

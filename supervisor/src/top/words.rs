@@ -13,7 +13,10 @@ pub(crate) fn harmless(text: &str) -> String {
     text.chars()
         .filter_map(|letter| match letter {
             _ if letter.is_control() => Some(' '),
-            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => None,
+            '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' => None,
             _ => Some(letter),
         })
         .collect()
@@ -51,7 +54,9 @@ pub(super) fn bytes(number: f64) -> String {
     let units = [(30, "G"), (20, "M"), (10, "K")];
     let unit = |shift: u32| f64::from(1_u32 << shift);
     match units.into_iter().find(|(shift, _)| number >= unit(*shift)) {
-        Some((shift, name)) if number / unit(shift) < 10.0 => format!("{:.1}{name}", number / unit(shift)),
+        Some((shift, name)) if number / unit(shift) < 10.0 => {
+            format!("{:.1}{name}", number / unit(shift))
+        }
         Some((shift, name)) => format!("{:.0}{name}", number / unit(shift)),
         None => format!("{number:.0}"),
     }
@@ -59,7 +64,9 @@ pub(super) fn bytes(number: f64) -> String {
 
 /// A span in two units at most: `850us`, `12ms`, `3.5s`, `2m05`, `3h07`, `4d02`.
 pub(super) fn span(seconds: f64) -> String {
-    let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
+    let whole = Duration::try_from_secs_f64(seconds.max(0.0))
+        .unwrap_or(Duration::MAX)
+        .as_secs();
     match seconds {
         _ if seconds < 0.001 => format!("{:.0}us", seconds * 1e6),
         _ if seconds < 0.1 => format!("{:.1}ms", seconds * 1e3).replace(".0ms", "ms"),
@@ -85,7 +92,11 @@ mod tests {
     #[test]
     fn wide_letters_take_two_columns() {
         assert_eq!(
-            (width("大"), clipped("大大大", 5).as_str(), clipped("abc", 9).as_str()),
+            (
+                width("大"),
+                clipped("大大大", 5).as_str(),
+                clipped("abc", 9).as_str()
+            ),
             (2, "大大", "abc")
         );
     }
@@ -93,9 +104,18 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         let shorts = [0.0, 0.04, 7.0, 7.25, 999.0, 1234.0, 45_678.0, 2e6, 3e13].map(short);
-        assert_eq!(shorts, ["0", "0", "7", "7.2", "999", "1.2k", "46k", "2.0M", "30T"]);
-        assert_eq!([512.0, 2048.0, 64.0 * 1_048_576.0].map(bytes), ["512", "2.0K", "64M"]);
+        assert_eq!(
+            shorts,
+            ["0", "0", "7", "7.2", "999", "1.2k", "46k", "2.0M", "30T"]
+        );
+        assert_eq!(
+            [512.0, 2048.0, 64.0 * 1_048_576.0].map(bytes),
+            ["512", "2.0K", "64M"]
+        );
         let spans = [0.0005, 0.0025, 0.25, 3.54, 125.0, 11_220.0, 352_800.0].map(span);
-        assert_eq!(spans, ["500us", "2.5ms", "250ms", "3.5s", "2m05", "3h07", "4d02"]);
+        assert_eq!(
+            spans,
+            ["500us", "2.5ms", "250ms", "3.5s", "2m05", "3h07", "4d02"]
+        );
     }
 }

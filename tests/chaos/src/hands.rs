@@ -17,7 +17,8 @@ use testkit::process::Process;
 /// # Errors
 /// When it is gone, or cannot be looked into.
 pub(crate) fn hold(worker: Process) -> Result<HashSet<Name>, String> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} of {}: {error}", worker.0);
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| format!("{what} of {}: {error}", worker.0);
     let process = ProcessFd::open(worker).map_err(|error| failed("the process", &error))?;
     worker.signal(Signal::SIGSTOP);
     wait_until_stopped(worker)?;
@@ -27,11 +28,19 @@ pub(crate) fn hold(worker: Process) -> Result<HashSet<Name>, String> {
     for entry in entries.flatten() {
         let is_socket = std::fs::read_link(entry.path())
             .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(number) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
         if !is_socket {
             continue;
         }
-        let copy = process.copy(number).map_err(|error| failed("a socket", &error))?;
+        let copy = process
+            .copy(number)
+            .map_err(|error| failed("a socket", &error))?;
         // A listener has no peer, and the peer of a channel has no name.
         let peer = getpeername::<SockaddrStorage>(copy.as_raw_fd()).ok();
         names.extend(peer.as_ref().and_then(Name::of));
@@ -46,7 +55,8 @@ fn wait_until_stopped(worker: Process) -> Result<(), String> {
         let stat = entry.and_then(|entry| std::fs::read_to_string(entry.path().join("stat")));
         // A thread that has gone meanwhile runs no more.
         stat.map_or(true, |stat| {
-            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
+            stat.rsplit_once(')')
+                .is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't', 'Z', 'X']))
         })
     };
     loop {
@@ -79,13 +89,20 @@ mod tests {
     #[test]
     fn a_stopped_process_tells_whose_connections_it_holds() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let client =
+            TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
         let (held, _) = listener.accept().expect("a connection");
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         let unix = UnixListener::bind(&path).expect("a socket");
         let name = format!("chaos-test-{}", std::process::id());
-        let named = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).expect("a socket");
+        let named = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        )
+        .expect("a socket");
         let own = UnixAddr::new_abstract(name.as_bytes()).expect("a name");
         bind(named.as_raw_fd(), &own).expect("a name that nobody has");
         connect(named.as_raw_fd(), &UnixAddr::new(&path).expect("a path")).expect("a connection");
@@ -100,12 +117,20 @@ mod tests {
             .spawn()
             .expect("a shell");
         let mut ready = [0; 6];
-        child.stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("it says that it is ready");
+        child
+            .stdout
+            .as_mut()
+            .expect("a pipe")
+            .read_exact(&mut ready)
+            .expect("it says that it is ready");
         let names = hold(Process(child.id())).expect("the child can be looked into");
         child.kill().expect("our child");
         child.wait().expect("our child");
         let tcp = Name::Tcp(client.local_addr().expect("bound"));
         assert_eq!(names, HashSet::from([tcp, Name::Unix(name.into_bytes())]));
-        assert!(hold(Process(child.id())).is_err(), "a process that is gone holds nothing");
+        assert!(
+            hold(Process(child.id())).is_err(),
+            "a process that is gone holds nothing"
+        );
     }
 }

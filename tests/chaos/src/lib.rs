@@ -59,12 +59,17 @@ const STOP: Duration = Duration::from_secs(45);
 /// When there can be no run.
 pub fn run(options: &Options) -> Result<bool, String> {
     let seed = options.seed.unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         u64::from(now.subsec_nanos()) ^ u64::from(std::process::id()) << 32 >> 12
     });
     eprintln!("chaos: seed {seed}");
     // Before there is any other thread or process: they must be where the line is.
-    let line = options.delay.map(|ms| lay(ms, &options.sysctl)).transpose()?;
+    let line = options
+        .delay
+        .map(|ms| lay(ms, &options.sysctl))
+        .transpose()?;
     let subject = start(options)?;
     let (report, log) = measure(options, seed, subject.as_ref(), line.as_ref())?;
     match options.json {
@@ -73,7 +78,8 @@ pub fn run(options: &Options) -> Result<bool, String> {
     }
     let flawless = report.is_flawless();
     let file = options.log.clone().or_else(|| {
-        (!flawless).then(|| std::env::temp_dir().join(format!("chaos-{seed}-{}.log", std::process::id())))
+        (!flawless)
+            .then(|| std::env::temp_dir().join(format!("chaos-{seed}-{}.log", std::process::id())))
     });
     if let Some(file) = file {
         let written = std::fs::write(&file, log.join("\n") + "\n");
@@ -87,8 +93,9 @@ pub fn run(options: &Options) -> Result<bool, String> {
 }
 
 fn start(options: &Options) -> Result<Box<dyn Subject>, String> {
-    let binaries: Option<PathBuf> =
-        std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let binaries: Option<PathBuf> = std::env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.parent()?.to_owned()));
     let near = |place: &String| match place.as_str() {
         "127.0.0.1:0" if options.delay.is_some() => format!("{NEAR_V4}:0"),
         "[::1]:0" if options.delay.is_some() => format!("[{NEAR_V6}]:0"),
@@ -109,11 +116,16 @@ fn start(options: &Options) -> Result<Box<dyn Subject>, String> {
 
 /// Moves this process into a network of its own where everything takes its time.
 fn lay(ms: u64, settings: &[String]) -> Result<DelayLine, String> {
-    let line = DelayLine::start(Way::of(Duration::from_millis(ms))).map_err(|error| error.to_string())?;
+    let line =
+        DelayLine::start(Way::of(Duration::from_millis(ms))).map_err(|error| error.to_string())?;
     for setting in settings {
-        let (name, value) = setting.split_once('=').ok_or_else(|| format!("--sysctl {setting}: no value"))?;
+        let (name, value) = setting
+            .split_once('=')
+            .ok_or_else(|| format!("--sysctl {setting}: no value"))?;
         // Only what belongs to this namespace: the rest is the whole machine's.
-        let name = name.strip_prefix("net.").ok_or_else(|| format!("--sysctl {setting}: not of net."))?;
+        let name = name
+            .strip_prefix("net.")
+            .ok_or_else(|| format!("--sysctl {setting}: not of net."))?;
         let file = format!("/proc/sys/net/{}", name.replace('.', "/"));
         std::fs::write(&file, value).map_err(|error| format!("cannot write {file}: {error}"))?;
     }
@@ -136,24 +148,44 @@ fn measure(
     line: Option<&DelayLine>,
 ) -> Result<(Report, Vec<String>), String> {
     let supervisor = subject.supervisor();
-    let addresses: Vec<Address> = subject.addresses().iter().map(|near| reach(near, line)).collect();
-    let mut load = Load::mix(addresses.clone(), subject.offers(), &options.class, options.load);
+    let addresses: Vec<Address> = subject
+        .addresses()
+        .iter()
+        .map(|near| reach(near, line))
+        .collect();
+    let mut load = Load::mix(
+        addresses.clone(),
+        subject.offers(),
+        &options.class,
+        options.load,
+    );
     load.seed = seed;
-    load.round_trip = options.delay.map_or(Duration::ZERO, |ms| 2 * Duration::from_millis(ms));
+    load.round_trip = options
+        .delay
+        .map_or(Duration::ZERO, |ms| 2 * Duration::from_millis(ms));
     load.timeout = Duration::from_secs_f64(options.timeout);
     load.late = Duration::from_millis(options.late);
     if !options.shapes.is_empty() {
-        load.streams.retain(|(shape, _)| options.shapes.iter().any(|word| word == shape.as_str()));
+        load.streams
+            .retain(|(shape, _)| options.shapes.iter().any(|word| word == shape.as_str()));
     }
     let before = (supervisor.descriptors(), supervisor.resident_kib());
     let began = SystemTime::now();
-    let clients = client::start(load).map_err(|error| format!("cannot start the clients: {error}"))?;
+    let clients =
+        client::start(load).map_err(|error| format!("cannot start the clients: {error}"))?;
     let runner = Runner::new(subject, &clients, options.workers);
     let steps = carry_out(options, seed, &clients, &runner);
     let journal = runner.into_journal();
     let mut broken = Vec::new();
-    if options.requests.is_some_and(|wanted| clients.verified() < wanted) {
-        broken.push(format!("only {} requests were verified in {:?}", clients.verified(), options.limit()));
+    if options
+        .requests
+        .is_some_and(|wanted| clients.verified() < wanted)
+    {
+        broken.push(format!(
+            "only {} requests were verified in {:?}",
+            clients.verified(),
+            options.limit()
+        ));
     }
     clients.quiet();
     wait_for(STOP, || clients.open() == 0);
@@ -173,7 +205,10 @@ fn measure(
     if let Some(counts) = line.map(DelayLine::counts) {
         eprintln!("chaos: the delay line: {counts:?}");
         if counts.dropped > 0 {
-            broken.push(format!("the delay line itself has dropped {} packets", counts.dropped));
+            broken.push(format!(
+                "the delay line itself has dropped {} packets",
+                counts.dropped
+            ));
         }
     }
     let report = Report {
@@ -195,15 +230,23 @@ fn carry_out(options: &Options, seed: u64, clients: &Clients, runner: &Runner<'_
     let mut plan = Plan::new(seed, options.workers);
     let mut steps = 0;
     // Another server's failures are counted, not studied.
-    let enough_failures = if options.against.is_some() { u64::MAX } else { ENOUGH };
+    let enough_failures = if options.against.is_some() {
+        u64::MAX
+    } else {
+        ENOUGH
+    };
     loop {
         let time_is_up = clients.began().elapsed() >= options.limit();
-        let enough = options.requests.is_some_and(|wanted| clients.verified() >= wanted)
+        let enough = options
+            .requests
+            .is_some_and(|wanted| clients.verified() >= wanted)
             || options.steps.is_some_and(|wanted| steps >= wanted);
         if time_is_up || enough || clients.is_gone() || clients.unexplained() >= enough_failures {
             return steps;
         }
-        let Some(step) = wanted(plan.step(), &options.only) else { continue };
+        let Some(step) = wanted(plan.step(), &options.only) else {
+            continue;
+        };
         steps += 1;
         if !runner.carry_out(steps, &step) {
             return steps;
@@ -213,8 +256,10 @@ fn carry_out(options: &Options, seed: u64, clients: &Clients, runner: &Runner<'_
 
 /// What is left of a step when only some kinds of operations are wanted.
 fn wanted(mut step: Step, only: &[String]) -> Option<Step> {
-    let is_wanted = |kind: &str| only.is_empty() || only.iter().any(|word| kind.starts_with(word.as_str()));
-    step.operations.retain(|(_, operation)| is_wanted(operation.kind()));
+    let is_wanted =
+        |kind: &str| only.is_empty() || only.iter().any(|word| kind.starts_with(word.as_str()));
+    step.operations
+        .retain(|(_, operation)| is_wanted(operation.kind()));
     (!step.operations.is_empty()).then_some(step)
 }
 
@@ -227,25 +272,42 @@ fn invariants(subject: &dyn Subject, workers: usize, descriptors: usize) -> Vec<
     }
     if !subject.is_ours() {
         let settled = wait_for(STOP, || subject.settled());
-        return if settled { broken } else { vec!["the server has not settled".to_owned()] };
+        return if settled {
+            broken
+        } else {
+            vec!["the server has not settled".to_owned()]
+        };
     }
     let children = || {
         let children = supervisor.children();
-        let running: Vec<Process> = children.iter().copied().filter(|child| child.runs()).collect();
+        let running: Vec<Process> = children
+            .iter()
+            .copied()
+            .filter(|child| child.runs())
+            .collect();
         (children.len(), running.len())
     };
-    if !wait_for(Duration::from_secs(10), || subject.settled() && children() == (workers, workers)) {
-        broken
-            .push(format!("of {workers} workers wanted, there are (with zombies, running) {:?}", children()));
+    if !wait_for(Duration::from_secs(10), || {
+        subject.settled() && children() == (workers, workers)
+    }) {
+        broken.push(format!(
+            "of {workers} workers wanted, there are (with zombies, running) {:?}",
+            children()
+        ));
     }
-    if !wait_for(Duration::from_secs(5), || supervisor.descriptors() <= descriptors) {
+    if !wait_for(Duration::from_secs(5), || {
+        supervisor.descriptors() <= descriptors
+    }) {
         broken.push(format!(
             "the supervisor had {descriptors} descriptors and has {}",
             supervisor.descriptors()
         ));
     }
     if supervisor.threads() != 1 {
-        broken.push(format!("the supervisor has {} threads", supervisor.threads()));
+        broken.push(format!(
+            "the supervisor has {} threads",
+            supervisor.threads()
+        ));
     }
     broken
 }
@@ -272,15 +334,21 @@ mod tests {
     fn a_part_of_a_plan_has_no_empty_steps() {
         let mut plan = Plan::new(3, 8);
         let only = ["scale".to_owned()];
-        let steps: Vec<Step> = (0..200).filter_map(|_| wanted(plan.step(), &only)).collect();
+        let steps: Vec<Step> = (0..200)
+            .filter_map(|_| wanted(plan.step(), &only))
+            .collect();
         assert!(steps.len() > 10);
-        let kinds = steps.iter().flat_map(|step| &step.operations).map(|(_, operation)| operation.kind());
+        let kinds = steps
+            .iter()
+            .flat_map(|step| &step.operations)
+            .map(|(_, operation)| operation.kind());
         assert!(kinds.into_iter().all(|kind| kind == "scale"));
     }
 
     #[test]
     fn every_shape_has_a_name_of_its_own() {
-        let names: std::collections::BTreeSet<_> = Shape::ALL.iter().map(|shape| shape.as_str()).collect();
+        let names: std::collections::BTreeSet<_> =
+            Shape::ALL.iter().map(|shape| shape.as_str()).collect();
         assert_eq!(names.len(), Shape::ALL.len());
     }
 }

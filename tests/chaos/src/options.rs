@@ -83,7 +83,10 @@ impl Options {
         let known = |word: &String| Shape::ALL.iter().any(|shape| shape.as_str() == word);
         if let Some(word) = self.shapes.iter().find(|word| !known(word)) {
             let all: Vec<_> = Shape::ALL.iter().map(|shape| shape.as_str()).collect();
-            return Err(format!("--shapes: there is no shape {word} (there are {})", all.join(", ")));
+            return Err(format!(
+                "--shapes: there is no shape {word} (there are {})",
+                all.join(", ")
+            ));
         }
         if !(1..=64).contains(&self.workers) {
             return Err("--workers: 1 to 64".to_owned());

@@ -14,7 +14,10 @@ pub struct Pattern {
 impl Pattern {
     /// The body of this key and length.
     pub fn new(key: u64, length: u64) -> Self {
-        Self { seed: mix(key ^ mix(length)), length }
+        Self {
+            seed: mix(key ^ mix(length)),
+            length,
+        }
     }
 
     /// Writes the bytes from `offset` on; at most to the pattern's end. Returns how many those were.
@@ -35,7 +38,11 @@ impl Pattern {
         self.words(offset, bytes.len(), |piece| {
             let here = &bytes[done..done + piece.len()];
             if here != piece {
-                let at = here.iter().zip(piece).position(|(a, b)| a != b).unwrap_or(0);
+                let at = here
+                    .iter()
+                    .zip(piece)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or(0);
                 wrong = Some(offset + (done + at) as u64);
                 return false;
             }

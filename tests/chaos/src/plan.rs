@@ -116,7 +116,11 @@ pub struct Step {
 impl Step {
     /// Whether nothing else is done that could change the outcome of any of it.
     pub fn is_alone(&self) -> bool {
-        self.operations.iter().filter(|(_, operation)| operation.disturbs()).count() < 2
+        self.operations
+            .iter()
+            .filter(|(_, operation)| operation.disturbs())
+            .count()
+            < 2
     }
 }
 
@@ -131,7 +135,11 @@ pub struct Plan {
 impl Plan {
     /// The plan of a seed for a server with so many workers.
     pub fn new(seed: u64, workers: usize) -> Self {
-        Self { random: Random::new(seed, 2), workers, deck: Vec::new() }
+        Self {
+            random: Random::new(seed, 2),
+            workers,
+            deck: Vec::new(),
+        }
     }
 
     /// What to do next.
@@ -159,7 +167,8 @@ impl Plan {
         let random = &mut self.random;
         let few = (workers / 4).max(1);
         let worker = |random: &mut Random| random.between(0, 1_000_000);
-        let stall = |random: &mut Random, low, high| Duration::from_millis(random.between(low, high));
+        let stall =
+            |random: &mut Random, low, high| Duration::from_millis(random.between(low, high));
         let broken = random.between(0, Broken::ALL.len() as u64 - 1);
         let broken = |more: u64| {
             let index = usize::try_from(broken + more).unwrap_or(0) % Broken::ALL.len();
@@ -168,26 +177,56 @@ impl Plan {
         let mut deck = vec![
             Operation::Reload(Asked::Signal),
             Operation::Reload(Asked::Control),
-            Operation::Reload(Asked::Signals(2 + u32::try_from(random.between(0, 6)).unwrap_or(0))),
+            Operation::Reload(Asked::Signals(
+                2 + u32::try_from(random.between(0, 6)).unwrap_or(0),
+            )),
             broken(0),
             broken(3),
-            Operation::Scale { to: few, settle: true },
-            Operation::Scale { to: few, settle: false },
-            Operation::Kill { worker: worker(random), count: 1 },
-            Operation::Kill { worker: worker(random), count: random.between(1, 3) },
-            Operation::Abort { worker: worker(random) },
-            Operation::Stall { worker: worker(random), count: 1, time: stall(random, 200, 5000) },
+            Operation::Scale {
+                to: few,
+                settle: true,
+            },
+            Operation::Scale {
+                to: few,
+                settle: false,
+            },
+            Operation::Kill {
+                worker: worker(random),
+                count: 1,
+            },
+            Operation::Kill {
+                worker: worker(random),
+                count: random.between(1, 3),
+            },
+            Operation::Abort {
+                worker: worker(random),
+            },
+            Operation::Stall {
+                worker: worker(random),
+                count: 1,
+                time: stall(random, 200, 5000),
+            },
             Operation::Stall {
                 worker: worker(random),
                 count: random.between(1, 3),
                 time: stall(random, 200, 1500),
             },
-            Operation::StallSupervisor { time: stall(random, 100, 2000) },
-            Operation::Recycle { worker: worker(random) },
+            Operation::StallSupervisor {
+                time: stall(random, 100, 2000),
+            },
+            Operation::Recycle {
+                worker: worker(random),
+            },
             Operation::Upgrade,
             Operation::Upgrade,
-            Operation::Burst { count: random.between(100, 400), address: worker(random) },
-            Operation::Burst { count: random.between(100, 400), address: worker(random) },
+            Operation::Burst {
+                count: random.between(100, 400),
+                address: worker(random),
+            },
+            Operation::Burst {
+                count: random.between(100, 400),
+                address: worker(random),
+            },
         ];
         random.shuffle(&mut deck);
         self.deck = deck;
@@ -216,7 +255,12 @@ mod tests {
             let mut plan = Plan::new(seed, 8);
             let mut kinds = BTreeSet::new();
             for _ in 0..19 {
-                kinds.extend(plan.step().operations.iter().map(|(_, operation)| operation.kind()));
+                kinds.extend(
+                    plan.step()
+                        .operations
+                        .iter()
+                        .map(|(_, operation)| operation.kind()),
+                );
             }
             assert_eq!(kinds.len(), 10, "{kinds:?}");
         }

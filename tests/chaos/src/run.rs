@@ -86,12 +86,21 @@ impl<'a> Runner<'a> {
 
     /// What happened.
     pub fn into_journal(self) -> Journal {
-        self.journal.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.journal
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, step: u64, began: Instant, kind: &'static str, what: String, verdict: Verdict) {
         let at = began.saturating_duration_since(self.clients.began());
-        let event = Event { at, took: began.elapsed(), step, kind, what, verdict };
+        let event = Event {
+            at,
+            took: began.elapsed(),
+            step,
+            kind,
+            what,
+            verdict,
+        };
         lock(&self.journal).events.push(event);
     }
 
@@ -104,7 +113,13 @@ impl<'a> Runner<'a> {
                     std::thread::sleep((began + *offset).saturating_duration_since(Instant::now()));
                     let began = Instant::now();
                     let verdict = self.perform(operation, alone);
-                    self.note(number, began, operation.kind(), operation.to_string(), verdict);
+                    self.note(
+                        number,
+                        began,
+                        operation.kind(),
+                        operation.to_string(),
+                        verdict,
+                    );
                 });
             }
         });
@@ -132,7 +147,13 @@ impl<'a> Runner<'a> {
                 right
             }
             Err(reason) => {
-                self.note(step, began, "settle", "settle".to_owned(), Verdict::Wrong(reason));
+                self.note(
+                    step,
+                    began,
+                    "settle",
+                    "settle".to_owned(),
+                    Verdict::Wrong(reason),
+                );
                 false
             }
         }
@@ -155,34 +176,46 @@ impl<'a> Runner<'a> {
     fn perform(&self, operation: &Operation, alone: bool) -> Verdict {
         match *operation {
             Operation::Reload(asked) => self.subject.reload(asked, alone),
-            Operation::Break(how) => {
-                self.subject.broken_reload(how, alone, &|worker| drop(self.kill(&[worker], false)))
-            }
+            Operation::Break(how) => self
+                .subject
+                .broken_reload(how, alone, &|worker| drop(self.kill(&[worker], false))),
             Operation::Upgrade => self.subject.upgrade(alone),
             Operation::Scale { to, settle } => self.scale(to, settle, alone),
             Operation::Kill { worker, count } => {
                 self.on_workers(worker, count, |victims| self.kill(victims, alone))
             }
-            Operation::Abort { worker } => self.on_workers(worker, 1, |victims| self.abort(victims)),
-            Operation::Stall { worker, count, time } => {
-                self.on_workers(worker, count, |victims| self.stall(victims, time, alone))
+            Operation::Abort { worker } => {
+                self.on_workers(worker, 1, |victims| self.abort(victims))
             }
+            Operation::Stall {
+                worker,
+                count,
+                time,
+            } => self.on_workers(worker, count, |victims| self.stall(victims, time, alone)),
             Operation::StallSupervisor { time } => self.stall_supervisor(time),
             Operation::Recycle { worker } => {
                 self.on_workers(worker, 1, |them| self.left(them, self.drain(them[0])))
             }
             Operation::Burst { count, address } => {
-                self.clients.burst(count, usize::try_from(address).unwrap_or(0));
+                self.clients
+                    .burst(count, usize::try_from(address).unwrap_or(0));
                 Verdict::Done
             }
         }
     }
 
     /// The workers that a number names, of those there are now.
-    fn on_workers(&self, first: u64, count: u64, act: impl FnOnce(&[Process]) -> Verdict) -> Verdict {
+    fn on_workers(
+        &self,
+        first: u64,
+        count: u64,
+        act: impl FnOnce(&[Process]) -> Verdict,
+    ) -> Verdict {
         match self.subject.workers() {
             Err(reason) => Verdict::Wrong(reason),
-            Ok(workers) if workers.is_empty() => Verdict::Refused("there is no worker now".to_owned()),
+            Ok(workers) if workers.is_empty() => {
+                Verdict::Refused("there is no worker now".to_owned())
+            }
             Ok(mut workers) => {
                 let length = workers.len();
                 workers.rotate_left(usize::try_from(first).unwrap_or(0) % length);
@@ -200,7 +233,9 @@ impl<'a> Runner<'a> {
         let end = Instant::now() + SETTLE;
         loop {
             match self.subject.workers() {
-                Ok(there) if !workers.iter().any(|worker| there.contains(worker)) => return verdict,
+                Ok(there) if !workers.iter().any(|worker| there.contains(worker)) => {
+                    return verdict;
+                }
                 Ok(_) if Instant::now() > end => {
                     return Verdict::Wrong(format!(
                         "{workers:?} had to leave and are there after {SETTLE:?}"
@@ -236,7 +271,10 @@ impl<'a> Runner<'a> {
         let names: HashSet<Name> = match hands::hold(worker) {
             Ok(names) => names,
             Err(_) if !worker.runs() => {
-                return Err(Verdict::Refused(format!("worker {} had left by itself", worker.0)));
+                return Err(Verdict::Refused(format!(
+                    "worker {} had left by itself",
+                    worker.0
+                )));
             }
             Err(reason) => {
                 worker.signal(Signal::SIGCONT);
@@ -248,7 +286,13 @@ impl<'a> Runner<'a> {
         let (kill, at) = (journal.kills.len(), self.clients.began().elapsed());
         let held = names.len();
         let open = self.clients.doom(names, kill);
-        journal.kills.push(Kill { at, process: worker, signal, held, open });
+        journal.kills.push(Kill {
+            at,
+            process: worker,
+            signal,
+            held,
+            open,
+        });
         Ok(())
     }
 
@@ -275,7 +319,10 @@ impl<'a> Runner<'a> {
         }
         match (before, self.subject.workers()) {
             (Ok(before), Ok(after)) => {
-                let new = after.iter().filter(|worker| !before.contains(worker)).count();
+                let new = after
+                    .iter()
+                    .filter(|worker| !before.contains(worker))
+                    .count();
                 let dead = victims.iter().all(|victim| !after.contains(victim));
                 match dead && new == victims.len() {
                     true => Verdict::Done,
@@ -290,7 +337,9 @@ impl<'a> Runner<'a> {
         if !self.subject.heals() {
             return Verdict::Unsupported("a dead worker is not replaced".to_owned());
         }
-        let Some(victim) = victims.first() else { return Verdict::Done };
+        let Some(victim) = victims.first() else {
+            return Verdict::Done;
+        };
         let held = lock(&self.stopped);
         if let Err(other) = self.doom(*victim, "SIGABRT") {
             return other;
@@ -303,20 +352,31 @@ impl<'a> Runner<'a> {
     }
 
     fn stall(&self, victims: &[Process], time: Duration, alone: bool) -> Verdict {
-        let known: Vec<_> = victims.iter().map(|victim| (*victim, victim.started())).collect();
-        let is_same = |(victim, started): &(Process, u64)| *started != 0 && victim.started() == *started;
+        let known: Vec<_> = victims
+            .iter()
+            .map(|victim| (*victim, victim.started()))
+            .collect();
+        let is_same =
+            |(victim, started): &(Process, u64)| *started != 0 && victim.started() == *started;
         let guard = lock(&self.stopped);
-        known.iter().filter(|known| is_same(known)).for_each(|(victim, _)| victim.signal(Signal::SIGSTOP));
+        known
+            .iter()
+            .filter(|known| is_same(known))
+            .for_each(|(victim, _)| victim.signal(Signal::SIGSTOP));
         drop(guard);
         std::thread::sleep(time);
         let guard = lock(&self.stopped);
         let gone = known.iter().find(|known| !is_same(known));
-        known.iter().filter(|known| is_same(known)).for_each(|(victim, _)| victim.signal(Signal::SIGCONT));
+        known
+            .iter()
+            .filter(|known| is_same(known))
+            .for_each(|(victim, _)| victim.signal(Signal::SIGCONT));
         drop(guard);
         match gone {
-            Some((victim, _)) if alone => {
-                Verdict::Wrong(format!("worker {} was gone after {time:?} of SIGSTOP", victim.0))
-            }
+            Some((victim, _)) if alone => Verdict::Wrong(format!(
+                "worker {} was gone after {time:?} of SIGSTOP",
+                victim.0
+            )),
             _ => Verdict::Done,
         }
     }

@@ -66,7 +66,9 @@ pub fn main(build: &'static str) -> ExitCode {
             Some(Spoil::NeverReady) => std::future::pending().await,
             Some(Spoil::Declines) => return Err(BoxError::from("this build declines to start")),
         }
-        Ok(tower::service_fn(move |request| async move { Ok::<_, Infallible>(answer(request, build).await) }))
+        Ok(tower::service_fn(move |request| async move {
+            Ok::<_, Infallible>(answer(request, build).await)
+        }))
     }))
 }
 
@@ -90,16 +92,29 @@ async fn answer(request: Request<Body>, build: &'static str) -> Response<Reply> 
     if let Some(number) = number {
         headers.insert(HeaderName::from_static(REQUEST), number);
     }
-    headers.insert(HeaderName::from_static(PID), HeaderValue::from(std::process::id()));
-    headers.insert(HeaderName::from_static(BUILD), HeaderValue::from_static(build));
+    headers.insert(
+        HeaderName::from_static(PID),
+        HeaderValue::from(std::process::id()),
+    );
+    headers.insert(
+        HeaderName::from_static(BUILD),
+        HeaderValue::from_static(build),
+    );
     response
 }
 
 /// The body that a path asks for, after the time that its query asks for.
 async fn pattern(uri: &http::Uri) -> Option<Reply> {
     let mut words = uri.path().split('/').skip(1);
-    let (way, key, length) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let ms = uri.query().and_then(|query| query.strip_prefix("ms=")?.parse().ok()).unwrap_or(0);
+    let (way, key, length) = (
+        words.next()?,
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+    );
+    let ms = uri
+        .query()
+        .and_then(|query| query.strip_prefix("ms=")?.parse().ok())
+        .unwrap_or(0);
     let time = Duration::from_millis(ms);
     match way {
         "bytes" => {}
@@ -107,7 +122,10 @@ async fn pattern(uri: &http::Uri) -> Option<Reply> {
         "block" => std::thread::sleep(time),
         _ => return None,
     }
-    Some(Reply::Pattern { pattern: Pattern::new(key, length), offset: 0 })
+    Some(Reply::Pattern {
+        pattern: Pattern::new(key, length),
+        offset: 0,
+    })
 }
 
 /// A response's body.

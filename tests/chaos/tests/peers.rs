@@ -13,15 +13,27 @@ fn ask(address: &Address, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
         "{method} {path} HTTP/1.1\r\nHost: x\r\nx-chaos-request: 7\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(&[head.as_bytes(), body].concat()).expect("asked");
+    stream
+        .write_all(&[head.as_bytes(), body].concat())
+        .expect("asked");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("answered");
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+    let end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .expect("a head")
+        + 4;
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
-    assert!(head.contains("x-chaos-request: 7\r\n") && head.contains("x-chaos-pid: "), "{path}: {head}");
+    assert!(
+        head.contains("x-chaos-request: 7\r\n") && head.contains("x-chaos-pid: "),
+        "{path}: {head}"
+    );
     let length = answer.len() - end;
-    assert!(head.contains(&format!("content-length: {length}\r\n")), "{path}: {length} bytes and {head}");
+    assert!(
+        head.contains(&format!("content-length: {length}\r\n")),
+        "{path}: {length} bytes and {head}"
+    );
     answer.split_off(end)
 }
 
@@ -29,15 +41,27 @@ fn serves(subject: &dyn Subject) {
     for address in subject.addresses() {
         for length in SMALL.into_iter().chain([LARGE]) {
             let path = format!("/bytes/3/{length}");
-            assert!(ask(&address, "GET", &path, b"") == Pattern::new(3, length).bytes(), "{path}");
+            assert!(
+                ask(&address, "GET", &path, b"") == Pattern::new(3, length).bytes(),
+                "{path}"
+            );
         }
         if subject.offers().handlers {
-            assert_eq!(ask(&address, "GET", "/wait/1/17?ms=5", b""), Pattern::new(1, 17).bytes());
-            assert_eq!(ask(&address, "GET", "/block/1/17?ms=5", b""), Pattern::new(1, 17).bytes());
+            assert_eq!(
+                ask(&address, "GET", "/wait/1/17?ms=5", b""),
+                Pattern::new(1, 17).bytes()
+            );
+            assert_eq!(
+                ask(&address, "GET", "/block/1/17?ms=5", b""),
+                Pattern::new(1, 17).bytes()
+            );
         }
         if subject.offers().echo {
             let body = Pattern::new(9, 16 * 1024).bytes();
-            assert!(ask(&address, "POST", "/echo", &body) == body, "the echo differs");
+            assert!(
+                ask(&address, "POST", "/echo", &body) == body,
+                "the echo differs"
+            );
         }
     }
 }
@@ -50,7 +74,9 @@ fn did(what: &str, verdict: &Verdict, subject: &dyn Subject) -> bool {
         Verdict::Unsupported(_) => return false,
         other => panic!("{what}: {other:?}\n{}", subject.log().join("\n")),
     }
-    wait_until(&format!("it to settle after {what}"), LONG, || subject.settled());
+    wait_until(&format!("it to settle after {what}"), LONG, || {
+        subject.settled()
+    });
     serves(subject);
     true
 }
@@ -104,7 +130,9 @@ fn tried(name: &str, bind: &[&str]) -> Vec<&'static str> {
         serves(subject);
         could.push("heal");
     }
-    subject.stop(LONG).unwrap_or_else(|why| panic!("{why}\n{}", subject.log().join("\n")));
+    subject
+        .stop(LONG)
+        .unwrap_or_else(|why| panic!("{why}\n{}", subject.log().join("\n")));
     could
 }
 
@@ -119,27 +147,61 @@ fn can(name: &str, bind: &[&str], what: &[&str]) {
 
 #[test]
 fn nginx_with_one_queue() {
-    can("nginx", &ALL, &["reload", "scale", "upgrade", "broken reload", "drain", "heal"]);
+    can(
+        "nginx",
+        &ALL,
+        &[
+            "reload",
+            "scale",
+            "upgrade",
+            "broken reload",
+            "drain",
+            "heal",
+        ],
+    );
 }
 
 #[test]
 fn nginx_with_reuseport() {
-    can("nginx-reuseport", &ALL, &["reload", "scale", "upgrade", "broken reload", "drain", "heal"]);
+    can(
+        "nginx-reuseport",
+        &ALL,
+        &[
+            "reload",
+            "scale",
+            "upgrade",
+            "broken reload",
+            "drain",
+            "heal",
+        ],
+    );
 }
 
 #[test]
 fn haproxy() {
-    can("haproxy", &ALL, &["reload", "scale", "upgrade", "broken reload"]);
+    can(
+        "haproxy",
+        &ALL,
+        &["reload", "scale", "upgrade", "broken reload"],
+    );
 }
 
 #[test]
 fn gunicorn_sync() {
-    can("gunicorn-sync", &ALL, &["reload", "scale", "upgrade", "drain", "heal"]);
+    can(
+        "gunicorn-sync",
+        &ALL,
+        &["reload", "scale", "upgrade", "drain", "heal"],
+    );
 }
 
 #[test]
 fn gunicorn_with_threads() {
-    can("gunicorn-gthread", &ALL, &["reload", "scale", "upgrade", "drain", "heal"]);
+    can(
+        "gunicorn-gthread",
+        &ALL,
+        &["reload", "scale", "upgrade", "drain", "heal"],
+    );
 }
 
 #[test]

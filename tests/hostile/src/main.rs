@@ -35,8 +35,10 @@ fn kind() -> Option<String> {
     let file = std::env::var_os(VILLAIN).filter(|_| slot == "0" && worker::is_worker())?;
     let kind = std::fs::read_to_string(&file).ok()?;
     // So that the test knows it.
-    let list =
-        std::fs::File::options().create(true).append(true).open(PathBuf::from(file).with_extension("pids"));
+    let list = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(PathBuf::from(file).with_extension("pids"));
     let _ = writeln!(list.ok()?, "{}", std::process::id());
     Some(kind)
 }

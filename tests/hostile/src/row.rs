@@ -38,7 +38,12 @@ impl Row {
     /// Bytes that differ with each `seed`, everywhere.
     pub(crate) fn scribble(&self, seed: u64) {
         for field in 0..(LENGTH / 8) as u64 {
-            self.put(field, (seed + field).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31));
+            self.put(
+                field,
+                (seed + field)
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                    .rotate_left(31),
+            );
         }
     }
 

@@ -2,7 +2,9 @@
 
 use crate::row::{CONNECTIONS, HEARTBEAT, REQUESTS, Row};
 use nix::sys::signal::{SigHandler, Signal, raise, signal};
-use nix::sys::socket::{ControlMessage, MsgFlags, Shutdown, sendmsg, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, Shutdown, sendmsg, setsockopt, shutdown, sockopt,
+};
 use prefork::environment::{PREFORK_WORKER, WorkerEnvironment};
 use prefork::message::{PROTOCOL, ToSupervisor};
 use prefork::wire;
@@ -31,7 +33,11 @@ pub(crate) fn play(kind: &str) -> ! {
     let environment = environment.ok().flatten().unwrap_or_else(|| exit(90));
     let villain = Villain {
         channel: environment.channel.into(),
-        listeners: environment.listeners.into_iter().map(|inherited| inherited.socket).collect(),
+        listeners: environment
+            .listeners
+            .into_iter()
+            .map(|inherited| inherited.socket)
+            .collect(),
         row: Row::new(environment.scoreboard),
     };
     villain.act(kind.trim())
@@ -39,7 +45,9 @@ pub(crate) fn play(kind: &str) -> ! {
 
 impl Villain {
     fn act(self, kind: &str) -> ! {
-        let status = || ToSupervisor::Status { text: "I am fine".to_owned() };
+        let status = || ToSupervisor::Status {
+            text: "I am fine".to_owned(),
+        };
         match kind {
             // Floods.
             "floods-status" => {
@@ -56,7 +64,9 @@ impl Villain {
             }
             "fails-and-stays" => {
                 self.say(&HELLO);
-                self.say(&ToSupervisor::Failed { reason: "I\nwill \u{1b}[31mnot".repeat(80) });
+                self.say(&ToSupervisor::Failed {
+                    reason: "I\nwill \u{1b}[31mnot".repeat(80),
+                });
                 idle()
             }
             // Out of phase.
@@ -64,12 +74,21 @@ impl Villain {
             "ready-twice" => self.then(&[HELLO, ToSupervisor::Ready, ToSupervisor::Ready]),
             "hello-twice" => self.then(&[HELLO, HELLO]),
             "hello-when-ready" => self.then(&[HELLO, ToSupervisor::Ready, HELLO]),
-            "failed-after-ready" => {
-                self.then(&[HELLO, ToSupervisor::Ready, ToSupervisor::Failed { reason: "no".to_owned() }])
-            }
+            "failed-after-ready" => self.then(&[
+                HELLO,
+                ToSupervisor::Ready,
+                ToSupervisor::Failed {
+                    reason: "no".to_owned(),
+                },
+            ]),
             "another-protocol" => self.then(&[ToSupervisor::Hello { protocol: 9999 }]),
             "drains-for-ever" => {
-                let words = [HELLO, ToSupervisor::Ready, ToSupervisor::Draining, ToSupervisor::Draining];
+                let words = [
+                    HELLO,
+                    ToSupervisor::Ready,
+                    ToSupervisor::Draining,
+                    ToSupervisor::Draining,
+                ];
                 self.then(&words)
             }
             // Undecodable.
@@ -228,7 +247,13 @@ impl Villain {
         let descriptors = [self.channel.as_fd().as_raw_fd(); 200] as [RawFd; 200];
         let control = [ControlMessage::ScmRights(&descriptors)];
         let bytes = [IoSlice::new(packet)];
-        let _ = sendmsg::<()>(self.channel.as_raw_fd(), &bytes, &control, MsgFlags::MSG_NOSIGNAL, None);
+        let _ = sendmsg::<()>(
+            self.channel.as_raw_fd(),
+            &bytes,
+            &control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
     }
 
     /// In a group and in a session of its own, two generations down, and without this server's variables: each with the
@@ -242,7 +267,10 @@ impl Villain {
         ];
         for (script, own_group, bare) in ways {
             let mut command = Command::new("sh");
-            command.args(["-c", script]).stdin(self.copy(&self.channel)).stderr(Stdio::null());
+            command
+                .args(["-c", script])
+                .stdin(self.copy(&self.channel))
+                .stderr(Stdio::null());
             if let Some(listener) = self.listeners.first() {
                 command.stdout(self.copy(listener));
             }
@@ -259,7 +287,9 @@ impl Villain {
     }
 
     fn copy(&self, descriptor: &OwnedFd) -> Stdio {
-        descriptor.try_clone().map_or_else(|_| Stdio::null(), Stdio::from)
+        descriptor
+            .try_clone()
+            .map_or_else(|_| Stdio::null(), Stdio::from)
     }
 }
 
@@ -282,7 +312,13 @@ fn idle() -> ! {
 
 #[allow(unsafe_code)]
 fn ignore_signals() {
-    for one in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGABRT] {
+    for one in [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGABRT,
+    ] {
         // SAFETY: ignoring a signal runs no code of ours.
         let _ = unsafe { signal(one, SigHandler::SigIgn) };
     }

@@ -28,12 +28,16 @@ fn notes(stage: &Stage) -> String {
 }
 
 fn wait_for_end(stage: &Stage) {
-    wait_until("the end of its acts", LONG, || notes(stage).contains("end\n"));
+    wait_until("the end of its acts", LONG, || {
+        notes(stage).contains("end\n")
+    });
 }
 
 #[test]
 fn a_program_that_floods_the_notify_socket_is_killed() {
-    let Some(mut stage) = stage("a flood of notices", None) else { return };
+    let Some(mut stage) = stage("a flood of notices", None) else {
+        return;
+    };
     stage.enter("floods");
     stage.wait_for_lines("notices in a second; sending SIGKILL", 2);
     stage.wait_for_deaths("protocol", 2);
@@ -43,7 +47,9 @@ fn a_program_that_floods_the_notify_socket_is_killed() {
 
 #[test]
 fn junk_on_the_notify_socket_says_nothing() {
-    let Some(mut stage) = stage("junk for the notify socket", None) else { return };
+    let Some(mut stage) = stage("junk for the notify socket", None) else {
+        return;
+    };
     stage.enter("sends-junk");
     let villain = stage.wait_for_villain();
     wait_for_end(&stage);
@@ -57,11 +63,15 @@ fn junk_on_the_notify_socket_says_nothing() {
 fn descriptors_that_come_with_notices_go_nowhere() {
     // Few enough that those of one notice are more than are left.
     for wrapper in [None, Some("ulimit -n 120 && exec \"$@\"")] {
-        let Some(mut stage) = stage("descriptors with notices", wrapper) else { return };
+        let Some(mut stage) = stage("descriptors with notices", wrapper) else {
+            return;
+        };
         stage.enter("sends-descriptors");
         let villain = stage.wait_for_villain();
         wait_for_end(&stage);
-        wait_until("its last words", LONG, || stage.server.status()["slots"][0].to_string().contains("99"));
+        wait_until("its last words", LONG, || {
+            stage.server.status()["slots"][0].to_string().contains("99")
+        });
         stage.assert_descriptors();
         assert!(villain.runs(), "it is tolerated");
         stage.leave();
@@ -71,7 +81,9 @@ fn descriptors_that_come_with_notices_go_nowhere() {
 
 #[test]
 fn a_program_that_speaks_for_its_siblings_is_not_believed() {
-    let Some(mut stage) = stage("forged notices", None) else { return };
+    let Some(mut stage) = stage("forged notices", None) else {
+        return;
+    };
     stage.enter("speaks-for-siblings");
     stage.wait_for_villain();
     wait_for_end(&stage);
@@ -80,14 +92,19 @@ fn a_program_that_speaks_for_its_siblings_is_not_believed() {
     for slot in &status["slots"].as_array().expect("slots")[1..] {
         assert!(!slot.to_string().contains("forged"), "{notes}\n{slot}");
     }
-    assert!(notes.contains("join: Operation not permitted") && !notes.contains("done"), "{notes}");
+    assert!(
+        notes.contains("join: Operation not permitted") && !notes.contains("done"),
+        "{notes}"
+    );
     stage.leave();
     stage.assert_unharmed();
 }
 
 #[test]
 fn a_program_that_is_never_ready_but_says_so_is_killed() {
-    let Some(mut stage) = stage("a slow start", None) else { return };
+    let Some(mut stage) = stage("a slow start", None) else {
+        return;
+    };
     stage.enter("starts-never");
     stage.wait_for_deaths("start-timeout", 1);
     stage.leave();

@@ -31,9 +31,17 @@ fn a_worker_that_floods_is_killed() {
     ends(
         "10s",
         &[
-            ("floods-status", "sent more than 100 messages in a second; sending SIGKILL", "protocol"),
+            (
+                "floods-status",
+                "sent more than 100 messages in a second; sending SIGKILL",
+                "protocol",
+            ),
             ("floods-garbage", "sending SIGKILL", "protocol"),
-            ("floods-nothing", "closed its channel and went on living; sending SIGKILL", "protocol"),
+            (
+                "floods-nothing",
+                "closed its channel and went on living; sending SIGKILL",
+                "protocol",
+            ),
         ],
     );
 }
@@ -44,7 +52,11 @@ fn a_worker_that_stalls_at_its_start_is_killed() {
         "1s",
         &[
             ("says-nothing", "did not get ready within", "start-timeout"),
-            ("says-hello-only", "did not get ready within", "start-timeout"),
+            (
+                "says-hello-only",
+                "did not get ready within",
+                "start-timeout",
+            ),
             ("fails-and-stays", "will [31mnotI", "start-timeout"),
         ],
     );
@@ -55,12 +67,36 @@ fn a_worker_that_speaks_out_of_phase_is_killed() {
     ends(
         "10s",
         &[
-            ("ready-before-hello", "said Ready out of phase (Silent); sending SIGKILL", "protocol"),
-            ("ready-twice", "said Ready out of phase (Ready); sending SIGKILL", "protocol"),
-            ("hello-twice", "out of phase (Greeted); sending SIGKILL", "protocol"),
-            ("hello-when-ready", "out of phase (Ready); sending SIGKILL", "protocol"),
-            ("failed-after-ready", "out of phase (Ready); sending SIGKILL", "protocol"),
-            ("another-protocol", "speaks protocol 9999, this supervisor", "protocol"),
+            (
+                "ready-before-hello",
+                "said Ready out of phase (Silent); sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "ready-twice",
+                "said Ready out of phase (Ready); sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "hello-twice",
+                "out of phase (Greeted); sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "hello-when-ready",
+                "out of phase (Ready); sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "failed-after-ready",
+                "out of phase (Ready); sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "another-protocol",
+                "speaks protocol 9999, this supervisor",
+                "protocol",
+            ),
         ],
     );
 }
@@ -73,7 +109,11 @@ fn a_worker_that_sends_no_message_is_killed() {
             ("trailing-bytes", "sending SIGKILL", "protocol"),
             ("oversized", "sending SIGKILL", "protocol"),
             ("long-length", "sending SIGKILL", "protocol"),
-            ("empty-packet", "closed its channel and went on living; sending SIGKILL", "protocol"),
+            (
+                "empty-packet",
+                "closed its channel and went on living; sending SIGKILL",
+                "protocol",
+            ),
         ],
     );
 }
@@ -83,9 +123,21 @@ fn a_worker_that_closes_its_channel_and_lives_is_killed() {
     ends(
         "10s",
         &[
-            ("closes-its-channel", "closed its channel and went on living; sending SIGKILL", "protocol"),
-            ("stops-writing", "closed its channel and went on living; sending SIGKILL", "protocol"),
-            ("closes-everything", "closed its channel and went on living; sending SIGKILL", "protocol"),
+            (
+                "closes-its-channel",
+                "closed its channel and went on living; sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "stops-writing",
+                "closed its channel and went on living; sending SIGKILL",
+                "protocol",
+            ),
+            (
+                "closes-everything",
+                "closed its channel and went on living; sending SIGKILL",
+                "protocol",
+            ),
         ],
     );
 }
@@ -95,7 +147,10 @@ fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_a
     for accept in ["steal", "own"] {
         let mut stage = Stage::new(&["--accept", accept]);
         stage.enter("shuts-its-sockets");
-        stage.wait_for_lines("somebody has shut down a listening socket of its slot; sending SIGKILL", 2);
+        stage.wait_for_lines(
+            "somebody has shut down a listening socket of its slot; sending SIGKILL",
+            2,
+        );
         stage.wait_for_deaths("protocol", 2);
         stage.assert_answers();
         stage.leave();
@@ -113,7 +168,10 @@ fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_a
         run(&Plan::fresh(&stage.server.address(), 8).count(400)).assert_flawless();
         let status = stage.server.status();
         let slot = &status["slots"][0]["workers"][0]["scoreboard"];
-        assert!(slot["connections"].as_u64() > Some(0), "slot 0 gets its share: {status}");
+        assert!(
+            slot["connections"].as_u64() > Some(0),
+            "slot 0 gets its share: {status}"
+        );
     }
 }
 
@@ -136,14 +194,19 @@ fn counters_that_go_back_and_forth_stay_numbers_and_nobody_elses() {
     stage.enter("counts-back-and-forth");
     stage.wait_for_villain();
     let most = |stage: &Stage| stage.server.status()["slots"][0]["totals"]["requests"].as_u64();
-    wait_until("the largest number", LONG, || most(&stage) == Some(u64::MAX));
+    wait_until("the largest number", LONG, || {
+        most(&stage) == Some(u64::MAX)
+    });
     for _ in 0..10 {
         let status = stage.server.status();
         for slot in status["slots"].as_array().expect("slots") {
             let totals = [&slot["totals"]["requests"], &slot["totals"]["connections"]];
             assert!(totals.iter().all(|number| number.is_u64()), "{slot}");
             if slot["slot"] != 0 {
-                assert!(totals.iter().all(|number| number.as_u64() < Some(1 << 32)), "a sibling's: {slot}");
+                assert!(
+                    totals.iter().all(|number| number.as_u64() < Some(1 << 32)),
+                    "a sibling's: {slot}"
+                );
             }
         }
     }
@@ -204,9 +267,16 @@ fn whatever_a_worker_leaves_behind_is_killed() {
     stage.wait_for_deaths("exit", 2);
     stage.send_no_more();
     stage.server.wait_until_settled(LONG);
-    let pids: Vec<_> = stage.server.workers().iter().map(|worker| worker.process).collect();
+    let pids: Vec<_> = stage
+        .server
+        .workers()
+        .iter()
+        .map(|worker| worker.process)
+        .collect();
     let is_child = |one: &process::Process| !pids.contains(one);
-    wait_until("the children's end", LONG, || !stage.server.process().children().iter().any(is_child));
+    wait_until("the children's end", LONG, || {
+        !stage.server.process().children().iter().any(is_child)
+    });
     assert!(stage.server.log().count("had left behind") >= 2);
     stage.leave();
     stage.assert_unharmed();
@@ -219,5 +289,8 @@ fn a_supervisor_stops_in_time_whoever_stays() {
     stage.wait_for_villain();
     stage.end_load();
     stage.server.signal(Signal::SIGTERM);
-    assert_eq!(stage.server.wait_exit(Duration::from_secs(20)).code(), Some(0));
+    assert_eq!(
+        stage.server.wait_exit(Duration::from_secs(20)).code(),
+        Some(0)
+    );
 }

@@ -33,8 +33,13 @@ impl FromStr for Address {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        let mut found = text.to_socket_addrs().map_err(|error| format!("address `{text}`: {error}"))?;
-        found.next().map(Self::Tcp).ok_or_else(|| format!("address `{text}`: the name has no address"))
+        let mut found = text
+            .to_socket_addrs()
+            .map_err(|error| format!("address `{text}`: {error}"))?;
+        found
+            .next()
+            .map(Self::Tcp)
+            .ok_or_else(|| format!("address `{text}`: the name has no address"))
     }
 }
 
@@ -66,7 +71,10 @@ impl Address {
     /// Those of connect(2).
     pub fn connect(&self) -> io::Result<Box<dyn Stream>> {
         let stream: Box<dyn Stream> = match self {
-            Self::Tcp(address) => Box::new(TcpStream::connect_timeout(address, Duration::from_secs(10))?),
+            Self::Tcp(address) => Box::new(TcpStream::connect_timeout(
+                address,
+                Duration::from_secs(10),
+            )?),
             Self::Unix(path) => Box::new(UnixStream::connect(path)?),
         };
         stream.set_limit(Duration::from_secs(10))?;
@@ -81,7 +89,10 @@ mod tests {
     #[test]
     fn addresses_read_as_they_are_written() {
         for text in ["127.0.0.1:80", "[::1]:8000", "unix:/run/x.sock"] {
-            assert_eq!(text.parse::<Address>().expect("an address").to_string(), text);
+            assert_eq!(
+                text.parse::<Address>().expect("an address").to_string(),
+                text
+            );
         }
         assert!("nonsense".parse::<Address>().is_err());
     }

@@ -73,7 +73,9 @@ impl Browser {
     /// # Panics
     /// When they are there and do not start.
     pub fn start(width: u32, height: u32) -> Option<Self> {
-        let binary = ["chromium", "chromium-browser", "google-chrome"].into_iter().find_map(tool)?;
+        let binary = ["chromium", "chromium-browser", "google-chrome"]
+            .into_iter()
+            .find_map(tool)?;
         let profile = tempfile::tempdir().expect("a temporary directory");
         let chromedriver = tool("chromedriver")?;
         // It wants one port of both 127.0.0.1 and ::1, and leaves when the one that it was given is somebody's at the other.
@@ -82,7 +84,12 @@ impl Browser {
             .expect("chromedriver tells its port, once in eight times");
         let address = format!("127.0.0.1:{port}");
         let address = address.parse().expect("an address");
-        let mut browser = Self { driver, address, session: String::new(), _profile: profile };
+        let mut browser = Self {
+            driver,
+            address,
+            session: String::new(),
+            _profile: profile,
+        };
         let arguments = [
             "--headless=new".to_owned(),
             "--no-sandbox".to_owned(),
@@ -90,7 +97,10 @@ impl Browser {
             "--disable-dev-shm-usage".to_owned(),
             "--disable-breakpad".to_owned(),
             "--no-first-run".to_owned(),
-            format!("--user-data-dir={}", browser._profile.path().join("profile").display()),
+            format!(
+                "--user-data-dir={}",
+                browser._profile.path().join("profile").display()
+            ),
             format!("--window-size={width},{height}"),
         ];
         let wanted = json!({
@@ -98,7 +108,11 @@ impl Browser {
             "goog:chromeOptions": { "args": arguments, "binary": binary },
             "goog:loggingPrefs": { "browser": "ALL" },
         });
-        let session = browser.ask("POST", "/session", &json!({ "capabilities": { "alwaysMatch": wanted } }));
+        let session = browser.ask(
+            "POST",
+            "/session",
+            &json!({ "capabilities": { "alwaysMatch": wanted } }),
+        );
         let id = session["sessionId"].as_str().expect("a session has a name");
         browser.session = format!("/session/{id}");
         browser.resize(width, height);
@@ -107,7 +121,8 @@ impl Browser {
 
     /// Gives the page another size, in CSS pixels.
     pub fn resize(&self, width: u32, height: u32) {
-        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        let size =
+            json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
         self.develop("Emulation.setDeviceMetricsOverride", &size);
     }
 
@@ -119,7 +134,10 @@ impl Browser {
 
     /// Does something that only Chromium's developer tools can.
     pub fn develop(&self, command: &str, parameters: &Value) -> Value {
-        self.command("/goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
+        self.command(
+            "/goog/cdp/execute",
+            &json!({ "cmd": command, "params": parameters }),
+        )
     }
 
     /// Opens a page and waits until it is loaded.
@@ -143,7 +161,10 @@ impl Browser {
 
     /// How many elements a selector finds.
     pub fn count(&self, selector: &str) -> u64 {
-        let script = format!("return document.querySelectorAll({}).length", json!(selector));
+        let script = format!(
+            "return document.querySelectorAll({}).length",
+            json!(selector)
+        );
         self.run(&script).as_u64().expect("a number")
     }
 
@@ -153,7 +174,8 @@ impl Browser {
             .iter()
             .flat_map(|key| ["keyDown", "keyUp"].map(|what| json!({ "type": what, "value": key })))
             .collect();
-        let actions = json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": actions }] });
+        let actions =
+            json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": actions }] });
         self.command("/actions", &actions);
     }
 
@@ -163,11 +185,19 @@ impl Browser {
     /// When there is no such element.
     #[track_caller]
     pub fn accessible(&self, selector: &str) -> (String, String) {
-        let found = self.command("/element", &json!({ "using": "css selector", "value": selector }));
-        let element = found[ELEMENT].as_str().unwrap_or_else(|| panic!("no {selector}: {found}"));
+        let found = self.command(
+            "/element",
+            &json!({ "using": "css selector", "value": selector }),
+        );
+        let element = found[ELEMENT]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {selector}: {found}"));
         let of = |what: &str| {
             let path = format!("{}/element/{element}/{what}", self.session);
-            self.ask("GET", &path, &Value::Null).as_str().unwrap_or_default().to_owned()
+            self.ask("GET", &path, &Value::Null)
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
         };
         (of("computedrole"), of("computedlabel"))
     }
@@ -176,7 +206,10 @@ impl Browser {
     pub fn console(&self) -> Vec<String> {
         let entries = self.command("/se/log", &json!({ "type": "browser" }));
         let entries = entries.as_array().cloned().unwrap_or_default();
-        entries.iter().map(|entry| format!("{}: {}", entry["level"], entry["message"])).collect()
+        entries
+            .iter()
+            .map(|entry| format!("{}: {}", entry["level"], entry["message"]))
+            .collect()
     }
 
     fn command(&self, path: &str, body: &Value) -> Value {
@@ -188,12 +221,20 @@ impl Browser {
         let answer = self.try_ask(method, path, body);
         let answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         let value: Value = serde_json::from_str(&answer.body).unwrap_or_default();
-        assert_eq!(answer.status, 200, "{method} {path} {body}: {}", answer.body);
+        assert_eq!(
+            answer.status, 200,
+            "{method} {path} {body}: {}",
+            answer.body
+        );
         value["value"].clone()
     }
 
     fn try_ask(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Response> {
-        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let body = if method == "POST" {
+            body.to_string()
+        } else {
+            String::new()
+        };
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {0}\r\nContent-Type: application/json\r\nContent-Length: {1}\r\n\r\n",
             self.address,

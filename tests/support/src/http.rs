@@ -47,7 +47,9 @@ fn find<'a>(headers: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+    bytes
+        .windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 /// Judges the bytes of a response. `eof` tells that no more will come, which ends a body without a length.
@@ -56,8 +58,12 @@ pub fn parse(bytes: &[u8], eof: bool) -> Parsed<'_> {
     if bytes[..enough] != b"HTTP/1."[..enough] {
         return Parsed::Bad("no HTTP/1 status line");
     }
-    let Some(end) = position(bytes, b"\r\n\r\n") else { return Parsed::Incomplete };
-    let Ok(head) = std::str::from_utf8(&bytes[..end]) else { return Parsed::Bad("head is not UTF-8") };
+    let Some(end) = position(bytes, b"\r\n\r\n") else {
+        return Parsed::Incomplete;
+    };
+    let Ok(head) = std::str::from_utf8(&bytes[..end]) else {
+        return Parsed::Bad("head is not UTF-8");
+    };
     let (line, headers) = head.split_once("\r\n").unwrap_or((head, ""));
     let mut words = line.splitn(3, ' ');
     let old = words.next() == Some("HTTP/1.0");
@@ -65,16 +71,21 @@ pub fn parse(bytes: &[u8], eof: bool) -> Parsed<'_> {
         return Parsed::Bad("no status code");
     };
     let said = find(headers, "connection").unwrap_or("");
-    let close = said.eq_ignore_ascii_case("close") || (old && !said.eq_ignore_ascii_case("keep-alive"));
+    let close =
+        said.eq_ignore_ascii_case("close") || (old && !said.eq_ignore_ascii_case("keep-alive"));
     let start = end + 4;
     let rest = &bytes[start..];
     let (body, length) = if let Some(length) = find(headers, "content-length") {
-        let Ok(length) = length.parse::<usize>() else { return Parsed::Bad("Content-Length is no number") };
+        let Ok(length) = length.parse::<usize>() else {
+            return Parsed::Bad("Content-Length is no number");
+        };
         if rest.len() < length {
             return Parsed::Incomplete;
         }
         (Cow::Borrowed(&rest[..length]), length)
-    } else if find(headers, "transfer-encoding").is_some_and(|how| how.eq_ignore_ascii_case("chunked")) {
+    } else if find(headers, "transfer-encoding")
+        .is_some_and(|how| how.eq_ignore_ascii_case("chunked"))
+    {
         match chunks(rest) {
             Ok(Some((body, length))) => (Cow::Owned(body), length),
             Ok(None) => return Parsed::Incomplete,
@@ -87,7 +98,13 @@ pub fn parse(bytes: &[u8], eof: bool) -> Parsed<'_> {
     } else {
         return Parsed::Incomplete;
     };
-    Parsed::Complete(Head { status, headers, body, close, used: start + length })
+    Parsed::Complete(Head {
+        status,
+        headers,
+        body,
+        close,
+        used: start + length,
+    })
 }
 
 /// The joined chunks and how many bytes they took, or `None` when some are missing.
@@ -95,8 +112,12 @@ fn chunks(mut rest: &[u8]) -> Result<Option<(Vec<u8>, usize)>, &'static str> {
     let whole = rest.len();
     let mut body = Vec::new();
     loop {
-        let Some(end) = position(rest, b"\r\n") else { return Ok(None) };
-        let size = std::str::from_utf8(&rest[..end]).ok().and_then(|text| text.split(';').next());
+        let Some(end) = position(rest, b"\r\n") else {
+            return Ok(None);
+        };
+        let size = std::str::from_utf8(&rest[..end])
+            .ok()
+            .and_then(|text| text.split(';').next());
         let size = size.and_then(|text| usize::from_str_radix(text.trim(), 16).ok());
         let size = size.ok_or("chunk size is no number")?;
         rest = &rest[end + 2..];
@@ -132,7 +153,9 @@ impl Response {
     /// The first header of that name.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
-        headers.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        headers
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// A header that is a number.
@@ -141,8 +164,12 @@ impl Response {
     /// When there is none, or when it is no number.
     #[track_caller]
     pub fn number(&self, name: &str) -> u64 {
-        let value = self.header(name).unwrap_or_else(|| panic!("no header {name} in {self:?}"));
-        value.parse().unwrap_or_else(|_| panic!("header {name}: `{value}` is no number"))
+        let value = self
+            .header(name)
+            .unwrap_or_else(|| panic!("no header {name} in {self:?}"));
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("header {name}: `{value}` is no number"))
     }
 }
 
@@ -158,7 +185,10 @@ impl Client {
     /// # Errors
     /// Those of connect(2).
     pub fn connect(address: &Address) -> io::Result<Self> {
-        Ok(Self { stream: address.connect()?, buffer: Vec::new() })
+        Ok(Self {
+            stream: address.connect()?,
+            buffer: Vec::new(),
+        })
     }
 
     /// Gives up reading after `limit` instead of ten seconds.
@@ -195,10 +225,15 @@ impl Client {
         loop {
             match parse(&self.buffer, eof) {
                 Parsed::Complete(head) => {
-                    let headers = head.headers.split("\r\n").filter_map(|line| line.split_once(':'));
+                    let headers = head
+                        .headers
+                        .split("\r\n")
+                        .filter_map(|line| line.split_once(':'));
                     let response = Response {
                         status: head.status,
-                        headers: headers.map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect(),
+                        headers: headers
+                            .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
+                            .collect(),
                         body: String::from_utf8_lossy(&head.body).into_owned(),
                         close: head.close,
                     };
@@ -231,7 +266,10 @@ impl Client {
 /// # Errors
 /// As for [`Client::get`].
 pub fn get(address: &Address, path: &str) -> io::Result<Response> {
-    raw(address, format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes())
+    raw(
+        address,
+        format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes(),
+    )
 }
 
 /// Sends `request` as it is on a new connection and waits for one response.
@@ -262,7 +300,10 @@ mod tests {
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n",
         ] {
             for length in 0..whole.len() {
-                assert!(matches!(parse(&whole[..length], false), Parsed::Incomplete), "{length} bytes");
+                assert!(
+                    matches!(parse(&whole[..length], false), Parsed::Incomplete),
+                    "{length} bytes"
+                );
             }
             assert_eq!(body(whole, false).as_deref(), Some("hi"));
         }
@@ -277,8 +318,15 @@ mod tests {
 
     #[test]
     fn an_announced_close_is_seen() {
-        let close = |bytes| matches!(parse(bytes, true), Parsed::Complete(Head { close: true, .. }));
-        assert!(close(b"HTTP/1.1 200 OK\r\nconnection: Close\r\ncontent-length: 0\r\n\r\n"));
+        let close = |bytes| {
+            matches!(
+                parse(bytes, true),
+                Parsed::Complete(Head { close: true, .. })
+            )
+        };
+        assert!(close(
+            b"HTTP/1.1 200 OK\r\nconnection: Close\r\ncontent-length: 0\r\n\r\n"
+        ));
         assert!(close(b"HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"));
         assert!(!close(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"));
         assert!(matches!(parse(b"SSH-2.0", false), Parsed::Bad(_)));

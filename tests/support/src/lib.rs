@@ -46,12 +46,18 @@ pub fn program(name: &str) -> std::path::PathBuf {
 /// The checkout.
 pub fn root() -> std::path::PathBuf {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).expect("this crate lies in tests/support").to_path_buf()
+    here.ancestors()
+        .nth(2)
+        .expect("this crate lies in tests/support")
+        .to_path_buf()
 }
 
 /// A foreign tool, from `target/venv` (made by `scripts/peers`) or else from the path.
 pub fn tool(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::iter::once(root().join("target/venv/bin")).chain(std::env::split_paths(&path));
-    places.map(|place| place.join(name)).find(|file| file.is_file())
+    let places =
+        std::iter::once(root().join("target/venv/bin")).chain(std::env::split_paths(&path));
+    places
+        .map(|place| place.join(name))
+        .find(|file| file.is_file())
 }

@@ -25,8 +25,14 @@ impl Log {
         std::thread::spawn(move || {
             let mut output = BufReader::new(output);
             let mut line = Vec::new();
-            while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                writer.guard().all.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            while output
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|length| length > 0)
+            {
+                writer
+                    .guard()
+                    .all
+                    .push(String::from_utf8_lossy(&line).trim_end().to_owned());
                 writer.shared.1.notify_all();
                 line.clear();
             }
@@ -37,7 +43,10 @@ impl Log {
     }
 
     fn guard(&self) -> MutexGuard<'_, Lines> {
-        self.shared.0.lock().expect("no thread panics while it holds the log")
+        self.shared
+            .0
+            .lock()
+            .expect("no thread panics while it holds the log")
     }
 
     /// All lines so far.
@@ -47,14 +56,25 @@ impl Log {
 
     /// How many lines so far contain `text`.
     pub fn count(&self, text: &str) -> usize {
-        self.guard().all.iter().filter(|line| line.contains(text)).count()
+        self.guard()
+            .all
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
     }
 
     /// All lines there will ever be: waits until nobody can write any more, or for `limit` when a process that was left
     /// behind still could.
     pub fn all(&self, limit: Duration) -> Vec<String> {
-        let waited = self.shared.1.wait_timeout_while(self.guard(), limit, |lines| !lines.ended);
-        waited.expect("no thread panics while it holds the log").0.all.clone()
+        let waited = self
+            .shared
+            .1
+            .wait_timeout_while(self.guard(), limit, |lines| !lines.ended);
+        waited
+            .expect("no thread panics while it holds the log")
+            .0
+            .all
+            .clone()
     }
 
     /// Waits for a line that contains `text`, and returns it. Lines from before the call count too.

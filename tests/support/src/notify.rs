@@ -23,7 +23,11 @@ impl NotifySocket {
         let path = directory.join("notify.sock");
         let socket = UnixDatagram::bind(&path)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket, path, seen: Vec::new() })
+        Ok(Self {
+            socket,
+            path,
+            seen: Vec::new(),
+        })
     }
 
     /// The value for `NOTIFY_SOCKET`.
@@ -35,7 +39,8 @@ impl NotifySocket {
     pub fn messages(&mut self) -> &[String] {
         let mut bytes = [0; 8192];
         while let Ok(length) = self.socket.recv(&mut bytes) {
-            self.seen.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+            self.seen
+                .push(String::from_utf8_lossy(&bytes[..length]).into_owned());
         }
         &self.seen
     }
@@ -54,8 +59,9 @@ impl NotifySocket {
         let end = std::time::Instant::now() + limit;
         wait_for(&format!("notification `{text}`"), limit * 2, || {
             let messages = self.messages().iter().enumerate().skip(after);
-            let found =
-                messages.clone().find(|(_, message)| message.lines().any(|line| line.starts_with(text)));
+            let found = messages
+                .clone()
+                .find(|(_, message)| message.lines().any(|line| line.starts_with(text)));
             if let Some((place, message)) = found {
                 return Some((place, message.clone()));
             }

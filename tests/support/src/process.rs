@@ -36,19 +36,30 @@ impl Process {
         let mut fields = fields.skip(8);
         let (user, system) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         let start = fields.nth(6)?.parse().ok()?;
-        Some(Stat { state, parent, group, user_ticks: user, system_ticks: system, start })
+        Some(Stat {
+            state,
+            parent,
+            group,
+            user_ticks: user,
+            system_ticks: system,
+            start,
+        })
     }
 
     /// A number after a name in `/proc/PID/FILE`, 0 when there is none.
     fn number(self, file: &str, name: &str) -> u64 {
         let text = self.read(file).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(0)
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Whether it runs, which a zombie does not.
     pub fn runs(self) -> bool {
-        self.stat().is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+        self.stat()
+            .is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
     }
 
     /// Whether it is stopped by a signal.
@@ -88,18 +99,24 @@ impl Process {
 
     /// CPU time in ticks of 10 ms, user and system.
     pub fn cpu_ticks(self) -> u64 {
-        self.stat().map_or(0, |stat| stat.user_ticks + stat.system_ticks)
+        self.stat()
+            .map_or(0, |stat| stat.user_ticks + stat.system_ticks)
     }
 
     /// Its command line, words separated by spaces.
     pub fn command_line(self) -> String {
-        self.read("cmdline").unwrap_or_default().trim_end_matches('\0').replace('\0', " ")
+        self.read("cmdline")
+            .unwrap_or_default()
+            .trim_end_matches('\0')
+            .replace('\0', " ")
     }
 
     /// The value of a variable in the environment that it was started with.
     pub fn variable(self, name: &str) -> Option<String> {
         let text = self.read("environ")?;
-        text.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+        text.split('\0')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .map(str::to_owned)
     }
 
     /// Its children, zombies too.
@@ -114,26 +131,34 @@ impl Process {
     /// When the signal may not be sent.
     pub fn signal(self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.0).expect("a pid"));
-        assert!(matches!(kill(pid, signal), Ok(()) | Err(Errno::ESRCH)), "cannot signal process {}", self.0);
+        assert!(
+            matches!(kill(pid, signal), Ok(()) | Err(Errno::ESRCH)),
+            "cannot signal process {}",
+            self.0
+        );
     }
 }
 
 /// Every process that can be seen.
 pub fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
-    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Process)).collect()
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Process))
+        .collect()
 }
 
 /// Every running process of a process group.
 pub fn in_group(group: u32) -> Vec<Process> {
-    let belongs =
-        |process: &Process| process.stat().is_some_and(|stat| stat.group == group) && process.runs();
+    let belongs = |process: &Process| {
+        process.stat().is_some_and(|stat| stat.group == group) && process.runs()
+    };
     all().into_iter().filter(belongs).collect()
 }
 
 /// Every running process that was started with this variable set to this value.
 pub fn with_variable(name: &str, value: &str) -> Vec<Process> {
-    let carries = |process: &Process| process.variable(name).as_deref() == Some(value) && process.runs();
+    let carries =
+        |process: &Process| process.variable(name).as_deref() == Some(value) && process.runs();
     all().into_iter().filter(carries).collect()
 }
 
@@ -154,8 +179,11 @@ mod tests {
 
     #[test]
     fn children_are_found() {
-        let mut child =
-            std::process::Command::new("sleep").arg("60").env("MARK", "it").spawn().expect("sleep");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .env("MARK", "it")
+            .spawn()
+            .expect("sleep");
         let process = Process(child.id());
         assert!(Process(std::process::id()).children().contains(&process));
         crate::wait_until("the child to have its own environment", crate::LONG, || {

@@ -193,7 +193,11 @@ impl Setup {
     }
 
     fn command(&self, mark: &str) -> Command {
-        let mut words = self.wrapper.iter().map(OsString::as_os_str).chain([self.binary.as_os_str()]);
+        let mut words = self
+            .wrapper
+            .iter()
+            .map(OsString::as_os_str)
+            .chain([self.binary.as_os_str()]);
         let mut command = Command::new(words.next().expect("there is a binary at least"));
         command.args(words);
         if !self.bound {
@@ -214,9 +218,13 @@ impl Setup {
         for name in FOREIGN {
             command.env_remove(name);
         }
-        command.env("XDG_RUNTIME_DIR", self.directory.path()).env(MARK, mark);
+        command
+            .env("XDG_RUNTIME_DIR", self.directory.path())
+            .env(MARK, mark);
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.current_dir(self.directory.path()).stdin(Stdio::null());
+        command
+            .current_dir(self.directory.path())
+            .stdin(Stdio::null());
         command
     }
 
@@ -227,14 +235,22 @@ impl Setup {
     #[track_caller]
     pub fn spawn(mut self) -> Server {
         static STARTED: AtomicU32 = AtomicU32::new(0);
-        let mark = format!("{}.{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let mark = format!(
+            "{}.{}",
+            std::process::id(),
+            STARTED.fetch_add(1, Ordering::Relaxed)
+        );
         let (reader, writer) = std::io::pipe().expect("a pipe for the log");
         let mut command = self.command(&mark);
         if let Some(input) = self.input.take() {
             command.stdin(input);
         }
-        command.stdout(writer.try_clone().expect("a second end for stdout")).stderr(writer);
-        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.binary));
+        command
+            .stdout(writer.try_clone().expect("a second end for stdout"))
+            .stderr(writer);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.binary));
         // The command holds the pipe's writing end; the log must see its end when the server is gone.
         drop(command);
         Server {
@@ -349,7 +365,11 @@ impl Server {
     /// When it cannot be run.
     pub fn command(&self, words: &[&str]) -> Output {
         let mut command = Command::new(&self.client);
-        command.args(words).arg("--control").arg(self.control()).stdin(Stdio::null());
+        command
+            .args(words)
+            .arg("--control")
+            .arg(self.control())
+            .stdin(Stdio::null());
         command.output().expect("the binary can be run")
     }
 
@@ -370,20 +390,28 @@ impl Server {
     pub fn status(&self) -> Value {
         self.try_status().unwrap_or_else(|| {
             let output = self.command(&["status", "--json"]);
-            panic!("no status: {output:?}\nlog:\n  {}", self.log.lines().join("\n  "))
+            panic!(
+                "no status: {output:?}\nlog:\n  {}",
+                self.log.lines().join("\n  ")
+            )
         })
     }
 
     /// The accepted generation.
     #[track_caller]
     pub fn generation(&self) -> u64 {
-        self.status()["generation"].as_u64().expect("status has a generation")
+        self.status()["generation"]
+            .as_u64()
+            .expect("status has a generation")
     }
 
     /// `starting`, `serving`, `degraded`, `draining` or `stopping`.
     #[track_caller]
     pub fn state(&self) -> String {
-        self.status()["state"].as_str().expect("status has a state").to_owned()
+        self.status()["state"]
+            .as_str()
+            .expect("status has a state")
+            .to_owned()
     }
 
     /// All workers, in the order of their slots.
@@ -395,7 +423,11 @@ impl Server {
     /// The processes of all ready workers, in the order of their slots.
     #[track_caller]
     pub fn ready(&self) -> Vec<Process> {
-        self.workers().iter().filter(|worker| worker.state == "ready").map(|worker| worker.process).collect()
+        self.workers()
+            .iter()
+            .filter(|worker| worker.state == "ready")
+            .map(|worker| worker.process)
+            .collect()
     }
 
     /// Requests in the hands of all workers, as they say themselves.
@@ -408,9 +440,16 @@ impl Server {
     #[track_caller]
     pub fn addresses(&self) -> Vec<Address> {
         let status = self.status();
-        let listeners = status["listeners"].as_array().expect("status has listeners");
-        let address =
-            |value: &Value| value.as_str().expect("a listener is a text").parse().expect("an address");
+        let listeners = status["listeners"]
+            .as_array()
+            .expect("status has listeners");
+        let address = |value: &Value| {
+            value
+                .as_str()
+                .expect("a listener is a text")
+                .parse()
+                .expect("an address")
+        };
         listeners.iter().map(address).collect()
     }
 
@@ -420,7 +459,10 @@ impl Server {
     /// When there is none.
     #[track_caller]
     pub fn address(&self) -> Address {
-        self.addresses().into_iter().next().expect("it listens somewhere")
+        self.addresses()
+            .into_iter()
+            .next()
+            .expect("it listens somewhere")
     }
 
     /// Asks the first address for `path` and demands an answer.
@@ -461,7 +503,10 @@ impl Server {
         let end = std::time::Instant::now() + limit;
         wait_until("settled", limit * 2, || {
             if let Some(status) = self.try_exit() {
-                panic!("the server has exited, {status}:\n  {}", self.log.lines().join("\n  "));
+                panic!(
+                    "the server has exited, {status}:\n  {}",
+                    self.log.lines().join("\n  ")
+                );
             }
             let settled = self.is_settled();
             if !settled && std::time::Instant::now() > end {
@@ -493,7 +538,8 @@ impl Server {
     #[track_caller]
     pub fn wait_for_generation_after(&mut self, before: u64) {
         wait_until("a new generation", LONG, || {
-            self.try_status().is_some_and(|status| status["generation"].as_u64().unwrap_or(0) > before)
+            self.try_status()
+                .is_some_and(|status| status["generation"].as_u64().unwrap_or(0) > before)
         });
         self.wait_until_settled(LONG);
     }
@@ -504,11 +550,16 @@ impl Server {
     /// When it does not come in time.
     #[track_caller]
     pub fn wait_for_replacement(&self, slot: u64, old: Process) -> Worker {
-        wait_for(&format!("a replacement of {old:?} in slot {slot}"), LONG, || {
-            let new =
-                |worker: &Worker| worker.slot == slot && worker.state == "ready" && worker.process != old;
-            workers_of(&self.try_status()?).into_iter().find(new)
-        })
+        wait_for(
+            &format!("a replacement of {old:?} in slot {slot}"),
+            LONG,
+            || {
+                let new = |worker: &Worker| {
+                    worker.slot == slot && worker.state == "ready" && worker.process != old
+                };
+                workers_of(&self.try_status()?).into_iter().find(new)
+            },
+        )
     }
 
     /// Whether it has exited.
@@ -529,7 +580,10 @@ impl Server {
         wait_for("the server's exit", limit * 2, || {
             let exit = self.try_exit();
             if exit.is_none() && std::time::Instant::now() > end {
-                panic!("still there after {limit:?}:\n  {}", self.log.lines().join("\n  "));
+                panic!(
+                    "still there after {limit:?}:\n  {}",
+                    self.log.lines().join("\n  ")
+                );
             }
             exit
         })
@@ -566,7 +620,9 @@ pub fn ready_after(log: &Log) -> Vec<Duration> {
             "ms" => 1e-3,
             unit => panic!("unit {unit} in {line}"),
         };
-        Some(Duration::from_secs_f64(digits.parse::<f64>().expect("a number") * unit))
+        Some(Duration::from_secs_f64(
+            digits.parse::<f64>().expect("a number") * unit,
+        ))
     };
     log.lines().iter().filter_map(|line| time(line)).collect()
 }
@@ -574,14 +630,25 @@ pub fn ready_after(log: &Log) -> Vec<Duration> {
 /// Copies a program. By another process: one that this process has open for writing cannot be started while some
 /// other test forks, since the child has it open, too.
 fn copy_program(from: &Path, to: &Path) {
-    let status = Command::new("cp").arg(from).arg(to).status().expect("cp can be run");
-    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
+    let status = Command::new("cp")
+        .arg(from)
+        .arg(to)
+        .status()
+        .expect("cp can be run");
+    assert!(
+        status.success(),
+        "cannot copy {} to {}",
+        from.display(),
+        to.display()
+    );
 }
 
 /// Whether a status tells of a settled server.
 fn settled(status: &Value) -> bool {
     let generation = status["generation"].as_u64();
-    let Some(slots) = status["slots"].as_array() else { return false };
+    let Some(slots) = status["slots"].as_array() else {
+        return false;
+    };
     status["state"] == "serving"
         && status["reload"].is_null()
         && !slots.is_empty()
@@ -589,7 +656,8 @@ fn settled(status: &Value) -> bool {
             let workers = slot["workers"].as_array().map_or(&[][..], Vec::as_slice);
             // One that is retired has had workers, and has none.
             let retired = slot["open"] == false && workers.is_empty();
-            let ready = |one: &Value| one["state"] == "ready" && one["generation"].as_u64() == generation;
+            let ready =
+                |one: &Value| one["state"] == "ready" && one["generation"].as_u64() == generation;
             retired || matches!(workers, [one] if ready(one))
         })
 }
@@ -597,11 +665,16 @@ fn settled(status: &Value) -> bool {
 fn workers_of(status: &Value) -> Vec<Worker> {
     let slots = status["slots"].as_array().expect("status has slots");
     let number = |value: &Value, name: &str| {
-        value[name].as_u64().unwrap_or_else(|| panic!("status has no number `{name}` in {value}"))
+        value[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("status has no number `{name}` in {value}"))
     };
     let of_slot = |slot: &Value| {
         let place = number(slot, "slot");
-        let workers = slot["workers"].as_array().expect("a slot has workers").clone();
+        let workers = slot["workers"]
+            .as_array()
+            .expect("a slot has workers")
+            .clone();
         workers.into_iter().map(move |worker| Worker {
             slot: place,
             id: number(&worker, "worker"),
@@ -619,7 +692,10 @@ impl Drop for Server {
         let failing = std::thread::panicking();
         if failing {
             // Before the ending below adds its own lines.
-            eprintln!("--- log of the server under test\n  {}\n---", self.log.lines().join("\n  "));
+            eprintln!(
+                "--- log of the server under test\n  {}\n---",
+                self.log.lines().join("\n  ")
+            );
         }
         if self.try_exit().is_none() {
             // A test may have left it stopped.
@@ -637,11 +713,17 @@ impl Drop for Server {
         }
         // Workers may need a moment to notice; what is left after that is a leak.
         let end = std::time::Instant::now() + Duration::from_secs(5);
-        while !self.descendants().is_empty() && std::time::Instant::now() < end && !self.survivors_allowed {
+        while !self.descendants().is_empty()
+            && std::time::Instant::now() < end
+            && !self.survivors_allowed
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
         let left = self.descendants();
-        let names: Vec<_> = left.iter().map(|process| (process.0, process.command_line())).collect();
+        let names: Vec<_> = left
+            .iter()
+            .map(|process| (process.0, process.command_line()))
+            .collect();
         for process in &left {
             process.signal(Signal::SIGKILL);
         }

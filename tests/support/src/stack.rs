@@ -51,7 +51,17 @@ impl Stack {
     pub fn new(name: &'static str, binary: &'static str, body: &'static str) -> Self {
         let (program, arguments) = (Vec::new(), Vec::new());
         let (slow, block) = ("/slow", "/block");
-        Self { name, binary, program, arguments, body, slow, block, speaks: Speaks::Nothing, drops: None }
+        Self {
+            name,
+            binary,
+            program,
+            arguments,
+            body,
+            slow,
+            block,
+            speaks: Speaks::Nothing,
+            drops: None,
+        }
     }
 
     /// The program and its arguments.
@@ -91,11 +101,19 @@ impl Stack {
     }
 
     fn setup(&self, ready: &str) -> Setup {
-        let setup = Server::setup(self.binary).workers(2).args(["--probation", "100ms"]);
-        let setup = setup.args(self.arguments.iter().cloned()).program(self.program.iter().cloned());
+        let setup = Server::setup(self.binary)
+            .workers(2)
+            .args(["--probation", "100ms"]);
+        let setup = setup
+            .args(self.arguments.iter().cloned())
+            .program(self.program.iter().cloned());
         let in_hand = setup.path(IN_HAND);
         let setup = setup.env("IN_HAND", in_hand);
-        if self.speaks == Speaks::Channel { setup } else { setup.args(["--ready", ready]) }
+        if self.speaks == Speaks::Channel {
+            setup
+        } else {
+            setup.args(["--ready", ready])
+        }
     }
 
     /// Measures the five facts and writes them down.
@@ -111,12 +129,20 @@ impl Stack {
             None => own,
         };
         let hangs = self.hangs();
-        let row = format!("| {} | {serves} | {ready} | {reloads} | {stops} | {hangs} |", self.name);
+        let row = format!(
+            "| {} | {serves} | {ready} | {reloads} | {stops} | {hangs} |",
+            self.name
+        );
         println!("STACK {row}");
         let directory = crate::root().join("target/stacks");
         fs::create_dir_all(&directory).expect("target/ can be written");
         let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == ' ';
-        let file = self.name.chars().filter(|letter| plain(*letter)).collect::<String>().replace(' ', "-");
+        let file = self
+            .name
+            .chars()
+            .filter(|letter| plain(*letter))
+            .collect::<String>()
+            .replace(' ', "-");
         fs::write(directory.join(file + ".row"), row + "\n").expect("target/ can be written");
     }
 
@@ -126,21 +152,38 @@ impl Stack {
 
     /// Serves, and when it is ready by its own means.
     fn serves(&self) -> (String, String) {
-        let setup = self.setup(if self.speaks == Speaks::InTime { "notify" } else { "auto" });
+        let setup = self.setup(if self.speaks == Speaks::InTime {
+            "notify"
+        } else {
+            "auto"
+        });
         // Far too early, or a slow machine's own delay would look like patience.
-        let delay = if self.speaks == Speaks::Early { 6 * DELAY } else { DELAY };
-        let server = setup.env("START_DELAY", delay.as_secs_f64().to_string()).start();
+        let delay = if self.speaks == Speaks::Early {
+            6 * DELAY
+        } else {
+            DELAY
+        };
+        let server = setup
+            .env("START_DELAY", delay.as_secs_f64().to_string())
+            .start();
         let report = run(&self.plan(&server).count(200));
         report.assert_flawless();
         let after = earliest(&server);
         let own = match self.speaks {
             Speaks::InTime => {
-                assert!(after >= DELAY, "READY=1 {after:?} after a start that takes {DELAY:?}");
+                assert!(
+                    after >= DELAY,
+                    "READY=1 {after:?} after a start that takes {DELAY:?}"
+                );
                 format!("READY=1 after {}", seconds(after))
             }
             Speaks::Early => {
                 assert!(after < delay, "it has learned to speak in time: {after:?}");
-                format!("READY=1 too early, after {} of {}", seconds(after), seconds(delay))
+                format!(
+                    "READY=1 too early, after {} of {}",
+                    seconds(after),
+                    seconds(delay)
+                )
             }
             Speaks::Nothing => {
                 assert!(after >= Duration::from_secs(1), "{after:?}");
@@ -154,7 +197,9 @@ impl Stack {
     /// When it is seen to be ready, what is lost in reloads, and how it stops.
     fn reloads_and_stops(&self) -> (Option<Duration>, String, String) {
         let setup = self.setup("listen").args(["--graceful-timeout", "10s"]);
-        let mut server = setup.env("START_DELAY", DELAY.as_secs_f64().to_string()).start();
+        let mut server = setup
+            .env("START_DELAY", DELAY.as_secs_f64().to_string())
+            .start();
         let load = start(self.plan(&server));
         for _ in 0..RELOADS {
             load.wait_for_more(20);
@@ -163,7 +208,10 @@ impl Stack {
         load.wait_for_more(20);
         let report = load.finish();
         let seen = (self.speaks != Speaks::Channel).then(|| earliest(&server));
-        assert!(seen.is_none_or(|seen| seen >= DELAY), "seen {seen:?} after a start that takes {DELAY:?}");
+        assert!(
+            seen.is_none_or(|seen| seen >= DELAY),
+            "seen {seen:?} after a start that takes {DELAY:?}"
+        );
         let reloads = self.judge(&report);
         (seen, reloads, self.stops(server))
     }
@@ -178,8 +226,15 @@ impl Stack {
         let its_own = report.count(Failure::EofEarly)
             + report.count(Failure::ReadReset)
             + report.count(Failure::WriteReset);
-        assert!(report.failed() == its_own && its_own <= RELOADS * CLIENTS as u64, "{report}");
-        let why = if its_own == 0 { String::new() } else { format!(": {how}") };
+        assert!(
+            report.failed() == its_own && its_own <= RELOADS * CLIENTS as u64,
+            "{report}"
+        );
+        let why = if its_own == 0 {
+            String::new()
+        } else {
+            format!(": {how}")
+        };
         format!("{RELOADS} reloads, {requests} requests, {its_own} lost{why}")
     }
 
@@ -197,9 +252,19 @@ impl Stack {
         server.signal(SIGTERM);
         let status = server.wait_exit(LONG);
         let gone = asked.elapsed();
-        let response = request.join().expect("no panic").expect("the request in hand is answered");
-        assert!(response.status == 200 && status.success(), "{response:?}, {status}");
-        assert_eq!(server.log().count("did not finish draining"), 0, "it leaves by itself");
+        let response = request
+            .join()
+            .expect("no panic")
+            .expect("the request in hand is answered");
+        assert!(
+            response.status == 200 && status.success(),
+            "{response:?}, {status}"
+        );
+        assert_eq!(
+            server.log().count("did not finish draining"),
+            0,
+            "it leaves by itself"
+        );
         format!("answers, leaves after {}", seconds(gone))
     }
 
@@ -213,16 +278,29 @@ impl Stack {
             .expect("sent");
         let load = start(self.plan(&server).timeout(2 * LONG));
         let line = server.wait_for_log("sending SIGABRT");
-        let number = line.split_once("(slot ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+        let number = line
+            .split_once("(slot ")
+            .and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
         let slot: u64 = number.unwrap_or_else(|| panic!("no slot in {line}"));
-        let old = before.iter().find(|worker| worker.slot == slot).expect("it was ready").process;
+        let old = before
+            .iter()
+            .find(|worker| worker.slot == slot)
+            .expect("it was ready")
+            .process;
         server.wait_for_replacement(slot, old);
         wait_until("the hung worker's end", LONG, || !old.runs());
         load.wait_for_more(20);
         load.finish();
-        let how = if line.contains("missed its heartbeat") { "its heartbeat" } else { "its queue" };
+        let how = if line.contains("missed its heartbeat") {
+            "its heartbeat"
+        } else {
+            "its queue"
+        };
         let (_, rest) = line.split_once(" for ").expect("it is said for how long");
-        format!("by {how} after {}", rest.split(';').next().unwrap_or(rest).replace('s', " s"))
+        format!(
+            "by {how} after {}",
+            rest.split(';').next().unwrap_or(rest).replace('s', " s")
+        )
     }
 }
 
@@ -231,7 +309,10 @@ const IN_HAND: &str = "in-hand";
 
 /// When the first worker was ready, counted from its start.
 fn earliest(server: &Server) -> Duration {
-    ready_after(server.log()).into_iter().min().expect("somebody was ready")
+    ready_after(server.log())
+        .into_iter()
+        .min()
+        .expect("somebody was ready")
 }
 
 fn seconds(time: Duration) -> String {

@@ -20,12 +20,27 @@ pub fn run(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, argum
 /// # Panics
 /// As [`run`].
 #[track_caller]
-pub fn run_newer(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, arguments: &[&OsStr]) {
+pub fn run_newer(
+    test: &str,
+    units: &[PathBuf],
+    shown: &[&Path],
+    program: &Path,
+    arguments: &[&OsStr],
+) {
     let place = root().join("target/newer-systemd");
-    let files = std::fs::read_dir(&place).into_iter().flatten().flatten().map(|entry| entry.path());
-    let packages: Vec<_> = files.filter(|path| path.extension().is_some_and(|kind| kind == "deb")).collect();
+    let files = std::fs::read_dir(&place)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let packages: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|kind| kind == "deb"))
+        .collect();
     if packages.is_empty() || !place.join("complete").exists() {
-        return skipped(test, "no newer systemd is there (scripts/newer-systemd fetches one)");
+        return skipped(
+            test,
+            "no newer systemd is there (scripts/newer-systemd fetches one)",
+        );
     }
     boot(test, &packages, units, shown, program, arguments);
 }
@@ -40,15 +55,28 @@ fn boot(
     arguments: &[&OsStr],
 ) {
     if !nix::unistd::geteuid().is_root() {
-        return skipped(test, "needs root, to boot a systemd in namespaces of its own");
+        return skipped(
+            test,
+            "needs root, to boot a systemd in namespaces of its own",
+        );
     }
-    if !Path::new("/usr/lib/systemd/systemd").exists() && !Path::new("/lib/systemd/systemd").exists() {
+    if !Path::new("/usr/lib/systemd/systemd").exists()
+        && !Path::new("/lib/systemd/systemd").exists()
+    {
         return skipped(test, "systemd is not installed");
     }
     let output = Command::new(root().join("scripts/with-systemd"))
         .arg("--timeout=120")
-        .args(packages.iter().map(|package| format!("--deb={}", package.display())))
-        .args(shown.iter().map(|directory| format!("--bind={}", directory.display())))
+        .args(
+            packages
+                .iter()
+                .map(|package| format!("--deb={}", package.display())),
+        )
+        .args(
+            shown
+                .iter()
+                .map(|directory| format!("--bind={}", directory.display())),
+        )
         .args(units)
         .arg("--")
         .arg(program)
@@ -70,5 +98,7 @@ fn boot(
 /// Whether this process runs under a systemd that [`run`] has booted, where it may do anything.
 pub fn is_inside() -> bool {
     let environment = std::fs::read("/proc/1/environ").unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|variable| variable == b"container=throw-away")
+    environment
+        .split(|byte| *byte == 0)
+        .any(|variable| variable == b"container=throw-away")
 }

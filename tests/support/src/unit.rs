@@ -28,7 +28,10 @@ pub fn install(binary: &Path) {
 /// # Panics
 /// When it cannot be run.
 pub fn command(words: &[&str]) -> Output {
-    Command::new(words[0]).args(&words[1..]).output().unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    Command::new(words[0])
+        .args(&words[1..])
+        .output()
+        .unwrap_or_else(|error| panic!("{words:?}: {error}"))
 }
 
 /// What a command says on standard output.
@@ -54,7 +57,12 @@ impl Unit {
     /// When it fails; with the journal.
     #[track_caller]
     pub fn must(&self, verb: &str) {
-        assert!(self.try_to(verb), "systemctl {verb} {}: {}", self.0, self.journal());
+        assert!(
+            self.try_to(verb),
+            "systemctl {verb} {}: {}",
+            self.0,
+            self.journal()
+        );
     }
 
     /// A property, as `systemctl show` tells it.
@@ -77,7 +85,9 @@ impl Unit {
     /// # Panics
     /// When systemd does not tell.
     pub fn stored(&self) -> u32 {
-        self.property("NFileDescriptorStore").parse().expect("a number")
+        self.property("NFileDescriptorStore")
+            .parse()
+            .expect("a number")
     }
 
     /// Its whole journal.
@@ -90,8 +100,17 @@ impl Unit {
     /// # Panics
     /// When journalctl writes no JSON.
     pub fn entries(&self) -> Vec<serde_json::Value> {
-        let text = said(&["journalctl", "--no-pager", "--output=json", "--all", "--unit", self.0]);
-        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+        let text = said(&[
+            "journalctl",
+            "--no-pager",
+            "--output=json",
+            "--all",
+            "--unit",
+            self.0,
+        ]);
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
     }
 
     /// Changes it by a drop-in; none of these tests is about restarting too often.

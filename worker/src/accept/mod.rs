@@ -36,12 +36,25 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// Those that a worker has inherited, by whose they are.
-    pub(crate) fn new(own: Vec<OwnedFd>, near: Vec<OwnedFd>, far: Vec<OwnedFd>, accept: Accept) -> Self {
+    pub(crate) fn new(
+        own: Vec<OwnedFd>,
+        near: Vec<OwnedFd>,
+        far: Vec<OwnedFd>,
+        accept: Accept,
+    ) -> Self {
         let of_slot = |socket: &OwnedFd| SockRef::from(socket).reuse_port().unwrap_or(false);
-        let shared = own.iter().map(|socket| accept == Accept::Shared || !of_slot(socket)).collect();
+        let shared = own
+            .iter()
+            .map(|socket| accept == Accept::Shared || !of_slot(socket))
+            .collect();
         let ends = (own.len(), own.len() + near.len());
         let sockets = own.into_iter().chain(near).chain(far).collect();
-        Self { sockets, own: 0..ends.0, near: ends.0..ends.1, shared }
+        Self {
+            sockets,
+            own: 0..ends.0,
+            near: ends.0..ends.1,
+            shared,
+        }
     }
 
     /// Takes one connection out of a queue, if there is one. There is none in a socket that was shut down.
@@ -111,10 +124,20 @@ impl Acceptor {
     pub(crate) fn new(listeners: Arc<Listeners>) -> io::Result<Self> {
         let event_loop = EventLoop::of_this_thread()?;
         // Without the event loop every worker would be woken for every connection: the near queues become far ones.
-        let watched = if event_loop.is_some() { listeners.near.end } else { listeners.own.end };
+        let watched = if event_loop.is_some() {
+            listeners.near.end
+        } else {
+            listeners.own.end
+        };
         let watches = (0..watched).map(|index| {
-            let listener = Listener { all: Arc::clone(&listeners), index };
-            Watch::new(event_loop.as_ref(), sys::watch(listener, Interest::READABLE)?)
+            let listener = Listener {
+                all: Arc::clone(&listeners),
+                index,
+            };
+            Watch::new(
+                event_loop.as_ref(),
+                sys::watch(listener, Interest::READABLE)?,
+            )
         });
         Ok(Self {
             watches: watches.collect::<io::Result<_>>()?,
@@ -130,7 +153,11 @@ impl Acceptor {
     /// Watches the queues.
     pub(crate) fn resume(&self) -> io::Result<()> {
         if !self.watching.replace(true) {
-            let count = if self.settled.get() { self.watches.len() } else { self.listeners.own.end };
+            let count = if self.settled.get() {
+                self.watches.len()
+            } else {
+                self.listeners.own.end
+            };
             self.watches[..count].iter().try_for_each(Watch::begin)?;
         }
         Ok(())
@@ -147,7 +174,10 @@ impl Acceptor {
     /// Watches the near queues, too, from now on. Workers start together: by now their owners watch them.
     pub(crate) fn settle(&self) {
         self.settled.set(true);
-        self.listeners.near.clone().for_each(|index| self.go_behind(index));
+        self.listeners
+            .near
+            .clone()
+            .for_each(|index| self.go_behind(index));
     }
 
     /// Lets the owners of the near queues go first, and looks into its own and the far ones.
@@ -155,12 +185,21 @@ impl Acceptor {
         // Whoever was woken for a connection may have taken another one at the same time and have no room any more. The kernel
         // wakes nobody else for it, and siblings that could look are busy.
         if self.watching.get() && self.somebody_waits() {
-            self.listeners.own.clone().for_each(|index| self.go_behind(index));
+            self.listeners
+                .own
+                .clone()
+                .for_each(|index| self.go_behind(index));
         }
         if self.settled.get() {
-            self.listeners.near.clone().for_each(|index| self.go_behind(index));
+            self.listeners
+                .near
+                .clone()
+                .for_each(|index| self.go_behind(index));
         }
-        self.far_waits.set(self.listeners.somebody_waits(self.watches.len()..self.listeners.sockets.len()));
+        self.far_waits.set(
+            self.listeners
+                .somebody_waits(self.watches.len()..self.listeners.sockets.len()),
+        );
         if self.far_waits.get()
             && let Some(waker) = self.waker.take()
         {
@@ -210,7 +249,9 @@ impl Acceptor {
     }
 
     fn take_of(&self, mut queues: Range<usize>) -> io::Result<Option<OwnedFd>> {
-        queues.find_map(|index| self.listeners.take(index).transpose()).transpose()
+        queues
+            .find_map(|index| self.listeners.take(index).transpose())
+            .transpose()
     }
 
     /// All queues in the order in which they are asked: its own, near, far. Within the first two another one comes first each
@@ -222,7 +263,9 @@ impl Acceptor {
             (first..queues.end).chain(queues.start..first)
         };
         let far = self.listeners.near.end..self.listeners.sockets.len();
-        rotate(self.listeners.own.clone()).chain(rotate(self.listeners.near.clone())).chain(far)
+        rotate(self.listeners.own.clone())
+            .chain(rotate(self.listeners.near.clone()))
+            .chain(far)
     }
 
     /// Goes to the end of the line of those who wait for a queue.

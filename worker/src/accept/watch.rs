@@ -32,8 +32,11 @@ impl EventLoop {
     pub(super) fn of_this_thread() -> io::Result<Option<Self>> {
         let sign = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let sign = sys::watch(OwnedFd::from(sign), Interest::READABLE)?;
-        let Ok(open) = fs::read_dir("/proc/self/fd") else { return Ok(None) };
-        let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+        let Ok(open) = fs::read_dir("/proc/self/fd") else {
+            return Ok(None);
+        };
+        let numbers =
+            open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
         let watches = |number: RawFd| data_of(number, sign.as_raw_fd()).is_some();
         for number in numbers.filter(|number| watches(*number)) {
             // Between the look and the copy another thread may have put something else there: look at the copy.
@@ -55,7 +58,11 @@ fn data_of(epoll: RawFd, watched: RawFd) -> Option<u64> {
         let mut value = |name| words.find(|word| *word == name).and_then(|_| words.next());
         let number: RawFd = value("tfd:")?.parse().ok()?;
         let data = value("data:")?;
-        if number == watched { u64::from_str_radix(data, 16).ok() } else { None }
+        if number == watched {
+            u64::from_str_radix(data, 16).ok()
+        } else {
+            None
+        }
     })
 }
 
@@ -72,17 +79,24 @@ impl<T: AsRawFd + AsFd> Watch<T> {
     /// Prepares it: it is not watched before [`begin`](Self::begin).
     pub(super) fn new(event_loop: Option<&EventLoop>, listener: AsyncFd<T>) -> io::Result<Self> {
         let watched = listener.get_ref().as_raw_fd();
-        let exclusive = event_loop
-            .and_then(|EventLoop(epoll)| Some((Rc::clone(epoll), data_of(epoll.0.as_raw_fd(), watched)?)));
+        let exclusive = event_loop.and_then(|EventLoop(epoll)| {
+            Some((Rc::clone(epoll), data_of(epoll.0.as_raw_fd(), watched)?))
+        });
         if let Some((epoll, _)) = &exclusive {
             epoll.delete(listener.get_ref().as_fd())?;
         }
-        Ok(Self { listener, exclusive, shut: Cell::new(false) })
+        Ok(Self {
+            listener,
+            exclusive,
+            shut: Cell::new(false),
+        })
     }
 
     /// Watches it, behind everybody who does so already.
     pub(super) fn begin(&self) -> io::Result<()> {
-        let Some((epoll, data)) = self.exclusive.as_ref().filter(|_| !self.shut.get()) else { return Ok(()) };
+        let Some((epoll, data)) = self.exclusive.as_ref().filter(|_| !self.shut.get()) else {
+            return Ok(());
+        };
         let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE, *data);
         Ok(epoll.add(self.listener.get_ref().as_fd(), event)?)
     }

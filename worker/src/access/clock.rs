@@ -12,8 +12,9 @@ pub(crate) struct Clock {
     milliseconds: u32,
 }
 
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const MONTHS: [&str; 12] = [
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+];
 
 impl Clock {
     /// Looks at the time.
@@ -27,9 +28,20 @@ impl Clock {
     }
 
     fn tell(&mut self, time: &sys::LocalTime) {
-        let sys::LocalTime { year, month, day, hour, minute, second, offset } = *time;
+        let sys::LocalTime {
+            year,
+            month,
+            day,
+            hour,
+            minute,
+            second,
+            offset,
+        } = *time;
         let sign = if offset < 0 { '-' } else { '+' };
-        let (hours, minutes) = (offset.unsigned_abs() / 3600, offset.unsigned_abs() / 60 % 60);
+        let (hours, minutes) = (
+            offset.unsigned_abs() / 3600,
+            offset.unsigned_abs() / 60 % 60,
+        );
         let name = MONTHS.get(month as usize - 1).unwrap_or(&"???");
         self.local.clear();
         self.iso.clear();
@@ -65,8 +77,15 @@ mod tests {
     #[test]
     fn both_notations() {
         let mut clock = Clock::default();
-        let time =
-            sys::LocalTime { year: 2026, month: 3, day: 1, hour: 2, minute: 3, second: 4, offset: -12_600 };
+        let time = sys::LocalTime {
+            year: 2026,
+            month: 3,
+            day: 1,
+            hour: 2,
+            minute: 3,
+            second: 4,
+            offset: -12_600,
+        };
         clock.tell(&time);
         assert_eq!(clock.local(), b"01/Mar/2026:02:03:04 -0330");
         assert_eq!(clock.iso(), b"2026-03-01T02:03:04-03:30");

@@ -114,23 +114,38 @@ impl Template {
         text.push(b'\n');
         fixed += text.len();
         parts.push(Part::Text(text));
-        let needs_clock = late
-            .iter()
-            .any(|variable| matches!(variable, Variable::TimeLocal | Variable::TimeIso8601 | Variable::Msec));
+        let needs_clock = late.iter().any(|variable| {
+            matches!(
+                variable,
+                Variable::TimeLocal | Variable::TimeIso8601 | Variable::Msec
+            )
+        });
         let room = LONGEST.saturating_sub(fixed);
-        Self { parts, late, escape: format.escape, room, long, needs_clock }
+        Self {
+            parts,
+            late,
+            escape: format.escape,
+            room,
+            long,
+            needs_clock,
+        }
     }
 
     /// Writes what the head tells, with marks for the rest.
     pub(super) fn begin<B>(&self, line: &mut Vec<u8>, request: &Request<B>, peer: &str, port: u16) {
-        let mut room = Room { left: self.room, parts: self.long };
+        let mut room = Room {
+            left: self.room,
+            parts: self.long,
+        };
         for part in &self.parts {
             match part {
                 Part::Text(text) => line.extend_from_slice(text),
                 Part::Late => line.push(MARK),
                 Part::Header(name) => {
                     let value = request.headers().get(name).map(http::HeaderValue::as_bytes);
-                    room.put(line, |line, limit| self.value(line, value.unwrap_or_default(), limit));
+                    room.put(line, |line, limit| {
+                        self.value(line, value.unwrap_or_default(), limit)
+                    });
                 }
                 Part::Early(Variable::RemoteAddr) => line.extend_from_slice(peer.as_bytes()),
                 Part::Early(Variable::RemotePort) => number(line, port.into()),
@@ -149,20 +164,30 @@ impl Template {
         match variable {
             Variable::Request => {
                 let end = line.len() + limit.saturating_sub(1 + 1 + 8);
-                escape(line, request.method().as_str().as_bytes(), limit.saturating_sub(10), self.escape);
+                escape(
+                    line,
+                    request.method().as_str().as_bytes(),
+                    limit.saturating_sub(10),
+                    self.escape,
+                );
                 line.push(b' ');
                 let limit = (end + 1).saturating_sub(line.len());
                 with_target(uri, |target| escape(line, target, limit, self.escape));
                 line.push(b' ');
                 line.extend_from_slice(protocol(request.version()));
             }
-            Variable::RequestMethod => self.value(line, request.method().as_str().as_bytes(), limit),
+            Variable::RequestMethod => {
+                self.value(line, request.method().as_str().as_bytes(), limit)
+            }
             Variable::RequestUri => with_target(uri, |target| self.value(line, target, limit)),
             Variable::Uri => self.value(line, uri.path().as_bytes(), limit),
             Variable::Args => self.value(line, uri.query().unwrap_or_default().as_bytes(), limit),
             Variable::Host => {
                 let named = uri.host().map(str::as_bytes);
-                let host = request.headers().get(http::header::HOST).map(http::HeaderValue::as_bytes);
+                let host = request
+                    .headers()
+                    .get(http::header::HOST)
+                    .map(http::HeaderValue::as_bytes);
                 self.value(line, named.or(host).unwrap_or_default(), limit);
             }
             // All others are short or late.
@@ -185,7 +210,9 @@ impl Template {
         }
         let mut rest = line;
         for variable in &self.late {
-            let Some(at) = memchr::memchr(MARK, rest) else { break };
+            let Some(at) = memchr::memchr(MARK, rest) else {
+                break;
+            };
             out.extend_from_slice(&rest[..at]);
             rest = &rest[at + 1..];
             match variable {
@@ -196,7 +223,14 @@ impl Template {
                     seconds(out, second, milliseconds);
                 }
                 // Its client has gone before there was an answer: nginx's number for that.
-                Variable::Status => number(out, if late.status == 0 { 499 } else { late.status.into() }),
+                Variable::Status => number(
+                    out,
+                    if late.status == 0 {
+                        499
+                    } else {
+                        late.status.into()
+                    },
+                ),
                 Variable::BodyBytesSent => number(out, late.body),
                 Variable::RequestTime => {
                     let milliseconds = u32::try_from(late.took_us / 1000 % 1000).unwrap_or(0);
@@ -322,18 +356,32 @@ mod tests {
     use prefork::{GenerationId, Slot, WorkerId};
 
     fn line(format: &str, request: &Request<()>) -> String {
-        let context = Context { slot: Slot(2), generation: GenerationId(3), worker: WorkerId(7), workers: 8 };
+        let context = Context {
+            slot: Slot(2),
+            generation: GenerationId(3),
+            worker: WorkerId(7),
+            workers: 8,
+        };
         let template = Template::new(&format.parse().expect(format), context);
         let (mut first, mut whole) = (Vec::new(), Vec::new());
         template.begin(&mut first, request, "192.0.2.1", 4711);
-        let late = Late { status: 200, body: 12, took_us: 1_023_400, connection: 5, requests: 6 };
+        let late = Late {
+            status: 200,
+            body: 12,
+            took_us: 1_023_400,
+            connection: 5,
+            requests: 6,
+        };
         template.end(&mut whole, &first, &late, &mut Clock::default());
         String::from_utf8(whole).expect("text")
     }
 
     fn request(uri: &str, agent: &[u8]) -> Request<()> {
         let agent = http::HeaderValue::from_bytes(agent).expect("a value");
-        Request::get(uri).header("user-agent", agent).body(()).expect("a request")
+        Request::get(uri)
+            .header("user-agent", agent)
+            .body(())
+            .expect("a request")
     }
 
     #[test]
@@ -343,7 +391,10 @@ mod tests {
             "$remote_addr:$remote_port \"$request\" $uri $args $status $body_bytes_sent $request_time $connection/$connection_requests $worker $slot $generation $http_user_agent $http_x $remote_user",
             &request,
         );
-        assert_eq!(told, "192.0.2.1:4711 \"GET /a?b=c HTTP/1.1\" /a b=c 200 12 1.023 5/6 7 2 3 test - -\n");
+        assert_eq!(
+            told,
+            "192.0.2.1:4711 \"GET /a?b=c HTTP/1.1\" /a b=c 200 12 1.023 5/6 7 2 3 test - -\n"
+        );
     }
 
     #[test]
@@ -351,8 +402,14 @@ mod tests {
         let request = request("/\"q", b"a\"b\\c\td\xff\xc3\xa4");
         let told = line("\"$request_uri\" \"$http_user_agent\"", &request);
         assert_eq!(told, "\"/\\x22q\" \"a\\x22b\\x5Cc\\x09d\\xFF\\xC3\\xA4\"\n");
-        let told = line("escape=json {\"u\":\"$request_uri\",\"a\":\"$http_user_agent\"}", &request);
-        assert_eq!(told, "{\"u\":\"/\\\"q\",\"a\":\"a\\\"b\\\\c\\u0009d\\u00ffä\"}\n");
+        let told = line(
+            "escape=json {\"u\":\"$request_uri\",\"a\":\"$http_user_agent\"}",
+            &request,
+        );
+        assert_eq!(
+            told,
+            "{\"u\":\"/\\\"q\",\"a\":\"a\\\"b\\\\c\\u0009d\\u00ffä\"}\n"
+        );
     }
 
     #[test]
@@ -361,7 +418,11 @@ mod tests {
         for agent in [b"\"".repeat(8000), b"y".repeat(8000), b"z".to_vec()] {
             for format in ["combined", "json", "$request $http_user_agent $uri $args"] {
                 let told = line(format, &request(&format!("/{long}"), &agent));
-                assert!(told.len() <= LONGEST && told.ends_with('\n'), "{format}: {}", told.len());
+                assert!(
+                    told.len() <= LONGEST && told.ends_with('\n'),
+                    "{format}: {}",
+                    told.len()
+                );
                 assert!(told.len() > LONGEST / 2, "{format}: {}", told.len());
                 assert!(format != "json" || told.ends_with("}\n"));
             }

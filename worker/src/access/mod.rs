@@ -75,12 +75,15 @@ impl AccessLog {
 
     /// A request's line is complete.
     pub(crate) fn end(&self, thread: usize, line: &[u8], late: &Late, clock: &RefCell<Clock>) {
-        let Some(buffer) = self.buffers.get(thread) else { return };
+        let Some(buffer) = self.buffers.get(thread) else {
+            return;
+        };
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if buffer.capacity() == 0 {
             buffer.reserve(FULL + prefork::access::LONGEST);
         }
-        self.template.end(&mut buffer, line, late, &mut clock.borrow_mut());
+        self.template
+            .end(&mut buffer, line, late, &mut clock.borrow_mut());
         if buffer.len() >= FULL {
             self.writer.push(std::mem::take(&mut *buffer));
         }

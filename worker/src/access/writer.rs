@@ -55,9 +55,17 @@ impl Writer {
     pub(super) fn start(descriptor: OwnedFd) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
-        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            Pen { file: File::new(descriptor), lost: 0, reason: String::new(), told: None }.run(&theirs)
-        })?;
+        thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || {
+                Pen {
+                    file: File::new(descriptor),
+                    lost: 0,
+                    reason: String::new(),
+                    told: None,
+                }
+                .run(&theirs)
+            })?;
         Ok(Self { shared })
     }
 
@@ -92,14 +100,25 @@ impl Writer {
             if left.is_zero() {
                 break;
             }
-            state = self.shared.done.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self
+                .shared
+                .done
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         state.leave = true;
-        let lost =
-            std::mem::take(&mut state.lost) + state.queue.drain(..).map(|lines| count(&lines)).sum::<u64>();
+        let lost = std::mem::take(&mut state.lost)
+            + state
+                .queue
+                .drain(..)
+                .map(|lines| count(&lines))
+                .sum::<u64>();
         drop(state);
         if lost > 0 {
-            log::warn!("{lost} lines of the access log are lost: whoever reads it, or its disk, is too slow");
+            log::warn!(
+                "{lost} lines of the access log are lost: whoever reads it, or its disk, is too slow"
+            );
         }
     }
 }
@@ -118,7 +137,12 @@ impl File {
         use nix::sys::stat::SFlag;
         let mode = nix::sys::stat::fstat(&descriptor).map_or(0, |status| status.st_mode);
         let kind = SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits());
-        Self { descriptor, regular: kind == SFlag::S_IFREG, socket: kind == SFlag::S_IFSOCK, torn: false }
+        Self {
+            descriptor,
+            regular: kind == SFlag::S_IFREG,
+            socket: kind == SFlag::S_IFSOCK,
+            torn: false,
+        }
     }
 
     /// How many of the lines to write at once.
@@ -177,14 +201,21 @@ impl Pen {
                     break lines;
                 }
                 state = match self.due() {
-                    None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    None => shared
+                        .work
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner),
                     Some(wait) if wait.is_zero() => {
                         drop(state);
                         self.tell();
                         shared.state()
                     }
                     Some(wait) => {
-                        shared.work.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0
+                        shared
+                            .work
+                            .wait_timeout(state, wait)
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .0
                     }
                 };
             };
@@ -241,7 +272,9 @@ impl Pen {
 
     /// How long until losses are to be told; `None`: there are none.
     fn due(&self) -> Option<Duration> {
-        let until = self.told.map_or(Duration::ZERO, |told| TELL.saturating_sub(told.elapsed()));
+        let until = self
+            .told
+            .map_or(Duration::ZERO, |told| TELL.saturating_sub(told.elapsed()));
         (self.lost > 0).then_some(until)
     }
 
@@ -289,13 +322,18 @@ mod tests {
         drop(writer);
         assert!(read.as_raw_fd() > 0);
         let mut text = String::new();
-        std::fs::File::from(read).read_to_string(&mut text).expect("text");
+        std::fs::File::from(read)
+            .read_to_string(&mut text)
+            .expect("text");
         assert!(text.len() > 16_000 && text.lines().all(|found| found.len() == 999));
     }
 
     #[test]
     fn another_file_is_written_from_then_on() {
-        let (one, other) = (tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file"));
+        let (one, other) = (
+            tempfile::tempfile().expect("a file"),
+            tempfile::tempfile().expect("a file"),
+        );
         let length = |file: &std::fs::File| file.metadata().expect("its status").len();
         let writer = Writer::start(one.try_clone().expect("a copy").into()).expect("a thread");
         writer.reopen(other.try_clone().expect("a copy").into());

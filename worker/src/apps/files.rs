@@ -22,7 +22,9 @@ type Answer = Response<Either<ServeFileSystemResponseBody, Full<Bytes>>>;
 
 pub(super) fn service(directory: &str) -> Result<Service, String> {
     let refused = |error: std::io::Error| {
-        format!("cannot serve files from `{directory}`: {error} (name a directory that the worker can read)")
+        format!(
+            "cannot serve files from `{directory}`: {error} (name a directory that the worker can read)"
+        )
     };
     let root = std::fs::canonicalize(directory).map_err(refused)?;
     std::fs::read_dir(&root).map_err(refused)?;
@@ -36,19 +38,31 @@ pub(super) fn service(directory: &str) -> Result<Service, String> {
     }))
 }
 
-async fn answer(root: Arc<Path>, files: ServeDir, request: Request<Body>) -> Result<Answer, Infallible> {
+async fn answer(
+    root: Arc<Path>,
+    files: ServeDir,
+    request: Request<Body>,
+) -> Result<Answer, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "Only GET and HEAD.\n");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        refused
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(refused);
     }
     let not_found = || Ok(text(StatusCode::NOT_FOUND, "Not found.\n"));
-    let Some(path) = relative(request.uri().path()) else { return not_found() };
+    let Some(path) = relative(request.uri().path()) else {
+        return not_found();
+    };
     let path = root.join(path);
     let inside = tokio::task::spawn_blocking(move || {
         let real = std::fs::canonicalize(path)?;
         // What `ServeDir` opens for a directory is one step further.
-        let real = if real.is_dir() { std::fs::canonicalize(real.join("index.html"))? } else { real };
+        let real = if real.is_dir() {
+            std::fs::canonicalize(real.join("index.html"))?
+        } else {
+            real
+        };
         Ok::<_, std::io::Error>(real.starts_with(&root))
     });
     if !matches!(inside.await, Ok(Ok(true))) {
@@ -58,9 +72,13 @@ async fn answer(root: Arc<Path>, files: ServeDir, request: Request<Body>) -> Res
 }
 
 fn text(status: StatusCode, text: &'static str) -> Answer {
-    let mut response = Response::new(Either::Right(Full::new(Bytes::from_static(text.as_bytes()))));
+    let mut response = Response::new(Either::Right(Full::new(Bytes::from_static(
+        text.as_bytes(),
+    ))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response
 }
 
@@ -90,7 +108,9 @@ fn relative(path: &str) -> Option<PathBuf> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|digit| u8::try_from(digit).ok())
 }
 
 #[cfg(test)]
@@ -101,7 +121,10 @@ mod tests {
     #[test]
     fn paths_stay_below() {
         assert_eq!(relative("/a/b%20c").as_deref(), Some(Path::new("a/b c")));
-        assert_eq!(relative("//etc/passwd").as_deref(), Some(Path::new("etc/passwd")));
+        assert_eq!(
+            relative("//etc/passwd").as_deref(),
+            Some(Path::new("etc/passwd"))
+        );
         for bad in ["/../x", "/a/../../x", "/%2e%2e/x", "/a%00b", "/%zz", "/%2"] {
             assert_eq!(relative(bad), None, "{bad}");
         }

@@ -18,7 +18,10 @@ impl RawService for Greeter {
         let mut buffer = [0; LISTEN];
         let length = stream.read(&mut buffer).await?;
         // Escaped, so that a client cannot write lines of its own into the log.
-        log::info!("Received data: {}", String::from_utf8_lossy(&buffer[..length]).escape_debug());
+        log::info!(
+            "Received data: {}",
+            String::from_utf8_lossy(&buffer[..length]).escape_debug()
+        );
         stream.write_all(b"Hello, client!").await?;
         stream.finish().await;
         Ok(())

@@ -12,7 +12,11 @@ use std::task::{self, Poll};
 const BODY: &str = "Hello, client!";
 
 pub(super) fn service() -> Service {
-    Service::http(|context| ready(Ok(Hello { headers: Rc::new(super::headers(context)) })))
+    Service::http(|context| {
+        ready(Ok(Hello {
+            headers: Rc::new(super::headers(context)),
+        }))
+    })
 }
 
 #[derive(Clone)]

@@ -12,13 +12,25 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 /// The apps and what they do, for `--help`.
 pub const NAMES: [(&str, &str); 7] = [
-    ("hello", "HTTP: answers `Hello, client!`, with headers that tell worker, slot and generation"),
-    ("files:DIR", "HTTP: the files under DIR, with ranges, ETags and conditional requests"),
-    ("sleep", "HTTP: waits for `?ms=50` milliseconds without holding up the thread"),
+    (
+        "hello",
+        "HTTP: answers `Hello, client!`, with headers that tell worker, slot and generation",
+    ),
+    (
+        "files:DIR",
+        "HTTP: the files under DIR, with ranges, ETags and conditional requests",
+    ),
+    (
+        "sleep",
+        "HTTP: waits for `?ms=50` milliseconds without holding up the thread",
+    ),
     ("burn", "HTTP: computes for `?ms=50` milliseconds"),
     ("block", "HTTP: blocks its thread for `?ms=50` milliseconds"),
     ("echo", "TCP: sends back what it gets"),
-    ("greeter", "TCP: reads up to 1024 bytes, logs them, answers `Hello, client!`, closes"),
+    (
+        "greeter",
+        "TCP: reads up to 1024 bytes, logs them, answers `Hello, client!`, closes",
+    ),
 ];
 
 /// Makes the service of a stock app.
@@ -52,17 +64,35 @@ pub fn check(app: &str) -> Result<(), String> {
 
 fn unknown(app: &str) -> String {
     let names: Vec<_> = NAMES.iter().map(|(name, _)| *name).collect();
-    format!("there is no app `{app}` (choose one of {})", names.join(", "))
+    format!(
+        "there is no app `{app}` (choose one of {})",
+        names.join(", ")
+    )
 }
 
 /// The headers of an answer in plain text: what it is, and who gave it.
 fn headers(context: Context) -> HeaderMap {
     let number = |number: u64| HeaderValue::from(number);
     HeaderMap::from_iter([
-        (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
-        (HeaderName::from_static("x-prefork-worker"), number(context.worker.0)),
-        (HeaderName::from_static("x-prefork-slot"), number(context.slot.0.into())),
-        (HeaderName::from_static("x-prefork-generation"), number(context.generation.0.into())),
-        (HeaderName::from_static("x-prefork-pid"), number(std::process::id().into())),
+        (
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        ),
+        (
+            HeaderName::from_static("x-prefork-worker"),
+            number(context.worker.0),
+        ),
+        (
+            HeaderName::from_static("x-prefork-slot"),
+            number(context.slot.0.into()),
+        ),
+        (
+            HeaderName::from_static("x-prefork-generation"),
+            number(context.generation.0.into()),
+        ),
+        (
+            HeaderName::from_static("x-prefork-pid"),
+            number(std::process::id().into()),
+        ),
     ])
 }

@@ -57,11 +57,16 @@ async fn answer(way: Way, query: &str) -> Response<String> {
 
 /// The time in `ms=50`; 0 when there is none.
 fn milliseconds(query: &str) -> Result<u64, String> {
-    let Some(text) = query.split('&').find_map(|pair| pair.strip_prefix("ms=")) else { return Ok(0) };
+    let Some(text) = query.split('&').find_map(|pair| pair.strip_prefix("ms=")) else {
+        return Ok(0);
+    };
     match text.parse() {
         Ok(ms) if ms <= LONGEST_MS => Ok(ms),
         Ok(ms) => Err(format!("{ms} ms are too long (at most {LONGEST_MS})")),
-        Err(_) => Err(format!("`{}` is no number of milliseconds (write ?ms=50)", text.escape_debug())),
+        Err(_) => Err(format!(
+            "`{}` is no number of milliseconds (write ?ms=50)",
+            text.escape_debug()
+        )),
     }
 }
 

@@ -36,9 +36,18 @@ pub fn class(name: ClassName) -> Class {
     Class::new(name, 4, 1000)
 }
 
-pub const ASYNC: Class = Class { threads: 1, connections: 1000 };
-pub const SYNC: Class = Class { threads: 1, connections: 1 };
-pub const THREADS: Class = Class { threads: 4, connections: 1 };
+pub const ASYNC: Class = Class {
+    threads: 1,
+    connections: 1000,
+};
+pub const SYNC: Class = Class {
+    threads: 1,
+    connections: 1,
+};
+pub const THREADS: Class = Class {
+    threads: 4,
+    connections: 1,
+};
 
 /// The listening sockets of a worker, by whose they are.
 #[derive(Default)]
@@ -67,12 +76,23 @@ pub fn tcp() -> (OwnedFd, SocketAddr) {
 impl Worker {
     /// Starts a worker, without waiting for anything.
     pub fn spawn(settings: WorkerSettings, listeners: &[&OwnedFd]) -> Self {
-        Self::spawn_with(settings, &Sockets { own: listeners, ..Sockets::default() })
+        Self::spawn_with(
+            settings,
+            &Sockets {
+                own: listeners,
+                ..Sockets::default()
+            },
+        )
     }
 
     /// Starts a worker that has siblings, without waiting for anything.
     pub fn spawn_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
-        let Sockets { own: listeners, near, far, without_proc } = sockets;
+        let Sockets {
+            own: listeners,
+            near,
+            far,
+            without_proc,
+        } = sockets;
         let rows = SharedRows::create(settings.class.threads).unwrap();
         let (ours, theirs) = pair().unwrap();
         let theirs: OwnedFd = theirs.into();
@@ -85,7 +105,9 @@ impl Worker {
             settings,
         };
         ours.send(&ToWorker::Welcome(welcome)).unwrap();
-        let memory = std::os::fd::AsFd::as_fd(&rows).try_clone_to_owned().unwrap();
+        let memory = std::os::fd::AsFd::as_fd(&rows)
+            .try_clone_to_owned()
+            .unwrap();
         let mut sources: Vec<RawFd> = listeners.iter().map(|fd| fd.as_raw_fd()).collect();
         let first = 3 + sources.len();
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
@@ -99,7 +121,13 @@ impl Worker {
         command
             .args(["-c", script, "sh"])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "harness::probe::worker_process", "--nocapture", "--test-threads=1", "--quiet"])
+            .args([
+                "--exact",
+                "harness::probe::worker_process",
+                "--nocapture",
+                "--test-threads=1",
+                "--quiet",
+            ])
             .env("LISTEN_FDS", listeners.len().to_string())
             .env("PREFORK_CHANNEL", first.to_string())
             .env("PREFORK_SCOREBOARD", (first + 1).to_string())
@@ -123,18 +151,31 @@ impl Worker {
             });
         }
         let child = command.spawn().unwrap();
-        Self { child, channel: Some(ours), rows }
+        Self {
+            child,
+            channel: Some(ours),
+            rows,
+        }
     }
 
     /// Starts a worker and waits until it is ready.
     pub fn start(settings: WorkerSettings, listeners: &[&OwnedFd]) -> Self {
-        Self::start_with(settings, &Sockets { own: listeners, ..Sockets::default() })
+        Self::start_with(
+            settings,
+            &Sockets {
+                own: listeners,
+                ..Sockets::default()
+            },
+        )
     }
 
     /// Starts a worker that has siblings and waits until it is ready.
     pub fn start_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
         let worker = Self::spawn_with(settings, sockets);
-        assert_eq!(worker.hear(), Some(ToSupervisor::Hello { protocol: PROTOCOL }));
+        assert_eq!(
+            worker.hear(),
+            Some(ToSupervisor::Hello { protocol: PROTOCOL })
+        );
         assert_eq!(worker.hear(), Some(ToSupervisor::Ready));
         worker
     }
@@ -149,20 +190,29 @@ impl Worker {
     pub fn hear(&self) -> Option<ToSupervisor> {
         let channel = self.channel.as_ref().unwrap();
         let mut heard = None;
-        until("the worker says something", || match channel.receive().unwrap() {
-            Received::Message(message) => {
-                heard = Some(message);
-                true
+        until("the worker says something", || {
+            match channel.receive().unwrap() {
+                Received::Message(message) => {
+                    heard = Some(message);
+                    true
+                }
+                Received::Nothing => false,
+                Received::Closed => true,
             }
-            Received::Nothing => false,
-            Received::Closed => true,
         });
         heard
     }
 
     pub fn drain(&self, empty_queue: bool) {
-        let drain = Drain { deadline_ms: 30_000, empty_queue };
-        self.channel.as_ref().unwrap().send(&ToWorker::Drain(drain)).unwrap();
+        let drain = Drain {
+            deadline_ms: 30_000,
+            empty_queue,
+        };
+        self.channel
+            .as_ref()
+            .unwrap()
+            .send(&ToWorker::Drain(drain))
+            .unwrap();
     }
 
     pub fn row(&self) -> Reading {
@@ -201,7 +251,10 @@ impl Drop for Worker {
 pub fn until(fact: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain until {fact}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain until {fact}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -246,7 +299,10 @@ pub struct Client<S> {
 
 impl<S: Read + Write> Client<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new() }
+        Self {
+            stream,
+            buffer: Vec::new(),
+        }
     }
 
     pub fn send(&mut self, text: &str) {
@@ -274,9 +330,14 @@ impl<S: Read + Write> Client<S> {
             }
         };
         let head = String::from_utf8(self.buffer.drain(..end).collect()).unwrap();
-        let mut answer =
-            Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), head, body: vec![] };
-        let length: Option<usize> = answer.header("content-length").map(|length| length.parse().unwrap());
+        let mut answer = Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            body: vec![],
+        };
+        let length: Option<usize> = answer
+            .header("content-length")
+            .map(|length| length.parse().unwrap());
         match length {
             Some(length) => {
                 while self.buffer.len() < length {
@@ -300,7 +361,10 @@ impl<S: Read + Write> Client<S> {
 
     fn more(&mut self) -> bool {
         let mut chunk = [0; 16 * 1024];
-        let length = self.stream.read(&mut chunk).unwrap_or_else(|error| panic!("read: {error}"));
+        let length = self
+            .stream
+            .read(&mut chunk)
+            .unwrap_or_else(|error| panic!("read: {error}"));
         self.buffer.extend_from_slice(&chunk[..length]);
         length > 0
     }

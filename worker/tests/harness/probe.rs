@@ -13,10 +13,12 @@ fn worker_process() {
     log::set_logger(&Stderr).unwrap();
     let code = worker::run(|settings| match settings.app.as_str() {
         "test:refuse" => Err("no such luck".to_owned()),
-        "test:fail" => Ok(Service::http(|_| async { Err::<Nothing, _>("the database is away".into()) })),
-        "test:panic-early" => {
-            Ok(Service::http(|_| -> std::future::Ready<Result<Nothing, _>> { panic!("early") }))
-        }
+        "test:fail" => Ok(Service::http(|_| async {
+            Err::<Nothing, _>("the database is away".into())
+        })),
+        "test:panic-early" => Ok(Service::http(
+            |_| -> std::future::Ready<Result<Nothing, _>> { panic!("early") },
+        )),
         "test:axum" => Ok(Service::http(|_| async { Ok(router()) })),
         app => worker::apps::by_name(app),
     });
@@ -45,8 +47,14 @@ fn router() -> axum::Router {
     use axum::routing::{get, post};
     axum::Router::new()
         .route("/", get(|| async { "axum" }))
-        .route("/panic", get(|| async { panic!("asked to") as &'static str }))
-        .route("/size", post(|body: axum::body::Bytes| async move { body.len().to_string() }))
+        .route(
+            "/panic",
+            get(|| async { panic!("asked to") as &'static str }),
+        )
+        .route(
+            "/size",
+            post(|body: axum::body::Bytes| async move { body.len().to_string() }),
+        )
         .route("/ignore", post(|| async { "ignored" }))
         .route(
             "/sleep",

@@ -42,7 +42,8 @@ fn value() -> impl Strategy<Value = String> {
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
-            prop::collection::vec(inner.clone(), 0..3).prop_map(|list| format!("[{}]", list.join(", "))),
+            prop::collection::vec(inner.clone(), 0..3)
+                .prop_map(|list| format!("[{}]", list.join(", "))),
             inner.prop_map(|value| format!("{{ a = {value} }}")),
         ]
     })

@@ -40,7 +40,11 @@ pub struct Elastic {
     pub apiece: Option<u32>,
 }
 
-record!(Elastic { down_after, memory, apiece });
+record!(Elastic {
+    down_after,
+    memory,
+    apiece
+});
 
 /// What a worker has to do. Untrusted, like all that is seen of workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -86,7 +90,16 @@ pub(super) struct Adaptation {
     told: bool,
 }
 
-record!(Adaptation { floor, trial_floor, policy, looked, spent, waited, excess, told });
+record!(Adaptation {
+    floor,
+    trial_floor,
+    policy,
+    looked,
+    spent,
+    waited,
+    excess,
+    told
+});
 
 /// What a look tells of the workers that serve.
 #[derive(Debug, Default)]
@@ -109,7 +122,10 @@ impl Adaptation {
 impl Core {
     /// Whether the next [`Look`] with queues is to have the workers' [`Load`]s; and whether with their memory.
     pub fn wants_loads(&self) -> Option<bool> {
-        self.stable.plan.elastic.map(|elastic| elastic.memory.is_some())
+        self.stable
+            .plan
+            .elastic
+            .map(|elastic| elastic.memory.is_some())
     }
 
     /// How many slots a generation begins with: as many as there are, as far as its range allows.
@@ -123,7 +139,11 @@ impl Core {
 
     /// The fewest workers that somebody may ask for.
     pub(super) fn fewest(&self) -> u16 {
-        let plan = self.trial.as_ref().and_then(super::Trial::plan).unwrap_or(self.stable.plan);
+        let plan = self
+            .trial
+            .as_ref()
+            .and_then(super::Trial::plan)
+            .unwrap_or(self.stable.plan);
         plan.elastic.map_or(1, |_| plan.workers.max(1))
     }
 
@@ -137,7 +157,11 @@ impl Core {
     /// The fewest workers that there are without somebody's asking for fewer.
     pub(super) fn least(&self) -> u16 {
         let plan = &self.stable.plan;
-        let floor = self.adaptation.floor.filter(|_| plan.elastic.is_some()).unwrap_or(0);
+        let floor = self
+            .adaptation
+            .floor
+            .filter(|_| plan.elastic.is_some())
+            .unwrap_or(0);
         plan.workers.max(1).max(floor.min(plan.max_workers))
     }
 
@@ -156,12 +180,17 @@ impl Core {
 
     /// Another generation is accepted.
     pub(super) fn adapt_to_accepted(&mut self) {
-        self.adaptation = Adaptation { floor: self.adaptation.trial_floor.take(), ..Adaptation::default() };
+        self.adaptation = Adaptation {
+            floor: self.adaptation.trial_floor.take(),
+            ..Adaptation::default()
+        };
     }
 
     /// Takes in a look at the queues, and sets the number of slots by it. Of the time before, `missed` was not watched.
     pub(super) fn adapt(&mut self, now: Time, look: &Look, missed: Duration) {
-        let Some(elastic) = self.stable.plan.elastic else { return };
+        let Some(elastic) = self.stable.plan.elastic else {
+            return;
+        };
         if self.phase != Phase::Serving || self.trial.is_some() || self.wanted.is_some() {
             self.adaptation.looked = None;
             return;
@@ -174,7 +203,11 @@ impl Core {
         let before = std::mem::take(&mut self.adaptation.spent);
         let sum = self.sum_up(look, &elastic, gap, &before);
         let standing = self.note_waiting(look, &elastic, &sum);
-        self.adaptation.spent = look.loads.iter().map(|(id, load)| (*id, load.spent)).collect();
+        self.adaptation.spent = look
+            .loads
+            .iter()
+            .map(|(id, load)| (*id, load.spent))
+            .collect();
         self.adaptation.looked = Some(now);
         if elastic.apiece.is_none() {
             self.lively |= sum.load > LIVELY;
@@ -189,7 +222,11 @@ impl Core {
         if sum.ready == 0 {
             return;
         }
-        let held = self.held_slots.iter().filter(|slot| slot.0 < self.open).count();
+        let held = self
+            .held_slots
+            .iter()
+            .filter(|slot| slot.0 < self.open)
+            .count();
         let scene = Scene {
             open: self.open,
             held: u16::try_from(held).unwrap_or(u16::MAX),
@@ -207,7 +244,9 @@ impl Core {
             down_after: elastic.down_after,
             may_retire: self.may_retire(look),
         };
-        let Some((to, reason)) = self.adaptation.policy.judge(now, &scene, &bounds) else { return };
+        let Some((to, reason)) = self.adaptation.policy.judge(now, &scene, &bounds) else {
+            return;
+        };
         if to > self.open {
             self.grow(now, to, reason, &scene, &sum, &elastic);
         } else {
@@ -215,7 +254,15 @@ impl Core {
         }
     }
 
-    fn grow(&mut self, now: Time, to: u16, reason: Reason, scene: &Scene, sum: &Sum, elastic: &Elastic) {
+    fn grow(
+        &mut self,
+        now: Time,
+        to: u16,
+        reason: Reason,
+        scene: &Scene,
+        sum: &Sum,
+        elastic: &Elastic,
+    ) {
         // Of workers that cannot start, more would not help.
         let failing = (0..self.open).map(Slot).any(|slot| {
             self.backoffs[slot.index()].is_looping()
@@ -231,11 +278,16 @@ impl Core {
         };
         if to <= self.open {
             if !std::mem::replace(&mut self.adaptation.told, true) {
-                self.report(Fact::NoMemory { workers: self.open, used: sum.memory.0 });
+                self.report(Fact::NoMemory {
+                    workers: self.open,
+                    used: sum.memory.0,
+                });
             }
             return;
         }
-        self.adaptation.policy.grown(now, scene, to, elastic.down_after);
+        self.adaptation
+            .policy
+            .grown(now, scene, to, elastic.down_after);
         self.rescale(to, reason);
     }
 
@@ -248,7 +300,8 @@ impl Core {
         // Of those that have not been measured yet, too.
         let coming = alive.saturating_sub(workers);
         let more = (most.saturating_sub(used) / each).saturating_sub(coming);
-        self.open.saturating_add(u16::try_from(more).unwrap_or(u16::MAX))
+        self.open
+            .saturating_add(u16::try_from(more).unwrap_or(u16::MAX))
     }
 
     fn rescale(&mut self, to: u16, reason: Reason) {
@@ -262,9 +315,17 @@ impl Core {
     fn may_retire(&self, look: &Look) -> bool {
         let last = Slot(self.open.saturating_sub(1));
         let queues = look.queues.iter().flatten();
-        let waits = queues.filter(|(slot, _)| *slot == last).any(|(_, length)| *length > 0);
-        let load = |worker: &Worker| look.loads.iter().find(|(id, _)| *id == worker.id).map(|(_, load)| load);
-        let idle = |worker: &Worker| load(worker).is_some_and(|load| load.in_hand.unwrap_or(0) == 0);
+        let waits = queues
+            .filter(|(slot, _)| *slot == last)
+            .any(|(_, length)| *length > 0);
+        let load = |worker: &Worker| {
+            look.loads
+                .iter()
+                .find(|(id, _)| *id == worker.id)
+                .map(|(_, load)| load)
+        };
+        let idle =
+            |worker: &Worker| load(worker).is_some_and(|load| load.in_hand.unwrap_or(0) == 0);
         let whole = self
             .unavailable()
             .all(|slot| self.held_slots.contains(&slot) && self.in_slot(slot).next().is_none());
@@ -282,7 +343,9 @@ impl Core {
         let mut sum = Sum::default();
         let apiece = elastic.apiece.unwrap_or(1).max(1);
         for (id, load) in &look.loads {
-            let Some(worker) = self.workers.get(id) else { continue };
+            let Some(worker) = self.workers.get(id) else {
+                continue;
+            };
             if let Some(memory) = load.memory {
                 sum.memory = (sum.memory.0.saturating_add(memory), sum.memory.1 + 1);
             }
@@ -292,13 +355,25 @@ impl Core {
             {
                 continue;
             }
-            let spent = before.get(id).map_or(Duration::ZERO, |before| load.spent.saturating_sub(*before));
+            let spent = before
+                .get(id)
+                .map_or(Duration::ZERO, |before| load.spent.saturating_sub(*before));
             let whole = gap.as_secs_f64() * f64::from(apiece);
-            let share = if whole > 0.0 { spent.as_secs_f64() / whole } else { 0.0 };
-            let filled = if load.filled.is_finite() { load.filled } else { 0.0 };
+            let share = if whole > 0.0 {
+                spent.as_secs_f64() / whole
+            } else {
+                0.0
+            };
+            let filled = if load.filled.is_finite() {
+                load.filled
+            } else {
+                0.0
+            };
             sum.ready = sum.ready.saturating_add(1);
             sum.load += share.max(filled).clamp(0.0, 1.0);
-            let free = load.in_hand.map_or(0, |in_hand| apiece.saturating_sub(in_hand));
+            let free = load
+                .in_hand
+                .map_or(0, |in_hand| apiece.saturating_sub(in_hand));
             sum.free = sum.free.saturating_add(free);
         }
         sum
@@ -307,8 +382,13 @@ impl Core {
     /// Notes who waits, and tells how many have done so since the last look and for want of anybody who has time.
     fn note_waiting(&mut self, look: &Look, elastic: &Elastic, sum: &Sum) -> u32 {
         let queues = look.queues.iter().flatten();
-        let now: BTreeMap<Slot, u32> = queues.copied().filter(|(slot, _)| slot.0 < self.open).collect();
-        let total = now.values().fold(0, |sum: u32, length| sum.saturating_add(*length));
+        let now: BTreeMap<Slot, u32> = queues
+            .copied()
+            .filter(|(slot, _)| slot.0 < self.open)
+            .collect();
+        let total = now
+            .values()
+            .fold(0, |sum: u32, length| sum.saturating_add(*length));
         let excess = std::mem::replace(&mut self.adaptation.excess, total.saturating_sub(sum.free));
         let before = std::mem::replace(&mut self.adaptation.waited, now);
         let now = &self.adaptation.waited;
@@ -316,10 +396,20 @@ impl Core {
             return excess.min(self.adaptation.excess);
         }
         // Where nobody tells who has time, one worker that is slow must not count as all.
-        let stands = |slot: &Slot, length: &u32| before.get(slot).map_or(0, |before| *before.min(length));
-        let standing: Vec<u32> =
-            now.iter().map(|(slot, length)| stands(slot, length)).filter(|one| *one > 0).collect();
+        let stands =
+            |slot: &Slot, length: &u32| before.get(slot).map_or(0, |before| *before.min(length));
+        let standing: Vec<u32> = now
+            .iter()
+            .map(|(slot, length)| stands(slot, length))
+            .filter(|one| *one > 0)
+            .collect();
         let many = standing.len() * 2 >= usize::from(sum.ready);
-        if many { standing.iter().fold(0, |sum: u32, one| sum.saturating_add(*one)) } else { 0 }
+        if many {
+            standing
+                .iter()
+                .fold(0, |sum: u32, one| sum.saturating_add(*one))
+        } else {
+            0
+        }
     }
 }

@@ -77,24 +77,46 @@ pub(super) struct Policy {
     strikes: u32,
 }
 
-record!(Policy { smooth, hot, stood, needed, retired, strikes });
+record!(Policy {
+    smooth,
+    hot,
+    stood,
+    needed,
+    retired,
+    strikes
+});
 
 impl Policy {
     /// How many slots there are to be from now on, if not as many as there are, and why.
-    pub(super) fn judge(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
+    pub(super) fn judge(
+        &mut self,
+        now: Time,
+        scene: &Scene,
+        bounds: &Bounds,
+    ) -> Option<(u16, Reason)> {
         let gap = scene.gap.as_secs_f64();
         self.smooth += (scene.load - self.smooth) * gap / (SMOOTH + gap);
         let wanted = staffing(self.smooth, scene.apiece).saturating_add(scene.held);
         let count = |row: &mut (u32, Duration), goes_on: bool| {
-            *row = if goes_on { (row.0 + 1, row.1 + scene.gap) } else { Default::default() };
+            *row = if goes_on {
+                (row.0 + 1, row.1 + scene.gap)
+            } else {
+                Default::default()
+            };
         };
         count(&mut self.hot, wanted > scene.open);
         count(&mut self.stood, scene.standing > 0);
-        let needed = if scene.standing > 0 { scene.open } else { wanted };
+        let needed = if scene.standing > 0 {
+            scene.open
+        } else {
+            wanted
+        };
         self.need(now, needed.min(bounds.most));
 
         let up = self.backlog(scene).or_else(|| self.busyness(scene, wanted));
-        let to = up.map(|(to, _)| to.min(bounds.most)).filter(|to| *to > scene.open);
+        let to = up
+            .map(|(to, _)| to.min(bounds.most))
+            .filter(|to| *to > scene.open);
         if let (Some(to), Some((_, reason))) = (to, up) {
             return Some((to, reason));
         }
@@ -105,7 +127,9 @@ impl Policy {
     pub(super) fn grown(&mut self, now: Time, scene: &Scene, to: u16, down_after: Duration) {
         self.need(now, to);
         (self.hot, self.stood) = Default::default();
-        let soon = self.retired.is_some_and(|at| now - at < down_after.saturating_mul(2));
+        let soon = self
+            .retired
+            .is_some_and(|at| now - at < down_after.saturating_mul(2));
         if scene.apiece.is_none() && soon {
             self.strikes = (self.strikes + 1).min(STRIKES);
         }
@@ -118,7 +142,10 @@ impl Policy {
         if self.needed.len() < count {
             self.needed.resize(count, now);
         }
-        self.needed.iter_mut().take(count).for_each(|needed| *needed = now);
+        self.needed
+            .iter_mut()
+            .take(count)
+            .for_each(|needed| *needed = now);
     }
 
     /// Nobody watched for so long: that proves nothing about who is needed.
@@ -138,28 +165,39 @@ impl Policy {
         let starting = serving.saturating_sub(scene.ready);
         let need = u16::try_from(scene.standing.div_ceil(apiece)).unwrap_or(u16::MAX);
         let more = need.saturating_sub(starting).min(serving);
-        (stands && more > 0)
-            .then(|| (self.bounded(scene, scene.open.saturating_add(more)), Reason::Backlog(scene.standing)))
+        (stands && more > 0).then(|| {
+            (
+                self.bounded(scene, scene.open.saturating_add(more)),
+                Reason::Backlog(scene.standing),
+            )
+        })
     }
 
     /// There is more to do than so many workers should.
     fn busyness(&self, scene: &Scene, wanted: u16) -> Option<(u16, Reason)> {
         let (looks, span) = self.hot;
         let share = (self.smooth / f64::from(scene.ready.max(1)) * 100.0).clamp(0.0, 100.0);
-        (looks >= HOT_LOOKS && span >= HOT)
-            .then(|| (self.bounded(scene, wanted), Reason::Busy(share.round() as u8)))
+        (looks >= HOT_LOOKS && span >= HOT).then(|| {
+            (
+                self.bounded(scene, wanted),
+                Reason::Busy(share.round() as u8),
+            )
+        })
     }
 
     /// At most four times as many as do serve: whoever starts slowly must not be outnumbered by what a short rush asks for.
     fn bounded(&self, scene: &Scene, to: u16) -> u16 {
         let twice = scene.open.saturating_mul(2);
-        to.min(twice).min(scene.ready.saturating_mul(4).saturating_add(scene.held))
+        to.min(twice)
+            .min(scene.ready.saturating_mul(4).saturating_add(scene.held))
     }
 
     fn down(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
         let to = scene.open.checked_sub(1).filter(|to| *to >= bounds.least)?;
         let unneeded = now - *self.needed.get(usize::from(to)).unwrap_or(&now);
-        let patience = bounds.down_after.saturating_mul(1 << self.strikes.min(STRIKES));
+        let patience = bounds
+            .down_after
+            .saturating_mul(1 << self.strikes.min(STRIKES));
         if !bounds.may_retire || unneeded < patience {
             return None;
         }
@@ -169,7 +207,10 @@ impl Policy {
             for needed in self.needed.iter_mut().take(usize::from(to)) {
                 *needed = (*needed).max(Time(pace.0.saturating_sub(patience)));
             }
-            if self.retired.is_some_and(|at| now - at >= patience.saturating_mul(2)) {
+            if self
+                .retired
+                .is_some_and(|at| now - at >= patience.saturating_mul(2))
+            {
                 self.strikes = self.strikes.saturating_sub(1);
             }
         }
@@ -196,26 +237,61 @@ mod tests {
         let sync = [0.0, 0.005, 0.2, 1.0, 4.0, 16.0].map(|load| staffing(load, Some(1)));
         assert_eq!(sync, [0, 1, 1, 2, 6, 20]);
         let threads = [0.2, 0.7, 1.0, 4.0].map(|load| staffing(load, Some(16)));
-        assert_eq!(threads, [1, 1, 2, 5], "sixteen threads are as good as sixteen workers");
-        assert_eq!((staffing(f64::NAN, None), staffing(1e300, None)), (0, u16::MAX));
+        assert_eq!(
+            threads,
+            [1, 1, 2, 5],
+            "sixteen threads are as good as sixteen workers"
+        );
+        assert_eq!(
+            (staffing(f64::NAN, None), staffing(1e300, None)),
+            (0, u16::MAX)
+        );
     }
 
-    const BOUNDS: Bounds =
-        Bounds { least: 2, most: 16, down_after: Duration::from_secs(60), may_retire: true };
+    const BOUNDS: Bounds = Bounds {
+        least: 2,
+        most: 16,
+        down_after: Duration::from_secs(60),
+        may_retire: true,
+    };
 
     fn scene(open: u16, load: f64, standing: u32) -> Scene {
-        Scene { open, held: 0, ready: open, load, apiece: Some(1), standing, gap: Duration::from_millis(200) }
+        Scene {
+            open,
+            held: 0,
+            ready: open,
+            load,
+            apiece: Some(1),
+            standing,
+            gap: Duration::from_millis(200),
+        }
     }
 
     #[test]
     fn a_long_queue_asks_for_more_at_once_and_for_at_most_twice_as_many() {
         let mut policy = Policy::default();
         let now = Time::from_millis(1000);
-        assert_eq!(policy.judge(now, &scene(4, 4.0, 3), &BOUNDS), Some((7, Reason::Backlog(3))));
-        assert_eq!(policy.judge(now, &scene(4, 4.0, 90), &BOUNDS), Some((8, Reason::Backlog(90))));
-        assert_eq!(policy.judge(now, &scene(12, 12.0, 90), &BOUNDS), Some((16, Reason::Backlog(90))));
-        let starting = Scene { ready: 4, ..scene(8, 4.0, 4) };
-        assert_eq!(policy.judge(now, &starting, &BOUNDS), None, "four are on their way");
+        assert_eq!(
+            policy.judge(now, &scene(4, 4.0, 3), &BOUNDS),
+            Some((7, Reason::Backlog(3)))
+        );
+        assert_eq!(
+            policy.judge(now, &scene(4, 4.0, 90), &BOUNDS),
+            Some((8, Reason::Backlog(90)))
+        );
+        assert_eq!(
+            policy.judge(now, &scene(12, 12.0, 90), &BOUNDS),
+            Some((16, Reason::Backlog(90)))
+        );
+        let starting = Scene {
+            ready: 4,
+            ..scene(8, 4.0, 4)
+        };
+        assert_eq!(
+            policy.judge(now, &starting, &BOUNDS),
+            None,
+            "four are on their way"
+        );
     }
 
     #[test]
@@ -227,14 +303,20 @@ mod tests {
             now += Duration::from_secs(1);
             // Every 50 seconds, a few of much work.
             let load = if second % 50 < 5 { 5.0 } else { 0.1 };
-            let look = Scene { gap: Duration::from_secs(1), ..scene(8, load, 0) };
+            let look = Scene {
+                gap: Duration::from_secs(1),
+                ..scene(8, load, 0)
+            };
             let verdict = policy.judge(now, &look, &BOUNDS);
             assert_eq!(verdict, None, "after {second} s");
         }
         let mut open = 8;
         for _ in 0..70 {
             now += Duration::from_secs(1);
-            let look = Scene { gap: Duration::from_secs(1), ..scene(open, 0.1, 0) };
+            let look = Scene {
+                gap: Duration::from_secs(1),
+                ..scene(open, 0.1, 0)
+            };
             if let Some((to, _)) = policy.judge(now, &look, &BOUNDS) {
                 assert_eq!(to, open - 1, "one by one");
                 open = to;
@@ -260,10 +342,17 @@ mod tests {
                 falls.push(second);
                 assert_eq!(to, 3);
                 let missed = policy.judge(now, &blind(3, 9), &BOUNDS);
-                assert!(matches!(missed, Some((_, Reason::Backlog(9)))), "{missed:?}");
+                assert!(
+                    matches!(missed, Some((_, Reason::Backlog(9)))),
+                    "{missed:?}"
+                );
                 policy.grown(now, &blind(3, 9), 4, BOUNDS.down_after);
             }
         }
-        assert_eq!(falls.len(), 3, "after one, three and seven minutes: {falls:?}");
+        assert_eq!(
+            falls.len(),
+            3,
+            "after one, three and seven minutes: {falls:?}"
+        );
     }
 }

@@ -2,8 +2,17 @@
 
 use super::*;
 
-const ELASTIC: Elastic = Elastic { down_after: Duration::from_secs(60), memory: None, apiece: Some(1) };
-const PLAN: Plan = Plan { workers: 2, max_workers: 8, elastic: Some(ELASTIC), ..super::PLAN };
+const ELASTIC: Elastic = Elastic {
+    down_after: Duration::from_secs(60),
+    memory: None,
+    apiece: Some(1),
+};
+const PLAN: Plan = Plan {
+    workers: 2,
+    max_workers: 8,
+    elastic: Some(ELASTIC),
+    ..super::PLAN
+};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What the workers have to do from now on.
@@ -19,8 +28,18 @@ struct Work {
     memory: Option<u64>,
 }
 
-const IDLE: Work = Work { share: 0.0, in_hand: Some(0), queue: 0, memory: None };
-const BUSY: Work = Work { share: 1.0, in_hand: Some(1), queue: 0, memory: None };
+const IDLE: Work = Work {
+    share: 0.0,
+    in_hand: Some(0),
+    queue: 0,
+    memory: None,
+};
+const BUSY: Work = Work {
+    share: 1.0,
+    in_hand: Some(1),
+    queue: 0,
+    memory: None,
+};
 const OVERLOADED: Work = Work { queue: 3, ..BUSY };
 
 impl Stage {
@@ -37,18 +56,29 @@ impl Stage {
                 .iter()
                 .filter(|one| one.state == WorkerState::Ready || one.state == WorkerState::Stalled)
                 .collect();
-            let spent =
-                |born: Time| born.0.mul_f64(0.0) + Duration::from_secs(1000) + due.0.mul_f64(work.share);
+            let spent = |born: Time| {
+                born.0.mul_f64(0.0) + Duration::from_secs(1000) + due.0.mul_f64(work.share)
+            };
             let loads = ready.iter().map(|one| {
-                let load =
-                    Load { spent: spent(one.born), in_hand: work.in_hand, filled: 0.0, memory: work.memory };
+                let load = Load {
+                    spent: spent(one.born),
+                    in_hand: work.in_hand,
+                    filled: 0.0,
+                    memory: work.memory,
+                };
                 (one.worker, load)
             });
             let queues = ready.iter().map(|one| (one.slot, work.queue)).collect();
-            let alive: Vec<_> =
-                ready.iter().map(|one| (one.worker.0, due, due.0.as_millis() as u64)).collect();
+            let alive: Vec<_> = ready
+                .iter()
+                .map(|one| (one.worker.0, due, due.0.as_millis() as u64))
+                .collect();
             let look = if self.core.wants_queues(due) {
-                Look { queues: Some(queues), loads: loads.collect(), ..beats(&alive) }
+                Look {
+                    queues: Some(queues),
+                    loads: loads.collect(),
+                    ..beats(&alive)
+                }
             } else {
                 beats(&alive)
             };
@@ -66,7 +96,10 @@ impl Stage {
     fn leave(&mut self, worker: u64) {
         self.tell(Event::Died(
             WorkerId(worker),
-            End { manner: Manner::Clean, ..End::unclean("left", Cause::Exit) },
+            End {
+                manner: Manner::Clean,
+                ..End::unclean("left", Cause::Exit)
+            },
         ));
     }
 
@@ -103,7 +136,14 @@ fn a_queue_for_which_nobody_has_time_brings_more_workers_within_half_a_second() 
 #[test]
 fn a_queue_while_somebody_has_time_brings_nobody() {
     let mut stage = Stage::serving(PLAN);
-    let sizes = stage.work(SECOND * 20, Work { in_hand: Some(0), queue: 1, ..IDLE });
+    let sizes = stage.work(
+        SECOND * 20,
+        Work {
+            in_hand: Some(0),
+            queue: 1,
+            ..IDLE
+        },
+    );
     assert_eq!(sizes, [] as [u16; 0]);
 }
 
@@ -112,9 +152,14 @@ fn busy_workers_get_help_before_anybody_waits() {
     let mut stage = Stage::serving(PLAN);
     let sizes = stage.work(SECOND * 5, Work { share: 0.9, ..BUSY });
     assert_eq!(sizes.first(), Some(&3));
-    assert!(
-        stage.facts().any(|fact| matches!(fact, Fact::Scaled { from: 2, to: 3, reason: Reason::Busy(60..) }))
-    );
+    assert!(stage.facts().any(|fact| matches!(
+        fact,
+        Fact::Scaled {
+            from: 2,
+            to: 3,
+            reason: Reason::Busy(60..)
+        }
+    )));
 }
 
 #[test]
@@ -124,8 +169,15 @@ fn idle_workers_go_one_by_one_when_they_were_not_needed_for_long_enough() {
     assert_eq!(stage.open(), 8);
     assert_eq!(stage.work(SECOND * 55, IDLE), [] as [u16; 0]);
     assert_eq!(stage.work(SECOND * 20, IDLE), [7, 6, 5, 4, 3, 2]);
-    assert_eq!(stage.work(SECOND * 600, IDLE), [] as [u16; 0], "two are the least");
-    let deaths = stage.facts().filter(|fact| matches!(fact, Fact::Draining(_, Why::Retired))).count();
+    assert_eq!(
+        stage.work(SECOND * 600, IDLE),
+        [] as [u16; 0],
+        "two are the least"
+    );
+    let deaths = stage
+        .facts()
+        .filter(|fact| matches!(fact, Fact::Draining(_, Why::Retired)))
+        .count();
     assert_eq!(deaths, 0);
 }
 
@@ -133,8 +185,15 @@ fn idle_workers_go_one_by_one_when_they_were_not_needed_for_long_enough() {
 fn a_worker_with_a_request_in_hand_is_not_asked_to_leave() {
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 5, OVERLOADED);
-    let hardly = Work { share: 0.01, ..BUSY };
-    assert_eq!(stage.work(SECOND * 600, hardly), [] as [u16; 0], "a request that lasts");
+    let hardly = Work {
+        share: 0.01,
+        ..BUSY
+    };
+    assert_eq!(
+        stage.work(SECOND * 600, hardly),
+        [] as [u16; 0],
+        "a request that lasts"
+    );
     assert_eq!(stage.work(SECOND, IDLE).first(), Some(&7), "it has ended");
 }
 
@@ -152,17 +211,26 @@ fn a_number_set_by_hand_is_the_least_until_the_next_reload() {
         stage.leave(worker);
     }
     stage.reload(PLAN);
-    let new: Vec<_> = stage.spawned().into_iter().map(|(worker, ..)| worker).collect();
+    let new: Vec<_> = stage
+        .spawned()
+        .into_iter()
+        .map(|(worker, ..)| worker)
+        .collect();
     assert_eq!(new.len(), 4, "a reload keeps the size");
     stage.get_ready(new);
     stage.pass(2.5);
     for worker in stage.drained() {
         stage.leave(worker);
     }
-    assert_eq!(stage.core.view().bounds, (2, 8), "and forgets who had set it");
+    assert_eq!(
+        stage.core.view().bounds,
+        (2, 8),
+        "and forgets who had set it"
+    );
     assert_eq!(stage.work(SECOND * 70, IDLE), [3, 2]);
     stage.command(Command::Scale(1, Some(RequestId(7))));
-    let why = "there can be 2 to 8 workers, not 1 (the range of workers is part of the configuration)";
+    let why =
+        "there can be 2 to 8 workers, not 1 (the range of workers is part of the configuration)";
     assert_eq!(stage.failure().as_deref(), Some(why));
 }
 
@@ -170,10 +238,18 @@ fn a_number_set_by_hand_is_the_least_until_the_next_reload() {
 fn a_reload_to_another_range_keeps_the_size_as_far_as_that_allows() {
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 5, OVERLOADED);
-    stage.reload(Plan { workers: 1, max_workers: 3, ..PLAN });
+    stage.reload(Plan {
+        workers: 1,
+        max_workers: 3,
+        ..PLAN
+    });
     assert_eq!(stage.spawned().len(), 3);
     let mut stage = Stage::serving(PLAN);
-    stage.reload(Plan { workers: 4, max_workers: 9, ..PLAN });
+    stage.reload(Plan {
+        workers: 4,
+        max_workers: 9,
+        ..PLAN
+    });
     assert_eq!(stage.spawned().len(), 4);
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 5, OVERLOADED);
@@ -196,7 +272,12 @@ fn the_load_changes_nothing_during_a_reload_nor_when_all_are_to_leave() {
 fn workers_that_cannot_start_do_not_make_it_grow() {
     let mut stage = Stage::serving(PLAN);
     for _ in 0..3 {
-        let in_slot_1 = stage.core.view().workers.into_iter().find(|worker| worker.slot == Slot(1));
+        let in_slot_1 = stage
+            .core
+            .view()
+            .workers
+            .into_iter()
+            .find(|worker| worker.slot == Slot(1));
         if let Some(worker) = in_slot_1 {
             stage.die(worker.worker.0);
         }
@@ -206,9 +287,16 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
         // The one that is left is overloaded, and whoever is to help it dies.
         stage.now += Duration::from_millis(100);
         let view = stage.core.view();
-        let ready =
-            view.workers.iter().find(|worker| worker.state == WorkerState::Ready).expect("one serves");
-        let load = Load { spent: stage.now.0, in_hand: Some(1), ..Load::default() };
+        let ready = view
+            .workers
+            .iter()
+            .find(|worker| worker.state == WorkerState::Ready)
+            .expect("one serves");
+        let load = Load {
+            spent: stage.now.0,
+            in_hand: Some(1),
+            ..Load::default()
+        };
         let look = Look {
             queues: Some(vec![(Slot(0), 9)]),
             loads: vec![(ready.worker, load)],
@@ -225,13 +313,41 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
 
 #[test]
 fn nobody_is_started_for_whom_there_is_no_memory() {
-    let elastic = Elastic { memory: Some(1000), ..ELASTIC };
-    let mut stage = Stage::serving(Plan { elastic: Some(elastic), ..PLAN });
-    let sizes = stage.work(SECOND * 20, Work { memory: Some(300), ..OVERLOADED });
+    let elastic = Elastic {
+        memory: Some(1000),
+        ..ELASTIC
+    };
+    let mut stage = Stage::serving(Plan {
+        elastic: Some(elastic),
+        ..PLAN
+    });
+    let sizes = stage.work(
+        SECOND * 20,
+        Work {
+            memory: Some(300),
+            ..OVERLOADED
+        },
+    );
     assert_eq!(sizes, [3], "a fourth one would use 1200 bytes");
-    let told: Vec<_> = stage.facts().filter(|fact| matches!(fact, Fact::NoMemory { .. })).collect();
-    assert_eq!(told, [&Fact::NoMemory { workers: 3, used: 900 }], "said once");
-    let sizes = stage.work(SECOND * 20, Work { memory: Some(100), ..OVERLOADED });
+    let told: Vec<_> = stage
+        .facts()
+        .filter(|fact| matches!(fact, Fact::NoMemory { .. }))
+        .collect();
+    assert_eq!(
+        told,
+        [&Fact::NoMemory {
+            workers: 3,
+            used: 900
+        }],
+        "said once"
+    );
+    let sizes = stage.work(
+        SECOND * 20,
+        Work {
+            memory: Some(100),
+            ..OVERLOADED
+        },
+    );
     assert_eq!(sizes, [6, 8]);
 }
 
@@ -249,12 +365,30 @@ fn a_slot_that_is_held_empty_stays_so() {
 
 #[test]
 fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_uses() {
-    let plan = Plan { elastic: Some(Elastic { apiece: None, ..ELASTIC }), steals: false, ..PLAN };
+    let plan = Plan {
+        elastic: Some(Elastic {
+            apiece: None,
+            ..ELASTIC
+        }),
+        steals: false,
+        ..PLAN
+    };
     let mut stage = Stage::serving(plan);
-    let blind = Work { share: 0.0, in_hand: None, ..OVERLOADED };
+    let blind = Work {
+        share: 0.0,
+        in_hand: None,
+        ..OVERLOADED
+    };
     assert_eq!(stage.work(SECOND * 5, blind), [4, 8]);
     let mut stage = Stage::serving(plan);
-    let sizes = stage.work(SECOND * 5, Work { share: 0.9, in_hand: None, ..IDLE });
+    let sizes = stage.work(
+        SECOND * 5,
+        Work {
+            share: 0.9,
+            in_hand: None,
+            ..IDLE
+        },
+    );
     assert_eq!(sizes.first(), Some(&3));
 }
 
@@ -264,14 +398,20 @@ fn a_supervisor_that_was_stopped_judges_nobody_unneeded() {
     stage.work(SECOND * 5, OVERLOADED);
     stage.work(SECOND, IDLE);
     stage.now += SECOND * 3600;
-    stage.tell(Event::Look(Look { queues: Some(Vec::new()), ..Look::default() }));
+    stage.tell(Event::Look(Look {
+        queues: Some(Vec::new()),
+        ..Look::default()
+    }));
     assert_eq!(stage.work(SECOND * 50, IDLE), [] as [u16; 0]);
     assert_eq!(stage.work(SECOND * 20, IDLE).len(), 6);
 }
 
 #[test]
 fn a_range_wakes_an_idle_server_once_a_second() {
-    let mut stage = Stage::serving(Plan { hang_timeout: None, ..PLAN });
+    let mut stage = Stage::serving(Plan {
+        hang_timeout: None,
+        ..PLAN
+    });
     stage.work(SECOND * 5, IDLE);
     let mut wakes = 0;
     let end = stage.now + SECOND * 60;
@@ -279,7 +419,10 @@ fn a_range_wakes_an_idle_server_once_a_second() {
         stage.now = due;
         wakes += 1;
         let queues = stage.core.wants_queues(due).then(Vec::new);
-        stage.tell(Event::Look(Look { queues, ..beats(&[(1, due, 0), (2, due, 0)]) }));
+        stage.tell(Event::Look(Look {
+            queues,
+            ..beats(&[(1, due, 0), (2, due, 0)])
+        }));
     }
     assert!(wakes <= 61, "{wakes} times in a minute");
 }

@@ -2,10 +2,14 @@
 
 use super::*;
 
-const CLEAN: fn() -> End =
-    || End { manner: Manner::Clean, ..End::unclean("exited with status 0", Cause::Exit) };
-const BY_SIGNAL: fn() -> End =
-    || End { manner: Manner::AsAsked, ..End::unclean("killed by SIGQUIT", Cause::Signal) };
+const CLEAN: fn() -> End = || End {
+    manner: Manner::Clean,
+    ..End::unclean("exited with status 0", Cause::Exit)
+};
+const BY_SIGNAL: fn() -> End = || End {
+    manner: Manner::AsAsked,
+    ..End::unclean("killed by SIGQUIT", Cause::Signal)
+};
 
 impl Stage {
     fn end(&mut self, worker: u64, end: End) -> Demise {
@@ -27,7 +31,11 @@ fn a_worker_that_leaves_cleanly_after_a_while_has_not_failed() {
     let mut stage = Stage::serving(PLAN);
     for round in 0..10 {
         stage.pass(1.5);
-        let occupant = stage.core.occupant(Slot(0), GenerationId(1)).expect("a worker").id;
+        let occupant = stage
+            .core
+            .occupant(Slot(0), GenerationId(1))
+            .expect("a worker")
+            .id;
         let demise = stage.end(occupant.0, CLEAN());
         assert_eq!(verdict(&demise), (Cause::Left, Grade::Clean));
         assert_eq!(demise.follow, Follow::New(Duration::ZERO));
@@ -44,18 +52,26 @@ fn a_worker_that_leaves_cleanly_at_once_backs_off() {
     let mut waits = Vec::new();
     for worker in [1, 3, 4] {
         stage.pass(0.9);
-        let Follow::New(wait) = stage.end(worker, CLEAN()).follow else { panic!("it is replaced") };
+        let Follow::New(wait) = stage.end(worker, CLEAN()).follow else {
+            panic!("it is replaced")
+        };
         waits.push(wait);
         stage.pass(5.0);
         stage.get_ready([worker + 2, worker + 1]);
     }
-    assert!(waits[0].is_zero() && !waits[1].is_zero() && !waits[2].is_zero(), "{waits:?}");
+    assert!(
+        waits[0].is_zero() && !waits[1].is_zero() && !waits[2].is_zero(),
+        "{waits:?}"
+    );
 }
 
 #[test]
 fn a_clean_end_before_ready_is_a_failure() {
     let mut stage = Stage::boot(PLAN);
-    assert_eq!(verdict(&stage.end(1, CLEAN())), (Cause::Exit, Grade::Failure));
+    assert_eq!(
+        verdict(&stage.end(1, CLEAN())),
+        (Cause::Exit, Grade::Failure)
+    );
 }
 
 #[test]
@@ -66,17 +82,30 @@ fn a_trial_fails_by_a_clean_end_too() {
     stage.get_ready([3, 4]);
     stage.pass(1.5);
     let demise = stage.end(3, CLEAN());
-    assert_eq!((demise.cause, demise.follow), (Cause::Left, Follow::Refused));
-    assert!(stage.failure().is_some_and(|reason| reason.contains("status 0")));
+    assert_eq!(
+        (demise.cause, demise.follow),
+        (Cause::Left, Follow::Refused)
+    );
+    assert!(
+        stage
+            .failure()
+            .is_some_and(|reason| reason.contains("status 0"))
+    );
 }
 
 #[test]
 fn the_signal_that_asks_to_drain_is_clean_when_it_was_asked() {
     let mut stage = Stage::serving(PLAN);
     stage.pass(5.0);
-    assert_eq!(verdict(&stage.end(1, BY_SIGNAL())), (Cause::Signal, Grade::Failure));
+    assert_eq!(
+        verdict(&stage.end(1, BY_SIGNAL())),
+        (Cause::Signal, Grade::Failure)
+    );
     stage.command(Command::Resize(-1));
-    assert_eq!(verdict(&stage.end(2, BY_SIGNAL())), (Cause::ScaleDown, Grade::Clean));
+    assert_eq!(
+        verdict(&stage.end(2, BY_SIGNAL())),
+        (Cause::ScaleDown, Grade::Clean)
+    );
 }
 
 #[test]
@@ -93,21 +122,36 @@ fn whoever_was_killed_died_of_what_it_was_killed_for() {
     let killed = || End::unclean("killed by SIGKILL", Cause::Signal);
     let mut stage = Stage::serving(PLAN);
     stage.tell(Event::Condemned(WorkerId(1), "garbage".to_owned()));
-    assert_eq!(verdict(&stage.end(1, killed())), (Cause::Protocol, Grade::Failure));
+    assert_eq!(
+        verdict(&stage.end(1, killed())),
+        (Cause::Protocol, Grade::Failure)
+    );
     // Its replacement does not get ready in time.
     stage.pass(63.0);
-    assert_eq!(verdict(&stage.end(3, killed())), (Cause::StartTimeout, Grade::Failure));
+    assert_eq!(
+        verdict(&stage.end(3, killed())),
+        (Cause::StartTimeout, Grade::Failure)
+    );
     stage.command(Command::Resize(-1));
     stage.pass(31.0);
-    assert_eq!(verdict(&stage.end(2, killed())), (Cause::DrainTimeout, Grade::Unclean));
+    assert_eq!(
+        verdict(&stage.end(2, killed())),
+        (Cause::DrainTimeout, Grade::Unclean)
+    );
     stage.command(Command::StopNow);
-    assert_eq!(verdict(&stage.end(4, killed())), (Cause::Stop, Grade::Clean));
+    assert_eq!(
+        verdict(&stage.end(4, killed())),
+        (Cause::Stop, Grade::Clean)
+    );
 }
 
 #[test]
 fn a_hung_worker_died_of_that_although_it_exits_by_itself() {
     let mut stage = Stage::serving(PLAN);
-    stage.core.step(stage.now, Event::Look(beats(&[(1, stage.now, 0), (2, stage.now, 0)])));
+    stage.core.step(
+        stage.now,
+        Event::Look(beats(&[(1, stage.now, 0), (2, stage.now, 0)])),
+    );
     for _ in 0..400 {
         stage.now += Duration::from_millis(100);
         let now = stage.now;

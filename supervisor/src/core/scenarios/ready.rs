@@ -12,7 +12,11 @@ fn a_reload_whose_workers_do_not_get_ready_says_what_was_missing() {
         let mut stage = Stage::serving(PLAN);
         stage.reload(Plan { proof, ..PLAN });
         stage.pass(61.0);
-        assert!(stage.facts().any(|fact| matches!(fact, Fact::StartTimedOut(_, _, said) if *said == proof)));
+        assert!(
+            stage
+                .facts()
+                .any(|fact| matches!(fact, Fact::StartTimedOut(_, _, said) if *said == proof))
+        );
         let reason = stage.failure().expect("the reload has failed");
         assert!(reason.contains(missing), "{reason}");
     }

@@ -6,7 +6,11 @@ const PLAN: Plan = Plan {
     workers: 4,
     max_workers: 8,
     max_unavailable: Share::Count(1),
-    recycle: Limits { requests: Some(100), age: None, memory: None },
+    recycle: Limits {
+        requests: Some(100),
+        age: None,
+        memory: None,
+    },
     ..super::PLAN
 };
 
@@ -22,9 +26,14 @@ impl Stage {
             requests: Some(requests),
             memory: Some(memory),
         };
-        let workers =
-            workers.iter().map(|(id, requests, memory)| (WorkerId(*id), sight(*requests, *memory))).collect();
-        self.tell(Event::Look(Look { workers, ..Look::default() }));
+        let workers = workers
+            .iter()
+            .map(|(id, requests, memory)| (WorkerId(*id), sight(*requests, *memory)))
+            .collect();
+        self.tell(Event::Look(Look {
+            workers,
+            ..Look::default()
+        }));
     }
 
     fn recycled(&self) -> Vec<u64> {
@@ -40,11 +49,18 @@ impl Stage {
 fn a_worker_that_has_served_enough_drains_when_the_next_one_is_ready() {
     let mut stage = Stage::serving(PLAN);
     stage.see(&[(1, 79, 0), (2, 100, 0), (3, 0, 0)]);
-    assert_eq!((stage.recycled(), stage.spawned()), (vec![2], vec![(5, 1, 1)]));
+    assert_eq!(
+        (stage.recycled(), stage.spawned()),
+        (vec![2], vec![(5, 1, 1)])
+    );
     assert_eq!(stage.drained(), [0_u64; 0], "it serves until then");
     stage.get_ready([5]);
     assert_eq!(stage.drained(), [2]);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::Draining(_, Why::Recycled))));
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::Draining(_, Why::Recycled)))
+    );
 }
 
 #[test]
@@ -53,10 +69,18 @@ fn one_by_one_and_whoever_has_waited_longest_first() {
     stage.see(&[(3, 100, 0)]);
     stage.pass(0.5);
     stage.see(&[(1, 100, 0), (2, 100, 0), (3, 100, 0), (4, 100, 0)]);
-    assert_eq!((stage.recycled(), stage.spawned()), (vec![], vec![]), "slot 2 has the only permit");
+    assert_eq!(
+        (stage.recycled(), stage.spawned()),
+        (vec![], vec![]),
+        "slot 2 has the only permit"
+    );
     stage.get_ready([5]);
     stage.die(3);
-    assert_eq!(stage.recycled(), [1], "it has been due for as long as others, and has the lowest number");
+    assert_eq!(
+        stage.recycled(),
+        [1],
+        "it has been due for as long as others, and has the lowest number"
+    );
     stage.get_ready([6]);
     assert_eq!(stage.recycled(), [0_u64; 0], "until the old one is gone");
     stage.die(1);
@@ -65,16 +89,32 @@ fn one_by_one_and_whoever_has_waited_longest_first() {
 
 #[test]
 fn age_and_memory_do_the_same_and_age_needs_nobody_to_look() {
-    let recycle = Limits { requests: None, age: Some(Duration::from_secs(100)), memory: Some(64 << 20) };
-    let mut stage = Stage::serving(Plan { recycle, hang_timeout: None, ..PLAN });
+    let recycle = Limits {
+        requests: None,
+        age: Some(Duration::from_secs(100)),
+        memory: Some(64 << 20),
+    };
+    let mut stage = Stage::serving(Plan {
+        recycle,
+        hang_timeout: None,
+        ..PLAN
+    });
     stage.see(&[(4, 0, 64 << 20)]);
     assert_eq!(stage.recycled(), [4]);
     stage.get_ready([5]);
     stage.die(4);
     let due = stage.core.next_deadline().expect("somebody gets old");
-    assert!(due > Time::from_millis(80_000) && due <= Time::from_millis(100_000), "{due:?}");
+    assert!(
+        due > Time::from_millis(80_000) && due <= Time::from_millis(100_000),
+        "{due:?}"
+    );
     stage.pass(100.0);
-    assert_eq!(stage.recycled().len(), 1, "the others wait for the permit: {:?}", stage.recycled());
+    assert_eq!(
+        stage.recycled().len(),
+        1,
+        "the others wait for the permit: {:?}",
+        stage.recycled()
+    );
 }
 
 #[test]
@@ -82,8 +122,16 @@ fn a_replacement_that_fails_leaves_the_old_one_and_is_tried_again_later() {
     let mut stage = Stage::serving(PLAN);
     stage.see(&[(2, 100, 0)]);
     stage.die(5);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::NotReplaced(who, _) if who.worker.0 == 2)));
-    assert_eq!((stage.recycled(), stage.spawned()), (vec![2], vec![(6, 1, 1)]), "the first time at once");
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::NotReplaced(who, _) if who.worker.0 == 2))
+    );
+    assert_eq!(
+        (stage.recycled(), stage.spawned()),
+        (vec![2], vec![(6, 1, 1)]),
+        "the first time at once"
+    );
     stage.die(6);
     assert_eq!(stage.recycled(), [0_u64; 0]);
     stage.pass(0.1);
@@ -106,8 +154,16 @@ fn nobody_is_recycled_during_a_reload_or_after_a_stop_and_whoever_died_by_accide
     stage.get_ready([5]);
     assert_eq!(stage.recycled(), [2]);
     stage.reload(PLAN);
-    assert!(stage.facts().all(|fact| !matches!(fact, Fact::Recycling(..))));
-    assert_eq!(stage.drained(), [6], "a reload replaces its slot's worker anyway");
+    assert!(
+        stage
+            .facts()
+            .all(|fact| !matches!(fact, Fact::Recycling(..)))
+    );
+    assert_eq!(
+        stage.drained(),
+        [6],
+        "a reload replaces its slot's worker anyway"
+    );
     stage.die(6);
     stage.see(&[(2, 200, 0), (3, 200, 0)]);
     assert_eq!(stage.recycled(), [0_u64; 0]);
@@ -118,7 +174,10 @@ fn nobody_is_recycled_during_a_reload_or_after_a_stop_and_whoever_died_by_accide
 
 #[test]
 fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
-    let mut stage = Stage::serving(Plan { pre_stop_delay: Duration::from_secs(10), ..PLAN });
+    let mut stage = Stage::serving(Plan {
+        pre_stop_delay: Duration::from_secs(10),
+        ..PLAN
+    });
     assert!(stage.core.view().ready);
     stage.command(Command::Stop);
     let view = stage.core.view();
@@ -135,16 +194,25 @@ fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
     stage.command(Command::Reload(Some(RequestId(7))));
     assert_eq!(stage.failure(), Some("the server stops".to_owned()));
     stage.pass(9.9);
-    assert_eq!((stage.drained(), stage.core.view().workers.len()), (vec![], 4));
+    assert_eq!(
+        (stage.drained(), stage.core.view().workers.len()),
+        (vec![], 4)
+    );
     stage.pass(0.2);
     let mut drained = stage.drained();
     drained.sort_unstable();
-    assert_eq!((drained, stage.core.view().state), (vec![2, 3, 4, 5], State::Stopping));
+    assert_eq!(
+        (drained, stage.core.view().state),
+        (vec![2, 3, 4, 5], State::Stopping)
+    );
 }
 
 #[test]
 fn a_second_stop_does_not_wait_for_the_announcement_and_a_third_not_for_the_drain() {
-    let plan = Plan { pre_stop_delay: Duration::from_secs(10), ..PLAN };
+    let plan = Plan {
+        pre_stop_delay: Duration::from_secs(10),
+        ..PLAN
+    };
     let mut stage = Stage::serving(plan);
     stage.command(Command::Stop);
     stage.command(Command::Stop);

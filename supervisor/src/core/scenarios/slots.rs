@@ -2,7 +2,12 @@
 
 use super::*;
 
-const PLAN: Plan = Plan { workers: 4, max_workers: 8, max_unavailable: Share::Count(1), ..super::PLAN };
+const PLAN: Plan = Plan {
+    workers: 4,
+    max_workers: 8,
+    max_unavailable: Share::Count(1),
+    ..super::PLAN
+};
 const ASKED: RequestId = RequestId(7);
 
 impl Stage {
@@ -39,7 +44,10 @@ fn scaling_tells_from_how_many_to_how_many_and_why_not() {
     stage.command(Command::Scale(6, Some(ASKED)));
     assert_eq!(stage.answer(), Some(Ok(Done::Scaled { from: 6, to: 6 })));
     stage.command(Command::Scale(0, Some(ASKED)));
-    assert_eq!(refusal(stage.answer()), "there can be 1 to 8 workers, not 0 (drain SLOT empties one)");
+    assert_eq!(
+        refusal(stage.answer()),
+        "there can be 1 to 8 workers, not 0 (drain SLOT empties one)"
+    );
     stage.command(Command::Scale(9, Some(ASKED)));
     assert_eq!(
         refusal(stage.answer()),
@@ -56,11 +64,24 @@ fn a_restarted_worker_serves_until_its_successor_is_ready() {
     assert_eq!(stage.spawned(), [(5, 2, 1)]);
     assert_eq!((stage.drained(), stage.answer()), (vec![], None));
     stage.get_ready([5]);
-    assert_eq!(stage.answer(), Some(Ok(Done::Restarted { slot: Slot(2), worker: WorkerId(5) })));
+    assert_eq!(
+        stage.answer(),
+        Some(Ok(Done::Restarted {
+            slot: Slot(2),
+            worker: WorkerId(5)
+        }))
+    );
     assert_eq!(stage.drained(), [3]);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::Draining(_, Why::Restarted))));
     assert!(
-        !stage.last.iter().any(|action| matches!(action, Action::Steer(_))),
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::Draining(_, Why::Restarted)))
+    );
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Steer(_))),
         "nothing changes for clients"
     );
     stage.die(3);
@@ -74,7 +95,11 @@ fn a_restart_whose_worker_cannot_start_changes_nothing() {
     stage.die(5);
     let why = "worker 5 (slot 2) exited with status 3, before it was ready";
     assert_eq!(refusal(stage.answer()), why);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::NotReplaced(who, _) if who.worker == WorkerId(3))));
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::NotReplaced(who, _) if who.worker == WorkerId(3)))
+    );
     assert_eq!((stage.spawned(), stage.drained()), (vec![], vec![]));
     assert_eq!(stage.core.permits(), (0, 1));
     assert_eq!(stage.core.view().state, State::Serving);
@@ -88,8 +113,14 @@ fn a_restart_whose_worker_never_gets_ready_changes_nothing() {
     let mut stage = Stage::serving(PLAN);
     stage.restart(2);
     stage.pass(60.0);
-    assert_eq!(refusal(stage.answer()), "worker 5 (slot 2) did not get ready within 60s");
-    assert_eq!((stage.drained(), stage.has(&Action::Abort(WorkerId(5)))), (vec![], true));
+    assert_eq!(
+        refusal(stage.answer()),
+        "worker 5 (slot 2) did not get ready within 60s"
+    );
+    assert_eq!(
+        (stage.drained(), stage.has(&Action::Abort(WorkerId(5)))),
+        (vec![], true)
+    );
 }
 
 #[test]
@@ -97,13 +128,19 @@ fn restarts_wait_for_a_permit() {
     let mut stage = Stage::serving(PLAN);
     stage.restart(2);
     stage.command(Command::Restart(Slot(0), Some(RequestId(8))));
-    assert_eq!((stage.spawned(), stage.answer_to(RequestId(8))), (vec![], None));
+    assert_eq!(
+        (stage.spawned(), stage.answer_to(RequestId(8))),
+        (vec![], None)
+    );
     stage.get_ready([5]);
     assert_eq!(stage.spawned(), [], "two are in slot 2 as yet");
     stage.die(3);
     assert_eq!(stage.spawned(), [(6, 0, 1)]);
     stage.get_ready([6]);
-    let done = Done::Restarted { slot: Slot(0), worker: WorkerId(6) };
+    let done = Done::Restarted {
+        slot: Slot(0),
+        worker: WorkerId(6),
+    };
     assert_eq!(stage.answer_to(RequestId(8)), Some(Ok(done)));
 }
 
@@ -118,7 +155,13 @@ fn a_restart_of_a_slot_that_is_down_does_not_wait_for_its_back_off() {
     stage.restart(2);
     assert_eq!(stage.spawned(), [(8, 2, 1)]);
     stage.get_ready([8]);
-    assert_eq!(stage.answer(), Some(Ok(Done::Restarted { slot: Slot(2), worker: WorkerId(8) })));
+    assert_eq!(
+        stage.answer(),
+        Some(Ok(Done::Restarted {
+            slot: Slot(2),
+            worker: WorkerId(8)
+        }))
+    );
 }
 
 #[test]
@@ -131,9 +174,18 @@ fn a_worker_that_dies_while_its_successor_starts_is_succeeded_by_it() {
         Fact::Died(_, demise) => Some(demise.follow),
         _ => None,
     };
-    assert_eq!(stage.facts().find_map(follows), Some(Follow::Known(WorkerId(5))));
+    assert_eq!(
+        stage.facts().find_map(follows),
+        Some(Follow::Known(WorkerId(5)))
+    );
     stage.get_ready([5]);
-    assert_eq!(stage.answer(), Some(Ok(Done::Restarted { slot: Slot(2), worker: WorkerId(5) })));
+    assert_eq!(
+        stage.answer(),
+        Some(Ok(Done::Restarted {
+            slot: Slot(2),
+            worker: WorkerId(5)
+        }))
+    );
 }
 
 #[test]
@@ -142,17 +194,41 @@ fn a_drained_slot_stays_empty_until_it_is_restarted() {
     stage.empty(1);
     assert!(stage.has(&Action::Steer(vec![Slot(0), Slot(2), Slot(3)])));
     assert_eq!((stage.drained(), stage.answer()), (vec![2], None));
-    let empties = |action: &Action| matches!(action, Action::Drain { empty_queue: true, .. });
-    assert!(stage.last.iter().any(empties), "what waits in its queue is accepted first");
+    let empties = |action: &Action| {
+        matches!(
+            action,
+            Action::Drain {
+                empty_queue: true,
+                ..
+            }
+        )
+    };
+    assert!(
+        stage.last.iter().any(empties),
+        "what waits in its queue is accepted first"
+    );
     stage.die(2);
     assert_eq!(stage.answer(), Some(Ok(Done::Drained { slot: Slot(1) })));
-    assert_eq!(stage.pass(300.0).iter().filter(|action| matches!(action, Action::Spawn { .. })).count(), 0);
+    assert_eq!(
+        stage
+            .pass(300.0)
+            .iter()
+            .filter(|action| matches!(action, Action::Spawn { .. }))
+            .count(),
+        0
+    );
     assert_eq!(stage.core.view().held, [Slot(1)]);
     assert_eq!(stage.core.view().state, State::Serving, "it is not missed");
     stage.restart(1);
     assert_eq!(stage.spawned(), [(5, 1, 1)]);
     stage.get_ready([5]);
-    assert_eq!(stage.answer(), Some(Ok(Done::Restarted { slot: Slot(1), worker: WorkerId(5) })));
+    assert_eq!(
+        stage.answer(),
+        Some(Ok(Done::Restarted {
+            slot: Slot(1),
+            worker: WorkerId(5)
+        }))
+    );
     assert!(stage.has(&Action::Steer((0..4).map(Slot).collect())));
 }
 
@@ -164,14 +240,21 @@ fn a_reload_fills_a_drained_slot_if_it_is_accepted() {
     stage.reload(PLAN);
     stage.get_ready([5, 6, 7]);
     stage.die(8);
-    assert_eq!(stage.core.view().held, [Slot(1)], "a bad reload changes nothing");
+    assert_eq!(
+        stage.core.view().held,
+        [Slot(1)],
+        "a bad reload changes nothing"
+    );
     for worker in [5, 6, 7] {
         stage.die(worker);
     }
     stage.reload(PLAN);
     stage.get_ready([9, 10, 11, 12]);
     stage.pass(2.0);
-    assert_eq!((stage.core.view().held, stage.core.view().rotation.len()), (vec![], 4));
+    assert_eq!(
+        (stage.core.view().held, stage.core.view().rotation.len()),
+        (vec![], 4)
+    );
     assert_eq!(stage.drained(), [1, 3, 4]);
 }
 
@@ -199,7 +282,8 @@ fn a_scale_down_that_would_leave_drained_slots_only_fills_them() {
 fn the_last_slot_that_serves_is_not_drained() {
     let mut stage = Stage::serving(Plan { workers: 1, ..PLAN });
     stage.empty(0);
-    let why = "slot 0 is the only one with a worker that serves (scale up first, or stop the server)";
+    let why =
+        "slot 0 is the only one with a worker that serves (scale up first, or stop the server)";
     assert_eq!(refusal(stage.answer()), why);
     assert_eq!(stage.drained(), [] as [u64; 0]);
 }
@@ -219,7 +303,10 @@ fn a_drained_slot_uses_its_permit_up() {
 
 #[test]
 fn a_drained_slot_in_whose_queue_somebody_waits_is_visited_and_answered_all_the_same() {
-    let mut stage = Stage::serving(Plan { steals: false, ..PLAN });
+    let mut stage = Stage::serving(Plan {
+        steals: false,
+        ..PLAN
+    });
     stage.empty(1);
     stage.die(2);
     let mut look = beats(&[(1, stage.now, 0), (3, stage.now, 0), (4, stage.now, 0)]);
@@ -255,7 +342,10 @@ fn a_reload_wins_over_a_restart_under_way() {
 fn slots_that_there_are_not_and_servers_that_leave_are_told_of() {
     let mut stage = Stage::serving(PLAN);
     stage.restart(4);
-    assert_eq!(refusal(stage.answer()), "there is no slot 4 (they are 0 to 3)");
+    assert_eq!(
+        refusal(stage.answer()),
+        "there is no slot 4 (they are 0 to 3)"
+    );
     stage.restart(0);
     stage.command(Command::DrainAll);
     assert_eq!(refusal(stage.answer()), "all workers were asked to drain");

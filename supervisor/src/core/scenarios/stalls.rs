@@ -17,7 +17,11 @@ const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
-    recycle: Limits { requests: None, age: None, memory: None },
+    recycle: Limits {
+        requests: None,
+        age: None,
+        memory: None,
+    },
     pre_stop_delay: Duration::ZERO,
 };
 
@@ -52,7 +56,14 @@ impl Stage {
         }
         let sights = (1..=3).map(|worker| (WorkerId(worker), sight)).collect();
         let queues = (0..3).map(|slot| (Slot(slot), 0)).collect();
-        Self { core, now: Time::default(), sights, queues, silent: BTreeSet::new(), last: Vec::new() }
+        Self {
+            core,
+            now: Time::default(),
+            sights,
+            queues,
+            silent: BTreeSet::new(),
+            last: Vec::new(),
+        }
     }
 
     fn wake(&mut self) {
@@ -61,10 +72,25 @@ impl Stage {
                 sight.heard = self.now;
             }
         }
-        let workers = self.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
-        let queues = self.queues.iter().map(|(slot, length)| (*slot, *length)).collect();
+        let workers = self
+            .sights
+            .iter()
+            .map(|(id, sight)| (*id, *sight))
+            .collect();
+        let queues = self
+            .queues
+            .iter()
+            .map(|(slot, length)| (*slot, *length))
+            .collect();
         let queues = self.core.wants_queues(self.now).then_some(queues);
-        self.last.extend(self.core.step(self.now, Event::Look(Look { workers, queues, ..Look::default() })));
+        self.last.extend(self.core.step(
+            self.now,
+            Event::Look(Look {
+                workers,
+                queues,
+                ..Look::default()
+            }),
+        ));
     }
 
     /// Lets time pass, with a look whenever the core asks for one.
@@ -83,7 +109,10 @@ impl Stage {
     }
 
     fn said(&self, what: impl Fn(&Fact) -> bool) -> usize {
-        self.last.iter().filter(|action| matches!(action, Action::Report(fact) if what(fact))).count()
+        self.last
+            .iter()
+            .filter(|action| matches!(action, Action::Report(fact) if what(fact)))
+            .count()
     }
 
     fn stalls(&self) -> usize {
@@ -99,7 +128,12 @@ impl Stage {
     }
 
     fn state(&self, worker: u64) -> Option<WorkerState> {
-        self.core.view().workers.iter().find(|one| one.worker.0 == worker).map(|one| one.state)
+        self.core
+            .view()
+            .workers
+            .iter()
+            .find(|one| one.worker.0 == worker)
+            .map(|one| one.state)
     }
 }
 
@@ -110,14 +144,26 @@ fn a_silent_worker_is_steered_away_from_and_back_when_it_beats_again() {
     assert_eq!(stage.last, []);
     stage.silent.insert(WorkerId(2));
     stage.pass(4.0);
-    assert_eq!((stage.stalls(), stage.rotation()), (1, vec![0, 2]), "{:?}", stage.last);
+    assert_eq!(
+        (stage.stalls(), stage.rotation()),
+        (1, vec![0, 2]),
+        "{:?}",
+        stage.last
+    );
     assert_eq!(stage.state(2), Some(WorkerState::Stalled));
     stage.pass(20.0);
-    assert_eq!(stage.last, [], "said once, and nobody is aborted before the timeout");
+    assert_eq!(
+        stage.last,
+        [],
+        "said once, and nobody is aborted before the timeout"
+    );
     stage.silent.clear();
     stage.pass(1.1);
     assert_eq!(stage.said(|fact| matches!(fact, Fact::Resumed(..))), 1);
-    assert_eq!((stage.rotation(), stage.state(2)), (vec![0, 1, 2], Some(WorkerState::Ready)));
+    assert_eq!(
+        (stage.rotation(), stage.state(2)),
+        (vec![0, 1, 2], Some(WorkerState::Ready))
+    );
 }
 
 #[test]
@@ -130,7 +176,10 @@ fn a_silent_worker_is_aborted_at_the_timeout_and_its_slot_comes_back_with_the_re
     assert_eq!((stage.aborted(), stage.rotation()), (vec![2], vec![0, 2]));
     stage.pass(2.0);
     assert!(stage.last.contains(&Action::Kill(WorkerId(2))));
-    stage.core.step(stage.now, Event::Died(WorkerId(2), End::unclean("killed", Cause::Signal)));
+    stage.core.step(
+        stage.now,
+        Event::Died(WorkerId(2), End::unclean("killed", Cause::Signal)),
+    );
     assert_eq!(stage.rotation(), [0, 2], "nobody serves slot 1 yet");
     stage.core.step(stage.now, Event::Ready(WorkerId(4)));
     assert_eq!(stage.rotation(), [0, 1, 2]);
@@ -143,10 +192,19 @@ fn a_queue_that_does_not_move_is_noticed_within_a_second_and_a_half() {
         stage.pass(5.0);
         stage.queues.insert(Slot(1), 3);
         stage.pass(1.4);
-        assert_eq!((stage.stalls(), stage.rotation()), (1, vec![0, 2]), "{done:?} {:?}", stage.last);
+        assert_eq!(
+            (stage.stalls(), stage.rotation()),
+            (1, vec![0, 2]),
+            "{done:?} {:?}",
+            stage.last
+        );
         stage.queues.insert(Slot(1), 0);
         stage.pass(1.0);
-        assert_eq!((stage.stalls(), stage.rotation()), (0, vec![0, 1, 2]), "{done:?}");
+        assert_eq!(
+            (stage.stalls(), stage.rotation()),
+            (0, vec![0, 1, 2]),
+            "{done:?}"
+        );
     }
 }
 
@@ -155,7 +213,10 @@ fn a_queue_that_moves_is_no_stall_however_long_it_is() {
     let mut stage = Stage::serving(Some(0));
     for round in 0..200 {
         stage.queues.insert(Slot(1), 4000);
-        stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.done = Some(round));
+        stage
+            .sights
+            .entry(WorkerId(2))
+            .and_modify(|sight| sight.done = Some(round));
         stage.pass(0.05);
         assert_eq!(stage.stalls(), 0, "round {round}");
     }
@@ -172,7 +233,11 @@ fn a_worker_that_beats_is_never_aborted_for_its_queue_and_a_silent_program_is() 
     let mut stage = Stage::serving(Some(0));
     stage.queues.insert(Slot(1), 3);
     stage.pass(120.0);
-    assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]), "all its connections may be taken");
+    assert_eq!(
+        (stage.stalls(), stage.aborted()),
+        (1, vec![]),
+        "all its connections may be taken"
+    );
     let mut stage = Stage::serving(None);
     stage.pass(5.0);
     stage.queues.insert(Slot(1), 3);
@@ -197,8 +262,15 @@ fn a_queue_that_moves_once_saves_a_program() {
 #[test]
 fn a_program_that_may_still_be_starting_has_the_time_to_start() {
     let mut stage = Stage::serving(None);
-    stage.sights.values_mut().for_each(|sight| sight.greeted = false);
-    stage.core.workers.values_mut().for_each(|worker| worker.plan.start_timeout = Duration::from_secs(50));
+    stage
+        .sights
+        .values_mut()
+        .for_each(|sight| sight.greeted = false);
+    stage
+        .core
+        .workers
+        .values_mut()
+        .for_each(|worker| worker.plan.start_timeout = Duration::from_secs(50));
     stage.queues.insert(Slot(1), 3);
     stage.pass(49.0);
     assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]));
@@ -226,15 +298,28 @@ fn when_everybody_stalls_everybody_stays_in_rotation() {
 #[test]
 fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not() {
     let mut stage = Stage::serving(Some(0));
-    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::default()));
     stage.pass(10.9);
-    assert_eq!(stage.aborted(), [] as [u64; 0], "it may still end it itself");
-    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(Time::from_millis(10_500)));
+    assert_eq!(
+        stage.aborted(),
+        [] as [u64; 0],
+        "it may still end it itself"
+    );
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::from_millis(10_500)));
     stage.pass(10.0);
     assert_eq!(stage.last, []);
     stage.pass(2.0);
     assert_eq!((stage.aborted(), stage.rotation()), (vec![2], vec![0, 2]));
-    assert_eq!(stage.said(|fact| matches!(fact, Fact::Hung(_, Stall::Overdue, _))), 1);
+    assert_eq!(
+        stage.said(|fact| matches!(fact, Fact::Hung(_, Stall::Overdue, _))),
+        1
+    );
 }
 
 #[test]
@@ -263,7 +348,11 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
         stage.last.clear();
         stage.now += Duration::from_millis(millis);
         stage.wake();
-        assert_eq!((stage.stalls(), stage.aborted()), (0, vec![]), "after {millis} ms");
+        assert_eq!(
+            (stage.stalls(), stage.aborted()),
+            (0, vec![]),
+            "after {millis} ms"
+        );
     }
 }
 
@@ -271,9 +360,16 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
 fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
     // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
     let mut stage = Stage::serving(Some(0));
-    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::default()));
     stage.pass(10.0);
-    while stage.core.next_deadline().is_some_and(|due| due < Time::from_millis(11_000)) {
+    while stage
+        .core
+        .next_deadline()
+        .is_some_and(|due| due < Time::from_millis(11_000))
+    {
         stage.now = stage.core.next_deadline().expect("it watches");
         stage.wake();
     }
@@ -286,7 +382,10 @@ fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
     // Stopped before it had seen the request at all.
     let mut stage = Stage::serving(Some(0));
     stage.pass(5.0);
-    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.oldest = Some(stage.now));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(stage.now));
     stage.now += Duration::from_secs(60);
     stage.wake();
     stage.pass(9.0);
@@ -305,21 +404,44 @@ fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
     stage.wake();
     // A wake-up for another reason, between two looks at the queues.
     stage.now += Duration::from_millis(900);
-    stage.sights.entry(WorkerId(2)).and_modify(|sight| sight.heard = stage.now);
-    let workers = stage.sights.iter().map(|(id, sight)| (*id, *sight)).collect();
-    stage.core.step(stage.now, Event::Look(Look { workers, ..Look::default() }));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.heard = stage.now);
+    let workers = stage
+        .sights
+        .iter()
+        .map(|(id, sight)| (*id, *sight))
+        .collect();
+    stage.core.step(
+        stage.now,
+        Event::Look(Look {
+            workers,
+            ..Look::default()
+        }),
+    );
     assert_eq!(stage.rotation(), [0, 2]);
 }
 
 #[test]
 fn without_a_hang_timeout_nobody_is_watched() {
-    let plan = Plan { hang_timeout: None, request_timeout: None, ..PLAN };
+    let plan = Plan {
+        hang_timeout: None,
+        request_timeout: None,
+        ..PLAN
+    };
     let mut core = Core::new(GenerationId(1), plan, 1);
     core.step(Time::default(), Event::Tick);
     for worker in 1..=3 {
         core.step(Time::default(), Event::Ready(WorkerId(worker)));
     }
-    assert_eq!((core.next_deadline(), core.wants_queues(Time::from_millis(1 << 40))), (None, false));
+    assert_eq!(
+        (
+            core.next_deadline(),
+            core.wants_queues(Time::from_millis(1 << 40))
+        ),
+        (None, false)
+    );
 }
 
 #[test]

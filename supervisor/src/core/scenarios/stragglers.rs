@@ -18,7 +18,11 @@ const PLAN: Plan = Plan {
     proof: Proof::Word,
     max_unavailable: Share::Percent(10),
     elastic: None,
-    recycle: Limits { requests: None, age: None, memory: None },
+    recycle: Limits {
+        requests: None,
+        age: None,
+        memory: None,
+    },
     pre_stop_delay: Duration::ZERO,
 };
 
@@ -42,8 +46,13 @@ impl Stage {
     /// Slot 2 of three is retired, and its worker drains.
     fn retiring(plan: Plan) -> Self {
         let core = Core::new(GenerationId(1), plan, 1);
-        let mut stage =
-            Self { core, now: Time::default(), queues: BTreeMap::new(), looks: 0, last: Vec::new() };
+        let mut stage = Self {
+            core,
+            now: Time::default(),
+            queues: BTreeMap::new(),
+            looks: 0,
+            last: Vec::new(),
+        };
         stage.tell(Event::Tick);
         (1..=3).for_each(|worker| stage.tell(Event::Ready(WorkerId(worker))));
         stage.tell(Event::Command(Command::Resize(-1)));
@@ -55,7 +64,10 @@ impl Stage {
     }
 
     fn die(&mut self, worker: u64) {
-        self.tell(Event::Died(WorkerId(worker), End::unclean("exited with status 1", Cause::Exit)));
+        self.tell(Event::Died(
+            WorkerId(worker),
+            End::unclean("exited with status 1", Cause::Exit),
+        ));
     }
 
     /// Lets time pass, with a look whenever the core asks for one.
@@ -73,11 +85,28 @@ impl Stage {
                 requests: None,
                 memory: None,
             };
-            let workers = self.core.view().workers.iter().map(|one| (one.worker, sight)).collect();
-            let queues = self.queues.iter().map(|(slot, length)| (*slot, *length)).collect();
+            let workers = self
+                .core
+                .view()
+                .workers
+                .iter()
+                .map(|one| (one.worker, sight))
+                .collect();
+            let queues = self
+                .queues
+                .iter()
+                .map(|(slot, length)| (*slot, *length))
+                .collect();
             let queues = self.core.wants_queues(due).then_some(queues);
             self.looks += u32::from(queues.is_some());
-            self.last.extend(self.core.step(due, Event::Look(Look { workers, queues, ..Look::default() })));
+            self.last.extend(self.core.step(
+                due,
+                Event::Look(Look {
+                    workers,
+                    queues,
+                    ..Look::default()
+                }),
+            ));
         }
         self.now = end;
     }
@@ -92,14 +121,21 @@ impl Stage {
 
     fn drained(&self) -> Vec<(u64, bool)> {
         let drain = |action: &Action| match action {
-            Action::Drain { worker, empty_queue, .. } => Some((worker.0, *empty_queue)),
+            Action::Drain {
+                worker,
+                empty_queue,
+                ..
+            } => Some((worker.0, *empty_queue)),
             _ => None,
         };
         self.last.iter().filter_map(drain).collect()
     }
 
     fn told(&self) -> usize {
-        self.last.iter().filter(|action| matches!(action, Action::Report(Fact::Stragglers(..)))).count()
+        self.last
+            .iter()
+            .filter(|action| matches!(action, Action::Report(Fact::Stragglers(..))))
+            .count()
     }
 
     fn rotation(&self) -> Vec<u16> {
@@ -116,17 +152,28 @@ fn who_waits_in_a_retired_slot_gets_a_worker_until_the_queue_is_empty() {
     stage.pass(1.0);
     assert_eq!((stage.spawned(), stage.told()), (vec![(4, 2)], 1));
     stage.tell(Event::Ready(WorkerId(4)));
-    assert_eq!(stage.rotation(), [0, 1], "nobody is to come, only who is there already");
+    assert_eq!(
+        stage.rotation(),
+        [0, 1],
+        "nobody is to come, only who is there already"
+    );
     stage.pass(5.0);
     assert_eq!(stage.last, [], "it takes its time");
     stage.queues.insert(Slot(2), 0);
     stage.pass(1.0);
-    assert_eq!((stage.drained(), stage.rotation()), (vec![(4, true)], vec![0, 1]));
+    assert_eq!(
+        (stage.drained(), stage.rotation()),
+        (vec![(4, true)], vec![0, 1])
+    );
     stage.die(4);
     assert_eq!(stage.spawned(), []);
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
-    assert_eq!((stage.spawned(), stage.told()), (vec![(5, 2)], 0), "again, but it is said once");
+    assert_eq!(
+        (stage.spawned(), stage.told()),
+        (vec![(5, 2)], 0),
+        "again, but it is said once"
+    );
 }
 
 #[test]
@@ -144,7 +191,10 @@ fn a_retired_slot_is_looked_at_once_a_second_for_two_minutes_and_then_never() {
     stage.tell(Event::Ready(WorkerId(4)));
     stage.queues.clear();
     stage.pass(1.0);
-    assert_eq!((stage.drained(), stage.core.retired().count()), (vec![(4, true)], 0));
+    assert_eq!(
+        (stage.drained(), stage.core.retired().count()),
+        (vec![(4, true)], 0)
+    );
 }
 
 #[test]
@@ -157,7 +207,10 @@ fn a_server_that_never_scaled_down_is_not_looked_at() {
 
 #[test]
 fn siblings_that_steal_get_some_time_to_come() {
-    let mut stage = Stage::retired(Plan { steals: true, ..PLAN });
+    let mut stage = Stage::retired(Plan {
+        steals: true,
+        ..PLAN
+    });
     for _ in 0..10 {
         stage.queues.insert(Slot(2), 2);
         stage.pass(2.0);
@@ -188,7 +241,11 @@ fn a_worker_that_drains_in_the_slot_gets_some_time_to_come() {
     // As many as a slot can have.
     stage.die(4);
     stage.pass(5.0);
-    assert_eq!(stage.spawned(), [] as [(u64, u16); 0], "a failure has been replaced at once, here in `die`");
+    assert_eq!(
+        stage.spawned(),
+        [] as [(u64, u16); 0],
+        "a failure has been replaced at once, here in `die`"
+    );
     assert_eq!(stage.core.in_slot(Slot(2)).count(), 2);
 }
 
@@ -234,7 +291,11 @@ fn a_worker_that_fails_there_is_tried_again_with_pauses() {
     assert_eq!(stage.spawned(), []);
     stage.pass(0.1);
     assert_eq!(stage.spawned(), [(6, 2)]);
-    assert_eq!(stage.core.view().state, State::Serving, "no open slot is empty");
+    assert_eq!(
+        stage.core.view().state,
+        State::Serving,
+        "no open slot is empty"
+    );
 }
 
 #[test]
@@ -260,9 +321,15 @@ fn a_reload_and_its_rollback_leave_nobody_waiting() {
     stage.tell(Event::Command(Command::Reload(None)));
     // It is to fill slot 2 itself: the worker that is there stays until its own is ready.
     stage.tell(Event::Prepared(GenerationId(2), PLAN));
-    assert_eq!((stage.spawned(), stage.drained()), (vec![(5, 0), (6, 1), (7, 2)], vec![]));
+    assert_eq!(
+        (stage.spawned(), stage.drained()),
+        (vec![(5, 0), (6, 1), (7, 2)], vec![])
+    );
     stage.die(7);
-    assert!(stage.drained().contains(&(4, true)), "the slot is retired again");
+    assert!(
+        stage.drained().contains(&(4, true)),
+        "the slot is retired again"
+    );
     stage.die(4);
     stage.pass(1.0);
     assert_eq!(stage.spawned(), [(8, 2)]);
@@ -272,17 +339,28 @@ fn a_reload_and_its_rollback_leave_nobody_waiting() {
 fn a_slot_is_looked_at_from_when_nobody_is_steered_to_it_any_more() {
     let mut stage = Stage::retired(PLAN);
     stage.tell(Event::Command(Command::Reload(None)));
-    stage.tell(Event::Prepared(GenerationId(2), Plan { workers: 4, ..PLAN }));
+    stage.tell(Event::Prepared(
+        GenerationId(2),
+        Plan { workers: 4, ..PLAN },
+    ));
     (4..=7).for_each(|worker| stage.tell(Event::Ready(WorkerId(worker))));
     stage.tell(Event::Command(Command::DrainAll));
-    [1, 2, 4, 5, 6, 7].into_iter().for_each(|worker| stage.die(worker));
+    [1, 2, 4, 5, 6, 7]
+        .into_iter()
+        .for_each(|worker| stage.die(worker));
     stage.pass(600.0);
     assert_eq!(stage.rotation(), [0, 1, 2, 3], "there is nowhere else");
     stage.tell(Event::Command(Command::Reload(None)));
-    stage.tell(Event::Prepared(GenerationId(3), Plan { workers: 1, ..PLAN }));
+    stage.tell(Event::Prepared(
+        GenerationId(3),
+        Plan { workers: 1, ..PLAN },
+    ));
     stage.tell(Event::Ready(WorkerId(8)));
     stage.pass(60.0);
-    assert_eq!((stage.rotation(), stage.core.view().state), (vec![0], State::Serving));
+    assert_eq!(
+        (stage.rotation(), stage.core.view().state),
+        (vec![0], State::Serving)
+    );
     stage.queues.insert(Slot(3), 1);
     stage.pass(1.0);
     assert_eq!(stage.spawned(), [(9, 3)]);
@@ -292,14 +370,31 @@ fn a_slot_is_looked_at_from_when_nobody_is_steered_to_it_any_more() {
 fn slots_of_a_reload_that_failed_are_retired() {
     let mut stage = Stage::retired(PLAN);
     stage.tell(Event::Command(Command::Reload(None)));
-    stage.tell(Event::Prepared(GenerationId(2), Plan { workers: 4, ..PLAN }));
-    let new: Vec<WorkerId> =
-        stage.core.workers.values().filter(|one| one.generation.0 == 2).map(|one| one.id).collect();
-    new[1..].iter().for_each(|worker| stage.tell(Event::Ready(*worker)));
+    stage.tell(Event::Prepared(
+        GenerationId(2),
+        Plan { workers: 4, ..PLAN },
+    ));
+    let new: Vec<WorkerId> = stage
+        .core
+        .workers
+        .values()
+        .filter(|one| one.generation.0 == 2)
+        .map(|one| one.id)
+        .collect();
+    new[1..]
+        .iter()
+        .for_each(|worker| stage.tell(Event::Ready(*worker)));
     assert!(stage.rotation().contains(&3), "clients come to it");
     stage.die(new[0].0);
     new[1..].iter().for_each(|worker| stage.die(worker.0));
     stage.queues.insert(Slot(3), 1);
     stage.pass(1.0);
-    assert_eq!(stage.spawned().iter().map(|spawn| spawn.1).collect::<Vec<_>>(), [3]);
+    assert_eq!(
+        stage
+            .spawned()
+            .iter()
+            .map(|spawn| spawn.1)
+            .collect::<Vec<_>>(),
+        [3]
+    );
 }

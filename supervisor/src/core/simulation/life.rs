@@ -18,7 +18,9 @@ impl Kind {
         match seed % 5 {
             0 | 1 => Self::Rust { steals: false },
             2 => Self::Rust { steals: true },
-            3 => Self::Mute { greets: seed % 10 == 3 },
+            3 => Self::Mute {
+                greets: seed % 10 == 3,
+            },
             _ => Self::Feeds,
         }
     }
@@ -45,7 +47,12 @@ pub(super) struct Queue {
 
 impl Queue {
     fn new(now: Time) -> Self {
-        Self { length: 0, still_since: now, seen: 0, seen_since: now }
+        Self {
+            length: 0,
+            still_since: now,
+            seen: 0,
+            seen_since: now,
+        }
     }
 }
 
@@ -70,15 +77,22 @@ impl World {
     pub(super) fn flow(&mut self) {
         let now = self.now;
         for (slot, queue) in &mut self.queues {
-            let own = self.processes.values_mut().filter(|process| process.takes());
-            let (mut own, others): (Vec<_>, Vec<_>) = own.partition(|process| process.slot == *slot);
+            let own = self
+                .processes
+                .values_mut()
+                .filter(|process| process.takes());
+            let (mut own, others): (Vec<_>, Vec<_>) =
+                own.partition(|process| process.slot == *slot);
             let stolen = self.kind == Kind::Rust { steals: true } && !others.is_empty();
             let taken = match own.first_mut() {
                 _ if queue.length == 0 => 0,
                 Some(taker) => {
                     let all = !self.kind.is_rust() || self.dice.percent(70);
-                    let taken =
-                        if all { queue.length } else { 1 + self.dice.below(queue.length.into()) as u32 };
+                    let taken = if all {
+                        queue.length
+                    } else {
+                        1 + self.dice.below(queue.length.into()) as u32
+                    };
                     taker.done += u64::from(taken);
                     taken
                 }
@@ -95,7 +109,8 @@ impl World {
     /// Clients connect to slots in rotation. Some come late: their handshake began when their slot still was.
     pub(super) fn arrive(&mut self) {
         let (now, open) = (self.now, self.core.view().open);
-        self.left.retain(|slot, left| now - *left < MINUTE && !self.rotation.contains(slot));
+        self.left
+            .retain(|slot, left| now - *left < MINUTE && !self.rotation.contains(slot));
         for slot in self.left.keys().filter(|slot| slot.0 >= open) {
             if self.dice.percent(3) {
                 let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
@@ -114,7 +129,11 @@ impl World {
     pub(super) fn look(&mut self) -> Look {
         let mut workers = Vec::new();
         let now = self.now;
-        for (id, process) in self.processes.iter_mut().filter(|(_, process)| process.ready) {
+        for (id, process) in self
+            .processes
+            .iter_mut()
+            .filter(|(_, process)| process.ready)
+        {
             let plan = self.fates.get(&process.generation).map(|fate| fate.1);
             let period = match self.kind {
                 Kind::Feeds => plan.and_then(|plan| plan.hang_timeout).unwrap_or(MINUTE) / 2,
@@ -125,7 +144,11 @@ impl World {
                 process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
             }
             let sight = Sight {
-                heard: if self.kind.is_mute() { now } else { process.heard },
+                heard: if self.kind.is_mute() {
+                    now
+                } else {
+                    process.heard
+                },
                 beats: !self.kind.is_mute(),
                 greeted: self.kind != Kind::Mute { greets: false },
                 done: self.kind.is_rust().then_some(process.done),
@@ -140,7 +163,11 @@ impl World {
                 || self.core.retired().any(|one| one == *slot)
         };
         let queues = || self.queues.iter().filter(|(slot, _)| seen(slot));
-        let lengths = || queues().map(|(slot, queue)| (*slot, queue.length)).collect();
+        let lengths = || {
+            queues()
+                .map(|(slot, queue)| (*slot, queue.length))
+                .collect()
+        };
         let lengths: Option<Vec<_>> = self.core.wants_queues(now).then(lengths);
         for (slot, length) in lengths.iter().flatten() {
             if let Some(queue) = self.queues.get_mut(slot) {
@@ -152,7 +179,11 @@ impl World {
         }
         let loads = self.core.wants_loads().filter(|_| lengths.is_some());
         let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
-        Look { workers, queues: lengths, loads }
+        Look {
+            workers,
+            queues: lengths,
+            loads,
+        }
     }
 
     /// What workers have to do. Now and then all have much, or nothing.
@@ -162,13 +193,21 @@ impl World {
         if self.calm {
             self.busy = 0;
         } else if self.load.percent(3) {
-            self.busy = if self.load.percent(60) { 0 } else { self.load.below(101) };
+            self.busy = if self.load.percent(60) {
+                0
+            } else {
+                self.load.below(101)
+            };
         }
         let (busy, counts) = (self.busy, self.kind.is_rust());
         let mut loads = Vec::new();
         for (id, process) in &mut self.processes {
             let works = self.load.percent(busy) || process.busy_since.is_some();
-            process.in_hand = if works && counts { 1 + self.load.below(2) as u32 } else { 0 };
+            process.in_hand = if works && counts {
+                1 + self.load.below(2) as u32
+            } else {
+                0
+            };
             process.spent += if works { gap } else { Duration::ZERO };
             let load = Load {
                 spent: process.spent,
@@ -183,16 +222,27 @@ impl World {
 
     /// Something holds a worker up for a while.
     pub(super) fn hold_up(&mut self) {
-        let Some(id) = self.random_worker().filter(|id| self.processes[id].ready) else { return };
-        let Some(plan) = self.plan_of(&self.processes[&id]) else { return };
-        let longest = if self.healthy || self.dice.percent(50) { 3000 } else { 40_000 };
+        let Some(id) = self.random_worker().filter(|id| self.processes[id].ready) else {
+            return;
+        };
+        let Some(plan) = self.plan_of(&self.processes[&id]) else {
+            return;
+        };
+        let longest = if self.healthy || self.dice.percent(50) {
+            3000
+        } else {
+            40_000
+        };
         let span = self.dice.millis(longest);
         let (now, rust) = (self.now, self.kind.is_rust());
         // In a healthy world, nothing lasts for so long that somebody would be aborted for it.
-        let harmless = |limit: Option<Duration>| !self.healthy || limit.is_none_or(|limit| limit > span * 3);
+        let harmless =
+            |limit: Option<Duration>| !self.healthy || limit.is_none_or(|limit| limit > span * 3);
         let (may_hang, may_last) = (harmless(plan.hang_timeout), harmless(plan.request_timeout));
         let way = self.dice.below(3);
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         match way {
             0 if may_hang => _ = process.silent_since.get_or_insert(now),
             1 if may_hang => process.deaf = true,
@@ -205,7 +255,9 @@ impl World {
 
     pub(super) fn get_well(&mut self, id: WorkerId) {
         let now = self.now;
-        let Some(process) = self.processes.get_mut(&id) else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
         process.busy_since = None;
         if !process.hangs {
             if process.silent_since.is_some() {

@@ -160,7 +160,11 @@ impl World {
         let healthy = seed.is_multiple_of(4);
         let kind = Kind::of(seed / 4);
         let plan = random_plan(&mut dice, kind);
-        let fate = if healthy || dice.percent(90) { Fate::Good } else { Fate::ExitsAtStart };
+        let fate = if healthy || dice.percent(90) {
+            Fate::Good
+        } else {
+            Fate::ExitsAtStart
+        };
         Self {
             seed,
             verbose,
@@ -222,7 +226,11 @@ impl World {
             self.stop();
             self.advance_by(Duration::from_secs(300));
             invariant!(self, self.exited, "a stop ends");
-            invariant!(self, self.unanswered.is_empty(), "everybody who asked gets a verdict");
+            invariant!(
+                self,
+                self.unanswered.is_empty(),
+                "everybody who asked gets a verdict"
+            );
         } else {
             self.settle();
         }
@@ -256,9 +264,21 @@ impl World {
             return;
         }
         let view = self.core.view();
-        invariant!(self, view.state == State::Serving, "calm means serving: {view:?}");
-        invariant!(self, view.reload.is_none(), "calm means no reload under way: {view:?}");
-        invariant!(self, self.asked == self.asked_at_last_prepare, "the last reload asked for is honoured");
+        invariant!(
+            self,
+            view.state == State::Serving,
+            "calm means serving: {view:?}"
+        );
+        invariant!(
+            self,
+            view.reload.is_none(),
+            "calm means no reload under way: {view:?}"
+        );
+        invariant!(
+            self,
+            self.asked == self.asked_at_last_prepare,
+            "the last reload asked for is honoured"
+        );
         invariant!(
             self,
             self.unanswered.is_empty(),
@@ -271,15 +291,24 @@ impl World {
             "calm means that every slot is served: {view:?}"
         );
         // Somebody is recycled now and then.
-        let recycles = self.fates.values().any(|(_, plan)| plan.recycle != Limits::default());
+        let recycles = self
+            .fates
+            .values()
+            .any(|(_, plan)| plan.recycle != Limits::default());
         let most = if recycles { self.core.permits().1 } else { 0 };
         invariant!(
             self,
             self.processes.len() <= usize::from(view.open + most),
             "calm means as many workers as slots: {view:?}"
         );
-        let one = |process: &Process| process.generation == view.generation && (process.ready || recycles);
-        invariant!(self, self.processes.values().all(one), "calm means one generation: {view:?}");
+        let one = |process: &Process| {
+            process.generation == view.generation && (process.ready || recycles)
+        };
+        invariant!(
+            self,
+            self.processes.values().all(one),
+            "calm means one generation: {view:?}"
+        );
         let all: Vec<Slot> = (0..view.open).map(Slot).collect();
         invariant!(
             self,
@@ -297,9 +326,10 @@ impl World {
 }
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable)
-        .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+    std::env::var(variable).ok().map(|text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable}={text} is no number"))
+    })
 }
 
 #[test]

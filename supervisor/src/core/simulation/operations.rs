@@ -58,7 +58,9 @@ impl World {
             }
             72..82 => {
                 let now = self.now;
-                if let Some(process) = self.random_worker().and_then(|id| self.processes.get_mut(&id))
+                if let Some(process) = self
+                    .random_worker()
+                    .and_then(|id| self.processes.get_mut(&id))
                     && process.ready
                 {
                     process.hangs = true;
@@ -68,7 +70,9 @@ impl World {
             }
             82..88 => {
                 if let Some(worker) = self.random_worker() {
-                    self.processes.entry(worker).and_modify(|process| process.condemned = true);
+                    self.processes
+                        .entry(worker)
+                        .and_modify(|process| process.condemned = true);
                     self.step(Event::Condemned(worker, "garbage".to_owned()));
                 }
             }
@@ -79,19 +83,29 @@ impl World {
                 }
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
-                self.overslept = self.core.next_deadline().is_some_and(|due| self.now > due + LATE);
+                self.overslept = self
+                    .core
+                    .next_deadline()
+                    .is_some_and(|due| self.now > due + LATE);
                 self.sleeps.push((from, self.now));
                 self.wake();
                 self.overslept = false;
             }
             92..94 => {
                 let now = self.now;
-                let leaving = self
-                    .random_worker()
-                    .filter(|id| self.processes[id].ready && self.processes[id].drained_at.is_none());
+                let leaving = self.random_worker().filter(|id| {
+                    self.processes[id].ready && self.processes[id].drained_at.is_none()
+                });
                 if let Some(worker) = leaving {
-                    let grace = |generation| self.fates.get(&generation).map(|fate| fate.1.graceful_timeout);
-                    let grace = self.processes.get(&worker).and_then(|process| grace(process.generation));
+                    let grace = |generation| {
+                        self.fates
+                            .get(&generation)
+                            .map(|fate| fate.1.graceful_timeout)
+                    };
+                    let grace = self
+                        .processes
+                        .get(&worker)
+                        .and_then(|process| grace(process.generation));
                     if let Some(process) = self.processes.get_mut(&worker) {
                         process.drained_at = Some((now, grace.unwrap_or(MINUTE)));
                     }
@@ -111,7 +125,11 @@ impl World {
 
     pub(super) fn stop(&mut self) {
         self.wake();
-        let command = if self.dice.percent(70) { Command::Stop } else { Command::StopNow };
+        let command = if self.dice.percent(70) {
+            Command::Stop
+        } else {
+            Command::StopNow
+        };
         self.stops_now = command == Command::StopNow;
         self.step(Event::Command(command));
     }
@@ -119,16 +137,28 @@ impl World {
 
 pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
     let workers = 1 + dice.below(8) as u16;
-    let hang_timeout = dice.percent(80).then(|| Duration::from_secs(1 + dice.below(30)));
+    let hang_timeout = dice
+        .percent(80)
+        .then(|| Duration::from_secs(1 + dice.below(30)));
     let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
     let mut plan = Plan {
         workers,
         max_workers: workers + dice.below(6) as u16,
-        surge: if dice.percent(50) { u16::MAX } else { 1 + dice.below(3) as u16 },
+        surge: if dice.percent(50) {
+            u16::MAX
+        } else {
+            1 + dice.below(3) as u16
+        },
         start_timeout: Duration::from_secs(1 + dice.below(10)),
-        heartbeat: if kind.is_rust() { beats } else { hang_timeout.unwrap_or_default() },
+        heartbeat: if kind.is_rust() {
+            beats
+        } else {
+            hang_timeout.unwrap_or_default()
+        },
         hang_timeout,
-        request_timeout: dice.percent(30).then(|| Duration::from_millis(1 + dice.below(20_000))),
+        request_timeout: dice
+            .percent(30)
+            .then(|| Duration::from_millis(1 + dice.below(20_000))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
         probation: Duration::from_millis(dice.below(3000)),
         steals: kind == Kind::Rust { steals: true },
@@ -139,8 +169,12 @@ pub(super) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
         pre_stop_delay: Duration::ZERO,
     };
     // Out of what was rolled already, so that a seed means the same with and without ranges.
-    let of =
-        |number: u128| plan.probation.as_millis().wrapping_add(plan.graceful_timeout.as_millis()) % number;
+    let of = |number: u128| {
+        plan.probation
+            .as_millis()
+            .wrapping_add(plan.graceful_timeout.as_millis())
+            % number
+    };
     if of(5) == 1 {
         plan.recycle = Limits {
             requests: (of(2) == 0).then(|| 5 + of(61) as u64),

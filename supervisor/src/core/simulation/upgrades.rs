@@ -20,7 +20,11 @@ impl World {
             "an upgrade changes no decision: {actions:?}, not {expected:?}"
         );
         let (found, expected) = (read.next_deadline(), self.core.next_deadline());
-        invariant!(self, found == expected, "an upgrade changes no deadline: {found:?}, not {expected:?}");
+        invariant!(
+            self,
+            found == expected,
+            "an upgrade changes no deadline: {found:?}, not {expected:?}"
+        );
         if self.upgrades.percent(2) {
             let (found, expected) = (format!("{read:?}"), format!("{:?}", self.core));
             invariant!(self, found == expected, "an upgrade forgets nothing");

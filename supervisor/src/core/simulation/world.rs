@@ -7,7 +7,11 @@ impl World {
     pub(super) fn schedule(&mut self, after: Duration, happening: Happening) {
         self.sequence += 1;
         self.happenings.insert(self.sequence, happening);
-        self.queue.push(Reverse((self.now + after, self.sequence as u64, self.sequence)));
+        self.queue.push(Reverse((
+            self.now + after,
+            self.sequence as u64,
+            self.sequence,
+        )));
     }
 
     pub(super) fn step(&mut self, event: Event) {
@@ -25,14 +29,22 @@ impl World {
     }
 
     pub(super) fn perform(&mut self, action: Action) {
-        invariant!(self, !self.exited, "nothing is asked for after the exit: {action:?}");
+        invariant!(
+            self,
+            !self.exited,
+            "nothing is asked for after the exit: {action:?}"
+        );
         match action {
             Action::Prepare(generation) => {
                 self.asked_at_last_prepare = self.asked;
                 self.operations.push_back(self.now);
                 self.open_at_reload = Some(self.core.view().open);
                 let plan = random_plan(&mut self.dice, self.kind);
-                let fate = if self.calm || self.healthy { Fate::Good } else { random_fate(&mut self.dice) };
+                let fate = if self.calm || self.healthy {
+                    Fate::Good
+                } else {
+                    random_fate(&mut self.dice)
+                };
                 self.fates.insert(generation, (fate, plan));
                 let delay = self.dice.millis(20);
                 self.schedule(delay, Happening::Answer(generation));
@@ -42,7 +54,11 @@ impl World {
                 self.left.extend(left.map(|slot| (*slot, self.now)));
                 self.rotation = slots;
             }
-            Action::Spawn { worker, slot, generation } => self.spawn(worker, slot, generation),
+            Action::Spawn {
+                worker,
+                slot,
+                generation,
+            } => self.spawn(worker, slot, generation),
             Action::Drain { worker, grace, .. } => {
                 let now = self.now;
                 let leaves_after = self.dice.millis(1500);
@@ -50,7 +66,10 @@ impl World {
                     invariant!(self, false, "no action names a dead worker: drain {worker}");
                     return;
                 };
-                let (again, deaf) = (process.drained_at.is_some(), process.hangs || process.ignores_drain);
+                let (again, deaf) = (
+                    process.drained_at.is_some(),
+                    process.hangs || process.ignores_drain,
+                );
                 process.drained_at = Some((now, grace));
                 invariant!(self, !again, "a worker is drained at most once: {worker}");
                 self.check_drain(worker);
@@ -86,8 +105,11 @@ impl World {
                     !self.overslept,
                     "a supervisor that was stopped judges nobody: kill {worker}"
                 );
-                let over = |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
-                let late = process.drained_at.is_some_and(|(at, grace)| over(Some(at), grace));
+                let over =
+                    |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
+                let late = process
+                    .drained_at
+                    .is_some_and(|(at, grace)| over(Some(at), grace));
                 let deserved = late || over(process.aborted_at, ABORT_GRACE) || process.condemned;
                 invariant!(
                     self,
@@ -97,7 +119,10 @@ impl World {
                 self.schedule(Duration::from_millis(2), Happening::Dies(worker));
             }
             Action::Forget(generation) => {
-                let alive = self.processes.values().any(|process| process.generation == generation);
+                let alive = self
+                    .processes
+                    .values()
+                    .any(|process| process.generation == generation);
                 invariant!(
                     self,
                     !alive,
@@ -135,15 +160,23 @@ impl World {
             Action::Report(Fact::Stopping(_)) => self.stopping = true,
             Action::Report(Fact::Recycling(who, excess)) => self.check_recycling(who, excess),
             Action::Report(Fact::Restarting(_)) => self.check_permits(),
-            Action::Report(Fact::Draining(who, Why::Recycled | Why::Restarted)) => self.check_relieved(who),
-            Action::Report(Fact::Scaled { from, to, reason }) => self.check_scaled(from, to, reason),
+            Action::Report(Fact::Draining(who, Why::Recycled | Why::Restarted)) => {
+                self.check_relieved(who)
+            }
+            Action::Report(Fact::Scaled { from, to, reason }) => {
+                self.check_scaled(from, to, reason)
+            }
             Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
             Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
             Action::Report(Fact::Died(_, demise)) => self.demise = Some(demise),
             Action::Report(Fact::Reloaded(..)) => self.by_hand = None,
             Action::Report(_) | Action::Accept(_) => {}
             Action::Exit(_) => {
-                invariant!(self, self.processes.is_empty(), "the exit comes when nobody is alive");
+                invariant!(
+                    self,
+                    self.processes.is_empty(),
+                    "the exit comes when nobody is alive"
+                );
                 self.exited = true;
             }
         }
@@ -152,22 +185,48 @@ impl World {
     /// How a process may end.
     fn end(&mut self) -> End {
         match self.dice.below(3) {
-            0 => End { manner: Manner::Clean, ..End::unclean("exited with status 0", Cause::Exit) },
-            1 => End { manner: Manner::AsAsked, ..End::unclean("killed by SIGTERM", Cause::Signal) },
+            0 => End {
+                manner: Manner::Clean,
+                ..End::unclean("exited with status 0", Cause::Exit)
+            },
+            1 => End {
+                manner: Manner::AsAsked,
+                ..End::unclean("killed by SIGTERM", Cause::Signal)
+            },
             _ => End::unclean("died", Cause::Exit),
         }
     }
 
     pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: GenerationId) {
-        invariant!(self, !self.stopping, "nobody is spawned after a stop: worker {worker}");
-        let in_slot: Vec<_> = self.processes.values().filter(|process| process.slot == slot).collect();
-        invariant!(self, in_slot.len() < 2, "at most two workers are alive in a slot: {slot}");
+        invariant!(
+            self,
+            !self.stopping,
+            "nobody is spawned after a stop: worker {worker}"
+        );
+        let in_slot: Vec<_> = self
+            .processes
+            .values()
+            .filter(|process| process.slot == slot)
+            .collect();
+        invariant!(
+            self,
+            in_slot.len() < 2,
+            "at most two workers are alive in a slot: {slot}"
+        );
         let Some((fate, _)) = self.fates.get(&generation).copied() else {
-            invariant!(self, false, "a worker's generation was prepared and not forgotten: {generation}");
+            invariant!(
+                self,
+                false,
+                "a worker's generation was prepared and not forgotten: {generation}"
+            );
             return;
         };
         self.count_spawn(slot);
-        let fate = if self.calm || generation == GenerationId(1) && self.healthy { Fate::Good } else { fate };
+        let fate = if self.calm || generation == GenerationId(1) && self.healthy {
+            Fate::Good
+        } else {
+            fate
+        };
         let start = self.dice.millis(800);
         match fate {
             Fate::Good => self.schedule(start, Happening::Ready(worker)),
@@ -208,7 +267,9 @@ impl World {
         self.wake();
         match happening {
             Happening::Ready(worker) => {
-                let Some(process) = self.processes.get_mut(&worker) else { return };
+                let Some(process) = self.processes.get_mut(&worker) else {
+                    return;
+                };
                 if process.drained_at.is_none() && process.aborted_at.is_none() && !process.killed {
                     process.ready = true;
                     process.ready_at = self.now;
@@ -229,7 +290,9 @@ impl World {
             }
             Happening::GetsWell(worker) => self.get_well(worker),
             Happening::Answer(generation) => {
-                let Some((fate, plan)) = self.fates.get(&generation).copied() else { return };
+                let Some((fate, plan)) = self.fates.get(&generation).copied() else {
+                    return;
+                };
                 if fate == Fate::RefusedConfig {
                     self.fates.remove(&generation);
                     self.step(Event::Refused(generation, "refused".to_owned()));

@@ -38,14 +38,24 @@ fn line(status: &Value) -> String {
 
 /// How much of the server has time, in percent; at least 1, as 0 would mean to drain.
 fn weight(status: &Value) -> u64 {
-    let slots = status["slots"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let slots = status["slots"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let capacity = status["capacity"].as_u64();
     let (mut able, mut busy) = (0_f64, 0_f64);
     for slot in slots {
-        for worker in slot["workers"].as_array().into_iter().flatten().filter(|one| one["state"] == "ready") {
+        for worker in slot["workers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|one| one["state"] == "ready")
+        {
             able += 1.0;
-            let (in_hand, open) =
-                (worker["scoreboard"]["busy"].as_f64(), worker["scoreboard"]["open"].as_f64());
+            let (in_hand, open) = (
+                worker["scoreboard"]["busy"].as_f64(),
+                worker["scoreboard"]["open"].as_f64(),
+            );
             // Of what has requests in hand one at a time, requests tell; of the rest, connections do.
             let share = match capacity {
                 Some(most @ 1..=1024) => in_hand.unwrap_or(0.0) / most as f64,
@@ -59,7 +69,11 @@ fn weight(status: &Value) -> u64 {
             busy += 0.5;
         }
     }
-    let open = status["workers"].as_f64().unwrap_or(able).max(able).max(1.0);
+    let open = status["workers"]
+        .as_f64()
+        .unwrap_or(able)
+        .max(able)
+        .max(1.0);
     (((able - busy).max(0.0) / open * 100.0).round() as u64).clamp(1, 100)
 }
 
@@ -78,7 +92,11 @@ mod tests {
     fn the_weight_is_what_is_not_busy() {
         assert_eq!(line(&status("serving", true, [0, 0])), "up ready 100%\n");
         assert_eq!(line(&status("serving", true, [4, 0])), "up ready 50%\n");
-        assert_eq!(line(&status("serving", true, [4, 4])), "up ready 1%\n", "never 0");
+        assert_eq!(
+            line(&status("serving", true, [4, 4])),
+            "up ready 1%\n",
+            "never 0"
+        );
         assert_eq!(line(&status("degraded", true, [1, 1])), "up ready 75%\n");
     }
 

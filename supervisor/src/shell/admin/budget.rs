@@ -23,7 +23,10 @@ pub(super) struct Budget(Rc<RefCell<Account>>);
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self(Rc::new(RefCell::new(Account::new(Instant::now(), processor_time()))))
+        Self(Rc::new(RefCell::new(Account::new(
+            Instant::now(),
+            processor_time(),
+        ))))
     }
 
     /// Something has been done. Rests, when it was too much: the child has one thread, and that is the point.
@@ -51,7 +54,12 @@ struct Account {
 
 impl Account {
     fn new(at: Instant, taken: Duration) -> Self {
-        Self { at, taken, has: SAVED, owes: Duration::ZERO }
+        Self {
+            at,
+            taken,
+            has: SAVED,
+            owes: Duration::ZERO,
+        }
     }
 
     /// How long to rest, at a time and with so much taken by then.
@@ -59,7 +67,10 @@ impl Account {
         let has = self.has + at.saturating_duration_since(self.at) / PART;
         let owes = self.owes + taken.saturating_sub(self.taken);
         (self.at, self.taken) = (at, taken);
-        (self.has, self.owes) = (has.saturating_sub(owes).min(SAVED), owes.saturating_sub(has));
+        (self.has, self.owes) = (
+            has.saturating_sub(owes).min(SAVED),
+            owes.saturating_sub(has),
+        );
         (self.owes > STRETCH).then(|| self.owes * PART)
     }
 }
@@ -74,11 +85,24 @@ mod tests {
     fn a_little_is_free_and_much_takes_twenty_times_as_long() {
         let began = Instant::now();
         let mut account = Account::new(began, MS * 5);
-        assert_eq!(account.settle(began + MS * 10, MS * 15), None, "it has saved");
-        let rest = account.settle(began + MS * 20, MS * 28).expect("13 ms more");
+        assert_eq!(
+            account.settle(began + MS * 10, MS * 15),
+            None,
+            "it has saved"
+        );
+        let rest = account
+            .settle(began + MS * 20, MS * 28)
+            .expect("13 ms more");
         assert_eq!(rest, MS * 40, "2 ms too much");
-        assert_eq!(account.settle(began + MS * 60, MS * 28), None, "it has rested");
-        assert!(account.settle(began + MS * 61, MS * 29).is_some(), "and has nothing saved");
+        assert_eq!(
+            account.settle(began + MS * 60, MS * 28),
+            None,
+            "it has rested"
+        );
+        assert!(
+            account.settle(began + MS * 61, MS * 29).is_some(),
+            "and has nothing saved"
+        );
     }
 
     #[test]
@@ -100,6 +124,9 @@ mod tests {
             at += account.settle(at, taken).unwrap_or_default();
         }
         let part = MS * 10_000 / PART;
-        assert!(taken > part && taken < part + SAVED + MS * 10, "{taken:?} of {part:?}");
+        assert!(
+            taken > part && taken < part + SAVED + MS * 10,
+            "{taken:?} of {part:?}"
+        );
     }
 }

@@ -26,8 +26,16 @@ pub(crate) fn task() -> Option<Task> {
     if words.next()? != ROLE {
         return None;
     }
-    let mut number = || words.next().and_then(|word| word.into_string().ok()?.parse().ok()).unwrap_or(0);
-    Some(Task { http: number(), agent: number() })
+    let mut number = || {
+        words
+            .next()
+            .and_then(|word| word.into_string().ok()?.parse().ok())
+            .unwrap_or(0)
+    };
+    Some(Task {
+        http: number(),
+        agent: number(),
+    })
 }
 
 /// How many sockets this process has inherited, of each kind. Its two connections follow them.
@@ -41,7 +49,10 @@ impl Task {
     /// Serves until the supervisor lets go.
     pub(crate) fn perform(self) -> ExitCode {
         let _ = nix::sys::prctl::set_name(c"admin");
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        else {
             return ExitCode::FAILURE;
         };
         match LocalSet::new().block_on(&runtime, self.serve()) {
@@ -60,8 +71,12 @@ impl Task {
             next += 1;
             adopted(next - 1)
         };
-        let http = (0..self.http).map(|_| Door::open(adopt()?)).collect::<std::io::Result<Vec<_>>>()?;
-        let agent = (0..self.agent).map(|_| Door::open(adopt()?)).collect::<std::io::Result<Vec<_>>>()?;
+        let http = (0..self.http)
+            .map(|_| Door::open(adopt()?))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let agent = (0..self.agent)
+            .map(|_| Door::open(adopt()?))
+            .collect::<std::io::Result<Vec<_>>>()?;
         let (status, events) = (stream(adopt()?)?, stream(adopt()?)?);
         let (source, gone) = Source::open(status, events);
         // Whoever fills the seats of one kind takes none of the other's.
@@ -93,7 +108,8 @@ impl Task {
         seats.close();
         checks.close();
         // Whoever waits in the queues is the next child's.
-        let _ = tokio::time::timeout(GRACE, async { tokio::join!(seats.empty(), checks.empty()) }).await;
+        let _ = tokio::time::timeout(GRACE, async { tokio::join!(seats.empty(), checks.empty()) })
+            .await;
         Ok(())
     }
 }
@@ -150,8 +166,14 @@ impl Door {
     async fn receive(self, mut welcome: impl FnMut(Box<dyn Client>)) {
         loop {
             let client: std::io::Result<Box<dyn Client>> = match &self {
-                Self::Tcp(listener) => listener.accept().await.map(|(client, _)| Box::new(client) as _),
-                Self::Unix(listener) => listener.accept().await.map(|(client, _)| Box::new(client) as _),
+                Self::Tcp(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(client, _)| Box::new(client) as _),
+                Self::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .map(|(client, _)| Box::new(client) as _),
             };
             match client {
                 Ok(client) => {

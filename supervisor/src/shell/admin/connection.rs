@@ -58,7 +58,12 @@ pub(super) struct Seat {
 impl Seats {
     /// Takes one, if there is any, or if somebody can be let go of.
     pub(super) fn take(&self) -> Option<Rc<Seat>> {
-        let Taken { seats, order, closed, .. } = &*self.0;
+        let Taken {
+            seats,
+            order,
+            closed,
+            ..
+        } = &*self.0;
         if closed.get() || seats.get() >= SEATS && !self.let_go() {
             return None;
         }
@@ -80,7 +85,9 @@ impl Seats {
     fn let_go(&self) -> bool {
         let idle = |seat: &Rc<Seat>| !seat.asks.get() && !seat.listens.get();
         let mut order = self.0.order.borrow_mut();
-        let place = order.iter().position(|seat| seat.upgrade().is_some_and(|seat| idle(&seat)));
+        let place = order
+            .iter()
+            .position(|seat| seat.upgrade().is_some_and(|seat| idle(&seat)));
         let seat = place.and_then(|place| order.remove(place)?.upgrade());
         seat.inspect(|seat| seat.doomed.notify_one()).is_some()
     }
@@ -144,7 +151,10 @@ pub(super) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat
         }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(LONGEST_HEAD);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service));
     let closing = seat.taken.closing.notified();
     let life = async {

@@ -38,8 +38,13 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Infallible> {
     let head = request.method() == Method::HEAD;
     let mut response = if !head && request.method() != Method::GET {
-        let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are served here\n");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut refused = plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD are served here\n",
+        );
+        refused
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         refused
     } else {
         match request.uri().path() {
@@ -58,7 +63,10 @@ pub(super) async fn answer(
     };
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
     if head {
         *response.body_mut() = whole("");
     }
@@ -72,7 +80,9 @@ fn whole(text: impl Into<Bytes>) -> Body {
 fn typed(status: StatusCode, media_type: &'static str, text: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(whole(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
 }
 
@@ -82,15 +92,20 @@ fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
 
 fn page() -> Response<Body> {
     let mut page = typed(StatusCode::OK, "text/html; charset=utf-8", DASHBOARD);
-    page.headers_mut()
-        .insert(HeaderName::from_static("content-security-policy"), HeaderValue::from_static(POLICY));
+    page.headers_mut().insert(
+        HeaderName::from_static("content-security-policy"),
+        HeaderValue::from_static(POLICY),
+    );
     page
 }
 
 const SILENT: &str = "the supervisor does not answer\n";
 
 async fn metrics(headers: &HeaderMap, source: &Source) -> Response<Body> {
-    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let accept = headers
+        .get(ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
     let format = Format::wanted(accept);
     match source.status().await {
         Some(picture) => typed(StatusCode::OK, format.media_type(), picture.metrics(format)),
@@ -112,7 +127,10 @@ async fn readiness(source: &Source) -> Response<Body> {
         Some(picture) if picture.status["ready"] == true => plain(StatusCode::OK, "ready\n"),
         Some(picture) => {
             let state = picture.status["state"].as_str().unwrap_or("unknown");
-            plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {state}\n"))
+            plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {state}\n"),
+            )
         }
         None => plain(StatusCode::SERVICE_UNAVAILABLE, SILENT),
     }
@@ -121,9 +139,10 @@ async fn readiness(source: &Source) -> Response<Body> {
 async fn status(source: &Source) -> Response<Body> {
     let (code, body) = match source.status().await {
         Some(picture) => (StatusCode::OK, picture.json()),
-        None => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", json!({ "error": SILENT.trim_end() })).into())
-        }
+        None => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("{}\n", json!({ "error": SILENT.trim_end() })).into(),
+        ),
     };
     typed(code, "application/json", body)
 }
@@ -133,13 +152,21 @@ fn events(request: &Request<Incoming>, source: &Source, seat: &Rc<Seat>) -> Resp
     if !seat.listen() {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n");
     }
-    let last = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
-    let asked = request.uri().query().and_then(|query| query.strip_prefix("since=")?.parse().ok());
+    let last = request
+        .headers()
+        .get("last-event-id")
+        .and_then(|id| id.to_str().ok()?.parse().ok());
+    let asked = request
+        .uri()
+        .query()
+        .and_then(|query| query.strip_prefix("since=")?.parse().ok());
     let following = source.follow(last.or(asked).unwrap_or(0));
     let (sender, receiver) = mpsc::channel(4);
     tokio::task::spawn_local(tell(following, sender, Rc::clone(seat)));
     let mut response = Response::new(Feed(receiver).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response
 }
 
@@ -147,7 +174,12 @@ async fn tell(mut following: Following, sender: mpsc::Sender<Bytes>, seat: Rc<Se
     // Something at once, so that the client knows that it listens.
     let mut text = "retry: 1000\n\n".to_owned();
     loop {
-        match tokio::time::timeout(PATIENCE, sender.send(Bytes::from(std::mem::take(&mut text)))).await {
+        match tokio::time::timeout(
+            PATIENCE,
+            sender.send(Bytes::from(std::mem::take(&mut text))),
+        )
+        .await
+        {
             Ok(Ok(())) => {}
             // It has gone.
             Ok(Err(_)) => return,
@@ -178,6 +210,8 @@ impl http_body::Body for Feed {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|more| more.map(|bytes| Ok(Frame::data(bytes))))
+        self.0
+            .poll_recv(context)
+            .map(|more| more.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

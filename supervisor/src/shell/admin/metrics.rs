@@ -16,7 +16,11 @@ pub(super) enum Format {
 impl Format {
     /// What a client wants that accepts this.
     pub(super) fn wanted(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
+        if accept.contains("application/openmetrics-text") {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
     }
 
     /// What it is called in a response's head.
@@ -36,12 +40,26 @@ enum Kind {
     Info,
 }
 
-const STATES: [&str; 6] = ["starting", "serving", "degraded", "draining", "announcing", "stopping"];
-const WORKER_STATES: [&str; 6] = ["starting", "ready", "stalled", "draining", "aborting", "killed"];
+const STATES: [&str; 6] = [
+    "starting",
+    "serving",
+    "degraded",
+    "draining",
+    "announcing",
+    "stopping",
+];
+const WORKER_STATES: [&str; 6] = [
+    "starting", "ready", "stalled", "draining", "aborting", "killed",
+];
 
 /// Everything that the status tells, as metrics.
 pub(super) fn render(status: &Value, format: Format) -> String {
-    let mut page = Page { format, text: String::new(), family: String::new(), kind: Kind::Gauge };
+    let mut page = Page {
+        format,
+        text: String::new(),
+        family: String::new(),
+        kind: Kind::Gauge,
+    };
     page.server(status);
     page.slots(status);
     if format == Format::OpenMetrics {
@@ -65,13 +83,23 @@ impl Page {
         let yes = |yes: bool| f64::from(u8::from(yes));
         let word = |name: &str| status[name].as_str().unwrap_or_default();
         self.family("prefork_build", Kind::Info, "Which version serves.");
-        self.sample(&[("version", word("program")), ("instance_name", word("instance"))], 1.0);
+        self.sample(
+            &[
+                ("version", word("program")),
+                ("instance_name", word("instance")),
+            ],
+            1.0,
+        );
         self.one(
             "prefork_ready",
             "Whether everybody who comes is served and the server stays.",
             yes(status["ready"] == true),
         );
-        self.family("prefork_state", Kind::Gauge, "What the server does: 1 for the state that it is in.");
+        self.family(
+            "prefork_state",
+            Kind::Gauge,
+            "What the server does: 1 for the state that it is in.",
+        );
         for state in STATES {
             self.sample(&[("state", state)], yes(status["state"] == state));
         }
@@ -80,32 +108,73 @@ impl Page {
             "When the server started, upgrades in place included.",
             number("time") - number("uptime"),
         );
-        self.one("prefork_generation", "The generation that serves.", number("generation"));
-        self.one("prefork_slots", "Slots that are to be filled.", number("workers"));
-        self.one("prefork_slots_min", "The fewest slots that there may be.", number("min_workers"));
-        self.one("prefork_slots_max", "The most slots that there may be.", number("max_workers"));
-        self.one("prefork_slots_unavailable", "Slots that are not whole.", number("unavailable"));
+        self.one(
+            "prefork_generation",
+            "The generation that serves.",
+            number("generation"),
+        );
+        self.one(
+            "prefork_slots",
+            "Slots that are to be filled.",
+            number("workers"),
+        );
+        self.one(
+            "prefork_slots_min",
+            "The fewest slots that there may be.",
+            number("min_workers"),
+        );
+        self.one(
+            "prefork_slots_max",
+            "The most slots that there may be.",
+            number("max_workers"),
+        );
+        self.one(
+            "prefork_slots_unavailable",
+            "Slots that are not whole.",
+            number("unavailable"),
+        );
         self.one(
             "prefork_slots_unavailable_limit",
             "Slots that may be taken out of service on purpose.",
             number("max_unavailable"),
         );
-        self.family("prefork_workers", Kind::Gauge, "Workers that are alive, by what they do.");
-        let all: Vec<&Value> =
-            list(&status["slots"]).iter().flat_map(|slot| list(&slot["workers"])).collect();
+        self.family(
+            "prefork_workers",
+            Kind::Gauge,
+            "Workers that are alive, by what they do.",
+        );
+        let all: Vec<&Value> = list(&status["slots"])
+            .iter()
+            .flat_map(|slot| list(&slot["workers"]))
+            .collect();
         for state in WORKER_STATES {
             let count = all.iter().filter(|worker| worker["state"] == state).count();
             self.sample(&[("state", state)], count as f64);
         }
-        self.family("prefork_workers_spawned", Kind::Counter, "Workers that were started.");
+        self.family(
+            "prefork_workers_spawned",
+            Kind::Counter,
+            "Workers that were started.",
+        );
         self.sample(&[], number("spawned"));
-        self.family("prefork_worker_deaths", Kind::Counter, "Workers that have died, by cause.");
+        self.family(
+            "prefork_worker_deaths",
+            Kind::Counter,
+            "Workers that have died, by cause.",
+        );
         for (cause, count) in status["deaths"].as_object().into_iter().flatten() {
             self.sample(&[("cause", cause)], count.as_f64().unwrap_or(0.0));
         }
-        self.family("prefork_reloads", Kind::Counter, "Reloads, by how they ended.");
+        self.family(
+            "prefork_reloads",
+            Kind::Counter,
+            "Reloads, by how they ended.",
+        );
         for result in ["ok", "failed"] {
-            self.sample(&[("result", result)], status["reloads"][result].as_f64().unwrap_or(0.0));
+            self.sample(
+                &[("result", result)],
+                status["reloads"][result].as_f64().unwrap_or(0.0),
+            );
         }
         self.one(
             "prefork_reload_in_progress",
@@ -114,14 +183,24 @@ impl Page {
         );
         self.family("prefork_events", Kind::Counter, "Events that were told.");
         self.sample(&[], number("last_event"));
-        self.family("prefork_status_requests", Kind::Counter, "Pictures of the server that were made.");
+        self.family(
+            "prefork_status_requests",
+            Kind::Counter,
+            "Pictures of the server that were made.",
+        );
         self.sample(&[], number("status_requests"));
     }
 
     fn slots(&mut self, status: &Value) {
         let slots = list(&status["slots"]);
         let total = |name: &'static str| move |slot: &Value| slot["totals"][name].as_f64();
-        self.each("prefork_slot_requests", Kind::Counter, "Requests answered.", slots, total("requests"));
+        self.each(
+            "prefork_slot_requests",
+            Kind::Counter,
+            "Requests answered.",
+            slots,
+            total("requests"),
+        );
         self.each(
             "prefork_slot_errors",
             Kind::Counter,
@@ -155,18 +234,38 @@ impl Page {
             Kind::Histogram,
             "How long requests were in hand.",
         );
-        let bounds: Vec<f64> =
-            list(&status["latency_bounds_us"]).iter().filter_map(Value::as_f64).map(|us| us / 1e6).collect();
+        let bounds: Vec<f64> = list(&status["latency_bounds_us"])
+            .iter()
+            .filter_map(Value::as_f64)
+            .map(|us| us / 1e6)
+            .collect();
         for slot in slots {
             self.histogram(&name(slot), &slot["totals"], &bounds);
         }
         let sum = |field: &'static str| {
             move |slot: &Value| {
-                Some(list(&slot["workers"]).iter().filter_map(|one| one["scoreboard"][field].as_f64()).sum())
+                Some(
+                    list(&slot["workers"])
+                        .iter()
+                        .filter_map(|one| one["scoreboard"][field].as_f64())
+                        .sum(),
+                )
             }
         };
-        self.each("prefork_slot_open_connections", Kind::Gauge, "Connections open now.", slots, sum("open"));
-        self.each("prefork_slot_requests_in_hand", Kind::Gauge, "Requests in hand now.", slots, sum("busy"));
+        self.each(
+            "prefork_slot_open_connections",
+            Kind::Gauge,
+            "Connections open now.",
+            slots,
+            sum("open"),
+        );
+        self.each(
+            "prefork_slot_requests_in_hand",
+            Kind::Gauge,
+            "Requests in hand now.",
+            slots,
+            sum("busy"),
+        );
         self.each(
             "prefork_slot_queue",
             Kind::Gauge,
@@ -174,12 +273,19 @@ impl Page {
             slots,
             |slot| slot["queue"].as_f64(),
         );
-        self.each("prefork_slot_queue_limit", Kind::Gauge, "Connections that may wait.", slots, |slot| {
-            slot["backlog"].as_f64()
-        });
+        self.each(
+            "prefork_slot_queue_limit",
+            Kind::Gauge,
+            "Connections that may wait.",
+            slots,
+            |slot| slot["backlog"].as_f64(),
+        );
         let most = |field: &'static str| {
             move |slot: &Value| {
-                list(&slot["workers"]).iter().filter_map(|one| one[field].as_f64()).reduce(f64::max)
+                list(&slot["workers"])
+                    .iter()
+                    .filter_map(|one| one[field].as_f64())
+                    .reduce(f64::max)
             }
         };
         self.each(
@@ -202,8 +308,10 @@ impl Page {
             "Proportional set size of the slot's workers, with max-memory.",
             slots,
             |slot| {
-                let known: Vec<f64> =
-                    list(&slot["workers"]).iter().filter_map(|one| one["memory"].as_f64()).collect();
+                let known: Vec<f64> = list(&slot["workers"])
+                    .iter()
+                    .filter_map(|one| one["memory"].as_f64())
+                    .collect();
                 (!known.is_empty()).then(|| known.iter().sum())
             },
         );
@@ -215,10 +323,16 @@ impl Page {
         let buckets = list(&totals["latency"]);
         for (index, bucket) in buckets.iter().enumerate() {
             count += bucket.as_f64().unwrap_or(0.0);
-            let bound = bounds.get(index).map_or("+Inf".to_owned(), |bound| decimal(*bound, self.format));
+            let bound = bounds
+                .get(index)
+                .map_or("+Inf".to_owned(), |bound| decimal(*bound, self.format));
             self.line("_bucket", &[("slot", slot), ("le", &bound)], count);
         }
-        self.line("_sum", &[("slot", slot)], totals["busy_us"].as_f64().unwrap_or(0.0) / 1e6);
+        self.line(
+            "_sum",
+            &[("slot", slot)],
+            totals["busy_us"].as_f64().unwrap_or(0.0) / 1e6,
+        );
         self.line("_count", &[("slot", slot)], count);
     }
 
@@ -256,7 +370,9 @@ impl Page {
         };
         // A string takes every line, here and below.
         let _ = write!(self.text, "# HELP {told} {help}\n# TYPE {told} {word}\n");
-        let unit = ["seconds", "bytes"].into_iter().find(|unit| name.ends_with(&format!("_{unit}")));
+        let unit = ["seconds", "bytes"]
+            .into_iter()
+            .find(|unit| name.ends_with(&format!("_{unit}")));
         if let (Format::OpenMetrics, Some(unit)) = (self.format, unit) {
             let _ = writeln!(self.text, "# UNIT {told} {unit}");
         }
@@ -275,12 +391,21 @@ impl Page {
         self.text.push_str(&self.family);
         self.text.push_str(ending);
         for (index, (name, value)) in labels.iter().enumerate() {
-            let _ = write!(self.text, "{}{name}=\"{}\"", if index == 0 { '{' } else { ',' }, escaped(value));
+            let _ = write!(
+                self.text,
+                "{}{name}=\"{}\"",
+                if index == 0 { '{' } else { ',' },
+                escaped(value)
+            );
         }
         if !labels.is_empty() {
             self.text.push('}');
         }
-        let _ = writeln!(self.text, " {}", if value.is_finite() { value } else { 0.0 });
+        let _ = writeln!(
+            self.text,
+            " {}",
+            if value.is_finite() { value } else { 0.0 }
+        );
     }
 }
 
@@ -294,7 +419,10 @@ fn decimal(bound: f64, format: Format) -> String {
 }
 
 fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -325,7 +453,8 @@ mod tests {
     #[test]
     fn buckets_are_cumulative_and_labels_are_escaped() {
         let text = render(&status(), Format::Prometheus);
-        let line = |wanted: &str| assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
+        let line =
+            |wanted: &str| assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
         line(r#"prefork_build_info{version="1.2.3",instance_name="a\"b\\c"} 1"#);
         line(r#"prefork_slot_request_duration_seconds_bucket{slot="0",le="0.0005"} 2"#);
         line(r#"prefork_slot_request_duration_seconds_bucket{slot="0",le="1"} 3"#);
@@ -343,7 +472,10 @@ mod tests {
             text.ends_with("# EOF\n") && text.contains("# TYPE prefork_slot_requests counter\n"),
             "{text}"
         );
-        assert!(text.contains("le=\"1.0\"") && text.contains("# TYPE prefork_build info\n"), "{text}");
+        assert!(
+            text.contains("le=\"1.0\"") && text.contains("# TYPE prefork_build info\n"),
+            "{text}"
+        );
         assert!(
             render(&json!({}), Format::Prometheus).contains("prefork_ready 0"),
             "whatever is missing is 0"
@@ -353,14 +485,20 @@ mod tests {
     #[test]
     fn every_metric_is_documented_and_every_documented_one_is_there() {
         let text = render(&status(), Format::Prometheus);
-        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let types = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         let told: std::collections::BTreeSet<&str> = types.collect();
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        let page = std::fs::read_to_string(root.join("../docs/metrics.md")).expect("the documentation");
-        let rows = page.lines().filter_map(|line| line.strip_prefix("| `prefork_")?.split(['`', '{']).next());
+        let page =
+            std::fs::read_to_string(root.join("../docs/metrics.md")).expect("the documentation");
+        let rows = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `prefork_")?.split(['`', '{']).next());
         let documented: std::collections::BTreeSet<String> =
             rows.map(|name| format!("prefork_{name}")).collect();
-        let documented: std::collections::BTreeSet<&str> = documented.iter().map(String::as_str).collect();
+        let documented: std::collections::BTreeSet<&str> =
+            documented.iter().map(String::as_str).collect();
         assert_eq!(told, documented);
         for file in ["alerts.yml", "grafana-dashboard.json"] {
             let text = std::fs::read_to_string(root.join("../scripts").join(file)).expect("a file");

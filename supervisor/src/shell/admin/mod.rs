@@ -84,7 +84,11 @@ impl Wanted {
     fn by(generation: &Generation) -> Option<Self> {
         let Desk { http, agent } = &generation.desk;
         let user = generation.config.admin.user.as_ref().map(|user| user.uid);
-        let wanted = Self { http: http.addresses().collect(), agent: agent.addresses().collect(), user };
+        let wanted = Self {
+            http: http.addresses().collect(),
+            agent: agent.addresses().collect(),
+            user,
+        };
         (!wanted.http.is_empty() || !wanted.agent.is_empty()).then_some(wanted)
     }
 }
@@ -110,38 +114,61 @@ impl Admin {
     /// that serves to leave, too.
     pub(super) fn state(&self, packing: &mut Packing) -> Vec<ChildState> {
         let all = self.serving.iter().chain(&self.leaving);
-        all.map(|running| ChildState::of(&running.spawned, packing)).collect()
+        all.map(|running| ChildState::of(&running.spawned, packing))
+            .collect()
     }
 
     /// Goes on where another version was.
-    pub(super) fn adopted(state: Vec<ChildState>, now: Time, unpacking: &mut Unpacking, check: bool) -> Self {
+    pub(super) fn adopted(
+        state: Vec<ChildState>,
+        now: Time,
+        unpacking: &mut Unpacking,
+        check: bool,
+    ) -> Self {
         let leave = |(id, child): (u64, ChildState)| Running {
             id,
             spawned: child.adopted(unpacking, check, "the admin child"),
-            task: Wanted { http: Vec::new(), agent: Vec::new(), user: None },
+            task: Wanted {
+                http: Vec::new(),
+                agent: Vec::new(),
+                user: None,
+            },
             since: now,
             until: Some(now + FAREWELL),
         };
         let leaving: Vec<Running> = (1..).zip(state).map(leave).collect();
-        Self { last: leaving.len() as u64, leaving, ..Self::default() }
+        Self {
+            last: leaving.len() as u64,
+            leaving,
+            ..Self::default()
+        }
     }
 
     /// Watches those that leave.
     pub(super) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
         self.leaving.iter().try_for_each(|running| {
-            poll.add(&running.spawned.pidfd, Token::Admin(running.id), Interest::Read)
+            poll.add(
+                &running.spawned.pidfd,
+                Token::Admin(running.id),
+                Interest::Read,
+            )
         })
     }
 
     /// Whether the child that serves is not, or not any more, what this generation wants. It is then to be let go of.
     pub(super) fn is_outdated(&self, generation: &Generation) -> bool {
-        self.serving.as_ref().is_some_and(|running| Some(&running.task) != Wanted::by(generation).as_ref())
+        self.serving
+            .as_ref()
+            .is_some_and(|running| Some(&running.task) != Wanted::by(generation).as_ref())
     }
 
     /// The child that serves is to leave: its connections have been closed.
     pub(super) fn retire(&mut self, now: Time) {
         if let Some(running) = self.serving.take() {
-            self.leaving.push(Running { until: Some(now + FAREWELL), ..running });
+            self.leaving.push(Running {
+                until: Some(now + FAREWELL),
+                ..running
+            });
         }
     }
 
@@ -162,7 +189,8 @@ impl Admin {
         name: &str,
         generation: &Generation,
     ) -> Result<Option<Started<'_>>, String> {
-        let Some(task) = Wanted::by(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
+        let Some(task) =
+            Wanted::by(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
         else {
             return Ok(None);
         };
@@ -170,9 +198,20 @@ impl Admin {
             Ok((spawned, ends)) => {
                 self.last += 1;
                 let id = self.last;
-                let running = Running { id, spawned, task, since: now, until: None };
+                let running = Running {
+                    id,
+                    spawned,
+                    task,
+                    since: now,
+                    until: None,
+                };
                 let spawned = &self.serving.insert(running).spawned;
-                Ok(Some(Started { id, pid: spawned.pid, pidfd: spawned.pidfd.as_fd(), ends }))
+                Ok(Some(Started {
+                    id,
+                    pid: spawned.pid,
+                    pidfd: spawned.pidfd.as_fd(),
+                    ends,
+                }))
             }
             Err(reason) => {
                 self.fail(now);
@@ -183,10 +222,14 @@ impl Admin {
 
     /// A child is dead, perhaps; tells how it has ended, if it was to serve.
     pub(super) fn end(&mut self, now: Time, id: u64) -> Option<Ended> {
-        let serves = self.serving.as_ref().is_some_and(|running| running.id == id);
+        let serves = self
+            .serving
+            .as_ref()
+            .is_some_and(|running| running.id == id);
         if !serves {
-            self.leaving
-                .retain(|running| running.id != id || matches!(reap(&running.spawned.pidfd), Ok(None)));
+            self.leaving.retain(|running| {
+                running.id != id || matches!(reap(&running.spawned.pidfd), Ok(None))
+            });
             return None;
         }
         let running = self.serving.as_ref()?;
@@ -196,18 +239,25 @@ impl Admin {
             Err(_) => Death::Unknown,
         };
         let Running { spawned, since, .. } = self.serving.take()?;
-        let how =
-            spawned.exec_errors.failure().map_or_else(|| death.to_string(), |failure| failure.to_string());
+        let how = spawned
+            .exec_errors
+            .failure()
+            .map_or_else(|| death.to_string(), |failure| failure.to_string());
         if now - since >= STEADY {
             self.failures = 0;
         }
-        Some(Ended { how, wait: self.fail(now) })
+        Some(Ended {
+            how,
+            wait: self.fail(now),
+        })
     }
 
     fn fail(&mut self, now: Time) -> Duration {
         let wait = match self.failures {
             0 => Duration::ZERO,
-            n => Duration::from_millis(250).saturating_mul(1 << n.min(10)).min(LONGEST_WAIT),
+            n => Duration::from_millis(250)
+                .saturating_mul(1 << n.min(10))
+                .min(LONGEST_WAIT),
         };
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + wait;
@@ -217,12 +267,15 @@ impl Admin {
     /// Kills those that were to leave and have not.
     pub(super) fn expire(&mut self, now: Time, doomed: &mut Doomed) {
         let late = |running: &mut Running| running.until.is_some_and(|until| until <= now);
-        self.leaving.extract_if(.., late).for_each(|running| doomed.kill(running.spawned));
+        self.leaving
+            .extract_if(.., late)
+            .for_each(|running| doomed.kill(running.spawned));
     }
 
     /// When one is to be killed, or one can be started for a generation that wants it.
     pub(super) fn due(&self, generation: Option<&Generation>) -> Option<Time> {
-        let wanted = self.serving.is_none() && generation.is_some_and(|one| Wanted::by(one).is_some());
+        let wanted =
+            self.serving.is_none() && generation.is_some_and(|one| Wanted::by(one).is_some());
         let leaving = self.leaving.iter().filter_map(|running| running.until);
         leaving.chain(wanted.then_some(self.not_before)).min()
     }
@@ -230,30 +283,45 @@ impl Admin {
     /// By whom a child's end is told.
     pub(super) fn pidfd(&self, id: u64) -> Option<BorrowedFd<'_>> {
         let all = self.serving.iter().chain(&self.leaving);
-        all.into_iter().find(|running| running.id == id).map(|running| running.spawned.pidfd.as_fd())
+        all.into_iter()
+            .find(|running| running.id == id)
+            .map(|running| running.spawned.pidfd.as_fd())
     }
 
     /// Their processes, which are no orphans.
     pub(super) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.serving.iter().chain(&self.leaving).map(|running| running.spawned.pid)
+        self.serving
+            .iter()
+            .chain(&self.leaving)
+            .map(|running| running.spawned.pid)
     }
 }
 
 fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 2]), String> {
     let failed = |why: &dyn std::fmt::Display| format!("cannot start the admin child: {why}");
     let executable = Executable::current().map_err(|error| failed(&error))?;
-    let confinement = confinement(&generation.config, &executable).map_err(|reason| failed(&reason))?;
+    let confinement =
+        confinement(&generation.config, &executable).map_err(|reason| failed(&reason))?;
     let socket = |set: &ListenSet| -> Vec<_> {
         // Sockets that stand alone are slot 0's.
-        set.for_slot(0).into_iter().map(|(_, socket)| socket.try_clone_to_owned()).collect()
+        set.for_slot(0)
+            .into_iter()
+            .map(|(_, socket)| socket.try_clone_to_owned())
+            .collect()
     };
-    let own = |sockets: Vec<std::io::Result<_>>| sockets.into_iter().collect::<std::io::Result<Vec<_>>>();
+    let own =
+        |sockets: Vec<std::io::Result<_>>| sockets.into_iter().collect::<std::io::Result<Vec<_>>>();
     let http = own(socket(&generation.desk.http)).map_err(|error| failed(&error))?;
     let agent = own(socket(&generation.desk.agent)).map_err(|error| failed(&error))?;
     let pair = || UnixStream::pair().map_err(|error| failed(&error));
     let ((our_status, status), (our_events, events)) = (pair()?, pair()?);
     let listeners: Vec<BorrowedFd<'_>> = http.iter().chain(&agent).map(AsFd::as_fd).collect();
-    let argv = [format!("{name}: admin"), ROLE.to_owned(), http.len().to_string(), agent.len().to_string()];
+    let argv = [
+        format!("{name}: admin"),
+        ROLE.to_owned(),
+        http.len().to_string(),
+        agent.len().to_string(),
+    ];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let order = Order {
         listeners: &listeners,
@@ -279,7 +347,11 @@ fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, 
         seccomp: Seccomp::Enforce,
         private_tmp: false,
     };
-    let most = |resource, most| Limit { resource, soft: Some(most), hard: Some(most) };
+    let most = |resource, most| Limit {
+        resource,
+        soft: Some(most),
+        hard: Some(most),
+    };
     own.limits = vec![most(Resource::RLIMIT_NOFILE, DESCRIPTORS)];
     own.log.file = None;
     own.privileges = own.privileges.of_admin(own.admin.user.clone());

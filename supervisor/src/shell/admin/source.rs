@@ -39,7 +39,12 @@ pub(super) struct Picture {
 impl Picture {
     fn new(status: Value) -> Self {
         let (prometheus, open_metrics, json) = Default::default();
-        Self { status, prometheus, open_metrics, json }
+        Self {
+            status,
+            prometheus,
+            open_metrics,
+            json,
+        }
     }
 
     /// As metrics.
@@ -48,12 +53,15 @@ impl Picture {
             Format::Prometheus => &self.prometheus,
             Format::OpenMetrics => &self.open_metrics,
         };
-        page.get_or_init(|| render(&self.status, format).into()).clone()
+        page.get_or_init(|| render(&self.status, format).into())
+            .clone()
     }
 
     /// As JSON, in one line.
     pub(super) fn json(&self) -> Bytes {
-        self.json.get_or_init(|| (self.status.to_string() + "\n").into()).clone()
+        self.json
+            .get_or_init(|| (self.status.to_string() + "\n").into())
+            .clone()
     }
 }
 
@@ -102,8 +110,10 @@ impl Source {
         let (asks, mut asked) = mpsc::channel(MOST_WAITING);
         let (gone, is_gone) = watch::channel(false);
         let gone = Rc::new(gone);
-        let recent =
-            Rc::new(RefCell::new(Recent { kept: VecDeque::new(), news: broadcast::channel(BEHIND).0 }));
+        let recent = Rc::new(RefCell::new(Recent {
+            kept: VecDeque::new(),
+            news: broadcast::channel(BEHIND).0,
+        }));
         let end = Rc::clone(&gone);
         tokio::task::spawn_local(async move {
             let last = paint(status, &mut asked).await;
@@ -120,7 +130,13 @@ impl Source {
             listen(events, told).await;
             let _ = gone.send(true);
         });
-        (Self { asks, events: recent }, Gone(is_gone))
+        (
+            Self {
+                asks,
+                events: recent,
+            },
+            Gone(is_gone),
+        )
     }
 
     /// How the server is; `None` when it does not answer.
@@ -144,8 +160,14 @@ impl Following {
     /// The next events, as many as there are; `None` when too many were missed, or there will be no more.
     pub(super) async fn next(&mut self) -> Option<Vec<Told>> {
         loop {
-            let new: Vec<Told> =
-                self.events.borrow().kept.iter().filter(|told| told.seq > self.last).cloned().collect();
+            let new: Vec<Told> = self
+                .events
+                .borrow()
+                .kept
+                .iter()
+                .filter(|told| told.seq > self.last)
+                .cloned()
+                .collect();
             if let Some(newest) = new.last() {
                 self.last = newest.seq;
                 return Some(new);
@@ -169,11 +191,15 @@ async fn paint(
             _ = stream.fill_buf() => None,
         };
         let Some(asks) = asks else { break };
-        let is_fresh = last.as_ref().is_some_and(|(made, _)| made.elapsed() < FRESH);
+        let is_fresh = last
+            .as_ref()
+            .is_some_and(|(made, _)| made.elapsed() < FRESH);
         let goes_on = is_fresh || {
             let new = ask(&mut stream).await;
             let goes_on = new.is_some();
-            last = new.map(|picture| (Instant::now(), Rc::new(picture))).or(last);
+            last = new
+                .map(|picture| (Instant::now(), Rc::new(picture)))
+                .or(last);
             goes_on
         };
         if let Some((_, picture)) = &last {
@@ -191,7 +217,11 @@ async fn paint(
 
 /// Asks the supervisor; `None` when it has let go.
 async fn ask(stream: &mut BufReader<UnixStream>) -> Option<Picture> {
-    stream.get_mut().write_all(&request(&Request::Status)).await.ok()?;
+    stream
+        .get_mut()
+        .write_all(&request(&Request::Status))
+        .await
+        .ok()?;
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
     status_in(&line).map(Picture::new)
@@ -204,7 +234,11 @@ fn status_in(line: &str) -> Option<Value> {
 
 /// Keeps events, and tells that there are new ones, until the connection ends.
 async fn listen(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
-    let follow = Request::Events { follow: true, since: None, recent: Some(KEPT as u32) };
+    let follow = Request::Events {
+        follow: true,
+        since: None,
+        recent: Some(KEPT as u32),
+    };
     if stream.write_all(&request(&follow)).await.is_err() {
         return;
     }
@@ -215,7 +249,9 @@ async fn listen(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
         if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
             return;
         }
-        let Some(told) = event_in(&line) else { continue };
+        let Some(told) = event_in(&line) else {
+            continue;
+        };
         let mut recent = recent.borrow_mut();
         let seq = told.seq;
         if recent.kept.len() >= KEPT {
@@ -239,7 +275,10 @@ fn event_in(line: &str) -> Option<Told> {
     }
     let Line { event } = serde_json::from_str(line).ok()?;
     let Number { seq } = serde_json::from_str(event.get()).ok()?;
-    Some(Told { seq, json: event.get().into() })
+    Some(Told {
+        seq,
+        json: event.get().into(),
+    })
 }
 
 fn request(request: &Request) -> Vec<u8> {

@@ -5,8 +5,8 @@ use super::sandbox::Kernel;
 use super::*;
 use crate::config::{Identity, Source, Surroundings};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt,
+    socket, sockopt,
 };
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -16,15 +16,28 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 fn config(args: &[&str]) -> Config {
     let args = ["supervisor"].iter().chain(args);
-    let source =
-        Source::from_parts(&Identity::supervisor(), args, Vec::<(String, String)>::new()).unwrap().source;
-    source.load(&Surroundings { cpus: 2, inherited: &[], check_app: &|_| Ok(()) }).unwrap()
+    let source = Source::from_parts(
+        &Identity::supervisor(),
+        args,
+        Vec::<(String, String)>::new(),
+    )
+    .unwrap()
+    .source;
+    source
+        .load(&Surroundings {
+            cpus: 2,
+            inherited: &[],
+            check_app: &|_| Ok(()),
+        })
+        .unwrap()
 }
 
 fn prepared(args: &[&str]) -> Confinement {
     let mut config = config(args);
     let mut confinement = Confinement::prepare(&config).unwrap();
-    confinement.add_sandbox(&mut config, &Executable::open("/bin/sh").unwrap()).unwrap();
+    confinement
+        .add_sandbox(&mut config, &Executable::open("/bin/sh").unwrap())
+        .unwrap();
     confinement
 }
 
@@ -42,28 +55,108 @@ type Attempt = fn(&Targets) -> libc::c_long;
 
 /// Name, act, and its errno when free, with Landlock alone, and with both.
 const ATTEMPTS: [(&str, Attempt, [c_int; 3]); 22] = [
-    ("bind a TCP port", |_| tcp_bind(), [0, libc::EACCES, libc::EPERM]),
+    (
+        "bind a TCP port",
+        |_| tcp_bind(),
+        [0, libc::EACCES, libc::EPERM],
+    ),
     ("open a Unix socket", |_| unix_socket(), [0, 0, libc::EPERM]),
-    ("read /etc/passwd", |_| opened(c"/etc/passwd", libc::O_RDONLY), [0, libc::EACCES, libc::EACCES]),
-    ("write /dev/zero", |_| opened(c"/dev/zero", libc::O_WRONLY), [0, libc::EACCES, libc::EACCES]),
-    ("write /dev/null", |_| opened(c"/dev/null", libc::O_WRONLY), [0, 0, 0]),
-    ("read its own /proc", |_| opened(c"/proc/self/stat", libc::O_RDONLY), [0, 0, 0]),
-    ("read another's /proc", |_| opened(c"/proc/1/stat", libc::O_RDONLY), [0, libc::EACCES, libc::EACCES]),
-    ("load a library", |_| opened(c"/usr/lib", libc::O_RDONLY), [0, 0, 0]),
-    ("signal the supervisor", |on| kill(on.supervisor), [0, libc::EPERM, libc::EPERM]),
-    ("signal a sibling", |on| kill(on.sibling), [0, libc::EPERM, libc::EPERM]),
-    ("ptrace a sibling", |on| ptrace(on.sibling), [0, libc::EPERM, libc::EPERM]),
-    ("read a sibling's memory", |on| memory(on.sibling), [libc::EFAULT, libc::EPERM, libc::EPERM]),
-    ("replace the steering program", |on| attach(&on.locked), [libc::EPERM, libc::EPERM, libc::EPERM]),
-    ("detach the steering program", |on| detach(&on.locked), [0, 0, libc::EPERM]),
-    ("replace one's own steering program", |on| attach(&on.free), [0, 0, libc::EPERM]),
-    ("detach one's own steering program", |on| detach(&on.free), [0, 0, libc::EPERM]),
-    ("set another option of a socket", |on| backlog_option(&on.free), [0, 0, 0]),
+    (
+        "read /etc/passwd",
+        |_| opened(c"/etc/passwd", libc::O_RDONLY),
+        [0, libc::EACCES, libc::EACCES],
+    ),
+    (
+        "write /dev/zero",
+        |_| opened(c"/dev/zero", libc::O_WRONLY),
+        [0, libc::EACCES, libc::EACCES],
+    ),
+    (
+        "write /dev/null",
+        |_| opened(c"/dev/null", libc::O_WRONLY),
+        [0, 0, 0],
+    ),
+    (
+        "read its own /proc",
+        |_| opened(c"/proc/self/stat", libc::O_RDONLY),
+        [0, 0, 0],
+    ),
+    (
+        "read another's /proc",
+        |_| opened(c"/proc/1/stat", libc::O_RDONLY),
+        [0, libc::EACCES, libc::EACCES],
+    ),
+    (
+        "load a library",
+        |_| opened(c"/usr/lib", libc::O_RDONLY),
+        [0, 0, 0],
+    ),
+    (
+        "signal the supervisor",
+        |on| kill(on.supervisor),
+        [0, libc::EPERM, libc::EPERM],
+    ),
+    (
+        "signal a sibling",
+        |on| kill(on.sibling),
+        [0, libc::EPERM, libc::EPERM],
+    ),
+    (
+        "ptrace a sibling",
+        |on| ptrace(on.sibling),
+        [0, libc::EPERM, libc::EPERM],
+    ),
+    (
+        "read a sibling's memory",
+        |on| memory(on.sibling),
+        [libc::EFAULT, libc::EPERM, libc::EPERM],
+    ),
+    (
+        "replace the steering program",
+        |on| attach(&on.locked),
+        [libc::EPERM, libc::EPERM, libc::EPERM],
+    ),
+    (
+        "detach the steering program",
+        |on| detach(&on.locked),
+        [0, 0, libc::EPERM],
+    ),
+    (
+        "replace one's own steering program",
+        |on| attach(&on.free),
+        [0, 0, libc::EPERM],
+    ),
+    (
+        "detach one's own steering program",
+        |on| detach(&on.free),
+        [0, 0, libc::EPERM],
+    ),
+    (
+        "set another option of a socket",
+        |on| backlog_option(&on.free),
+        [0, 0, 0],
+    ),
     ("fork", |_| forked(0), [0, 0, libc::EPERM]),
-    ("a user namespace", |_| forked(libc::CLONE_NEWUSER), [0, 0, libc::EPERM]),
-    ("clone3", |_| clone3(), [libc::EINVAL, libc::EINVAL, libc::ENOSYS]),
-    ("io_uring", |_| io_uring(), [libc::EFAULT, libc::EFAULT, libc::EPERM]),
-    ("execute another program", |_| execute(), [libc::ENOEXEC, libc::EACCES, libc::EPERM]),
+    (
+        "a user namespace",
+        |_| forked(libc::CLONE_NEWUSER),
+        [0, 0, libc::EPERM],
+    ),
+    (
+        "clone3",
+        |_| clone3(),
+        [libc::EINVAL, libc::EINVAL, libc::ENOSYS],
+    ),
+    (
+        "io_uring",
+        |_| io_uring(),
+        [libc::EFAULT, libc::EFAULT, libc::EPERM],
+    ),
+    (
+        "execute another program",
+        |_| execute(),
+        [libc::ENOEXEC, libc::EACCES, libc::EPERM],
+    ),
 ];
 
 fn tcp_bind() -> libc::c_long {
@@ -76,7 +169,12 @@ fn tcp_bind() -> libc::c_long {
         let mut address: libc::sockaddr_in = std::mem::zeroed();
         address.sin_family = libc::AF_INET as libc::sa_family_t;
         address.sin_addr.s_addr = u32::from_be(0x7f00_0001);
-        libc::bind(socket, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t).into()
+        libc::bind(
+            socket,
+            (&raw const address).cast(),
+            size_of_val(&address) as libc::socklen_t,
+        )
+        .into()
     }
 }
 
@@ -97,13 +195,27 @@ fn kill(pid: Pid) -> libc::c_long {
 
 fn ptrace(pid: Pid) -> libc::c_long {
     // SAFETY: no data is passed; the end of the tracer is the end of the trace.
-    unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_SEIZE, pid.as_raw(), 0_usize, 0_usize) }
+    unsafe {
+        libc::syscall(
+            libc::SYS_ptrace,
+            libc::PTRACE_SEIZE,
+            pid.as_raw(),
+            0_usize,
+            0_usize,
+        )
+    }
 }
 
 fn memory(pid: Pid) -> libc::c_long {
     let mut byte = 0_u8;
-    let here = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    let there = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
+    let here = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    let there = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 1,
+    };
     // SAFETY: one byte may be written to `byte`.
     unsafe {
         libc::syscall(
@@ -118,18 +230,42 @@ fn memory(pid: Pid) -> libc::c_long {
     }
 }
 
-fn option(socket: &OwnedFd, option: c_int, value: *const libc::c_void, length: usize) -> libc::c_long {
+fn option(
+    socket: &OwnedFd,
+    option: c_int,
+    value: *const libc::c_void,
+    length: usize,
+) -> libc::c_long {
     // SAFETY: the callers' values are valid for reads of the length.
     unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, value, length as libc::socklen_t)
-            .into()
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            value,
+            length as libc::socklen_t,
+        )
+        .into()
     }
 }
 
 fn attach(socket: &OwnedFd) -> libc::c_long {
-    let mut code = libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0 };
-    let program = libc::sock_fprog { len: 1, filter: &raw mut code };
-    option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, (&raw const program).cast(), size_of_val(&program))
+    let mut code = libc::sock_filter {
+        code: 6,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut code,
+    };
+    option(
+        socket,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        (&raw const program).cast(),
+        size_of_val(&program),
+    )
 }
 
 fn detach(socket: &OwnedFd) -> libc::c_long {
@@ -139,7 +275,12 @@ fn detach(socket: &OwnedFd) -> libc::c_long {
 
 fn backlog_option(socket: &OwnedFd) -> libc::c_long {
     let one: c_int = 1;
-    option(socket, libc::SO_KEEPALIVE, (&raw const one).cast(), size_of_val(&one))
+    option(
+        socket,
+        libc::SO_KEEPALIVE,
+        (&raw const one).cast(),
+        size_of_val(&one),
+    )
 }
 
 fn forked(flags: c_int) -> libc::c_long {
@@ -181,7 +322,13 @@ fn execute() -> libc::c_long {
 
 /// A listener in a group of its own, locked or not, with a steering program.
 fn listener(locked: bool) -> OwnedFd {
-    let one = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let one = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .unwrap();
     setsockopt(&one, sockopt::ReusePort, &true).unwrap();
     bind(one.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
     assert!(getsockname::<SockaddrIn>(one.as_raw_fd()).is_ok());
@@ -223,7 +370,12 @@ fn enter(confinement: &Confinement) -> Result<(), (Stage, c_int)> {
 /// The errno of each attempt, in a process of its own.
 fn tried(confinement: &Confinement, locked: OwnedFd, free: OwnedFd) -> Vec<c_int> {
     let (sibling, stay, end) = sibling(confinement);
-    let on = Targets { supervisor: getpid(), sibling, locked, free };
+    let on = Targets {
+        supervisor: getpid(),
+        sibling,
+        locked,
+        free,
+    };
     let (mut told, tell) = std::io::pipe().unwrap();
     // SAFETY: the child makes async-signal-safe calls only.
     let ForkResult::Parent { child } = (unsafe { fork() }).unwrap() else {
@@ -250,31 +402,53 @@ fn tried(confinement: &Confinement, locked: OwnedFd, free: OwnedFd) -> Vec<c_int
     waitpid(child, None).unwrap();
     drop((stay, end));
     waitpid(sibling, None).unwrap();
-    bytes.chunks_exact(4).map(|chunk| c_int::from_ne_bytes(chunk.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|chunk| c_int::from_ne_bytes(chunk.try_into().unwrap()))
+        .collect()
 }
 
 #[test]
 fn a_stock_app_can_do_nothing_that_it_does_not_need_and_a_free_process_can() {
     if landlock::abi() < 6 {
-        testkit::skipped("stock sandbox", "this kernel's Landlock has no scopes (Linux 6.12)");
+        testkit::skipped(
+            "stock sandbox",
+            "this kernel's Landlock has no scopes (Linux 6.12)",
+        );
         return;
     }
-    let mut file = tempfile::Builder::new().prefix("confine").tempfile_in("/var/tmp").unwrap();
+    let mut file = tempfile::Builder::new()
+        .prefix("confine")
+        .tempfile_in("/var/tmp")
+        .unwrap();
     file.write_all(b"\x01").unwrap();
     nix::sys::stat::fchmod(&file, nix::sys::stat::Mode::from_bits_truncate(0o755)).unwrap();
     let path = file.into_temp_path();
-    NO_PROGRAM.set(std::ffi::CString::new(path.to_str().unwrap()).unwrap()).unwrap();
+    NO_PROGRAM
+        .set(std::ffi::CString::new(path.to_str().unwrap()).unwrap())
+        .unwrap();
     let confinements = [
         ("free", None),
-        ("Landlock", Some(prepared(&["--sandbox", "strict", "--seccomp", "off"]))),
+        (
+            "Landlock",
+            Some(prepared(&["--sandbox", "strict", "--seccomp", "off"])),
+        ),
         ("both", Some(prepared(&["--sandbox", "strict"]))),
     ];
     for (column, (name, confinement)) in confinements.iter().enumerate() {
         let root = nix::unistd::geteuid().is_root();
-        let errnos = tried(confinement.as_ref().unwrap_or(&FREE), listener(true), listener(false));
+        let errnos = tried(
+            confinement.as_ref().unwrap_or(&FREE),
+            listener(true),
+            listener(false),
+        );
         assert_eq!(errnos.len(), ATTEMPTS.len(), "{name}: {errnos:?}");
         for ((attempt, _, expected), errno) in ATTEMPTS.iter().zip(errnos) {
-            let told = if errno == 0 { "done".to_owned() } else { format!("{:?}", Errno::from_raw(errno)) };
+            let told = if errno == 0 {
+                "done".to_owned()
+            } else {
+                format!("{:?}", Errno::from_raw(errno))
+            };
             println!("{name:>8}: {attempt}: {told}");
             // What only root can do tells nothing about others.
             if root || column > 0 {
@@ -293,7 +467,11 @@ fn a_stock_app_can_do_nothing_that_it_does_not_need_and_a_free_process_can() {
 #[test]
 fn a_kernel_that_lacks_a_part_is_refused_or_told_of_once() {
     let program = Executable::open("/bin/sh").unwrap();
-    let old = Kernel { landlock: 1, seccomp: false, private_tmp: Some(Errno::EPERM) };
+    let old = Kernel {
+        landlock: 1,
+        seccomp: false,
+        private_tmp: Some(Errno::EPERM),
+    };
     let on = |kernel, args: &[&str]| {
         let mut config = config(args);
         let made = Sandbox::prepare_for(kernel, &mut config, &program, None);
@@ -303,15 +481,33 @@ fn a_kernel_that_lacks_a_part_is_refused_or_told_of_once() {
     let (made, warnings) = on(old, &asked).unwrap();
     assert!(made.landlock.is_some() && made.filter.is_none() && made.private_tmp.is_none());
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for part in ["6.2", "6.7", "6.10", "6.12", "CONFIG_SECCOMP_FILTER", "a private /tmp", "CAP_SYS_ADMIN"] {
+    for part in [
+        "6.2",
+        "6.7",
+        "6.10",
+        "6.12",
+        "CONFIG_SECCOMP_FILTER",
+        "a private /tmp",
+        "CAP_SYS_ADMIN",
+    ] {
         assert!(warnings[0].contains(part), "{part}: {warnings:?}");
     }
     let refused = on(old, &["--sandbox", "strict", "--private-tmp", "on"]).unwrap_err();
-    assert!(refused.starts_with("the sandbox cannot be strict") && refused.contains("6.12"), "{refused}");
-    assert!(refused.ends_with("(choose --sandbox best-effort to go on without)"), "{refused}");
+    assert!(
+        refused.starts_with("the sandbox cannot be strict") && refused.contains("6.12"),
+        "{refused}"
+    );
+    assert!(
+        refused.ends_with("(choose --sandbox best-effort to go on without)"),
+        "{refused}"
+    );
     let (made, warnings) = on(old, &["--sandbox", "off"]).unwrap();
     assert!(!made.needs_no_new_privs() && warnings.is_empty());
-    let none = Kernel { landlock: 0, seccomp: true, private_tmp: None };
+    let none = Kernel {
+        landlock: 0,
+        seccomp: true,
+        private_tmp: None,
+    };
     let (made, warnings) = on(none, &[]).unwrap();
     assert!(made.landlock.is_none() && made.filter.is_some());
     assert!(warnings[0].contains("Landlock (Linux 5.13"), "{warnings:?}");
@@ -325,12 +521,19 @@ fn any_other_program_is_left_alone_unless_a_part_is_asked_for() {
         Sandbox::prepare(&mut config(&args), &program, None).unwrap()
     };
     assert!(!asks(&[]).needs_no_new_privs());
-    assert!(!asks(&["--limit", "nofile=100"]).needs_no_new_privs(), "a limit is no sandbox");
+    assert!(
+        !asks(&["--limit", "nofile=100"]).needs_no_new_privs(),
+        "a limit is no sandbox"
+    );
     assert!(!asks(&["--seccomp", "off"]).needs_no_new_privs());
     assert!(asks(&["--seccomp", "log"]).filter.is_some());
     assert!(asks(&["--sandbox", "best-effort"]).filter.is_none());
     let there = landlock::abi() > 0;
-    for args in [&["--sandbox", "best-effort"][..], &["--read-only", "/"], &["--tcp-bind", "deny"]] {
+    for args in [
+        &["--sandbox", "best-effort"][..],
+        &["--read-only", "/"],
+        &["--tcp-bind", "deny"],
+    ] {
         assert_eq!(asks(args).landlock.is_some(), there, "{args:?}");
     }
 }
@@ -338,11 +541,16 @@ fn any_other_program_is_left_alone_unless_a_part_is_asked_for() {
 #[test]
 fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
     let program = Executable::open("/bin/sh").unwrap();
-    let fine = Kernel { landlock: 7, seccomp: true, private_tmp: None };
+    let fine = Kernel {
+        landlock: 7,
+        seccomp: true,
+        private_tmp: None,
+    };
     let here = tempfile::tempdir_in("/tmp").unwrap();
     let path = here.path().to_str().unwrap();
     let served = format!("files:{path}");
-    let refused = |args: &[&str]| Sandbox::prepare_for(fine, &mut config(args), &program, None).unwrap_err();
+    let refused =
+        |args: &[&str]| Sandbox::prepare_for(fine, &mut config(args), &program, None).unwrap_err();
     for args in [
         ["--directory", path],
         ["--app", &served],
@@ -350,7 +558,10 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
         ["--log-file", &format!("{path}/log")],
     ] {
         let message = refused(&[&["--private-tmp", "on"][..], &args].concat());
-        assert!(message.starts_with("private-tmp: workers would not see /tmp/"), "{message}");
+        assert!(
+            message.starts_with("private-tmp: workers would not see /tmp/"),
+            "{message}"
+        );
     }
     assert_eq!(
         refused(&["--read-only", "/nowhere"]),
@@ -358,5 +569,9 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
     );
     let mut foreign = config(&["--read-only", "/srv", "--", "/bin/sh", path]);
     Sandbox::prepare_for(fine, &mut foreign, &program, None).unwrap();
-    assert!(foreign.warnings[0].contains(&format!("workers cannot open {path}")), "{:?}", foreign.warnings);
+    assert!(
+        foreign.warnings[0].contains(&format!("workers cannot open {path}")),
+        "{:?}",
+        foreign.warnings
+    );
 }

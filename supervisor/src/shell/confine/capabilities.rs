@@ -33,10 +33,15 @@ struct Half {
 impl Held {
     /// What this process has.
     pub(super) fn now() -> Result<Self, Errno> {
-        let header = Header { version: VERSION, pid: 0 };
+        let header = Header {
+            version: VERSION,
+            pid: 0,
+        };
         let mut halves = [Half::default(); 2];
         // SAFETY: the header and two halves are what version 3 reads and writes.
-        Errno::result(unsafe { libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr()) })?;
+        Errno::result(unsafe {
+            libc::syscall(libc::SYS_capget, &raw const header, halves.as_mut_ptr())
+        })?;
         let join = |pick: fn(&Half) -> u32| {
             Capabilities(u64::from(pick(&halves[0])) | u64::from(pick(&halves[1])) << 32)
         };
@@ -49,7 +54,10 @@ impl Held {
 
     /// Makes it so.
     pub(super) fn assume(self) -> Result<(), Errno> {
-        let header = Header { version: VERSION, pid: 0 };
+        let header = Header {
+            version: VERSION,
+            pid: 0,
+        };
         let low = |set: Capabilities| set.0 as u32;
         let high = |set: Capabilities| (set.0 >> 32) as u32;
         let half = |pick: fn(Capabilities) -> u32| Half {
@@ -59,38 +67,68 @@ impl Held {
         };
         let halves = [half(low), half(high)];
         // SAFETY: the header and two halves are what version 3 reads.
-        Errno::result(unsafe { libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr()) })?;
+        Errno::result(unsafe {
+            libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr())
+        })?;
         Ok(())
     }
 }
 
 /// The bounding set: what can be gained by executing files.
 pub(super) fn bounding() -> Capabilities {
-    let is_in = |number: u32| matches!(control(libc::PR_CAPBSET_READ, c_ulong::from(number), 0), Ok(1));
-    Capabilities((0..u64::BITS).filter(|number| is_in(*number)).fold(0, |set, number| set | 1 << number))
+    let is_in = |number: u32| {
+        matches!(
+            control(libc::PR_CAPBSET_READ, c_ulong::from(number), 0),
+            Ok(1)
+        )
+    };
+    Capabilities(
+        (0..u64::BITS)
+            .filter(|number| is_in(*number))
+            .fold(0, |set, number| set | 1 << number),
+    )
 }
 
 /// Takes these out of the bounding set. Needs CAP_SETPCAP.
 pub(super) fn unbound(these: Capabilities) -> Result<(), Errno> {
-    these.numbers().try_for_each(|number| control(libc::PR_CAPBSET_DROP, c_ulong::from(number), 0).map(drop))
+    these
+        .numbers()
+        .try_for_each(|number| control(libc::PR_CAPBSET_DROP, c_ulong::from(number), 0).map(drop))
 }
 
 /// The ambient set: what survives executing a file.
 pub(super) fn ambient() -> Capabilities {
     let is_in = |number: u32| {
         matches!(
-            control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET as c_ulong, c_ulong::from(number)),
+            control(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_IS_SET as c_ulong,
+                c_ulong::from(number)
+            ),
             Ok(1)
         )
     };
-    Capabilities((0..u64::BITS).filter(|number| is_in(*number)).fold(0, |set, number| set | 1 << number))
+    Capabilities(
+        (0..u64::BITS)
+            .filter(|number| is_in(*number))
+            .fold(0, |set, number| set | 1 << number),
+    )
 }
 
 /// Makes these the ambient set. They must be permitted and inheritable.
 pub(super) fn set_ambient(these: Capabilities) -> Result<(), Errno> {
-    control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong, 0)?;
+    control(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong,
+        0,
+    )?;
     these.numbers().try_for_each(|number| {
-        control(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as c_ulong, c_ulong::from(number)).map(drop)
+        control(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_RAISE as c_ulong,
+            c_ulong::from(number),
+        )
+        .map(drop)
     })
 }
 

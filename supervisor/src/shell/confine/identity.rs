@@ -39,8 +39,13 @@ pub(super) const STEPS: [(Stage, Step); 6] = [
 
 impl Identity {
     /// Changes nothing.
-    pub(super) const SAME: Self =
-        Self { groups: None, gid: None, uid: None, keep: None, unbound: Capabilities::NONE };
+    pub(super) const SAME: Self = Self {
+        groups: None,
+        gid: None,
+        uid: None,
+        keep: None,
+        unbound: Capabilities::NONE,
+    };
 
     /// All steps. Async-signal-safe.
     pub(super) fn assume(&self) -> Result<(), (Stage, Errno)> {
@@ -55,7 +60,12 @@ impl Identity {
     fn inherit(&self) -> Result<(), Errno> {
         let Some(keep) = self.keep else { return Ok(()) };
         let permitted = Held::now()?.permitted;
-        Held { permitted, effective: permitted, inheritable: keep }.assume()
+        Held {
+            permitted,
+            effective: permitted,
+            inheritable: keep,
+        }
+        .assume()
     }
 
     fn leave_bounds(&self) -> Result<(), Errno> {
@@ -64,9 +74,13 @@ impl Identity {
 
     /// The calls go to the kernel directly: the C library's own would want to tell other threads, and take locks.
     fn take_groups(&self) -> Result<(), Errno> {
-        let Some(groups) = &self.groups else { return Ok(()) };
+        let Some(groups) = &self.groups else {
+            return Ok(());
+        };
         // SAFETY: the kernel reads as many numbers as the vector has.
-        Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })?;
+        Errno::result(unsafe {
+            libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr())
+        })?;
         Ok(())
     }
 
@@ -88,9 +102,17 @@ impl Identity {
     /// The end: these capabilities and no others, and they survive executing a program.
     fn keep_only(&self) -> Result<(), Errno> {
         let Some(keep) = self.keep else { return Ok(()) };
-        Held { permitted: keep, effective: keep, inheritable: keep }.assume()?;
+        Held {
+            permitted: keep,
+            effective: keep,
+            inheritable: keep,
+        }
+        .assume()?;
         capabilities::set_ambient(keep)?;
-        let Some(uid) = self.uid.filter(|uid| *uid != 0 && !keep.has(Capabilities::SETUID)) else {
+        let Some(uid) = self
+            .uid
+            .filter(|uid| *uid != 0 && !keep.has(Capabilities::SETUID))
+        else {
             return Ok(());
         };
         // There is no way back, or something is wrong with this kernel.
@@ -119,12 +141,24 @@ impl Own {
     #[cfg(test)]
     pub(super) fn nobody_special(uid: u32) -> Self {
         let none = Capabilities::NONE;
-        Self { uid, gid: uid, groups: vec![uid], permitted: none, any: false, bounding: none }
+        Self {
+            uid,
+            gid: uid,
+            groups: vec![uid],
+            permitted: none,
+            any: false,
+            bounding: none,
+        }
     }
 
     /// As it is now.
     pub(super) fn now() -> Result<Self, String> {
-        let failed = |errno: Errno| format!("cannot read the capabilities of this process: {}", errno.desc());
+        let failed = |errno: Errno| {
+            format!(
+                "cannot read the capabilities of this process: {}",
+                errno.desc()
+            )
+        };
         let held = Held::now().map_err(failed)?;
         let ambient = capabilities::ambient();
         let mut groups: Vec<u32> = nix::unistd::getgroups()
@@ -189,8 +223,17 @@ impl Own {
 /// # Errors
 /// What this process cannot give them, and the remedy.
 pub(super) fn of_workers(own: &Own, privileges: &Privileges) -> Result<Identity, String> {
-    let Privileges { user, group, groups: more, supervisor_user, .. } = privileges;
-    if let Some(supervisor) = supervisor_user.as_ref().filter(|supervisor| supervisor.uid != own.uid) {
+    let Privileges {
+        user,
+        group,
+        groups: more,
+        supervisor_user,
+        ..
+    } = privileges;
+    if let Some(supervisor) = supervisor_user
+        .as_ref()
+        .filter(|supervisor| supervisor.uid != own.uid)
+    {
         return Err(format!(
             "the supervisor cannot become user {supervisor} while it runs as user {} (restart it as root to change supervisor-user)",
             own.uid
@@ -233,11 +276,16 @@ pub(super) fn name_of_workers(privileges: &Privileges) -> Option<String> {
     match (&privileges.user, &privileges.group) {
         (Some(user), _) => Some(format!("user {user}")),
         (None, Some(group)) => Some(format!("group {}", group.written)),
-        (None, None) if privileges.groups.is_empty() => {
-            privileges.supervisor_user.as_ref().map(|user| format!("user {user}"))
-        }
+        (None, None) if privileges.groups.is_empty() => privileges
+            .supervisor_user
+            .as_ref()
+            .map(|user| format!("user {user}")),
         (None, None) => {
-            let names: Vec<_> = privileges.groups.iter().map(|group| group.written.as_str()).collect();
+            let names: Vec<_> = privileges
+                .groups
+                .iter()
+                .map(|group| group.written.as_str())
+                .collect();
             Some(format!("member of {}", names.join(", ")))
         }
     }
@@ -263,12 +311,21 @@ fn kept(own: &Own, privileges: &Privileges) -> Result<Capabilities, String> {
 pub(super) fn renounces(own: &Own, privileges: &Privileges) -> bool {
     let uid = privileges.user.as_ref().map_or(own.uid, |user| user.uid);
     // Root gets back by exec what the bounding set has; only this prevents it where that cannot be changed.
-    privileges.no_new_privileges.unwrap_or(privileges.change_identity() || uid == 0)
+    privileges
+        .no_new_privileges
+        .unwrap_or(privileges.change_identity() || uid == 0)
 }
 
 /// Variables that tell a program who it is.
 pub(super) fn variables(user: Option<&Account>) -> Vec<(&'static str, OsString)> {
-    let Some(Account { name: Some(name), home: Some((home, shell)), .. }) = user else { return Vec::new() };
+    let Some(Account {
+        name: Some(name),
+        home: Some((home, shell)),
+        ..
+    }) = user
+    else {
+        return Vec::new();
+    };
     let text = |text: &OsStr| text.to_owned();
     vec![
         ("HOME", text(home.as_os_str())),

@@ -69,7 +69,10 @@ fn known(abi: u32) -> u64 {
     let later = [(2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)];
     match abi {
         0 => 0,
-        _ => later.iter().filter(|(since, _)| abi >= *since).fold(first, |all, (_, right)| all | right),
+        _ => later
+            .iter()
+            .filter(|(since, _)| abi >= *since)
+            .fold(first, |all, (_, right)| all | right),
     }
 }
 
@@ -91,23 +94,50 @@ impl Wanted {
             return vec!["Landlock (Linux 5.13, with landlock among its security modules)"];
         }
         let parts = [
-            (self.files && abi < 2, "moving files between directories (Linux 5.19)"),
+            (
+                self.files && abi < 2,
+                "moving files between directories (Linux 5.19)",
+            ),
             (self.files && abi < 3, "refusing truncate(2) (Linux 6.2)"),
             (self.tcp_bind && abi < 4, "refusing TCP ports (Linux 6.7)"),
-            (self.files && abi < 5, "refusing ioctl(2) on devices (Linux 6.10)"),
-            (abi < 6, "refusing signals and abstract sockets (Linux 6.12)"),
+            (
+                self.files && abi < 5,
+                "refusing ioctl(2) on devices (Linux 6.10)",
+            ),
+            (
+                abi < 6,
+                "refusing signals and abstract sockets (Linux 6.12)",
+            ),
         ];
-        parts.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
+        parts
+            .into_iter()
+            .filter_map(|(missing, what)| missing.then_some(what))
+            .collect()
     }
 
     fn handled(self, abi: u32) -> Handled {
-        let scopes = SCOPE_SIGNAL | if self.abstract_sockets { SCOPE_ABSTRACT } else { 0 };
+        let scopes = SCOPE_SIGNAL
+            | if self.abstract_sockets {
+                SCOPE_ABSTRACT
+            } else {
+                0
+            };
         let mut handled = Handled {
             files: if self.files { known(abi) } else { 0 },
-            net: if self.tcp_bind && abi >= 4 { BIND_TCP } else { 0 },
+            net: if self.tcp_bind && abi >= 4 {
+                BIND_TCP
+            } else {
+                0
+            },
             scopes: if abi >= 6 { scopes } else { 0 },
         };
-        if handled == (Handled { files: 0, net: 0, scopes: 0 }) {
+        if handled
+            == (Handled {
+                files: 0,
+                net: 0,
+                scopes: 0,
+            })
+        {
             // Where there are no scopes, a domain must forbid something else to be one.
             handled.files = known(abi) & (MAKE_DEVICE | REFER);
         }
@@ -119,8 +149,14 @@ impl Wanted {
 pub(super) fn abi() -> u32 {
     const VERSION: c_int = 1;
     // SAFETY: asked for its version, the call reads no memory.
-    let version =
-        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
+    let version = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            VERSION,
+        )
+    };
     u32::try_from(version).unwrap_or(0)
 }
 
@@ -153,7 +189,14 @@ impl Rule {
         use nix::sys::stat::SFlag;
         let mode = SFlag::from_bits_truncate(nix::sys::stat::fstat(&place)?.st_mode);
         let directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
-        Ok(Self { place, access: if directory { access } else { access & OF_A_FILE } })
+        Ok(Self {
+            place,
+            access: if directory {
+                access
+            } else {
+                access & OF_A_FILE
+            },
+        })
     }
 }
 
@@ -188,9 +231,16 @@ impl Landlock {
             // Files may be moved about as ever.
             let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
             let root = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
-            rules.push(Rule { place: root, access: REFER });
+            rules.push(Rule {
+                place: root,
+                access: REFER,
+            });
         }
-        let prepared = Self { handled, rules, own };
+        let prepared = Self {
+            handled,
+            rules,
+            own,
+        };
         // SAFETY: the ruleset was just made for us, and nobody else knows it.
         drop(unsafe { OwnedFd::from_raw_fd(prepared.ruleset().map_err(Errno::from_raw)?) });
         Ok(Some(prepared))
@@ -209,7 +259,9 @@ impl Landlock {
             }
         }
         // SAFETY: a system call on integers. Both kinds of descriptors are closed on exec, or before.
-        done(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) }).map(drop).map_err(failed)
+        done(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) })
+            .map(drop)
+            .map_err(failed)
     }
 
     /// Async-signal-safe, as a child is to use it.
@@ -217,7 +269,12 @@ impl Landlock {
         let size = size_of::<Handled>();
         // SAFETY: `handled` is valid for reads of its size.
         let ruleset = done(unsafe {
-            libc::syscall(libc::SYS_landlock_create_ruleset, &raw const self.handled, size, 0)
+            libc::syscall(
+                libc::SYS_landlock_create_ruleset,
+                &raw const self.handled,
+                size,
+                0,
+            )
         })?;
         for rule in &self.rules {
             self.allow(ruleset, rule.place.as_raw_fd(), rule.access)?;
@@ -231,42 +288,117 @@ impl Landlock {
         if access == 0 {
             return Ok(());
         }
-        let rule = PathBeneath { access, parent: place };
+        let rule = PathBeneath {
+            access,
+            parent: place,
+        };
         // SAFETY: `rule` is what PATH_BENEATH stands for, and valid for reads.
-        done(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset, PATH_BENEATH, &raw const rule, 0) })
-            .map(drop)
+        done(unsafe {
+            libc::syscall(
+                libc::SYS_landlock_add_rule,
+                ruleset,
+                PATH_BENEATH,
+                &raw const rule,
+                0,
+            )
+        })
+        .map(drop)
     }
 }
 
 fn done(result: c_long) -> Result<c_int, c_int> {
-    if result < 0 { Err(Errno::last_raw()) } else { Ok(result as c_int) }
+    if result < 0 {
+        Err(Errno::last_raw())
+    } else {
+        Ok(result as c_int)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ALL: Wanted = Wanted { files: true, tcp_bind: true, abstract_sockets: true };
-    const LITTLE: Wanted = Wanted { files: false, tcp_bind: false, abstract_sockets: false };
+    const ALL: Wanted = Wanted {
+        files: true,
+        tcp_bind: true,
+        abstract_sockets: true,
+    };
+    const LITTLE: Wanted = Wanted {
+        files: false,
+        tcp_bind: false,
+        abstract_sockets: false,
+    };
 
     #[test]
     fn each_kernel_is_asked_for_what_it_knows() {
-        assert_eq!(ALL.handled(1), Handled { files: 0x1fff, net: 0, scopes: 0 });
-        assert_eq!(ALL.handled(2), Handled { files: 0x3fff, net: 0, scopes: 0 });
-        assert_eq!(ALL.handled(4), Handled { files: 0x7fff, net: 1, scopes: 0 });
-        assert_eq!(ALL.handled(6), Handled { files: 0xffff, net: 1, scopes: 3 });
-        assert_eq!(ALL.handled(99), ALL.handled(6), "what is not known yet is not refused");
-        assert_eq!(LITTLE.handled(7), Handled { files: 0, net: 0, scopes: 2 });
-        assert_eq!(LITTLE.handled(4).files, MAKE_DEVICE | REFER, "an empty domain is none");
+        assert_eq!(
+            ALL.handled(1),
+            Handled {
+                files: 0x1fff,
+                net: 0,
+                scopes: 0
+            }
+        );
+        assert_eq!(
+            ALL.handled(2),
+            Handled {
+                files: 0x3fff,
+                net: 0,
+                scopes: 0
+            }
+        );
+        assert_eq!(
+            ALL.handled(4),
+            Handled {
+                files: 0x7fff,
+                net: 1,
+                scopes: 0
+            }
+        );
+        assert_eq!(
+            ALL.handled(6),
+            Handled {
+                files: 0xffff,
+                net: 1,
+                scopes: 3
+            }
+        );
+        assert_eq!(
+            ALL.handled(99),
+            ALL.handled(6),
+            "what is not known yet is not refused"
+        );
+        assert_eq!(
+            LITTLE.handled(7),
+            Handled {
+                files: 0,
+                net: 0,
+                scopes: 2
+            }
+        );
+        assert_eq!(
+            LITTLE.handled(4).files,
+            MAKE_DEVICE | REFER,
+            "an empty domain is none"
+        );
     }
 
     #[test]
     fn what_a_kernel_lacks_is_told_with_the_version_that_has_it() {
         assert!(ALL.missing(6).is_empty() && ALL.missing(7).is_empty());
-        assert_eq!(ALL.missing(5), ["refusing signals and abstract sockets (Linux 6.12)"]);
+        assert_eq!(
+            ALL.missing(5),
+            ["refusing signals and abstract sockets (Linux 6.12)"]
+        );
         assert_eq!(ALL.missing(3).len(), 3);
-        assert_eq!(LITTLE.missing(3), ["refusing signals and abstract sockets (Linux 6.12)"]);
-        assert_eq!(ALL.missing(0), ["Landlock (Linux 5.13, with landlock among its security modules)"]);
+        assert_eq!(
+            LITTLE.missing(3),
+            ["refusing signals and abstract sockets (Linux 6.12)"]
+        );
+        assert_eq!(
+            ALL.missing(0),
+            ["Landlock (Linux 5.13, with landlock among its security modules)"]
+        );
     }
 
     #[test]

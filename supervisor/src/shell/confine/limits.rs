@@ -34,14 +34,26 @@ impl Limits {
         }
         let limit = |limit: &Limit| {
             let value = |limit: Option<u64>| limit.unwrap_or(libc::RLIM64_INFINITY);
-            (limit.resource, libc::rlimit64 { rlim_cur: value(limit.soft), rlim_max: value(limit.hard) })
+            (
+                limit.resource,
+                libc::rlimit64 {
+                    rlim_cur: value(limit.soft),
+                    rlim_max: value(limit.hard),
+                },
+            )
         };
         Ok(Self(limits.iter().map(limit).collect()))
     }
 
     /// These, and no core file of any size, whatever they say about that.
     pub(super) fn without_core(mut self) -> Self {
-        self.0.push((Resource::RLIMIT_CORE, libc::rlimit64 { rlim_cur: 0, rlim_max: 0 }));
+        self.0.push((
+            Resource::RLIMIT_CORE,
+            libc::rlimit64 {
+                rlim_cur: 0,
+                rlim_max: 0,
+            },
+        ));
         self
     }
 
@@ -50,7 +62,12 @@ impl Limits {
         for (resource, limit) in &self.0 {
             // SAFETY: `limit` is valid for reads; the old limit is not asked for.
             let done = unsafe {
-                libc::prlimit64(0, *resource as _, std::ptr::from_ref(limit), std::ptr::null_mut())
+                libc::prlimit64(
+                    0,
+                    *resource as _,
+                    std::ptr::from_ref(limit),
+                    std::ptr::null_mut(),
+                )
             };
             if done < 0 {
                 return Err((Stage::Limits, Errno::last_raw()));
@@ -73,7 +90,11 @@ fn raisable(limit: &Limit) -> Result<(), Errno> {
 }
 
 fn number(limit: u64) -> String {
-    if limit == libc::RLIM_INFINITY { "unlimited".to_owned() } else { limit.to_string() }
+    if limit == libc::RLIM_INFINITY {
+        "unlimited".to_owned()
+    } else {
+        limit.to_string()
+    }
 }
 
 #[cfg(test)]
@@ -84,12 +105,23 @@ mod tests {
     fn a_limit_above_what_this_process_may_have_is_refused_in_the_parent() {
         let before = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
         // Above fs.nr_open, nobody gets it.
-        let more = Limit { resource: Resource::RLIMIT_NOFILE, soft: Some(1), hard: Some(u64::MAX - 1) };
+        let more = Limit {
+            resource: Resource::RLIMIT_NOFILE,
+            soft: Some(1),
+            hard: Some(u64::MAX - 1),
+        };
         let message = Limits::prepare(&[more]).expect_err("too much");
-        assert!(message.contains("cannot set the limit nofile=1:18446744073709551614"), "{message}");
+        assert!(
+            message.contains("cannot set the limit nofile=1:18446744073709551614"),
+            "{message}"
+        );
         assert!(message.contains("LimitNOFILE="), "{message}");
         assert_eq!(getrlimit(Resource::RLIMIT_NOFILE), Ok(before));
-        let less = Limit { resource: Resource::RLIMIT_NOFILE, soft: Some(1), hard: Some(before.1) };
+        let less = Limit {
+            resource: Resource::RLIMIT_NOFILE,
+            soft: Some(1),
+            hard: Some(before.1),
+        };
         assert!(Limits::prepare(&[less]).is_ok());
     }
 }

@@ -70,7 +70,12 @@ impl Confinement {
         Ok(Self {
             identity: identity::of_workers(&own, privileges)?,
             whom: identity::name_of_workers(privileges),
-            variables: identity::variables(privileges.user.as_ref().or(privileges.supervisor_user.as_ref())),
+            variables: identity::variables(
+                privileges
+                    .user
+                    .as_ref()
+                    .or(privileges.supervisor_user.as_ref()),
+            ),
             no_new_privs: identity::renounces(&own, privileges),
             limits: match privileges.core_dumps {
                 CoreDumps::Off => Limits::prepare(&config.limits)?.without_core(),
@@ -97,8 +102,13 @@ impl Confinement {
         if !self.is_other() {
             return runtime_directory();
         }
-        let run = nix::unistd::geteuid().is_root().then(|| PathBuf::from("/run"));
-        [runtime_directory(), run].into_iter().flatten().find(|place| self.reaches(place))
+        let run = nix::unistd::geteuid()
+            .is_root()
+            .then(|| PathBuf::from("/run"));
+        [runtime_directory(), run]
+            .into_iter()
+            .flatten()
+            .find(|place| self.reaches(place))
     }
 
     /// Opens the program of the workers, as they can, and looks whether they can reach what else is named for them.
@@ -113,12 +123,28 @@ impl Confinement {
         // Our own program is started by descriptor: wherever it lies, nobody looks for it.
         let Program::Command(_) = config.program else {
             let own = open()?;
-            self.reach(config.log.file.as_deref(), "write log file", reach::can_write)?;
-            self.reach(config.directory.as_deref(), "enter directory", reach::can_enter)?;
+            self.reach(
+                config.log.file.as_deref(),
+                "write log file",
+                reach::can_write,
+            )?;
+            self.reach(
+                config.directory.as_deref(),
+                "enter directory",
+                reach::can_enter,
+            )?;
             return Ok(own);
         };
-        self.reach(config.directory.as_deref(), "enter directory", reach::can_enter)?;
-        let whom = || self.whom.as_ref().map_or(String::new(), |whom| format!(", as {whom}"));
+        self.reach(
+            config.directory.as_deref(),
+            "enter directory",
+            reach::can_enter,
+        )?;
+        let whom = || {
+            self.whom
+                .as_ref()
+                .map_or(String::new(), |whom| format!(", as {whom}"))
+        };
         self.with_eyes(open)?.map_err(|error| error + &whom())
     }
 
@@ -128,7 +154,9 @@ impl Confinement {
         act: &str,
         can: impl FnOnce(&Path) -> Result<(), Errno>,
     ) -> Result<(), String> {
-        let (Some(path), Some(whom)) = (path, &self.whom) else { return Ok(()) };
+        let (Some(path), Some(whom)) = (path, &self.whom) else {
+            return Ok(());
+        };
         let seen = self.with_eyes(|| can(path))?;
         seen.map_err(|errno| {
             let path = path.display();
@@ -166,14 +194,18 @@ impl Confinement {
             private_tmp.enter()?;
         }
         self.limits.set()?;
-        self.identity.assume().map_err(|(stage, errno)| (stage, errno as c_int))
+        self.identity
+            .assume()
+            .map_err(|(stage, errno)| (stage, errno as c_int))
     }
 
     /// What only takes away. In the child, while the descriptors of the parent are still there.
     pub(super) fn confine(&self) -> Result<(), (Stage, c_int)> {
         if self.no_new_privs {
             // SAFETY: a plain system call on integers.
-            check(Stage::NoNewPrivileges, unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+            check(Stage::NoNewPrivileges, unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            })?;
         }
         if let Some(landlock) = &self.sandbox.landlock {
             landlock.enter()?;

@@ -25,7 +25,9 @@ impl PrivateTmp {
     pub(super) fn prepare() -> Result<Self, Errno> {
         may_mount()?;
         let there = |place: &&CStr| path(place).is_dir();
-        Ok(Self { places: PLACES.into_iter().filter(there).collect() })
+        Ok(Self {
+            places: PLACES.into_iter().filter(there).collect(),
+        })
     }
 
     /// The directories that it covers.
@@ -35,16 +37,34 @@ impl PrivateTmp {
 
     /// In the child, while it may mount.
     pub(super) fn enter(&self) -> Result<(), (Stage, c_int)> {
-        let check = |done: c_int| if done < 0 { Err((Stage::PrivateTmp, Errno::last_raw())) } else { Ok(()) };
+        let check = |done: c_int| {
+            if done < 0 {
+                Err((Stage::PrivateTmp, Errno::last_raw()))
+            } else {
+                Ok(())
+            }
+        };
         let none = std::ptr::null();
         // SAFETY: plain system calls on integers and on strings that end with a NUL.
         unsafe {
             check(libc::unshare(libc::CLONE_NEWNS))?;
             // What is mounted here stays here; what the machine mounts later is seen here, too.
-            check(libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_SLAVE, none.cast()))?;
+            check(libc::mount(
+                none,
+                c"/".as_ptr(),
+                none,
+                libc::MS_REC | libc::MS_SLAVE,
+                none.cast(),
+            ))?;
             for place in &self.places {
                 let (kind, flags) = (c"tmpfs".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV);
-                check(libc::mount(kind, place.as_ptr(), kind, flags, OPTIONS.as_ptr().cast()))?;
+                check(libc::mount(
+                    kind,
+                    place.as_ptr(),
+                    kind,
+                    flags,
+                    OPTIONS.as_ptr().cast(),
+                ))?;
             }
         }
         Ok(())
@@ -55,7 +75,9 @@ impl PrivateTmp {
 pub(super) fn hidden(of: &Path) -> bool {
     let real = of.canonicalize();
     let real = real.as_deref().unwrap_or(of);
-    PLACES.iter().any(|place| real.starts_with(path(place).canonicalize().as_deref().unwrap_or(path(place))))
+    PLACES
+        .iter()
+        .any(|place| real.starts_with(path(place).canonicalize().as_deref().unwrap_or(path(place))))
 }
 
 fn path(place: &CStr) -> &Path {
@@ -66,7 +88,8 @@ fn path(place: &CStr) -> &Path {
 fn may_mount() -> Result<(), Errno> {
     const CLOEXEC: c_int = 1;
     // SAFETY: the string ends with a NUL.
-    let made = Errno::result(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC) })?;
+    let made =
+        Errno::result(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC) })?;
     // SAFETY: the kernel just made it for us, and nobody else knows it. Descriptors fit a RawFd.
     drop(unsafe { OwnedFd::from_raw_fd(made as RawFd) });
     Ok(())

@@ -11,11 +11,21 @@ use std::path::Path;
 /// Does something with the rights to files that `identity` has, and gives what came of it.
 ///
 /// Only this thread changes, and it changes back, whatever happens: it must not go on as somebody else.
-pub(super) fn with_eyes_of<T>(own: &Own, identity: &Identity, act: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn with_eyes_of<T>(
+    own: &Own,
+    identity: &Identity,
+    act: impl FnOnce() -> T,
+) -> Result<T, String> {
     if identity.uid.is_none() && identity.gid.is_none() && identity.groups.is_none() {
         return Ok(act());
     }
-    let mut back = Back { own, traits: Traits::now(), groups: false, gid: false, uid: false };
+    let mut back = Back {
+        own,
+        traits: Traits::now(),
+        groups: false,
+        gid: false,
+        uid: false,
+    };
     let failed = |errno: Errno| {
         format!(
             "cannot look at files as another user: {} (allow setgroups, setfsgid and setfsuid, as by SystemCallFilter=)",
@@ -46,8 +56,13 @@ pub(super) fn can_enter(path: &Path) -> Result<(), Errno> {
 pub(super) fn can_write(path: &Path) -> Result<(), Errno> {
     match access(path, AccessFlags::W_OK) {
         Err(Errno::ENOENT) => {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK)
+            let directory = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            access(
+                directory.unwrap_or(Path::new(".")),
+                AccessFlags::W_OK | AccessFlags::X_OK,
+            )
         }
         known => known,
     }
@@ -59,7 +74,8 @@ fn access(path: &Path, how: AccessFlags) -> Result<(), Errno> {
 
 fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     // SAFETY: the kernel reads as many numbers as the slice has.
-    Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) })
+        .map(drop)
 }
 
 /// As the call tells only what was before, and not whether it worked, it is asked twice.
@@ -67,7 +83,11 @@ fn switch(call: c_long, id: u32) -> Result<(), Errno> {
     // SAFETY: a plain system call on an integer.
     let set = || unsafe { libc::syscall(call, id) };
     set();
-    if set() == c_long::from(id) { Ok(()) } else { Err(Errno::EPERM) }
+    if set() == c_long::from(id) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 /// What the kernel resets in a process whose user changes, if only for files.
@@ -84,7 +104,10 @@ impl Traits {
             libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut death_signal, 0, 0, 0);
             libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0)
         };
-        Self { dumpable: dumpable == 1, death_signal }
+        Self {
+            dumpable: dumpable == 1,
+            death_signal,
+        }
     }
 
     pub(super) fn restore(&self) {
@@ -111,11 +134,15 @@ struct Back<'a> {
 
 impl Drop for Back<'_> {
     fn drop(&mut self) {
-        let undo = |changed: bool, undone: &dyn Fn() -> Result<(), Errno>| !changed || undone().is_ok();
+        let undo =
+            |changed: bool, undone: &dyn Fn() -> Result<(), Errno>| !changed || undone().is_ok();
         let back = undo(self.uid, &|| switch(libc::SYS_setfsuid, self.own.uid))
             && undo(self.gid, &|| switch(libc::SYS_setfsgid, self.own.gid))
             && undo(self.groups, &|| set_groups(&self.own.groups));
-        assert!(back, "whoever could become another user can become itself again");
+        assert!(
+            back,
+            "whoever could become another user can become itself again"
+        );
         self.traits.restore();
     }
 }

@@ -17,8 +17,17 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// Programs and their libraries, wherever a distribution keeps them.
-const PROGRAMS: [&str; 9] =
-    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"];
+const PROGRAMS: [&str; 9] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/gnu/store",
+];
 /// What programs look into.
 const LOOKED_INTO: [&str; 7] = [
     "/etc",
@@ -30,7 +39,14 @@ const LOOKED_INTO: [&str; 7] = [
     "/run/resolvconf",
 ];
 /// Devices that are no devices.
-const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+const DEVICES: [&str; 6] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+];
 
 /// What the dynamic loader of a stock app takes.
 const LIBRARIES: [&str; 10] = [
@@ -46,7 +62,11 @@ const LIBRARIES: [&str; 10] = [
     "/gnu/store",
 ];
 /// How it finds them, and how the C library counts CPUs.
-const LOADER: [&str; 3] = ["/etc/ld.so.cache", "/etc/ld.so.preload", "/sys/devices/system/cpu"];
+const LOADER: [&str; 3] = [
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/sys/devices/system/cpu",
+];
 
 /// What this kernel, and this process's privileges, allow.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +99,11 @@ pub(super) struct Sandbox {
 
 impl Sandbox {
     /// No part.
-    pub(super) const NONE: Self = Self { private_tmp: None, landlock: None, filter: None };
+    pub(super) const NONE: Self = Self {
+        private_tmp: None,
+        landlock: None,
+        filter: None,
+    };
 
     /// Prepares what a configuration asks for, and adds to its warnings.
     pub(super) fn prepare(
@@ -112,14 +136,19 @@ impl Sandbox {
             // A program that is to speak to an abstract notification socket must be let to.
             abstract_sockets: !foreign || notices.is_some(),
         };
-        let mut missing: Vec<String> =
-            wanted.missing(kernel.landlock).into_iter().map(str::to_owned).collect();
+        let mut missing: Vec<String> = wanted
+            .missing(kernel.landlock)
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         if !kernel.seccomp {
             missing.push("filtering system calls (CONFIG_SECCOMP_FILTER)".to_owned());
         }
         if let Some(errno) = kernel.private_tmp.filter(|_| sandbox.private_tmp) {
             let why = errno.desc();
-            missing.push(format!("a private /tmp ({why}: it needs CAP_SYS_ADMIN, so start as root)"));
+            missing.push(format!(
+                "a private /tmp ({why}: it needs CAP_SYS_ADMIN, so start as root)"
+            ));
         }
         let mut warnings = Vec::new();
         if !missing.is_empty() {
@@ -130,13 +159,16 @@ impl Sandbox {
                      (choose --sandbox best-effort to go on without)"
                 ));
             }
-            warnings.push(format!("the workers' sandbox lacks what is missing here: {missing}"));
+            warnings.push(format!(
+                "the workers' sandbox lacks what is missing here: {missing}"
+            ));
         }
 
         let private_tmp = match sandbox.private_tmp && kernel.private_tmp.is_none() {
             true => {
                 refuse_hidden(config, program, notices)?;
-                let unmountable = |errno: Errno| format!("cannot have a private /tmp: {}", errno.desc());
+                let unmountable =
+                    |errno: Errno| format!("cannot have a private /tmp: {}", errno.desc());
                 Some(PrivateTmp::prepare().map_err(unmountable)?)
             }
             false => None,
@@ -160,13 +192,30 @@ impl Sandbox {
             Vec::new()
         };
         let landlock = Landlock::prepare(wanted, kernel.landlock, rules, own).map_err(|errno| {
-            format!("the kernel does not take the workers' Landlock rules: {}", errno.desc())
+            format!(
+                "the kernel does not take the workers' Landlock rules: {}",
+                errno.desc()
+            )
         })?;
-        let profile = if stock { Profile::Stock } else { Profile::Other };
-        let filter = if kernel.seccomp { Filter::prepare(profile, sandbox.seccomp)? } else { None };
-        let prepared = Self { private_tmp, landlock, filter };
+        let profile = if stock {
+            Profile::Stock
+        } else {
+            Profile::Other
+        };
+        let filter = if kernel.seccomp {
+            Filter::prepare(profile, sandbox.seccomp)?
+        } else {
+            None
+        };
+        let prepared = Self {
+            private_tmp,
+            landlock,
+            filter,
+        };
         if prepared.needs_no_new_privs() && config.privileges.no_new_privileges == Some(false) {
-            warnings.push("no-new-privileges off has no effect, since the sandbox needs it on".to_owned());
+            warnings.push(
+                "no-new-privileges off has no effect, since the sandbox needs it on".to_owned(),
+            );
         }
         config.warnings.extend(warnings);
         Ok(prepared)
@@ -179,12 +228,20 @@ impl Sandbox {
 }
 
 /// The paths that workers may use, and how.
-fn rules(config: &Config, program: &Executable, warnings: &mut Vec<String>) -> Result<Vec<Rule>, String> {
+fn rules(
+    config: &Config,
+    program: &Executable,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Rule>, String> {
     let stock = matches!(config.program, Program::App(_));
     let mut rules = Vec::new();
     let mut allow_what_is_there = |paths: &[&str], access| {
         for path in paths {
-            rules.extend(place(Path::new(path)).and_then(|place| Rule::new(place, access)).ok());
+            rules.extend(
+                place(Path::new(path))
+                    .and_then(|place| Rule::new(place, access))
+                    .ok(),
+            );
         }
     };
     if stock {
@@ -242,7 +299,11 @@ fn rules(config: &Config, program: &Executable, warnings: &mut Vec<String>) -> R
 
 /// Where a Rust worker makes its log file.
 fn log_directory(config: &Config) -> Option<PathBuf> {
-    let file = config.directory.clone().unwrap_or_default().join(config.log.file.as_ref()?);
+    let file = config
+        .directory
+        .clone()
+        .unwrap_or_default()
+        .join(config.log.file.as_ref()?);
     Some(match file.parent() {
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
@@ -254,16 +315,28 @@ fn place(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 fn named(setting: &str, path: &Path, access: u64) -> Result<Rule, String> {
-    place(path).and_then(|place| Rule::new(place, access)).map_err(|errno| {
-        format!("{setting}: cannot open {}: {} (check the path)", path.display(), errno.desc())
-    })
+    place(path)
+        .and_then(|place| Rule::new(place, access))
+        .map_err(|errno| {
+            format!(
+                "{setting}: cannot open {}: {} (check the path)",
+                path.display(),
+                errno.desc()
+            )
+        })
 }
 
 /// The program in a script's first line.
 fn interpreter(script: &Path) -> Option<PathBuf> {
     let mut start = [0_u8; 256];
-    let length = std::fs::File::open(script).and_then(|mut file| file.read(&mut start)).ok()?;
-    let line = start[..length].split(|byte| *byte == b'\n').next()?.strip_prefix(b"#!")?.trim_ascii();
+    let length = std::fs::File::open(script)
+        .and_then(|mut file| file.read(&mut start))
+        .ok()?;
+    let line = start[..length]
+        .split(|byte| *byte == b'\n')
+        .next()?
+        .strip_prefix(b"#!")?
+        .trim_ascii();
     let word = line.split(u8::is_ascii_whitespace).next()?;
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
@@ -272,13 +345,28 @@ fn interpreter(script: &Path) -> Option<PathBuf> {
 fn is_visible(config: &Config, path: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let path = real(path);
-    let always = PROGRAMS.iter().chain(&LOOKED_INTO).chain(&DEVICES).map(Path::new);
-    let named = config.sandbox.read_only.iter().chain(&config.sandbox.writable).map(PathBuf::as_path);
-    always.chain(named).any(|visible| path.starts_with(real(visible)))
+    let always = PROGRAMS
+        .iter()
+        .chain(&LOOKED_INTO)
+        .chain(&DEVICES)
+        .map(Path::new);
+    let named = config
+        .sandbox
+        .read_only
+        .iter()
+        .chain(&config.sandbox.writable)
+        .map(PathBuf::as_path);
+    always
+        .chain(named)
+        .any(|visible| path.starts_with(real(visible)))
 }
 
 /// A private `/tmp` hides what is in the machine's: nothing that a worker needs may be there.
-fn refuse_hidden(config: &Config, program: &Executable, notices: Option<&Path>) -> Result<(), String> {
+fn refuse_hidden(
+    config: &Config,
+    program: &Executable,
+    notices: Option<&Path>,
+) -> Result<(), String> {
     let mut needed: Vec<(String, PathBuf)> = Vec::new();
     let mut need = |what: &str, path: &Path| needed.push((what.to_owned(), path.to_owned()));
     if program.is_script() {
@@ -305,11 +393,19 @@ fn refuse_hidden(config: &Config, program: &Executable, notices: Option<&Path>) 
         Program::Linked => {}
         Program::Command(words) => {
             let here = config.directory.clone().unwrap_or_default();
-            for word in words.iter().skip(1).map(|word| here.join(word)).filter(|word| word.exists()) {
+            for word in words
+                .iter()
+                .skip(1)
+                .map(|word| here.join(word))
+                .filter(|word| word.exists())
+            {
                 need("an argument of the program", &word);
             }
             if let Some(directory) = notices {
-                need("the notification socket, in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR", directory);
+                need(
+                    "the notification socket, in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR",
+                    directory,
+                );
             }
         }
     }
@@ -318,7 +414,10 @@ fn refuse_hidden(config: &Config, program: &Executable, notices: Option<&Path>) 
     {
         need("log-file", &directory);
     }
-    match needed.into_iter().find(|(_, path)| private_tmp::hidden(path)) {
+    match needed
+        .into_iter()
+        .find(|(_, path)| private_tmp::hidden(path))
+    {
         None => Ok(()),
         Some((what, path)) => Err(format!(
             "private-tmp: workers would not see {} ({what}); put it elsewhere, or leave private-tmp off",

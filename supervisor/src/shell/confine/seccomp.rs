@@ -236,8 +236,11 @@ const REFUSED_OLD: &[c_long] = &[
 const REFUSED_OLD: &[c_long] = &[];
 
 /// Options of SOL_SOCKET that take over, or end, the steering of a group.
-const STEERING: [c_int; 3] =
-    [libc::SO_ATTACH_REUSEPORT_CBPF, libc::SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF];
+const STEERING: [c_int; 3] = [
+    libc::SO_ATTACH_REUSEPORT_CBPF,
+    libc::SO_ATTACH_REUSEPORT_EBPF,
+    SO_DETACH_REUSEPORT_BPF,
+];
 /// The libc crate does not know it. It is the same on every architecture that we have.
 const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 
@@ -284,7 +287,11 @@ impl Filter {
             .and_then(|rules| SeccompFilter::new(rules, others, listed, ARCHITECTURE))
             .and_then(BpfProgram::try_from)
             .map_err(|error| format!("cannot compile the filter of system calls: {error}"))?;
-        let mut program = if how == Seccomp::Enforce { prologue() } else { Vec::new() };
+        let mut program = if how == Seccomp::Enforce {
+            prologue()
+        } else {
+            Vec::new()
+        };
         program.extend(compiled);
         Ok(Some(Self(program)))
     }
@@ -297,11 +304,24 @@ impl Filter {
             length: libc::c_ushort,
             filter: *const sock_filter,
         }
-        let program = Program { length: self.0.len() as libc::c_ushort, filter: self.0.as_ptr() };
+        let program = Program {
+            length: self.0.len() as libc::c_ushort,
+            filter: self.0.as_ptr(),
+        };
         // SAFETY: the program is valid for reads of its length; the kernel copies it.
-        let done =
-            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
-        if done < 0 { Err((Stage::Seccomp, Errno::last_raw())) } else { Ok(()) }
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            )
+        };
+        if done < 0 {
+            Err((Stage::Seccomp, Errno::last_raw()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -313,7 +333,14 @@ pub(super) fn available(how: Seccomp) -> bool {
         Seccomp::Enforce => libc::SECCOMP_RET_ERRNO,
     };
     // SAFETY: the action is valid for reads.
-    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
+    unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_GET_ACTION_AVAIL,
+            0,
+            &raw const action,
+        ) == 0
+    }
 }
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
@@ -322,20 +349,31 @@ type Compiled<T> = Result<T, seccompiler::BackendError>;
 fn stock() -> Compiled<Rules> {
     let mut rules = unconditional(STOCK.iter().chain(STOCK_OLD));
     let socket = u64::from(libc::SOL_SOCKET.unsigned_abs());
-    let filters = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_BPF, libc::SO_DETACH_FILTER, libc::SO_LOCK_FILTER];
+    let filters = [
+        libc::SO_ATTACH_FILTER,
+        libc::SO_ATTACH_BPF,
+        libc::SO_DETACH_FILTER,
+        libc::SO_LOCK_FILTER,
+    ];
     let mut harmless = Vec::new();
     for option in STEERING.into_iter().chain(filters) {
         harmless.push(argument(2, Is::Ne, option as u64)?);
     }
     let elsewhere = SeccompRule::new(vec![argument(1, Is::Ne, socket)?])?;
-    rules.insert(libc::SYS_setsockopt, vec![elsewhere, SeccompRule::new(harmless)?]);
+    rules.insert(
+        libc::SYS_setsockopt,
+        vec![elsewhere, SeccompRule::new(harmless)?],
+    );
     // Threads of its own, and no processes. clone3 cannot be looked into; see `prologue`.
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![one(0, Is::MaskedEq(thread), thread)?]);
     // Its own limits, and nobody else's.
     rules.insert(libc::SYS_prlimit64, vec![one(0, Is::Eq, 0)?]);
     // By descriptor, as we start it.
-    rules.insert(libc::SYS_execveat, vec![one(4, Is::Eq, libc::AT_EMPTY_PATH as u64)?]);
+    rules.insert(
+        libc::SYS_execveat,
+        vec![one(4, Is::Eq, libc::AT_EMPTY_PATH as u64)?],
+    );
     Ok(rules)
 }
 
@@ -345,7 +383,10 @@ fn others() -> Compiled<Rules> {
     let mut steering = Vec::new();
     for option in STEERING {
         let option = argument(2, Is::Eq, option as u64)?;
-        steering.push(SeccompRule::new(vec![argument(1, Is::Eq, socket)?, option])?);
+        steering.push(SeccompRule::new(vec![
+            argument(1, Is::Eq, socket)?,
+            option,
+        ])?);
     }
     rules.insert(libc::SYS_setsockopt, steering);
     let mut namespaces = Vec::new();

@@ -23,13 +23,24 @@ pub struct Dropped {
 /// Why it cannot, and the remedy.
 pub fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
     let own = Own::now()?;
-    let Some(user) = config.privileges.supervisor_user.as_ref().filter(|user| user.uid != own.uid) else {
+    let Some(user) = config
+        .privileges
+        .supervisor_user
+        .as_ref()
+        .filter(|user| user.uid != own.uid)
+    else {
         return Ok(None);
     };
     let keep = needed(config, user).within(own.permitted);
     let bounds = config.privileges.keep.within(keep);
     let groups = || user.groups.iter().copied().chain(user.gid).collect();
-    let identity = own.becoming(user.uid, user.gid.unwrap_or(own.gid), groups(), keep, bounds);
+    let identity = own.becoming(
+        user.uid,
+        user.gid.unwrap_or(own.gid),
+        groups(),
+        keep,
+        bounds,
+    );
     if let Some(missing) = own.lacks(&identity) {
         return Err(format!(
             "the supervisor cannot become user {user}: it runs as user {} without {missing} (start it as root, or leave supervisor-user out)",
@@ -37,9 +48,9 @@ pub fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
         ));
     }
     let traits = reach::Traits::now();
-    identity
-        .assume()
-        .map_err(|(_, errno)| format!("the supervisor cannot become user {user}: {}", errno.desc()))?;
+    identity.assume().map_err(|(_, errno)| {
+        format!("the supervisor cannot become user {user}: {}", errno.desc())
+    })?;
     traits.restore();
     Ok(Some(dropped(config, user, keep)))
 }
@@ -47,8 +58,9 @@ pub fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
 /// What is to be said when workers are root without anybody having asked for that.
 pub fn warn_of_root(config: &Config) -> Option<&'static str> {
     let chosen = config.privileges.user.is_some();
-    (nix::unistd::geteuid().is_root() && !chosen)
-        .then_some("workers run as root, though without capabilities (name another user with --user)")
+    (nix::unistd::geteuid().is_root() && !chosen).then_some(
+        "workers run as root, though without capabilities (name another user with --user)",
+    )
 }
 
 /// The capabilities without which the server could not do what it is configured for.
@@ -59,15 +71,18 @@ fn needed(config: &Config, user: &Account) -> Capabilities {
     if *keep != Capabilities::ALL {
         needed = needed.and(*keep);
     }
-    let others = config.privileges.user.as_ref().is_some_and(|workers| workers.uid != user.uid);
+    let others = config
+        .privileges
+        .user
+        .as_ref()
+        .is_some_and(|workers| workers.uid != user.uid);
     if others {
         needed = needed.and(Capabilities::SETUID).and(Capabilities::KILL);
     }
     if others || config.privileges.group.is_some() || !config.privileges.groups.is_empty() {
         needed = needed.and(Capabilities::SETGID);
     }
-    let given_away =
-        |bind: &Bind| matches!(bind, Bind::Unix { owner, group, .. } if owner.is_some() || group.is_some());
+    let given_away = |bind: &Bind| matches!(bind, Bind::Unix { owner, group, .. } if owner.is_some() || group.is_some());
     if config.binds.iter().any(given_away) {
         needed = needed.and(Capabilities::CHOWN).and(Capabilities::FOWNER);
     }
@@ -82,7 +97,11 @@ fn dropped(config: &Config, user: &Account, keep: Capabilities) -> Dropped {
     if !keep.has(Capabilities::CHOWN) {
         lost.push("give a Unix socket to another owner".to_owned());
     }
-    let log = config.log.file.as_deref().filter(|path| reach::can_write(path).is_err());
+    let log = config
+        .log
+        .file
+        .as_deref()
+        .filter(|path| reach::can_write(path).is_err());
     if let Some(path) = log {
         lost.push(format!("reopen log file {}", path.display()));
     }
@@ -90,5 +109,8 @@ fn dropped(config: &Config, user: &Account, keep: Capabilities) -> Dropped {
         "the supervisor is user {user} from here on and keeps {keep}; until a restart as root it cannot {}, nor reach what only root can",
         lost.join(", ")
     );
-    Dropped { remark, warns: log.is_some() }
+    Dropped {
+        remark,
+        warns: log.is_some(),
+    }
 }

@@ -23,7 +23,14 @@ fn root(test: &str) -> bool {
 
 fn nobody() -> Account {
     let (written, name) = ("nobody".to_owned(), Some("nobody".to_owned()));
-    Account { written, name, uid: NOBODY, gid: Some(NOBODY), groups: vec![NOBODY, 12345], home: None }
+    Account {
+        written,
+        name,
+        uid: NOBODY,
+        gid: Some(NOBODY),
+        groups: vec![NOBODY, 12345],
+        home: None,
+    }
 }
 
 /// Writes `/proc/self/status` and a zero byte. Async-signal-safe.
@@ -65,13 +72,23 @@ fn step_by_step(identity: &Identity) -> (Vec<String>, c_int) {
     };
     drop(writer);
     let text = std::io::read_to_string(std::fs::File::from(reader)).expect("read");
-    let WaitStatus::Exited(_, code) = waitpid(child, None).expect("wait") else { panic!("it was killed") };
-    (text.split_terminator('\0').map(str::to_owned).collect(), code)
+    let WaitStatus::Exited(_, code) = waitpid(child, None).expect("wait") else {
+        panic!("it was killed")
+    };
+    (
+        text.split_terminator('\0').map(str::to_owned).collect(),
+        code,
+    )
 }
 
 fn field(status: &str, name: &str) -> String {
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.expect("a line").split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.expect("a line")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
@@ -81,21 +98,38 @@ fn each_step_takes_away_what_only_later_steps_do_not_need() {
     }
     let own = Own::now().expect("this process");
     let kept = Capabilities::NET_BIND_SERVICE;
-    let privileges = Privileges { user: Some(nobody()), keep: kept, ..Privileges::default() };
+    let privileges = Privileges {
+        user: Some(nobody()),
+        keep: kept,
+        ..Privileges::default()
+    };
     let identity = of_workers(&own, &privileges).expect("root can do that");
     let (states, failed) = step_by_step(&identity);
     assert_eq!((states.len(), failed), (STEPS.len() + 1, 0));
     let tells = |state: usize, name: &str| field(&states[state], name);
-    let (all, one, none) =
-        (format!("{:016x}", own.permitted.0), format!("{:016x}", kept.0), format!("{:016x}", 0));
+    let (all, one, none) = (
+        format!("{:016x}", own.permitted.0),
+        format!("{:016x}", kept.0),
+        format!("{:016x}", 0),
+    );
     let bounds = tells(0, "CapBnd");
     // What is told before and after the step that changes it; it changes once.
     let changes = [
         (1, "CapInh", none.clone(), one.clone()),
         (2, "CapBnd", bounds, one.clone()),
         (3, "Groups", tells(0, "Groups"), "12345 65534".to_owned()),
-        (4, "Gid", "0 0 0 0".to_owned(), "65534 65534 65534 65534".to_owned()),
-        (5, "Uid", "0 0 0 0".to_owned(), "65534 65534 65534 65534".to_owned()),
+        (
+            4,
+            "Gid",
+            "0 0 0 0".to_owned(),
+            "65534 65534 65534 65534".to_owned(),
+        ),
+        (
+            5,
+            "Uid",
+            "0 0 0 0".to_owned(),
+            "65534 65534 65534 65534".to_owned(),
+        ),
         // The capabilities survive the change of the user, but are not in force.
         (6, "CapPrm", all, one.clone()),
         (6, "CapAmb", none.clone(), one.clone()),
@@ -112,18 +146,29 @@ fn each_step_takes_away_what_only_later_steps_do_not_need() {
 #[test]
 fn without_the_right_to_become_somebody_else_that_is_refused_before_any_fork() {
     let own = Own::nobody_special(1000);
-    let privileges = Privileges { user: Some(nobody()), ..Privileges::default() };
+    let privileges = Privileges {
+        user: Some(nobody()),
+        ..Privileges::default()
+    };
     let reason = of_workers(&own, &privileges).expect_err("it cannot");
     assert!(
-        reason
-            .starts_with("cannot run workers as user nobody (uid 65534): this supervisor runs as user 1000"),
+        reason.starts_with(
+            "cannot run workers as user nobody (uid 65534): this supervisor runs as user 1000"
+        ),
         "{reason}"
     );
-    assert!(reason.contains("CAP_SETGID, CAP_SETUID") && reason.contains("start it as root"), "{reason}");
-    let privileges = Privileges { keep: Capabilities::NET_BIND_SERVICE, ..Privileges::default() };
+    assert!(
+        reason.contains("CAP_SETGID, CAP_SETUID") && reason.contains("start it as root"),
+        "{reason}"
+    );
+    let privileges = Privileges {
+        keep: Capabilities::NET_BIND_SERVICE,
+        ..Privileges::default()
+    };
     let reason = of_workers(&own, &privileges).expect_err("it has none");
     assert!(
-        reason.starts_with("cannot let workers keep CAP_NET_BIND_SERVICE") && reason.contains("keep-cap"),
+        reason.starts_with("cannot let workers keep CAP_NET_BIND_SERVICE")
+            && reason.contains("keep-cap"),
         "{reason}"
     );
 }
@@ -146,7 +191,10 @@ fn a_look_with_the_eyes_of_another_user_leaves_no_trace() {
     let path = folder.path().join("mine");
     std::fs::write(&path, "").expect("write");
     let own = Own::now().expect("this process");
-    let privileges = Privileges { user: Some(nobody()), ..Privileges::default() };
+    let privileges = Privileges {
+        user: Some(nobody()),
+        ..Privileges::default()
+    };
     let identity = of_workers(&own, &privileges).expect("root can do that");
     let traits = || {
         let mut signal = 0;
@@ -159,13 +207,21 @@ fn a_look_with_the_eyes_of_another_user_leaves_no_trace() {
     };
     let before = traits();
     let seen = with_eyes_of(&own, &identity, || {
-        (can_enter(folder.path()), can_write(&path), can_write(&folder.path().join("new")))
+        (
+            can_enter(folder.path()),
+            can_write(&path),
+            can_write(&folder.path().join("new")),
+        )
     });
     let denied = Err(nix::errno::Errno::EACCES);
     assert_eq!(seen, Ok((Ok(()), denied, denied)));
     assert_eq!(traits(), before);
-    assert_eq!((can_write(&path), can_write(&folder.path().join("new"))), (Ok(()), Ok(())));
-    let caught = std::panic::catch_unwind(|| with_eyes_of(&own, &identity, || panic!("on purpose")));
+    assert_eq!(
+        (can_write(&path), can_write(&folder.path().join("new"))),
+        (Ok(()), Ok(()))
+    );
+    let caught =
+        std::panic::catch_unwind(|| with_eyes_of(&own, &identity, || panic!("on purpose")));
     assert!(caught.is_err());
     assert_eq!(traits(), before);
 }

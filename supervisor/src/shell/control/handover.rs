@@ -34,7 +34,12 @@ impl ControlServer {
             inode: door.identity.1,
             last: self.last,
             pause: door.pause,
-            clients: self.clients.iter().filter(|(_, client)| kept(client)).map(client).collect(),
+            clients: self
+                .clients
+                .iter()
+                .filter(|(_, client)| kept(client))
+                .map(client)
+                .collect(),
             readers: self.readers.map(Gid::as_raw),
         })
     }
@@ -43,14 +48,33 @@ impl ControlServer {
     pub(in crate::shell) fn adopted(state: ControlState, unpacking: &mut Unpacking) -> Self {
         let client = |client: &ClientState| {
             let stream = unpacking.take(client.stream, Kind::Stream).into();
-            let ClientState { input, output, deadline, answered, role, follows, .. } = client.clone();
+            let ClientState {
+                input,
+                output,
+                deadline,
+                answered,
+                role,
+                follows,
+                ..
+            } = client.clone();
             let (stage, read_by) = match deadline {
                 _ if answered => (Stage::Answered, deadline),
                 _ if follows => (Stage::Follows, deadline),
                 Some(_) if output.is_empty() => (Stage::Asks { by: deadline }, None),
                 _ => (Stage::Waits, deadline),
             };
-            (client.id, Client { stream, role, lasting: false, stage, input, output, read_by })
+            (
+                client.id,
+                Client {
+                    stream,
+                    role,
+                    lasting: false,
+                    stage,
+                    input,
+                    output,
+                    read_by,
+                },
+            )
         };
         let clients = state.clients.iter().map(client).collect();
         let door = Door {
@@ -59,7 +83,12 @@ impl ControlServer {
             identity: (state.device, state.inode),
             pause: state.pause,
         };
-        Self { door: Some(door), clients, last: state.last, readers: state.readers.map(Gid::from_raw) }
+        Self {
+            door: Some(door),
+            clients,
+            last: state.last,
+            readers: state.readers.map(Gid::from_raw),
+        }
     }
 
     /// Watches everything that is to be watched.
@@ -71,7 +100,11 @@ impl ControlServer {
             self.watch(poll)?;
         }
         self.clients.iter().try_for_each(|(id, client)| {
-            let interest = if client.output.is_empty() { Interest::Read } else { Interest::Write };
+            let interest = if client.output.is_empty() {
+                Interest::Read
+            } else {
+                Interest::Write
+            };
             poll.add(&client.stream, Token::Client(*id), interest)
         })
     }

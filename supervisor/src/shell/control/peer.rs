@@ -24,9 +24,13 @@ pub(super) fn role(stream: &UnixStream, readers: Option<Gid>) -> Result<Role, St
         Role::Operate
     } else {
         let groups = prefork::sys::peer_groups(stream).map_err(|error| unknown(&error))?;
-        let reads = |readers: Gid| peer.gid() == readers.as_raw() || groups.contains(&readers.as_raw());
+        let reads =
+            |readers: Gid| peer.gid() == readers.as_raw() || groups.contains(&readers.as_raw());
         if !readers.is_some_and(reads) {
-            return Err(format!("user {} may not control this server (it runs as user {user})", peer.uid()));
+            return Err(format!(
+                "user {} may not control this server (it runs as user {user})",
+                peer.uid()
+            ));
         }
         Role::Read
     };
@@ -39,7 +43,10 @@ pub(super) fn role(stream: &UnixStream, readers: Option<Gid>) -> Result<Role, St
         )),
         // Root can hide its processes from us; a worker of ours is not root then.
         None if peer.uid() == 0 && user != 0 => Ok(role),
-        None => Err(format!("cannot tell whether process {} is a worker (it is gone)", peer.pid())),
+        None => Err(format!(
+            "cannot tell whether process {} is a worker (it is gone)",
+            peer.pid()
+        )),
     }
 }
 
@@ -88,8 +95,16 @@ mod tests {
         assert_eq!(asks(0), Some(false), "from outside the namespace");
         assert_eq!(asks(1000), Some(true), "from too far away");
         assert_eq!(descends(pid(5), pid(100), |_| None), None, "who is gone");
-        assert_eq!(descends(pid(7), pid(1), family(1)), Some(true), "of a supervisor that is process 1");
+        assert_eq!(
+            descends(pid(7), pid(1), family(1)),
+            Some(true),
+            "of a supervisor that is process 1"
+        );
         let hidden = |process: Pid| family(1)(process).filter(|_| process != pid(1));
-        assert_eq!(descends(pid(7), pid(100), hidden), Some(false), "whose forefather is hidden");
+        assert_eq!(
+            descends(pid(7), pid(100), hidden),
+            Some(false),
+            "whose forefather is hidden"
+        );
     }
 }

@@ -94,11 +94,22 @@ impl Request {
     /// ```
     pub fn read(input: &[u8]) -> Option<Result<Self, String>> {
         // However it is cut on its way: a line that is too long is so with its end, too.
-        let Some(end) = input.iter().take(MAX_REQUEST).position(|byte| *byte == b'\n') else {
+        let Some(end) = input
+            .iter()
+            .take(MAX_REQUEST)
+            .position(|byte| *byte == b'\n')
+        else {
             let long = input.len() >= MAX_REQUEST;
-            return long.then(|| Err(format!("a request is one line of at most {MAX_REQUEST} bytes")));
+            return long.then(|| {
+                Err(format!(
+                    "a request is one line of at most {MAX_REQUEST} bytes"
+                ))
+            });
         };
-        Some(serde_json::from_slice(&input[..end]).map_err(|error| format!("no such request: {error}")))
+        Some(
+            serde_json::from_slice(&input[..end])
+                .map_err(|error| format!("no such request: {error}")),
+        )
     }
 
     /// Who may ask for it.
@@ -165,7 +176,11 @@ pub(in crate::shell) fn event_line(event: &impl Serialize) -> Vec<u8> {
         version: u32,
         event: &'a T,
     }
-    let mut line = serde_json::to_vec(&Line { version: VERSION, event }).unwrap_or_default();
+    let mut line = serde_json::to_vec(&Line {
+        version: VERSION,
+        event,
+    })
+    .unwrap_or_default();
     line.push(b'\n');
     line
 }
@@ -188,17 +203,30 @@ pub struct Progress {
 impl Answer {
     /// It is done.
     pub fn done() -> Self {
-        Self { version: VERSION, ok: Some(true), ..Self::default() }
+        Self {
+            version: VERSION,
+            ok: Some(true),
+            ..Self::default()
+        }
     }
 
     /// It is not, and why.
     pub fn failed(error: impl Into<String>) -> Self {
-        Self { version: VERSION, ok: Some(false), error: Some(error.into()), ..Self::default() }
+        Self {
+            version: VERSION,
+            ok: Some(false),
+            error: Some(error.into()),
+            ..Self::default()
+        }
     }
 
     /// It goes on.
     pub fn progress(text: impl Into<String>) -> Self {
-        Self { version: VERSION, progress: Some(text.into()), ..Self::default() }
+        Self {
+            version: VERSION,
+            progress: Some(text.into()),
+            ..Self::default()
+        }
     }
 
     /// Its line, with the end.

@@ -14,10 +14,17 @@ impl Desk {
     fn open() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut server = ControlServer::default();
-        server.bind(&folder.path().join(SOCKET), None).expect("bind");
+        server
+            .bind(&folder.path().join(SOCKET), None)
+            .expect("bind");
         let poll = Poll::new().expect("epoll");
         server.watch(&poll).expect("watch");
-        Self { server, poll, folder, now: Time::default() }
+        Self {
+            server,
+            poll,
+            folder,
+            now: Time::default(),
+        }
     }
 
     fn connect(&mut self) -> (UnixStream, u64) {
@@ -36,7 +43,9 @@ impl Desk {
 
 fn line(stream: UnixStream) -> Answer {
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).expect("an answer");
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .expect("an answer");
     serde_json::from_str(&line).expect("JSON")
 }
 
@@ -45,7 +54,8 @@ fn a_request_is_taken_and_answered_once() {
     let mut desk = Desk::open();
     let (stream, id, request) = desk.ask("{\"command\":\"reload\",\"wait\":true}\n");
     assert_eq!(request, Some(Request::Reload { wait: true }));
-    desk.server.answer(desk.now, &desk.poll, id, &Answer::done());
+    desk.server
+        .answer(desk.now, &desk.poll, id, &Answer::done());
     assert_eq!(line(stream).ok, Some(true));
     assert!(desk.server.clients.is_empty());
 }
@@ -54,7 +64,12 @@ fn a_request_is_taken_and_answered_once() {
 fn a_line_that_is_too_long_is_refused_however_it_is_cut() {
     let line = format!("{{\"command\":\"status\"}}{}\n", " ".repeat(MAX_REQUEST));
     let refused = Request::read(line.as_bytes()).and_then(Result::err);
-    assert!(refused.as_ref().is_some_and(|reason| reason.contains("at most 4096 bytes")), "{refused:?}");
+    assert!(
+        refused
+            .as_ref()
+            .is_some_and(|reason| reason.contains("at most 4096 bytes")),
+        "{refused:?}"
+    );
     let cut = Request::read(&line.as_bytes()[..line.len() - 1]).and_then(Result::err);
     assert_eq!(cut, refused);
 }
@@ -62,12 +77,22 @@ fn a_line_that_is_too_long_is_refused_however_it_is_cut() {
 #[test]
 fn nonsense_is_answered_with_the_reason() {
     let mut desk = Desk::open();
-    for nonsense in
-        ["{}\n", "stop\n", "{\"command\":\"dance\"}\n", "\u{0}\n", &format!("{}\n", "x".repeat(4095))]
-    {
+    for nonsense in [
+        "{}\n",
+        "stop\n",
+        "{\"command\":\"dance\"}\n",
+        "\u{0}\n",
+        &format!("{}\n", "x".repeat(4095)),
+    ] {
         let (stream, _, request) = desk.ask(nonsense);
         assert_eq!(request, None);
-        assert!(line(stream).error.expect("a reason").starts_with("no such request"), "{nonsense}");
+        assert!(
+            line(stream)
+                .error
+                .expect("a reason")
+                .starts_with("no such request"),
+            "{nonsense}"
+        );
     }
     let (stream, _, _) = desk.ask(&"x".repeat(MAX_REQUEST));
     assert!(line(stream).error.expect("a reason").contains("one line"));
@@ -77,8 +102,12 @@ fn nonsense_is_answered_with_the_reason() {
 fn a_silent_client_is_let_go() {
     let mut desk = Desk::open();
     let _stream = desk.connect();
-    assert_eq!(desk.server.next_deadline(), Some(Time::default() + TIME_TO_ASK));
-    desk.server.expire(Time::default() + TIME_TO_ASK, &desk.poll);
+    assert_eq!(
+        desk.server.next_deadline(),
+        Some(Time::default() + TIME_TO_ASK)
+    );
+    desk.server
+        .expire(Time::default() + TIME_TO_ASK, &desk.poll);
     assert!(desk.server.clients.is_empty());
 }
 
@@ -90,7 +119,10 @@ fn a_client_that_does_not_read_is_let_go_and_delays_nobody() {
     for _ in 0..6 {
         desk.server.answer(desk.now, &desk.poll, id, &much);
     }
-    assert!(desk.server.clients.is_empty(), "more waits to be read than is kept");
+    assert!(
+        desk.server.clients.is_empty(),
+        "more waits to be read than is kept"
+    );
 }
 
 #[test]
@@ -99,9 +131,17 @@ fn who_has_asked_nothing_for_longest_makes_room() {
     let mut held: Vec<_> = (0..MAX_CLIENTS).map(|_| desk.connect()).collect();
     assert_eq!(desk.server.clients.len(), MAX_CLIENTS);
     let (mut stream, id, request) = desk.ask("{\"command\":\"status\"}\n");
-    assert_eq!(request, Some(Request::Status), "there is room for whoever asks");
-    assert!(!desk.server.clients.contains_key(&held[0].1), "the first one had to go");
-    desk.server.answer(desk.now, &desk.poll, id, &Answer::done());
+    assert_eq!(
+        request,
+        Some(Request::Status),
+        "there is room for whoever asks"
+    );
+    assert!(
+        !desk.server.clients.contains_key(&held[0].1),
+        "the first one had to go"
+    );
+    desk.server
+        .answer(desk.now, &desk.poll, id, &Answer::done());
     let mut byte = [0];
     assert!(stream.read(&mut byte).is_ok_and(|length| length == 1));
     assert_eq!(held[0].0.read(&mut byte).expect("the end"), 0);
@@ -110,8 +150,9 @@ fn who_has_asked_nothing_for_longest_makes_room() {
 #[test]
 fn only_so_many_clients_wait_and_follow() {
     let mut desk = Desk::open();
-    let held: Vec<_> =
-        (0..MAX_WAITING).map(|_| desk.ask("{\"command\":\"reload\",\"wait\":true}\n")).collect();
+    let held: Vec<_> = (0..MAX_WAITING)
+        .map(|_| desk.ask("{\"command\":\"reload\",\"wait\":true}\n"))
+        .collect();
     assert!(held.iter().all(|(_, _, request)| request.is_some()));
     let (stream, _, request) = desk.ask("{\"command\":\"status\"}\n");
     assert_eq!(request, None);
@@ -131,26 +172,45 @@ fn only_so_many_clients_wait_and_follow() {
     let (stream, _, request) = desk.ask(follow);
     assert_eq!(request, None);
     assert!(line(stream).error.expect("a reason").contains("already"));
-    desk.server.tell(desk.now, &desk.poll, &event_line(&"something"));
-    assert_eq!(held.into_iter().filter_map(|stream| line(stream).event).count(), MAX_FOLLOWERS);
+    desk.server
+        .tell(desk.now, &desk.poll, &event_line(&"something"));
+    assert_eq!(
+        held.into_iter()
+            .filter_map(|stream| line(stream).event)
+            .count(),
+        MAX_FOLLOWERS
+    );
 }
 
 #[test]
 fn a_lasting_client_may_ask_again_and_only_what_its_role_allows() {
     let mut desk = Desk::open();
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    desk.server.take_in(&desk.poll, ours, Role::Read).expect("take in");
+    desk.server
+        .take_in(&desk.poll, ours, Role::Read)
+        .expect("take in");
     let id = desk.server.last;
     for _ in 0..3 {
-        theirs.write_all(b"{\"command\":\"status\"}\n").expect("ask");
-        assert_eq!(desk.server.serve(desk.now, &desk.poll, id), Some(Request::Status));
-        desk.server.answer(desk.now, &desk.poll, id, &Answer::done());
+        theirs
+            .write_all(b"{\"command\":\"status\"}\n")
+            .expect("ask");
+        assert_eq!(
+            desk.server.serve(desk.now, &desk.poll, id),
+            Some(Request::Status)
+        );
+        desk.server
+            .answer(desk.now, &desk.poll, id, &Answer::done());
     }
     theirs.write_all(b"{\"command\":\"stop\"}\n").expect("ask");
     assert_eq!(desk.server.serve(desk.now, &desk.poll, id), None);
-    let answers: Vec<_> = BufReader::new(&theirs).lines().take(4).map(Result::unwrap_or_default).collect();
+    let answers: Vec<_> = BufReader::new(&theirs)
+        .lines()
+        .take(4)
+        .map(Result::unwrap_or_default)
+        .collect();
     assert!(answers[3].contains("only read"), "{answers:?}");
-    desk.server.expire(Time::default() + TIME_TO_ASK * 100, &desk.poll);
+    desk.server
+        .expire(Time::default() + TIME_TO_ASK * 100, &desk.poll);
     assert!(desk.server.clients.contains_key(&id), "it may be silent");
 }
 

@@ -46,7 +46,12 @@ pub(in crate::shell) struct Descriptor {
     pub(super) inode: u64,
 }
 
-record!(Descriptor { fd, kind, device, inode });
+record!(Descriptor {
+    fd,
+    kind,
+    device,
+    inode
+});
 
 /// Collects what has to stay open.
 #[derive(Debug, Default)]
@@ -59,8 +64,14 @@ impl Packing {
     pub(in crate::shell) fn add(&mut self, kind: Kind, descriptor: &impl AsFd) -> Fd {
         let fd = Fd(descriptor.as_fd().as_raw_fd());
         // An open descriptor has a status; a wrong one would be refused by whoever reads the state.
-        let (device, inode) = fstat(descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
-        self.table.push(Descriptor { fd, kind, device, inode });
+        let (device, inode) =
+            fstat(descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
+        self.table.push(Descriptor {
+            fd,
+            kind,
+            device,
+            inode,
+        });
         fd
     }
 
@@ -80,18 +91,29 @@ impl Unpacking {
     pub(super) fn open(table: &[Descriptor]) -> Self {
         let mut open = BTreeMap::new();
         for descriptor in table {
-            let Descriptor { fd: Fd(number), kind, device, inode } = *descriptor;
+            let Descriptor {
+                fd: Fd(number),
+                kind,
+                device,
+                inode,
+            } = *descriptor;
             if number < 3 || open.contains_key(&descriptor.fd) {
-                give_up(&format!("descriptor {number} is named twice, or is a standard one"));
+                give_up(&format!(
+                    "descriptor {number} is named twice, or is a standard one"
+                ));
             }
             // SAFETY: this program owns no descriptor yet except those that `super` opened, which no state can name
             // (they are newer, or named in the environment); each of the table is taken once.
             let owned = unsafe { prefork::sys::adopt(number) }.unwrap_or_else(|error| {
-                give_up(&format!("descriptor {number}, which should be a {kind:?}: {error}"))
+                give_up(&format!(
+                    "descriptor {number}, which should be a {kind:?}: {error}"
+                ))
             });
             let found = fstat(&owned).map(|status| (status.st_dev, status.st_ino));
             if found != Ok((device, inode)) || !is_a(kind, owned.as_fd()) {
-                give_up(&format!("descriptor {number} is not the {kind:?} that it should be"));
+                give_up(&format!(
+                    "descriptor {number} is not the {kind:?} that it should be"
+                ));
             }
             open.insert(descriptor.fd, (kind, owned));
         }
@@ -101,7 +123,10 @@ impl Unpacking {
     pub(in crate::shell) fn take(&mut self, fd: Fd, wanted: Kind) -> OwnedFd {
         match self.open.remove(&fd) {
             Some((kind, descriptor)) if kind == wanted => descriptor,
-            _ => give_up(&format!("descriptor {} is not in the table as a {wanted:?}", fd.0)),
+            _ => give_up(&format!(
+                "descriptor {} is not in the table as a {wanted:?}",
+                fd.0
+            )),
         }
     }
 
@@ -131,8 +156,9 @@ impl Unpacking {
 fn is_a(kind: Kind, descriptor: BorrowedFd<'_>) -> bool {
     let is_socket = |wanted: SockType| getsockopt(&descriptor, sockopt::SockType) == Ok(wanted);
     let format = || {
-        fstat(descriptor)
-            .map_or(SFlag::empty(), |status| SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()))
+        fstat(descriptor).map_or(SFlag::empty(), |status| {
+            SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
+        })
     };
     match kind {
         Kind::Listener | Kind::Stream => is_socket(SockType::Stream),
@@ -149,12 +175,17 @@ fn is_a(kind: Kind, descriptor: BorrowedFd<'_>) -> bool {
 /// The process that a pidfd is for; -1 when it has been reaped.
 fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
 }
 
 /// Has descriptors survive an exec, or not.
 pub(super) fn keep_over_exec(descriptors: impl IntoIterator<Item = RawFd>, keep: bool) {
-    let flag = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    let flag = if keep {
+        FdFlag::empty()
+    } else {
+        FdFlag::FD_CLOEXEC
+    };
     for number in descriptors {
         // SAFETY: the flag of a descriptor that is open is changed and nothing else; a closed one is an error.
         let descriptor = unsafe { BorrowedFd::borrow_raw(number) };

@@ -76,7 +76,12 @@ enum Way {
     /// Tell the supervisor, which waits for it, and exit.
     Report(RawFd),
     /// Exec the program that wrote the state.
-    Back { memory: RawFd, previous: RawFd, descriptors: Vec<RawFd>, again: bool },
+    Back {
+        memory: RawFd,
+        previous: RawFd,
+        descriptors: Vec<RawFd>,
+        again: bool,
+    },
 }
 
 static WAY: Mutex<Way> = Mutex::new(Way::None);
@@ -95,8 +100,15 @@ fn own_name() -> Option<CString> {
 pub(crate) fn task() -> Option<Task> {
     let mut arguments = std::env::args_os().skip(1);
     let check = arguments.next().is_some_and(|word| word == CHECK);
-    let numbers = if check { arguments.next() } else { std::env::var_os(VARIABLE) };
-    let (first, second) = numbers?.to_str()?.split_once(':').map(|(one, two)| (one.parse(), two.parse()))?;
+    let numbers = if check {
+        arguments.next()
+    } else {
+        std::env::var_os(VARIABLE)
+    };
+    let (first, second) = numbers?
+        .to_str()?
+        .split_once(':')
+        .map(|(one, two)| (one.parse(), two.parse()))?;
     let (memory, other): (RawFd, RawFd) = (first.ok()?, second.ok()?);
     let failed = std::env::var(FAILED_VARIABLE).ok();
     // An exec by descriptor leaves the descriptor's number as the name.
@@ -104,7 +116,12 @@ pub(crate) fn task() -> Option<Task> {
     *way() = if check {
         Way::Report(other)
     } else {
-        Way::Back { memory, previous: other, descriptors: Vec::new(), again: failed.is_some() }
+        Way::Back {
+            memory,
+            previous: other,
+            descriptors: Vec::new(),
+            again: failed.is_some(),
+        }
     };
     std::panic::set_hook(Box::new(|panic| give_up(&panic.to_string())));
     // SAFETY: this is the program's first act, in its only thread: nobody else reads the environment, and nobody owns
@@ -115,7 +132,11 @@ pub(crate) fn task() -> Option<Task> {
         prefork::sys::adopt(memory)
     };
     let memory = memory.unwrap_or_else(|error| give_up(&format!("the state is not open: {error}")));
-    let task = Task { memory, check, failed };
+    let task = Task {
+        memory,
+        check,
+        failed,
+    };
     #[cfg(feature = "next")]
     next::begin(&task);
     Some(task)
@@ -162,15 +183,27 @@ pub(crate) fn give_up(reason: &str) -> ! {
             let _ = writeln!(io::stderr(), "error: {reason}");
         }
         Way::Report(report) => say(report, &format!("no {reason}")),
-        Way::Back { memory, previous, descriptors, again } => {
+        Way::Back {
+            memory,
+            previous,
+            descriptors,
+            again,
+        } => {
             let _ = writeln!(io::stderr(), "error: cannot take over: {reason}");
             if !again {
-                let kept: Vec<RawFd> = descriptors.iter().copied().chain([memory, previous]).collect();
+                let kept: Vec<RawFd> = descriptors
+                    .iter()
+                    .copied()
+                    .chain([memory, previous])
+                    .collect();
                 descriptors::keep_over_exec(kept, true);
                 // SAFETY: it was opened for us alone, and this process does not go on.
                 let program = unsafe { OwnedFd::from_raw_fd(previous) };
                 let error = exec(&program, memory, previous, Some(&reason));
-                let _ = writeln!(io::stderr(), "error: cannot go back to the old program: {error}");
+                let _ = writeln!(
+                    io::stderr(),
+                    "error: cannot go back to the old program: {error}"
+                );
             }
         }
     }
@@ -179,12 +212,19 @@ pub(crate) fn give_up(reason: &str) -> ! {
 
 /// One line without control characters, of bounded length.
 fn plain(reason: &str) -> String {
-    let line = reason.split('\n').map(str::trim).collect::<Vec<_>>().join(" ");
+    let line = reason
+        .split('\n')
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ");
     let mut end = line.len().min(LONGEST_REASON);
     while !line.is_char_boundary(end) {
         end -= 1;
     }
-    line[..end].chars().filter(|letter| !letter.is_control()).collect()
+    line[..end]
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .collect()
 }
 
 fn say(report: RawFd, text: &str) {
@@ -220,7 +260,9 @@ pub(super) fn check_arguments(memory: &OwnedFd, report: &OwnedFd) -> Vec<CString
 pub(super) fn environment_without(names: &[&str]) -> Vec<CString> {
     std::env::vars_os()
         .filter(|(name, _)| !names.iter().any(|unwanted| name == unwanted))
-        .filter_map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok())
+        .filter_map(|(name, value)| {
+            CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+        })
         .collect()
 }
 
@@ -228,11 +270,17 @@ pub(super) fn environment_without(names: &[&str]) -> Vec<CString> {
 pub(super) fn seal(state: &State) -> io::Result<OwnedFd> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let bytes = bytes(state)?;
-    let memory = memfd_create("prefork-handover", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let memory = memfd_create(
+        "prefork-handover",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?;
     let mut file = File::from(memory);
     file.write_all(&bytes)?;
     let memory = OwnedFd::from(file);
-    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals() | SealFlag::F_SEAL_SEAL))?;
+    fcntl(
+        &memory,
+        FcntlArg::F_ADD_SEALS(seals() | SealFlag::F_SEAL_SEAL),
+    )?;
     Ok(memory)
 }
 
@@ -258,7 +306,9 @@ fn read(memory: &OwnedFd) -> Result<State, String> {
     }
     let mut bytes = Vec::new();
     let mut file = File::from(memory.try_clone().map_err(|error| error.to_string())?);
-    let read = file.rewind().and_then(|()| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    let read = file
+        .rewind()
+        .and_then(|()| file.take(LONGEST + 1).read_to_end(&mut bytes));
     read.map_err(|error| format!("cannot read the state: {error}"))?;
     parse(&bytes)
 }
@@ -282,13 +332,27 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
             ));
         }
     }
-    let state = record::take(&mut rest).map_err(|error| format!("cannot read the state: {error}"))?;
-    if rest.is_empty() { Ok(state) } else { Err("cannot read the state: bytes are left over".to_owned()) }
+    let state =
+        record::take(&mut rest).map_err(|error| format!("cannot read the state: {error}"))?;
+    if rest.is_empty() {
+        Ok(state)
+    } else {
+        Err("cannot read the state: bytes are left over".to_owned())
+    }
 }
 
 /// Becomes the next program. Returns only when that fails; nothing has changed then.
-pub(super) fn execute(next: &Executable, state: &State, memory: &OwnedFd, previous: &OwnedFd) -> Errno {
-    let kept = || state.kept().chain([memory.as_raw_fd(), previous.as_raw_fd()]);
+pub(super) fn execute(
+    next: &Executable,
+    state: &State,
+    memory: &OwnedFd,
+    previous: &OwnedFd,
+) -> Errno {
+    let kept = || {
+        state
+            .kept()
+            .chain([memory.as_raw_fd(), previous.as_raw_fd()])
+    };
     descriptors::keep_over_exec(kept(), true);
     let errno = exec(next, memory.as_raw_fd(), previous.as_raw_fd(), None);
     descriptors::keep_over_exec(kept(), false);
@@ -296,14 +360,23 @@ pub(super) fn execute(next: &Executable, state: &State, memory: &OwnedFd, previo
 }
 
 fn exec(program: &impl AsFd, memory: RawFd, previous: RawFd, failed: Option<&str>) -> Errno {
-    let words =
-        |words: Vec<OsString>| words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok());
+    let words = |words: Vec<OsString>| {
+        words
+            .into_iter()
+            .filter_map(|word| CString::new(word.into_vec()).ok())
+    };
     let arguments: Vec<CString> = words(std::env::args_os().collect()).collect();
     let mut environment = environment_without(&[VARIABLE, FAILED_VARIABLE]);
     let mut more = vec![format!("{VARIABLE}={memory}:{previous}").into()];
     more.extend(failed.map(|reason| format!("{FAILED_VARIABLE}={reason}").into()));
     environment.extend(words(more));
-    match nix::unistd::execveat(program, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH) {
+    match nix::unistd::execveat(
+        program,
+        c"",
+        &arguments,
+        &environment,
+        AtFlags::AT_EMPTY_PATH,
+    ) {
         Ok(never) => match never {},
         Err(errno) => errno,
     }

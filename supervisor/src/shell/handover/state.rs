@@ -256,19 +256,52 @@ pub(in crate::shell) enum KeyState {
 
 impl TotalsState {
     pub(in crate::shell) fn of(slot: Slot, totals: &Totals) -> Self {
-        let Totals { requests, connections, errors, bytes_in, bytes_out, busy_us, latency } = *totals;
+        let Totals {
+            requests,
+            connections,
+            errors,
+            bytes_in,
+            bytes_out,
+            busy_us,
+            latency,
+        } = *totals;
         let latency = latency.to_vec();
-        Self { slot, requests, connections, errors, bytes_in, bytes_out, busy_us, latency }
+        Self {
+            slot,
+            requests,
+            connections,
+            errors,
+            bytes_in,
+            bytes_out,
+            busy_us,
+            latency,
+        }
     }
 
     pub(in crate::shell) fn totals(&self) -> Totals {
-        let Self { slot: _, requests, connections, errors, bytes_in, bytes_out, busy_us, ref latency } =
-            *self;
+        let Self {
+            slot: _,
+            requests,
+            connections,
+            errors,
+            bytes_in,
+            bytes_out,
+            busy_us,
+            ref latency,
+        } = *self;
         let mut buckets = [0; BUCKETS];
         for (bucket, count) in buckets.iter_mut().zip(latency) {
             *bucket = *count;
         }
-        Totals { requests, connections, errors, bytes_in, bytes_out, busy_us, latency: buckets }
+        Totals {
+            requests,
+            connections,
+            errors,
+            bytes_in,
+            bytes_out,
+            busy_us,
+            latency: buckets,
+        }
     }
 }
 
@@ -276,11 +309,19 @@ impl ExecErrorsState {
     pub(in crate::shell) fn of(errors: &ExecErrors, packing: &mut Packing) -> Self {
         let (program, directory) = errors.about();
         let (program, directory) = (program.to_owned(), directory.to_owned());
-        Self { pipe: packing.add(Kind::Pipe, errors), program, directory }
+        Self {
+            pipe: packing.add(Kind::Pipe, errors),
+            program,
+            directory,
+        }
     }
 
     pub(in crate::shell) fn adopted(self, unpacking: &mut Unpacking) -> ExecErrors {
-        ExecErrors::adopted(unpacking.take(self.pipe, Kind::Pipe), self.program, self.directory)
+        ExecErrors::adopted(
+            unpacking.take(self.pipe, Kind::Pipe),
+            self.program,
+            self.directory,
+        )
     }
 }
 
@@ -293,7 +334,12 @@ impl ChildState {
         }
     }
 
-    pub(in crate::shell) fn adopted(self, unpacking: &mut Unpacking, check: bool, what: &str) -> Spawned {
+    pub(in crate::shell) fn adopted(
+        self,
+        unpacking: &mut Unpacking,
+        check: bool,
+        what: &str,
+    ) -> Spawned {
         Spawned {
             pid: Pid::from_raw(self.pid),
             pidfd: unpacking.take_process(self.pidfd, self.pid, check, &what),

@@ -14,12 +14,22 @@ const GOLDEN: &str = include_str!("golden.hex");
 const GROWN: &str = include_str!("grown.hex");
 
 fn unhex(text: &str) -> Vec<u8> {
-    let digits: Vec<u32> = text.chars().filter_map(|letter| letter.to_digit(16)).collect();
-    digits.chunks(2).map(|pair| (pair[0] * 16 + pair[1]) as u8).collect()
+    let digits: Vec<u32> = text
+        .chars()
+        .filter_map(|letter| letter.to_digit(16))
+        .collect();
+    digits
+        .chunks(2)
+        .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
-    let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let line = |line: &[u8]| {
+        line.iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    };
     bytes.chunks(48).map(line).collect::<Vec<_>>().join("\n")
 }
 
@@ -70,14 +80,29 @@ fn core() -> Core {
     core.step(now, Event::Command(Command::Resize(-1)));
     core.step(
         now,
-        Event::Died(WorkerId(3), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+        Event::Died(
+            WorkerId(3),
+            crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit),
+        ),
     );
     core.step(
         now,
-        Event::Died(WorkerId(6), crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit)),
+        Event::Died(
+            WorkerId(6),
+            crate::core::End::unclean("exited with status 3", crate::core::Cause::Exit),
+        ),
     );
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
-    core.step(now, Event::Prepared(GenerationId(2), Plan { hang_timeout: None, ..plan }));
+    core.step(
+        now,
+        Event::Prepared(
+            GenerationId(2),
+            Plan {
+                hang_timeout: None,
+                ..plan
+            },
+        ),
+    );
     core.step(now, Event::Failed(WorkerId(7), "no words".to_owned()));
     core.step(now, Event::Command(Command::Reload(None)));
     now += Duration::from_millis(200);
@@ -90,8 +115,14 @@ fn core() -> Core {
         core.step(now, Event::Look(look(now)));
     }
     let text = format!("{core:?}");
-    assert!(text.contains("stalled: Some") && text.contains("oldest: Some"), "a worker stalls");
-    assert!(text.contains("waits: Some"), "somebody waits in a retired slot");
+    assert!(
+        text.contains("stalled: Some") && text.contains("oldest: Some"),
+        "a worker stalls"
+    );
+    assert!(
+        text.contains("waits: Some"),
+        "somebody waits in a retired slot"
+    );
     core
 }
 
@@ -108,8 +139,12 @@ fn sample() -> State {
         Kind::Datagram,
         Kind::Stream,
     ];
-    let descriptors =
-        (3..).zip(kinds).map(|(number, kind)| Descriptor { fd: fd(number), kind, device: 8, inode: 1 << 40 });
+    let descriptors = (3..).zip(kinds).map(|(number, kind)| Descriptor {
+        fd: fd(number),
+        kind,
+        device: 8,
+        inode: 1 << 40,
+    });
     let hand = |id, line, alarm| HandState {
         id: WorkerId(id),
         slot: Slot(1),
@@ -129,19 +164,32 @@ fn sample() -> State {
             cut: (id == 3).then(|| b"<4>".to_vec()),
             last_words: b"line\nli".to_vec(),
         }),
-        row: (id != 4).then_some(RowState { memory: fd(8), size: 128, rows: 1 }),
+        row: (id != 4).then_some(RowState {
+            memory: fd(8),
+            size: 128,
+            rows: 1,
+        }),
         status: "well".to_owned(),
         alarm,
         #[cfg(feature = "next")]
         novelty: Vec::new(),
     };
-    let channel = |phase| LineState::Channel(ChannelState { channel: fd(22), phase, draining: true });
+    let channel = |phase| {
+        LineState::Channel(ChannelState {
+            channel: fd(22),
+            phase,
+            draining: true,
+        })
+    };
     let group = |key, kind| GroupState {
         key,
         text: "127.0.0.1:80".to_owned(),
         name: "tcp".to_owned(),
         kind,
-        lock: Some(LockState { path: Bytes::from("/run/lock"), file: fd(30) }),
+        lock: Some(LockState {
+            path: Bytes::from("/run/lock"),
+            file: fd(30),
+        }),
     };
     State {
         version: "1.2.3".to_owned(),
@@ -149,7 +197,10 @@ fn sample() -> State {
         descriptors: descriptors.collect(),
         arguments: vec![Bytes(b"supervisor".to_vec()), Bytes(vec![0xff, b'x'])],
         own_path: Bytes::from("/usr/bin/supervisor"),
-        inherited: vec![InheritedState { name: "web".to_owned(), socket: fd(3) }],
+        inherited: vec![InheritedState {
+            name: "web".to_owned(),
+            socket: fd(3),
+        }],
         core: core().state(),
         accepted: GenerationId(1),
         generations: vec![GenerationState {
@@ -157,10 +208,17 @@ fn sample() -> State {
             file: Some("workers = 3\n".to_owned()),
             cpus: 4,
             protocol: 1,
-            program: ProgramState { descriptor: fd(9), path: Bytes::from("/bin/app"), script: true },
+            program: ProgramState {
+                descriptor: fd(9),
+                path: Bytes::from("/bin/app"),
+                script: true,
+            },
             opened: 3,
             backlog: 4096,
-            sockets: vec![EntryState { group: 0, sockets: 8 }],
+            sockets: vec![EntryState {
+                group: 0,
+                sockets: 8,
+            }],
             admin: Vec::new(),
             agent: Vec::new(),
             access: None,
@@ -196,8 +254,16 @@ fn sample() -> State {
             group(KeyState::Fd(3), KindState::Inherited(fd(43))),
         ],
         hands: vec![
-            hand(1, channel(PhaseState::Silent), Some((Time::from_millis(5), AlarmState::CountsAsReady))),
-            hand(2, channel(PhaseState::Greeted), Some((Time::from_millis(6), AlarmState::Mute))),
+            hand(
+                1,
+                channel(PhaseState::Silent),
+                Some((Time::from_millis(5), AlarmState::CountsAsReady)),
+            ),
+            hand(
+                2,
+                channel(PhaseState::Greeted),
+                Some((Time::from_millis(6), AlarmState::Mute)),
+            ),
             hand(3, channel(PhaseState::Ready), None),
             hand(
                 4,
@@ -213,12 +279,26 @@ fn sample() -> State {
         ],
         totals: vec![TotalsState {
             latency: Vec::new(),
-            ..TotalsState::of(Slot(1), &Totals { requests: 1 << 33, connections: 12, ..Totals::default() })
+            ..TotalsState::of(
+                Slot(1),
+                &Totals {
+                    requests: 1 << 33,
+                    connections: 12,
+                    ..Totals::default()
+                },
+            )
         }],
-        deaths: vec![DeathsState { cause: "exit".to_owned(), count: 3 }],
+        deaths: vec![DeathsState {
+            cause: "exit".to_owned(),
+            count: 3,
+        }],
         backlog: b"torn".to_vec(),
         foster: true,
-        notify: NotifyState { socket: fd(10), address: Bytes::from("@x"), file: Some(Bytes::from("/run/n")) },
+        notify: NotifyState {
+            socket: fd(10),
+            address: Bytes::from("@x"),
+            file: Some(Bytes::from("/run/n")),
+        },
         control: Some(ControlState {
             listener: fd(11),
             path: Bytes::from("/run/c"),
@@ -239,17 +319,36 @@ fn sample() -> State {
             readers: None,
         }),
         waiting: vec![9],
-        last_reload: Some(ReloadState { generation: 1, reason: Some("no".to_owned()) }),
+        last_reload: Some(ReloadState {
+            generation: 1,
+            reason: Some("no".to_owned()),
+        }),
         booted: true,
         rotation: vec![Slot(0), Slot(3)],
-        stored: vec![StoredState { name: "prefork-key".to_owned(), inode: 99 }],
+        stored: vec![StoredState {
+            name: "prefork-key".to_owned(),
+            inode: 99,
+        }],
         steering_failed: false,
         on_terminal: true,
         signals: vec![1, 15],
-        upgrade: UpgradeState { clients: vec![9], reload: Some(GenerationId(2)) },
+        upgrade: UpgradeState {
+            clients: vec![9],
+            reload: Some(GenerationId(2)),
+        },
         cgroups: Some("/sys/fs/cgroup/system.slice/web.service".into()),
-        counts: CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
-        hooks: HooksState { running: Vec::new(), waiting: Vec::new() },
+        counts: CountsState {
+            started: 0,
+            spawned: 0,
+            reloads: 0,
+            failed_reloads: 0,
+            events: 0,
+            pictures: 0,
+        },
+        hooks: HooksState {
+            running: Vec::new(),
+            waiting: Vec::new(),
+        },
         leaving: Vec::new(),
         doomed: Vec::new(),
         #[cfg(feature = "next")]
@@ -272,10 +371,20 @@ fn grown() -> State {
     };
     state.generations[0].access = Some(AccessState::Pipe(Fd(60)));
     state.totals = vec![TotalsState::of(Slot(1), &totals)];
-    state.generations[0].admin = vec![EntryState { group: 1, sockets: 1 }];
-    state.generations[0].agent = vec![EntryState { group: 0, sockets: 1 }];
+    state.generations[0].admin = vec![EntryState {
+        group: 1,
+        sockets: 1,
+    }];
+    state.generations[0].agent = vec![EntryState {
+        group: 0,
+        sockets: 1,
+    }];
     if let Some(rows) = &mut state.hands[2].row {
-        *rows = RowState { size: 256, rows: 16, ..*rows };
+        *rows = RowState {
+            size: 256,
+            rows: 16,
+            ..*rows
+        };
     }
     state.counts = CountsState {
         started: 1_764_000_000,
@@ -301,12 +410,19 @@ fn grown() -> State {
             deadline: Time::from_millis(7000),
             asked: true,
         }],
-        waiting: vec![EventState { kind: "reloaded".to_owned(), json: b"{}\n".to_vec() }],
+        waiting: vec![EventState {
+            kind: "reloaded".to_owned(),
+            json: b"{}\n".to_vec(),
+        }],
     };
     (state.leaving, state.doomed) = (vec![child(4712)], vec![child(4713)]);
     if let Some(control) = &mut state.control {
         control.readers = Some(4);
-        control.clients[0] = ClientState { role: Role::Read, follows: true, ..control.clients[0].clone() };
+        control.clients[0] = ClientState {
+            role: Role::Read,
+            follows: true,
+            ..control.clients[0].clone()
+        };
     }
     state
 }
@@ -315,19 +431,33 @@ fn grown() -> State {
 #[test]
 fn golden_bytes() {
     let written = bytes(&grown()).expect("it fits");
-    assert!(written == unhex(GROWN), "the state is written differently now:\n{}", hex(&written));
+    assert!(
+        written == unhex(GROWN),
+        "the state is written differently now:\n{}",
+        hex(&written)
+    );
 }
 
 #[test]
 fn totals_come_back_as_they_were_and_those_of_fewer_buckets_too() {
     let state = parse(&unhex(GROWN)).expect("it is understood");
     let totals = state.totals[0].totals();
-    assert_eq!((totals.errors, totals.busy_us, totals.latency[14]), (3, 5_000_000, 14_000));
+    assert_eq!(
+        (totals.errors, totals.busy_us, totals.latency[14]),
+        (3, 5_000_000, 14_000)
+    );
     let mut older = state.totals[0].clone();
     older.latency.truncate(2);
     assert_eq!(older.totals().latency[..3], [0, 1000, 0]);
     let first = parse(&unhex(GOLDEN)).expect("it is understood").totals[0].totals();
-    assert_eq!((first.requests, first.bytes_in, first.latency.iter().sum::<u64>()), (1 << 33, 0, 0));
+    assert_eq!(
+        (
+            first.requests,
+            first.bytes_in,
+            first.latency.iter().sum::<u64>()
+        ),
+        (1 << 33, 0, 0)
+    );
 }
 
 #[test]
@@ -335,7 +465,10 @@ fn the_first_release_can_be_read() {
     let state = parse(&unhex(GOLDEN)).expect("it is understood");
     let core = Core::resume(state.core.clone()).expect("it is a core");
     assert_eq!(format!("{core:?}"), format!("{:?}", self::core()));
-    assert_eq!(hex(&bytes(&state).expect("it fits")).len(), hex(&bytes(&sample()).expect("it fits")).len());
+    assert_eq!(
+        hex(&bytes(&state).expect("it fits")).len(),
+        hex(&bytes(&sample()).expect("it fits")).len()
+    );
 }
 
 #[test]
@@ -350,16 +483,25 @@ fn what_is_no_state_is_refused_with_the_reason() {
     let mut other = good.clone();
     other[8] = 9;
     let reason = reason(&other);
-    assert!(reason.contains("format 9") && reason.contains("reads 1"), "{reason}");
+    assert!(
+        reason.contains("format 9") && reason.contains("reads 1"),
+        "{reason}"
+    );
 }
 
 #[test]
 fn only_sealed_memory_is_believed() {
     let sealed = seal(&sample()).expect("memory");
     assert!(read(&sealed).is_ok());
-    assert!(nix::unistd::write(&sealed, b"x").is_err() && nix::unistd::ftruncate(&sealed, 0).is_err());
+    assert!(
+        nix::unistd::write(&sealed, b"x").is_err() && nix::unistd::ftruncate(&sealed, 0).is_err()
+    );
     let open = prefork::sys::sealed_memory("test", 4096).expect("memory");
-    assert!(read(&open).expect_err("it can be written").contains("not sealed"));
+    assert!(
+        read(&open)
+            .expect_err("it can be written")
+            .contains("not sealed")
+    );
 }
 
 #[test]

@@ -66,7 +66,10 @@ pub enum Act {
 
 impl ListenError {
     pub(super) fn new(address: &impl fmt::Display, problem: Problem) -> Self {
-        Self { address: address.to_string(), problem }
+        Self {
+            address: address.to_string(),
+            problem,
+        }
     }
 }
 
@@ -77,7 +80,13 @@ impl Problem {
 
     /// Whether this machine has no such address, or no such kind of address.
     pub(super) fn is_no_such_address(&self) -> bool {
-        matches!(self, Self::System { act: Act::BindTcp, errno: Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT })
+        matches!(
+            self,
+            Self::System {
+                act: Act::BindTcp,
+                errno: Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT
+            }
+        )
     }
 }
 
@@ -85,10 +94,14 @@ impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, problem } = self;
         match problem {
-            Problem::System { act: Act::Listen, .. } => write!(f, "cannot listen on {address}: {problem}"),
+            Problem::System {
+                act: Act::Listen, ..
+            } => write!(f, "cannot listen on {address}: {problem}"),
             Problem::NotInherited(_)
             | Problem::NotListening(_)
-            | Problem::System { act: Act::Inherit, .. } => {
+            | Problem::System {
+                act: Act::Inherit, ..
+            } => {
                 write!(f, "cannot use {address}: {problem}")
             }
             _ => write!(f, "cannot bind {address}: {problem}"),
@@ -157,12 +170,16 @@ fn remedy(act: Act, errno: Errno) -> Option<&'static str> {
             "`ip address` lists the machine's addresses; 0.0.0.0 or [::] is all"
         }
         (Act::BindTcp, Errno::EAFNOSUPPORT) => "this machine has IPv6 switched off",
-        (Act::BindUnix, Errno::EACCES | Errno::EROFS) => "this user must be able to write in the directory",
+        (Act::BindUnix, Errno::EACCES | Errno::EROFS) => {
+            "this user must be able to write in the directory"
+        }
         (Act::BindUnix, Errno::ENOENT | Errno::ENOTDIR) => "create its directory first",
         (Act::SetPermissions, Errno::EPERM) => {
             "only root can give a file away; a user can choose among its groups"
         }
-        (_, Errno::EMFILE | Errno::ENFILE) => "raise the limit of open files: ulimit -n, LimitNOFILE=",
+        (_, Errno::EMFILE | Errno::ENFILE) => {
+            "raise the limit of open files: ulimit -n, LimitNOFILE="
+        }
         _ => return None,
     })
 }

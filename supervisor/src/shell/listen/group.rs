@@ -42,7 +42,10 @@ pub(super) enum Kind {
     /// A TCP address.
     Slots(Slots),
     /// A Unix socket for all. Its file goes when the group goes.
-    File { file: SocketFile, socket: Rc<OwnedFd> },
+    File {
+        file: SocketFile,
+        socket: Rc<OwnedFd>,
+    },
     /// An inherited socket for all. It listens, with the backlog of whoever made it.
     Inherited { socket: Rc<OwnedFd> },
 }
@@ -50,14 +53,26 @@ pub(super) enum Kind {
 impl Group {
     /// Binds the first socket of a TCP address, unless somebody else has the address. When another group of
     /// `ours` overlaps it (as 0.0.0.0 does every address), that one keeps others out, and is in our own way.
-    pub(super) fn tcp(asked: SocketAddr, ours: bool, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
+    pub(super) fn tcp(
+        asked: SocketAddr,
+        ours: bool,
+        runtime_dir: Option<&Path>,
+    ) -> Result<Self, Problem> {
         // For a free port there is nobody to ask, and no name for the lock yet.
-        let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
+        let early = if asked.port() == 0 {
+            None
+        } else {
+            lock_tcp(runtime_dir, asked)?
+        };
         if asked.port() != 0 && !ours {
             tcp::probe(asked)?;
         }
         let slots = Slots::bind(asked)?;
-        let lock = if asked.port() == 0 { lock_tcp(runtime_dir, slots.address())? } else { early };
+        let lock = if asked.port() == 0 {
+            lock_tcp(runtime_dir, slots.address())?
+        } else {
+            early
+        };
         Ok(Self::of_slots(asked, slots, lock))
     }
 
@@ -95,16 +110,26 @@ impl Group {
         backlog: u32,
         runtime_dir: Option<&Path>,
     ) -> Result<Self, Problem> {
-        let early = if asked.port() == 0 { None } else { lock_tcp(runtime_dir, asked)? };
+        let early = if asked.port() == 0 {
+            None
+        } else {
+            lock_tcp(runtime_dir, asked)?
+        };
         let socket = kept.map_or_else(|| tcp::bind_alone(asked), Ok)?;
         slots::listen(&socket, backlog).map_err(Problem::system(Act::Listen))?;
         let address = tcp::local_address(&socket)?;
-        let lock = if asked.port() == 0 { lock_tcp(runtime_dir, address)? } else { early };
+        let lock = if asked.port() == 0 {
+            lock_tcp(runtime_dir, address)?
+        } else {
+            early
+        };
         Ok(Self {
             key: Key::Tcp(asked),
             text: address.to_string(),
             name: socket_name(purpose),
-            kind: Kind::Inherited { socket: Rc::new(socket) },
+            kind: Kind::Inherited {
+                socket: Rc::new(socket),
+            },
             lock,
         })
     }
@@ -127,13 +152,21 @@ impl Group {
         Ok(file.map(|file| Self::of_file(file, socket, lock, wanted)))
     }
 
-    fn of_file(file: SocketFile, socket: OwnedFd, lock: Option<AddressLock>, wanted: &Wanted) -> Self {
+    fn of_file(
+        file: SocketFile,
+        socket: OwnedFd,
+        lock: Option<AddressLock>,
+        wanted: &Wanted,
+    ) -> Self {
         let path = wanted.path.display();
         Self {
             key: Key::Unix(wanted.path.clone()),
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
-            kind: Kind::File { file, socket: Rc::new(socket) },
+            kind: Kind::File {
+                file,
+                socket: Rc::new(socket),
+            },
             lock,
         }
     }
@@ -144,7 +177,9 @@ impl Group {
             key: inherited::key(socket),
             text,
             name: socket_name(&socket.name),
-            kind: Kind::Inherited { socket: Rc::new(socket_copy) },
+            kind: Kind::Inherited {
+                socket: Rc::new(socket_copy),
+            },
             lock: None,
         })
     }
@@ -157,7 +192,9 @@ impl Group {
 
     /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is every address.
     pub(super) fn overlaps(&self, other: SocketAddr) -> bool {
-        let Kind::Slots(slots) = &self.kind else { return false };
+        let Kind::Slots(slots) = &self.kind else {
+            return false;
+        };
         let address = slots.address();
         address.port() == other.port()
             && address.is_ipv4() == other.is_ipv4()
@@ -174,7 +211,10 @@ impl Group {
 
     /// Whether this is the only socket of a TCP address, which no worker has.
     pub(super) fn is_alone(&self) -> bool {
-        matches!((&self.key, &self.kind), (Key::Tcp(_), Kind::Inherited { .. }))
+        matches!(
+            (&self.key, &self.kind),
+            (Key::Tcp(_), Kind::Inherited { .. })
+        )
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -210,16 +250,27 @@ impl Group {
         let any = matches!(self.key, Key::Tcp(asked) if asked.port() == 0);
         let all = match &self.kind {
             Kind::Slots(slots) => slots.labels(any),
-            Kind::File { file, socket } if slots::listens(socket) => vec![(file.label(), Rc::clone(socket))],
+            Kind::File { file, socket } if slots::listens(socket) => {
+                vec![(file.label(), Rc::clone(socket))]
+            }
             Kind::Inherited { socket } if self.is_alone() => match tcp::local_address(socket) {
                 Ok(address) => {
-                    vec![(Label::Alone { purpose: self.name.clone(), address, any }, Rc::clone(socket))]
+                    vec![(
+                        Label::Alone {
+                            purpose: self.name.clone(),
+                            address,
+                            any,
+                        },
+                        Rc::clone(socket),
+                    )]
                 }
                 Err(_) => Vec::new(),
             },
             Kind::File { .. } | Kind::Inherited { .. } => Vec::new(),
         };
-        all.into_iter().filter_map(|(label, socket)| Some((label.name()?, socket))).collect()
+        all.into_iter()
+            .filter_map(|(label, socket)| Some((label.name()?, socket)))
+            .collect()
     }
 
     /// Leaves a Unix socket's file behind when the group goes.
@@ -239,8 +290,11 @@ impl Group {
 
     /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) makes them the group's.
     pub(super) fn more_sockets(&self, slots: u16) -> Result<Vec<OwnedFd>, ListenError> {
-        let Kind::Slots(own) = &self.kind else { return Ok(Vec::new()) };
-        own.more(slots).map_err(|problem| ListenError::new(&self.text, problem))
+        let Kind::Slots(own) = &self.kind else {
+            return Ok(Vec::new());
+        };
+        own.more(slots)
+            .map_err(|problem| ListenError::new(&self.text, problem))
     }
 
     /// Adds what `more_sockets` bound; gives all sockets.
@@ -263,10 +317,14 @@ impl Group {
         };
         opened.map_err(|errno| {
             let problem = match (errno, &self.kind) {
-                (Errno::EADDRINUSE, Kind::Slots(slots)) => {
-                    Problem::PortInUse { port: slots.address().port(), holder: None }
-                }
-                (errno, _) => Problem::System { act: Act::Listen, errno },
+                (Errno::EADDRINUSE, Kind::Slots(slots)) => Problem::PortInUse {
+                    port: slots.address().port(),
+                    holder: None,
+                },
+                (errno, _) => Problem::System {
+                    act: Act::Listen,
+                    errno,
+                },
             };
             ListenError::new(&self.text, problem)
         })
@@ -274,8 +332,13 @@ impl Group {
 
     /// Has nobody connect any more. A shared socket cannot be silenced.
     pub(super) fn silence(&self) -> Result<Steered, SteerError> {
-        let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
-        slots.silence().map_err(|problem| SteerError { address: self.text.clone(), problem })
+        let Kind::Slots(slots) = &self.kind else {
+            return Ok(Steered::Unchanged);
+        };
+        slots.silence().map_err(|problem| SteerError {
+            address: self.text.clone(),
+            problem,
+        })
     }
 
     /// As [`steer`](Self::steer), unless it is steered so already.
@@ -287,22 +350,41 @@ impl Group {
     }
 
     pub(super) fn steer(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
-        let Kind::Slots(slots) = &self.kind else { return Ok(Steered::Unchanged) };
-        slots.steer(rotation).map_err(|problem| SteerError { address: self.text.clone(), problem })
+        let Kind::Slots(slots) = &self.kind else {
+            return Ok(Steered::Unchanged);
+        };
+        slots.steer(rotation).map_err(|problem| SteerError {
+            address: self.text.clone(),
+            problem,
+        })
     }
 }
 
-fn lock_tcp(runtime_dir: Option<&Path>, address: SocketAddr) -> Result<Option<AddressLock>, Problem> {
-    AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port()))
-        .map_err(|holder| Problem::PortInUse { port: address.port(), holder })
+fn lock_tcp(
+    runtime_dir: Option<&Path>,
+    address: SocketAddr,
+) -> Result<Option<AddressLock>, Problem> {
+    AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port())).map_err(
+        |holder| Problem::PortInUse {
+            port: address.port(),
+            holder,
+        },
+    )
 }
 
 fn lock_unix(runtime_dir: Option<&Path>, wanted: &Wanted) -> Result<Option<AddressLock>, Problem> {
-    AddressLock::take(runtime_dir, &wanted.path.display().to_string()).map_err(|_| Problem::SocketInUse)
+    AddressLock::take(runtime_dir, &wanted.path.display().to_string())
+        .map_err(|_| Problem::SocketInUse)
 }
 
 /// A name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.
 fn socket_name(text: &str) -> String {
-    let safe = |letter: char| if letter.is_ascii_graphic() && letter != ':' { letter } else { '_' };
+    let safe = |letter: char| {
+        if letter.is_ascii_graphic() && letter != ':' {
+            letter
+        } else {
+            '_'
+        }
+    };
     text.chars().map(safe).take(255).collect()
 }

@@ -6,8 +6,8 @@ use super::slots::{Members, Slots};
 use super::unix::{SocketFile, Wanted};
 use super::{Entry, ListenSet, Listeners};
 use crate::shell::handover::{
-    EntryState, FileState, GroupState, InheritedState, KeyState, KindState, LockState, Packing, SlotsState,
-    Unpacking, give_up,
+    EntryState, FileState, GroupState, InheritedState, KeyState, KindState, LockState, Packing,
+    SlotsState, Unpacking, give_up,
 };
 use crate::shell::handover::{Fd, Kind as Is};
 use nix::sys::socket::{getsockopt, sockopt};
@@ -49,8 +49,10 @@ impl Listeners {
         groups: Vec<GroupState>,
         unpacking: &mut Unpacking,
     ) -> Vec<Rc<Group>> {
-        let groups: Vec<Rc<Group>> =
-            groups.into_iter().map(|group| Rc::new(Group::adopted(group, unpacking))).collect();
+        let groups: Vec<Rc<Group>> = groups
+            .into_iter()
+            .map(|group| Rc::new(Group::adopted(group, unpacking)))
+            .collect();
         self.groups = groups.iter().map(Rc::downgrade).collect();
         groups
     }
@@ -64,21 +66,33 @@ impl ListenSet {
         packing: &mut Packing,
     ) -> (u32, Vec<EntryState>) {
         let mut entry = |entry: &Entry| {
-            let known = groups.iter().position(|(group, _)| std::ptr::eq(*group, Rc::as_ptr(&entry.group)));
+            let known = groups
+                .iter()
+                .position(|(group, _)| std::ptr::eq(*group, Rc::as_ptr(&entry.group)));
             let place = known.unwrap_or_else(|| {
                 groups.push((Rc::as_ptr(&entry.group), entry.group.state(packing)));
                 groups.len() - 1
             });
-            EntryState { group: count(place), sockets: count(entry.sockets.len()) }
+            EntryState {
+                group: count(place),
+                sockets: count(entry.sockets.len()),
+            }
         };
         (self.backlog, self.entries.iter().map(&mut entry).collect())
     }
 
     /// A set of another program.
-    pub(in crate::shell) fn adopted(backlog: u32, entries: &[EntryState], groups: &[Rc<Group>]) -> Self {
+    pub(in crate::shell) fn adopted(
+        backlog: u32,
+        entries: &[EntryState],
+        groups: &[Rc<Group>],
+    ) -> Self {
         let entry = |entry: &EntryState| {
             let Some(group) = groups.get(entry.group as usize) else {
-                give_up(&format!("there is no group {} of listening sockets", entry.group))
+                give_up(&format!(
+                    "there is no group {} of listening sockets",
+                    entry.group
+                ))
             };
             let mut sockets = group.sockets();
             if sockets.len() < entry.sockets as usize {
@@ -90,9 +104,15 @@ impl ListenSet {
                 ));
             }
             sockets.truncate(entry.sockets as usize);
-            Entry { group: Rc::clone(group), sockets }
+            Entry {
+                group: Rc::clone(group),
+                sockets,
+            }
         };
-        Self { entries: entries.iter().map(entry).collect(), backlog }
+        Self {
+            entries: entries.iter().map(entry).collect(),
+            backlog,
+        }
     }
 }
 
@@ -106,7 +126,12 @@ impl Group {
         let kind = match &self.kind {
             Kind::Slots(slots) => KindState::Slots(slots.state(packing)),
             Kind::File { file, socket } => {
-                let Wanted { path, mode, owner, group } = &file.made_for;
+                let Wanted {
+                    path,
+                    mode,
+                    owner,
+                    group,
+                } = &file.made_for;
                 KindState::File(FileState {
                     path: path.into(),
                     mode: *mode,
@@ -119,15 +144,27 @@ impl Group {
             }
             Kind::Inherited { socket } => KindState::Inherited(packing.add(Is::Listener, socket)),
         };
-        let lock = self
-            .lock
-            .as_ref()
-            .map(|lock| LockState { path: (&lock.path).into(), file: packing.add(Is::Lock, &lock.file) });
-        GroupState { key, text: self.text.clone(), name: self.name.clone(), kind, lock }
+        let lock = self.lock.as_ref().map(|lock| LockState {
+            path: (&lock.path).into(),
+            file: packing.add(Is::Lock, &lock.file),
+        });
+        GroupState {
+            key,
+            text: self.text.clone(),
+            name: self.name.clone(),
+            kind,
+            lock,
+        }
     }
 
     fn adopted(state: GroupState, unpacking: &mut Unpacking) -> Self {
-        let GroupState { key, text, name, kind, lock } = state;
+        let GroupState {
+            key,
+            text,
+            name,
+            kind,
+            lock,
+        } = state;
         let key = match key {
             KeyState::Tcp(address) => Key::Tcp(parse(&address)),
             KeyState::Unix(path) => Key::Unix(path.path()),
@@ -143,16 +180,31 @@ impl Group {
                     group: state.group.map(Gid::from_raw),
                 };
                 let kept = Cell::new(false);
-                let file = SocketFile { made_for, identity: (state.device, state.inode), kept };
-                Kind::File { file, socket: take(state.socket, unpacking) }
+                let file = SocketFile {
+                    made_for,
+                    identity: (state.device, state.inode),
+                    kept,
+                };
+                Kind::File {
+                    file,
+                    socket: take(state.socket, unpacking),
+                }
             }
-            KindState::Inherited(socket) => Kind::Inherited { socket: take(socket, unpacking) },
+            KindState::Inherited(socket) => Kind::Inherited {
+                socket: take(socket, unpacking),
+            },
         };
         let lock = lock.map(|lock| AddressLock {
             path: lock.path.path(),
             file: unpacking.take(lock.file, Is::Lock).into(),
         });
-        Self { key, text, name, kind, lock }
+        Self {
+            key,
+            text,
+            name,
+            kind,
+            lock,
+        }
     }
 
     /// All sockets: one per slot, or the one for all.
@@ -164,8 +216,17 @@ impl Group {
 impl Slots {
     fn state(&self, packing: &mut Packing) -> SlotsState {
         // A new field does not compile before it is in the state.
-        let Members { key, key_place, sockets, places, count, backlog, adopted, steered, scattered } =
-            &*self.members.borrow();
+        let Members {
+            key,
+            key_place,
+            sockets,
+            places,
+            count,
+            backlog,
+            adopted,
+            steered,
+            scattered,
+        } = &*self.members.borrow();
         let mut add = |socket: &Rc<OwnedFd>| packing.add(Is::Listener, socket);
         SlotsState {
             address: self.address.to_string(),
@@ -183,12 +244,24 @@ impl Slots {
 
     fn resumed(state: SlotsState, unpacking: &mut Unpacking) -> Self {
         let address = parse(&state.address);
-        let sockets: Vec<_> = state.sockets.into_iter().map(|socket| take(socket, unpacking)).collect();
+        let sockets: Vec<_> = state
+            .sockets
+            .into_iter()
+            .map(|socket| take(socket, unpacking))
+            .collect();
         let key = state.key.map(|key| take(key, unpacking));
         if sockets.is_empty() || sockets.len() != state.places.len() {
-            give_up(&format!("{address} has {} sockets in {} places", sockets.len(), state.places.len()));
+            give_up(&format!(
+                "{address} has {} sockets in {} places",
+                sockets.len(),
+                state.places.len()
+            ));
         }
-        for (socket, place) in sockets.iter().zip(&state.places).chain(key.iter().zip([&state.key_place])) {
+        for (socket, place) in sockets
+            .iter()
+            .zip(&state.places)
+            .chain(key.iter().zip([&state.key_place]))
+        {
             verify(socket, address, place.is_some());
         }
         let members = Members {
@@ -202,7 +275,10 @@ impl Slots {
             steered: state.steered,
             scattered: state.scattered,
         };
-        Self { address, members: RefCell::new(members) }
+        Self {
+            address,
+            members: RefCell::new(members),
+        }
     }
 }
 
@@ -212,7 +288,10 @@ fn take(fd: Fd, unpacking: &mut Unpacking) -> Rc<OwnedFd> {
 
 /// Checks that a socket of a TCP address is one.
 fn verify(socket: &OwnedFd, address: SocketAddr, listens: bool) {
-    let bound = SockRef::from(socket).local_addr().ok().and_then(|bound| bound.as_socket());
+    let bound = SockRef::from(socket)
+        .local_addr()
+        .ok()
+        .and_then(|bound| bound.as_socket());
     let listening = getsockopt(socket, sockopt::AcceptConn);
     // While a state is checked, its owner goes on, and may have opened more slots by now.
     if bound != Some(address) || listens && listening != Ok(true) {
@@ -224,7 +303,9 @@ fn verify(socket: &OwnedFd, address: SocketAddr, listens: bool) {
 }
 
 fn parse(address: &str) -> SocketAddr {
-    address.parse().unwrap_or_else(|_| give_up(&format!("`{address}` is no address")))
+    address
+        .parse()
+        .unwrap_or_else(|_| give_up(&format!("`{address}` is no address")))
 }
 
 fn count(number: usize) -> u32 {

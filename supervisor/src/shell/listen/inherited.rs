@@ -10,7 +10,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 /// The sockets that an address names: one by number, perhaps several by name.
-pub(super) fn find<'a>(inherited: &'a [Inherited], source: &FdSource) -> Result<Vec<&'a Inherited>, Problem> {
+pub(super) fn find<'a>(
+    inherited: &'a [Inherited],
+    source: &FdSource,
+) -> Result<Vec<&'a Inherited>, Problem> {
     let fits = |candidate: &&Inherited| match source {
         FdSource::Number(number) => candidate.socket.as_raw_fd() == *number,
         FdSource::Name(name) => candidate.name == *name,
@@ -22,7 +25,10 @@ pub(super) fn find<'a>(inherited: &'a [Inherited], source: &FdSource) -> Result<
     let list = |one: &Inherited| format!("{} named {}", one.socket.as_raw_fd(), one.name);
     Err(Problem::NotInherited(match inherited {
         [] => "none was".to_owned(),
-        some => format!("inherited: {}", some.iter().map(list).collect::<Vec<_>>().join(", ")),
+        some => format!(
+            "inherited: {}",
+            some.iter().map(list).collect::<Vec<_>>().join(", ")
+        ),
     }))
 }
 
@@ -43,8 +49,11 @@ pub(super) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), Problem> 
     if !getsockopt(&inherited.socket, sockopt::AcceptConn).map_err(failed)? {
         return Err(Problem::NotListening("not listening"));
     }
-    let system =
-        |error: std::io::Error| failed(nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)));
+    let system = |error: std::io::Error| {
+        failed(nix::errno::Errno::from_raw(
+            error.raw_os_error().unwrap_or(0),
+        ))
+    };
     let socket = inherited.socket.try_clone().map_err(system)?;
     prefork::sys::set_nonblocking(&socket).map_err(system)?;
     let reference = SockRef::from(&socket);
@@ -54,9 +63,16 @@ pub(super) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), Problem> 
     let text = address
         .as_socket()
         .map(|address| address.to_string())
-        .or_else(|| address.as_pathname().map(Path::display).map(|path| format!("unix:{path}")))
         .or_else(|| {
-            address.as_abstract_namespace().map(|name| format!("unix:@{}", String::from_utf8_lossy(name)))
+            address
+                .as_pathname()
+                .map(Path::display)
+                .map(|path| format!("unix:{path}"))
+        })
+        .or_else(|| {
+            address
+                .as_abstract_namespace()
+                .map(|name| format!("unix:@{}", String::from_utf8_lossy(name)))
         })
         .unwrap_or_else(|| format!("fd://{}", inherited.socket.as_raw_fd()));
     Ok((socket, text))

@@ -26,9 +26,18 @@ const NAME_MAX: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Label {
     /// A member of a TCP address's group: a slot's, or the key. `any` port was asked for, and this one was free.
-    Member { slot: Option<u16>, place: u16, address: SocketAddr, any: bool },
+    Member {
+        slot: Option<u16>,
+        place: u16,
+        address: SocketAddr,
+        any: bool,
+    },
     /// The only socket of a TCP address that no worker serves, and its purpose.
-    Alone { purpose: String, address: SocketAddr, any: bool },
+    Alone {
+        purpose: String,
+        address: SocketAddr,
+        any: bool,
+    },
     /// A Unix socket and its file, by device and inode.
     File { identity: (u64, u64), path: PathBuf },
 }
@@ -42,7 +51,9 @@ impl Label {
     /// Whether a socket listens, and where this label says that it does.
     fn fits(&self, socket: &OwnedFd) -> bool {
         let stream = getsockopt(socket, sockopt::SockType) == Ok(SockType::Stream);
-        let Ok(bound) = SockRef::from(socket).local_addr() else { return false };
+        let Ok(bound) = SockRef::from(socket).local_addr() else {
+            return false;
+        };
         let there = match self {
             Self::Member { address, .. } | Self::Alone { address, .. } => bound
                 .as_socket()
@@ -57,19 +68,35 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;
         match self {
-            Self::Member { slot, place, address, any } => {
+            Self::Member {
+                slot,
+                place,
+                address,
+                any,
+            } => {
                 match slot {
                     Some(slot) => write!(f, "slot-{slot}-")?,
                     None => f.write_str("key-")?,
                 }
                 write!(f, "{place}-{}", Place(*address, *any))
             }
-            Self::Alone { purpose, address, any } => write!(f, "alone-{purpose}-{}", Place(*address, *any)),
-            Self::File { identity: (device, inode), path } => {
+            Self::Alone {
+                purpose,
+                address,
+                any,
+            } => write!(f, "alone-{purpose}-{}", Place(*address, *any)),
+            Self::File {
+                identity: (device, inode),
+                path,
+            } => {
                 write!(f, "unix-{device}-{inode}-")?;
                 path.as_os_str().as_bytes().iter().try_for_each(|byte| {
                     let plain = byte.is_ascii_graphic() && !matches!(byte, b':' | b'%');
-                    if plain { write!(f, "{}", char::from(*byte)) } else { write!(f, "%{byte:02X}") }
+                    if plain {
+                        write!(f, "{}", char::from(*byte))
+                    } else {
+                        write!(f, "%{byte:02X}")
+                    }
                 })
             }
         }
@@ -84,7 +111,12 @@ impl fmt::Display for Place {
         let Self(address, any) = self;
         // A name must not contain colons.
         let ip = address.ip().to_string().replace(':', "_");
-        write!(f, "{}-{ip}-{}", if *any { "any" } else { "tcp" }, address.port())
+        write!(
+            f,
+            "{}-{ip}-{}",
+            if *any { "any" } else { "tcp" },
+            address.port()
+        )
     }
 }
 
@@ -94,7 +126,11 @@ impl FromStr for Label {
     fn from_str(name: &str) -> Result<Self, ()> {
         let label = read(name).ok_or(())?;
         // One spelling only.
-        if label.to_string() == name { Ok(label) } else { Err(()) }
+        if label.to_string() == name {
+            Ok(label)
+        } else {
+            Err(())
+        }
     }
 }
 
@@ -107,7 +143,10 @@ fn read(name: &str) -> Option<Label> {
     };
     if kind == "unix" {
         let identity = (field()?.parse().ok()?, field()?.parse().ok()?);
-        return Some(Label::File { identity, path: path(rest)? });
+        return Some(Label::File {
+            identity,
+            path: path(rest)?,
+        });
     }
     let member = match kind {
         "slot" => Some(Some(field()?.parse().ok()?)),
@@ -124,8 +163,17 @@ fn read(name: &str) -> Option<Label> {
     let ip: IpAddr = field()?.replace('_', ":").parse().ok()?;
     let address = SocketAddr::new(ip, rest.parse().ok()?);
     Some(match member {
-        Some(slot) => Label::Member { slot, place: first.parse().ok()?, address, any },
-        None => Label::Alone { purpose: first.to_owned(), address, any },
+        Some(slot) => Label::Member {
+            slot,
+            place: first.parse().ok()?,
+            address,
+            any,
+        },
+        None => Label::Alone {
+            purpose: first.to_owned(),
+            address,
+            any,
+        },
     })
 }
 
@@ -164,20 +212,24 @@ struct Members {
 impl Kept {
     /// Tells our own sockets from those that were handed over to be named in `fd://` addresses.
     pub fn sort(inherited: Vec<Inherited>) -> (Vec<Inherited>, Self) {
-        let (ours, others): (Vec<_>, Vec<_>) =
-            inherited.into_iter().partition(|socket| socket.name.starts_with(PREFIX));
+        let (ours, others): (Vec<_>, Vec<_>) = inherited
+            .into_iter()
+            .partition(|socket| socket.name.starts_with(PREFIX));
         let mut kept = Self::default();
         for Inherited { name, socket } in ours {
             kept.names.push((name.clone(), inode(&socket)));
             match name.parse::<Label>() {
-                Ok(label) if label.fits(&socket) && prefork::sys::set_nonblocking(&socket).is_ok() => {
+                Ok(label)
+                    if label.fits(&socket) && prefork::sys::set_nonblocking(&socket).is_ok() =>
+                {
                     kept.put(label, socket);
                 }
                 // A probe of the store itself; see there.
                 _ if name == super::PROBE => {}
                 Ok(_) | Err(()) => {
-                    kept.remarks
-                        .push(format!("closing the kept socket {name}: it is not what its name says"));
+                    kept.remarks.push(format!(
+                        "closing the kept socket {name}: it is not what its name says"
+                    ));
                 }
             }
         }
@@ -188,17 +240,38 @@ impl Kept {
         // With the scope of a link-local address, which the name leaves out.
         let whole = |address| super::tcp::local_address(&socket).unwrap_or(address);
         let (slot, place, address, any) = match label {
-            Label::Member { slot, place, address, any } => (slot, place, whole(address), any),
-            Label::Alone { purpose, address, any } => {
-                let label = Label::Alone { purpose, address: whole(address), any };
+            Label::Member {
+                slot,
+                place,
+                address,
+                any,
+            } => (slot, place, whole(address), any),
+            Label::Alone {
+                purpose,
+                address,
+                any,
+            } => {
+                let label = Label::Alone {
+                    purpose,
+                    address: whole(address),
+                    any,
+                };
                 return self.others.push((label, socket));
             }
             Label::File { .. } => return self.others.push((label, socket)),
         };
-        let group = match self.groups.iter_mut().find(|group| group.address == address) {
+        let group = match self
+            .groups
+            .iter_mut()
+            .find(|group| group.address == address)
+        {
             Some(group) => group,
             None => {
-                self.groups.push(Members { address, any, parts: Parts::default() });
+                self.groups.push(Members {
+                    address,
+                    any,
+                    parts: Parts::default(),
+                });
                 self.groups.last_mut().expect("just added")
             }
         };
@@ -207,7 +280,10 @@ impl Kept {
 
     /// What came back of the address that is asked for now, and where exactly it is bound.
     pub(super) fn take_tcp(&mut self, asked: SocketAddr) -> Option<(SocketAddr, Parts)> {
-        let index = self.groups.iter().position(|group| answers(group.address, group.any, asked))?;
+        let index = self
+            .groups
+            .iter()
+            .position(|group| answers(group.address, group.any, asked))?;
         let group = self.groups.swap_remove(index);
         Some((group.address, group.parts))
     }
@@ -227,7 +303,11 @@ impl Kept {
     /// The only socket of an address that came back for this purpose.
     pub(super) fn take_alone(&mut self, wanted: &str, asked: SocketAddr) -> Option<OwnedFd> {
         let fits = |label: &Label| match label {
-            Label::Alone { purpose, address, any } => purpose == wanted && answers(*address, *any, asked),
+            Label::Alone {
+                purpose,
+                address,
+                any,
+            } => purpose == wanted && answers(*address, *any, asked),
             _ => false,
         };
         let index = self.others.iter().position(|(label, _)| fits(label))?;
@@ -254,7 +334,8 @@ impl Kept {
             Label::Alone { address, .. } => Some(address.to_string()),
             Label::Member { .. } => None,
         });
-        let gone = |address| format!("closing {address}: it was kept, and is not configured any more");
+        let gone =
+            |address| format!("closing {address}: it was kept, and is not configured any more");
         remarks.extend(addresses.chain(others).map(gone));
         remarks
     }
@@ -279,26 +360,46 @@ mod tests {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
         let labels = [
             (
-                Label::Member { slot: Some(3), place: 4, address: address("127.0.0.1:8000"), any: false },
+                Label::Member {
+                    slot: Some(3),
+                    place: 4,
+                    address: address("127.0.0.1:8000"),
+                    any: false,
+                },
                 "prefork-slot-3-4-tcp-127.0.0.1-8000",
             ),
             (
-                Label::Member { slot: None, place: 2, address: address("[::1]:80"), any: true },
+                Label::Member {
+                    slot: None,
+                    place: 2,
+                    address: address("[::1]:80"),
+                    any: true,
+                },
                 "prefork-key-2-any-__1-80",
             ),
             (
-                Label::Alone { purpose: "admin".to_owned(), address: address("[::1]:9100"), any: false },
+                Label::Alone {
+                    purpose: "admin".to_owned(),
+                    address: address("[::1]:9100"),
+                    any: false,
+                },
                 "prefork-alone-admin-tcp-__1-9100",
             ),
             (
-                Label::File { identity: (5, 77), path: "/run/my app/50%:a-b.sock".into() },
+                Label::File {
+                    identity: (5, 77),
+                    path: "/run/my app/50%:a-b.sock".into(),
+                },
                 "prefork-unix-5-77-/run/my%20app/50%25%3Aa-b.sock",
             ),
         ];
         for (label, name) in labels {
             assert_eq!(label.name().as_deref(), Some(name));
             assert_eq!(name.parse(), Ok(label));
-            assert!(name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':'));
+            assert!(
+                name.bytes()
+                    .all(|byte| byte.is_ascii_graphic() && byte != b':')
+            );
         }
     }
 
@@ -307,12 +408,21 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("bound");
         let name = format!("prefork-alone-admin-tcp-127.0.0.1-{}", address.port());
-        let (others, mut kept) = Kept::sort(vec![Inherited { name, socket: socket.into() }]);
+        let (others, mut kept) = Kept::sort(vec![Inherited {
+            name,
+            socket: socket.into(),
+        }]);
         assert!(others.is_empty());
-        assert!(kept.take_alone("agent", address).is_none(), "it was another's");
+        assert!(
+            kept.take_alone("agent", address).is_none(),
+            "it was another's"
+        );
         assert!(kept.take_tcp(address).is_none(), "workers never had it");
         let any = SocketAddr::new(address.ip(), 0);
-        assert!(kept.take_alone("admin", any).is_none(), "its port was asked for");
+        assert!(
+            kept.take_alone("admin", any).is_none(),
+            "its port was asked for"
+        );
         assert!(kept.take_alone("admin", address).is_some());
         assert!(kept.settle().is_empty(), "nothing is left");
     }
@@ -344,7 +454,10 @@ mod tests {
         for name in odd {
             assert_eq!(name.parse::<Label>(), Err(()), "{name}");
         }
-        let long = Label::File { identity: (1, 2), path: format!("/{}", "\u{1}".repeat(90)).into() };
+        let long = Label::File {
+            identity: (1, 2),
+            path: format!("/{}", "\u{1}".repeat(90)).into(),
+        };
         assert_eq!(long.name(), None);
     }
 }

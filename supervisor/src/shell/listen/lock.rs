@@ -20,14 +20,26 @@ impl AddressLock {
     ///
     /// # Errors
     /// Somebody holds it: that one's pid, if the file tells.
-    pub(super) fn take(directory: Option<&Path>, address: &str) -> Result<Option<Self>, Option<u32>> {
-        let Some(directory) = directory else { return Ok(None) };
+    pub(super) fn take(
+        directory: Option<&Path>,
+        address: &str,
+    ) -> Result<Option<Self>, Option<u32>> {
+        let Some(directory) = directory else {
+            return Ok(None);
+        };
         let path = directory.join(format!("listen-{}.lock", file_name(address)));
         loop {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600);
             options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-            let Ok(mut file) = options.open(&path) else { return Ok(None) };
+            let Ok(mut file) = options.open(&path) else {
+                return Ok(None);
+            };
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -42,7 +54,9 @@ impl AddressLock {
                 continue;
             }
             // Only for the other side's error message.
-            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            let _ = file
+                .set_len(0)
+                .and_then(|()| writeln!(file, "{}", std::process::id()));
             return Ok(Some(Self { path, file }));
         }
     }
@@ -59,7 +73,13 @@ impl Drop for AddressLock {
 /// A different file name for every address. A Unix path of many odd letters gives too long a one, and no lock.
 fn file_name(address: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
-    let letter = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let letter = |byte: u8| {
+        if plain(byte) {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
+        }
+    };
     address.bytes().map(letter).collect()
 }
 

@@ -24,7 +24,9 @@ impl ListenSet {
     pub fn mend(&mut self) -> Result<(), ListenError> {
         for entry in &mut self.entries {
             if let Some(slots) = entry.group.slots() {
-                slots.mend().map_err(|problem| ListenError::new(&entry.group.describe(), problem))?;
+                slots
+                    .mend()
+                    .map_err(|problem| ListenError::new(&entry.group.describe(), problem))?;
                 let known = entry.sockets.len();
                 entry.sockets = slots.sockets();
                 entry.sockets.truncate(known);
@@ -44,7 +46,8 @@ impl Slots {
     fn mend(&self) -> Result<(), Problem> {
         let mut members = self.members.borrow_mut();
         let members = &mut *members;
-        let shut = |slot: &usize| members.places[*slot].is_some() && !listens(&members.sockets[*slot]);
+        let shut =
+            |slot: &usize| members.places[*slot].is_some() && !listens(&members.sockets[*slot]);
         let lost: Vec<usize> = (0..members.places.len()).filter(shut).collect();
         for slot in &lost {
             members.leave(*slot);
@@ -55,7 +58,12 @@ impl Slots {
         }
         for slot in lost {
             let socket = tcp::bind(self.address)?;
-            members.join(slot, socket).map_err(|errno| Problem::System { act: super::Act::Listen, errno })?;
+            members
+                .join(slot, socket)
+                .map_err(|errno| Problem::System {
+                    act: super::Act::Listen,
+                    errno,
+                })?;
         }
         Ok(())
     }
@@ -64,11 +72,15 @@ impl Slots {
 impl Members {
     /// Takes note of a slot's socket that has left the group: the last member has moved into its place.
     fn leave(&mut self, slot: usize) {
-        let Some(place) = self.places[slot].take() else { return };
+        let Some(place) = self.places[slot].take() else {
+            return;
+        };
         self.count -= 1;
         let last = Some(self.count);
         let others = self.places.iter_mut().chain([&mut self.key_place]);
-        others.filter(|other| **other == last).for_each(|other| *other = Some(place));
+        others
+            .filter(|other| **other == last)
+            .for_each(|other| *other = Some(place));
         // Whatever the program was for, it is not any more.
         self.steered.clear();
     }
@@ -104,7 +116,10 @@ mod tests {
     use std::os::fd::BorrowedFd;
 
     fn set(slots: u16) -> (ListenSet, SocketAddr) {
-        let address = Address::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
+        let address = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+        };
         let mut listeners = Listeners::new(None, Vec::new());
         let set = listeners.prepare(&[address], 64, slots).expect("bound");
         set.open(slots).expect("listening");
@@ -140,10 +155,13 @@ mod tests {
         for victim in 0..4 {
             let (mut set, address) = set(4);
             set.steer(&[0, 1, 2, 3]).expect("steered");
-            let shut = |set: &ListenSet| (0..4).filter(|slot| set.is_shut(*slot)).collect::<Vec<_>>();
+            let shut =
+                |set: &ListenSet| (0..4).filter(|slot| set.is_shut(*slot)).collect::<Vec<_>>();
             assert!(shut(&set).is_empty());
             let old = listener(&set, victim);
-            socket2::SockRef::from(&old).shutdown(Shutdown::Both).expect("shut down");
+            socket2::SockRef::from(&old)
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
             assert_eq!(shut(&set), [victim]);
             set.mend().expect("mended");
             assert!(shut(&set).is_empty());
@@ -156,7 +174,9 @@ mod tests {
         let (mut set, address) = set(4);
         set.steer(&[0, 1, 2, 3]).expect("steered");
         for victim in [2, 0, 3, 2] {
-            socket2::SockRef::from(&listener(&set, victim)).shutdown(Shutdown::Both).expect("shut down");
+            socket2::SockRef::from(&listener(&set, victim))
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
             set.mend().expect("mended");
         }
         assert_steered(&set, address, 4);
@@ -167,13 +187,19 @@ mod tests {
         let (mut set, address) = set(4);
         set.steer(&[0, 1, 2, 3]).expect("steered");
         for victim in [2, 0] {
-            socket2::SockRef::from(&listener(&set, victim)).shutdown(Shutdown::Both).expect("shut down");
+            socket2::SockRef::from(&listener(&set, victim))
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
         }
         set.mend().expect("mended");
         assert!((0..4).all(|slot| !set.is_shut(slot)));
         assert!(set.steer(&[0, 1]).is_err(), "nobody knows who is where");
-        let clients: Vec<_> =
-            (0..64).map(|_| TcpStream::connect(address).expect("nobody is dropped")).collect();
-        assert_eq!((0..4).filter_map(|slot| set.queue(slot)).sum::<u32>(), clients.len() as u32);
+        let clients: Vec<_> = (0..64)
+            .map(|_| TcpStream::connect(address).expect("nobody is dropped"))
+            .collect();
+        assert_eq!(
+            (0..4).filter_map(|slot| set.queue(slot)).sum::<u32>(),
+            clients.len() as u32
+        );
     }
 }

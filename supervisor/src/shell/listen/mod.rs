@@ -74,14 +74,21 @@ impl Listeners {
     /// Knows no address yet. Locks against a second server are held in `runtime_dir`, if it is there and can be
     /// written; `inherited` is what `fd://` addresses may name.
     pub fn new(runtime_dir: Option<PathBuf>, inherited: Vec<Inherited>) -> Self {
-        Self { runtime_dir, inherited, ..Self::default() }
+        Self {
+            runtime_dir,
+            inherited,
+            ..Self::default()
+        }
     }
 
     /// Takes sockets that an earlier process had. Addresses that are prepared find them there, with their queues,
     /// and bind only what is missing.
     #[must_use]
     pub fn with_kept(self, kept: Kept) -> Self {
-        Self { kept: RefCell::new(kept), ..self }
+        Self {
+            kept: RefCell::new(kept),
+            ..self
+        }
     }
 
     /// Closes the sockets of an earlier process that no address has claimed, and gives what is to be logged about
@@ -98,12 +105,19 @@ impl Listeners {
     /// The listening sockets of all addresses that are served, with names under which a service manager can keep
     /// them for the next supervisor: those that must not be missing first.
     pub fn kept_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
-        self.groups.iter().filter_map(Weak::upgrade).flat_map(|group| group.kept_sockets()).collect()
+        self.groups
+            .iter()
+            .filter_map(Weak::upgrade)
+            .flat_map(|group| group.kept_sockets())
+            .collect()
     }
 
     /// Leaves the files of Unix sockets behind: somebody keeps the sockets.
     pub fn leave_files(&self) {
-        self.groups.iter().filter_map(Weak::upgrade).for_each(|group| group.leave_file());
+        self.groups
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|group| group.leave_file());
     }
 
     /// Makes the sockets of a generation, all or nothing: binds what is new, and takes what exists as it is.
@@ -131,10 +145,15 @@ impl Listeners {
             }
         }
         // Sockets for more slots are bound first and added last, so that a failure leaves every group as it was.
-        let growth =
-            chosen.iter().map(|group| group.more_sockets(slots)).collect::<Result<Vec<_>, ListenError>>()?;
+        let growth = chosen
+            .iter()
+            .map(|group| group.more_sockets(slots))
+            .collect::<Result<Vec<_>, ListenError>>()?;
         let grown = chosen.into_iter().zip(growth);
-        let entries = grown.map(|(group, more)| Entry { sockets: group.add(more), group });
+        let entries = grown.map(|(group, more)| Entry {
+            sockets: group.add(more),
+            group,
+        });
         let entries: Vec<Entry> = entries.collect();
         for group in entries.iter().map(|entry| &entry.group) {
             if let Some(limit) = group.limit(slots) {
@@ -164,8 +183,8 @@ impl Listeners {
         for address in addresses {
             let groups = match address {
                 Address::Tcp { host, port } => {
-                    let targets =
-                        tcp::resolve(host, *port).map_err(|problem| ListenError::new(address, problem))?;
+                    let targets = tcp::resolve(host, *port)
+                        .map_err(|problem| ListenError::new(address, problem))?;
                     let bind = |target: std::net::SocketAddr| {
                         let key = Key::Tcp(target);
                         let is_it = |group: &&Rc<Group>| {
@@ -175,26 +194,46 @@ impl Listeners {
                             return Ok(Rc::clone(group));
                         }
                         let kept = self.kept.borrow_mut().take_alone(purpose, target);
-                        let bound = Group::alone(purpose, target, kept, backlog, self.runtime_dir.as_deref());
-                        let group = Rc::new(bound.map_err(|problem| ListenError::new(&target, problem))?);
+                        let bound = Group::alone(
+                            purpose,
+                            target,
+                            kept,
+                            backlog,
+                            self.runtime_dir.as_deref(),
+                        );
+                        let group =
+                            Rc::new(bound.map_err(|problem| ListenError::new(&target, problem))?);
                         live.push(Rc::clone(&group));
                         Ok(group)
                     };
-                    targets.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?
+                    targets
+                        .into_iter()
+                        .map(bind)
+                        .collect::<Result<Vec<_>, _>>()?
                 }
                 Address::Unix { .. } | Address::Fd(_) => self.groups_of(address, &mut live)?,
             };
             chosen.extend(groups);
         }
-        let entries = chosen.into_iter().map(|group| Entry { sockets: group.add(Vec::new()), group });
-        let set = ListenSet { entries: entries.collect(), backlog };
+        let entries = chosen.into_iter().map(|group| Entry {
+            sockets: group.add(Vec::new()),
+            group,
+        });
+        let set = ListenSet {
+            entries: entries.collect(),
+            backlog,
+        };
         set.open(1)?;
         self.groups = live.iter().map(Rc::downgrade).collect();
         Ok(set)
     }
 
     /// The groups of one address, bound now unless they are `live`, where new ones are added.
-    fn groups_of(&self, address: &Address, live: &mut Vec<Rc<Group>>) -> Result<Vec<Rc<Group>>, ListenError> {
+    fn groups_of(
+        &self,
+        address: &Address,
+        live: &mut Vec<Rc<Group>>,
+    ) -> Result<Vec<Rc<Group>>, ListenError> {
         let error = |problem| ListenError::new(address, problem);
         match address {
             Address::Tcp { host, port } => {
@@ -205,7 +244,12 @@ impl Listeners {
                     match self.get_or_bind(Key::Tcp(*target), live, |live| {
                         let kept = self.kept.borrow_mut().take_tcp(*target);
                         if let Some((address, parts)) = kept {
-                            return Group::tcp_again(*target, address, parts, self.runtime_dir.as_deref());
+                            return Group::tcp_again(
+                                *target,
+                                address,
+                                parts,
+                                self.runtime_dir.as_deref(),
+                            );
                         }
                         let ours = live.iter().any(|group| group.overlaps(*target));
                         Group::tcp(*target, ours, self.runtime_dir.as_deref())
@@ -223,9 +267,14 @@ impl Listeners {
                     _ => Ok(found),
                 }
             }
-            Address::Unix { path, mode, owner, group } => {
-                let wanted =
-                    unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref()).map_err(error)?;
+            Address::Unix {
+                path,
+                mode,
+                owner,
+                group,
+            } => {
+                let wanted = unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref())
+                    .map_err(error)?;
                 let found = self
                     .get_or_bind(Key::Unix(wanted.path.clone()), live, |_| self.unix(&wanted))
                     .map_err(error)?;
@@ -267,7 +316,10 @@ impl Listeners {
         live: &mut Vec<Rc<Group>>,
         bind: impl FnOnce(&[Rc<Group>]) -> Result<Group, Problem>,
     ) -> Result<Rc<Group>, Problem> {
-        if let Some(group) = live.iter().find(|group| group.answers_to(&key) && !group.is_alone()) {
+        if let Some(group) = live
+            .iter()
+            .find(|group| group.answers_to(&key) && !group.is_alone())
+        {
             return Ok(Rc::clone(group));
         }
         let group = Rc::new(bind(live)?);
@@ -300,7 +352,12 @@ impl ListenSet {
     /// The listening sockets of other slots than `slot`, each slot's together: those of slots below `workers` first, beginning
     /// after `slot` and around the ring, then those of retired slots. With each the number of its slot.
     pub fn siblings(&self, slot: u16, workers: u16) -> Vec<(u16, BorrowedFd<'_>)> {
-        let open = self.entries.iter().map(|entry| entry.group.open_slots()).max().unwrap_or(0);
+        let open = self
+            .entries
+            .iter()
+            .map(|entry| entry.group.open_slots())
+            .max()
+            .unwrap_or(0);
         let ring = (slot + 1..workers).chain(0..slot.min(workers));
         let others = ring.chain(workers..open).filter(|other| *other != slot);
         others
@@ -320,7 +377,9 @@ impl ListenSet {
     /// # Errors
     /// The address whose listen(2) failed. The sockets before it listen.
     pub fn open(&self, slots: u16) -> Result<(), ListenError> {
-        self.entries.iter().try_for_each(|entry| entry.group.open(slots, self.backlog))
+        self.entries
+            .iter()
+            .try_for_each(|entry| entry.group.open(slots, self.backlog))
     }
 
     /// Has new connections go to the slots in `rotation` only, in equal shares. Live at once, for all generations
@@ -341,7 +400,9 @@ impl ListenSet {
 
     /// The addresses of this set, in the order of the configuration.
     pub fn addresses(&self) -> impl Iterator<Item = AddressId> + '_ {
-        self.entries.iter().map(|entry| AddressId(Rc::as_ptr(&entry.group)))
+        self.entries
+            .iter()
+            .map(|entry| AddressId(Rc::as_ptr(&entry.group)))
     }
 
     /// As [`steer`](Self::steer), for one address of this set. With `None`, nobody is connected to the address any more, while whoever is in a queue of it, or has begun to connect, stays there. A client that
@@ -350,8 +411,15 @@ impl ListenSet {
     ///
     /// # Errors
     /// As [`steer`](Self::steer).
-    pub fn steer_address(&self, address: AddressId, rotation: Option<&[u16]>) -> Result<Steered, SteerError> {
-        let entry = self.entries.iter().find(|entry| Rc::as_ptr(&entry.group) == address.0);
+    pub fn steer_address(
+        &self,
+        address: AddressId,
+        rotation: Option<&[u16]>,
+    ) -> Result<Steered, SteerError> {
+        let entry = self
+            .entries
+            .iter()
+            .find(|entry| Rc::as_ptr(&entry.group) == address.0);
         entry.map_or(Ok(Steered::Unchanged), |entry| match rotation {
             Some(rotation) => entry.group.keep_steered(rotation),
             None => entry.group.silence(),
@@ -362,7 +430,10 @@ impl ListenSet {
     /// `127.0.0.1:8000` (the real port when 0 was asked for), `[::1]:8000`, `unix:/run/app.sock`; for an
     /// inherited descriptor, the address that it is bound to.
     pub fn describe(&self) -> Vec<String> {
-        self.entries.iter().map(|entry| entry.group.describe()).collect()
+        self.entries
+            .iter()
+            .map(|entry| entry.group.describe())
+            .collect()
     }
 }
 

@@ -78,7 +78,13 @@ impl Slots {
         let first = tcp::bind(asked)?;
         let address = tcp::local_address(&first)?;
         let key = Some(Rc::new(tcp::bind(address)?));
-        let this = Self { address, members: RefCell::new(Members { key, ..Members::default() }) };
+        let this = Self {
+            address,
+            members: RefCell::new(Members {
+                key,
+                ..Members::default()
+            }),
+        };
         this.add(vec![first]);
         Ok(this)
     }
@@ -86,14 +92,30 @@ impl Slots {
     /// Takes over the sockets of an earlier process. What is missing is bound, as far as the system allows: it does
     /// not, if they are another user's.
     pub(super) fn adopt(address: SocketAddr, parts: Parts) -> Result<Self, Problem> {
-        let Parts { key, slots, doubtful } = parts;
-        let mut places: Vec<u16> = slots.values().chain(&key).map(|(place, _)| *place).collect();
+        let Parts {
+            key,
+            slots,
+            doubtful,
+        } = parts;
+        let mut places: Vec<u16> = slots
+            .values()
+            .chain(&key)
+            .map(|(place, _)| *place)
+            .collect();
         places.sort_unstable();
         // Members that are gone have moved others into their places, unless they were the last ones.
-        let scattered =
-            doubtful || places.iter().enumerate().any(|(index, place)| index != usize::from(*place));
+        let scattered = doubtful
+            || places
+                .iter()
+                .enumerate()
+                .any(|(index, place)| index != usize::from(*place));
         let count = places.last().map_or(0, |last| last + 1);
-        let mut members = Members { count, adopted: true, scattered, ..Members::default() };
+        let mut members = Members {
+            count,
+            adopted: true,
+            scattered,
+            ..Members::default()
+        };
         if let Some((place, socket)) = key {
             members.key = Some(Rc::new(socket));
             members.key_place = Some(place);
@@ -118,7 +140,10 @@ impl Slots {
             members.sockets.push(Rc::new(tcp::bind(address)?));
             members.places.push(None);
         }
-        Ok(Self { address, members: RefCell::new(members) })
+        Ok(Self {
+            address,
+            members: RefCell::new(members),
+        })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -129,15 +154,30 @@ impl Slots {
     /// where not all can be.
     pub(super) fn labels(&self, any: bool) -> Vec<(Label, Rc<OwnedFd>)> {
         let members = self.members.borrow();
-        let key = members.key_place.zip(members.key.as_ref()).map(|(place, key)| (place, None, key));
-        let slots =
-            members.sockets.iter().zip(&members.places).enumerate().filter_map(|(slot, (socket, place))| {
+        let key = members
+            .key_place
+            .zip(members.key.as_ref())
+            .map(|(place, key)| (place, None, key));
+        let slots = members
+            .sockets
+            .iter()
+            .zip(&members.places)
+            .enumerate()
+            .filter_map(|(slot, (socket, place))| {
                 Some(((*place)?, Some(u16::try_from(slot).ok()?), socket))
             });
         let mut all: Vec<_> = slots.chain(key).collect();
         all.sort_by_key(|(place, _, _)| *place);
         let label = |(place, slot, socket): (u16, Option<u16>, &Rc<OwnedFd>)| {
-            (Label::Member { slot, place, address: self.address, any }, Rc::clone(socket))
+            (
+                Label::Member {
+                    slot,
+                    place,
+                    address: self.address,
+                    any,
+                },
+                Rc::clone(socket),
+            )
         };
         all.into_iter().map(label).collect()
     }
@@ -154,7 +194,12 @@ impl Slots {
 
     /// Slots whose sockets listen: these and those before them.
     pub(super) fn open_slots(&self) -> u16 {
-        let highest = self.members.borrow().places.iter().rposition(Option::is_some);
+        let highest = self
+            .members
+            .borrow()
+            .places
+            .iter()
+            .rposition(Option::is_some);
         highest.map_or(0, |slot| u16::try_from(slot + 1).unwrap_or(u16::MAX))
     }
 
@@ -171,7 +216,11 @@ impl Slots {
         let missing = members.sockets.len()..usize::from(slots);
         let bound: Result<Vec<_>, _> = missing.map(|_| tcp::bind(self.address)).collect();
         // Those that came back serve; more of them are no condition. `limit` tells.
-        if members.adopted { Ok(bound.unwrap_or_default()) } else { bound }
+        if members.adopted {
+            Ok(bound.unwrap_or_default())
+        } else {
+            bound
+        }
     }
 
     pub(super) fn add(&self, more: Vec<OwnedFd>) {
@@ -191,7 +240,14 @@ impl Slots {
         // Without gaps, whatever came back.
         let slots = slots.max(self.open_slots());
         let mut members = self.members.borrow_mut();
-        let Members { sockets, places, count, key_place, backlog: before, .. } = &mut *members;
+        let Members {
+            sockets,
+            places,
+            count,
+            key_place,
+            backlog: before,
+            ..
+        } = &mut *members;
         let changed = std::mem::replace(before, backlog) != backlog;
         for (slot, (socket, place)) in sockets.iter().zip(places).enumerate() {
             match place {
@@ -220,14 +276,20 @@ impl Slots {
             return Ok(Steered::Unchanged);
         }
         turn_key(&mut members)?;
-        let places = rotation.iter().map(|slot| members.place(*slot)).collect::<Result<Vec<_>, _>>()?;
+        let places = rotation
+            .iter()
+            .map(|slot| members.place(*slot))
+            .collect::<Result<Vec<_>, _>>()?;
         members.attach(places)
     }
 
     /// Whether the program is the one for this rotation.
     pub(super) fn is_steered_to(&self, rotation: &[u16]) -> bool {
         let members = self.members.borrow();
-        rotation.iter().map(|slot| members.place(*slot)).eq(members.steered.iter().map(|place| Ok(*place)))
+        rotation
+            .iter()
+            .map(|slot| members.place(*slot))
+            .eq(members.steered.iter().map(|place| Ok(*place)))
     }
 
     /// Steers to the key, which throws away what asks for a connection. What is in a queue stays there.
@@ -245,7 +307,10 @@ impl Drop for Slots {
     /// to close would be reset; whoever is not heard asks again and is refused.
     fn drop(&mut self) {
         let members = self.members.get_mut();
-        if members.key_place.is_some_and(|place| members.steered == [place]) {
+        if members
+            .key_place
+            .is_some_and(|place| members.steered == [place])
+        {
             for socket in &members.sockets {
                 let _ = sys::ignore_travelled_packets(&**socket);
             }
@@ -257,8 +322,16 @@ impl Members {
     /// The place of a slot's socket.
     fn place(&self, slot: u16) -> Result<u16, SteerProblem> {
         let index = usize::from(slot);
-        let index = if self.adopted { index % self.sockets.len() } else { index };
-        self.places.get(index).copied().flatten().ok_or(SteerProblem::NotOpen(slot))
+        let index = if self.adopted {
+            index % self.sockets.len()
+        } else {
+            index
+        };
+        self.places
+            .get(index)
+            .copied()
+            .flatten()
+            .ok_or(SteerProblem::NotOpen(slot))
     }
 
     fn attach(&mut self, places: Vec<u16>) -> Result<Steered, SteerProblem> {
@@ -277,14 +350,24 @@ fn turn_key(members: &mut Members) -> Result<(), SteerProblem> {
     if members.scattered {
         return Err(SteerProblem::Scattered);
     }
-    let Some(key) = members.key.clone() else { return Err(SteerProblem::NoKey) };
+    let Some(key) = members.key.clone() else {
+        return Err(SteerProblem::NoKey);
+    };
     if members.key_place.is_some() {
         return Ok(());
     }
     let system = SteerProblem::System;
     let places: Vec<u16> = members.places.iter().copied().flatten().collect();
-    let listening = || members.sockets.iter().zip(&members.places).filter(|(_, place)| place.is_some());
-    let Some((first, _)) = listening().next() else { return Ok(()) };
+    let listening = || {
+        members
+            .sockets
+            .iter()
+            .zip(&members.places)
+            .filter(|(_, place)| place.is_some())
+    };
+    let Some((first, _)) = listening().next() else {
+        return Ok(());
+    };
     if !members.adopted {
         steer::attach(first, &places).map_err(system)?;
     }
@@ -311,7 +394,9 @@ pub(super) fn listens(socket: &OwnedFd) -> bool {
 }
 
 pub(super) fn listen(socket: &OwnedFd, backlog: u32) -> Result<(), Errno> {
-    SockRef::from(socket).listen(i32::try_from(backlog).unwrap_or(i32::MAX)).map_err(errno)
+    SockRef::from(socket)
+        .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+        .map_err(errno)
 }
 
 fn errno(error: std::io::Error) -> Errno {

@@ -75,7 +75,10 @@ pub(super) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno>
     }
     let mut code = program(&places);
     let length = u16::try_from(code.len()).map_err(|_| Errno::E2BIG)?;
-    let program = libc::sock_fprog { len: length, filter: code.as_mut_ptr() };
+    let program = libc::sock_fprog {
+        len: length,
+        filter: code.as_mut_ptr(),
+    };
     setsockopt(member, sockopt::AttachReusePortCbpf, &program)?;
     Ok(Steered::Changed)
 }
@@ -109,7 +112,10 @@ fn program(places: &[u16]) -> Vec<libc::sock_filter> {
             let jump = statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, end);
             code.push(libc::sock_filter { jt: 2, ..jump });
         }
-        code.push(statement(libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K, u32::from(run[0]) - position));
+        code.push(statement(
+            libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K,
+            u32::from(run[0]) - position,
+        ));
         code.push(statement(libc::BPF_RET | libc::BPF_A, 0));
         position = end;
     }
@@ -118,7 +124,12 @@ fn program(places: &[u16]) -> Vec<libc::sock_filter> {
 
 fn statement(code: u32, k: u32) -> libc::sock_filter {
     // Codes are 16 bits wide by definition; libc merely types them wider.
-    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+    libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +147,11 @@ mod tests {
                 op if op == libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K => a %= instruction.k,
                 op if op == libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K => a += instruction.k,
                 op if op == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => {
-                    next += usize::from(if a >= instruction.k { instruction.jt } else { instruction.jf });
+                    next += usize::from(if a >= instruction.k {
+                        instruction.jt
+                    } else {
+                        instruction.jf
+                    });
                 }
                 op if op == libc::BPF_RET | libc::BPF_A => return a,
                 op => panic!("instruction {op:#x}"),
@@ -148,13 +163,27 @@ mod tests {
     fn every_place_comes_up_equally_often() {
         let odd: Vec<u16> = (0..1024).filter(|slot| slot % 2 == 1).collect();
         let all: Vec<u16> = (0..1024).collect();
-        let rotations: [&[u16]; 7] = [&[0], &[7], &[0, 1, 2, 3], &[2, 3, 4], &[0, 1, 3, 4, 5, 9], &odd, &all];
+        let rotations: [&[u16]; 7] = [
+            &[0],
+            &[7],
+            &[0, 1, 2, 3],
+            &[2, 3, 4],
+            &[0, 1, 3, 4, 5, 9],
+            &odd,
+            &all,
+        ];
         for slots in rotations {
             let code = program(slots);
             assert!(code.len() <= 4096, "the kernel's limit");
-            let drawn: Vec<u16> = (0..slots.len() as u32).map(|random| run(&code, random) as u16).collect();
+            let drawn: Vec<u16> = (0..slots.len() as u32)
+                .map(|random| run(&code, random) as u16)
+                .collect();
             assert_eq!(drawn, slots);
-            assert_eq!(run(&code, slots.len() as u32), u32::from(slots[0]), "modulo");
+            assert_eq!(
+                run(&code, slots.len() as u32),
+                u32::from(slots[0]),
+                "modulo"
+            );
         }
     }
 }

@@ -9,11 +9,16 @@ use std::os::fd::OwnedFd;
 
 /// All addresses of a host, each once. Asks the system's resolver for names, which may take its time.
 pub(super) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Problem> {
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    let found = (bare, port).to_socket_addrs().map_err(|error| Problem::Unresolved(error.to_string()))?;
+    let found = (bare, port)
+        .to_socket_addrs()
+        .map_err(|error| Problem::Unresolved(error.to_string()))?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
         if !addresses.contains(&address) {
@@ -29,17 +34,23 @@ pub(super) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Problem>
 /// Checks that nobody listens on the address. SO_REUSEPORT would let a second server of the same user in, to take
 /// half of the connections of the first.
 pub(super) fn probe(address: SocketAddr) -> Result<(), Problem> {
-    new_socket(address, false).map(drop).map_err(|error| problem(&error, address))
+    new_socket(address, false)
+        .map(drop)
+        .map_err(|error| problem(&error, address))
 }
 
 /// Binds a socket that shares its address with others of this server. It does not listen yet.
 pub(super) fn bind(address: SocketAddr) -> Result<OwnedFd, Problem> {
-    new_socket(address, true).map(OwnedFd::from).map_err(|error| problem(&error, address))
+    new_socket(address, true)
+        .map(OwnedFd::from)
+        .map_err(|error| problem(&error, address))
 }
 
 /// Binds a socket that shares its address with no other. It does not listen yet.
 pub(super) fn bind_alone(address: SocketAddr) -> Result<OwnedFd, Problem> {
-    new_socket(address, false).map(OwnedFd::from).map_err(|error| problem(&error, address))
+    new_socket(address, false)
+        .map(OwnedFd::from)
+        .map_err(|error| problem(&error, address))
 }
 
 /// Where a socket is bound.
@@ -48,7 +59,10 @@ pub(super) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, Problem> {
     address
         .ok()
         .and_then(|address| address.as_socket())
-        .ok_or(Problem::System { act: Act::BindTcp, errno: Errno::EAFNOSUPPORT })
+        .ok_or(Problem::System {
+            act: Act::BindTcp,
+            errno: Errno::EAFNOSUPPORT,
+        })
 }
 
 fn new_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
@@ -69,7 +83,13 @@ fn new_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 
 fn problem(error: &io::Error, address: SocketAddr) -> Problem {
     match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-        Errno::EADDRINUSE => Problem::PortInUse { port: address.port(), holder: None },
-        errno => Problem::System { act: Act::BindTcp, errno },
+        Errno::EADDRINUSE => Problem::PortInUse {
+            port: address.port(),
+            holder: None,
+        },
+        errno => Problem::System {
+            act: Act::BindTcp,
+            errno,
+        },
     }
 }

@@ -11,15 +11,26 @@ mod again;
 mod steering;
 
 fn tcp(host: &str, port: u16) -> Address {
-    Address::Tcp { host: host.to_owned(), port }
+    Address::Tcp {
+        host: host.to_owned(),
+        port,
+    }
 }
 
 fn unix(path: &Path) -> Address {
-    Address::Unix { path: path.to_owned(), mode: None, owner: None, group: None }
+    Address::Unix {
+        path: path.to_owned(),
+        mode: None,
+        owner: None,
+        group: None,
+    }
 }
 
 fn inherited(name: &str, socket: impl Into<OwnedFd>) -> Inherited {
-    Inherited { name: name.to_owned(), socket: socket.into() }
+    Inherited {
+        name: name.to_owned(),
+        socket: socket.into(),
+    }
 }
 
 fn fresh() -> Listeners {
@@ -33,15 +44,27 @@ fn port(set: &ListenSet) -> u16 {
 
 fn inodes(set: &ListenSet, slots: u16) -> Vec<u64> {
     let sockets = (0..slots).flat_map(|slot| set.for_slot(slot));
-    sockets.map(|(_, socket)| nix::sys::stat::fstat(socket).expect("fstat").st_ino).collect()
+    sockets
+        .map(|(_, socket)| nix::sys::stat::fstat(socket).expect("fstat").st_ino)
+        .collect()
 }
 
 /// Waits until one of `sockets` has a connection, accepts it, and tells whose it was.
 fn accept_one(sockets: &[BorrowedFd<'_>]) -> usize {
-    let mut waited: Vec<_> = sockets.iter().map(|socket| PollFd::new(*socket, PollFlags::POLLIN)).collect();
-    assert!(poll(&mut waited, PollTimeout::from(20_000_u16)).expect("poll") > 0, "no connection within 20 s");
-    let ready = waited.iter().position(|socket| socket.any() == Some(true)).expect("one is ready");
-    nix::unistd::close(nix::sys::socket::accept(sockets[ready].as_raw_fd()).expect("accept")).expect("close");
+    let mut waited: Vec<_> = sockets
+        .iter()
+        .map(|socket| PollFd::new(*socket, PollFlags::POLLIN))
+        .collect();
+    assert!(
+        poll(&mut waited, PollTimeout::from(20_000_u16)).expect("poll") > 0,
+        "no connection within 20 s"
+    );
+    let ready = waited
+        .iter()
+        .position(|socket| socket.any() == Some(true))
+        .expect("one is ready");
+    nix::unistd::close(nix::sys::socket::accept(sockets[ready].as_raw_fd()).expect("accept"))
+        .expect("close");
     ready
 }
 
@@ -59,10 +82,15 @@ fn eventually<T, E: std::fmt::Debug>(mut attempt: impl FnMut() -> Result<T, E>) 
 
 #[test]
 fn slots_share_one_port_and_take_turns() {
-    let set = fresh().prepare(&[tcp("127.0.0.1", 0)], 64, 4).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 4)
+        .expect("bound");
     set.open(4).expect("listening");
     let sockets: Vec<_> = (0..4).map(|slot| set.for_slot(slot).remove(0).1).collect();
-    assert_eq!(set.for_slot(0)[0].0, format!("tcp-127.0.0.1-{}", port(&set)));
+    assert_eq!(
+        set.for_slot(0)[0].0,
+        format!("tcp-127.0.0.1-{}", port(&set))
+    );
     assert!(set.for_slot(4).is_empty());
     assert_eq!(set.steer(&[0, 1, 2, 3]), Ok(Steered::Changed));
     let mut seen = [0; 4];
@@ -76,20 +104,36 @@ fn slots_share_one_port_and_take_turns() {
 #[test]
 fn steering_reaches_the_slots_it_names_and_no_other() {
     let mut listeners = fresh();
-    let first = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
+    let first = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("bound");
     first.open(2).expect("listening");
-    let set = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 5).expect("bound");
+    let set = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 5)
+        .expect("bound");
     set.open(3).expect("listening");
     set.open(2).expect("no change");
     set.open(5).expect("listening");
     drop(first);
     let sockets: Vec<_> = (0..5).map(|slot| set.for_slot(slot).remove(0).1).collect();
-    for rotation in [&[0_u16][..], &[1], &[2], &[3], &[4], &[0, 4], &[2, 1], &[0, 1, 3, 4]] {
+    for rotation in [
+        &[0_u16][..],
+        &[1],
+        &[2],
+        &[3],
+        &[4],
+        &[0, 4],
+        &[2, 1],
+        &[0, 1, 3, 4],
+    ] {
         assert_eq!(set.steer(rotation), Ok(Steered::Changed));
         for _ in 0..20 {
             let _client = TcpStream::connect(("127.0.0.1", port(&set))).expect("connected");
             let slot = accept_one(&sockets) as u16;
-            assert!(rotation.contains(&slot), "slot {slot} is not in {rotation:?}");
+            assert!(
+                rotation.contains(&slot),
+                "slot {slot} is not in {rotation:?}"
+            );
         }
     }
     assert_eq!(set.steer(&[]), Ok(Steered::Unchanged));
@@ -106,7 +150,9 @@ fn a_second_server_is_refused_with_and_without_a_lock() {
         .expect("bound");
     set.open(1).expect("listening");
     let address = tcp("127.0.0.1", port(&set));
-    let refused = fresh().prepare(std::slice::from_ref(&address), 64, 1).expect_err("refused");
+    let refused = fresh()
+        .prepare(std::slice::from_ref(&address), 64, 1)
+        .expect_err("refused");
     let sentence = format!(
         "cannot bind {address}: address in use (another supervisor or program listens there; \
          `ss -ltnp 'sport = :{}'` names it)",
@@ -117,10 +163,23 @@ fn a_second_server_is_refused_with_and_without_a_lock() {
         .prepare(std::slice::from_ref(&address), 64, 1)
         .expect_err("refused");
     let holder = Some(std::process::id());
-    assert_eq!(refused.problem, Problem::PortInUse { port: port(&set), holder });
-    assert!(refused.to_string().contains("another supervisor, pid "), "{refused}");
+    assert_eq!(
+        refused.problem,
+        Problem::PortInUse {
+            port: port(&set),
+            holder
+        }
+    );
+    assert!(
+        refused.to_string().contains("another supervisor, pid "),
+        "{refused}"
+    );
     drop(set);
-    assert_eq!(directory.path().read_dir().expect("list").count(), 0, "the lock is gone");
+    assert_eq!(
+        directory.path().read_dir().expect("list").count(),
+        0,
+        "the lock is gone"
+    );
     // The port is free again, unless another test got it by chance.
     let _ = fresh().prepare(&[address], 64, 1);
 }
@@ -139,12 +198,19 @@ fn preparing_is_all_or_nothing() {
     let taken = tcp("127.0.0.1", other.local_addr().expect("bound").port());
     let mut listeners = fresh();
     let path = directory.path().join("app.sock");
-    let old = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
+    let old = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("bound");
     let before = inodes(&old, 2);
     let refused = listeners.prepare(&[tcp("127.0.0.1", 0), unix(&path), taken.clone()], 64, 4);
     assert_eq!(refused.expect_err("refused").address, taken.to_string());
-    assert!(!path.exists(), "what was bound before the failure is undone");
-    let again = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("as before");
+    assert!(
+        !path.exists(),
+        "what was bound before the failure is undone"
+    );
+    let again = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("as before");
     assert_eq!(inodes(&again, 2), before);
 }
 
@@ -153,32 +219,53 @@ fn an_address_that_stays_keeps_its_sockets_and_one_that_goes_lives_as_long_as_it
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("app.sock");
     let mut listeners = fresh();
-    let old = listeners.prepare(&[tcp("127.0.0.1", 0), unix(&path)], 64, 2).expect("bound");
+    let old = listeners
+        .prepare(&[tcp("127.0.0.1", 0), unix(&path)], 64, 2)
+        .expect("bound");
     old.open(2).expect("listening");
     let asked_by_number = tcp("127.0.0.1", port(&old));
-    let new = listeners.prepare(&[asked_by_number, tcp("127.0.0.1", 0)], 64, 3).expect("kept");
+    let new = listeners
+        .prepare(&[asked_by_number, tcp("127.0.0.1", 0)], 64, 3)
+        .expect("kept");
     assert_eq!(new.describe().len(), 1, "one address, asked for twice");
-    assert_eq!(inodes(&new, 2), [inodes(&old, 2)[0], inodes(&old, 2)[2]], "the same sockets");
+    assert_eq!(
+        inodes(&new, 2),
+        [inodes(&old, 2)[0], inodes(&old, 2)[2]],
+        "the same sockets"
+    );
     UnixStream::connect(&path).expect("parked, so still reachable");
     drop(old);
     assert!(!path.exists(), "closed with the last set that named it");
-    let back = listeners.prepare(&[unix(&path)], 64, 1).expect("bound anew");
+    let back = listeners
+        .prepare(&[unix(&path)], 64, 1)
+        .expect("bound anew");
     assert!(path.exists());
     drop(back);
     drop(new);
-    assert!(listeners.groups.iter().all(|group| group.upgrade().is_none()));
+    assert!(
+        listeners
+            .groups
+            .iter()
+            .all(|group| group.upgrade().is_none())
+    );
 }
 
 #[test]
 fn an_address_may_widen_to_all_addresses_and_narrow_again() {
     let mut listeners = fresh();
-    let narrow = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
+    let narrow = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("bound");
     narrow.open(2).expect("listening");
     let port = port(&narrow);
-    let wide = listeners.prepare(&[tcp("0.0.0.0", port)], 64, 2).expect("bound beside it");
+    let wide = listeners
+        .prepare(&[tcp("0.0.0.0", port)], 64, 2)
+        .expect("bound beside it");
     wide.open(2).expect("listening");
     drop(narrow);
-    let narrow = listeners.prepare(&[tcp("127.0.0.1", port)], 64, 2).expect("bound beside it");
+    let narrow = listeners
+        .prepare(&[tcp("127.0.0.1", port)], 64, 2)
+        .expect("bound beside it");
     narrow.open(2).expect("listening");
     assert_ne!(inodes(&wide, 2), inodes(&narrow, 2));
 }
@@ -186,13 +273,18 @@ fn an_address_may_widen_to_all_addresses_and_narrow_again() {
 #[test]
 fn a_changed_backlog_reaches_the_open_sockets() {
     let mut listeners = fresh();
-    let small = listeners.prepare(&[tcp("127.0.0.1", 0)], 1, 1).expect("bound");
+    let small = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 1, 1)
+        .expect("bound");
     small.open(1).expect("listening");
-    let large = listeners.prepare(&[tcp("127.0.0.1", 0)], 50, 1).expect("kept");
+    let large = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 50, 1)
+        .expect("kept");
     large.open(1).expect("listening");
     // A queue of one takes two connections, and lets further ones wait in vain.
     let address = SocketAddr::from(([127, 0, 0, 1], port(&large)));
-    let client = |_| TcpStream::connect_timeout(&address, Duration::from_secs(20)).expect("connected");
+    let client =
+        |_| TcpStream::connect_timeout(&address, Duration::from_secs(20)).expect("connected");
     let clients: Vec<_> = (0..20).map(client).collect();
     let socket = large.for_slot(0).remove(0).1;
     for _ in &clients {
@@ -202,18 +294,27 @@ fn a_changed_backlog_reaches_the_open_sockets() {
 
 #[test]
 fn tcp_errors_name_the_address_and_the_remedy() {
-    let sentence =
-        |host: &str, port| fresh().prepare(&[tcp(host, port)], 64, 1).expect_err("refused").to_string();
+    let sentence = |host: &str, port| {
+        fresh()
+            .prepare(&[tcp(host, port)], 64, 1)
+            .expect_err("refused")
+            .to_string()
+    };
     let text = sentence("192.0.2.1", 8000);
     assert!(
-        text.starts_with("cannot bind 192.0.2.1:8000: no such address on this machine (`ip address`"),
+        text.starts_with(
+            "cannot bind 192.0.2.1:8000: no such address on this machine (`ip address`"
+        ),
         "{text}"
     );
     let text = sentence("", 8000);
     assert!(text.starts_with("cannot bind :8000: "), "{text}");
     let text = sentence("no such host", 8000);
     assert!(text.ends_with("(check the host name)"), "{text}");
-    let denied = Problem::System { act: Act::BindTcp, errno: nix::errno::Errno::EACCES };
+    let denied = Problem::System {
+        act: Act::BindTcp,
+        errno: nix::errno::Errno::EACCES,
+    };
     let text = ListenError::new(&"0.0.0.0:80", denied).to_string();
     assert_eq!(
         text,
@@ -223,7 +324,9 @@ fn tcp_errors_name_the_address_and_the_remedy() {
 
 #[test]
 fn a_name_stands_for_all_its_addresses_that_exist_here() {
-    let set = fresh().prepare(&[tcp("localhost", 0)], 64, 1).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("localhost", 0)], 64, 1)
+        .expect("bound");
     set.open(1).expect("listening");
     for address in set.describe() {
         let address: SocketAddr = address.parse().expect("an address");
@@ -234,13 +337,23 @@ fn a_name_stands_for_all_its_addresses_that_exist_here() {
 
 #[test]
 fn v6_sockets_leave_v4_alone() {
-    let Ok(set) = fresh().prepare(&[tcp("[::1]", 0)], 64, 1) else { return };
+    let Ok(set) = fresh().prepare(&[tcp("[::1]", 0)], 64, 1) else {
+        return;
+    };
     assert!(set.describe()[0].starts_with("[::1]:"));
     let (name, socket) = set.for_slot(0).remove(0);
     assert_eq!(name, format!("tcp-[__1]-{}", port(&set)));
     assert!(socket2::SockRef::from(&socket).only_v6().expect("option"));
-    assert!(socket2::SockRef::from(&socket).tcp_nodelay().expect("option"));
-    assert!(socket2::SockRef::from(&socket).nonblocking().expect("flags"));
+    assert!(
+        socket2::SockRef::from(&socket)
+            .tcp_nodelay()
+            .expect("option")
+    );
+    assert!(
+        socket2::SockRef::from(&socket)
+            .nonblocking()
+            .expect("flags")
+    );
 }
 
 #[test]
@@ -261,7 +374,10 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
     let mut listeners = fresh();
     let set = eventually(|| listeners.prepare(std::slice::from_ref(&address), 64, 4));
     let file = path.metadata().expect("there");
-    assert_eq!((file.permissions().mode() & 0o7777, file.uid()), (0o620, owner));
+    assert_eq!(
+        (file.permissions().mode() & 0o7777, file.uid()),
+        (0o620, owner)
+    );
     set.open(4).expect("listening");
     assert_eq!(inodes(&set, 2)[0], inodes(&set, 2)[1], "one for all");
     assert_eq!(set.describe(), [format!("unix:{}", path.display())]);
@@ -269,9 +385,26 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
     UnixStream::connect(&path).expect("connected");
     accept_one(&[set.for_slot(3).remove(0).1]);
 
-    assert_eq!(fresh().prepare(&[unix(&path)], 64, 1).expect_err("live").problem, Problem::SocketInUse);
-    let other = Address::Unix { path: path.clone(), mode: Some(0o600), owner: None, group: None };
-    assert_eq!(listeners.prepare(&[other], 64, 1).expect_err("changed").problem, Problem::OtherPermissions);
+    assert_eq!(
+        fresh()
+            .prepare(&[unix(&path)], 64, 1)
+            .expect_err("live")
+            .problem,
+        Problem::SocketInUse
+    );
+    let other = Address::Unix {
+        path: path.clone(),
+        mode: Some(0o600),
+        owner: None,
+        group: None,
+    };
+    assert_eq!(
+        listeners
+            .prepare(&[other], 64, 1)
+            .expect_err("changed")
+            .problem,
+        Problem::OtherPermissions
+    );
     drop(set);
     assert!(!path.exists());
 }
@@ -298,16 +431,30 @@ fn unix_errors_name_the_path_and_the_remedy() {
     std::os::unix::fs::symlink(at("file"), at("link")).expect("link");
     let text = problem(&at("file")).to_string();
     assert!(
-        text.ends_with("the path is a regular file, not a socket (remove it, or choose another path)"),
+        text.ends_with(
+            "the path is a regular file, not a socket (remove it, or choose another path)"
+        ),
         "{text}"
     );
-    assert_eq!(problem(&at("link")).problem, Problem::NotASocket("a symbolic link"));
-    assert_eq!(problem(directory.path()).problem, Problem::NotASocket("a directory"));
-    assert_eq!(std::fs::read_to_string(at("file")).expect("read"), "precious");
+    assert_eq!(
+        problem(&at("link")).problem,
+        Problem::NotASocket("a symbolic link")
+    );
+    assert_eq!(
+        problem(directory.path()).problem,
+        Problem::NotASocket("a directory")
+    );
+    assert_eq!(
+        std::fs::read_to_string(at("file")).expect("read"),
+        "precious"
+    );
     let _datagrams = UnixDatagram::bind(at("datagrams")).expect("another program");
     assert_eq!(problem(&at("datagrams")).problem, Problem::SocketInUse);
     let text = problem(&at("none/app.sock")).to_string();
-    assert!(text.ends_with("No such file or directory (create its directory first)"), "{text}");
+    assert!(
+        text.ends_with("No such file or directory (create its directory first)"),
+        "{text}"
+    );
     let long = at(&"x".repeat(108));
     assert!(matches!(problem(&long).problem, Problem::PathTooLong(length) if length > 108));
     let owned = |owner: Option<&str>, group: Option<&str>| Address::Unix {
@@ -316,12 +463,22 @@ fn unix_errors_name_the_path_and_the_remedy() {
         owner: owner.map(str::to_owned),
         group: group.map(str::to_owned),
     };
-    let refused = |address| fresh().prepare(&[address], 64, 1).expect_err("refused").to_string();
+    let refused = |address| {
+        fresh()
+            .prepare(&[address], 64, 1)
+            .expect_err("refused")
+            .to_string()
+    };
     assert!(refused(owned(Some("no-such-user"), None)).contains("there is no user no-such-user"));
-    assert!(refused(owned(None, Some("no-such-group"))).contains("there is no group no-such-group"));
+    assert!(
+        refused(owned(None, Some("no-such-group"))).contains("there is no group no-such-group")
+    );
     assert!(!at("owned").exists());
     let busy = UnixListener::bind(at("busy")).expect("another program");
-    assert_eq!(problem(&at("busy")).to_string().matches("ss -lxp").count(), 1);
+    assert_eq!(
+        problem(&at("busy")).to_string().matches("ss -lxp").count(),
+        1
+    );
     drop(busy);
 }
 
@@ -331,7 +488,13 @@ fn a_lock_keeps_a_second_server_from_a_socket_that_does_not_listen_yet() {
     let path = directory.path().join("app.sock");
     let server = || Listeners::new(Some(directory.path().to_owned()), Vec::new());
     let _set = server().prepare(&[unix(&path)], 64, 1).expect("bound");
-    assert_eq!(server().prepare(&[unix(&path)], 64, 1).expect_err("locked").problem, Problem::SocketInUse);
+    assert_eq!(
+        server()
+            .prepare(&[unix(&path)], 64, 1)
+            .expect_err("locked")
+            .problem,
+        Problem::SocketInUse
+    );
 }
 
 #[test]
@@ -344,18 +507,29 @@ fn inherited_sockets_are_found_by_number_and_name_generation_after_generation() 
     let mut listeners = Listeners::new(None, vec![inherited("web", web), inherited("web", second)]);
     let by_number = Address::Fd(FdSource::Number(number));
     let by_name = Address::Fd(FdSource::Name("web".to_owned()));
-    let first = listeners.prepare(std::slice::from_ref(&by_number), 64, 4).expect("found");
+    let first = listeners
+        .prepare(std::slice::from_ref(&by_number), 64, 4)
+        .expect("found");
     first.open(4).expect("it listens");
     assert_eq!(first.describe(), [address.to_string()]);
     assert_eq!(first.for_slot(3)[0].0, "web");
     let socket = first.for_slot(3).remove(0).1;
-    assert!(socket2::SockRef::from(&socket).nonblocking().expect("flags"));
+    assert!(
+        socket2::SockRef::from(&socket)
+            .nonblocking()
+            .expect("flags")
+    );
     assert_ne!(socket.as_raw_fd(), number, "a copy");
     drop(first);
-    let both = listeners.prepare(&[by_name, by_number], 64, 1).expect("found again");
+    let both = listeners
+        .prepare(&[by_name, by_number], 64, 1)
+        .expect("found again");
     assert_eq!(
         both.describe(),
-        [address.to_string(), format!("unix:{}", directory.path().join("s").display())]
+        [
+            address.to_string(),
+            format!("unix:{}", directory.path().join("s").display())
+        ]
     );
     let _client = TcpStream::connect(address).expect("connected");
     accept_one(&[both.for_slot(0).remove(0).1]);
@@ -366,13 +540,23 @@ fn inherited_descriptors_of_other_kinds_are_refused() {
     let file = std::fs::File::open("/dev/null").expect("open");
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
     let (stream, _peer) = UnixStream::pair().expect("pair");
-    let sockets = vec![inherited("file", file), inherited("udp", datagrams), inherited("stream", stream)];
+    let sockets = vec![
+        inherited("file", file),
+        inherited("udp", datagrams),
+        inherited("stream", stream),
+    ];
     let mut listeners = Listeners::new(None, sockets);
     let mut sentence = |name: &str| {
         let address = Address::Fd(FdSource::Name(name.to_owned()));
-        listeners.prepare(&[address], 64, 1).expect_err("refused").to_string()
+        listeners
+            .prepare(&[address], 64, 1)
+            .expect_err("refused")
+            .to_string()
     };
-    assert_eq!(sentence("file"), "cannot use fd://file: it is no socket (pass a listening stream socket)");
+    assert_eq!(
+        sentence("file"),
+        "cannot use fd://file: it is no socket (pass a listening stream socket)"
+    );
     assert_eq!(
         sentence("udp"),
         "cannot use fd://udp: it is no stream socket (pass a listening stream socket)"
@@ -382,9 +566,16 @@ fn inherited_descriptors_of_other_kinds_are_refused() {
         "cannot use fd://stream: it is not listening (pass a listening stream socket)"
     );
     let text = sentence("web");
-    assert!(text.contains("named file, ") && text.contains("named stream; LISTEN_FDS"), "{text}");
-    let refused = fresh().prepare(&[Address::Fd(FdSource::Number(3))], 64, 1).expect_err("refused");
     assert!(
-        refused.to_string().starts_with("cannot use fd://3: no such descriptor was inherited (none was;")
+        text.contains("named file, ") && text.contains("named stream; LISTEN_FDS"),
+        "{text}"
+    );
+    let refused = fresh()
+        .prepare(&[Address::Fd(FdSource::Number(3))], 64, 1)
+        .expect_err("refused");
+    assert!(
+        refused
+            .to_string()
+            .starts_with("cannot use fd://3: no such descriptor was inherited (none was;")
     );
 }

@@ -33,8 +33,10 @@ impl Wanted {
         owner: Option<&str>,
         group: Option<&str>,
     ) -> Result<Self, Problem> {
-        let path = std::path::absolute(path)
-            .map_err(|_| Problem::System { act: Act::BindUnix, errno: Errno::ENOENT })?;
+        let path = std::path::absolute(path).map_err(|_| Problem::System {
+            act: Act::BindUnix,
+            errno: Errno::ENOENT,
+        })?;
         let length = path.as_os_str().len();
         if length > PATH_MAX {
             return Err(Problem::PathTooLong(length));
@@ -42,14 +44,23 @@ impl Wanted {
         let owner = owner.map(|name| {
             let number = name.parse().map(Uid::from_raw).ok();
             let found = || User::from_name(name).ok().flatten().map(|user| user.uid);
-            number.or_else(found).ok_or_else(|| Problem::NoUser(name.to_owned()))
+            number
+                .or_else(found)
+                .ok_or_else(|| Problem::NoUser(name.to_owned()))
         });
         let group = group.map(|name| {
             let number = name.parse().map(Gid::from_raw).ok();
             let found = || Group::from_name(name).ok().flatten().map(|group| group.gid);
-            number.or_else(found).ok_or_else(|| Problem::NoGroup(name.to_owned()))
+            number
+                .or_else(found)
+                .ok_or_else(|| Problem::NoGroup(name.to_owned()))
         });
-        Ok(Self { path, mode, owner: owner.transpose()?, group: group.transpose()? })
+        Ok(Self {
+            path,
+            mode,
+            owner: owner.transpose()?,
+            group: group.transpose()?,
+        })
     }
 }
 
@@ -78,7 +89,11 @@ impl SocketFile {
             Errno::EADDRINUSE => Problem::SocketInUse,
             errno => failed(errno),
         })?;
-        let file = open(&wanted.path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let file = open(
+            &wanted.path,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
         let file = file.map_err(failed)?;
         let status = fstat(&file).map_err(failed)?;
         if file_kind(&status).is_some() {
@@ -98,19 +113,30 @@ impl SocketFile {
     /// inode, and gives it the owner and mode that are wanted now. `None` when it is gone: nobody can reach the socket
     /// then.
     pub(super) fn adopt(wanted: &Wanted, identity: (u64, u64)) -> Result<Option<Self>, Problem> {
-        let file = open(&wanted.path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let file = open(
+            &wanted.path,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
         let Ok(file) = file else { return Ok(None) };
         let status = fstat(&file).map_err(Problem::system(Act::BindUnix))?;
         if (status.st_dev, status.st_ino) != identity || file_kind(&status).is_some() {
             return Ok(None);
         }
         set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
-        Ok(Some(Self { made_for: wanted.clone(), identity, kept: Cell::new(false) }))
+        Ok(Some(Self {
+            made_for: wanted.clone(),
+            identity,
+            kept: Cell::new(false),
+        }))
     }
 
     /// What the socket is kept as.
     pub(super) fn label(&self) -> Label {
-        Label::File { identity: self.identity, path: self.made_for.path.clone() }
+        Label::File {
+            identity: self.identity,
+            path: self.made_for.path.clone(),
+        }
     }
 
     /// Leaves the file behind when this is dropped.
@@ -127,7 +153,8 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let path = &self.made_for.path;
-        if !self.kept.get() && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
+        if !self.kept.get()
+            && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
         {
             let _ = nix::unistd::unlink(path);
         }
@@ -166,14 +193,16 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), Problem> {
 
 /// What a file is; `None` for a socket.
 fn file_kind(status: &FileStat) -> Option<&'static str> {
-    Some(match SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFSOCK => return None,
-        SFlag::S_IFREG => "a regular file",
-        SFlag::S_IFDIR => "a directory",
-        SFlag::S_IFLNK => "a symbolic link",
-        SFlag::S_IFIFO => "a named pipe",
-        _ => "a device",
-    })
+    Some(
+        match SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFSOCK => return None,
+            SFlag::S_IFREG => "a regular file",
+            SFlag::S_IFDIR => "a directory",
+            SFlag::S_IFLNK => "a symbolic link",
+            SFlag::S_IFIFO => "a named pipe",
+            _ => "a device",
+        },
+    )
 }
 
 fn set_permissions(file: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {

@@ -34,7 +34,10 @@ pub(super) struct Look {
 
 /// Looks whether a process or its descendants wait for connections on all these sockets.
 pub(super) fn look(pid: u32, sockets: &BTreeSet<u64>) -> Look {
-    let mut look = Look { gone: !lives(pid), ..Look::default() };
+    let mut look = Look {
+        gone: !lives(pid),
+        ..Look::default()
+    };
     let mut waited = BTreeSet::new();
     for process in family(pid) {
         if let Err(error) = look_at(process, sockets, &mut waited)
@@ -53,7 +56,8 @@ pub(super) fn look(pid: u32, sockets: &BTreeSet<u64>) -> Look {
 fn lives(pid: u32) -> bool {
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let stat = String::from_utf8_lossy(&stat);
-    stat.rsplit_once(')').is_some_and(|(_, fields)| !fields.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, fields)| !fields.trim_start().starts_with(['Z', 'X']))
 }
 
 /// The process and its descendants, the nearest first.
@@ -66,7 +70,11 @@ fn family(pid: u32) -> Vec<u32> {
         for thread in threads(process) {
             let children = fs::read_to_string(format!("/proc/{process}/task/{thread}/children"));
             let children = children.unwrap_or_default();
-            found.extend(children.split_ascii_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            found.extend(
+                children
+                    .split_ascii_whitespace()
+                    .filter_map(|child| child.parse::<u32>().ok()),
+            );
         }
         next += 1;
     }
@@ -81,18 +89,28 @@ fn threads(process: u32) -> Vec<u32> {
 /// The numbers that the entries of a directory are called by.
 fn numbers(directory: &str, most: usize) -> io::Result<Vec<u32>> {
     let entries = fs::read_dir(directory)?.take(most);
-    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    Ok(entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Adds what one process waits on.
 fn look_at(process: u32, sockets: &BTreeSet<u64>, waited: &mut BTreeSet<u64>) -> io::Result<()> {
     let mut held = BTreeMap::new();
     for descriptor in numbers(&format!("/proc/{process}/fd"), DESCRIPTORS)? {
-        let Ok(target) = fs::read_link(format!("/proc/{process}/fd/{descriptor}")) else { continue };
-        let Some(target) = target.to_str() else { continue };
+        let Ok(target) = fs::read_link(format!("/proc/{process}/fd/{descriptor}")) else {
+            continue;
+        };
+        let Some(target) = target.to_str() else {
+            continue;
+        };
         if target == "anon_inode:[eventpoll]" {
             let info = fs::read_to_string(format!("/proc/{process}/fdinfo/{descriptor}"))?;
-            waited.extend(info.lines().filter_map(watched).filter(|inode| sockets.contains(inode)));
+            waited.extend(
+                info.lines()
+                    .filter_map(watched)
+                    .filter(|inode| sockets.contains(inode)),
+            );
         } else if let Some(inode) = inode_of(target).filter(|inode| sockets.contains(inode)) {
             held.insert(descriptor, inode);
         }
@@ -106,7 +124,9 @@ fn look_at(process: u32, sockets: &BTreeSet<u64>, waited: &mut BTreeSet<u64>) ->
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(error),
             Err(_) => continue,
         };
-        let Some(call) = Call::read(&call) else { continue };
+        let Some(call) = Call::read(&call) else {
+            continue;
+        };
         match call {
             Call::Accept(descriptor) => waited.extend(held.get(&descriptor)),
             Call::Poll { entries, count } => {
@@ -121,7 +141,9 @@ fn look_at(process: u32, sockets: &BTreeSet<u64>, waited: &mut BTreeSet<u64>) ->
                     (descriptor as usize) < count && byte & 1 << (descriptor % 8) != 0
                 };
                 waited.extend(
-                    held.iter().filter(|(descriptor, _)| chosen(**descriptor)).map(|(_, inode)| inode),
+                    held.iter()
+                        .filter(|(descriptor, _)| chosen(**descriptor))
+                        .map(|(_, inode)| inode),
                 );
             }
         }
@@ -131,7 +153,11 @@ fn look_at(process: u32, sockets: &BTreeSet<u64>, waited: &mut BTreeSet<u64>) ->
 
 /// The inode of a socket, from `socket:[12345]`.
 fn inode_of(target: &str) -> Option<u64> {
-    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    target
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 /// The inode of a file that an epoll instance watches for reading, from a line of its fdinfo:
@@ -152,14 +178,20 @@ fn polled(entry: &[u8]) -> Option<u32> {
     let (descriptor, rest) = entry.split_first_chunk::<4>()?;
     let (events, _) = rest.split_first_chunk::<2>()?;
     let reads = i16::from_ne_bytes(*events) & (libc::POLLIN | libc::POLLRDNORM) != 0;
-    u32::try_from(i32::from_ne_bytes(*descriptor)).ok().filter(|_| reads)
+    u32::try_from(i32::from_ne_bytes(*descriptor))
+        .ok()
+        .filter(|_| reads)
 }
 
 fn memory(process: u32, address: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     let file = File::open(format!("/proc/{process}/mem"))?;
     // What cannot be read is gone by now, or never was there: nothing is waited on.
-    let read = if address == 0 { 0 } else { file.read_at(&mut bytes, address).unwrap_or(0) };
+    let read = if address == 0 {
+        0
+    } else {
+        file.read_at(&mut bytes, address).unwrap_or(0)
+    };
     bytes.truncate(read);
     Ok(bytes)
 }
@@ -188,9 +220,15 @@ impl Call {
         if ACCEPT.contains(&number) {
             Some(Self::Accept(int(first)))
         } else if POLL.contains(&number) {
-            Some(Self::Poll { entries: first, count: count(second) })
+            Some(Self::Poll {
+                entries: first,
+                count: count(second),
+            })
         } else if SELECT.contains(&number) {
-            Some(Self::Select { set: second, count: count(first) })
+            Some(Self::Select {
+                set: second,
+                count: count(first),
+            })
         } else {
             None
         }
@@ -247,11 +285,17 @@ mod tests {
         use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
         let ((one, first), (other, second)) = (listener(), listener());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
-        epoll.add(&one, EpollEvent::new(EpollFlags::EPOLLIN, 0)).expect("added");
-        epoll.add(&other, EpollEvent::new(EpollFlags::EPOLLOUT, 0)).expect("added");
+        epoll
+            .add(&one, EpollEvent::new(EpollFlags::EPOLLIN, 0))
+            .expect("added");
+        epoll
+            .add(&other, EpollEvent::new(EpollFlags::EPOLLOUT, 0))
+            .expect("added");
         assert!(waits(&[first]) && !waits(&[second]) && !waits(&[first, second]));
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        epoll.modify(&other, &mut EpollEvent::new(both, 0)).expect("changed");
+        epoll
+            .modify(&other, &mut EpollEvent::new(both, 0))
+            .expect("changed");
         assert!(waits(&[first, second]), "all of them");
     }
 
@@ -265,7 +309,8 @@ mod tests {
             |listener| drop(listener.accept()),
             |listener| {
                 let (read, _write) = nix::unistd::pipe().expect("a pipe");
-                let mut both = [read.as_fd(), listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+                let mut both =
+                    [read.as_fd(), listener.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
                 poll(&mut both, PollTimeout::NONE).expect("poll");
             },
             |listener| {
@@ -291,10 +336,19 @@ mod tests {
         assert_eq!(Call::read("running\n"), None);
         assert_eq!(Call::read("-1 0x7ffe 0x7f00\n"), None);
         assert_eq!(Call::read(""), None);
-        let accept = format!("{} 0x3 0x0 0x0 0x80800 0x0 0x0 0x7ffd 0x7f13\n", libc::SYS_accept4);
+        let accept = format!(
+            "{} 0x3 0x0 0x0 0x80800 0x0 0x0 0x7ffd 0x7f13\n",
+            libc::SYS_accept4
+        );
         assert_eq!(Call::read(&accept), Some(Call::Accept(3)));
-        assert_eq!(watched("tfd:        5 events:       19 data:  5  pos:0 ino:15e7b sdev:8"), Some(0x15e7b));
-        assert_eq!(watched("tfd:        5 events:       18 data:  5  pos:0 ino:15e7b sdev:8"), None);
+        assert_eq!(
+            watched("tfd:        5 events:       19 data:  5  pos:0 ino:15e7b sdev:8"),
+            Some(0x15e7b)
+        );
+        assert_eq!(
+            watched("tfd:        5 events:       18 data:  5  pos:0 ino:15e7b sdev:8"),
+            None
+        );
         assert_eq!(watched("pos:\t0"), None);
     }
 }

@@ -51,13 +51,25 @@ impl Lookouts {
         sockets: &[BorrowedFd<'_>],
         log: &LogSettings,
     ) -> Result<BorrowedFd<'_>, String> {
-        let failed = |why: &dyn std::fmt::Display| format!("cannot look out for worker {worker}: {why}");
+        let failed =
+            |why: &dyn std::fmt::Display| format!("cannot look out for worker {worker}: {why}");
         let executable = Executable::current().map_err(|error| failed(&error))?;
-        let inodes = sockets.iter().map(|socket| nix::sys::stat::fstat(socket).map(|status| status.st_ino));
+        let inodes = sockets
+            .iter()
+            .map(|socket| nix::sys::stat::fstat(socket).map(|status| status.st_ino));
         let inodes: Result<Vec<u64>, _> = inodes.collect();
         let inodes = inodes.map_err(|errno| failed(&errno.desc()))?;
-        let list = inodes.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let argv = [format!("{name}: lookout for worker {worker}"), ROLE.to_owned(), pid.to_string(), list];
+        let list = inodes
+            .iter()
+            .map(u64::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+        let argv = [
+            format!("{name}: lookout for worker {worker}"),
+            ROLE.to_owned(),
+            pid.to_string(),
+            list,
+        ];
         let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
         let mut env = environment_without(&[
             NOTIFY_SOCKET,
@@ -67,12 +79,22 @@ impl Lookouts {
             logfile::FORMAT_VARIABLE,
             logfile::FILE_VARIABLE,
         ]);
-        env.extend(logfile::environment(log, false).into_iter().filter_map(|(key, value)| {
-            let value: &OsStr = value.as_os_str();
-            CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-        }));
+        env.extend(
+            logfile::environment(log, false)
+                .into_iter()
+                .filter_map(|(key, value)| {
+                    let value: &OsStr = value.as_os_str();
+                    CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+                }),
+        );
         let spawned = spawn(Order::own(&executable, &argv, env)).map_err(|error| failed(&error))?;
-        Ok(self.0.entry(worker).insert_entry(spawned).into_mut().pidfd.as_fd())
+        Ok(self
+            .0
+            .entry(worker)
+            .insert_entry(spawned)
+            .into_mut()
+            .pidfd
+            .as_fd())
     }
 
     /// A lookout has ended, or is not needed any more; tells how, if it has.
@@ -123,8 +145,16 @@ pub(crate) fn task() -> Option<Task> {
     if words.next()? != ROLE {
         return None;
     }
-    let mut word = || words.next().and_then(|word| word.into_string().ok()).unwrap_or_default();
-    Some(Task { pid: word(), sockets: word() })
+    let mut word = || {
+        words
+            .next()
+            .and_then(|word| word.into_string().ok())
+            .unwrap_or_default()
+    };
+    Some(Task {
+        pid: word(),
+        sockets: word(),
+    })
 }
 
 /// What this process was started to look at.
@@ -141,7 +171,9 @@ impl Task {
         let _ = nix::sys::prctl::set_name(c"lookout");
         let pid: Option<u32> = self.pid.parse().ok();
         let sockets: Result<BTreeSet<u64>, _> = self.sockets.split(',').map(str::parse).collect();
-        let (Some(pid), Ok(sockets)) = (pid, sockets) else { return ExitCode::from(2) };
+        let (Some(pid), Ok(sockets)) = (pid, sockets) else {
+            return ExitCode::from(2);
+        };
         let mut period = PERIOD;
         let mut told = false;
         loop {

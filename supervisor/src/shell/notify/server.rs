@@ -71,14 +71,22 @@ impl NotifyServer {
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
         if let Some(path) = directory.and_then(|directory| bind_file(&socket, directory)) {
-            return Ok(Self { socket, address: path.clone().into_os_string(), file: Some(path) });
+            return Ok(Self {
+                socket,
+                address: path.clone().into_os_string(),
+                file: Some(path),
+            });
         }
         // Bound to no name, it gets a free abstract one.
         bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
         let bound: UnixAddr = getsockname(socket.as_raw_fd())?;
         let name = bound.as_abstract().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let address = OsStr::from_bytes(&[b"@", name].concat()).to_owned();
-        Ok(Self { socket, address, file: None })
+        Ok(Self {
+            socket,
+            address,
+            file: None,
+        })
     }
 
     /// What has to be known to go on with this socket in another program.
@@ -122,8 +130,16 @@ impl NotifyServer {
             }
         };
         let sender = Pid::from_raw(packet.sender);
-        let notices = parse(if packet.cut { &[] } else { &bytes[..packet.length] });
-        Ok(Some(Received { sender, worker: worker_of(sender, known), notices }))
+        let notices = parse(if packet.cut {
+            &[]
+        } else {
+            &bytes[..packet.length]
+        });
+        Ok(Some(Received {
+            sender,
+            worker: worker_of(sender, known),
+            notices,
+        }))
     }
 }
 
@@ -143,10 +159,15 @@ impl Drop for NotifyServer {
 
 /// Binds to a file named after our pid, which nobody else uses. `None` when that cannot be.
 fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
-    let path = std::path::absolute(directory).ok()?.join(format!("notify-{}.sock", std::process::id()));
+    let path = std::path::absolute(directory)
+        .ok()?
+        .join(format!("notify-{}.sock", std::process::id()));
     let address = UnixAddr::new(&path).ok()?;
     // An earlier process with our pid may have left its own.
-    if path.symlink_metadata().is_ok_and(|status| status.file_type().is_socket()) {
+    if path
+        .symlink_metadata()
+        .is_ok_and(|status| status.file_type().is_socket())
+    {
         let _ = std::fs::remove_file(&path);
     }
     bind(socket.as_raw_fd(), &address).ok()?;
@@ -163,7 +184,9 @@ pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
             ("READY", "1") => WorkerNotice::Ready,
             ("WATCHDOG", "1") => WorkerNotice::Watchdog,
             ("STOPPING", "1") => WorkerNotice::Stopping,
-            ("STATUS", text) => WorkerNotice::Status(printable(text).chars().take(LONGEST_STATUS).collect()),
+            ("STATUS", text) => {
+                WorkerNotice::Status(printable(text).chars().take(LONGEST_STATUS).collect())
+            }
             ("EXTEND_TIMEOUT_USEC", time) => {
                 WorkerNotice::ExtendTimeout(Duration::from_micros(time.trim().parse().ok()?))
             }
@@ -199,6 +222,9 @@ pub(in crate::shell) fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
     let stat = String::from_utf8_lossy(&stat);
     // The name in parentheses may itself hold anything: what counts stands after the last one.
     let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace().skip(1).map(|field| field.parse().map(Pid::from_raw));
+    let mut fields = fields
+        .split_whitespace()
+        .skip(1)
+        .map(|field| field.parse().map(Pid::from_raw));
     Some((fields.next()?.ok()?, fields.next()?.ok()?))
 }

@@ -14,7 +14,11 @@ fn me() -> Pid {
 
 fn receive(server: &NotifyServer, known: impl Fn(Pid) -> bool) -> Received {
     let mut waited = [PollFd::new(server.as_fd(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut waited, PollTimeout::from(20_000_u16)), Ok(1), "nothing within 20 s");
+    assert_eq!(
+        poll(&mut waited, PollTimeout::from(20_000_u16)),
+        Ok(1),
+        "nothing within 20 s"
+    );
     server.receive(known).expect("recvmsg").expect("a message")
 }
 
@@ -39,7 +43,9 @@ fn what_the_supervisor_says_arrives_by_path_and_by_abstract_name() {
         let length = systemd.recv(&mut bytes).expect("received");
         String::from_utf8_lossy(&bytes[..length]).into_owned()
     };
-    notifier.ready("8 workers\nMAINPID=1\r\x1b[31m").expect("sent");
+    notifier
+        .ready("8 workers\nMAINPID=1\r\x1b[31m")
+        .expect("sent");
     assert_eq!(heard(&systemd), "READY=1\nSTATUS=8 workersMAINPID=1[31m");
     let before = prefork::sys::monotonic().as_micros();
     notifier.reloading("reloading").expect("sent");
@@ -54,7 +60,9 @@ fn what_the_supervisor_says_arrives_by_path_and_by_abstract_name() {
     assert_eq!(heard(&systemd), "STATUS=fine");
     notifier.watchdog().expect("sent");
     assert_eq!(heard(&systemd), "WATCHDOG=1");
-    notifier.extend_timeout(Duration::from_millis(5)).expect("sent");
+    notifier
+        .extend_timeout(Duration::from_millis(5))
+        .expect("sent");
     assert_eq!(heard(&systemd), "EXTEND_TIMEOUT_USEC=5000");
     assert_eq!(notifier.watchdog_period(), Some(Duration::from_secs(5)));
 
@@ -63,7 +71,14 @@ fn what_the_supervisor_says_arrives_by_path_and_by_abstract_name() {
     line_to(&server).ready("up").expect("sent");
     let received = receive(&server, |pid| pid == me());
     let notices = vec![WorkerNotice::Ready, WorkerNotice::Status("up".to_owned())];
-    assert_eq!(received, Received { sender: me(), worker: Some(me()), notices });
+    assert_eq!(
+        received,
+        Received {
+            sender: me(),
+            worker: Some(me()),
+            notices
+        }
+    );
     assert_eq!(server.receive(|_| true).expect("recvmsg"), None);
 }
 
@@ -73,10 +88,19 @@ fn without_a_line_every_message_is_a_success() {
     assert!(!silent.is_connected());
     silent.ready("nobody hears").expect("nothing to fail");
     assert_eq!(silent.watchdog_period(), None);
-    assert!(!Notifier::new(Some("".as_ref()), None).expect("as if unset").is_connected());
+    assert!(
+        !Notifier::new(Some("".as_ref()), None)
+            .expect("as if unset")
+            .is_connected()
+    );
     for odd in ["@", "relative", "vsock:2:1234"] {
-        let error = Notifier::new(Some(odd.as_ref()), None).expect_err("refused").to_string();
-        assert_eq!(error, format!("NOTIFY_SOCKET={odd} is no path and no @name of a Unix socket"));
+        let error = Notifier::new(Some(odd.as_ref()), None)
+            .expect_err("refused")
+            .to_string();
+        assert_eq!(
+            error,
+            format!("NOTIFY_SOCKET={odd} is no path and no @name of a Unix socket")
+        );
     }
 }
 
@@ -84,7 +108,9 @@ fn without_a_line_every_message_is_a_success() {
 fn a_receiver_that_does_not_read_costs_a_message_not_time() {
     let server = NotifyServer::bind(None).expect("bound");
     let notifier = line_to(&server);
-    let mut error = (0..100_000).find_map(|_| notifier.watchdog().err()).expect("the queue is full");
+    let mut error = (0..100_000)
+        .find_map(|_| notifier.watchdog().err())
+        .expect("the queue is full");
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     drop(server);
     // A fork of another test may hold a copy of the socket until its exec.
@@ -100,8 +126,13 @@ fn workers_words_are_understood_and_others_ignored() {
     use WorkerNotice::{ExtendTimeout, Ready, Status, Stopping, Watchdog};
     let server = NotifyServer::bind(None).expect("bound");
     let all = "STATUS=warm\tup \u{7}\nREADY=1\n\nWATCHDOG=1\nFDSTORE=1\nMAINPID=1\nSTOPPING=1\nEXTEND_TIMEOUT_USEC=1500\n";
-    let expected =
-        [Status("warmup ".to_owned()), Ready, Watchdog, Stopping, ExtendTimeout(Duration::from_micros(1500))];
+    let expected = [
+        Status("warmup ".to_owned()),
+        Ready,
+        Watchdog,
+        Stopping,
+        ExtendTimeout(Duration::from_micros(1500)),
+    ];
     assert_eq!(says(&server, all), expected);
     for odd in [
         "",
@@ -116,7 +147,10 @@ fn workers_words_are_understood_and_others_ignored() {
     ] {
         assert_eq!(says(&server, odd), [], "{odd:?}");
     }
-    assert_eq!(says(&server, &format!("STATUS={}", "ä".repeat(300))), [Status("ä".repeat(256))]);
+    assert_eq!(
+        says(&server, &format!("STATUS={}", "ä".repeat(300))),
+        [Status("ä".repeat(256))]
+    );
     assert_eq!(
         says(&server, &format!("READY=1\n{}", "x".repeat(4096))),
         [],
@@ -125,10 +159,16 @@ fn workers_words_are_understood_and_others_ignored() {
     let raw = UnixDatagram::unbound().expect("socket");
     let name = &server.address().as_bytes()[1..];
     let address =
-        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name);
-    raw.send_to_addr(b"STATUS=\xff\xfe\nREADY=1", &address.expect("name")).expect("sent");
+        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(
+            name,
+        );
+    raw.send_to_addr(b"STATUS=\xff\xfe\nREADY=1", &address.expect("name"))
+        .expect("sent");
     let received = receive(&server, |_| true);
-    assert_eq!(received.notices, [Status("\u{fffd}\u{fffd}".to_owned()), Ready]);
+    assert_eq!(
+        received.notices,
+        [Status("\u{fffd}\u{fffd}".to_owned()), Ready]
+    );
 }
 
 #[test]
@@ -141,13 +181,24 @@ fn descriptors_that_come_along_are_closed_at_once() {
     let descriptors: Vec<RawFd> = vec![writer.as_raw_fd(); 253];
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let text = [IoSlice::new(b"BARRIER=1\nREADY=1")];
-    sendmsg(client.as_raw_fd(), &text, &rights, MsgFlags::empty(), Some(&address)).expect("sent");
+    sendmsg(
+        client.as_raw_fd(),
+        &text,
+        &rights,
+        MsgFlags::empty(),
+        Some(&address),
+    )
+    .expect("sent");
     drop(writer);
     assert_eq!(receive(&server, |_| true).notices, [WorkerNotice::Ready]);
     let mut ended = [0; 1];
     let mut waited = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
     // It ends only when all 253 copies are closed here.
-    assert_eq!(poll(&mut waited, PollTimeout::from(20_000_u16)), Ok(1), "some copy is open after 20 s");
+    assert_eq!(
+        poll(&mut waited, PollTimeout::from(20_000_u16)),
+        Ok(1),
+        "some copy is open after 20 s"
+    );
     let mut reader = std::fs::File::from(reader);
     assert_eq!(reader.read(&mut ended).expect("read"), 0);
 }
@@ -155,7 +206,9 @@ fn descriptors_that_come_along_are_closed_at_once() {
 /// A process that waits for the end of its standard input.
 fn waiting(script: &str, server: &NotifyServer) -> Child {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", script]).stdin(std::process::Stdio::piped());
+    command
+        .args(["-c", script])
+        .stdin(std::process::Stdio::piped());
     command
         .env("NOTIFY_SOCKET", server.address())
         .env("TEST_BINARY", std::env::current_exe().expect("known"));
@@ -167,7 +220,10 @@ fn waiting(script: &str, server: &NotifyServer) -> Child {
 #[test]
 fn say_ready_when_asked_to() {
     if std::env::var_os("SAY_READY").is_some() {
-        Notifier::from_env().expect("a line").ready("from a descendant").expect("sent");
+        Notifier::from_env()
+            .expect("a line")
+            .ready("from a descendant")
+            .expect("sent");
         // Its sender must be alive when the message is read.
         let _ = io::stdin().read(&mut [0; 1]);
     }
@@ -180,7 +236,10 @@ fn a_descendant_speaks_for_its_worker_and_a_stranger_for_nobody() {
     assert!(Path::new(server.address()).starts_with(directory.path()));
     let say = "SAY_READY=1 \"$TEST_BINARY\" --exact shell::notify::tests::say_ready_when_asked_to --nocapture >/dev/null";
     // In the worker's process group; and in one of its own, two generations down.
-    for script in [format!("{say}; :"), format!("setsid -w sh -c '{say}; :'; :")] {
+    for script in [
+        format!("{say}; :"),
+        format!("setsid -w sh -c '{say}; :'; :"),
+    ] {
         let mut worker = waiting(&script, &server);
         let pid = Pid::from_raw(i32::try_from(worker.id()).expect("a pid"));
         let received = receive(&server, |candidate| candidate == pid);

@@ -37,15 +37,25 @@ impl Server {
                 self.steer();
                 None
             }
-            Action::Spawn { worker, slot, generation } => {
+            Action::Spawn {
+                worker,
+                slot,
+                generation,
+            } => {
                 self.store.touch(self.now);
                 self.spawn(worker, slot, generation)
             }
-            Action::Drain { worker, grace, empty_queue } => {
+            Action::Drain {
+                worker,
+                grace,
+                empty_queue,
+            } => {
                 // Away from it first, or somebody could still come when it has left.
                 self.steer_between_generations();
                 let orphaned = !self.keeps_all_addresses(worker);
-                self.hands.get_mut(&worker).and_then(|hand| hand.drain(grace, empty_queue || orphaned))
+                self.hands
+                    .get_mut(&worker)
+                    .and_then(|hand| hand.drain(grace, empty_queue || orphaned))
             }
             Action::Abort(worker) => {
                 self.hands.get(&worker)?.signal(Signal::SIGABRT);
@@ -80,14 +90,23 @@ impl Server {
             Action::Reply(RequestId(client), verdict) => {
                 self.waiting.remove(&client);
                 let answer = match verdict {
-                    Ok(Done::Reloaded(generation)) => {
-                        Answer { generation: Some(generation.0), ..Answer::done() }
-                    }
-                    Ok(Done::Scaled { from, to }) => Answer { scaled: Some((from, to)), ..Answer::done() },
-                    Ok(Done::Restarted { slot, worker }) => {
-                        Answer { slot: Some(slot.0), worker: Some(worker.0), ..Answer::done() }
-                    }
-                    Ok(Done::Drained { slot }) => Answer { slot: Some(slot.0), ..Answer::done() },
+                    Ok(Done::Reloaded(generation)) => Answer {
+                        generation: Some(generation.0),
+                        ..Answer::done()
+                    },
+                    Ok(Done::Scaled { from, to }) => Answer {
+                        scaled: Some((from, to)),
+                        ..Answer::done()
+                    },
+                    Ok(Done::Restarted { slot, worker }) => Answer {
+                        slot: Some(slot.0),
+                        worker: Some(worker.0),
+                        ..Answer::done()
+                    },
+                    Ok(Done::Drained { slot }) => Answer {
+                        slot: Some(slot.0),
+                        ..Answer::done()
+                    },
                     Err(reason) => Answer::failed(reason),
                 };
                 self.answer_settled(client, answer);
@@ -109,9 +128,15 @@ impl Server {
                 for warning in &generation.config.warnings {
                     warn!("{warning}");
                 }
-                let before = self.generations.get(&self.accepted).map(|old| old.sockets.describe());
+                let before = self
+                    .generations
+                    .get(&self.accepted)
+                    .map(|old| old.sockets.describe());
                 for address in generation.sockets.describe() {
-                    if before.as_ref().is_none_or(|before| !before.contains(&address)) {
+                    if before
+                        .as_ref()
+                        .is_none_or(|before| !before.contains(&address))
+                    {
                         info!("listening on {address}");
                     }
                 }
@@ -126,7 +151,8 @@ impl Server {
     /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
     pub(super) fn steer(&mut self) {
         let workers = self.core.view().workers;
-        if let Err(error) = steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
+        if let Err(error) =
+            steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
             && !std::mem::replace(&mut self.steering_failed, true)
         {
             warn!("{error}; new connections are spread over all slots");
@@ -140,9 +166,20 @@ impl Server {
         }
     }
 
-    pub(super) fn spawn(&mut self, worker: WorkerId, slot: Slot, id: GenerationId) -> Option<Event> {
+    pub(super) fn spawn(
+        &mut self,
+        worker: WorkerId,
+        slot: Slot,
+        id: GenerationId,
+    ) -> Option<Event> {
         self.mend_sockets(slot);
-        let role = Role { worker, slot, generation: id, name: &self.name, notify: &self.notify_address };
+        let role = Role {
+            worker,
+            slot,
+            generation: id,
+            name: &self.name,
+            notify: &self.notify_address,
+        };
         let launched = match self.generations.get_mut(&id) {
             Some(generation) => launch(self.now, generation, self.groups.as_mut(), role),
             None => Err(format!("generation {id} is not held any more")),
@@ -156,11 +193,21 @@ impl Server {
         });
         match watched {
             Ok(hand) => {
-                let who = Who { worker, slot, generation: id };
+                let who = Who {
+                    worker,
+                    slot,
+                    generation: id,
+                };
                 let pid = hand.pid;
                 self.hands.insert(worker, hand);
                 let text = format_args!("starts");
-                self.announce(report::of_worker("starting", log::Level::Info, who, Some(pid), text));
+                self.announce(report::of_worker(
+                    "starting",
+                    log::Level::Info,
+                    who,
+                    Some(pid),
+                    text,
+                ));
                 self.look_out(worker)
             }
             Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),
@@ -169,7 +216,8 @@ impl Server {
 
     /// Replaces listening sockets that somebody has shut down, if this slot's is one of them.
     fn mend_sockets(&mut self, slot: Slot) {
-        let is_shut = |generation: &Generation| generation.sockets.is_shut(generation.queue_of(slot));
+        let is_shut =
+            |generation: &Generation| generation.sockets.is_shut(generation.queue_of(slot));
         if !self.generations.values().any(is_shut) {
             return;
         }
@@ -183,10 +231,12 @@ impl Server {
     }
 
     pub(super) fn watch(&self, hand: &Hand) -> std::io::Result<()> {
-        self.poll.add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
+        self.poll
+            .add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
         match &hand.line {
             Line::Channel { channel, .. } => {
-                self.poll.add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)?;
+                self.poll
+                    .add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)?;
             }
             Line::Notify { .. } | Line::Closed => {}
         }
@@ -196,10 +246,15 @@ impl Server {
     /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
     /// be it accepted already or on trial.
     pub(super) fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
-        let own = self.hands.get(&worker).and_then(|hand| self.generations.get(&hand.generation));
+        let own = self
+            .hands
+            .get(&worker)
+            .and_then(|hand| self.generations.get(&hand.generation));
         own.is_none_or(|own| {
             let kept = |address| {
-                self.generations.values().all(|other| other.sockets.addresses().any(|kept| kept == address))
+                self.generations
+                    .values()
+                    .all(|other| other.sockets.addresses().any(|kept| kept == address))
             };
             own.sockets.addresses().all(kept)
         })

@@ -16,7 +16,9 @@ impl Server {
     /// Has the child be the one that the accepted generation wants.
     pub(super) fn tend_admin(&mut self) {
         self.admin.expire(self.now, &mut self.doomed);
-        let Some(generation) = self.generations.get(&self.accepted) else { return };
+        let Some(generation) = self.generations.get(&self.accepted) else {
+            return;
+        };
         if self.admin.is_outdated(generation) {
             self.control.dismiss(&self.poll);
             self.admin.retire(self.now);
@@ -50,9 +52,15 @@ impl Server {
         }
         if let Some(ended) = self.admin.end(self.now, id) {
             let wait = ended.wait;
-            let text =
-                format!("the admin child is dead ({}); its clients wait, and another one starts", ended.how);
-            let text = if wait.is_zero() { text } else { format!("{text} in {wait:.1?}") };
+            let text = format!(
+                "the admin child is dead ({}); its clients wait, and another one starts",
+                ended.how
+            );
+            let text = if wait.is_zero() {
+                text
+            } else {
+                format!("{text} in {wait:.1?}")
+            };
             self.announce(Told::new("admin-died", Level::Warn, text).with("end", ended.how));
         }
     }

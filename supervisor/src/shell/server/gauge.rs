@@ -7,7 +7,9 @@ use log::{debug, warn};
 
 impl Server {
     fn measures_memory(&self) -> bool {
-        self.generations.values().any(|generation| generation.config.max_memory.is_some())
+        self.generations
+            .values()
+            .any(|generation| generation.config.max_memory.is_some())
             && !self.core.is_stopping()
     }
 
@@ -24,7 +26,11 @@ impl Server {
         if self.gauge.pid().is_some() {
             return self.hear_gauge();
         }
-        let workers = self.hands.values().map(|hand| (hand.id, hand.pid)).collect();
+        let workers = self
+            .hands
+            .values()
+            .map(|hand| (hand.id, hand.pid))
+            .collect();
         match self.gauge.start(self.now, &self.name, workers) {
             Ok(None) => {}
             Ok(Some(pidfd)) => {
@@ -42,7 +48,9 @@ impl Server {
         if let Some(pidfd) = self.gauge.pidfd() {
             self.poll.remove(pidfd);
         }
-        let Some(measured) = self.gauge.end(self.now, &mut self.doomed) else { return };
+        let Some(measured) = self.gauge.end(self.now, &mut self.doomed) else {
+            return;
+        };
         if let Some(trouble) = measured.trouble {
             warn!("{trouble}");
         }

@@ -40,19 +40,28 @@ impl Server {
                 }
             }
         }
-        if let Some(reason) = trouble.as_ref().filter(|reason| self.logs.trouble.as_ref() != Some(reason)) {
+        if let Some(reason) = trouble
+            .as_ref()
+            .filter(|reason| self.logs.trouble.as_ref() != Some(reason))
+        {
             error!("{reason}; the old file goes on being written");
         }
         self.logs.trouble = trouble;
         for hand in self.hands.values_mut() {
-            let log =
-                self.generations.get(&hand.generation).and_then(|generation| generation.access.as_ref());
-            let Some(log) = log.filter(|log| log.edition != hand.edition) else { continue };
+            let log = self
+                .generations
+                .get(&hand.generation)
+                .and_then(|generation| generation.access.as_ref());
+            let Some(log) = log.filter(|log| log.edition != hand.edition) else {
+                continue;
+            };
             if let Line::Channel { channel, .. } = &hand.line {
                 // Whoever does not read its channel now is told later.
                 match channel.send_with(&ToWorker::Reopen, log.as_fd()) {
                     Ok(()) => hand.edition = log.edition,
-                    Err(error) => debug!("worker {} cannot be given the access log: {error}", hand.id),
+                    Err(error) => {
+                        debug!("worker {} cannot be given the access log: {error}", hand.id)
+                    }
                 }
             }
         }

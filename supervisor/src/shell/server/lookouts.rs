@@ -21,10 +21,13 @@ impl Server {
         let queues = Queues::of(generation, hand.slot);
         let sockets: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
         let log = &generation.config.log;
-        let pidfd = self.lookouts.start(&self.name, worker, hand.pid, &sockets, log);
+        let pidfd = self
+            .lookouts
+            .start(&self.name, worker, hand.pid, &sockets, log);
         let watched = pidfd.and_then(|pidfd| {
             let watched = self.poll.add(pidfd, Token::Lookout(worker), Interest::Read);
-            watched.map_err(|error| format!("cannot watch the lookout for worker {worker}: {error}"))
+            watched
+                .map_err(|error| format!("cannot watch the lookout for worker {worker}: {error}"))
         });
         match watched {
             Ok(()) => None,
@@ -38,7 +41,10 @@ impl Server {
     /// Whether a program is ready when it says so. Whoever is to be seen may say so too early, as gunicorn does, whose master
     /// speaks before it has a worker.
     pub(super) fn takes_its_word(&self, worker: WorkerId) -> bool {
-        let generation = self.hands.get(&worker).and_then(|hand| self.generations.get(&hand.generation));
+        let generation = self
+            .hands
+            .get(&worker)
+            .and_then(|hand| self.generations.get(&hand.generation));
         generation.is_none_or(|generation| generation.config.ready != Ready::Listen)
     }
 
@@ -58,12 +64,17 @@ impl Server {
         }
         match self.lookouts.end(worker, &mut self.doomed) {
             Some(Ended::Seen) => {
-                let event = self.hands.get_mut(&worker).and_then(|hand| hand.seen_to_wait());
+                let event = self
+                    .hands
+                    .get_mut(&worker)
+                    .and_then(|hand| hand.seen_to_wait());
                 if let Some(event) = event {
                     self.feed(event);
                 }
             }
-            Some(Ended::Gone) | None => debug!("the lookout for worker {worker} has nobody to look at"),
+            Some(Ended::Gone) | None => {
+                debug!("the lookout for worker {worker} has nobody to look at")
+            }
             Some(Ended::Failed(how)) => {
                 // Nobody would ever know.
                 let reason = format!("cannot be seen to get ready: its lookout {how}");

@@ -62,7 +62,11 @@ impl Server {
     pub(super) fn answer_request(&mut self, client: u64, request: Request) {
         match request {
             Request::Status => self.answer_status(client),
-            Request::Events { follow, since, recent } => self.answer_events(client, follow, since, recent),
+            Request::Events {
+                follow,
+                since,
+                recent,
+            } => self.answer_events(client, follow, since, recent),
             Request::Config => self.answer_config(client),
             Request::Reload { wait: true } => {
                 self.waiting.insert(client);
@@ -73,7 +77,10 @@ impl Server {
                 self.feed(Event::Command(Command::Reload(None)));
             }
             Request::Scale { workers } => {
-                self.feed(Event::Command(Command::Scale(workers, Some(RequestId(client)))));
+                self.feed(Event::Command(Command::Scale(
+                    workers,
+                    Some(RequestId(client)),
+                )));
             }
             Request::RestartWorker { slot, wait } => {
                 let asked = self.asked_by(client, wait);
@@ -90,7 +97,11 @@ impl Server {
             }
             Request::Stop { now } => {
                 self.answer(client, &Answer::done());
-                self.feed(Event::Command(if now { Command::StopNow } else { Command::Stop }));
+                self.feed(Event::Command(if now {
+                    Command::StopNow
+                } else {
+                    Command::Stop
+                }));
             }
         }
     }
@@ -105,9 +116,16 @@ impl Server {
 
     /// Makes the picture once for all who ask in one round.
     fn answer_status(&mut self, client: u64) {
-        if self.picture.as_ref().is_none_or(|(made, _)| *made != self.now) {
+        if self
+            .picture
+            .as_ref()
+            .is_none_or(|(made, _)| *made != self.now)
+        {
             self.counts.pictures += 1;
-            let answer = Answer { status: serde_json::to_value(self.status()).ok(), ..Answer::done() };
+            let answer = Answer {
+                status: serde_json::to_value(self.status()).ok(),
+                ..Answer::done()
+            };
             self.picture = Some((self.now, answer.line()));
         }
         if let Some((_, line)) = &self.picture {
@@ -115,7 +133,13 @@ impl Server {
         }
     }
 
-    fn answer_events(&mut self, client: u64, follow: bool, since: Option<u64>, recent: Option<u32>) {
+    fn answer_events(
+        &mut self,
+        client: u64,
+        follow: bool,
+        since: Option<u64>,
+        recent: Option<u32>,
+    ) {
         let mut lines = Vec::new();
         for event in self.journal.after(since.unwrap_or(0), recent) {
             lines.extend(event_line(&event));
@@ -125,7 +149,8 @@ impl Server {
         } else {
             lines.extend(Answer::done().line());
         }
-        self.control.send(self.now, &self.poll, client, &lines, !follow);
+        self.control
+            .send(self.now, &self.poll, client, &lines, !follow);
     }
 
     fn answer_config(&mut self, client: u64) {
@@ -149,7 +174,11 @@ impl Server {
         let level = told.level;
         let event = self.journal.note(told);
         let generation = self.generations.get(&self.accepted);
-        self.hooks.offer(generation.map(|generation| &generation.config.hooks), level, &event);
+        self.hooks.offer(
+            generation.map(|generation| &generation.config.hooks),
+            level,
+            &event,
+        );
         if self.control.is_followed() {
             let line = event_line(&event);
             self.control.tell(self.now, &self.poll, &line);
@@ -160,7 +189,8 @@ impl Server {
     pub(super) fn tend_hooks(&mut self) {
         self.hooks.expire(self.now);
         if let Some(generation) = self.generations.get(&self.accepted) {
-            self.hooks.start_next(self.now, &self.poll, &generation.config);
+            self.hooks
+                .start_next(self.now, &self.poll, &generation.config);
         }
     }
 
@@ -180,10 +210,15 @@ impl Server {
     }
 
     pub(super) fn report(&mut self, fact: &Fact) {
-        let pid = report::subject(fact).and_then(|who| self.hands.get(&who.worker)).map(|hand| hand.pid);
+        let pid = report::subject(fact)
+            .and_then(|who| self.hands.get(&who.worker))
+            .map(|hand| hand.pid);
         match fact {
             Fact::Died(who, demise) => {
-                let remains = self.remains.as_ref().filter(|(worker, _)| *worker == who.worker);
+                let remains = self
+                    .remains
+                    .as_ref()
+                    .filter(|(worker, _)| *worker == who.worker);
                 let now = prefork::sys::monotonic_ms();
                 let told = deaths::told(*who, demise, remains.map(|(_, remains)| remains), now);
                 self.deaths.count(demise.cause);
@@ -197,7 +232,10 @@ impl Server {
         }
         match fact {
             Fact::Reloaded(..) if self.begin_to_settle(fact) => {}
-            Fact::ReloadBegan(_) | Fact::ReloadFailed(..) | Fact::Stopping(_) | Fact::Hopeless(_) => {
+            Fact::ReloadBegan(_)
+            | Fact::ReloadFailed(..)
+            | Fact::Stopping(_)
+            | Fact::Hopeless(_) => {
                 // The end of one thing is told before the beginning of another.
                 self.settle_now();
                 self.tell_systemd(fact);
@@ -209,12 +247,19 @@ impl Server {
             Fact::Spawning(_) => self.counts.spawned += 1,
             Fact::Reloaded(generation, _) => {
                 self.counts.reloads += 1;
-                self.last_reload = Some(LastReload { generation: generation.0, ok: true, reason: None });
+                self.last_reload = Some(LastReload {
+                    generation: generation.0,
+                    ok: true,
+                    reason: None,
+                });
             }
             Fact::ReloadFailed(refused, _, reason) => {
                 self.counts.failed_reloads += 1;
-                self.last_reload =
-                    Some(LastReload { generation: refused.0, ok: false, reason: Some(reason.clone()) });
+                self.last_reload = Some(LastReload {
+                    generation: refused.0,
+                    ok: false,
+                    reason: Some(reason.clone()),
+                });
             }
             _ => {}
         }
@@ -228,7 +273,10 @@ impl Server {
                 ready: view.ready,
                 passed: view.passed,
             });
-            let answer = Answer { reload, ..Answer::progress(progress) };
+            let answer = Answer {
+                reload,
+                ..Answer::progress(progress)
+            };
             for client in self.waiting.clone() {
                 self.answer(client, &answer);
             }

@@ -15,8 +15,9 @@ impl Server {
         let accepted = self.generations.get(&self.accepted);
         let time = unix_time();
         let (unavailable, max_unavailable) = self.core.permits();
-        let class =
-            accepted.filter(|accepted| accepted.has_channel()).map(|accepted| accepted.config.class());
+        let class = accepted
+            .filter(|accepted| accepted.has_channel())
+            .map(|accepted| accepted.config.class());
         Status {
             version: VERSION,
             name: self.name.clone(),
@@ -38,12 +39,21 @@ impl Server {
             reload: view.reload,
             last_reload: self.last_reload.clone(),
             last_upgrade: self.upgrade.last.clone(),
-            reloads: Reloads { ok: self.counts.reloads, failed: self.counts.failed_reloads },
+            reloads: Reloads {
+                ok: self.counts.reloads,
+                failed: self.counts.failed_reloads,
+            },
             spawned: self.counts.spawned,
             deaths: self.deaths.by_cause(),
-            listeners: accepted.map(|accepted| accepted.sockets.describe()).unwrap_or_default(),
-            admin: accepted.map(|accepted| accepted.desk.http.describe()).unwrap_or_default(),
-            agent: accepted.map(|accepted| accepted.desk.agent.describe()).unwrap_or_default(),
+            listeners: accepted
+                .map(|accepted| accepted.sockets.describe())
+                .unwrap_or_default(),
+            admin: accepted
+                .map(|accepted| accepted.desk.http.describe())
+                .unwrap_or_default(),
+            agent: accepted
+                .map(|accepted| accepted.desk.agent.describe())
+                .unwrap_or_default(),
             status_requests: self.counts.pictures,
             latency_bounds_us: &LATENCY_BOUNDS_US,
             last_event: self.journal.last(),
@@ -53,18 +63,40 @@ impl Server {
     fn slots(&self, view: &View) -> Vec<SlotStatus> {
         let accepted = self.generations.get(&self.accepted);
         let now = monotonic();
-        let served = self.dead.iter().rposition(|totals| *totals != Totals::default());
-        let served = served.and_then(|slot| u16::try_from(slot + 1).ok()).unwrap_or(0);
-        let alive = view.workers.iter().map(|worker| worker.slot.0 + 1).max().unwrap_or(0);
+        let served = self
+            .dead
+            .iter()
+            .rposition(|totals| *totals != Totals::default());
+        let served = served
+            .and_then(|slot| u16::try_from(slot + 1).ok())
+            .unwrap_or(0);
+        let alive = view
+            .workers
+            .iter()
+            .map(|worker| worker.slot.0 + 1)
+            .max()
+            .unwrap_or(0);
         // Of retired slots, too, or the totals of all slots together would go back.
         let count = alive.max(view.open).max(served);
         let slot = |slot: u16| {
-            let mut totals = self.dead.get(usize::from(slot)).copied().unwrap_or_default();
+            let mut totals = self
+                .dead
+                .get(usize::from(slot))
+                .copied()
+                .unwrap_or_default();
             let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
             let workers: Vec<WorkerStatus> = here
-                .filter_map(|worker| Some(WorkerStatus::new(worker, self.hands.get(&worker.worker)?, now)))
+                .filter_map(|worker| {
+                    Some(WorkerStatus::new(
+                        worker,
+                        self.hands.get(&worker.worker)?,
+                        now,
+                    ))
+                })
                 .collect();
-            workers.iter().for_each(|worker| totals.fold(&worker.scoreboard));
+            workers
+                .iter()
+                .for_each(|worker| totals.fold(&worker.scoreboard));
             SlotStatus {
                 slot,
                 open: slot < view.open,

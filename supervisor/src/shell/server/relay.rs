@@ -32,7 +32,13 @@ impl Relay {
 impl Server {
     /// A worker has written something, or can write no more.
     pub(super) fn relay(&mut self, worker: WorkerId) {
-        let Some(capture) = self.hands.get_mut(&worker).and_then(|hand| hand.stderr.as_mut()) else { return };
+        let Some(capture) = self
+            .hands
+            .get_mut(&worker)
+            .and_then(|hand| hand.stderr.as_mut())
+        else {
+            return;
+        };
         match capture.relay() {
             Heard::Flowing => {}
             Heard::Blocked => self.relay.turn = worker,
@@ -65,7 +71,11 @@ impl Server {
 
     fn pause_relay(&mut self) {
         self.relay.paused = true;
-        for pipe in self.hands.values().filter_map(|hand| hand.stderr.as_ref()?.descriptor()) {
+        for pipe in self
+            .hands
+            .values()
+            .filter_map(|hand| hand.stderr.as_ref()?.descriptor())
+        {
             self.poll.remove(pipe);
         }
         self.wait_for_outlet();
@@ -84,7 +94,10 @@ impl Server {
         let start = waiting.partition_point(|worker| *worker <= turn);
         waiting.rotate_left(start);
         for worker in waiting {
-            let capture = self.hands.get_mut(&worker).and_then(|hand| hand.stderr.as_mut());
+            let capture = self
+                .hands
+                .get_mut(&worker)
+                .and_then(|hand| hand.stderr.as_mut());
             if capture.is_some_and(|capture| !capture.pass_on()) {
                 self.relay.turn = worker;
                 return self.wait_for_outlet();
@@ -99,8 +112,8 @@ impl Server {
     }
 
     fn wait_for_outlet(&mut self) {
-        let watched =
-            outlet().with_descriptor(|stderr| self.poll.add(stderr, Token::Outlet, Interest::Write));
+        let watched = outlet()
+            .with_descriptor(|stderr| self.poll.add(stderr, Token::Outlet, Interest::Write));
         if watched.is_err() {
             // What cannot be watched can mostly be written.
             self.relay.due = Some(self.now + TRY_AGAIN);
@@ -109,7 +122,10 @@ impl Server {
 
     /// Watches a worker's standard error, unless the relay is paused.
     pub(super) fn watch_stderr(&self, hand: &crate::shell::hand::Hand) -> std::io::Result<()> {
-        let pipe = hand.stderr.as_ref().and_then(|capture| capture.descriptor());
+        let pipe = hand
+            .stderr
+            .as_ref()
+            .and_then(|capture| capture.descriptor());
         match pipe.filter(|_| !self.relay.paused) {
             Some(pipe) => self.poll.add(pipe, Token::Stderr(hand.id), Interest::Read),
             None => Ok(()),

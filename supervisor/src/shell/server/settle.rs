@@ -48,7 +48,12 @@ impl Server {
             return false;
         }
         let until = self.now + PATIENCE;
-        self.settling = Some(Settling { fact: fact.clone(), answers: Vec::new(), old, until });
+        self.settling = Some(Settling {
+            fact: fact.clone(),
+            answers: Vec::new(),
+            old,
+            until,
+        });
         true
     }
 
@@ -63,14 +68,20 @@ impl Server {
     /// Tells what was held back, if it is time.
     pub(super) fn settle(&mut self) {
         let accepts = |id: &WorkerId| self.hands.get(id).is_some_and(|hand| !hand.quiet);
-        if self.settling.as_ref().is_some_and(|it| it.until <= self.now || !it.old.iter().any(accepts)) {
+        if self
+            .settling
+            .as_ref()
+            .is_some_and(|it| it.until <= self.now || !it.old.iter().any(accepts))
+        {
             self.settle_now();
         }
     }
 
     /// Tells what was held back: something else is about to be told, or somebody else will go on.
     pub(super) fn settle_now(&mut self) {
-        let Some(Settling { fact, answers, .. }) = self.settling.take() else { return };
+        let Some(Settling { fact, answers, .. }) = self.settling.take() else {
+            return;
+        };
         self.tell_systemd(&fact);
         for (client, answer) in answers {
             self.answer(client, &answer);

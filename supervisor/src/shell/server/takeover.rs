@@ -60,7 +60,11 @@ impl Server {
     pub(crate) fn take_over(task: &Task, identity: &Identity) -> (Self, Resumption) {
         let (state, mut unpacking) = task.read();
         let rest = &mut unpacking;
-        let expected = if task.check { nix::unistd::getppid().as_raw() } else { Pid::this().as_raw() };
+        let expected = if task.check {
+            nix::unistd::getppid().as_raw()
+        } else {
+            Pid::this().as_raw()
+        };
         if i64::from(state.pid) != i64::from(expected) {
             give_up(&format!("the state is process {}'s", state.pid));
         }
@@ -73,19 +77,31 @@ impl Server {
             .map(|state| (state.id, generation(state, &loader, &groups, rest)))
             .collect();
         if !generations.contains_key(&state.accepted) {
-            give_up(&format!("generation {}, which serves, is not in the state", state.accepted));
+            give_up(&format!(
+                "generation {}, which serves, is not in the state",
+                state.accepted
+            ));
         }
         let expected: Vec<_> = state.core.workers().collect();
         let core = Core::resume(state.core).unwrap_or_else(|reason| give_up(&reason));
-        let hands: BTreeMap<_, _> =
-            state.hands.into_iter().map(|state| (state.id, hand(state, rest, task.check))).collect();
-        if let Some(hand) = hands.values().find(|hand| !generations.contains_key(&hand.generation)) {
+        let hands: BTreeMap<_, _> = state
+            .hands
+            .into_iter()
+            .map(|state| (state.id, hand(state, rest, task.check)))
+            .collect();
+        if let Some(hand) = hands
+            .values()
+            .find(|hand| !generations.contains_key(&hand.generation))
+        {
             give_up(&format!(
                 "worker {} is of generation {}, which is not in the state",
                 hand.id, hand.generation
             ));
         }
-        let found: Vec<_> = hands.values().map(|hand| (hand.id, hand.slot, hand.generation)).collect();
+        let found: Vec<_> = hands
+            .values()
+            .map(|hand| (hand.id, hand.slot, hand.generation))
+            .collect();
         if found != expected {
             give_up("the workers that are known are not those that are held");
         }
@@ -99,15 +115,26 @@ impl Server {
             outlet().resume(state.backlog);
         }
         let notify = NotifyServer::adopted(state.notify, rest);
-        let control = state.control.map(|control| ControlServer::adopted(control, rest)).unwrap_or_default();
-        let systemd = if task.check { Notifier::default() } else { Notifier::from_env().unwrap_or_default() };
+        let control = state
+            .control
+            .map(|control| ControlServer::adopted(control, rest))
+            .unwrap_or_default();
+        let systemd = if task.check {
+            Notifier::default()
+        } else {
+            Notifier::from_env().unwrap_or_default()
+        };
         let now = clock();
-        let stored: Vec<_> = state.stored.into_iter().map(|one| (one.name, one.inode)).collect();
+        let stored: Vec<_> = state
+            .stored
+            .into_iter()
+            .map(|one| (one.name, one.inode))
+            .collect();
         let offered = std::env::var(prefork::environment::FDSTORE).ok();
         let store = Store::new(now, &systemd, offered.as_deref(), &stored);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
-        let poll =
-            Poll::new().unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
+        let poll = Poll::new()
+            .unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
         let signals = Signals::install()
             .unwrap_or_else(|error| give_up(&format!("cannot install signal handlers: {error}")));
         let server = Self {
@@ -169,12 +196,18 @@ impl Server {
             give_up(&format!("cannot watch everything: {error}"));
         }
         let (version, upgrade, signals) = (state.version, state.upgrade, state.signals);
-        let resumption = Resumption { version, upgrade, signals, rest: unpacking };
+        let resumption = Resumption {
+            version,
+            upgrade,
+            signals,
+            rest: unpacking,
+        };
         (server, resumption)
     }
 
     fn watch_all(&self) -> std::io::Result<()> {
-        self.poll.add(&self.signals, Token::Signals, Interest::Read)?;
+        self.poll
+            .add(&self.signals, Token::Signals, Interest::Read)?;
         self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
         self.hands.values().try_for_each(|hand| self.watch(hand))?;
         self.hooks.watch_all(&self.poll)?;
@@ -184,19 +217,29 @@ impl Server {
 
     /// How the accepted generation logs.
     pub(crate) fn log_settings(&self) -> Option<&crate::config::LogSettings> {
-        self.generations.get(&self.accepted).map(|generation| &generation.config.log)
+        self.generations
+            .get(&self.accepted)
+            .map(|generation| &generation.config.log)
     }
 }
 
 fn loader(state: &State, identity: &Identity) -> Loader {
     let arguments = state.arguments.iter().cloned().map(Bytes::text);
-    let invocation = Source::from_parts(identity, arguments, std::env::vars_os()).unwrap_or_else(|error| {
-        give_up(&format!("the command line cannot be read by version {}: {error}", identity.version))
-    });
+    let invocation =
+        Source::from_parts(identity, arguments, std::env::vars_os()).unwrap_or_else(|error| {
+            give_up(&format!(
+                "the command line cannot be read by version {}: {error}",
+                identity.version
+            ))
+        });
     Loader {
         source: invocation.source,
         own_path: state.own_path.clone().path(),
-        inherited: state.inherited.iter().map(|socket| socket.name.clone()).collect(),
+        inherited: state
+            .inherited
+            .iter()
+            .map(|socket| socket.name.clone())
+            .collect(),
     }
 }
 
@@ -215,12 +258,27 @@ fn generation(
     unpacking: &mut Unpacking,
 ) -> Generation {
     speaks(state.protocol, &format_args!("generation {}", state.id));
-    let origin = Origin { file: state.file, cpus: usize::try_from(state.cpus).unwrap_or(1) };
+    let origin = Origin {
+        file: state.file,
+        cpus: usize::try_from(state.cpus).unwrap_or(1),
+    };
     let mut config = loader.config_of(&origin).unwrap_or_else(|error| {
-        give_up(&format!("generation {} cannot be read by this version: {}", state.id, error.brief()))
+        give_up(&format!(
+            "generation {} cannot be read by this version: {}",
+            state.id,
+            error.brief()
+        ))
     });
-    let ProgramState { descriptor, path, script } = state.program;
-    let executable = Executable::adopted(unpacking.take(descriptor, Kind::Program), path.path(), script);
+    let ProgramState {
+        descriptor,
+        path,
+        script,
+    } = state.program;
+    let executable = Executable::adopted(
+        unpacking.take(descriptor, Kind::Program),
+        path.path(),
+        script,
+    );
     let confinement = Confinement::prepare(&config)
         .and_then(|mut confinement| {
             confinement.add_sandbox(&mut config, &executable)?;
@@ -244,16 +302,24 @@ fn generation(
         AccessState::File(file) => unpacking.take(file, Kind::Lock),
         AccessState::Pipe(pipe) => unpacking.take(pipe, Kind::Pipe),
     });
-    generation.access = generation.access_target().cloned().map(|target| match carried {
-        Some(descriptor) => AccessLog::adopted(&target, descriptor),
-        None => AccessLog::open(&target).unwrap_or_else(|reason| give_up(&reason)),
-    });
+    generation.access = generation
+        .access_target()
+        .cloned()
+        .map(|target| match carried {
+            Some(descriptor) => AccessLog::adopted(&target, descriptor),
+            None => AccessLog::open(&target).unwrap_or_else(|reason| give_up(&reason)),
+        });
     generation
 }
 
 fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
     speaks(state.protocol, &format_args!("worker {}", state.id));
-    let pidfd = unpacking.take_process(state.pidfd, state.pid, check, &format_args!("worker {}", state.id));
+    let pidfd = unpacking.take_process(
+        state.pidfd,
+        state.pid,
+        check,
+        &format_args!("worker {}", state.id),
+    );
     let line = match state.line {
         LineState::Channel(line) => Line::Channel {
             channel: Channel::from_socket(unpacking.take(line.channel, Kind::Channel)),
@@ -302,7 +368,13 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
 
 fn rows(state: &RowState, unpacking: &mut Unpacking) -> SharedRows {
     let memory = unpacking.take(state.memory, Kind::Memory);
-    let layout = Layout { size: state.size, rows: state.rows };
-    SharedRows::open(memory, layout)
-        .unwrap_or_else(|error| give_up(&format!("cannot map a worker's rows of the scoreboard: {error}")))
+    let layout = Layout {
+        size: state.size,
+        rows: state.rows,
+    };
+    SharedRows::open(memory, layout).unwrap_or_else(|error| {
+        give_up(&format!(
+            "cannot map a worker's rows of the scoreboard: {error}"
+        ))
+    })
 }

@@ -65,8 +65,13 @@ struct Asked {
 impl Upgrade {
     /// Knows the program that runs.
     pub(super) fn new() -> Self {
-        let running = stat("/proc/self/exe").ok().map(|status| (status.st_dev, status.st_ino));
-        Self { running, ..Self::default() }
+        let running = stat("/proc/self/exe")
+            .ok()
+            .map(|status| (status.st_dev, status.st_ino));
+        Self {
+            running,
+            ..Self::default()
+        }
     }
 
     /// The check's process, which is no orphan.
@@ -83,7 +88,10 @@ impl Upgrade {
 impl Server {
     /// Somebody asks for an upgrade; `client` waits for the verdict.
     pub(super) fn ask_for_upgrade(&mut self, client: Option<u64>) {
-        let asked = Asked { clients: client.into_iter().collect(), reload: None };
+        let asked = Asked {
+            clients: client.into_iter().collect(),
+            reload: None,
+        };
         if let Err((asked, reason)) = self.try_upgrade(asked) {
             self.upgrade_failed(asked, &reason);
         }
@@ -92,16 +100,22 @@ impl Server {
     /// A reload is to be prepared. When this program was replaced on disk, the new one does that: then the reload's
     /// answer, if there is one already.
     pub(super) fn upgrade_before(&mut self, generation: GenerationId) -> Option<Option<Event>> {
-        let there = stat(&self.loader.own_path).ok().map(|status| (status.st_dev, status.st_ino));
+        let there = stat(&self.loader.own_path)
+            .ok()
+            .map(|status| (status.st_dev, status.st_ino));
         if there.is_none() || there == self.upgrade.running {
             return None;
         }
-        let asked = Asked { clients: Vec::new(), reload: Some(generation) };
+        let asked = Asked {
+            clients: Vec::new(),
+            reload: Some(generation),
+        };
         Some(match self.try_upgrade(asked) {
             Ok(()) => None,
-            Err((_, reason)) => {
-                Some(Event::Refused(generation, cannot_take_over(&self.loader.own_path, &reason)))
-            }
+            Err((_, reason)) => Some(Event::Refused(
+                generation,
+                cannot_take_over(&self.loader.own_path, &reason),
+            )),
         })
     }
 
@@ -127,13 +141,24 @@ impl Server {
         }
         match self.check(&next) {
             Ok((check, report)) => {
-                info!("upgrade: checking whether {} can take over", next.path().display());
+                info!(
+                    "upgrade: checking whether {} can take over",
+                    next.path().display()
+                );
                 for client in &asked.clients {
-                    let progress = format!("checking whether {} can take over", next.path().display());
+                    let progress =
+                        format!("checking whether {} can take over", next.path().display());
                     self.answer(*client, &Answer::progress(progress));
                 }
                 let deadline = self.now + self.check_timeout();
-                self.upgrade.attempt = Some(Attempt { next, check, report, deadline, passed: false, asked });
+                self.upgrade.attempt = Some(Attempt {
+                    next,
+                    check,
+                    report,
+                    deadline,
+                    passed: false,
+                    asked,
+                });
                 Ok(())
             }
             Err(reason) => Err((asked, reason)),
@@ -146,24 +171,39 @@ impl Server {
         let next = Executable::open(path).map_err(|error| error.to_string())?;
         if next.is_script() {
             let path = path.display();
-            return Err(format!("{path} is a script, not this program (put the program itself there)"));
+            return Err(format!(
+                "{path} is a script, not this program (put the program itself there)"
+            ));
         }
         Ok(next)
     }
 
     /// Starts the new program to check the state as it is now.
     fn check(&self, next: &Executable) -> Result<(Spawned, OwnedFd), String> {
-        let failed = |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
+        let failed =
+            |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
         let state = self.state(&Asked::default(), &[]);
         let memory = seal(&state).map_err(failed("write down the state"))?;
         let (report, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(|errno| failed("make a pipe")(errno.into()))?;
-        let kept = state.kept().chain([memory.as_raw_fd(), theirs.as_raw_fd()]).collect::<Vec<_>>();
+        let kept = state
+            .kept()
+            .chain([memory.as_raw_fd(), theirs.as_raw_fd()])
+            .collect::<Vec<_>>();
         let argv = check_arguments(&memory, &theirs);
         // What it says must not be taken for our word, and the sockets are in the state.
-        let env = environment_without(&[NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID, LISTEN_PID, VARIABLE]);
-        let check = spawn(Order { kept: &kept, ..Order::own(next, &argv, env) })
-            .map_err(|error| error.to_string())?;
+        let env = environment_without(&[
+            NOTIFY_SOCKET,
+            WATCHDOG_USEC,
+            WATCHDOG_PID,
+            LISTEN_PID,
+            VARIABLE,
+        ]);
+        let check = spawn(Order {
+            kept: &kept,
+            ..Order::own(next, &argv, env)
+        })
+        .map_err(|error| error.to_string())?;
         if let Err(error) = self.poll.add(&check.pidfd, Token::Upgrade, Interest::Read) {
             self.drop_check(&check);
             return Err(format!("cannot watch the check: {error}"));
@@ -173,7 +213,9 @@ impl Server {
 
     fn check_timeout(&self) -> Duration {
         let accepted = self.generations.get(&self.accepted);
-        accepted.map_or(CHECK_AT_MOST, |generation| generation.config.start_timeout.min(CHECK_AT_MOST))
+        accepted.map_or(CHECK_AT_MOST, |generation| {
+            generation.config.start_timeout.min(CHECK_AT_MOST)
+        })
     }
 
     /// Whoever checks is not waited for any more; its body is an orphan's.
@@ -185,7 +227,9 @@ impl Server {
 
     /// The check has ended.
     pub(super) fn hear_check(&mut self) {
-        let Some(mut attempt) = self.upgrade.attempt.take_if(|attempt| !attempt.passed) else { return };
+        let Some(mut attempt) = self.upgrade.attempt.take_if(|attempt| !attempt.passed) else {
+            return;
+        };
         let death = match reap(&attempt.check.pidfd) {
             Ok(None) => {
                 self.upgrade.attempt = Some(attempt);
@@ -216,7 +260,9 @@ impl Server {
 
     /// At the end of every round: gives up a check that is late or in vain, and becomes the program that has passed.
     pub(super) fn advance_upgrade(&mut self) {
-        let Some(attempt) = &self.upgrade.attempt else { return };
+        let Some(attempt) = &self.upgrade.attempt else {
+            return;
+        };
         let reason = if self.core.is_stopping() {
             "the server stops".to_owned()
         } else if attempt.passed {
@@ -226,7 +272,9 @@ impl Server {
         } else {
             return;
         };
-        let Some(attempt) = self.upgrade.attempt.take() else { return };
+        let Some(attempt) = self.upgrade.attempt.take() else {
+            return;
+        };
         if !attempt.passed {
             self.drop_check(&attempt.check);
             self.look_for_orphans = Some(self.now);
@@ -249,7 +297,9 @@ impl Server {
     }
 
     fn execute(&mut self, signals: &[Signal]) -> String {
-        let Some(attempt) = &self.upgrade.attempt else { return "nothing was checked".to_owned() };
+        let Some(attempt) = &self.upgrade.attempt else {
+            return "nothing was checked".to_owned();
+        };
         let previous = match Executable::current() {
             Ok(previous) => OwnedFd::from(previous),
             Err(error) => return error.to_string(),
@@ -260,14 +310,21 @@ impl Server {
             Err(error) => return format!("cannot write down the state: {error}"),
         };
         let errno = execute(&attempt.next, &state, &memory, &previous);
-        format!("cannot execute {}: {}", attempt.next.path().display(), errno.desc())
+        format!(
+            "cannot execute {}: {}",
+            attempt.next.path().display(),
+            errno.desc()
+        )
     }
 
     /// Nothing has changed, and whoever asked is told why.
     fn upgrade_failed(&mut self, asked: Asked, reason: &str) {
         let Asked { clients, reload } = asked;
-        self.upgrade.last =
-            Some(LastUpgrade { version: VERSION.to_owned(), ok: false, reason: Some(reason.to_owned()) });
+        self.upgrade.last = Some(LastUpgrade {
+            version: VERSION.to_owned(),
+            ok: false,
+            reason: Some(reason.to_owned()),
+        });
         for client in clients {
             self.answer(client, &Answer::failed(reason));
         }
@@ -279,10 +336,12 @@ impl Server {
             }
             None => {
                 let text = format!("upgrade failed, version {VERSION} goes on: {reason}");
-                self.announce(Told::new("upgrade-failed", Level::Error, text).with("reason", reason));
-                let _ = self
-                    .systemd
-                    .status(&format!("version {VERSION} goes on; the last upgrade failed: {reason}"));
+                self.announce(
+                    Told::new("upgrade-failed", Level::Error, text).with("reason", reason),
+                );
+                let _ = self.systemd.status(&format!(
+                    "version {VERSION} goes on; the last upgrade failed: {reason}"
+                ));
             }
         }
     }
@@ -290,13 +349,21 @@ impl Server {
     /// This process has become the program that it was to become; or `failed` to, and is the old one again.
     pub(crate) fn resume(&mut self, resumption: Resumption, failed: Option<&str>) {
         self.now = clock();
-        let Resumption { version, upgrade, signals, rest } = resumption;
+        let Resumption {
+            version,
+            upgrade,
+            signals,
+            rest,
+        } = resumption;
         match rest.finish() {
             0 => {}
             count => debug!("closed {count} descriptors that only another version has a use for"),
         }
         if let Some(reason) = failed {
-            let asked = Asked { clients: upgrade.clients, reload: upgrade.reload };
+            let asked = Asked {
+                clients: upgrade.clients,
+                reload: upgrade.reload,
+            };
             self.upgrade_failed(asked, reason);
         } else {
             let workers = self.hands.len();
@@ -304,10 +371,24 @@ impl Server {
                 "upgraded in place from version {version} to {VERSION} (pid {}): {workers} workers go on",
                 std::process::id()
             );
-            self.announce(Told::new("upgraded", Level::Info, text).with("from", version).with("to", VERSION));
-            self.upgrade.last = Some(LastUpgrade { version: VERSION.to_owned(), ok: true, reason: None });
+            self.announce(
+                Told::new("upgraded", Level::Info, text)
+                    .with("from", version)
+                    .with("to", VERSION),
+            );
+            self.upgrade.last = Some(LastUpgrade {
+                version: VERSION.to_owned(),
+                ok: true,
+                reason: None,
+            });
             for client in upgrade.clients {
-                self.answer(client, &Answer { upgraded: Some(VERSION.to_owned()), ..Answer::done() });
+                self.answer(
+                    client,
+                    &Answer {
+                        upgraded: Some(VERSION.to_owned()),
+                        ..Answer::done()
+                    },
+                );
             }
             // What the old version could not tell systemd any more ends here.
             let status = format!("version {VERSION}: {workers} workers serve");
@@ -321,7 +402,12 @@ impl Server {
             }
         }
         self.look_out_again();
-        self.act_on(signals.into_iter().filter_map(|number| Signal::try_from(number).ok()).collect());
+        self.act_on(
+            signals
+                .into_iter()
+                .filter_map(|number| Signal::try_from(number).ok())
+                .collect(),
+        );
     }
 
     /// All that the next program needs to know.
@@ -356,7 +442,10 @@ impl Server {
             }
         });
         let generations = generations.collect();
-        let totals = (0..).map(Slot).zip(&self.dead).filter(|(_, totals)| **totals != Default::default());
+        let totals = (0..)
+            .map(Slot)
+            .zip(&self.dead)
+            .filter(|(_, totals)| **totals != Default::default());
         State {
             version: VERSION.to_owned(),
             pid: std::process::id(),
@@ -367,33 +456,48 @@ impl Server {
             accepted: self.accepted,
             generations,
             groups: groups.into_iter().map(|(_, group)| group).collect(),
-            hands: self.hands.values().map(|hand| hand_state(hand, packing)).collect(),
-            totals: totals.map(|(slot, totals)| TotalsState::of(slot, totals)).collect(),
+            hands: self
+                .hands
+                .values()
+                .map(|hand| hand_state(hand, packing))
+                .collect(),
+            totals: totals
+                .map(|(slot, totals)| TotalsState::of(slot, totals))
+                .collect(),
             deaths: self
                 .deaths
                 .seen()
-                .map(|(cause, count)| DeathsState { cause: cause.to_owned(), count })
+                .map(|(cause, count)| DeathsState {
+                    cause: cause.to_owned(),
+                    count,
+                })
                 .collect(),
             foster: self.leftovers.foster(),
             backlog: outlet().backlog().to_vec(),
             notify: self.notify.state(packing),
             control: self.control.state(packing),
             waiting: self.waiting.iter().copied().collect(),
-            last_reload: self
-                .last_reload
-                .as_ref()
-                .map(|last| ReloadState { generation: last.generation, reason: last.reason.clone() }),
+            last_reload: self.last_reload.as_ref().map(|last| ReloadState {
+                generation: last.generation,
+                reason: last.reason.clone(),
+            }),
             booted: self.booted,
             rotation: self.rotation.clone(),
             stored: self
                 .store
                 .held()
-                .map(|(name, inode)| StoredState { name: name.to_owned(), inode })
+                .map(|(name, inode)| StoredState {
+                    name: name.to_owned(),
+                    inode,
+                })
                 .collect(),
             steering_failed: self.steering_failed,
             on_terminal: self.on_terminal,
             signals: signals.iter().map(|signal| *signal as i32).collect(),
-            upgrade: UpgradeState { clients: asked.clients.clone(), reload: asked.reload },
+            upgrade: UpgradeState {
+                clients: asked.clients.clone(),
+                reload: asked.reload,
+            },
             cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
             counts: CountsState {
                 started: self.counts.started,
@@ -405,7 +509,9 @@ impl Server {
             },
             hooks: self.hooks.state(packing),
             leaving: self.admin.state(packing),
-            doomed: self.doomed.state(self.lookouts.children().chain(self.gauge.child()), packing),
+            doomed: self
+                .doomed
+                .state(self.lookouts.children().chain(self.gauge.child()), packing),
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
@@ -416,7 +522,12 @@ impl Server {
 
 fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
     let line = match &hand.line {
-        Line::Channel { channel, phase, draining, .. } => LineState::Channel(ChannelState {
+        Line::Channel {
+            channel,
+            phase,
+            draining,
+            ..
+        } => LineState::Channel(ChannelState {
             channel: packing.add(Kind::Channel, channel),
             phase: match phase {
                 Phase::Silent => PhaseState::Silent,
@@ -425,7 +536,13 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
             },
             draining: *draining,
         }),
-        Line::Notify { stop, ready, greeted, fed, allowance: _ } => LineState::Notices(NoticesState {
+        Line::Notify {
+            stop,
+            ready,
+            greeted,
+            fed,
+            allowance: _,
+        } => LineState::Notices(NoticesState {
             stop: *stop as i32,
             ready: *ready,
             greeted: *greeted,
@@ -445,7 +562,9 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
         stderr: hand.stderr.as_ref().map(|capture| {
             let (held, cut) = capture.held();
             StderrState {
-                pipe: capture.descriptor().map(|pipe| packing.add(Kind::Pipe, &pipe)),
+                pipe: capture
+                    .descriptor()
+                    .map(|pipe| packing.add(Kind::Pipe, &pipe)),
                 held: held.to_vec(),
                 cut: cut.map(<[u8]>::to_vec),
                 last_words: capture.last_words(),
@@ -467,7 +586,9 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
 }
 
 fn identity(program: &Executable) -> Option<(u64, u64)> {
-    fstat(program.as_fd()).ok().map(|status| (status.st_dev, status.st_ino))
+    fstat(program.as_fd())
+        .ok()
+        .map(|status| (status.st_dev, status.st_ino))
 }
 
 fn cannot_take_over(path: &Path, reason: &str) -> String {

@@ -27,10 +27,17 @@ impl Server {
     pub(super) fn look(&self) -> Look {
         let sight = |hand: &Hand| (hand.id, hand.sight(self.now));
         let workers = self.hands.values().map(sight).collect();
-        let queues = self.core.wants_queues(self.now).then(|| self.queues().into_iter().collect());
+        let queues = self
+            .core
+            .wants_queues(self.now)
+            .then(|| self.queues().into_iter().collect());
         let loads = self.core.wants_loads().filter(|_| queues.is_some());
         let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
-        Look { workers, queues, loads }
+        Look {
+            workers,
+            queues,
+            loads,
+        }
     }
 
     /// How much everybody has to do.
@@ -47,23 +54,32 @@ impl Server {
     pub(super) fn condemn_the_shut(&mut self) {
         let is_shut = |hand: &Hand| {
             let generation = self.generations.get(&hand.generation);
-            generation.is_some_and(|generation| generation.sockets.is_shut(generation.queue_of(hand.slot)))
+            generation.is_some_and(|generation| {
+                generation.sockets.is_shut(generation.queue_of(hand.slot))
+            })
         };
-        let shut: BTreeSet<WorkerId> =
-            self.hands.values().filter(|hand| is_shut(hand)).map(|hand| hand.id).collect();
+        let shut: BTreeSet<WorkerId> = self
+            .hands
+            .values()
+            .filter(|hand| is_shut(hand))
+            .map(|hand| hand.id)
+            .collect();
         if shut.is_empty() {
             return;
         }
-        let accepts =
-            |state| matches!(state, WorkerState::Starting | WorkerState::Ready | WorkerState::Stalled);
+        let accepts = |state| {
+            matches!(
+                state,
+                WorkerState::Starting | WorkerState::Ready | WorkerState::Stalled
+            )
+        };
         let workers = self.core.view().workers.into_iter();
         let found: Vec<WorkerId> = workers
             .filter(|worker| accepts(worker.state) && shut.contains(&worker.worker))
             .map(|worker| worker.worker)
             .collect();
         for worker in found {
-            let reason =
-                "cannot accept any more, since somebody has shut down a listening socket of its slot";
+            let reason = "cannot accept any more, since somebody has shut down a listening socket of its slot";
             self.feed(Event::Condemned(worker, reason.to_owned()));
         }
     }
@@ -72,7 +88,10 @@ impl Server {
     pub(super) fn queues(&self) -> BTreeMap<Slot, u32> {
         let mut queues = BTreeMap::new();
         for hand in self.hands.values() {
-            let sockets = self.generations.get(&hand.generation).map(|generation| &generation.sockets);
+            let sockets = self
+                .generations
+                .get(&hand.generation)
+                .map(|generation| &generation.sockets);
             if let Some(length) = sockets.and_then(|sockets| sockets.queue(hand.slot.0)) {
                 // Two workers in a slot mostly have the same sockets.
                 queues
@@ -81,7 +100,10 @@ impl Server {
                     .or_insert(length);
             }
         }
-        let accepted = self.generations.get(&self.accepted).filter(|accepted| accepted.serves_each_queue());
+        let accepted = self
+            .generations
+            .get(&self.accepted)
+            .filter(|accepted| accepted.serves_each_queue());
         if let Some(Generation { sockets, .. }) = accepted {
             for slot in self.core.retired() {
                 if let Some(length) = sockets.queue(slot.0) {
@@ -93,15 +115,25 @@ impl Server {
     }
 
     pub(super) fn take_notices(&mut self) {
-        let pids: BTreeMap<Pid, WorkerId> = self.hands.values().map(|hand| (hand.pid, hand.id)).collect();
+        let pids: BTreeMap<Pid, WorkerId> = self
+            .hands
+            .values()
+            .map(|hand| (hand.pid, hand.id))
+            .collect();
         for _ in 0..NOTICES_AT_ONCE {
             let received = match self.notify.receive(|pid| pids.contains_key(&pid)) {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
                 Err(error) => return debug!("cannot read a notice: {error}"),
             };
-            let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else { continue };
-            if let Some(event) = self.hands.get_mut(worker).and_then(|hand| hand.overspend(self.now)) {
+            let Some(worker) = received.worker.and_then(|pid| pids.get(&pid)) else {
+                continue;
+            };
+            if let Some(event) = self
+                .hands
+                .get_mut(worker)
+                .and_then(|hand| hand.overspend(self.now))
+            {
                 self.feed(event);
                 continue;
             }
@@ -109,7 +141,10 @@ impl Server {
                 if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
                     continue;
                 }
-                let event = self.hands.get_mut(worker).and_then(|hand| hand.notice(self.now, notice));
+                let event = self
+                    .hands
+                    .get_mut(worker)
+                    .and_then(|hand| hand.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
                 }
@@ -118,7 +153,9 @@ impl Server {
     }
 
     pub(super) fn hear(&mut self, worker: WorkerId) {
-        let Some(hand) = self.hands.get_mut(&worker) else { return };
+        let Some(hand) = self.hands.get_mut(&worker) else {
+            return;
+        };
         let before = matches!(hand.line, Line::Channel { .. });
         let events = hand.listen(self.now);
         if before && matches!(hand.line, Line::Closed) {
@@ -132,7 +169,9 @@ impl Server {
     /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
     pub(super) fn bury(&mut self, worker: WorkerId) {
         self.hear(worker);
-        let Some(hand) = self.hands.get_mut(&worker) else { return };
+        let Some(hand) = self.hands.get_mut(&worker) else {
+            return;
+        };
         // While the body is not reaped, nobody else can have the group's number.
         hand.kill_group();
         let (death, usage) = match reap_with_usage(&hand.pidfd) {
@@ -144,7 +183,11 @@ impl Server {
             }
         };
         // A group tells only of what was killed in it.
-        let oom = self.groups.as_mut().is_some_and(|groups| groups.close(worker)).then_some(true);
+        let oom = self
+            .groups
+            .as_mut()
+            .is_some_and(|groups| groups.close(worker))
+            .then_some(true);
         let last_words = hand.stderr.take().map(|capture| {
             if let Some(pipe) = capture.descriptor() {
                 self.poll.remove(pipe);
@@ -152,7 +195,8 @@ impl Server {
             capture.bury()
         });
         let reading = hand.reading();
-        if let Some((totals, reading)) = self.dead.get_mut(hand.slot.index()).zip(reading.as_ref()) {
+        if let Some((totals, reading)) = self.dead.get_mut(hand.slot.index()).zip(reading.as_ref())
+        {
             totals.fold(reading);
         }
         let generation = self.generations.get(&hand.generation);
@@ -165,7 +209,9 @@ impl Server {
             reading,
             last_words: last_words.unwrap_or_default(),
         };
-        let clean = generation.map(|generation| generation.config.clean_exit.clone()).unwrap_or_default();
+        let clean = generation
+            .map(|generation| generation.config.clean_exit.clone())
+            .unwrap_or_default();
         let end = end(hand, &remains, &clean);
         self.poll.remove(&hand.pidfd);
         if let Line::Channel { channel, .. } = &hand.line {
@@ -223,7 +269,8 @@ impl Server {
         self.tend_hooks();
         let end_of_hooks = end + FAREWELL;
         self.hooks.hurry(end_of_hooks);
-        self.leftovers.is_busy() && self.now < end || self.hooks.are_busy() && self.now < end_of_hooks
+        self.leftovers.is_busy() && self.now < end
+            || self.hooks.are_busy() && self.now < end_of_hooks
     }
 
     pub(super) fn bury_orphans(&mut self) {

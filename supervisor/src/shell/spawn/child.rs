@@ -43,7 +43,11 @@ impl<'a> Plan<'a> {
         let mut pid_fields = Vec::new();
         let mut env: Vec<*const c_char> = Vec::with_capacity(order.env.len() + 1);
         for variable in &order.env {
-            let name = variable.to_bytes().split(|byte| *byte == b'=').next().unwrap_or_default();
+            let name = variable
+                .to_bytes()
+                .split(|byte| *byte == b'=')
+                .next()
+                .unwrap_or_default();
             if name != LISTEN_PID.as_bytes() && name != WATCHDOG_PID.as_bytes() {
                 env.push(variable.as_ptr());
                 continue;
@@ -56,9 +60,18 @@ impl<'a> Plan<'a> {
             pid_variables.push(text);
         }
         env.push(std::ptr::null());
-        let argv = order.argv.iter().map(|argument| argument.as_ptr()).chain([std::ptr::null()]).collect();
-        let sources: Vec<RawFd> =
-            order.listeners.iter().chain(order.extras).map(|descriptor| descriptor.as_raw_fd()).collect();
+        let argv = order
+            .argv
+            .iter()
+            .map(|argument| argument.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
+        let sources: Vec<RawFd> = order
+            .listeners
+            .iter()
+            .chain(order.extras)
+            .map(|descriptor| descriptor.as_raw_fd())
+            .collect();
         Self {
             argv,
             env,
@@ -103,12 +116,18 @@ impl<'a> Plan<'a> {
         }
         if let Some(cgroup) = self.cgroup {
             // SAFETY: one byte of a literal is read.
-            check(Stage::Cgroup, unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int)?;
+            check(
+                Stage::Cgroup,
+                unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int,
+            )?;
         }
         self.confinement.surrender()?;
         // SAFETY: as above.
         unsafe {
-            check(Stage::DeathSignal, libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0))?;
+            check(
+                Stage::DeathSignal,
+                libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0),
+            )?;
             // The supervisor may have died before the line above. Then no signal comes, and nobody reads a report.
             if libc::getppid() != self.parent.as_raw() {
                 libc::_exit(127);
@@ -161,14 +180,23 @@ impl<'a> Plan<'a> {
         // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
         // would still be used: it never returns.
         unsafe {
-            for (source, target) in [(self.stdin, libc::STDIN_FILENO), (self.stderr, libc::STDERR_FILENO)] {
+            for (source, target) in [
+                (self.stdin, libc::STDIN_FILENO),
+                (self.stderr, libc::STDERR_FILENO),
+            ] {
                 if let Some(source) = source {
                     check(stage, libc::dup2(source, target))?;
                 }
             }
             // First all out of the way: a source may sit where another one belongs.
-            self.report = check(stage, libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above))?;
-            self.executable = check(stage, libc::fcntl(self.executable, libc::F_DUPFD_CLOEXEC, above))?;
+            self.report = check(
+                stage,
+                libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above),
+            )?;
+            self.executable = check(
+                stage,
+                libc::fcntl(self.executable, libc::F_DUPFD_CLOEXEC, above),
+            )?;
             for (source, parked) in self.sources.iter().zip(&mut self.parked) {
                 *parked = check(stage, libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, above))?;
             }
@@ -176,9 +204,15 @@ impl<'a> Plan<'a> {
                 // A dup2'ed descriptor is not closed on exec.
                 check(stage, libc::dup2(*parked, target))?;
             }
-            self.executable = check(stage, libc::dup3(self.executable, executable, libc::O_CLOEXEC))?;
+            self.executable = check(
+                stage,
+                libc::dup3(self.executable, executable, libc::O_CLOEXEC),
+            )?;
             self.report = check(stage, libc::dup3(self.report, report, libc::O_CLOEXEC))?;
-            check(stage, libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0) as c_int)?;
+            check(
+                stage,
+                libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0) as c_int,
+            )?;
         }
         Ok(executable)
     }
@@ -194,10 +228,22 @@ fn reset_signals() {
     unsafe {
         let zeros = [0_u64; 4];
         for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const zeros, std::ptr::null_mut::<u8>(), SET);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const zeros,
+                std::ptr::null_mut::<u8>(),
+                SET,
+            );
         }
         let set = libc::SIG_SETMASK;
-        libc::syscall(libc::SYS_rt_sigprocmask, set, &raw const zeros, std::ptr::null_mut::<u8>(), SET);
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            set,
+            &raw const zeros,
+            std::ptr::null_mut::<u8>(),
+            SET,
+        );
     }
 }
 
@@ -224,7 +270,11 @@ unsafe fn write_pid(pid: c_int, field: *mut u8) {
 
 /// A step's failure, from what its system call has returned.
 pub(in crate::shell) fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
-    if result < 0 { Err((stage, errno())) } else { Ok(result) }
+    if result < 0 {
+        Err((stage, errno()))
+    } else {
+        Ok(result)
+    }
 }
 
 fn errno() -> c_int {

@@ -57,11 +57,18 @@ impl fmt::Display for ExecutableError {
                 }
             }
             Self::NotAFile(path) => {
-                write!(f, "cannot execute {}: not a regular file (name a program)", path.display())
+                write!(
+                    f,
+                    "cannot execute {}: not a regular file (name a program)",
+                    path.display()
+                )
             }
             Self::NotFound { program, path } => {
                 let program = program.display();
-                write!(f, "cannot find program {program} in {path} (give its path, or set PATH)")
+                write!(
+                    f,
+                    "cannot find program {program} in {path} (give its path, or set PATH)"
+                )
             }
         }
     }
@@ -74,7 +81,9 @@ pub(super) fn remedy(errno: Errno) -> Option<&'static str> {
     Some(match errno {
         Errno::ENOENT => "the interpreter in its first line, or its dynamic loader, is missing",
         Errno::EACCES => "make it executable with chmod +x, and look for noexec mounts",
-        Errno::ENOEXEC => "not a program for this machine; a script needs a first line such as #!/bin/sh",
+        Errno::ENOEXEC => {
+            "not a program for this machine; a script needs a first line such as #!/bin/sh"
+        }
         Errno::ETXTBSY => "somebody has it open for writing; install programs by rename",
         Errno::E2BIG => "its arguments and environment are too long",
         Errno::EMFILE | Errno::EINVAL => "raise the limit of open files: ulimit -n, LimitNOFILE=",
@@ -91,8 +100,12 @@ impl Executable {
     /// When there is none, or this process must not execute it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ExecutableError> {
         let path = std::path::absolute(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
-        let unusable = |errno| ExecutableError::Unusable { path: path.clone(), errno };
-        let descriptor = open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(unusable)?;
+        let unusable = |errno| ExecutableError::Unusable {
+            path: path.clone(),
+            errno,
+        };
+        let descriptor =
+            open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(unusable)?;
         Self::from_descriptor(descriptor, path)
     }
 
@@ -102,8 +115,12 @@ impl Executable {
     /// When `/proc` is not mounted.
     pub fn current() -> Result<Self, ExecutableError> {
         let link = Path::new("/proc/self/exe");
-        let unusable = |errno| ExecutableError::Unusable { path: link.to_owned(), errno };
-        let descriptor = open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(unusable)?;
+        let unusable = |errno| ExecutableError::Unusable {
+            path: link.to_owned(),
+            errno,
+        };
+        let descriptor =
+            open(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(unusable)?;
         let target = std::fs::read_link(link).unwrap_or_else(|_| link.to_owned());
         let name = target.as_os_str().as_bytes();
         let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
@@ -115,7 +132,11 @@ impl Executable {
     ///
     /// # Errors
     /// When no file fits. If one has the name but cannot be executed, that is the error.
-    pub fn find(program: &OsStr, path: Option<&OsStr>, directory: &Path) -> Result<Self, ExecutableError> {
+    pub fn find(
+        program: &OsStr,
+        path: Option<&OsStr>,
+        directory: &Path,
+    ) -> Result<Self, ExecutableError> {
         if program.as_bytes().contains(&b'/') {
             return Self::open(directory.join(program));
         }
@@ -125,7 +146,10 @@ impl Executable {
         for entry in std::env::split_paths(path).filter(|_| !program.is_empty()) {
             match Self::open(directory.join(entry).join(program)) {
                 Ok(found) => return Ok(found),
-                Err(ExecutableError::Unusable { errno: Errno::ENOENT | Errno::ENOTDIR, .. }) => {}
+                Err(ExecutableError::Unusable {
+                    errno: Errno::ENOENT | Errno::ENOTDIR,
+                    ..
+                }) => {}
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
@@ -136,14 +160,22 @@ impl Executable {
     }
 
     fn from_descriptor(descriptor: OwnedFd, path: PathBuf) -> Result<Self, ExecutableError> {
-        let unusable = |errno| ExecutableError::Unusable { path: path.clone(), errno };
+        let unusable = |errno| ExecutableError::Unusable {
+            path: path.clone(),
+            errno,
+        };
         let status = fstat(&descriptor).map_err(unusable)?;
         if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
             return Err(ExecutableError::NotAFile(path));
         }
         let flags = AtFlags::AT_EACCESS;
         let by_descriptor = by_descriptor(&descriptor);
-        match faccessat(nix::fcntl::AT_FDCWD, &by_descriptor, AccessFlags::X_OK, flags) {
+        match faccessat(
+            nix::fcntl::AT_FDCWD,
+            &by_descriptor,
+            AccessFlags::X_OK,
+            flags,
+        ) {
             // Without /proc there is no such path; exec itself will tell.
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(unusable(errno)),
@@ -151,13 +183,21 @@ impl Executable {
         let script = is_script(&by_descriptor)
             .then(|| CString::new(path.as_os_str().as_bytes()).map_err(|_| unusable(Errno::EINVAL)))
             .transpose()?;
-        Ok(Self { descriptor, path, script })
+        Ok(Self {
+            descriptor,
+            path,
+            script,
+        })
     }
 
     /// A program that another one has opened.
     pub(in crate::shell) fn adopted(descriptor: OwnedFd, path: PathBuf, script: bool) -> Self {
         let name = CString::new(path.as_os_str().as_bytes()).ok();
-        Self { descriptor, script: name.filter(|_| script), path }
+        Self {
+            descriptor,
+            script: name.filter(|_| script),
+            path,
+        }
     }
 
     /// Whether it needs an interpreter, which opens it by its name.
@@ -196,5 +236,8 @@ fn by_descriptor(descriptor: &OwnedFd) -> PathBuf {
 /// A file that we may execute but not read is no script: its interpreter could not read it either.
 fn is_script(path: &Path) -> bool {
     let mut start = [0_u8; 2];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *b"#!"
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut start))
+        .is_ok()
+        && start == *b"#!"
 }

@@ -57,7 +57,12 @@ impl Capture {
         last_words: &[u8],
         cut: Option<Vec<u8>>,
     ) -> Self {
-        Self { pipe: pipe.map(File::from), held, cut, last_words: last_words.iter().copied().collect() }
+        Self {
+            pipe: pipe.map(File::from),
+            held,
+            cut,
+            last_words: last_words.iter().copied().collect(),
+        }
     }
 
     /// The pipe's end that is to be watched.
@@ -125,7 +130,9 @@ impl Capture {
     }
 
     fn read(&mut self) -> io::Result<usize> {
-        let Some(pipe) = &mut self.pipe else { return Ok(0) };
+        let Some(pipe) = &mut self.pipe else {
+            return Ok(0);
+        };
         let mut buffer = [0; AT_ONCE];
         let count = pipe.read(&mut buffer)?;
         let read = &buffer[..count];
@@ -192,12 +199,17 @@ fn priority_of(line: &[u8]) -> Vec<u8> {
 
 /// The last place up to `at` that is not within a character.
 fn boundary(text: &[u8], at: usize) -> usize {
-    (at.saturating_sub(3)..=at).rev().find(|place| text[*place] & 0xc0 != 0x80).unwrap_or(at)
+    (at.saturating_sub(3)..=at)
+        .rev()
+        .find(|place| text[*place] & 0xc0 != 0x80)
+        .unwrap_or(at)
 }
 
 /// What `JOURNAL_STREAM` says of a descriptor.
 pub(in crate::shell) fn stream(descriptor: impl AsFd) -> Option<String> {
-    fstat(descriptor).ok().map(|status| format!("{}:{}", status.st_dev, status.st_ino))
+    fstat(descriptor)
+        .ok()
+        .map(|status| format!("{}:{}", status.st_dev, status.st_ino))
 }
 
 #[cfg(test)]
@@ -234,14 +246,22 @@ mod tests {
             let long = format!("{prefix}{}\nnext\n", "ä".repeat(5000));
             let mut capture = capture(long.as_bytes());
             let pieces = dealt(&mut capture, false);
-            assert!(pieces.iter().all(|piece| piece.len() <= PIECE && piece.ends_with(b"\n")));
-            let texts: Vec<String> =
-                pieces.into_iter().map(|piece| String::from_utf8(piece).expect("whole characters")).collect();
+            assert!(
+                pieces
+                    .iter()
+                    .all(|piece| piece.len() <= PIECE && piece.ends_with(b"\n"))
+            );
+            let texts: Vec<String> = pieces
+                .into_iter()
+                .map(|piece| String::from_utf8(piece).expect("whole characters"))
+                .collect();
             let (next, parts) = texts.split_last().expect("pieces");
             assert_eq!(next, "next\n");
             assert!(parts.len() > 2 && parts.iter().all(|part| part.starts_with(prefix)));
-            let joined: String =
-                parts.iter().map(|part| part[prefix.len()..].trim_end_matches('\n')).collect();
+            let joined: String = parts
+                .iter()
+                .map(|part| part[prefix.len()..].trim_end_matches('\n'))
+                .collect();
             assert_eq!(joined, "ä".repeat(5000));
             assert_eq!(capture.held(), (&b""[..], None));
         }

@@ -25,7 +25,12 @@ const BACKLOG: usize = ESTATES + (64 << 10);
 /// How long the reader may take for the last lines when the server is gone.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-static OUTLET: Mutex<Outlet> = Mutex::new(Outlet { way: None, backlog: Vec::new(), refused: false, lost: 0 });
+static OUTLET: Mutex<Outlet> = Mutex::new(Outlet {
+    way: None,
+    backlog: Vec::new(),
+    refused: false,
+    lost: 0,
+});
 
 /// How it is written.
 #[derive(Debug)]
@@ -76,8 +81,10 @@ impl Outlet {
         let written = if self.flush() { self.write(lines) } else { 0 };
         let rest = &lines[written..];
         if written == 0 && self.backlog.len() + rest.len() > most {
-            self.lost +=
-                1 + rest[..rest.len().saturating_sub(1)].iter().filter(|byte| **byte == b'\n').count() as u64;
+            self.lost += 1 + rest[..rest.len().saturating_sub(1)]
+                .iter()
+                .filter(|byte| **byte == b'\n')
+                .count() as u64;
         } else {
             self.backlog.extend_from_slice(rest);
         }
@@ -120,7 +127,10 @@ impl Outlet {
     }
 
     /// Watches it, or ceases to: by the descriptor that tells when it can be written.
-    pub(in crate::shell) fn with_descriptor<T>(&mut self, act: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+    pub(in crate::shell) fn with_descriptor<T>(
+        &mut self,
+        act: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> T {
         match self.way() {
             Way::Own(file) => act(file.as_fd()),
             Way::Socket | Way::Asked => act(io::stderr().as_fd()),
@@ -133,7 +143,8 @@ impl Outlet {
         while !self.flush() && Instant::now() < end {
             let patience = PollTimeout::from(10_u8);
             self.with_descriptor(|descriptor| {
-                let _ = nix::poll::poll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], patience);
+                let _ =
+                    nix::poll::poll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], patience);
             });
         }
     }
@@ -170,7 +181,10 @@ impl Way {
         }
         if format == SFlag::S_IFIFO || format == SFlag::S_IFCHR {
             let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-            let again = OpenOptions::new().write(true).custom_flags(flags).open("/proc/self/fd/2");
+            let again = OpenOptions::new()
+                .write(true)
+                .custom_flags(flags)
+                .open("/proc/self/fd/2");
             // A pipe that nobody reads, or another user's.
             return again.map_or(Self::Asked, Self::Own);
         }
@@ -190,7 +204,10 @@ impl Way {
                 if nix::poll::poll(&mut asked, PollTimeout::ZERO)? == 0 {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                Ok(nix::unistd::write(&stderr, &bytes[..bytes.len().min(PIECE)])?)
+                Ok(nix::unistd::write(
+                    &stderr,
+                    &bytes[..bytes.len().min(PIECE)],
+                )?)
             }
         }
     }
@@ -221,7 +238,15 @@ mod tests {
     fn outlet() -> (Outlet, File) {
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).expect("a pipe");
         let [reader, writer]: [File; 2] = [reader, writer].map(|end: OwnedFd| end.into());
-        (Outlet { way: Some(Way::Own(writer)), backlog: Vec::new(), refused: false, lost: 0 }, reader)
+        (
+            Outlet {
+                way: Some(Way::Own(writer)),
+                backlog: Vec::new(),
+                refused: false,
+                lost: 0,
+            },
+            reader,
+        )
     }
 
     fn read(reader: &mut File) -> Vec<u8> {

@@ -5,8 +5,8 @@ use super::ledger::Failure;
 use super::response::{Asked, Head, Reader, Wrong};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, getpeername,
-    getsockname, getsockopt, recv, send, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect,
+    getpeername, getsockname, getsockopt, recv, send, setsockopt, socket, sockopt,
 };
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -173,7 +173,10 @@ impl Connection {
     pub(super) fn name(&self) -> Option<Name> {
         let raw = self.socket.as_raw_fd();
         let name = Name::of(&getsockname::<SockaddrStorage>(raw).ok()?)?;
-        let peer = getpeername::<SockaddrStorage>(raw).ok().as_ref().and_then(Name::of);
+        let peer = getpeername::<SockaddrStorage>(raw)
+            .ok()
+            .as_ref()
+            .and_then(Name::of);
         Some(match (name, peer) {
             // A delay line swaps the addresses, so that the server meets a client from where the client went to.
             (Name::Tcp(mut name), Some(Name::Tcp(peer))) if DelayLine::is_far(peer.ip()) => {
@@ -208,9 +211,10 @@ impl Connection {
         match self.stage {
             Stage::Connecting => (Failure::TimedOut, "not connected".to_owned()),
             Stage::Closing => (Failure::NotClosed, "answered, but not closed".to_owned()),
-            Stage::Open if !self.is_sent() => {
-                (Failure::TimedOut, format!("{} of {} bytes sent", self.sent, self.out.len()))
-            }
+            Stage::Open if !self.is_sent() => (
+                Failure::TimedOut,
+                format!("{} of {} bytes sent", self.sent, self.out.len()),
+            ),
             Stage::Open => (Failure::TimedOut, self.reader.progress(self.asked.front())),
         }
     }
@@ -229,7 +233,11 @@ impl Connection {
         }
         while limit > 0 {
             let wanted = buffer.len().min(limit);
-            let length = match recv(self.socket.as_raw_fd(), &mut buffer[..wanted], MsgFlags::empty()) {
+            let length = match recv(
+                self.socket.as_raw_fd(),
+                &mut buffer[..wanted],
+                MsgFlags::empty(),
+            ) {
                 Ok(0) => return self.ended(None),
                 Ok(length) => length,
                 Err(Errno::EAGAIN) => break,
@@ -286,9 +294,14 @@ impl Connection {
         while !bytes.is_empty() {
             let Some(asked) = self.asked.front().copied() else {
                 let text = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
-                return Err((Failure::Surplus, format!("{} bytes too many: {text:?}", bytes.len())));
+                return Err((
+                    Failure::Surplus,
+                    format!("{} bytes too many: {text:?}", bytes.len()),
+                ));
             };
-            let Some(head) = self.reader.feed(&mut bytes, &asked)? else { return Ok(()) };
+            let Some(head) = self.reader.feed(&mut bytes, &asked)? else {
+                return Ok(());
+            };
             self.asked.pop_front();
             self.answered += 1;
             // For whatever else waits that is too early, and no excuse.
@@ -322,7 +335,11 @@ impl Connection {
             return State::EndedIdle { reset };
         }
         let asked = self.asked.front();
-        let detail = format!("{how} {}, request {}", self.reader.progress(asked), asked.map_or(0, |a| a.id));
+        let detail = format!(
+            "{how} {}, request {}",
+            self.reader.progress(asked),
+            asked.map_or(0, |a| a.id)
+        );
         if matches!(error, Some(Errno::ETIMEDOUT | Errno::EHOSTUNREACH)) {
             return State::Failed(Failure::TimedOut, detail);
         }
@@ -336,7 +353,14 @@ impl Connection {
         if !reset && self.answered > 0 && self.written.is_some_and(crossed) {
             return State::Crossed;
         }
-        State::Failed(if reset { Failure::ResetAfter } else { Failure::Unanswered }, detail)
+        State::Failed(
+            if reset {
+                Failure::ResetAfter
+            } else {
+                Failure::Unanswered
+            },
+            detail,
+        )
     }
 }
 

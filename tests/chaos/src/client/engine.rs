@@ -117,7 +117,9 @@ impl Engine {
             let ready = self.wait(&mut events);
             for event in &events[..ready] {
                 let place = usize::try_from(event.data()).expect("a place that was given out here");
-                let slow = self.places[place].as_ref().is_some_and(|c| c.shape == Shape::Slow);
+                let slow = self.places[place]
+                    .as_ref()
+                    .is_some_and(|c| c.shape == Shape::Slow);
                 self.drive(place, if slow { 0 } else { usize::MAX });
             }
             if self.swept.elapsed() >= Duration::from_millis(100) {
@@ -131,10 +133,9 @@ impl Engine {
     }
 
     fn wait(&self, events: &mut [EpollEvent]) -> usize {
-        let next = self
-            .wakes
-            .peek()
-            .map_or(TICK, |Reverse((at, ..))| at.saturating_duration_since(Instant::now()).min(TICK));
+        let next = self.wakes.peek().map_or(TICK, |Reverse((at, ..))| {
+            at.saturating_duration_since(Instant::now()).min(TICK)
+        });
         if !next.is_zero() {
             // epoll_wait(2) knows no time finer than a millisecond.
             let mut fds = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
@@ -170,7 +171,13 @@ impl Engine {
             }
             Order::Burst { count, address } if !self.quiet => {
                 for _ in 0..count {
-                    self.begin(Shape::Burst, usize::MAX, Some(address), Instant::now(), Duration::ZERO);
+                    self.begin(
+                        Shape::Burst,
+                        usize::MAX,
+                        Some(address),
+                        Instant::now(),
+                        Duration::ZERO,
+                    );
                 }
             }
             Order::Burst { .. } => {}
@@ -190,7 +197,10 @@ impl Engine {
     fn be_quiet(&mut self) {
         self.quiet = true;
         for place in 0..self.places.len() {
-            if self.places[place].as_ref().is_some_and(|connection| connection.asked.is_empty()) {
+            if self.places[place]
+                .as_ref()
+                .is_some_and(|connection| connection.asked.is_empty())
+            {
                 // Bytes that nobody asked for would be lost unseen otherwise.
                 self.drive(place, usize::MAX);
             }
@@ -202,7 +212,9 @@ impl Engine {
         let began = Instant::now();
         loop {
             let now = Instant::now();
-            let Some(Reverse((at, _, wake))) = self.wakes.peek().copied() else { return };
+            let Some(Reverse((at, _, wake))) = self.wakes.peek().copied() else {
+                return;
+            };
             if at > now || now > began + ROUND {
                 return;
             }
@@ -241,12 +253,16 @@ impl Engine {
     }
 
     fn is_there(&self, place: usize, number: u64) -> bool {
-        self.places[place].as_ref().is_some_and(|connection| connection.number == number)
+        self.places[place]
+            .as_ref()
+            .is_some_and(|connection| connection.number == number)
     }
 
     /// Whether a connection at rest is still open, just before it asks.
     fn look(&mut self, place: usize) -> bool {
-        let Some(connection) = &mut self.places[place] else { return false };
+        let Some(connection) = &mut self.places[place] else {
+            return false;
+        };
         if !connection.asked.is_empty() {
             return false;
         }
@@ -268,7 +284,14 @@ impl Engine {
     }
 
     /// Connects and asks.
-    fn begin(&mut self, shape: Shape, stream: usize, address: Option<usize>, due: Instant, takes: Duration) {
+    fn begin(
+        &mut self,
+        shape: Shape,
+        stream: usize,
+        address: Option<usize>,
+        due: Instant,
+        takes: Duration,
+    ) {
         if self.open >= self.load.most {
             self.ledger.shape(shape).unbegun += 1;
             if shape.keeps() {
@@ -277,8 +300,8 @@ impl Engine {
             return;
         }
         let count = self.load.addresses.len() as u64;
-        let address =
-            address.unwrap_or_else(|| usize::try_from(self.random.between(0, count - 1)).unwrap_or(0));
+        let address = address
+            .unwrap_or_else(|| usize::try_from(self.random.between(0, count - 1)).unwrap_or(0));
         let address = address % self.load.addresses.len();
         self.ledger.shape(shape).connections += 1;
         #[allow(clippy::cast_possible_truncation)]
@@ -292,7 +315,8 @@ impl Engine {
             }
         };
         self.last_number += 1;
-        (connection.number, connection.stream, connection.address) = (self.last_number, stream, address);
+        (connection.number, connection.stream, connection.address) =
+            (self.last_number, stream, address);
         if matches!(self.load.addresses[address], testkit::Address::Tcp(_)) {
             connection.round_trip = self.load.round_trip;
         }
@@ -301,10 +325,24 @@ impl Engine {
             self.places.len() - 1
         });
         // Edge-triggered and registered once: a connection is always driven until the kernel has no more.
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        if let Err(error) = self.epoll.add(&connection.socket, EpollEvent::new(flags, place as u64)) {
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        if let Err(error) = self
+            .epoll
+            .add(&connection.socket, EpollEvent::new(flags, place as u64))
+        {
             self.free.push(place);
-            return self.failed(shape, stream, address, Failure::Local, error.to_string(), None, 0);
+            return self.failed(
+                shape,
+                stream,
+                address,
+                Failure::Local,
+                error.to_string(),
+                None,
+                0,
+            );
         }
         self.places[place] = Some(connection);
         self.open += 1;
@@ -316,7 +354,10 @@ impl Engine {
     }
 
     fn sip_later(&mut self, place: usize) {
-        if let Some(number) = self.places[place].as_ref().map(|connection| connection.number) {
+        if let Some(number) = self.places[place]
+            .as_ref()
+            .map(|connection| connection.number)
+        {
             let wait = Duration::from_millis(self.random.between(10, 80));
             self.wake_in(wait, Wake::Read(place, number));
         }
@@ -324,7 +365,9 @@ impl Engine {
 
     /// Writes the next request, or several.
     fn ask(&mut self, place: usize, due: Instant, takes: Duration) {
-        let Some(connection) = &mut self.places[place] else { return };
+        let Some(connection) = &mut self.places[place] else {
+            return;
+        };
         let shape = connection.shape;
         connection.deadline = Instant::now() + self.load.timeout;
         connection.last = match shape {
@@ -338,14 +381,21 @@ impl Engine {
             Shape::Kept => self.load.offers.echo && self.random.percent(10),
             _ => false,
         };
-        let close = if connection.last { "connection: close\r\n" } else { "" };
+        let close = if connection.last {
+            "connection: close\r\n"
+        } else {
+            ""
+        };
         for _ in 0..if shape == Shape::Pipelined { 4 } else { 1 } {
             self.last_id += 1;
             let id = self.last_id;
             let length = match shape {
                 _ if post => POST,
                 Shape::Slow => LARGE,
-                _ => SMALL[usize::try_from(self.random.between(0, SMALL.len() as u64 - 1)).unwrap_or(0)],
+                _ => {
+                    SMALL[usize::try_from(self.random.between(0, SMALL.len() as u64 - 1))
+                        .unwrap_or(0)]
+                }
             };
             let key = self.load.offers.keys.map_or(id, |keys| id % keys);
             let body = Pattern::new(key, length);
@@ -369,7 +419,12 @@ impl Engine {
                 )
             };
             written.expect("memory can be written to");
-            connection.asked.push_back(Asked { id, body, due, takes });
+            connection.asked.push_back(Asked {
+                id,
+                body,
+                due,
+                takes,
+            });
             self.ledger.shape(shape).begun += 1;
         }
     }
@@ -378,7 +433,9 @@ impl Engine {
     fn drive(&mut self, place: usize, limit: usize) {
         loop {
             // An event may be left over from a connection that ended in this round.
-            let Some(connection) = &mut self.places[place] else { return };
+            let Some(connection) = &mut self.places[place] else {
+                return;
+            };
             let (ledger, live, late) = (&mut self.ledger, &self.live, self.load.late);
             let shape = connection.shape;
             let unsent = !connection.is_sent();
@@ -388,7 +445,9 @@ impl Engine {
                 let tally = ledger.shape(shape);
                 tally.verified += 1;
                 tally.late += u64::from(took > late + asked.takes && shape != Shape::Slow);
-                tally.micros.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+                tally
+                    .micros
+                    .push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
                 live.verified.fetch_add(1, Ordering::Relaxed);
                 if !head.build.is_empty() {
                     match ledger.builds.get_mut(&head.build) {
@@ -398,7 +457,11 @@ impl Engine {
                 }
                 *ledger.pids.entry(head.pid).or_default() += 1;
             });
-            if unsent && connection.is_sent() && connection.stream == usize::MAX && shape == Shape::Waiting {
+            if unsent
+                && connection.is_sent()
+                && connection.stream == usize::MAX
+                && shape == Shape::Waiting
+            {
                 self.live.sent.fetch_add(1, Ordering::Relaxed);
             }
             // A slow client waits for the next bytes, not for the whole.
@@ -436,7 +499,9 @@ impl Engine {
 
     /// Notes how a connection ended, if it did.
     fn conclude(&mut self, place: usize, state: State) {
-        let Some(connection) = &mut self.places[place] else { return };
+        let Some(connection) = &mut self.places[place] else {
+            return;
+        };
         let (shape, stream, address) = (connection.shape, connection.stream, connection.address);
         if matches!(state, State::Waiting | State::Rest) {
             return;
@@ -454,7 +519,9 @@ impl Engine {
             State::Failed(failure, detail) => {
                 let (kill, requests) = (connection.kill, connection.asked.len() as u64);
                 let requests = if failure.after_answer() { 0 } else { requests };
-                let name = connection.name().map_or_else(String::new, |name| format!(", from {name}"));
+                let name = connection
+                    .name()
+                    .map_or_else(String::new, |name| format!(", from {name}"));
                 let pid = match connection.pid {
                     0 => String::new(),
                     pid => format!(", last answered by {pid}"),
@@ -482,9 +549,21 @@ impl Engine {
         requests: u64,
     ) {
         let at = self.began.elapsed();
-        let count = if kill.is_some() { &self.live.allowed } else { &self.live.unexplained };
+        let count = if kill.is_some() {
+            &self.live.allowed
+        } else {
+            &self.live.unexplained
+        };
         count.fetch_add(1, Ordering::Relaxed);
-        self.ledger.failed(Incident { at, shape, address, failure, detail, kill, requests });
+        self.ledger.failed(Incident {
+            at,
+            shape,
+            address,
+            failure,
+            detail,
+            kill,
+            requests,
+        });
         if shape.keeps() {
             self.wake_in(REST, Wake::Open(stream));
         }
@@ -502,7 +581,9 @@ impl Engine {
         let now = Instant::now();
         for place in 0..self.places.len() {
             let is_late = |engine: &Self| {
-                engine.places[place].as_ref().is_some_and(|it| it.deadline <= now && it.waits())
+                engine.places[place]
+                    .as_ref()
+                    .is_some_and(|it| it.deadline <= now && it.waits())
             };
             if !is_late(self) {
                 continue;

@@ -120,7 +120,11 @@ impl Tally {
         if micros.is_empty() {
             return 0.0;
         }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
         let index = ((share * micros.len() as f64) as usize).min(micros.len() - 1);
         f64::from(*micros.select_nth_unstable(index).1) / 1000.0
     }
@@ -180,9 +184,16 @@ impl Ledger {
 
     /// As one JSON object.
     pub fn to_json(&self) -> Value {
-        let shapes: BTreeMap<_, _> = self.shapes.iter().map(|(s, t)| (s.as_str(), tally_json(t))).collect();
+        let shapes: BTreeMap<_, _> = self
+            .shapes
+            .iter()
+            .map(|(s, t)| (s.as_str(), tally_json(t)))
+            .collect();
         let names = |kinds: &BTreeMap<Failure, u64>| -> BTreeMap<&str, u64> {
-            kinds.iter().map(|(failure, count)| (failure.as_str(), *count)).collect()
+            kinds
+                .iter()
+                .map(|(failure, count)| (failure.as_str(), *count))
+                .collect()
         };
         json!({
             "begun": self.sum(|t| t.begun),

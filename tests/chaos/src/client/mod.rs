@@ -83,7 +83,10 @@ impl Shape {
 
     /// Whether its clients keep their connections.
     pub(crate) fn keeps(self) -> bool {
-        matches!(self, Self::Kept | Self::Thinking | Self::Idling | Self::Pipelined)
+        matches!(
+            self,
+            Self::Kept | Self::Thinking | Self::Idling | Self::Pipelined
+        )
     }
 }
 
@@ -157,14 +160,20 @@ fn offered(shape: Shape, offers: Offers) -> bool {
         Shape::Post => offers.echo,
         Shape::Waiting | Shape::Blocking => offers.handlers,
         Shape::Pipelined => offers.pipelining,
-        Shape::New | Shape::Kept | Shape::Thinking | Shape::Idling | Shape::Slow | Shape::Burst => true,
+        Shape::New | Shape::Kept | Shape::Thinking | Shape::Idling | Shape::Slow | Shape::Burst => {
+            true
+        }
     }
 }
 
 /// What the thread of the clients is told.
 enum Order {
     /// These connections are in the hands of a worker that is to be killed.
-    Doom { names: HashSet<Name>, kill: usize, done: Sender<usize> },
+    Doom {
+        names: HashSet<Name>,
+        kill: usize,
+        done: Sender<usize>,
+    },
     /// So many new connections at once to one address.
     Burst { count: u64, address: usize },
     /// So many requests whose handlers take so long.
@@ -204,7 +213,12 @@ pub fn start(load: Load) -> std::io::Result<Clients> {
     let began = Instant::now();
     let engine = engine::Engine::new(load, receiver, Arc::clone(&live), began)?;
     let thread = std::thread::spawn(move || engine.run());
-    Ok(Clients { orders, live, began, thread })
+    Ok(Clients {
+        orders,
+        live,
+        began,
+        thread,
+    })
 }
 
 impl Clients {
@@ -272,7 +286,9 @@ impl Clients {
     /// When the clients' thread panicked.
     pub fn finish(self) -> Ledger {
         self.order(Order::Finish);
-        self.thread.join().expect("the clients' thread does not panic")
+        self.thread
+            .join()
+            .expect("the clients' thread does not panic")
     }
 
     fn order(&self, order: Order) {

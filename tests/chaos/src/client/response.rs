@@ -50,7 +50,9 @@ impl Reader {
     /// How much of it has come, for people.
     pub(super) fn progress(&self, asked: Option<&Asked>) -> String {
         match (&self.body, asked) {
-            (Some((_, done)), Some(asked)) => format!("after {done} of {} bytes", asked.body.length),
+            (Some((_, done)), Some(asked)) => {
+                format!("after {done} of {} bytes", asked.body.length)
+            }
             _ => format!("after {} bytes of the head", self.head.len()),
         }
     }
@@ -58,14 +60,22 @@ impl Reader {
     /// Takes bytes up to the answer's end. `Some` when the answer is whole and right.
     pub(super) fn feed(&mut self, bytes: &mut &[u8], asked: &Asked) -> Result<Option<Head>, Wrong> {
         if self.body.is_none() {
-            let Some(head) = self.read_head(bytes)? else { return Ok(None) };
+            let Some(head) = self.read_head(bytes)? else {
+                return Ok(None);
+            };
             self.body = Some((parse(&head, asked)?, 0));
         }
-        let Some((head, done)) = &mut self.body else { return Ok(None) };
+        let Some((head, done)) = &mut self.body else {
+            return Ok(None);
+        };
         let left = asked.body.length - *done;
-        let (piece, rest) = bytes.split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+        let (piece, rest) =
+            bytes.split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
         if let Some(at) = asked.body.differs(*done, piece) {
-            return Err((Failure::WrongBytes, format!("byte {at} of the body of request {}", asked.id)));
+            return Err((
+                Failure::WrongBytes,
+                format!("byte {at} of the body of request {}", asked.id),
+            ));
         }
         *bytes = rest;
         *done += piece.len() as u64;
@@ -88,7 +98,9 @@ impl Reader {
             return Err((Failure::Malformed, format!("no status line but {text:?}")));
         }
         let from = known.saturating_sub(END.len() - 1);
-        let found = self.head[from..].windows(END.len()).position(|window| window == END);
+        let found = self.head[from..]
+            .windows(END.len())
+            .position(|window| window == END);
         let Some(at) = found.map(|at| from + at) else {
             *bytes = &[];
             if self.head.len() > LONGEST_HEAD {
@@ -104,22 +116,38 @@ impl Reader {
 }
 
 fn parse(head: &[u8], asked: &Asked) -> Result<Head, Wrong> {
-    let malformed =
-        |what: &str| (Failure::Malformed, format!("{what} in the answer to request {}", asked.id));
+    let malformed = |what: &str| {
+        (
+            Failure::Malformed,
+            format!("{what} in the answer to request {}", asked.id),
+        )
+    };
     let head = std::str::from_utf8(head).map_err(|_| malformed("no text"))?;
     let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or("none");
+    let status = lines
+        .next()
+        .and_then(|line| line.split(' ').nth(1))
+        .unwrap_or("none");
     if status != "200" {
-        return Err((Failure::WrongStatus, format!("status {status} for request {}", asked.id)));
+        return Err((
+            Failure::WrongStatus,
+            format!("status {status} for request {}", asked.id),
+        ));
     }
     let mut found = Head::default();
     let mut length = None;
     for line in lines {
-        let (name, value) = line.split_once(':').ok_or_else(|| malformed("a line that is no header"))?;
+        let (name, value) = line
+            .split_once(':')
+            .ok_or_else(|| malformed("a line that is no header"))?;
         let value = value.trim();
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted);
         if is("content-length") {
-            length = Some(value.parse::<u64>().map_err(|_| malformed("a length that is no number"))?);
+            length = Some(
+                value
+                    .parse::<u64>()
+                    .map_err(|_| malformed("a length that is no number"))?,
+            );
         } else if is("connection") {
             found.close = value.eq_ignore_ascii_case("close");
         } else if is(REQUEST) {
@@ -139,7 +167,13 @@ fn parse(head: &[u8], asked: &Asked) -> Result<Head, Wrong> {
         None => Err(malformed("no length")),
         Some(length) if length != asked.body.length => {
             let wanted = asked.body.length;
-            Err((Failure::WrongBytes, format!("{length} bytes instead of {wanted} for request {}", asked.id)))
+            Err((
+                Failure::WrongBytes,
+                format!(
+                    "{length} bytes instead of {wanted} for request {}",
+                    asked.id
+                ),
+            ))
         }
         Some(_) => Ok(found),
     }

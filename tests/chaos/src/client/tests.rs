@@ -6,7 +6,8 @@ use super::{Failure, Ledger, Load, Pace, Shape, start};
 use crate::pattern::Pattern;
 use crate::subject::Offers;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
+    sockopt,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Write};
@@ -37,7 +38,9 @@ fn request(stream: &mut impl Read) -> Option<Request> {
     }
     let head = String::from_utf8(head).expect("the client writes text");
     let header = |name: &str| {
-        let line = head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let line = head
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         line.map(str::to_owned)
     };
     let number = |name| header(name).and_then(|value| value.parse::<u64>().ok());
@@ -48,12 +51,21 @@ fn request(stream: &mut impl Read) -> Option<Request> {
     } else {
         let path = head.split(' ').nth(1).expect("a path");
         let path = path.split('?').next().expect("a path");
-        let mut words = path.rsplit('/').map(|word| word.parse::<u64>().expect("a number"));
-        let (length, key) = (words.next().expect("a length"), words.next().expect("a key"));
+        let mut words = path
+            .rsplit('/')
+            .map(|word| word.parse::<u64>().expect("a number"));
+        let (length, key) = (
+            words.next().expect("a length"),
+            words.next().expect("a key"),
+        );
         Pattern::new(key, length).bytes()
     };
     let id = number("x-chaos-request").expect("each request has its number");
-    Some(Request { id, body, close: header("connection").as_deref() == Some("close") })
+    Some(Request {
+        id,
+        body,
+        close: header("connection").as_deref() == Some("close"),
+    })
 }
 
 fn head(request: &Request, extra: &str) -> String {
@@ -99,7 +111,11 @@ fn load(address: &Address, shape: Shape) -> Load {
         _ => Pace::Rate(100.0),
     };
     load.streams = vec![(shape, pace)];
-    load.timeout = if shape == Shape::Slow { LONG } else { Duration::from_millis(700) };
+    load.timeout = if shape == Shape::Slow {
+        LONG
+    } else {
+        Duration::from_millis(700)
+    };
     load
 }
 
@@ -111,14 +127,21 @@ fn enough(shape: Shape) -> u64 {
 fn run(address: &Address, shape: Shape) -> Ledger {
     let clients = start(load(address, shape)).expect("clients");
     let enough = enough(shape);
-    wait_until("some ends", LONG, || clients.verified() >= enough || clients.unexplained() >= 3);
+    wait_until("some ends", LONG, || {
+        clients.verified() >= enough || clients.unexplained() >= 3
+    });
     clients.finish()
 }
 
 /// Every failure is of this kind, and there are some.
 #[track_caller]
 fn only(ledger: &Ledger, failure: Failure) {
-    assert_eq!(ledger.failures.keys().collect::<Vec<_>>(), [&failure], "{:#?}", ledger.incidents);
+    assert_eq!(
+        ledger.failures.keys().collect::<Vec<_>>(),
+        [&failure],
+        "{:#?}",
+        ledger.incidents
+    );
     adds_up(ledger);
 }
 
@@ -126,7 +149,12 @@ fn only(ledger: &Ledger, failure: Failure) {
 #[track_caller]
 fn adds_up(ledger: &Ledger) {
     let ends = ledger.sum(|tally| tally.verified + tally.withdrawn + tally.crossed + tally.failed);
-    assert_eq!(ledger.sum(|tally| tally.begun), ends, "{}", ledger.to_json());
+    assert_eq!(
+        ledger.sum(|tally| tally.begun),
+        ends,
+        "{}",
+        ledger.to_json()
+    );
 }
 
 /// Serves by this answer instead of the honest one.
@@ -142,10 +170,22 @@ fn answering(shape: Shape, wrong: fn(&mut TcpStream, Request)) -> Ledger {
 #[test]
 fn an_honest_server_has_no_failures_in_any_shape() {
     let address = server(|mut stream| serve(&mut stream));
-    for shape in Shape::ALL.into_iter().filter(|shape| *shape != Shape::Burst) {
+    for shape in Shape::ALL
+        .into_iter()
+        .filter(|shape| *shape != Shape::Burst)
+    {
         let ledger = run(&address, shape);
-        assert_eq!(ledger.failures, BTreeMap::new(), "{shape:?}: {:#?}", ledger.incidents);
-        assert!(ledger.shapes[&shape].verified >= enough(shape), "{shape:?}: {}", ledger.to_json());
+        assert_eq!(
+            ledger.failures,
+            BTreeMap::new(),
+            "{shape:?}: {:#?}",
+            ledger.incidents
+        );
+        assert!(
+            ledger.shapes[&shape].verified >= enough(shape),
+            "{shape:?}: {}",
+            ledger.to_json()
+        );
         adds_up(&ledger);
     }
 }
@@ -167,7 +207,10 @@ fn nobody_there_is_refused() {
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     drop(listener);
     only(&run(&address, Shape::New), Failure::Refused);
-    only(&run(&Address::Unix("/nonexistent/socket".into()), Shape::Kept), Failure::Refused);
+    only(
+        &run(&Address::Unix("/nonexistent/socket".into()), Shape::Kept),
+        Failure::Refused,
+    );
 }
 
 #[test]
@@ -202,7 +245,11 @@ fn the_answer_to_another_request_is_seen_by_its_number_and_by_its_bytes() {
     only(
         &answering(Shape::Kept, |stream, request| {
             let body = Pattern::new(request.id + 1, request.body.len() as u64).bytes();
-            let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
             let _ = stream.write_all(&body);
         }),
         Failure::WrongBytes,
@@ -269,7 +316,10 @@ fn an_answer_that_ends_early_is_truncated_within_head_and_body() {
         });
         run(&address, Shape::Post)
     };
-    only(&within(|request| head(request, "").into_bytes()[..20].to_vec()), Failure::Truncated);
+    only(
+        &within(|request| head(request, "").into_bytes()[..20].to_vec()),
+        Failure::Truncated,
+    );
     only(
         &within(|request| [head(request, "").as_bytes(), &request.body[..16_383]].concat()),
         Failure::Truncated,
@@ -291,7 +341,10 @@ fn a_reset_after_the_answer_is_seen() {
     let address = server(|mut stream| {
         if let Some(request) = request(&mut stream) {
             answer(&mut stream, &request, "");
-            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            let linger = libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
             let _ = setsockopt(&stream, sockopt::Linger, &linger);
         }
     });
@@ -302,7 +355,10 @@ fn a_reset_after_the_answer_is_seen() {
 #[test]
 fn silence_is_a_timeout_and_a_connection_left_open_is_not_closed() {
     only(&answering(Shape::New, |_, _| {}), Failure::TimedOut);
-    only(&answering(Shape::Post, |stream, request| answer(stream, &request, "")), Failure::NotClosed);
+    only(
+        &answering(Shape::Post, |stream, request| answer(stream, &request, "")),
+        Failure::NotClosed,
+    );
 }
 
 #[test]
@@ -314,7 +370,13 @@ fn a_full_queue_is_a_timeout() {
 }
 
 fn socket_with_a_short_queue() -> TcpListener {
-    let raw = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+    let raw = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .expect("a socket");
     bind(raw.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("a port");
     listen(&raw, Backlog::new(1).expect("a length")).expect("a listener");
     raw.into()
@@ -330,7 +392,11 @@ fn a_kept_connection_closed_while_idle_is_no_failure() {
     // An end that comes right behind the answer may meet the next request of a client without think time.
     let ledger = run(&address, Shape::Idling);
     assert_eq!(ledger.failures, BTreeMap::new(), "{:#?}", ledger.incidents);
-    assert!(ledger.shapes[&Shape::Idling].closed_idle >= 15, "{}", ledger.to_json());
+    assert!(
+        ledger.shapes[&Shape::Idling].closed_idle >= 15,
+        "{}",
+        ledger.to_json()
+    );
     adds_up(&ledger);
 }
 
@@ -350,7 +416,11 @@ fn an_end_that_comes_before_an_answer_could_have_has_crossed_the_request() {
     wait_until("some ends", LONG, || clients.verified() >= 20);
     let ledger = clients.finish();
     assert_eq!(ledger.failures, BTreeMap::new(), "{:#?}", ledger.incidents);
-    assert!(ledger.shapes[&Shape::Thinking].crossed >= 15, "{}", ledger.to_json());
+    assert!(
+        ledger.shapes[&Shape::Thinking].crossed >= 15,
+        "{}",
+        ledger.to_json()
+    );
     adds_up(&ledger);
 }
 
@@ -382,7 +452,14 @@ fn pipelined_requests_without_an_answer_all_fail() {
     });
     let ledger = run(&address, Shape::Pipelined);
     only(&ledger, Failure::Unanswered);
-    assert!(ledger.incidents.iter().all(|incident| incident.requests == 3), "{:#?}", ledger.incidents);
+    assert!(
+        ledger
+            .incidents
+            .iter()
+            .all(|incident| incident.requests == 3),
+        "{:#?}",
+        ledger.incidents
+    );
 }
 
 /// The kill takes exactly the connections that it names, over TCP and over Unix sockets.
@@ -396,14 +473,20 @@ fn only_the_connections_in_a_killed_workers_hands_may_fail() {
     let unix = UnixListener::bind(&path).expect("a socket");
     let tell = told.clone();
     std::thread::spawn(move || {
-        let held: Vec<_> = (0..4).map(|_| listener.accept().expect("a connection")).collect();
-        held.iter().for_each(|(_, peer)| tell.send(Name::Tcp(*peer)).expect("the test listens"));
+        let held: Vec<_> = (0..4)
+            .map(|_| listener.accept().expect("a connection"))
+            .collect();
+        held.iter()
+            .for_each(|(_, peer)| tell.send(Name::Tcp(*peer)).expect("the test listens"));
         std::thread::sleep(Duration::from_secs(60));
     });
     std::thread::spawn(move || {
-        let held: Vec<_> = (0..4).map(|_| unix.accept().expect("a connection")).collect();
+        let held: Vec<_> = (0..4)
+            .map(|_| unix.accept().expect("a connection"))
+            .collect();
         for (_, peer) in &held {
-            told.send(Name::Unix(abstract_name(peer))).expect("the test listens");
+            told.send(Name::Unix(abstract_name(peer)))
+                .expect("the test listens");
         }
         std::thread::sleep(Duration::from_secs(60));
     });
@@ -413,18 +496,32 @@ fn only_the_connections_in_a_killed_workers_hands_may_fail() {
         load.timeout = Duration::from_secs(2);
         let clients = start(load).expect("clients");
         clients.last(3, Duration::ZERO);
-        wait_until("four requests", LONG, || clients.sent() == 3 && clients.open() == 4);
+        wait_until("four requests", LONG, || {
+            clients.sent() == 3 && clients.open() == 4
+        });
         let mut held: HashSet<Name> = (0..4).map(|_| names.recv().expect("four names")).collect();
         let spared = held.iter().next().cloned().expect("four names");
         held.remove(&spared);
         held.insert(Name::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))));
         assert_eq!(clients.doom(held, 0), 3, "one name is of another client");
         let ledger = clients.finish();
-        assert_eq!(ledger.allowed, BTreeMap::from([(Failure::TimedOut, 3)]), "{:#?}", ledger.incidents);
-        assert_eq!(ledger.failures, BTreeMap::from([(Failure::TimedOut, 1)]), "{:#?}", ledger.incidents);
+        assert_eq!(
+            ledger.allowed,
+            BTreeMap::from([(Failure::TimedOut, 3)]),
+            "{:#?}",
+            ledger.incidents
+        );
+        assert_eq!(
+            ledger.failures,
+            BTreeMap::from([(Failure::TimedOut, 1)]),
+            "{:#?}",
+            ledger.incidents
+        );
     }
 }
 
 fn abstract_name(peer: &std::os::unix::net::SocketAddr) -> Vec<u8> {
-    peer.as_abstract_name().expect("each client has a name").to_vec()
+    peer.as_abstract_name()
+        .expect("each client has a name")
+        .to_vec()
 }

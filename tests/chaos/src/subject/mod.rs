@@ -114,7 +114,12 @@ pub struct Offers {
 
 impl Offers {
     /// All of it.
-    pub const ALL: Self = Self { echo: true, handlers: true, keys: None, pipelining: true };
+    pub const ALL: Self = Self {
+        echo: true,
+        handlers: true,
+        keys: None,
+        pipelining: true,
+    };
 }
 
 /// The lengths of small bodies; with `keys`, these are the files that there must be (and one of [`LARGE`]).
@@ -184,7 +189,12 @@ pub trait Subject: Send + Sync {
 
     /// Asks for a reload that must fail and change nothing; [`Verdict::Done`] when it did so. `kill` kills a worker
     /// such that what it holds is accounted for; for [`Broken::Killed`].
-    fn broken_reload(&self, _how: Broken, _alone: bool, _kill: &(dyn Fn(Process) + Sync)) -> Verdict {
+    fn broken_reload(
+        &self,
+        _how: Broken,
+        _alone: bool,
+        _kill: &(dyn Fn(Process) + Sync),
+    ) -> Verdict {
         Verdict::Unsupported("no such broken reload".to_owned())
     }
 

@@ -50,13 +50,17 @@ impl Prefork {
     /// # Panics
     /// When it does not serve in time, with its log.
     pub fn start(setup: &Setup) -> Result<Self, String> {
-        let home = tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
+        let home =
+            tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
         let binary = home.path().join("subject");
         install(&setup.binaries.join(BUILDS[0]), &binary)?;
         let start = Server::setup(&binary).no_bind();
         let directory = start.path("");
         let text = configuration(setup, &directory, "");
-        let server = start.config(&text).args(setup.words.iter().map(String::as_str)).start();
+        let server = start
+            .config(&text)
+            .args(setup.words.iter().map(String::as_str))
+            .start();
         Ok(Self {
             setup: setup.clone(),
             home,
@@ -80,7 +84,9 @@ impl Prefork {
         let failed = |error: std::io::Error| format!("the control socket: {error}");
         let mut stream = UnixStream::connect(&self.control).map_err(failed)?;
         stream.set_read_timeout(Some(OUTCOME)).map_err(failed)?;
-        stream.write_all(format!("{request}\n").as_bytes()).map_err(failed)?;
+        stream
+            .write_all(format!("{request}\n").as_bytes())
+            .map_err(failed)?;
         for line in BufReader::new(stream).lines() {
             let answer: Value =
                 serde_json::from_str(&line.map_err(failed)?).map_err(|error| error.to_string())?;
@@ -117,17 +123,21 @@ impl Prefork {
     }
 
     fn write_text(&self, text: &str) -> Result<(), String> {
-        let (new, file) = (self.directory.join(".config.new"), self.directory.join("config.toml"));
-        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, file)).map_err(|e| e.to_string())
+        let (new, file) = (
+            self.directory.join(".config.new"),
+            self.directory.join("config.toml"),
+        );
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, file))
+            .map_err(|e| e.to_string())
     }
 
     fn spoil(&self, how: Broken) -> Result<(), String> {
         match how {
             Broken::Syntax => self.write_text("workers = ["),
             Broken::UnknownKey => self.write("workerz = 3\n"),
-            Broken::Missing => {
-                std::fs::remove_file(self.directory.join("config.toml")).map_err(|error| error.to_string())
-            }
+            Broken::Missing => std::fs::remove_file(self.directory.join("config.toml"))
+                .map_err(|error| error.to_string()),
             Broken::Address => {
                 // Of TEST-NET-1, which no machine has.
                 let text = configuration(&self.setup, &self.directory, "");
@@ -138,7 +148,10 @@ impl Prefork {
                     Spoil::NeverReady => "start-timeout = \"1s\"\n",
                     Spoil::Exits | Spoil::Declines => "",
                 };
-                self.write(&format!("{limits}[env]\n{SPOIL} = \"{}\"\n", spoil.as_str()))
+                self.write(&format!(
+                    "{limits}[env]\n{SPOIL} = \"{}\"\n",
+                    spoil.as_str()
+                ))
             }
             Broken::Killed => self.write("probation = \"60s\"\n"),
         }
@@ -159,7 +172,8 @@ impl Prefork {
                 return Some(Verdict::Done);
             }
             let last = &status["last_reload"];
-            let failed = last["ok"] == false && last["generation"] != before["last_reload"]["generation"];
+            let failed =
+                last["ok"] == false && last["generation"] != before["last_reload"]["generation"];
             failed.then(|| refused(text(&last["reason"]), alone))
         })
     }
@@ -185,19 +199,25 @@ impl Prefork {
             if how == Broken::Killed {
                 self.kill_newcomer(&before, kill, || asking.is_finished());
             }
-            asking.join().unwrap_or_else(|_| Err("asking for a reload panicked".to_owned()))
+            asking
+                .join()
+                .unwrap_or_else(|_| Err("asking for a reload panicked".to_owned()))
         });
         self.write("")?;
         match answer {
             Ok(answer) if answer["ok"] == true => {
-                return Err(format!("a reload with a broken {} was accepted", how.as_str()));
+                return Err(format!(
+                    "a reload with a broken {} was accepted",
+                    how.as_str()
+                ));
             }
             Err(reason) if alone => return Err(reason),
             Ok(_) | Err(_) => {}
         }
         if alone {
             let same = |status: &Value| {
-                let same = status["generation"] == before["generation"] && pids(status) == pids(&before);
+                let same =
+                    status["generation"] == before["generation"] && pids(status) == pids(&before);
                 (settled(status) && same).then_some(())
             };
             self.wait("the old workers after a failed reload", same)?;
@@ -206,13 +226,22 @@ impl Prefork {
     }
 
     /// Kills the first worker of a newer generation that is ready, unless the reload is over before.
-    fn kill_newcomer(&self, before: &Value, kill: &(dyn Fn(Process) + Sync), over: impl Fn() -> bool) {
+    fn kill_newcomer(
+        &self,
+        before: &Value,
+        kill: &(dyn Fn(Process) + Sync),
+        over: impl Fn() -> bool,
+    ) {
         let is_new = |worker: &&Value| {
-            worker["state"] == "ready" && worker["generation"].as_u64() > before["generation"].as_u64()
+            worker["state"] == "ready"
+                && worker["generation"].as_u64() > before["generation"].as_u64()
         };
         while !over() {
             let status = self.status().unwrap_or_default();
-            if let Some(pid) = workers(&status).find(is_new).and_then(|worker| worker["pid"].as_u64()) {
+            if let Some(pid) = workers(&status)
+                .find(is_new)
+                .and_then(|worker| worker["pid"].as_u64())
+            {
                 return kill(Process(u32::try_from(pid).unwrap_or(u32::MAX)));
             }
             std::thread::sleep(POLL);
@@ -220,15 +249,28 @@ impl Prefork {
     }
 
     fn scale_to(&self, to: usize, alone: bool) -> Result<Verdict, String> {
-        let open = |status: &Value| status["workers"].as_u64().and_then(|open| usize::try_from(open).ok());
+        let open = |status: &Value| {
+            status["workers"]
+                .as_u64()
+                .and_then(|open| usize::try_from(open).ok())
+        };
         let mut now = self.wait("a status", open)?;
         let mut asked = 0;
         // One signal at a time: signals that wait are one.
         while now != to && asked < 64 {
-            let signal = if now > to { Signal::SIGTTOU } else { Signal::SIGTTIN };
+            let signal = if now > to {
+                Signal::SIGTTOU
+            } else {
+                Signal::SIGTTIN
+            };
             self.pid.signal(signal);
             asked += 1;
-            let end = Instant::now() + if alone { OUTCOME } else { Duration::from_secs(3) };
+            let end = Instant::now()
+                + if alone {
+                    OUTCOME
+                } else {
+                    Duration::from_secs(3)
+                };
             let was = now;
             while now == was && Instant::now() < end {
                 now = self.wait("a status", open)?;
@@ -255,10 +297,13 @@ impl Prefork {
                 break Verdict::Done;
             }
             let lines = self.log.lines();
-            let about =
-                |line: &&String| line.to_ascii_lowercase().contains("upgrad") || line.contains("USR2");
+            let about = |line: &&String| {
+                line.to_ascii_lowercase().contains("upgrad") || line.contains("USR2")
+            };
             let no = lines.iter().skip(seen).filter(about).find_map(|line| {
-                let no = ["failed", "refused", "ignoring", "cannot"].iter().any(|word| line.contains(word));
+                let no = ["failed", "refused", "ignoring", "cannot"]
+                    .iter()
+                    .any(|word| line.contains(word));
                 no.then(|| refused(line.clone(), alone))
             });
             if let Some(verdict) = no {
@@ -271,9 +316,13 @@ impl Prefork {
         };
         drop(build);
         if verdict == Verdict::Done && alone {
-            let after = self.wait("a settled server after the upgrade", |s| settled(s).then(|| pids(s)))?;
+            let after = self.wait("a settled server after the upgrade", |s| {
+                settled(s).then(|| pids(s))
+            })?;
             if after != before {
-                return Err(format!("an upgrade has restarted workers: {before:?} became {after:?}"));
+                return Err(format!(
+                    "an upgrade has restarted workers: {before:?} became {after:?}"
+                ));
             }
         }
         Ok(verdict)
@@ -338,14 +387,20 @@ impl Subject for Prefork {
     }
 
     fn stop(&self, limit: Duration) -> Result<(), String> {
-        let server = self.server.lock().map_err(|error| error.to_string())?.take();
+        let server = self
+            .server
+            .lock()
+            .map_err(|error| error.to_string())?
+            .take();
         let mut server = server.ok_or("it was stopped before")?;
         self.pid.signal(Signal::SIGTERM);
         let end = Instant::now() + limit;
         let status = loop {
             match server.try_exit() {
                 Some(status) => break status,
-                None if Instant::now() > end => return Err(format!("still there {limit:?} after TERM")),
+                None if Instant::now() > end => {
+                    return Err(format!("still there {limit:?} after TERM"));
+                }
                 None => std::thread::sleep(POLL),
             }
         };
@@ -371,26 +426,46 @@ fn configuration(setup: &Setup, directory: &Path, extra: &str) -> String {
     };
     let bind: Vec<String> = setup.bind.iter().map(place).collect();
     // An extra line that sets the same key replaces ours.
-    let ours = [("probation", "\"200ms\""), ("hang-timeout", "\"20s\""), ("start-timeout", "\"30s\"")];
+    let ours = [
+        ("probation", "\"200ms\""),
+        ("hang-timeout", "\"20s\""),
+        ("start-timeout", "\"30s\""),
+    ];
     let ours = ours.iter().filter(|(key, _)| !extra.contains(key));
-    let ours: String = ours.map(|(key, value)| format!("{key} = {value}\n")).collect();
-    format!("workers = {}\nclass = \"{}\"\nbind = {bind:?}\n{ours}{extra}", setup.workers, setup.class)
+    let ours: String = ours
+        .map(|(key, value)| format!("{key} = {value}\n"))
+        .collect();
+    format!(
+        "workers = {}\nclass = \"{}\"\nbind = {bind:?}\n{ours}{extra}",
+        setup.workers, setup.class
+    )
 }
 
 /// Puts a copy of a binary in another's place, as an installation does: whole or not at all.
 fn install(from: &Path, to: &Path) -> Result<(), String> {
     let new = to.with_extension("new");
     let copied = std::fs::copy(from, &new).and_then(|_| std::fs::rename(&new, to));
-    copied.map_err(|error| format!("cannot copy {}: {error} (scripts/chaos builds it)", from.display()))
+    copied.map_err(|error| {
+        format!(
+            "cannot copy {}: {error} (scripts/chaos builds it)",
+            from.display()
+        )
+    })
 }
 
 /// Which file it is.
 fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()))
+    std::fs::metadata(path)
+        .ok()
+        .map(|about| (about.dev(), about.ino()))
 }
 
 fn refused(reason: String, alone: bool) -> Verdict {
-    if alone { Verdict::Wrong(reason) } else { Verdict::Refused(reason) }
+    if alone {
+        Verdict::Wrong(reason)
+    } else {
+        Verdict::Refused(reason)
+    }
 }
 
 fn text(value: &Value) -> String {
@@ -399,11 +474,17 @@ fn text(value: &Value) -> String {
 
 fn workers(status: &Value) -> impl Iterator<Item = &Value> {
     let slots = status["slots"].as_array().map_or(&[][..], Vec::as_slice);
-    slots.iter().flat_map(|slot| slot["workers"].as_array().map_or(&[][..], Vec::as_slice))
+    slots
+        .iter()
+        .flat_map(|slot| slot["workers"].as_array().map_or(&[][..], Vec::as_slice))
 }
 
 fn pids(status: &Value) -> Vec<Process> {
-    let pid = |worker: &Value| worker["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+    let pid = |worker: &Value| {
+        worker["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok())
+    };
     let mut pids: Vec<Process> = workers(status).filter_map(pid).map(Process).collect();
     pids.sort_unstable();
     pids
@@ -411,7 +492,8 @@ fn pids(status: &Value) -> Vec<Process> {
 
 /// As many workers as there are open slots, all ready and of the accepted generation, and no reload under way.
 fn settled(status: &Value) -> bool {
-    let fits = |worker: &Value| worker["state"] == "ready" && worker["generation"] == status["generation"];
+    let fits =
+        |worker: &Value| worker["state"] == "ready" && worker["generation"] == status["generation"];
     let count = workers(status).filter(|worker| fits(worker)).count() as u64;
     status["state"] == "serving"
         && status["reload"].is_null()

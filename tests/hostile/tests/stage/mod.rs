@@ -31,7 +31,10 @@ impl Stage {
     /// Starts it, and 8 clients.
     pub(crate) fn of(setup: Setup) -> Self {
         let file = setup.path("villain");
-        let setup = setup.workers(4).args(["--probation", "0s"]).env("VILLAIN", file);
+        let setup = setup
+            .workers(4)
+            .args(["--probation", "0s"])
+            .env("VILLAIN", file);
         let server = setup.start();
         let load = start(Plan::fresh(&server.address(), 8));
         load.wait_for_more(50);
@@ -78,7 +81,10 @@ impl Stage {
     /// All villains so far, dead or alive.
     fn villains(&self) -> Vec<Process> {
         let text = std::fs::read_to_string(self.server.path("villain.pids")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).map(Process).collect()
+        text.lines()
+            .filter_map(|line| line.parse().ok())
+            .map(Process)
+            .collect()
     }
 
     /// The villain's process, once there is one that counts as ready.
@@ -86,15 +92,23 @@ impl Stage {
         wait_for("a villain", LONG, || {
             let villains = self.villains();
             let workers = self.server.workers();
-            let mut there = workers.iter().filter(|worker| worker.slot == 0 && worker.state != "starting");
-            there.find(|worker| villains.contains(&worker.process)).map(|worker| worker.process)
+            let mut there = workers
+                .iter()
+                .filter(|worker| worker.slot == 0 && worker.state != "starting");
+            there
+                .find(|worker| villains.contains(&worker.process))
+                .map(|worker| worker.process)
         })
     }
 
     pub(crate) fn wait_for_lines(&self, text: &str, count: usize) {
         wait_until(&format!("{count} lines with {text:?}"), LONG, || {
             let lines = self.server.log().lines();
-            lines.iter().filter(|line| line.contains("slot 0") && line.contains(text)).count() >= count
+            lines
+                .iter()
+                .filter(|line| line.contains("slot 0") && line.contains(text))
+                .count()
+                >= count
         });
     }
 
@@ -109,19 +123,32 @@ impl Stage {
     pub(crate) fn assert_answers(&self) {
         let asked = Instant::now();
         self.server.status();
-        assert!(asked.elapsed() < LONG / 2, "status took {:?}", asked.elapsed());
+        assert!(
+            asked.elapsed() < LONG / 2,
+            "status took {:?}",
+            asked.elapsed()
+        );
     }
 
     /// No more villains: the server is whole again.
     pub(crate) fn leave(&mut self) {
         self.send_no_more();
         let villains = self.villains();
-        for worker in self.server.workers().into_iter().filter(|one| villains.contains(&one.process)) {
+        for worker in self
+            .server
+            .workers()
+            .into_iter()
+            .filter(|one| villains.contains(&one.process))
+        {
             // One that was tolerated.
             worker.process.signal(Signal::SIGKILL);
         }
         wait_until("the last villain's end", LONG, || {
-            !self.server.workers().iter().any(|one| villains.contains(&one.process))
+            !self
+                .server
+                .workers()
+                .iter()
+                .any(|one| villains.contains(&one.process))
         });
         self.server.wait_until_settled(LONG);
     }
@@ -144,12 +171,20 @@ impl Stage {
         self.end_load();
         let now = self.server.ready();
         if self.server.generation() == 1 {
-            assert!(self.good.iter().all(|worker| now.contains(worker)), "a sibling was replaced");
+            assert!(
+                self.good.iter().all(|worker| now.contains(worker)),
+                "a sibling was replaced"
+            );
         }
         self.assert_descriptors();
         let grown = process.resident_kib().saturating_sub(self.resident);
-        println!("  the supervisor spent {spent:.2} s of CPU in {span:.2} s and grew by {grown} KiB");
-        assert!(spent < 0.2 + span * SHARE, "{spent:.2} s of CPU in {span:.2} s");
+        println!(
+            "  the supervisor spent {spent:.2} s of CPU in {span:.2} s and grew by {grown} KiB"
+        );
+        assert!(
+            spent < 0.2 + span * SHARE,
+            "{spent:.2} s of CPU in {span:.2} s"
+        );
         assert!(grown < GROWTH, "the supervisor has grown by {grown} KiB");
     }
 }

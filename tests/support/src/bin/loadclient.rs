@@ -49,8 +49,12 @@ fn main() -> ExitCode {
 
 fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String> {
     let (mut rate, mut keep, mut fresh) = (None::<f64>, None::<usize>, None::<usize>);
-    let (mut path, mut expect, mut echo, mut send) =
-        ("/".to_owned(), None::<String>, None::<usize>, None::<String>);
+    let (mut path, mut expect, mut echo, mut send) = (
+        "/".to_owned(),
+        None::<String>,
+        None::<usize>,
+        None::<String>,
+    );
     let (mut duration, mut count, mut timeout) = (None::<f64>, None::<u64>, 10.0);
     let mut mix = None;
     let mut target = None;
@@ -101,11 +105,14 @@ fn plan(mut words: impl Iterator<Item = String>) -> Result<Option<Plan>, String>
 }
 
 fn number<T: std::str::FromStr>(option: &str, text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("{option}: `{text}` is no number"))
+    text.parse()
+        .map_err(|_| format!("{option}: `{text}` is no number"))
 }
 
 fn share_of(text: &str) -> Result<(String, f64), String> {
-    let (path, share) = text.rsplit_once(':').ok_or("--mix needs PATH:SHARE, /slow:0.05 say")?;
+    let (path, share) = text
+        .rsplit_once(':')
+        .ok_or("--mix needs PATH:SHARE, /slow:0.05 say")?;
     let share = number("--mix", share)?;
     if (0.0..=1.0).contains(&share) {
         Ok((path.to_owned(), share))

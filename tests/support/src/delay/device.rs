@@ -3,7 +3,9 @@
 #![allow(unsafe_code)]
 
 use super::{NEAR_V4, NEAR_V6, NotPossible, failed};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
@@ -29,8 +31,13 @@ pub(super) fn check_access() -> Result<(), NotPossible> {
 
 fn open() -> Result<File, NotPossible> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-    options.open(CLONE).map_err(failed(&format!("cannot open {CLONE}")))
+    options
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK);
+    options
+        .open(CLONE)
+        .map_err(failed(&format!("cannot open {CLONE}")))
 }
 
 impl Device {
@@ -39,14 +46,19 @@ impl Device {
         // The device will be where the file was opened.
         let file = open()?;
         let mut request = named(NAME);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
-        command(&file, libc::TUNSETIFF, &mut request).map_err(failed("cannot make a TUN device"))?;
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
+        command(&file, libc::TUNSETIFF, &mut request)
+            .map_err(failed("cannot make a TUN device"))?;
         let line = control(AddressFamily::Inet)?;
-        for (what, address) in [(libc::SIOCSIFADDR, u32::from(NEAR_V4)), (libc::SIOCSIFNETMASK, 0xffff_0000)]
-        {
+        for (what, address) in [
+            (libc::SIOCSIFADDR, u32::from(NEAR_V4)),
+            (libc::SIOCSIFNETMASK, 0xffff_0000),
+        ] {
             let mut request = named(NAME);
             request.ifr_ifru.ifru_addr = internet(address);
-            command(&line, what, &mut request).map_err(failed("cannot give the TUN device an address"))?;
+            command(&line, what, &mut request)
+                .map_err(failed("cannot give the TUN device an address"))?;
         }
         let index = raise(NAME)?;
         lengthen_queue(index).map_err(failed("cannot lengthen its queue"))?;
@@ -71,7 +83,9 @@ impl Device {
     /// The kernel's own counts about the device.
     pub(super) fn statistics(&self) -> Result<Statistics, NotPossible> {
         // Opened here, it tells of this thread's namespace for ever, whoever reads it.
-        File::open("/proc/thread-self/net/dev").map(Statistics).map_err(failed("cannot open /proc/net/dev"))
+        File::open("/proc/thread-self/net/dev")
+            .map(Statistics)
+            .map_err(failed("cannot open /proc/net/dev"))
     }
 }
 
@@ -91,9 +105,14 @@ impl Statistics {
         let mut text = vec![0; 8192];
         let length = self.0.read_at(&mut text, 0).unwrap_or(0);
         let text = String::from_utf8_lossy(&text[..length]);
-        let row = text.lines().find_map(|row| row.trim().strip_prefix(NAME)?.strip_prefix(':'));
-        let fields: Vec<u64> =
-            row.into_iter().flat_map(str::split_whitespace).filter_map(|field| field.parse().ok()).collect();
+        let row = text
+            .lines()
+            .find_map(|row| row.trim().strip_prefix(NAME)?.strip_prefix(':'));
+        let fields: Vec<u64> = row
+            .into_iter()
+            .flat_map(str::split_whitespace)
+            .filter_map(|field| field.parse().ok())
+            .collect();
         // Eight columns of what came in, then eight of what went out; the fourth of each counts drops.
         fields.get(3).unwrap_or(&0) + fields.get(11).unwrap_or(&0)
     }
@@ -104,9 +123,11 @@ pub(super) fn raise(name: &str) -> Result<libc::c_int, NotPossible> {
     let line = control(AddressFamily::Inet)?;
     let mut request = named(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    command(&line, libc::SIOCSIFFLAGS, &mut request).map_err(failed(&format!("cannot raise {name}")))?;
+    command(&line, libc::SIOCSIFFLAGS, &mut request)
+        .map_err(failed(&format!("cannot raise {name}")))?;
     let mut request = named(name);
-    command(&line, libc::SIOCGIFINDEX, &mut request).map_err(failed(&format!("cannot find {name}")))?;
+    command(&line, libc::SIOCGIFINDEX, &mut request)
+        .map_err(failed(&format!("cannot find {name}")))?;
     // SAFETY: SIOCGIFINDEX succeeded, so that the kernel wrote this field.
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
 }
@@ -124,13 +145,19 @@ fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
     message.extend(8_u16.to_ne_bytes());
     message.extend(libc::IFLA_TXQLEN.to_ne_bytes());
     message.extend(QUEUE.to_ne_bytes());
-    let line =
-        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    let line = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
     send(line.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut answer = [0; 256];
     let length = recv(line.as_raw_fd(), &mut answer, MsgFlags::empty())?;
     // The answer is a header and then an error number, negated, which is 0 for success.
-    let error = answer[..length].get(16..20).and_then(|bytes| bytes.try_into().ok());
+    let error = answer[..length]
+        .get(16..20)
+        .and_then(|bytes| bytes.try_into().ok());
     match error.map_or(libc::EPROTO, |bytes| -i32::from_ne_bytes(bytes)) {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
@@ -139,9 +166,16 @@ fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
 
 fn add_v6(index: libc::c_int) -> Result<(), NotPossible> {
     let line = control(AddressFamily::Inet6)?;
-    let address = libc::in6_addr { s6_addr: NEAR_V6.octets() };
-    let mut request = libc::in6_ifreq { ifr6_addr: address, ifr6_prefixlen: 64, ifr6_ifindex: index };
-    command(&line, libc::SIOCSIFADDR, &mut request).map_err(failed("cannot give it an IPv6 address"))
+    let address = libc::in6_addr {
+        s6_addr: NEAR_V6.octets(),
+    };
+    let mut request = libc::in6_ifreq {
+        ifr6_addr: address,
+        ifr6_prefixlen: 64,
+        ifr6_ifindex: index,
+    };
+    command(&line, libc::SIOCSIFADDR, &mut request)
+        .map_err(failed("cannot give it an IPv6 address"))
 }
 
 fn control(family: AddressFamily) -> Result<std::os::fd::OwnedFd, NotPossible> {

@@ -54,7 +54,12 @@ pub struct Way {
 impl Way {
     /// A way of this delay, without jitter and loss.
     pub fn of(delay: Duration) -> Self {
-        Self { delay, jitter: Duration::ZERO, loss_per_million: 0, seed: 0 }
+        Self {
+            delay,
+            jitter: Duration::ZERO,
+            loss_per_million: 0,
+            seed: 0,
+        }
     }
 }
 
@@ -139,13 +144,26 @@ impl DelayLine {
         let device = Device::make()?;
         let has_v6 = device.has_v6();
         let statistics = device.statistics()?;
-        let (stop, stopped) = UnixStream::pair().map_err(failed("cannot make a pair of sockets"))?;
+        let (stop, stopped) =
+            UnixStream::pair().map_err(failed("cannot make a pair of sockets"))?;
         let tally = Arc::new(Tally::default());
-        let work = Carrier { device, queue: Queue::new(way), tally: Arc::clone(&tally), spare: Vec::new() };
+        let work = Carrier {
+            device,
+            queue: Queue::new(way),
+            tally: Arc::clone(&tally),
+            spare: Vec::new(),
+        };
         let thread = std::thread::Builder::new().name("delay line".to_owned());
-        let thread =
-            thread.spawn(move || work.run(&stopped)).map_err(failed("cannot start the line's thread"))?;
-        Ok(Self { tally, statistics, has_v6, stop: Some(stop), thread: Some(thread) })
+        let thread = thread
+            .spawn(move || work.run(&stopped))
+            .map_err(failed("cannot start the line's thread"))?;
+        Ok(Self {
+            tally,
+            statistics,
+            has_v6,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// Whether it carries IPv6 too, which a kernel may lack.
@@ -247,7 +265,9 @@ impl Carrier {
             self.tally.lost.fetch_add(1, Relaxed);
             self.spare.push(packet);
         }
-        self.tally.most_held.fetch_max(self.queue.len() as u64, Relaxed);
+        self.tally
+            .most_held
+            .fetch_max(self.queue.len() as u64, Relaxed);
     }
 
     fn deliver(&mut self) {
@@ -264,14 +284,19 @@ impl Carrier {
                 }
             }
             let late = now.saturating_duration_since(due).as_micros();
-            self.tally.latest_us.fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Relaxed);
+            self.tally
+                .latest_us
+                .fetch_max(u64::try_from(late).unwrap_or(u64::MAX), Relaxed);
             self.spare.push(packet);
         }
     }
 
     /// Waits for a packet, for the time of the first one held, or for the end, which it tells.
     fn wait(&self, stopped: &UnixStream) -> io::Result<bool> {
-        let limit = self.queue.next_due().map(|due| due.saturating_duration_since(Instant::now()));
+        let limit = self
+            .queue
+            .next_due()
+            .map(|due| due.saturating_duration_since(Instant::now()));
         let mut watched = [
             PollFd::new(self.device.as_fd(), PollFlags::POLLIN),
             PollFd::new(stopped.as_fd(), PollFlags::POLLIN),

@@ -29,7 +29,8 @@ pub(super) fn enter() -> Result<(), NotPossible> {
         ("gid_map", format!("0 {gid} 1")),
     ];
     for (file, text) in maps {
-        fs::write(format!("/proc/self/{file}"), text).map_err(failed(&format!("cannot write {file}")))?;
+        fs::write(format!("/proc/self/{file}"), text)
+            .map_err(failed(&format!("cannot write {file}")))?;
     }
     Ok(())
 }

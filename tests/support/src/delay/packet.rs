@@ -19,7 +19,10 @@ mod tests {
 
     /// The sum that IP, TCP and UDP use: swapping addresses must not change it.
     fn sum(bytes: &[u8]) -> u32 {
-        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0))).sum()
+        bytes
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+            .sum()
     }
 
     #[test]
@@ -32,7 +35,10 @@ mod tests {
             let (second, end) = (first + width, first + 2 * width);
             assert_eq!(packet[first..second], before[second..end]);
             assert_eq!(packet[second..end], before[first..second]);
-            assert_eq!((&packet[..first], &packet[end..]), (&before[..first], &before[end..]));
+            assert_eq!(
+                (&packet[..first], &packet[end..]),
+                (&before[..first], &before[end..])
+            );
             assert_eq!(sum(&packet), sum(&before));
         }
     }
@@ -45,9 +51,13 @@ mod tests {
         let mut multicast_v6 = [0; 60];
         multicast_v6[0] = 0x60;
         multicast_v6[24] = 0xff;
-        for packet in
-            [&mut multicast_v4[..], &mut multicast_v6[..], &mut [], &mut [0x45; 19], &mut [0x60; 39]]
-        {
+        for packet in [
+            &mut multicast_v4[..],
+            &mut multicast_v6[..],
+            &mut [],
+            &mut [0x45; 19],
+            &mut [0x60; 39],
+        ] {
             let before = packet.to_vec();
             assert!(!turn_back(packet));
             assert_eq!(packet, before);

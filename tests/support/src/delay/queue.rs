@@ -21,7 +21,11 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(way: Way) -> Self {
-        Self { way, chance: Chance(way.seed), held: VecDeque::new() }
+        Self {
+            way,
+            chance: Chance(way.seed),
+            held: VecDeque::new(),
+        }
     }
 
     /// Holds a packet, or gives it back if it is lost.
@@ -81,7 +85,11 @@ mod tests {
         let (mut left, mut lost) = (Vec::new(), 0);
         for at in 0..2_000_u32 {
             if let Ok(number @ 0..1_000) = u16::try_from(at) {
-                lost += u32::from(queue.push(start + at * MS, number.to_be_bytes().to_vec()).is_err());
+                lost += u32::from(
+                    queue
+                        .push(start + at * MS, number.to_be_bytes().to_vec())
+                        .is_err(),
+                );
             }
             while let Some(held) = queue.pop(start + at * MS) {
                 left.push((at, u16::from_be_bytes([held.packet[0], held.packet[1]])));
@@ -95,20 +103,35 @@ mod tests {
     fn packets_leave_after_the_delay_and_never_earlier() {
         let (left, lost) = played(Way::of(50 * MS));
         assert_eq!((left.len(), lost), (1_000, 0));
-        assert!(left.iter().all(|&(at, number)| at == u32::from(number) + 50));
+        assert!(
+            left.iter()
+                .all(|&(at, number)| at == u32::from(number) + 50)
+        );
     }
 
     #[test]
     fn jitter_delays_further_and_keeps_the_order() {
-        let (left, _) = played(Way { jitter: 20 * MS, ..Way::of(50 * MS) });
+        let (left, _) = played(Way {
+            jitter: 20 * MS,
+            ..Way::of(50 * MS)
+        });
         assert!(left.iter().map(|&(_, number)| number).eq(0..1_000));
-        assert!(left.iter().all(|&(at, number)| (50..=70).contains(&(at - u32::from(number)))));
+        assert!(
+            left.iter()
+                .all(|&(at, number)| (50..=70).contains(&(at - u32::from(number))))
+        );
         assert!(left.iter().any(|&(at, number)| at - u32::from(number) > 60));
     }
 
     #[test]
     fn losses_follow_the_seed() {
-        let lossy = |seed| played(Way { loss_per_million: 100_000, seed, ..Way::of(MS) });
+        let lossy = |seed| {
+            played(Way {
+                loss_per_million: 100_000,
+                seed,
+                ..Way::of(MS)
+            })
+        };
         let (left, lost) = lossy(7);
         assert!((50..150).contains(&lost), "{lost}");
         assert_eq!(left.len(), 1_000 - lost as usize);

@@ -6,8 +6,8 @@ use crate::Address;
 use crate::http::{self, Parsed};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt,
-    recv, send, setsockopt, shutdown, socket, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, connect,
+    getsockopt, recv, send, setsockopt, shutdown, socket, sockopt,
 };
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
@@ -65,23 +65,42 @@ impl Script {
     pub(super) fn new(plan: &Plan) -> Self {
         let kept = matches!(plan.pace, Pace::KeptAlive(_));
         let close = if kept { "" } else { "Connection: close\r\n" };
-        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: load\r\n{close}\r\n").into_bytes();
-        let other = plan.mix.as_ref().map(|(path, _)| get(path)).unwrap_or_default();
+        let get =
+            |path: &str| format!("GET {path} HTTP/1.1\r\nHost: load\r\n{close}\r\n").into_bytes();
+        let other = plan
+            .mix
+            .as_ref()
+            .map(|(path, _)| get(path))
+            .unwrap_or_default();
         let request = match &plan.talk {
             Talk::Http { path, .. } => get(path),
-            Talk::Echo(bytes) => (b'a'..=b'z').cycle().take(bytes - 1).chain([b'\n']).collect(),
+            Talk::Echo(bytes) => (b'a'..=b'z')
+                .cycle()
+                .take(bytes - 1)
+                .chain([b'\n'])
+                .collect(),
             Talk::Ask(question, _) => question.clone().into_bytes(),
         };
         let target = match &plan.target {
             Address::Tcp(address) => {
-                let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+                let family = if address.is_ipv4() {
+                    AddressFamily::Inet
+                } else {
+                    AddressFamily::Inet6
+                };
                 Target::Tcp(SockaddrStorage::from(*address), family)
             }
             Address::Unix(path) => {
                 Target::Unix(UnixAddr::new(path).expect("a path that fits a Unix address"))
             }
         };
-        Self { request, other, talk: plan.talk.clone(), kept, target }
+        Self {
+            request,
+            other,
+            talk: plan.talk.clone(),
+            kept,
+            target,
+        }
     }
 }
 
@@ -103,14 +122,18 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Begins to connect.
-    pub(super) fn open(script: &Script, due: Instant, deadline: Instant) -> Result<Self, (Failure, String)> {
+    pub(super) fn open(
+        script: &Script,
+        due: Instant,
+        deadline: Instant,
+    ) -> Result<Self, (Failure, String)> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let family = match &script.target {
             Target::Tcp(_, family) => *family,
             Target::Unix(_) => AddressFamily::Unix,
         };
-        let socket =
-            socket(family, SockType::Stream, flags, None).map_err(|error| failed(Failure::Local, error))?;
+        let socket = socket(family, SockType::Stream, flags, None)
+            .map_err(|error| failed(Failure::Local, error))?;
         let began = match &script.target {
             Target::Tcp(address, _) => {
                 let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
@@ -155,18 +178,34 @@ impl Connection {
         if self.stage == Stage::Connecting {
             match getsockopt(&self.socket, sockopt::SocketError) {
                 Ok(0)
-                    if nix::sys::socket::getpeername::<SockaddrStorage>(self.socket.as_raw_fd()).is_err() =>
+                    if nix::sys::socket::getpeername::<SockaddrStorage>(
+                        self.socket.as_raw_fd(),
+                    )
+                    .is_err() =>
                 {
                     return Step::Waiting;
                 }
                 Ok(0) => self.stage = Stage::Sending { done: 0 },
-                Ok(code) => return fail(classify_connect(Errno::from_raw(code)), Errno::from_raw(code)),
+                Ok(code) => {
+                    return fail(
+                        classify_connect(Errno::from_raw(code)),
+                        Errno::from_raw(code),
+                    );
+                }
                 Err(error) => return fail(Failure::Local, error),
             }
         }
-        let request = if self.other { &script.other } else { &script.request };
+        let request = if self.other {
+            &script.other
+        } else {
+            &script.request
+        };
         while let Stage::Sending { done } = self.stage {
-            match send(self.socket.as_raw_fd(), &request[done..], MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                self.socket.as_raw_fd(),
+                &request[done..],
+                MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(sent) if done + sent == request.len() => self.stage = Stage::Receiving,
                 Ok(sent) => self.stage = Stage::Sending { done: done + sent },
                 Err(Errno::EAGAIN) => return Step::Waiting,
@@ -183,14 +222,22 @@ impl Connection {
             let length = match recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
                 Ok(length) => length,
                 Err(Errno::EAGAIN) => return Step::Waiting,
-                Err(error) if self.stage == Stage::Closing => return fail(Failure::CloseReset, error),
+                Err(error) if self.stage == Stage::Closing => {
+                    return fail(Failure::CloseReset, error);
+                }
                 Err(error) if self.lost() => return fail(Failure::Unanswered, error),
                 Err(error) => return fail(Failure::ReadReset, error),
             };
             if self.stage == Stage::Closing {
                 return match length {
-                    0 => Step::Over { marks: std::mem::take(&mut self.marks), announced: false },
-                    _ => Step::Failed(Failure::BadResponse, "bytes after the whole response".to_owned()),
+                    0 => Step::Over {
+                        marks: std::mem::take(&mut self.marks),
+                        announced: false,
+                    },
+                    _ => Step::Failed(
+                        Failure::BadResponse,
+                        "bytes after the whole response".to_owned(),
+                    ),
                 };
             }
             self.buffer.extend_from_slice(&bytes[..length]);
@@ -209,7 +256,10 @@ impl Connection {
                     self.answered += 1;
                     // A body that ended with the connection announced the close by itself.
                     if length == 0 || (script.kept && announced) {
-                        return Step::Over { marks: std::mem::take(&mut self.marks), announced };
+                        return Step::Over {
+                            marks: std::mem::take(&mut self.marks),
+                            announced,
+                        };
                     }
                     if script.kept {
                         return Step::Answered(std::mem::take(&mut self.marks));

@@ -97,7 +97,8 @@ impl<'a> Engine<'a> {
             };
             for event in &events[..ready] {
                 if event.data() != TIMER {
-                    let number = usize::try_from(event.data()).expect("a number that was given out here");
+                    let number =
+                        usize::try_from(event.data()).expect("a number that was given out here");
                     self.drive(number, TURN);
                 }
             }
@@ -109,7 +110,10 @@ impl<'a> Engine<'a> {
         self.report.elapsed = self.began.elapsed();
         if let (Some((other, _)), Talk::Http { path, .. }) = (&self.plan.mix, &self.plan.talk) {
             for (path, micros) in [(path, &self.micros), (other, &self.other_micros)] {
-                self.report.paths.insert(path.clone(), (micros.len() as u64, Latency::of(micros.clone())));
+                self.report.paths.insert(
+                    path.clone(),
+                    (micros.len() as u64, Latency::of(micros.clone())),
+                );
             }
         }
         self.micros.append(&mut self.other_micros);
@@ -120,8 +124,14 @@ impl<'a> Engine<'a> {
     /// Whether more requests are to be begun.
     fn going(&self) -> bool {
         !self.live.stop.load(Ordering::Relaxed)
-            && self.plan.count.is_none_or(|count| self.report.requests < count)
-            && self.plan.lasting.is_none_or(|time| self.began.elapsed() < time)
+            && self
+                .plan
+                .count
+                .is_none_or(|count| self.report.requests < count)
+            && self
+                .plan
+                .lasting
+                .is_none_or(|time| self.began.elapsed() < time)
     }
 
     /// Opens the connections that are due.
@@ -136,7 +146,9 @@ impl<'a> Engine<'a> {
                 for _ in 0..64 {
                     let at = self.began + due(self.due);
                     if at > Instant::now() {
-                        let left = at.saturating_duration_since(Instant::now()).max(Duration::from_micros(1));
+                        let left = at
+                            .saturating_duration_since(Instant::now())
+                            .max(Duration::from_micros(1));
                         let expiration = Expiration::OneShot(TimeSpec::from_duration(left));
                         let _ = self.timer.set(expiration, TimerSetTimeFlags::empty());
                         break;
@@ -158,10 +170,11 @@ impl<'a> Engine<'a> {
 
     fn open(&mut self, due: Instant) {
         self.report.requests += 1;
-        let mut connection = match Connection::open(&self.script, due, Instant::now() + self.plan.timeout) {
-            Ok(connection) => connection,
-            Err((failure, why)) => return self.failed(failure, &why),
-        };
+        let mut connection =
+            match Connection::open(&self.script, due, Instant::now() + self.plan.timeout) {
+                Ok(connection) => connection,
+                Err((failure, why)) => return self.failed(failure, &why),
+            };
         self.report.connections += 1;
         connection.other = self.asks_other();
         let number = self.free.pop().unwrap_or_else(|| {
@@ -170,7 +183,10 @@ impl<'a> Engine<'a> {
         });
         // Edge-triggered and registered once: a connection is always driven until the kernel has no more.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        if let Err(error) = self.epoll.add(&connection.socket, EpollEvent::new(flags, number as u64)) {
+        if let Err(error) = self
+            .epoll
+            .add(&connection.socket, EpollEvent::new(flags, number as u64))
+        {
             self.free.push(number);
             return self.failed(Failure::Local, &error.to_string());
         }
@@ -182,7 +198,9 @@ impl<'a> Engine<'a> {
 
     /// Whether the request that was just counted is for the other path of the mix.
     fn asks_other(&self) -> bool {
-        let Some((_, share)) = self.plan.mix else { return false };
+        let Some((_, share)) = self.plan.mix else {
+            return false;
+        };
         // Splitmix64: evenly spread, and the same for each server that is compared.
         let mut z = self.report.requests.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -197,7 +215,9 @@ impl<'a> Engine<'a> {
     fn drive(&mut self, number: usize, turn: usize) {
         for _ in 0..turn {
             // An event may be left over from a connection that ended in this round.
-            let Some(connection) = &mut self.slots[number] else { return };
+            let Some(connection) = &mut self.slots[number] else {
+                return;
+            };
             match connection.drive(&self.script) {
                 Step::Waiting => return,
                 Step::Answered(marks) => {
@@ -231,7 +251,11 @@ impl<'a> Engine<'a> {
         self.report.answered += 1;
         self.live.answered.fetch_add(1, Ordering::Relaxed);
         if let Some(connection) = &self.slots[number] {
-            let micros = if connection.other { &mut self.other_micros } else { &mut self.micros };
+            let micros = if connection.other {
+                &mut self.other_micros
+            } else {
+                &mut self.micros
+            };
             micros.push(u32::try_from(connection.due.elapsed().as_micros()).unwrap_or(u32::MAX));
         }
         if let Some(generation) = marks.generation {
@@ -248,7 +272,9 @@ impl<'a> Engine<'a> {
         self.rest = Instant::now() + REST;
         if self.report.samples.len() < 20 {
             let at = self.began.elapsed().as_secs_f64();
-            self.report.samples.push(format!("at {at:.3} s: {}: {why}", failure.as_str()));
+            self.report
+                .samples
+                .push(format!("at {at:.3} s: {}: {why}", failure.as_str()));
         }
     }
 
@@ -262,7 +288,9 @@ impl<'a> Engine<'a> {
     fn expire(&mut self) {
         let now = Instant::now();
         for number in 0..self.slots.len() {
-            let late = self.slots[number].as_ref().filter(|connection| connection.deadline <= now);
+            let late = self.slots[number]
+                .as_ref()
+                .filter(|connection| connection.deadline <= now);
             if let Some(failure) = late.map(Connection::timed_out) {
                 self.close(number);
                 self.failed(failure, &format!("after {:?}", self.plan.timeout));

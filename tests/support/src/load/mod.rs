@@ -66,9 +66,20 @@ pub struct Plan {
 
 impl Plan {
     fn new(target: &Address, pace: Pace) -> Self {
-        let talk = Talk::Http { path: "/".to_owned(), body: None };
+        let talk = Talk::Http {
+            path: "/".to_owned(),
+            body: None,
+        };
         let timeout = Duration::from_secs(10);
-        Self { target: target.clone(), pace, talk, mix: None, lasting: None, count: None, timeout }
+        Self {
+            target: target.clone(),
+            pace,
+            talk,
+            mix: None,
+            lasting: None,
+            count: None,
+            timeout,
+        }
     }
 
     /// Open loop: `per_second` new connections a second.
@@ -89,7 +100,10 @@ impl Plan {
     /// Asks by HTTP for `path`, and demands this body if one is given.
     #[must_use]
     pub fn http(mut self, path: &str, body: Option<&str>) -> Self {
-        self.talk = Talk::Http { path: path.to_owned(), body: body.map(str::to_owned) };
+        self.talk = Talk::Http {
+            path: path.to_owned(),
+            body: body.map(str::to_owned),
+        };
         self
     }
 
@@ -170,7 +184,9 @@ impl Load {
     #[track_caller]
     pub fn wait_for_more(&self, requests: u64) {
         let goal = self.answered() + requests;
-        wait_until(&format!("{requests} more answers"), crate::LONG, || self.answered() >= goal);
+        wait_until(&format!("{requests} more answers"), crate::LONG, || {
+            self.answered() >= goal
+        });
     }
 
     /// Begins no more requests, waits for those begun, and reports.
@@ -187,7 +203,9 @@ impl Load {
     /// # Panics
     /// When the load itself panicked.
     pub fn wait(self) -> Report {
-        self.thread.join().expect("the load's thread does not panic")
+        self.thread
+            .join()
+            .expect("the load's thread does not panic")
     }
 }
 
@@ -196,7 +214,10 @@ impl Load {
 /// # Panics
 /// When the plan has no end, or when the machine has no descriptors left for an epoll instance.
 pub fn run(plan: &Plan) -> Report {
-    assert!(plan.lasting.is_some() || plan.count.is_some(), "a plan for run() needs a duration or a count");
+    assert!(
+        plan.lasting.is_some() || plan.count.is_some(),
+        "a plan for run() needs a duration or a count"
+    );
     engine::Engine::new(plan, Arc::default()).run()
 }
 

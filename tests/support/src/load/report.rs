@@ -81,11 +81,23 @@ impl Latency {
     pub(crate) fn of(mut micros: Vec<u32>) -> Self {
         micros.sort_unstable();
         let at = |share: f64| {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss
+            )]
             let index = (share * micros.len() as f64) as usize;
-            micros.get(index.min(micros.len().saturating_sub(1))).map_or(0.0, |us| f64::from(*us) / 1000.0)
+            micros
+                .get(index.min(micros.len().saturating_sub(1)))
+                .map_or(0.0, |us| f64::from(*us) / 1000.0)
         };
-        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: at(1.0) }
+        Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: at(1.0),
+        }
     }
 
     fn to_json(self) -> Value {
@@ -137,19 +149,29 @@ impl Report {
     /// Otherwise, with the whole report.
     #[track_caller]
     pub fn assert_flawless(&self) {
-        assert!(self.failed() == 0 && self.answered > 0 && self.answered == self.requests, "{self}");
+        assert!(
+            self.failed() == 0 && self.answered > 0 && self.answered == self.requests,
+            "{self}"
+        );
     }
 
     /// The report as one JSON object.
     pub fn to_json(&self) -> Value {
-        let failures: BTreeMap<_, _> = self.failures.iter().map(|(class, n)| (class.as_str(), *n)).collect();
+        let failures: BTreeMap<_, _> = self
+            .failures
+            .iter()
+            .map(|(class, n)| (class.as_str(), *n))
+            .collect();
         #[allow(clippy::cast_precision_loss)]
         let per_second = self.answered as f64 / self.elapsed.as_secs_f64().max(1e-9);
         let paths: BTreeMap<_, _> = self
             .paths
             .iter()
             .map(|(path, (answered, latency))| {
-                (path, json!({"answered": answered, "latency_ms": latency.to_json()}))
+                (
+                    path,
+                    json!({"answered": answered, "latency_ms": latency.to_json()}),
+                )
             })
             .collect();
         json!({
@@ -172,6 +194,8 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.to_json())?;
-        self.samples.iter().try_for_each(|sample| write!(f, "\n  {sample}"))
+        self.samples
+            .iter()
+            .try_for_each(|sample| write!(f, "\n  {sample}"))
     }
 }

@@ -34,18 +34,30 @@ fn request(stream: &mut impl Read) -> bool {
 }
 
 fn answer(stream: &mut impl Write, extra: &str) {
-    let _ =
-        write!(stream, "HTTP/1.1 200 OK\r\nx-prefork-generation: 7\r\ncontent-length: 2\r\n{extra}\r\nhi");
+    let _ = write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nx-prefork-generation: 7\r\ncontent-length: 2\r\n{extra}\r\nhi"
+    );
 }
 
 fn short(plan: Plan) -> Report {
-    run(&plan.http("/", Some("hi")).count(20).timeout(Duration::from_millis(300)))
+    run(&plan
+        .http("/", Some("hi"))
+        .count(20)
+        .timeout(Duration::from_millis(300)))
 }
 
 #[track_caller]
 fn all_in(report: &Report, class: Failure) {
-    assert!(report.failed() > 0 && report.count(class) == report.failed(), "{report}");
-    assert_eq!(report.answered + report.failed(), report.requests, "{report}");
+    assert!(
+        report.failed() > 0 && report.count(class) == report.failed(),
+        "{report}"
+    );
+    assert_eq!(
+        report.answered + report.failed(),
+        report.requests,
+        "{report}"
+    );
 }
 
 #[test]
@@ -57,7 +69,10 @@ fn a_good_server_has_no_failures_in_any_shape() {
     });
     let kept = short(Plan::kept_alive(&address, 3));
     kept.assert_flawless();
-    assert_eq!((kept.requests, kept.connections, kept.generations["7"]), (20, 3, 20));
+    assert_eq!(
+        (kept.requests, kept.connections, kept.generations["7"]),
+        (20, 3, 20)
+    );
 
     let address = server(|mut stream, _| {
         request(&mut stream);
@@ -69,7 +84,10 @@ fn a_good_server_has_no_failures_in_any_shape() {
     short(Plan::rate(&address, 1000.0)).assert_flawless();
     let kept = short(Plan::kept_alive(&address, 3));
     kept.assert_flawless();
-    assert_eq!(kept.announced, 20, "each of its connections was announced to close");
+    assert_eq!(
+        kept.announced, 20,
+        "each of its connections was announced to close"
+    );
 }
 
 #[test]
@@ -108,7 +126,10 @@ fn nobody_there_is_refused() {
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     drop(listener);
     all_in(&short(Plan::fresh(&address, 2)), Failure::Refused);
-    all_in(&short(Plan::fresh(&Address::Unix("/nonexistent/socket".into()), 2)), Failure::Refused);
+    all_in(
+        &short(Plan::fresh(&Address::Unix("/nonexistent/socket".into()), 2)),
+        Failure::Refused,
+    );
 }
 
 #[test]
@@ -158,7 +179,10 @@ fn bytes_are_echoed_and_questions_answered() {
         let _ = stream.read(&mut [0; 64]);
         let _ = stream.write_all(b"Hello, client!");
     });
-    run(&Plan::fresh(&address, 4).ask("hi", "Hello, client!").count(20)).assert_flawless();
+    run(&Plan::fresh(&address, 4)
+        .ask("hi", "Hello, client!")
+        .count(20))
+    .assert_flawless();
     let report = run(&Plan::fresh(&address, 4).ask("hi", "Goodbye").count(20));
     all_in(&report, Failure::BadResponse);
 }
@@ -189,7 +213,10 @@ fn a_mix_tells_its_paths_apart() {
         }
         answer(&mut stream, "connection: close\r\n");
     });
-    let report = run(&Plan::rate(&address, 1000.0).http("/", Some("hi")).mixed("/slow", 0.1).count(300));
+    let report = run(&Plan::rate(&address, 1000.0)
+        .http("/", Some("hi"))
+        .mixed("/slow", 0.1)
+        .count(300));
     report.assert_flawless();
     let ((fast, _), (slow, late)) = (report.paths["/"], report.paths["/slow"]);
     assert_eq!(fast + slow, 300, "{report}");

@@ -23,12 +23,24 @@ use world::{Outcome, World};
 
 /// Workers of one request at a time, as stock apps are by `--class sync`.
 fn plan(workers: u16, most: u16) -> Plan {
-    let elastic = Elastic { down_after: Duration::from_secs(60), memory: None, apiece: Some(1) };
-    Plan { workers, max_workers: most, elastic: (most > workers).then_some(elastic), ..PLAN }
+    let elastic = Elastic {
+        down_after: Duration::from_secs(60),
+        memory: None,
+        apiece: Some(1),
+    };
+    Plan {
+        workers,
+        max_workers: most,
+        elastic: (most > workers).then_some(elastic),
+        ..PLAN
+    }
 }
 
 fn seed() -> u64 {
-    std::env::var("CURVES_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+    std::env::var("CURVES_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1)
 }
 
 /// A curve's three ways: two workers, sixteen, and as many as the load needs.
@@ -43,7 +55,12 @@ impl Trio {
     fn of(curve: Curve) -> Self {
         let run = |plan| World::new(&curve, plan, seed()).run();
         let (two, sixteen, adaptive) = (run(plan(2, 2)), run(plan(16, 16)), run(plan(2, 16)));
-        Self { curve, two, sixteen, adaptive }
+        Self {
+            curve,
+            two,
+            sixteen,
+            adaptive,
+        }
     }
 
     /// The 99th percentile of adaptive over that of sixteen, without the rush's first seconds.
@@ -79,14 +96,19 @@ fn what_clients_notice_and_what_it_costs_on_each_curve() {
             "{name} (CURVES_SEED={seed}): costs {:.2} of sixteen",
             trio.cheaper()
         );
-        assert!(trio.adaptive.answered == trio.sixteen.answered, "{name}: nobody is lost");
+        assert!(
+            trio.adaptive.answered == trio.sixteen.answered,
+            "{name}: nobody is lost"
+        );
     }
 }
 
 #[test]
 fn a_rush_is_met_within_seconds() {
     let trio = Trio::of(Curve::flash_crowd());
-    let met = trio.adaptive.met_after(trio.curve.rush.expect("it has one"), 10);
+    let met = trio
+        .adaptive
+        .met_after(trio.curve.rush.expect("it has one"), 10);
     assert!(met < 3.0, "ten workers after {met:.1} s");
 }
 
@@ -94,13 +116,18 @@ fn a_rush_is_met_within_seconds() {
 fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
     let trio = Trio::of(Curve::sawtooth(45.0));
     let spawned = trio.adaptive.spawned;
-    assert!(spawned <= 32, "{spawned} workers were started in twenty teeth");
+    assert!(
+        spawned <= 32,
+        "{spawned} workers were started in twenty teeth"
+    );
 }
 
 /// Writes the table and the pictures of `docs/adaptive.md`.
 #[test]
 #[ignore = "run by scripts/adaptive-plots"]
 fn draw() {
-    let Some(directory) = std::env::var_os("CURVES_OUT") else { return };
+    let Some(directory) = std::env::var_os("CURVES_OUT") else {
+        return;
+    };
     plot::write(std::path::Path::new(&directory)).expect("files can be written there");
 }

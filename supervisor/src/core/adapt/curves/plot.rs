@@ -31,7 +31,11 @@ pub(super) fn row(trio: &Trio) -> String {
 }
 
 fn span(seconds: f64) -> String {
-    if seconds < 1.0 { format!("{:.0} ms", seconds * 1000.0) } else { format!("{seconds:.1} s") }
+    if seconds < 1.0 {
+        format!("{:.0} ms", seconds * 1000.0)
+    } else {
+        format!("{seconds:.1} s")
+    }
 }
 
 /// Writes everything into a directory.
@@ -42,11 +46,19 @@ pub(super) fn write(directory: &Path) -> std::io::Result<()> {
         seed(),
         " ---: |".repeat(11)
     );
-    for curve in [Curve::diurnal(), Curve::flash_crowd(), Curve::sawtooth(90.0), Curve::recorded()] {
+    for curve in [
+        Curve::diurnal(),
+        Curve::flash_crowd(),
+        Curve::sawtooth(90.0),
+        Curve::recorded(),
+    ] {
         let trio = Trio::of(curve);
         table += &row(&trio);
         table.push('\n');
-        std::fs::write(directory.join(format!("adaptive-{}.svg", trio.curve.name)), picture(&trio))?;
+        std::fs::write(
+            directory.join(format!("adaptive-{}.svg", trio.curve.name)),
+            picture(&trio),
+        )?;
     }
     println!("{table}");
     Ok(())
@@ -69,9 +81,18 @@ const COLOURS: [(&str, &str); 3] = [("2", "#c0392b"), ("2..16", "#1f6fb2"), ("16
 
 fn picture(trio: &Trio) -> String {
     let length = trio.curve.length.as_secs_f64();
-    let time = Axis { values: (0.0, length), places: (LEFT, RIGHT) };
-    let count = Axis { values: (0.0, 18.0), places: (230.0, 50.0) };
-    let latency = Axis { values: (-1.5, 2.0), places: (420.0, 270.0) };
+    let time = Axis {
+        values: (0.0, length),
+        places: (LEFT, RIGHT),
+    };
+    let count = Axis {
+        values: (0.0, 18.0),
+        places: (230.0, 50.0),
+    };
+    let latency = Axis {
+        values: (-1.5, 2.0),
+        places: (420.0, 270.0),
+    };
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} 460\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"460\" fill=\"white\"/>\n"
@@ -86,24 +107,44 @@ fn picture(trio: &Trio) -> String {
         LEFT,
         20.0,
         "start",
-        &format!("{}: work (grey area, in workers' worth) and workers", trio.curve.title),
+        &format!(
+            "{}: work (grey area, in workers' worth) and workers",
+            trio.curve.title
+        ),
     );
     text(LEFT, 258.0, "start", "99th percentile of each ten seconds");
     for workers in [0, 4, 8, 12, 16] {
-        text(LEFT - 6.0, count.place(f64::from(workers)) + 4.0, "end", &workers.to_string());
+        text(
+            LEFT - 6.0,
+            count.place(f64::from(workers)) + 4.0,
+            "end",
+            &workers.to_string(),
+        );
     }
     for (power, words) in [(-1.0, "0.1 s"), (0.0, "1 s"), (1.0, "10 s"), (2.0, "100 s")] {
         text(LEFT - 6.0, latency.place(power) + 4.0, "end", words);
     }
     let step = if length > 1000.0 { 5 } else { 1 };
     for minute in (0..=(length / 60.0) as u64).step_by(step) {
-        text(time.place(minute as f64 * 60.0), 438.0, "middle", &minute.to_string());
+        text(
+            time.place(minute as f64 * 60.0),
+            438.0,
+            "middle",
+            &minute.to_string(),
+        );
     }
     text(RIGHT, 455.0, "end", "minutes");
     for (index, (name, colour)) in COLOURS.iter().enumerate() {
         let x = 540.0 + 70.0 * index as f64;
-        let _ = writeln!(svg, "<rect x=\"{x}\" y=\"26\" width=\"16\" height=\"4\" fill=\"{colour}\"/>");
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"32\" fill=\"#333\">{name}</text>", x + 22.0);
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x}\" y=\"26\" width=\"16\" height=\"4\" fill=\"{colour}\"/>"
+        );
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"32\" fill=\"#333\">{name}</text>",
+            x + 22.0
+        );
     }
     for power in [-1.0, 0.0, 1.0, 2.0] {
         rule(&mut svg, latency.place(power));
@@ -119,11 +160,20 @@ fn picture(trio: &Trio) -> String {
         .collect();
     let mut area = format!("{:.1},{:.1} ", LEFT, count.place(0.0));
     area += &points(&work);
-    let _ = writeln!(svg, "<polygon points=\"{area} {RIGHT:.1},{:.1}\" fill=\"#ddd\"/>", count.place(0.0));
-    for ((_, colour), outcome) in COLOURS.iter().zip([&trio.two, &trio.adaptive, &trio.sixteen]) {
+    let _ = writeln!(
+        svg,
+        "<polygon points=\"{area} {RIGHT:.1},{:.1}\" fill=\"#ddd\"/>",
+        count.place(0.0)
+    );
+    for ((_, colour), outcome) in COLOURS
+        .iter()
+        .zip([&trio.two, &trio.adaptive, &trio.sixteen])
+    {
         let mut steps = Vec::new();
         for (at, workers) in &outcome.workers {
-            let before = steps.last().map_or(count.place(0.0), |(_, place): &(f64, f64)| *place);
+            let before = steps
+                .last()
+                .map_or(count.place(0.0), |(_, place): &(f64, f64)| *place);
             if !steps.is_empty() {
                 steps.push((time.place(*at), before));
             }
@@ -142,7 +192,11 @@ fn picture(trio: &Trio) -> String {
 }
 
 fn points(points: &[(f64, f64)]) -> String {
-    points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
+    points
+        .iter()
+        .map(|(x, y)| format!("{x:.1},{y:.1}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn line(svg: &mut String, colour: &str, places: &[(f64, f64)]) {
@@ -154,5 +208,8 @@ fn line(svg: &mut String, colour: &str, places: &[(f64, f64)]) {
 }
 
 fn rule(svg: &mut String, y: f64) {
-    let _ = writeln!(svg, "<line x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#eee\"/>");
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#eee\"/>"
+    );
 }

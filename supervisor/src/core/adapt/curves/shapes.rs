@@ -68,7 +68,9 @@ impl Curve {
 
     /// What our own load client and server have done in seven minutes.
     pub(super) fn recorded() -> Self {
-        let lines = include_str!("recorded.txt").lines().filter(|line| !line.starts_with('#'));
+        let lines = include_str!("recorded.txt")
+            .lines()
+            .filter(|line| !line.starts_with('#'));
         let counts: Vec<f64> = lines.filter_map(|line| line.trim().parse().ok()).collect();
         Self {
             name: "recorded",
@@ -101,11 +103,14 @@ impl Curve {
     /// The highest rate.
     pub(super) fn most(&self) -> f64 {
         let seconds = 0..self.length.as_secs() * 10;
-        seconds.map(|tenth| self.rate(tenth as f64 / 10.0)).fold(1.0, f64::max)
+        seconds
+            .map(|tenth| self.rate(tenth as f64 / 10.0))
+            .fold(1.0, f64::max)
     }
 
     /// Whether a request of that time has come in a rush that nobody could know of.
     pub(super) fn is_rush(&self, at: f64) -> bool {
-        self.rush.is_some_and(|rush| (rush..rush + NEW).contains(&at))
+        self.rush
+            .is_some_and(|rush| (rush..rush + NEW).contains(&at))
     }
 }

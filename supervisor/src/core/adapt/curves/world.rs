@@ -45,16 +45,25 @@ pub(super) struct Outcome {
 impl Outcome {
     /// A percentile of how long requests took, of those that came at times that count.
     pub(super) fn percentile(&self, share: f64, counts: impl Fn(f64) -> bool) -> f64 {
-        let mut took: Vec<f64> =
-            self.took.iter().filter(|(at, _)| counts(*at)).map(|(_, took)| *took).collect();
+        let mut took: Vec<f64> = self
+            .took
+            .iter()
+            .filter(|(at, _)| counts(*at))
+            .map(|(_, took)| *took)
+            .collect();
         took.sort_by(f64::total_cmp);
         let last = took.len().saturating_sub(1);
-        took.get(((last as f64) * share).round() as usize).copied().unwrap_or(0.0)
+        took.get(((last as f64) * share).round() as usize)
+            .copied()
+            .unwrap_or(0.0)
     }
 
     /// How long after this time so many workers served.
     pub(super) fn met_after(&self, at: f64, workers: usize) -> f64 {
-        let met = self.workers.iter().find(|(since, count)| *since >= at && *count >= workers);
+        let met = self
+            .workers
+            .iter()
+            .find(|(since, count)| *since >= at && *count >= workers);
         met.map_or(f64::INFINITY, |(since, _)| since - at)
     }
 }
@@ -143,11 +152,18 @@ impl<'a> World<'a> {
         let end = self.began + self.curve.length;
         self.next_arrival();
         self.pass(end);
-        let living: f64 =
-            self.processes.values().map(|process| (end - process.born.max(self.began)).as_secs_f64()).sum();
+        let living: f64 = self
+            .processes
+            .values()
+            .map(|process| (end - process.born.max(self.began)).as_secs_f64())
+            .sum();
         self.outcome.worker_seconds += living;
         let seconds = self.outcome.worker_seconds;
-        while self.processes.values().any(|process| process.in_hand.is_some()) {
+        while self
+            .processes
+            .values()
+            .any(|process| process.in_hand.is_some())
+        {
             self.pass(self.now + Duration::from_secs(60));
         }
         self.outcome.worker_seconds = seconds;
@@ -158,7 +174,9 @@ impl<'a> World<'a> {
         loop {
             let next = self.due.peek().map(|Reverse((at, ..))| *at);
             let look = self.core.next_deadline();
-            let Some(at) = next.into_iter().chain(look).min().filter(|at| *at <= end) else { break };
+            let Some(at) = next.into_iter().chain(look).min().filter(|at| *at <= end) else {
+                break;
+            };
             self.now = self.now.max(at);
             if next == Some(at) {
                 if let Some(Reverse((_, _, happening))) = self.due.pop() {
@@ -195,7 +213,11 @@ impl<'a> World<'a> {
             }
             Happening::Finished(id) => self.finish(id),
             Happening::Ready(id) => {
-                if let Some(process) = self.processes.get_mut(&id).filter(|process| !process.draining) {
+                if let Some(process) = self
+                    .processes
+                    .get_mut(&id)
+                    .filter(|process| !process.draining)
+                {
                     process.ready = true;
                     self.tell(Event::Ready(id));
                     self.note_workers();
@@ -206,7 +228,10 @@ impl<'a> World<'a> {
                 if let Some(process) = self.processes.remove(&id) {
                     let since = process.born.max(self.began);
                     self.outcome.worker_seconds += (self.now - since).as_secs_f64();
-                    let end = End { manner: Manner::AsAsked, ..End::unclean("left", Cause::Exit) };
+                    let end = End {
+                        manner: Manner::AsAsked,
+                        ..End::unclean("left", Cause::Exit)
+                    };
                     self.tell(Event::Died(id, end));
                 }
             }
@@ -215,11 +240,20 @@ impl<'a> World<'a> {
 
     fn arrive(&mut self) {
         let chosen = (self.chance.roll() * self.rotation.len() as f64) as usize;
-        let Some(slot) = self.rotation.get(chosen).copied() else { return };
+        let Some(slot) = self.rotation.get(chosen).copied() else {
+            return;
+        };
         let service = self.clients.service(self.curve.service.as_secs_f64());
-        self.queues.entry(slot).or_default().push_back((self.now, service));
-        let idle = |process: &Process| process.ready && !process.draining && process.in_hand.is_none();
-        let owner = self.processes.iter().find(|(_, process)| process.slot == slot && idle(process));
+        self.queues
+            .entry(slot)
+            .or_default()
+            .push_back((self.now, service));
+        let idle =
+            |process: &Process| process.ready && !process.draining && process.in_hand.is_none();
+        let owner = self
+            .processes
+            .iter()
+            .find(|(_, process)| process.slot == slot && idle(process));
         let anybody = || self.processes.iter().find(|(_, process)| idle(process));
         if let Some(id) = owner.or_else(anybody).map(|(id, _)| *id) {
             self.take(id);
@@ -228,7 +262,9 @@ impl<'a> World<'a> {
 
     /// A worker that has time takes the next one: of its own queue, else of the first that has any.
     fn take(&mut self, id: WorkerId) {
-        let Some(slot) = self.processes.get(&id).map(|process| process.slot) else { return };
+        let Some(slot) = self.processes.get(&id).map(|process| process.slot) else {
+            return;
+        };
         let own = self.queues.get_mut(&slot).and_then(VecDeque::pop_front);
         let came = own.or_else(|| self.queues.values_mut().find_map(VecDeque::pop_front));
         let Some((came, service)) = came else { return };
@@ -241,12 +277,18 @@ impl<'a> World<'a> {
 
     fn finish(&mut self, id: WorkerId) {
         let (now, began) = (self.now, self.began);
-        let Some(process) = self.processes.get_mut(&id) else { return };
-        let Some((came, since)) = process.in_hand.take() else { return };
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        let Some((came, since)) = process.in_hand.take() else {
+            return;
+        };
         process.spent += now - since;
         process.done += 1;
         self.outcome.answered += 1;
-        self.outcome.took.push(((came - began).as_secs_f64(), (now - came).as_secs_f64()));
+        self.outcome
+            .took
+            .push(((came - began).as_secs_f64(), (now - came).as_secs_f64()));
         if process.draining {
             self.schedule(now + LEAVE, Happening::Gone(id));
         } else {
@@ -255,7 +297,11 @@ impl<'a> World<'a> {
     }
 
     fn look(&self) -> Look {
-        let ready = || self.processes.iter().filter(|(_, process)| process.ready && !process.draining);
+        let ready = || {
+            self.processes
+                .iter()
+                .filter(|(_, process)| process.ready && !process.draining)
+        };
         let sight = |process: &Process| Sight {
             heard: self.now,
             beats: true,
@@ -266,21 +312,30 @@ impl<'a> World<'a> {
             memory: None,
         };
         let load = |process: &Process| Load {
-            spent: process.spent + process.in_hand.map_or(Duration::ZERO, |(_, since)| self.now - since),
+            spent: process.spent
+                + process
+                    .in_hand
+                    .map_or(Duration::ZERO, |(_, since)| self.now - since),
             in_hand: Some(u32::from(process.in_hand.is_some())),
             ..Load::default()
         };
         let length = |slot: Slot| self.queues.get(&slot).map_or(0, |queue| queue.len() as u32);
-        let queues = self
-            .core
-            .wants_queues(self.now)
-            .then(|| self.processes.values().map(|process| (process.slot, length(process.slot))).collect());
+        let queues = self.core.wants_queues(self.now).then(|| {
+            self.processes
+                .values()
+                .map(|process| (process.slot, length(process.slot)))
+                .collect()
+        });
         let loads = if queues.is_some() {
             ready().map(|(id, process)| (*id, load(process))).collect()
         } else {
             Vec::new()
         };
-        Look { workers: ready().map(|(id, process)| (*id, sight(process))).collect(), queues, loads }
+        Look {
+            workers: ready().map(|(id, process)| (*id, sight(process))).collect(),
+            queues,
+            loads,
+        }
     }
 
     fn tell(&mut self, event: Event) {
@@ -311,14 +366,19 @@ impl<'a> World<'a> {
                     }
                     self.note_workers();
                 }
-                Action::Abort(worker) | Action::Kill(worker) => panic!("nobody is killed: {worker}"),
+                Action::Abort(worker) | Action::Kill(worker) => {
+                    panic!("nobody is killed: {worker}")
+                }
                 _ => {}
             }
         }
     }
 
     fn serving(&self) -> usize {
-        self.processes.values().filter(|process| process.ready && !process.draining).count()
+        self.processes
+            .values()
+            .filter(|process| process.ready && !process.draining)
+            .count()
     }
 
     fn note_workers(&mut self) {

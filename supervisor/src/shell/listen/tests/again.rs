@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 
 /// What a service manager hands to the next process: copies, in any order.
 fn copies(listeners: &Listeners) -> Vec<Inherited> {
-    let copy = |(name, socket): (String, Rc<OwnedFd>)| inherited(&name, socket.try_clone().expect("a copy"));
+    let copy = |(name, socket): (String, Rc<OwnedFd>)| {
+        inherited(&name, socket.try_clone().expect("a copy"))
+    };
     let mut all: Vec<_> = listeners.kept_sockets().into_iter().map(copy).collect();
     all.reverse();
     let middle = all.len() / 2;
@@ -36,9 +38,13 @@ fn steers(set: &ListenSet, count: u16) {
 fn the_next_process_takes_over_sockets_places_and_queues() {
     let mut old = fresh();
     let address = tcp("127.0.0.1", 0);
-    let set = old.prepare(std::slice::from_ref(&address), 64, 2).expect("bound");
+    let set = old
+        .prepare(std::slice::from_ref(&address), 64, 2)
+        .expect("bound");
     set.open(2).expect("listening");
-    let set = old.prepare(std::slice::from_ref(&address), 64, 6).expect("grown");
+    let set = old
+        .prepare(std::slice::from_ref(&address), 64, 6)
+        .expect("grown");
     set.open(4).expect("listening");
     set.steer(&[1]).expect("steered");
     let (before, number) = (inodes(&set, 4), port(&set));
@@ -49,7 +55,9 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     let _waiting = connect(number);
 
     let mut new = next(kept);
-    let set = new.prepare(&[tcp("127.0.0.1", 0)], 64, 5).expect("taken over");
+    let set = new
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 5)
+        .expect("taken over");
     assert_eq!(new.settle_kept(), Vec::<String>::new());
     assert_eq!((inodes(&set, 4), port(&set)), (before, number));
     set.open(2).expect("listening");
@@ -63,7 +71,9 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     assert_eq!(kept.len(), 6);
     drop((set, new));
     let mut new = next(kept);
-    let set = new.prepare(&[tcp("127.0.0.1", number)], 128, 6).expect("taken over");
+    let set = new
+        .prepare(&[tcp("127.0.0.1", number)], 128, 6)
+        .expect("taken over");
     set.open(6).expect("listening");
     steers(&set, 6);
     assert_eq!(copies(&new).len(), 7);
@@ -80,8 +90,17 @@ fn an_address_that_is_not_configured_any_more_is_closed_and_said() {
     let mut new = next(kept);
     let _set = new.prepare(&[tcp("127.0.0.1", 0)].map(|_| tcp("[::1]", 0)), 64, 2);
     let said = new.settle_kept();
-    assert_eq!(said, [format!("closing 127.0.0.1:{number}: it was kept, and is not configured any more")]);
-    assert_eq!(new.kept_names().len(), 3, "so that whoever keeps them is told");
+    assert_eq!(
+        said,
+        [format!(
+            "closing 127.0.0.1:{number}: it was kept, and is not configured any more"
+        )]
+    );
+    assert_eq!(
+        new.kept_names().len(),
+        3,
+        "so that whoever keeps them is told"
+    );
     eventually(|| match TcpStream::connect(("127.0.0.1", number)) {
         Ok(_) => Err("somebody still listens"),
         Err(_) => Ok(()),
@@ -96,8 +115,14 @@ fn a_name_that_lies_is_not_believed_and_foreign_names_are_left_alone() {
     let (datagrams, _peer) = UnixStream::pair().expect("a pair");
     let sockets = vec![
         inherited(&format!("prefork-slot-0-0-tcp-127.0.0.1-{number}"), other),
-        inherited(&format!("prefork-slot-1-1-tcp-127.0.0.1-{number}"), datagrams),
-        inherited("prefork-slot-1", TcpListener::bind("127.0.0.1:0").expect("bound")),
+        inherited(
+            &format!("prefork-slot-1-1-tcp-127.0.0.1-{number}"),
+            datagrams,
+        ),
+        inherited(
+            "prefork-slot-1",
+            TcpListener::bind("127.0.0.1:0").expect("bound"),
+        ),
         inherited("web", here),
     ];
     let (others, kept) = Kept::sort(sockets);
@@ -105,7 +130,11 @@ fn a_name_that_lies_is_not_believed_and_foreign_names_are_left_alone() {
     assert_eq!(others[0].name, "web");
     let said = fresh().with_kept(kept).settle_kept();
     assert_eq!(said.len(), 3, "{said:?}");
-    assert!(said.iter().all(|line| line.ends_with("it is not what its name says")), "{said:?}");
+    assert!(
+        said.iter()
+            .all(|line| line.ends_with("it is not what its name says")),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -118,7 +147,9 @@ fn without_the_key_a_new_one_is_made() {
     assert_eq!(kept.len(), 3);
     drop((set, old));
     let mut new = next(kept);
-    let set = new.prepare(&[tcp("127.0.0.1", 0)], 64, 4).expect("taken over");
+    let set = new
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 4)
+        .expect("taken over");
     set.open(4).expect("listening");
     steers(&set, 4);
 }
@@ -132,17 +163,25 @@ fn when_others_than_the_last_are_missing_nobody_pretends_to_steer() {
     kept.retain(|socket| !socket.name.contains("slot-1-"));
     drop((set, old));
     let mut new = next(kept);
-    let set = new.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("taken over");
+    let set = new
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
+        .expect("taken over");
     set.open(3).expect("listening");
     let refused = set.steer(&[1]).expect_err("places are unknown");
-    assert!(refused.to_string().contains("FileDescriptorStoreMax="), "{refused}");
+    assert!(
+        refused.to_string().contains("FileDescriptorStoreMax="),
+        "{refused}"
+    );
     let workers = held(&set, 3);
     let mut seen = [0; 3];
     for _ in 0..300 {
         let _client = connect(port(&set));
         seen[usize::from(taker(&workers))] += 1;
     }
-    assert!(seen.iter().filter(|count| **count > 0).count() >= 2, "{seen:?}");
+    assert!(
+        seen.iter().filter(|count| **count > 0).count() >= 2,
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -158,10 +197,21 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
     assert!(path.exists(), "left for the next one");
     let _waiting = UnixStream::connect(&path).expect("nobody serves, and it waits");
     let mut new = next(kept);
-    let wanted = Address::Unix { path: path.clone(), mode: Some(0o600), owner: None, group: None };
-    let set = new.prepare(std::slice::from_ref(&wanted), 64, 1).expect("taken over");
+    let wanted = Address::Unix {
+        path: path.clone(),
+        mode: Some(0o600),
+        owner: None,
+        group: None,
+    };
+    let set = new
+        .prepare(std::slice::from_ref(&wanted), 64, 1)
+        .expect("taken over");
     set.open(1).expect("listening");
-    assert_eq!(path.metadata().expect("there").permissions().mode() & 0o777, 0o600, "as is wanted now");
+    assert_eq!(
+        path.metadata().expect("there").permissions().mode() & 0o777,
+        0o600,
+        "as is wanted now"
+    );
     assert_eq!(accept_one(&[set.for_slot(0).remove(0).1.as_fd()]), 0);
     assert!(new.settle_kept().is_empty());
     drop((set, new));
@@ -182,6 +232,9 @@ fn a_unix_socket_whose_file_is_gone_is_bound_anew() {
     let set = new.prepare(&[unix(&path)], 64, 1).expect("bound");
     set.open(1).expect("listening");
     let said = new.settle_kept();
-    assert!(said.len() == 1 && said[0].contains("RuntimeDirectoryPreserve"), "{said:?}");
+    assert!(
+        said.len() == 1 && said[0].contains("RuntimeDirectoryPreserve"),
+        "{said:?}"
+    );
     UnixStream::connect(&path).expect("reachable");
 }

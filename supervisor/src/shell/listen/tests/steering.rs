@@ -19,7 +19,13 @@ fn drops(socket: &OwnedFd) -> u32 {
     // SAFETY: `values` is valid for writes of `length` bytes.
     let done = unsafe {
         let into = values.as_mut_ptr().cast();
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, into, &raw mut length)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            into,
+            &raw mut length,
+        )
     };
     assert_eq!((done, length), (0, 36));
     values[8]
@@ -27,15 +33,29 @@ fn drops(socket: &OwnedFd) -> u32 {
 
 /// A program that returns `place`, whatever comes.
 fn attach(socket: &OwnedFd, place: u32) -> nix::Result<()> {
-    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: place }];
-    let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
+    let mut code = [libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: place,
+    }];
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: code.as_mut_ptr(),
+    };
     setsockopt(socket, sockopt::AttachReusePortCbpf, &program)
 }
 
 fn set_int(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> nix::Result<()> {
     // SAFETY: the value is an int, valid for reads of its size.
     let done = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, (&raw const value).cast(), 4)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            4,
+        )
     };
     Errno::result(done).map(drop)
 }
@@ -43,13 +63,21 @@ fn set_int(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> nix::Re
 /// A connection that leaves nothing behind when it is dropped, so that ports do not run out.
 pub(super) fn connect(port: u16) -> TcpStream {
     let client = TcpStream::connect(("127.0.0.1", port)).expect("connected");
-    SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("lingers not");
+    SockRef::from(&client)
+        .set_linger(Some(Duration::ZERO))
+        .expect("lingers not");
     client
 }
 
 /// Copies of the slots' sockets, as workers hold them.
 pub(super) fn held(set: &ListenSet, count: u16) -> Vec<OwnedFd> {
-    let copy = |slot| set.for_slot(slot).remove(0).1.try_clone_to_owned().expect("a copy");
+    let copy = |slot| {
+        set.for_slot(slot)
+            .remove(0)
+            .1
+            .try_clone_to_owned()
+            .expect("a copy")
+    };
     (0..count).map(copy).collect()
 }
 
@@ -61,16 +89,24 @@ pub(super) fn taker(held: &[OwnedFd]) -> u16 {
 
 #[test]
 fn a_worker_cannot_change_who_gets_connections_and_the_supervisor_can() {
-    let set = fresh().prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
+        .expect("bound");
     set.open(2).expect("listening");
     set.open(3).expect("listening");
     assert_eq!(set.steer(&[1]), Ok(Steered::Changed));
     let workers = held(&set, 3);
     for worker in &workers {
         assert_eq!(attach(worker, 0), Err(Errno::EPERM));
-        assert_eq!(set_int(worker, libc::SO_LOCK_FILTER, 0), Err(Errno::EPERM), "locked for good");
+        assert_eq!(
+            set_int(worker, libc::SO_LOCK_FILTER, 0),
+            Err(Errno::EPERM),
+            "locked for good"
+        );
         let nothing = socket2::SockFilter::new(6, 0, 0, 0);
-        let refused = SockRef::from(worker).attach_filter(&[nothing]).expect_err("locked");
+        let refused = SockRef::from(worker)
+            .attach_filter(&[nothing])
+            .expect_err("locked");
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
     }
     for slot in [1, 2, 0] {
@@ -80,7 +116,10 @@ fn a_worker_cannot_change_who_gets_connections_and_the_supervisor_can() {
     }
     // The kernel (6.18) locks the program against replacement only. Without one it chooses by hash, the key too,
     // which lets the client ask again: nobody waits at the key, and the next rotation puts things right.
-    assert_eq!(set_int(&workers[0], libc::SO_DETACH_REUSEPORT_BPF, 1), Ok(()));
+    assert_eq!(
+        set_int(&workers[0], libc::SO_DETACH_REUSEPORT_BPF, 1),
+        Ok(())
+    );
     set.steer(&[2]).expect("steered");
     for _ in 0..50 {
         let _client = connect(port(&set));
@@ -90,7 +129,9 @@ fn a_worker_cannot_change_who_gets_connections_and_the_supervisor_can() {
 
 #[test]
 fn nobody_can_connect_to_the_key() {
-    let set = fresh().prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("bound");
     set.open(2).expect("listening");
     let key = slots(&set).key();
     let place = slots(&set).place_of_key().expect("it is a member");
@@ -108,12 +149,21 @@ fn nobody_can_connect_to_the_key() {
 #[test]
 fn a_socket_is_deaf_without_privileges_too() {
     for host in ["127.0.0.1", "::1"] {
-        let Ok(listener) = TcpListener::bind((host, 0)) else { continue };
+        let Ok(listener) = TcpListener::bind((host, 0)) else {
+            continue;
+        };
         let address = listener.local_addr().expect("bound");
         let socket = OwnedFd::from(listener);
         prefork::sys::ignore_travelled_packets(&socket).expect("anybody may");
-        let client = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None);
-        client.expect("a socket").connect(&address.into()).expect_err("in progress");
+        let client = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.nonblocking(),
+            None,
+        );
+        client
+            .expect("a socket")
+            .connect(&address.into())
+            .expect_err("in progress");
         assert!(drops(&socket) > 0, "{address}");
     }
 }
@@ -121,7 +171,9 @@ fn a_socket_is_deaf_without_privileges_too() {
 #[test]
 fn ten_thousand_connections_never_meet_the_key() {
     let mut listeners = fresh();
-    let mut set = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
+    let mut set = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("bound");
     set.open(2).expect("listening");
     let mut open = 2_u16;
     let mut rotation: Vec<u16> = vec![0, 1];
@@ -131,7 +183,9 @@ fn ten_thousand_connections_never_meet_the_key() {
         match round % 10 {
             // More slots listen before anybody is steered there.
             3 if open < 40 => {
-                set = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, open + 1).expect("grown");
+                set = listeners
+                    .prepare(&[tcp("127.0.0.1", 0)], 64, open + 1)
+                    .expect("grown");
                 set.open(open + 1).expect("listening");
                 open += 1;
                 workers = held(&set, open);
@@ -149,7 +203,10 @@ fn ten_thousand_connections_never_meet_the_key() {
         for _ in 0..10 {
             let _client = connect(port(&set));
             let slot = taker(&workers);
-            assert!(rotation.contains(&slot), "slot {slot} of {rotation:?} in round {round}");
+            assert!(
+                rotation.contains(&slot),
+                "slot {slot} of {rotation:?} in round {round}"
+            );
         }
     }
     assert_eq!(open, 40);
@@ -159,7 +216,9 @@ fn ten_thousand_connections_never_meet_the_key() {
 #[test]
 fn connections_race_with_steering_and_growth_and_all_arrive() {
     let mut listeners = fresh();
-    let mut set = listeners.prepare(&[tcp("127.0.0.1", 0)], 512, 2).expect("bound");
+    let mut set = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 512, 2)
+        .expect("bound");
     set.open(2).expect("listening");
     set.steer(&[0, 1]).expect("steered");
     let number = port(&set);
@@ -169,7 +228,9 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
     while taken < 2000 {
         if open < 30 {
             open += 1;
-            set = listeners.prepare(&[tcp("127.0.0.1", 0)], 512, open).expect("grown");
+            set = listeners
+                .prepare(&[tcp("127.0.0.1", 0)], 512, open)
+                .expect("grown");
             set.open(open).expect("listening");
         }
         set.steer(&[taken as u16 % open, 1]).expect("steered");
@@ -186,7 +247,9 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
 
 #[test]
 fn a_kernel_that_refuses_the_program_gets_no_key_and_spreads_connections() {
-    let set = fresh().prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
+        .expect("bound");
     let workers = held(&set, 3);
     prefork::sys::lock_filter(&workers[0]).expect("locked, so that the program is refused");
     set.open(3).expect("it listens all the same");
@@ -203,7 +266,9 @@ fn a_kernel_that_refuses_the_program_gets_no_key_and_spreads_connections() {
 
 #[test]
 fn all_connections_can_go_to_one_slot_whoever_is_in_rotation() {
-    let set = fresh().prepare(&[tcp("127.0.0.1", 0)], 64, 4).expect("bound");
+    let set = fresh()
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 4)
+        .expect("bound");
     set.open(4).expect("listening");
     set.steer(&[0]).expect("steered");
     let workers = held(&set, 4);
@@ -216,7 +281,9 @@ fn all_connections_can_go_to_one_slot_whoever_is_in_rotation() {
 #[test]
 fn a_slot_that_is_taken_again_has_kept_its_queue() {
     let mut listeners = fresh();
-    let set = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
+    let set = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
+        .expect("bound");
     set.open(3).expect("listening");
     set.steer(&[2]).expect("steered");
     // One is in the queue before its slot is retired, and one has only begun: both wait there.
@@ -228,14 +295,21 @@ fn a_slot_that_is_taken_again_has_kept_its_queue() {
     waiting.push(begun.into());
     for _ in 0..100 {
         let _client = connect(port(&set));
-        assert!(taker(&held(&set, 3)) < 2, "the parked slot gets nothing new");
+        assert!(
+            taker(&held(&set, 3)) < 2,
+            "the parked slot gets nothing new"
+        );
     }
     // A reload with fewer slots keeps the sockets too, and so does one with more.
-    let fewer = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("kept");
+    let fewer = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
+        .expect("kept");
     fewer.open(2).expect("listening");
     drop(set);
     fewer.steer(&[0, 1]).expect("steered");
-    let again = listeners.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("kept");
+    let again = listeners
+        .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
+        .expect("kept");
     drop(fewer);
     again.open(3).expect("listening");
     again.steer(&[0, 1, 2]).expect("steered");

@@ -69,8 +69,18 @@ pub(super) struct Kind {
     pub(super) breaks: fn(Broken) -> bool,
 }
 
-const STATIC: Offers = Offers { echo: false, handlers: false, keys: Some(KEYS), pipelining: true };
-const APP: Offers = Offers { echo: true, handlers: true, keys: Some(KEYS), pipelining: true };
+const STATIC: Offers = Offers {
+    echo: false,
+    handlers: false,
+    keys: Some(KEYS),
+    pipelining: true,
+};
+const APP: Offers = Offers {
+    echo: true,
+    handlers: true,
+    keys: Some(KEYS),
+    pipelining: true,
+};
 
 const NGINX: Kind = Kind {
     name: "nginx",
@@ -102,11 +112,18 @@ const GUNICORN: Kind = Kind {
     program: "gunicorn",
     version: "--version",
     // It answers the first of several requests that come at once; the others wait for a byte that never comes.
-    offers: Offers { pipelining: false, ..APP },
+    offers: Offers {
+        pipelining: false,
+        ..APP
+    },
     several: true,
     daemon: None,
     prepare: |site, workers| {
-        gunicorn(site, workers, "worker_class = 'gthread'\nthreads = 8\nkeepalive = 75\n")
+        gunicorn(
+            site,
+            workers,
+            "worker_class = 'gthread'\nthreads = 8\nkeepalive = 75\n",
+        )
     },
     file: None,
     worker: |_| true,
@@ -128,7 +145,11 @@ const GUNICORN: Kind = Kind {
 /// Every peer.
 pub(super) const KINDS: [Kind; 8] = [
     NGINX,
-    Kind { name: "nginx-reuseport", prepare: |site, workers| nginx(site, workers, " reuseport"), ..NGINX },
+    Kind {
+        name: "nginx-reuseport",
+        prepare: |site, workers| nginx(site, workers, " reuseport"),
+        ..NGINX
+    },
     Kind {
         name: "haproxy",
         program: "haproxy",
@@ -201,7 +222,11 @@ fn nginx(site: &Site, workers: usize, option: &str) -> Result<Command, String> {
     };
     let listen: String = site.addresses.iter().map(listen).collect();
     let directory = site.text("");
-    let user = if nix::unistd::geteuid().is_root() { "user root;\n" } else { "" };
+    let user = if nix::unistd::geteuid().is_root() {
+        "user root;\n"
+    } else {
+        ""
+    };
     site.write(
         "nginx.conf",
         format!(
@@ -232,7 +257,14 @@ http {{
         ),
     )?;
     let mut command = Command::new(site.install(&found("nginx")?)?);
-    command.args(["-e", "stderr", "-p", &directory, "-c", &site.text("nginx.conf")]);
+    command.args([
+        "-e",
+        "stderr",
+        "-p",
+        &directory,
+        "-c",
+        &site.text("nginx.conf"),
+    ]);
     Ok(command)
 }
 
@@ -277,17 +309,26 @@ backend files
 fn python(program: &str, site: &Site) -> Result<Command, String> {
     let mut command = Command::new(found(program)?);
     let apps = root().join("tests/chaos/peers");
-    command.env("CHAOS_SITE", site.path("site")).env("PYTHONPATH", apps).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+        .env("CHAOS_SITE", site.path("site"))
+        .env("PYTHONPATH", apps)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     Ok(command)
 }
 
 fn gunicorn(site: &Site, workers: usize, class: &str) -> Result<Command, String> {
     let bind: Vec<String> = site.addresses.iter().map(ToString::to_string).collect();
     let pid = site.text("gunicorn.pid");
-    let text = format!("bind = {bind:?}\nworkers = {workers}\npidfile = {pid:?}\nbacklog = 4096\n{class}");
+    let text =
+        format!("bind = {bind:?}\nworkers = {workers}\npidfile = {pid:?}\nbacklog = 4096\n{class}");
     site.write("gunicorn.conf.py", text)?;
     let mut command = python("gunicorn", site)?;
-    command.args(["--config", &site.text("gunicorn.conf.py"), "--no-control-socket", "wsgi:app"]);
+    command.args([
+        "--config",
+        &site.text("gunicorn.conf.py"),
+        "--no-control-socket",
+        "wsgi:app",
+    ]);
     Ok(command)
 }
 
@@ -296,7 +337,9 @@ fn only(site: &Site, unix: &str) -> Result<Vec<String>, String> {
     match &site.addresses[..] {
         [Address::Tcp(address)] => {
             let (host, port) = (address.ip().to_string(), address.port().to_string());
-            Ok(["--host", &host, "--port", &port].map(str::to_owned).to_vec())
+            Ok(["--host", &host, "--port", &port]
+                .map(str::to_owned)
+                .to_vec())
         }
         [Address::Unix(path)] => Ok(vec![unix.to_owned(), path.display().to_string()]),
         _ => Err("it listens on one address only".to_owned()),
@@ -305,15 +348,31 @@ fn only(site: &Site, unix: &str) -> Result<Vec<String>, String> {
 
 fn uvicorn(site: &Site, workers: usize) -> Result<Command, String> {
     let mut command = python("uvicorn", site)?;
-    command.args(only(site, "--uds")?).args(["--workers", &workers.to_string(), "--backlog", "4096"]);
+    command.args(only(site, "--uds")?).args([
+        "--workers",
+        &workers.to_string(),
+        "--backlog",
+        "4096",
+    ]);
     command.args(["--timeout-keep-alive", "75", "--no-access-log", "asgi:app"]);
     Ok(command)
 }
 
 fn granian(site: &Site, workers: usize) -> Result<Command, String> {
     let mut command = python("granian", site)?;
-    command.args(only(site, "--uds")?).args(["--workers", &workers.to_string(), "--backlog", "4096"]);
-    command.args(["--interface", "asgi", "--respawn-failed-workers", "--no-access-log", "asgi:app"]);
+    command.args(only(site, "--uds")?).args([
+        "--workers",
+        &workers.to_string(),
+        "--backlog",
+        "4096",
+    ]);
+    command.args([
+        "--interface",
+        "asgi",
+        "--respawn-failed-workers",
+        "--no-access-log",
+        "asgi:app",
+    ]);
     Ok(command)
 }
 
@@ -329,7 +388,9 @@ fn node(site: &Site, workers: usize) -> Result<Command, String> {
     let mut command = Command::new(found("node")?);
     command.arg(root().join("tests/chaos/peers/cluster.js"));
     site.write("workers", workers.to_string())?;
-    command.env("CHAOS_SITE", site.path("site")).env("CHAOS_WORKERS", site.path("workers"));
+    command
+        .env("CHAOS_SITE", site.path("site"))
+        .env("CHAOS_WORKERS", site.path("workers"));
     command.env("CHAOS_BIND", serde_json::Value::from(places).to_string());
     Ok(command)
 }

@@ -35,7 +35,8 @@ pub fn names() -> Vec<&'static str> {
 /// When there is none of that name, when it is not installed, or when it does not serve in time.
 pub fn start(name: &str, setup: &Setup) -> Result<Box<dyn Subject>, String> {
     let kind = KINDS.iter().find(|kind| kind.name == name);
-    let kind = kind.ok_or_else(|| format!("there is no peer {name} (there are {})", names().join(", ")))?;
+    let kind =
+        kind.ok_or_else(|| format!("there is no peer {name} (there are {})", names().join(", ")))?;
     let peer = Peer::start(*kind, setup).map_err(|error| format!("{name}: {error}"))?;
     Ok(Box::new(peer))
 }
@@ -79,15 +80,27 @@ impl Peer {
         };
         let mut command = (kind.prepare)(&site, setup.workers)?;
         let name = version(kind, &command);
-        let (reader, writer) = std::io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
-        let second = writer.try_clone().map_err(|error| format!("cannot make a pipe: {error}"))?;
-        command.stdin(Stdio::null()).stdout(second).stderr(writer).process_group(0);
+        let (reader, writer) =
+            std::io::pipe().map_err(|error| format!("cannot make a pipe: {error}"))?;
+        let second = writer
+            .try_clone()
+            .map_err(|error| format!("cannot make a pipe: {error}"))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(second)
+            .stderr(writer)
+            .process_group(0);
         command.current_dir(site.path(""));
-        let child =
-            command.spawn().map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+        let child = command
+            .spawn()
+            .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
         drop(command);
         let first = Process(child.id());
-        let state = State { supervisor: first, wanted: setup.workers, leaving: HashSet::new() };
+        let state = State {
+            supervisor: first,
+            wanted: setup.workers,
+            leaving: HashSet::new(),
+        };
         let mut peer = Self {
             kind,
             site,
@@ -105,14 +118,23 @@ impl Peer {
             peer.group = daemon.0;
             peer.state().supervisor = daemon;
         }
-        peer.wait("it to serve", || (peer.settled() && peer.answers()).then_some(()))?;
+        peer.wait("it to serve", || {
+            (peer.settled() && peer.answers()).then_some(())
+        })?;
         Ok(peer)
     }
 
     /// What HAProxy stands in front of: nginx with these files, which nobody touches.
     fn behind(site: &Site, setup: &Setup) -> Result<Self, String> {
-        let kind = KINDS.iter().find(|kind| kind.name == "nginx").ok_or("no nginx")?;
-        let setup = Setup { bind: vec!["unix".to_owned()], workers: 2, ..setup.clone() };
+        let kind = KINDS
+            .iter()
+            .find(|kind| kind.name == "nginx")
+            .ok_or("no nginx")?;
+        let setup = Setup {
+            bind: vec!["unix".to_owned()],
+            workers: 2,
+            ..setup.clone()
+        };
         let behind = Self::start(*kind, &setup)?;
         std::os::unix::fs::symlink(behind.site.path("http.sock"), site.path("behind.sock"))
             .map_err(|error| format!("cannot make a link: {error}"))?;
@@ -126,8 +148,11 @@ impl Peer {
     /// Whether it answers on every address.
     fn answers(&self) -> bool {
         self.site.addresses.iter().all(|address| {
-            let Ok(mut stream) = address.connect() else { return false };
-            let asked = stream.write_all(b"GET /bytes/0/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let Ok(mut stream) = address.connect() else {
+                return false;
+            };
+            let asked = stream
+                .write_all(b"GET /bytes/0/1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
             let mut start = [0; 12];
             asked.and_then(|()| stream.read_exact(&mut start)).is_ok() && start.ends_with(b" 200")
         })
@@ -136,7 +161,11 @@ impl Peer {
     /// The running process that a file names.
     fn named_in(&self, file: &str) -> Option<Process> {
         let text = std::fs::read_to_string(self.site.path(file)).ok()?;
-        text.trim().parse().ok().map(Process).filter(|process| process.runs())
+        text.trim()
+            .parse()
+            .ok()
+            .map(Process)
+            .filter(|process| process.runs())
     }
 
     fn wait<T>(&self, what: &str, mut fact: impl FnMut() -> Option<T>) -> Result<T, String> {
@@ -146,11 +175,19 @@ impl Peer {
                 return Ok(found);
             }
             // A process that has exited stays visible until it is waited for.
-            let _ = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait();
-            if Instant::now() > end || (in_group(self.group).is_empty() && self.kind.daemon.is_none()) {
+            let _ = self
+                .child
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .try_wait();
+            if Instant::now() > end
+                || (in_group(self.group).is_empty() && self.kind.daemon.is_none())
+            {
                 let log = self.log.lines();
                 let log = log[log.len().saturating_sub(20)..].join("\n  ");
-                return Err(format!("waited in vain for {what}; the last lines of its log:\n  {log}"));
+                return Err(format!(
+                    "waited in vain for {what}; the last lines of its log:\n  {log}"
+                ));
             }
             std::thread::sleep(POLL);
         }
@@ -220,14 +257,20 @@ impl Peer {
             (self.kind.prepare)(&self.site, to)?;
             supervisor.signal(signal);
         } else {
-            let signal = if to > from { Signal::SIGTTIN } else { Signal::SIGTTOU };
+            let signal = if to > from {
+                Signal::SIGTTIN
+            } else {
+                Signal::SIGTTOU
+            };
             for _ in 0..to.abs_diff(from) {
                 supervisor.signal(signal);
                 // The same signal twice at once is one signal.
                 std::thread::sleep(5 * POLL);
             }
         }
-        self.wait("the number of workers", || (self.serving(supervisor).len() == to).then_some(()))?;
+        self.wait("the number of workers", || {
+            (self.serving(supervisor).len() == to).then_some(())
+        })?;
         Ok(Verdict::Done)
     }
 
@@ -236,7 +279,13 @@ impl Peer {
             let state = self.state();
             (state.supervisor, state.wanted)
         };
-        let Upgrade::Second { second, only, workers_first, leave } = self.kind.upgrade else {
+        let Upgrade::Second {
+            second,
+            only,
+            workers_first,
+            leave,
+        } = self.kind.upgrade
+        else {
             if self.kind.upgrade == Upgrade::Never {
                 return Ok(Verdict::Unsupported("no upgrade".to_owned()));
             }
@@ -247,17 +296,27 @@ impl Peer {
             (self.kind.prepare)(&self.site, wanted)?;
         }
         old.signal(Signal::SIGUSR2);
-        let new = self.wait("a second supervisor", || self.named_in(second).filter(|new| *new != old))?;
-        self.wait("its workers", || (self.serving(new).len() == wanted).then_some(()))?;
+        let new = self.wait("a second supervisor", || {
+            self.named_in(second).filter(|new| *new != old)
+        })?;
+        self.wait("its workers", || {
+            (self.serving(new).len() == wanted).then_some(())
+        })?;
         if let Some(signal) = workers_first {
             old.signal(signal);
-            self.wait("the old workers to leave", || self.serving(old).is_empty().then_some(()))?;
+            self.wait("the old workers to leave", || {
+                self.serving(old).is_empty().then_some(())
+            })?;
         }
         self.state().supervisor = new;
         old.signal(leave);
         // Until the new one knows that it is alone, it would refuse the next upgrade.
-        self.wait("the old supervisor to leave", || (!old.runs()).then_some(()))?;
-        self.wait("the new supervisor to be the only one", || self.named_in(only).filter(|pid| *pid == new))?;
+        self.wait("the old supervisor to leave", || {
+            (!old.runs()).then_some(())
+        })?;
+        self.wait("the new supervisor to be the only one", || {
+            self.named_in(only).filter(|pid| *pid == new)
+        })?;
         Ok(Verdict::Done)
     }
 
@@ -270,7 +329,8 @@ impl Peer {
             let state = self.state();
             (state.supervisor, state.wanted)
         };
-        let text = std::fs::read_to_string(self.site.path(file)).map_err(|error| error.to_string())?;
+        let text =
+            std::fs::read_to_string(self.site.path(file)).map_err(|error| error.to_string())?;
         let nginx = self.kind.program == "nginx";
         let broken = match how {
             Broken::Syntax => format!("{text}\n}}}} {{\n"),
@@ -299,7 +359,9 @@ impl Peer {
         outcome?;
         let after = self.serving(supervisor);
         if before != after {
-            return Err(format!("a broken reload has changed workers: {before:?} became {after:?}"));
+            return Err(format!(
+                "a broken reload has changed workers: {before:?} became {after:?}"
+            ));
         }
         Ok(Verdict::Done)
     }
@@ -355,7 +417,12 @@ impl Subject for Peer {
         Verdict::of(self.try_reload())
     }
 
-    fn broken_reload(&self, how: Broken, _alone: bool, _kill: &(dyn Fn(Process) + Sync)) -> Verdict {
+    fn broken_reload(
+        &self,
+        how: Broken,
+        _alone: bool,
+        _kill: &(dyn Fn(Process) + Sync),
+    ) -> Verdict {
         let _held = self.alone();
         Verdict::of(self.try_break(how))
     }
@@ -382,13 +449,20 @@ impl Subject for Peer {
         self.supervisor().signal(self.kind.stop);
         let end = Instant::now() + limit;
         loop {
-            let _ = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait();
+            let _ = self
+                .child
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .try_wait();
             let left = in_group(self.group);
             if left.is_empty() {
                 return Ok(());
             }
             if Instant::now() > end {
-                return Err(format!("still there {limit:?} after {}: {left:?}", self.kind.stop));
+                return Err(format!(
+                    "still there {limit:?} after {}: {left:?}",
+                    self.kind.stop
+                ));
             }
             std::thread::sleep(POLL);
         }
@@ -404,7 +478,11 @@ impl Drop for Peer {
         if let (Ok(group), false) = (i32::try_from(self.group), in_group(self.group).is_empty()) {
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
-        let _ = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).wait();
+        let _ = self
+            .child
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wait();
     }
 }
 
@@ -412,11 +490,20 @@ impl Drop for Peer {
 fn version(kind: Kind, start: &Command) -> String {
     // uvicorn and others know their version where the start's environment is.
     let mut command = Command::new(start.get_program());
-    command.envs(start.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.envs(
+        start
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     let output = command.arg(kind.version).output();
-    let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+    let text = output
+        .map(|output| [output.stdout, output.stderr].concat())
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let is_number = |word: &&str| word.contains('.') && word.chars().any(|c| c.is_ascii_digit());
-    let number = text.split([' ', '/', '\n', ')', '(']).find(is_number).unwrap_or("of unknown version");
+    let number = text
+        .split([' ', '/', '\n', ')', '('])
+        .find(is_number)
+        .unwrap_or("of unknown version");
     format!("{} {number}", kind.name)
 }

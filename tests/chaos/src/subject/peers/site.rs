@@ -19,12 +19,22 @@ pub(super) struct Site {
 impl Site {
     /// Writes the files and chooses ports. Another program could take a port before the peer does; it then fails to start.
     pub(super) fn new(bind: &[String]) -> Result<Self, String> {
-        let directory = tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
-        let addresses = bind.iter().map(|place| choose(place, directory.path())).collect::<Result<_, _>>()?;
-        let site = Self { directory, addresses };
+        let directory =
+            tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
+        let addresses = bind
+            .iter()
+            .map(|place| choose(place, directory.path()))
+            .collect::<Result<_, _>>()?;
+        let site = Self {
+            directory,
+            addresses,
+        };
         for key in 0..KEYS {
             for length in SMALL.into_iter().chain([LARGE]) {
-                site.write(&format!("site/bytes/{key}/{length}"), Pattern::new(key, length).bytes())?;
+                site.write(
+                    &format!("site/bytes/{key}/{length}"),
+                    Pattern::new(key, length).bytes(),
+                )?;
             }
         }
         Ok(site)
@@ -51,7 +61,10 @@ impl Site {
 
     /// Puts a fresh copy of a program here, so that an upgrade replaces a file.
     pub(super) fn install(&self, program: &Path) -> Result<PathBuf, String> {
-        let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = program
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let (new, here) = (self.path(".program"), self.path(&name));
         std::fs::copy(program, &new)
             .and_then(|_| std::fs::rename(&new, &here))
