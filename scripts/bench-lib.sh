@@ -36,7 +36,7 @@ install_packages() { # PACKAGE[=FILE]...
 
 # Builds server and client; `target` is where they are.
 build() {
-    cargo build --release --quiet --package supervisor --package testkit
+    cargo build --release --quiet --package prefork-server --package testkit
     target=${CARGO_TARGET_DIR:-target}/release
 }
 

@@ -1,27 +1,20 @@
-//! The words that a prefork supervisor and its workers share.
+//! A multi-process prefork server for Linux, as a library: a program that calls [`main`] is a whole server.
 //!
-//! A supervisor and its workers are separate processes. They meet in four places, and this crate owns all four:
+//! ```no_run
+//! use prefork::Service;
+//! # fn service() -> Service { unimplemented!() }
+//! fn main() -> std::process::ExitCode {
+//!     prefork::main(service())
+//! }
+//! ```
 //!
-//! * the **channel** ([`channel`], [`message`], [`wire`]): a `SOCK_SEQPACKET` socketpair per worker that carries
-//!   one bincode message a packet, with types that cannot be sent the wrong way;
-//! * the **scoreboard** ([`scoreboard`]): shared memory in which a worker counts and beats;
-//! * the **environment** ([`environment`]): the variables and descriptors that a worker inherits, systemd's own
-//!   contract and a few `PREFORK_*` names beside it;
-//! * the **settings** ([`settings`]) that tell a Rust worker how to serve.
+//! The program then has the supervisor's command line (`myapp --workers 8`, `myapp reload --wait`) and plays both
+//! roles: as the supervisor it starts itself again for every worker.
 //!
-//! It deliberately knows no policy (that is the supervisor's core) and no protocol that clients speak (that is
-//! the `worker` crate). It holds no thread, no event loop and no global state.
-//!
-//! Start reading at [`message`]; `docs/lexicon.md` defines every term.
+//! This is the one crate that a Rust service depends on. It holds no code of its own: the server is in
+//! `prefork-supervisor`, the runtime that serves connections in `prefork-worker`.
 
-pub mod access;
-pub mod channel;
-pub mod environment;
-pub mod id;
-pub mod message;
-pub mod scoreboard;
-pub mod settings;
-pub mod sys;
-pub mod wire;
-
-pub use id::{GenerationId, Slot, WorkerId};
+pub use prefork_supervisor::{VERSION, main};
+pub use prefork_worker::{
+    Body, BoxError, Context, DrainSignal, RawService, Service, Stream, is_worker,
+};

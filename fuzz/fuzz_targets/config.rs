@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::sync::OnceLock;
-use supervisor::config::{Config, Identity, Source, Surroundings};
+use prefork_supervisor::internals::{Config, Identity, Source, Surroundings};
 
 fn load(text: &str) -> Result<Config, String> {
     static SOURCE: OnceLock<Source> = OnceLock::new();

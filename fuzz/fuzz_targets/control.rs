@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use supervisor::shell::control::Request;
+use prefork_supervisor::internals::Request;
 
 fuzz_target!(|input: &[u8]| {
     let whole = Request::read(input);

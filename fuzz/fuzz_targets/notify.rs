@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use supervisor::shell::notify::{WorkerNotice, parse};
+use prefork_supervisor::internals::{WorkerNotice, parse};
 
 fuzz_target!(|datagram: &[u8]| {
     for notice in parse(datagram) {

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use prefork::message::{ToSupervisor, ToWorker};
-use prefork::wire::{decode, encode};
+use prefork_protocol::message::{ToSupervisor, ToWorker};
+use prefork_protocol::wire::{decode, encode};
 
 fuzz_target!(|packet: &[u8]| {
     if let Ok(message) = decode::<ToSupervisor>(packet) {

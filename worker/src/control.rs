@@ -6,11 +6,12 @@
 use crate::access::AccessLog;
 use crate::slow::SlowLog;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use prefork::scoreboard::{Row, SharedRows};
-use prefork::settings::WorkerSettings;
+use prefork_protocol::scoreboard::{Row, SharedRows};
+use prefork_protocol::settings::WorkerSettings;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use tokio::sync::watch;
 

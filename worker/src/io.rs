@@ -12,7 +12,8 @@ use memchr::memmem;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 /// No method of HTTP/1 begins like the preface of HTTP/2, `PRI * HTTP/2.0`.

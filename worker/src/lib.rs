@@ -32,7 +32,7 @@ mod sys;
 mod thread;
 
 pub use body::{Body, BoxError};
-pub use prefork::environment::is_worker;
+pub use prefork_protocol::environment::is_worker;
 pub use raw::{DrainSignal, RawService, Stream};
 pub use run::run;
 pub use service::{Context, Service};

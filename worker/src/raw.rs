@@ -29,7 +29,7 @@ use tokio::sync::watch;
 ///         Ok(())
 ///     }
 /// }
-/// # let _ = worker::Service::raw(|_| async { Ok(Greeter) });
+/// # let _ = prefork_worker::Service::raw(|_| async { Ok(Greeter) });
 /// ```
 pub trait RawService: 'static {
     /// Serves one connection; it is closed when this returns. An error is logged at debug level and ends this

@@ -8,12 +8,11 @@ use crate::link::Link;
 use crate::service::{Context, Serve, Service};
 use crate::thread::{Room, Thread};
 use std::future::poll_fn;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task;
 use std::time::{Duration, Instant};
+use std::{io, task};
 use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 

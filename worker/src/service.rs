@@ -6,7 +6,7 @@ use crate::link::Link;
 use crate::raw::{self, RawService};
 use crate::thread::{Seated, Thread};
 use bytes::Bytes;
-use prefork::{GenerationId, Slot, WorkerId};
+use prefork_protocol::{GenerationId, Slot, WorkerId};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -32,7 +32,7 @@ pub struct Context {
 /// use std::convert::Infallible;
 /// use worker::{Body, Service};
 ///
-/// let service = Service::http(|context: worker::Context| async move {
+/// let service = Service::http(|context: prefork_worker::Context| async move {
 ///     Ok(tower::service_fn(move |_: http::Request<Body>| async move {
 ///         Ok::<_, Infallible>(http::Response::new(format!("Hello from slot {}", context.slot)))
 ///     }))

@@ -7,7 +7,7 @@
 //!
 //! **Room.** A thread accepts only what it can serve now, because what it has accepted dies with it and waits behind its
 //! slow requests, while a sibling may be free:
-//! * at most [`Class::connections`](prefork::settings::Class::connections) open ones; and
+//! * at most [`Class::connections`](prefork_protocol::settings::Class::connections) open ones; and
 //! * at most [`WAITING`] whose first request has not begun. A connection counts as waiting until its handler starts, or
 //!   for [`PATIENCE_MS`]: whoever connects and says nothing must not keep others out.
 //!
@@ -18,12 +18,13 @@
 use crate::access::{Clock, Late, escaped_uri};
 use crate::control::{self, Control};
 use crate::link::{Link, Phase, Verdict, now_ms};
-use prefork::scoreboard::Row;
-use prefork::settings::WorkerSettings;
+use prefork_protocol::scoreboard::Row;
+use prefork_protocol::settings::WorkerSettings;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 

@@ -4,7 +4,7 @@
 mod harness;
 
 use harness::{ASYNC, SYNC, Sockets, THREADS, Worker, client, get, settings, tcp, until};
-use prefork::settings::Class;
+use prefork_protocol::settings::Class;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;
-use prefork::message::ToSupervisor;
-use prefork::settings::ClassName;
+use prefork_protocol::message::ToSupervisor;
+use prefork_protocol::settings::ClassName;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread;
 use std::time::{Duration, Instant};
 

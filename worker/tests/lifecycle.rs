@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, unsafe_code)]
 mod harness;
 use harness::*;
-use prefork::message::ToSupervisor;
+use prefork_protocol::message::ToSupervisor;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;
-use prefork::settings::ClassName;
+use prefork_protocol::settings::ClassName;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -137,7 +137,7 @@ fn clients_that_say_nothing_hold_nobody_up() {
 #[test]
 fn no_more_connections_are_accepted_than_allowed() {
     let (listener, address) = tcp();
-    let class = prefork::settings::Class {
+    let class = prefork_protocol::settings::Class {
         threads: 1,
         connections: 3,
     };

@@ -11,7 +11,7 @@ use std::str::FromStr;
 /// An address to listen on, as `--bind` writes it. [`Display`](fmt::Display) writes what [`FromStr`] reads.
 ///
 /// ```
-/// use supervisor::config::Bind;
+/// use prefork_supervisor::internals::Bind;
 /// let bind: Bind = "[::1]:8000".parse()?;
 /// assert_eq!(bind, Bind::Tcp { host: "::1".to_owned(), port: 8000 });
 /// assert_eq!(bind.to_string(), "[::1]:8000");

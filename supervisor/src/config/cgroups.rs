@@ -2,13 +2,13 @@
 
 use super::Cgroups;
 use super::reader::Word;
-use prefork::Slot;
+use prefork_protocol::Slot;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A number of workers, or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum WorkerCount {
+pub(crate) enum WorkerCount {
     /// One per CPU that may be used.
     Auto,
     /// So many.
@@ -66,7 +66,7 @@ impl WorkerCount {
 
 /// A number of CPUs, in thousandths.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Cpus(pub(super) u32);
+pub(crate) struct Cpus(pub(crate) u32);
 
 impl Word for Cpus {
     const LIKE: &'static str = "\"1.5\"";

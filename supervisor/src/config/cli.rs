@@ -106,48 +106,48 @@ pub enum Act {
 
 #[derive(Parser, Debug)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
-pub(super) struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(super) verb: Option<Verb>,
+    pub(crate) verb: Option<Verb>,
     /// Validate the configuration and exit, like the subcommand
     #[arg(long, help_heading = "Configuration")]
-    pub(super) check: bool,
+    pub(crate) check: bool,
     #[command(flatten)]
-    pub(super) typed: Typed,
+    pub(crate) typed: Typed,
 }
 
 /// What a server is configured by.
 #[derive(Args, Debug, Default)]
-pub(super) struct Typed {
+pub(crate) struct Typed {
     /// Configuration file in TOML, read again at each reload
     #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
-    pub(super) config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) options: Options,
+    pub(crate) options: Options,
     /// Program to run as the workers, with its arguments, instead of a stock app
     #[arg(last = true, value_name = "PROGRAM")]
-    pub(super) program: Vec<OsString>,
+    pub(crate) program: Vec<OsString>,
 }
 
 /// How to find the running server.
 #[derive(Args, Debug)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     /// Path of the running server's control socket
     #[arg(long, value_name = "PATH", help_heading = "Control")]
-    pub(super) control: Option<super::reader::Typed<super::Control>>,
+    pub(crate) control: Option<super::reader::Typed<super::Control>>,
     /// Configuration file that names the control socket
     #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
-    pub(super) config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Name of the running server, as its --name says
     #[arg(long, value_name = "NAME", help_heading = "Control")]
-    pub(super) name: Option<super::reader::Typed<super::words::ServerName>>,
+    pub(crate) name: Option<super::reader::Typed<super::words::ServerName>>,
     /// Answer in JSON, as docs/control.md has it
     #[arg(long)]
-    pub(super) json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Subcommand, Debug)]
-pub(super) enum Verb {
+pub(crate) enum Verb {
     /// Validate the configuration and exit
     Check {
         /// Print every setting with the value that it has, as a configuration file
@@ -279,7 +279,7 @@ Exit status:
   2  the command line, the environment or the file is wrong";
 
 /// The whole command line, for parsing and help.
-pub fn command(identity: &Identity) -> Command {
+pub(crate) fn command(identity: &Identity) -> Command {
     let name = &identity.name;
     let examples = examples(identity);
     let linked = identity.linked;
@@ -309,7 +309,7 @@ fn examples(identity: &Identity) -> String {
 }
 
 /// The man page, in roff.
-pub fn man(identity: &Identity) -> Vec<u8> {
+pub(crate) fn man(identity: &Identity) -> Vec<u8> {
     let name = &identity.name;
     let program = if identity.linked {
         ""
@@ -348,7 +348,7 @@ fn section(text: &str) -> String {
 }
 
 /// A shell's completions.
-pub fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
+pub(crate) fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(
         shell,
@@ -385,7 +385,7 @@ fn describe(arg: Arg) -> Arg {
 }
 
 /// Adds to an error about a stray word what was probably meant.
-pub(super) fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
+pub(crate) fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
     let stray = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => {
             word.clone()

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The status with which a program exits that was configured wrongly.
-pub const USAGE: i32 = 2;
+pub(crate) const USAGE: i32 = 2;
 
 /// Everything that is wrong with a configuration. Displays one problem after the other, each with its place and
 /// its remedy.
@@ -119,7 +119,7 @@ impl fmt::Display for Problem {
 
 /// The text with control characters escaped: what somebody wrote into a file must not steer a terminal or make a
 /// second line in the log.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() {

@@ -20,7 +20,7 @@ use toml::de::{DeTable, ValueDeserializer};
 const LONGEST: u64 = 1024 * 1024;
 
 /// Reads a file's text.
-pub(super) fn read(path: &Path) -> Result<Arc<File>, Problem> {
+pub(crate) fn read(path: &Path) -> Result<Arc<File>, Problem> {
     let file = |text| {
         Arc::new(File {
             path: path.to_owned(),
@@ -80,7 +80,7 @@ fn contents(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// An error of the operating system in its own words, without the number.
-pub(super) fn lower(error: &std::io::Error) -> String {
+pub(crate) fn lower(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error")
         .next()
@@ -89,7 +89,7 @@ pub(super) fn lower(error: &std::io::Error) -> String {
 }
 
 /// Reads the settings in a file. What is wrong goes to `problems`; the rest is in the layer.
-pub(super) fn parse(
+pub(crate) fn parse(
     file: &Arc<File>,
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<String>,
@@ -220,7 +220,7 @@ fn unknown(key: &str, table: bool) -> String {
 }
 
 /// The candidate that a slip of the hand may have turned into `word`.
-pub(super) fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     word: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Every kind of event, and whether it is *notable*: worth a program when nobody has chosen others.
 ///
 /// A test keeps it complete; `docs/control.md` tells what each means.
-pub const KINDS: &[(&str, bool)] = &[
+pub(crate) const KINDS: &[(&str, bool)] = &[
     ("admin-died", true),
     ("announcing", true),
     ("condemned", true),
@@ -62,7 +62,7 @@ impl Hooks {
     /// notable.
     ///
     /// ```
-    /// use supervisor::config::Hooks;
+    /// use prefork_supervisor::internals::Hooks;
     /// let notable = Hooks { program: Some("/bin/page".into()), kinds: Vec::new(), timeout: Default::default() };
     /// assert!(notable.want("died", log::Level::Error) && !notable.want("died", log::Level::Info));
     /// let chosen = Hooks { kinds: vec!["died"], ..notable };
@@ -84,7 +84,7 @@ impl Hooks {
 
 /// A kind of event, as it is written.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Kind(pub(super) &'static str);
+pub(crate) struct Kind(pub(crate) &'static str);
 
 impl Word for Kind {
     const LIKE: &'static str = "\"died reload-failed\"";

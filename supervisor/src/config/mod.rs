@@ -25,27 +25,26 @@ mod resolve;
 mod sandbox;
 mod source;
 mod stderr;
-mod words;
-
 #[cfg(test)]
 mod tests;
+mod words;
 
 pub use bind::Bind;
-pub use clap_complete::Shell;
-pub use clean::CleanExits;
-pub use cli::{Act, Identity, command, completions, man};
-pub use error::{ConfigError, File, Place, Problem, USAGE};
-pub use hooks::{Hooks, KINDS};
-pub use options::{Preset, SETTINGS, Setting};
-pub use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
-pub use ready::Ready;
-pub use sandbox::{Limit, Rigour, Sandbox, Seccomp};
-pub use source::{Explained, Invocation, Source, Surroundings};
-pub use stderr::WorkerStderr;
+pub(crate) use clean::CleanExits;
+pub use cli::Identity;
+pub(crate) use cli::{Act, completions, man};
+pub(crate) use error::{ConfigError, USAGE};
+pub use hooks::Hooks;
+pub(crate) use privileges::{Account, Capabilities, CoreDumps, NamedGroup, Privileges};
+pub(crate) use ready::Ready;
+pub(crate) use sandbox::{Limit, Rigour, Sandbox, Seccomp};
+pub(crate) use source::{Explained, Invocation};
+pub use source::{Source, Surroundings};
+pub(crate) use stderr::WorkerStderr;
 
-use crate::core::Share;
 use nix::sys::signal::Signal;
-use prefork::settings::{Accept, Class, ClassName, WorkerSettings};
+use prefork_core::Share;
+use prefork_protocol::settings::{Accept, Class, ClassName, WorkerSettings};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
@@ -74,7 +73,7 @@ pub struct Config {
     pub accept: Accept,
     /// Worker processes: 1 to [`max_workers`](Self::max_workers); the fewest, where their number follows the load.
     pub workers: u16,
-    /// Workers that can be scaled up to: at most [`prefork::Slot::MAX`].
+    /// Workers that can be scaled up to: at most [`prefork_protocol::Slot::MAX`].
     pub max_workers: u16,
     /// The number of workers follows the load.
     pub range: bool,
@@ -153,7 +152,7 @@ pub struct Config {
     /// Where a line for each request goes.
     pub access_log: Option<AccessTarget>,
     /// How these lines look.
-    pub access_log_format: prefork::access::Format,
+    pub access_log_format: prefork_protocol::access::Format,
     /// From when on a request is slow.
     pub slow_log: Option<Duration>,
     /// What is started for events.

@@ -16,14 +16,14 @@ use super::words::{
     DAY, LogFile, OrOff, Place, Plain, ServerName, Size, Span, StopSignal, Variable, Whole, YEAR,
 };
 use super::{AccessTarget, Cgroups, Control, LogFormat, Ready, Surge};
-use crate::core::Share;
 use log::LevelFilter;
-use prefork::access::Format;
-use prefork::settings::{Accept, ClassName};
+use prefork_core::Share;
+use prefork_protocol::access::Format;
+use prefork_protocol::settings::{Accept, ClassName};
 
 /// What holds when nobody sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preset {
+pub(crate) enum Preset {
     /// This value, as it would be typed.
     Given(&'static str),
     /// What these words say.
@@ -32,32 +32,33 @@ pub enum Preset {
 
 /// A setting: one row of the table.
 #[derive(Debug, Clone, Copy)]
-pub struct Setting {
+pub(crate) struct Setting {
     /// Its name in Rust, as in `max_workers`.
     identifier: &'static str,
     /// The heading under which `--help` shows it.
-    pub heading: &'static str,
+    #[cfg(test)]
+    pub(crate) heading: &'static str,
     /// What holds when nobody sets it.
     pub preset: Preset,
 }
 
 impl Setting {
     /// The name that the command line and the file use, as in `max-workers`.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.identifier.replace('_', "-")
     }
 
     /// The environment variable, as in `SUPERVISOR_MAX_WORKERS`.
-    pub fn variable(&self) -> String {
+    pub(crate) fn variable(&self) -> String {
         format!("{PREFIX}{}", self.identifier.to_ascii_uppercase())
     }
 }
 
 /// What every variable begins with.
-pub(super) const PREFIX: &str = "SUPERVISOR_";
+pub(crate) const PREFIX: &str = "SUPERVISOR_";
 
 /// The setting of a name, as the command line and the file use it.
-pub(super) fn setting(name: &str) -> Option<&'static Setting> {
+pub(crate) fn setting(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name() == name)
 }
 
@@ -67,20 +68,20 @@ macro_rules! settings {
     })+) => {
         /// What one layer (the command line, the environment, the file, the defaults) sets.
         #[derive(clap::Args, Debug, Clone, Default)]
-        pub(super) struct Options {$($(
+        pub(crate) struct Options {$($(
             $(#[doc = $doc])+
             #[arg(long, help_heading = $heading, value_name = $placeholder, allow_negative_numbers = true)]
-            pub(super) $name: Option<$($type)+>,
+            pub(crate) $name: Option<$($type)+>,
         )+)+}
 
         /// Every setting, in the order of `--help`.
-        pub const SETTINGS: &[Setting] = &[$($(
-            Setting { identifier: stringify!($name), heading: $heading, preset: Preset::$how($preset) },
+        pub(crate) const SETTINGS: &[Setting] = &[$($(
+            Setting { identifier: stringify!($name), #[cfg(test)] heading: $heading, preset: Preset::$how($preset) },
         )+)+];
 
         impl Options {
             /// Whether this layer sets it.
-            pub(super) fn sets(&self, setting: &Setting) -> bool {
+            pub(crate) fn sets(&self, setting: &Setting) -> bool {
                 match setting.identifier {
                     $($(stringify!($name) => self.$name.is_some(),)+)+
                     _ => false,
@@ -88,7 +89,7 @@ macro_rules! settings {
             }
 
             /// Sets it from text.
-            pub(super) fn set(&mut self, setting: &Setting, text: &str) -> Result<(), String> {
+            pub(crate) fn set(&mut self, setting: &Setting, text: &str) -> Result<(), String> {
                 match setting.identifier {
                     $($(stringify!($name) => self.$name = Some(Value::from_text(text)?),)+)+
                     _ => {}
@@ -97,7 +98,7 @@ macro_rules! settings {
             }
 
             /// Sets it from the file.
-            pub(super) fn set_toml(
+            pub(crate) fn set_toml(
                 &mut self,
                 setting: &Setting,
                 value: toml::de::ValueDeserializer<'_>,
@@ -110,7 +111,7 @@ macro_rules! settings {
             }
 
             /// This layer over a lower one.
-            pub(super) fn over(self, lower: Self) -> Self {
+            pub(crate) fn over(self, lower: Self) -> Self {
                 Self {$($(
                     $name: match (self.$name, lower.$name) {
                         (Some(upper), Some(lower)) => Some(upper.over(lower)),
@@ -305,7 +306,7 @@ settings! {
 
 impl Options {
     /// The lowest layer.
-    pub(super) fn presets() -> Self {
+    pub(crate) fn presets() -> Self {
         let mut options = Self::default();
         for setting in SETTINGS {
             if let Preset::Given(text) = setting.preset {

@@ -79,7 +79,7 @@ impl fmt::Display for Account {
 
 impl Account {
     /// Looks a user up whose group is known.
-    pub(super) fn with_group(written: &str) -> Result<Self, String> {
+    pub(crate) fn with_group(written: &str) -> Result<Self, String> {
         let account = Self::find(written)?;
         match account.gid {
             Some(_) => Ok(account),
@@ -354,7 +354,7 @@ impl Word for Capabilities {
 
 /// A user or a group, by name or number, not yet looked up.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Name(pub(super) String);
+pub(crate) struct Name(pub(crate) String);
 
 impl Word for Name {
     const LIKE: &'static str = "\"www-data\"";
@@ -372,7 +372,7 @@ impl Word for Name {
 
 /// Yes or no.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct OnOff(pub(super) bool);
+pub(crate) struct OnOff(pub(crate) bool);
 
 impl Word for OnOff {
     const LIKE: &'static str = "\"on\"";
@@ -387,18 +387,18 @@ impl Word for OnOff {
 }
 
 /// What was typed.
-pub(super) struct Wanted {
-    pub(super) user: Option<Typed<Name>>,
-    pub(super) group: Option<Typed<Name>>,
-    pub(super) groups: Option<Vec<Typed<Name>>>,
-    pub(super) keep_cap: Option<Vec<Typed<Capabilities>>>,
-    pub(super) no_new_privileges: Option<Typed<OnOff>>,
-    pub(super) core_dumps: Option<Typed<CoreDumps>>,
-    pub(super) supervisor_user: Option<Typed<Name>>,
+pub(crate) struct Wanted {
+    pub(crate) user: Option<Typed<Name>>,
+    pub(crate) group: Option<Typed<Name>>,
+    pub(crate) groups: Option<Vec<Typed<Name>>>,
+    pub(crate) keep_cap: Option<Vec<Typed<Capabilities>>>,
+    pub(crate) no_new_privileges: Option<Typed<OnOff>>,
+    pub(crate) core_dumps: Option<Typed<CoreDumps>>,
+    pub(crate) supervisor_user: Option<Typed<Name>>,
 }
 
 /// Looks everybody up; tells `refuse` which setting is wrong, and why.
-pub(super) fn privileges(wanted: Wanted, mut refuse: impl FnMut(&str, String)) -> Privileges {
+pub(crate) fn privileges(wanted: Wanted, mut refuse: impl FnMut(&str, String)) -> Privileges {
     let mut account = |setting: &str, name: Option<Typed<Name>>, group: bool| {
         let found = Account::find(&name?.0.0).and_then(|account| {
             if account.gid.is_none() && !group {

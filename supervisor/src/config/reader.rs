@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 /// A value that can be read from text.
-pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
+pub(crate) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
     /// An example, for messages: `write it like {LIKE}`.
     const LIKE: &'static str;
     /// Whether the file holds it as a bare number.
@@ -34,7 +34,7 @@ pub(super) trait Word: Clone + fmt::Debug + Send + Sync + 'static {
 
 /// A [`Word`] as it stands in [`Options`](super::options::Options).
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Typed<T>(pub(super) T);
+pub(crate) struct Typed<T>(pub(crate) T);
 
 impl<T: Word> FromStr for Typed<T> {
     type Err = String;
@@ -45,7 +45,7 @@ impl<T: Word> FromStr for Typed<T> {
 }
 
 /// One setting's value in one layer.
-pub(super) trait Value: Sized {
+pub(crate) trait Value: Sized {
     /// From an environment variable or the table of defaults.
     fn from_text(text: &str) -> Result<Self, String>;
     /// From the file.

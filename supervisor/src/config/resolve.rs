@@ -9,8 +9,8 @@ use super::reader::Typed;
 use super::source::{Layer, Origin, Surroundings};
 use super::words::OrOff;
 use super::{Account, Admin, Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
-use prefork::Slot;
-use prefork::settings::ClassName;
+use prefork_protocol::Slot;
+use prefork_protocol::settings::ClassName;
 use std::collections::BTreeSet;
 
 /// Settings that only a Rust worker hears of.
@@ -40,7 +40,7 @@ const NO_SIGHT: &str = "listen cannot look into workers of another user than sup
 const FOREIGN_ONLY: [&str; 2] = ["ready", "stop-signal"];
 
 /// Makes a configuration of layers, highest first, or says everything that is wrong with it.
-pub(super) fn resolve(
+pub(crate) fn resolve(
     layers: &[Layer],
     linked: bool,
     around: &Surroundings<'_>,

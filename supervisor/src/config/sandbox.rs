@@ -61,7 +61,7 @@ pub struct Limit {
 
 impl Sandbox {
     /// What the layers say. The second value names what they ask for in vain.
-    pub(super) fn resolve(all: &Options, program: &Program) -> (Self, Vec<&'static str>) {
+    pub(crate) fn resolve(all: &Options, program: &Program) -> (Self, Vec<&'static str>) {
         let stock = matches!(program, Program::App(_));
         let list = |list: &Option<Vec<Typed<super::words::Place>>>| -> Vec<PathBuf> {
             list.iter()
@@ -126,7 +126,7 @@ impl Sandbox {
 
 impl Limit {
     /// The last word on each resource.
-    pub(super) fn last_of_each(list: impl IntoIterator<Item = Self>) -> Vec<Self> {
+    pub(crate) fn last_of_each(list: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut last: Vec<Self> = Vec::new();
         for limit in list {
             last.retain(|earlier| earlier.resource != limit.resource);
@@ -295,7 +295,7 @@ impl Seccomp {
 
 /// `allow` or `deny`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Permission(pub(super) bool);
+pub(crate) struct Permission(pub(crate) bool);
 
 impl Word for Permission {
     const LIKE: &'static str = "\"deny\"";

@@ -2,11 +2,11 @@
 
 use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command, with_tip};
 use super::error::{ConfigError, File, Place, Problem, printable};
-use super::file::{self, nearest};
+use super::file::nearest;
 use super::options::{Options, PREFIX, SETTINGS, setting};
 use super::reader::Typed as Read;
 use super::resolve::resolve;
-use super::{Config, Control};
+use super::{Config, Control, file};
 use clap::FromArgMatches;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -67,15 +67,15 @@ impl<'a> Surroundings<'a> {
 }
 
 /// One layer and where it was written.
-pub(super) struct Layer {
-    pub(super) origin: Origin,
-    pub(super) options: Options,
+pub(crate) struct Layer {
+    pub(crate) origin: Origin,
+    pub(crate) options: Options,
     /// The program that it names; empty when it names none.
-    pub(super) program: Vec<OsString>,
+    pub(crate) program: Vec<OsString>,
 }
 
 /// Where a layer was written.
-pub(super) enum Origin {
+pub(crate) enum Origin {
     Flags,
     Environment,
     File {
@@ -87,7 +87,7 @@ pub(super) enum Origin {
 
 impl Layer {
     /// Where this layer sets `name`.
-    pub(super) fn place(&self, name: &str) -> Place {
+    pub(crate) fn place(&self, name: &str) -> Place {
         match &self.origin {
             Origin::Flags if name == "command" => Place::Flag("-- PROGRAM".to_owned()),
             Origin::Flags => Place::Flag(format!("--{name}")),

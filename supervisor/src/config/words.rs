@@ -6,13 +6,12 @@
 
 use super::reader::{Typed, Word};
 use super::{AccessTarget, Control, LogFormat, Surge};
-use crate::core::Share;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
-use prefork::Slot;
-use prefork::access::Format;
-use prefork::environment;
-use prefork::settings::{Accept, ClassName};
+use prefork_core::Share;
+use prefork_protocol::access::Format;
+use prefork_protocol::settings::{Accept, ClassName};
+use prefork_protocol::{Slot, environment};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -20,7 +19,7 @@ use std::time::Duration;
 
 /// Any text.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Plain(pub(super) String);
+pub(crate) struct Plain(pub(crate) String);
 
 impl Word for Plain {
     const LIKE: &'static str = "\"text\"";
@@ -35,7 +34,7 @@ impl Word for Plain {
 
 /// The name of a server: a part of a file's name.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct ServerName(pub(super) String);
+pub(crate) struct ServerName(pub(crate) String);
 
 impl Word for ServerName {
     const LIKE: &'static str = "\"shop\"";
@@ -57,7 +56,7 @@ impl Word for ServerName {
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Whole<const MIN: u32, const MAX: u32>(pub(super) u32);
+pub(crate) struct Whole<const MIN: u32, const MAX: u32>(pub(crate) u32);
 
 impl<const MIN: u32, const MAX: u32> Word for Whole<MIN, MAX> {
     const LIKE: &'static str = "8";
@@ -77,13 +76,13 @@ impl<const MIN: u32, const MAX: u32> Word for Whole<MIN, MAX> {
 
 /// A duration from `MIN` to `MAX` milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Span<const MIN: u64, const MAX: u64>(pub(super) Duration);
+pub(crate) struct Span<const MIN: u64, const MAX: u64>(pub(crate) Duration);
 
 /// A day, in milliseconds: no timeout is longer.
-pub(super) const DAY: u64 = 24 * 60 * 60 * 1000;
+pub(crate) const DAY: u64 = 24 * 60 * 60 * 1000;
 
 /// A year, in milliseconds: no worker gets older.
-pub(super) const YEAR: u64 = 365 * DAY;
+pub(crate) const YEAR: u64 = 365 * DAY;
 
 impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
     const LIKE: &'static str = "\"30s\"";
@@ -107,7 +106,7 @@ impl<const MIN: u64, const MAX: u64> Word for Span<MIN, MAX> {
 
 /// A number of bytes from `MIN` to `MAX`. `KB`, `MB`, `GB` are decimal; `KiB`, `MiB`, `GiB` are binary.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Size<const MIN: u64, const MAX: u64>(pub(super) u64);
+pub(crate) struct Size<const MIN: u64, const MAX: u64>(pub(crate) u64);
 
 impl<const MIN: u64, const MAX: u64> Word for Size<MIN, MAX> {
     const LIKE: &'static str = "\"64KiB\"";
@@ -144,7 +143,7 @@ impl<const MIN: u64, const MAX: u64> Word for Size<MIN, MAX> {
 }
 
 /// A size in the largest binary unit that divides it.
-pub(super) fn binary(bytes: u64) -> String {
+pub(crate) fn binary(bytes: u64) -> String {
     [(30, "GiB"), (20, "MiB"), (10, "KiB")]
         .into_iter()
         .find(|(shift, _)| bytes != 0 && bytes.trailing_zeros() >= *shift)
@@ -181,7 +180,7 @@ impl Word for Share {
 
 /// A value that can be switched off.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct OrOff<T>(pub(super) Option<T>);
+pub(crate) struct OrOff<T>(pub(crate) Option<T>);
 
 impl<T: Word> Word for OrOff<T> {
     const LIKE: &'static str = T::LIKE;
@@ -221,13 +220,13 @@ impl Word for Surge {
         }
         text.parse::<u16>()
             .ok()
-            .filter(|count| *count <= prefork::Slot::MAX)
+            .filter(|count| *count <= prefork_protocol::Slot::MAX)
             .and_then(NonZeroU16::new)
             .map(Self::Count)
             .ok_or_else(|| {
                 format!(
                     "`{text}` is neither `all` nor a number from 1 to {}",
-                    prefork::Slot::MAX
+                    prefork_protocol::Slot::MAX
                 )
             })
     }
@@ -235,7 +234,7 @@ impl Word for Surge {
 
 /// The signal that asks a foreign worker to drain.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct StopSignal(pub(super) Signal);
+pub(crate) struct StopSignal(pub(crate) Signal);
 
 impl Word for StopSignal {
     const LIKE: &'static str = "\"TERM\"";
@@ -279,7 +278,7 @@ impl Word for LogFormat {
 
 /// Where the log goes: a file, or stderr for `-`.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct LogFile(pub(super) Option<PathBuf>);
+pub(crate) struct LogFile(pub(crate) Option<PathBuf>);
 
 impl Word for LogFile {
     const LIKE: &'static str = "\"/var/log/supervisor.log\"";
@@ -313,7 +312,7 @@ impl Word for Format {
 
 /// A path to something that is there.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place(pub(super) PathBuf);
+pub(crate) struct Place(pub(crate) PathBuf);
 
 impl Word for Place {
     const LIKE: &'static str = "\"/srv/app\"";
@@ -337,9 +336,9 @@ impl Word for Control {
 
 /// One variable of the workers' environment.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Variable {
-    pub(super) key: String,
-    pub(super) value: String,
+pub(crate) struct Variable {
+    pub(crate) key: String,
+    pub(crate) value: String,
 }
 
 impl Word for Variable {
@@ -387,7 +386,7 @@ fn path(text: &str) -> Result<PathBuf, String> {
 const LONGEST_SOCKET_PATH: usize = 107;
 
 /// A path that a Unix socket can have.
-pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+pub(crate) fn socket_path(text: &str) -> Result<PathBuf, String> {
     if text.len() > LONGEST_SOCKET_PATH {
         return Err(format!(
             "{text} is too long for a Unix socket ({} bytes; at most {LONGEST_SOCKET_PATH})",

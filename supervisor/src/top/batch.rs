@@ -19,7 +19,7 @@ const COLUMNS: usize = 132;
 const VERSION: u32 = 1;
 
 /// Prints a frame for each look, from the second one on: the first one has no rates.
-pub(super) fn run(path: &Path, options: Options) -> Result<(), String> {
+pub(crate) fn run(path: &Path, options: Options) -> Result<(), String> {
     let mut session = Session::new(path.to_owned());
     session.check()?;
     let columns = std::env::var("COLUMNS")

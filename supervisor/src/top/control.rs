@@ -6,7 +6,7 @@ use super::table::{Column, Order, rows};
 use super::terminal::Key;
 use super::view::{Happened, Line, Look, Scene, frame};
 use super::words::harmless;
-use crate::shell::control::Request;
+use crate::control::Request;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -18,7 +18,7 @@ const PAGE: isize = 10;
 
 /// What is to be done about a key.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Do {
+pub(crate) enum Do {
     Nothing,
     Leave,
     Ask(Request),
@@ -38,7 +38,7 @@ enum Prompt {
 
 /// Everything that is known, and what somebody has chosen.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(crate) struct Desk {
     path: String,
     picture: Option<Picture>,
     rates: BTreeMap<u64, Rates>,
@@ -52,7 +52,7 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: harmless(&path.display().to_string()),
             picture: None,
@@ -71,7 +71,7 @@ impl Desk {
     }
 
     /// Takes in what the server tells.
-    pub(super) fn hear(&mut self, news: News) {
+    pub(crate) fn hear(&mut self, news: News) {
         match news {
             News::Picture(status) => {
                 let picture = Picture::read(&status);
@@ -106,7 +106,7 @@ impl Desk {
     }
 
     /// What stands on a screen of so many columns and lines.
-    pub(super) fn frame(&self, (columns, lines): (usize, usize)) -> Vec<Line> {
+    pub(crate) fn frame(&self, (columns, lines): (usize, usize)) -> Vec<Line> {
         let prompt = match &self.prompt {
             Prompt::None => None,
             Prompt::Confirm(request) => Some((
@@ -134,7 +134,7 @@ impl Desk {
     }
 
     /// What a key does.
-    pub(super) fn press(&mut self, key: Key) -> Do {
+    pub(crate) fn press(&mut self, key: Key) -> Do {
         match (std::mem::replace(&mut self.prompt, Prompt::None), key) {
             (Prompt::Confirm(request), Key::Letter('y' | 'Y')) => return Do::Ask(request),
             (Prompt::Confirm(_), _) => {
@@ -253,7 +253,7 @@ fn words(request: &Request) -> String {
 }
 
 /// The verdict on a request, out of the answer's last line.
-pub(super) fn verdict(answer: &Value) -> Result<String, String> {
+pub(crate) fn verdict(answer: &Value) -> Result<String, String> {
     if answer["ok"] != true {
         let reason = answer["error"]
             .as_str()

@@ -6,53 +6,53 @@ use std::collections::BTreeMap;
 
 /// The server at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Picture {
-    pub(super) time: f64,
-    pub(super) name: String,
-    pub(super) state: String,
-    pub(super) version: String,
-    pub(super) ready: bool,
-    pub(super) uptime: f64,
-    pub(super) generation: u64,
-    pub(super) listeners: Vec<String>,
-    pub(super) workers: u64,
-    pub(super) range: (u64, u64),
-    pub(super) unavailable: (u64, u64),
-    pub(super) reload: Option<Reload>,
-    pub(super) last_failure: Option<String>,
-    pub(super) reloads: (u64, u64),
+pub(crate) struct Picture {
+    pub(crate) time: f64,
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) version: String,
+    pub(crate) ready: bool,
+    pub(crate) uptime: f64,
+    pub(crate) generation: u64,
+    pub(crate) listeners: Vec<String>,
+    pub(crate) workers: u64,
+    pub(crate) range: (u64, u64),
+    pub(crate) unavailable: (u64, u64),
+    pub(crate) reload: Option<Reload>,
+    pub(crate) last_failure: Option<String>,
+    pub(crate) reloads: (u64, u64),
     /// By cause, those that are not 0.
-    pub(super) deaths: Vec<(String, u64)>,
-    pub(super) slots: Vec<Slot>,
+    pub(crate) deaths: Vec<(String, u64)>,
+    pub(crate) slots: Vec<Slot>,
     /// The upper ends of the latency buckets, in seconds.
     bounds: Vec<f64>,
 }
 
 /// How far a reload is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Reload {
-    pub(super) generation: u64,
-    pub(super) slots: u64,
-    pub(super) spawned: u64,
-    pub(super) ready: u64,
-    pub(super) passed: u64,
+pub(crate) struct Reload {
+    pub(crate) generation: u64,
+    pub(crate) slots: u64,
+    pub(crate) spawned: u64,
+    pub(crate) ready: u64,
+    pub(crate) passed: u64,
 }
 
 /// A slot.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Slot {
-    pub(super) slot: u64,
-    pub(super) open: bool,
-    pub(super) held: bool,
-    pub(super) in_rotation: bool,
-    pub(super) queue: Option<u64>,
-    pub(super) totals: Totals,
-    pub(super) workers: Vec<Worker>,
+pub(crate) struct Slot {
+    pub(crate) slot: u64,
+    pub(crate) open: bool,
+    pub(crate) held: bool,
+    pub(crate) in_rotation: bool,
+    pub(crate) queue: Option<u64>,
+    pub(crate) totals: Totals,
+    pub(crate) workers: Vec<Worker>,
 }
 
 /// What a slot's workers have done.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Totals {
+pub(crate) struct Totals {
     requests: f64,
     errors: f64,
     connections: f64,
@@ -63,35 +63,35 @@ pub(super) struct Totals {
 
 /// A worker.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Worker {
-    pub(super) worker: u64,
-    pub(super) pid: u64,
-    pub(super) generation: u64,
-    pub(super) state: String,
-    pub(super) status: String,
-    pub(super) age: f64,
-    pub(super) busy: u64,
-    pub(super) open: u64,
-    pub(super) memory: Option<f64>,
-    pub(super) oldest: Option<f64>,
+pub(crate) struct Worker {
+    pub(crate) worker: u64,
+    pub(crate) pid: u64,
+    pub(crate) generation: u64,
+    pub(crate) state: String,
+    pub(crate) status: String,
+    pub(crate) age: f64,
+    pub(crate) busy: u64,
+    pub(crate) open: u64,
+    pub(crate) memory: Option<f64>,
+    pub(crate) oldest: Option<f64>,
 }
 
 /// What happened a second, between two pictures.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Rates {
-    pub(super) requests: f64,
-    pub(super) errors: f64,
-    pub(super) connections: f64,
-    pub(super) received: f64,
-    pub(super) sent: f64,
+pub(crate) struct Rates {
+    pub(crate) requests: f64,
+    pub(crate) errors: f64,
+    pub(crate) connections: f64,
+    pub(crate) received: f64,
+    pub(crate) sent: f64,
     /// Half of the requests took no longer, and 99 of 100; in seconds; `None` when there were none.
-    pub(super) p50: Option<f64>,
-    pub(super) p99: Option<f64>,
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
 }
 
 impl Picture {
     /// Reads one; what is missing is 0 or empty.
-    pub(super) fn read(status: &Value) -> Self {
+    pub(crate) fn read(status: &Value) -> Self {
         let number = |name: &str| whole(&status[name]);
         let reload = status["reload"].is_object().then(|| {
             let part = |name: &str| whole(&status["reload"][name]);
@@ -138,7 +138,7 @@ impl Picture {
     }
 
     /// What happened since an earlier picture, in each slot and altogether. A server that was started anew has no past.
-    pub(super) fn since(&self, before: &Self) -> (BTreeMap<u64, Rates>, Rates) {
+    pub(crate) fn since(&self, before: &Self) -> (BTreeMap<u64, Rates>, Rates) {
         let span = self.time - before.time;
         let same = self.uptime >= before.uptime;
         let mut all = Totals::default();
@@ -162,7 +162,7 @@ impl Picture {
     }
 
     /// Connections that wait.
-    pub(super) fn queue(&self) -> u64 {
+    pub(crate) fn queue(&self) -> u64 {
         self.slots.iter().filter_map(|slot| slot.queue).sum()
     }
 }
@@ -281,12 +281,12 @@ fn list(value: &Value) -> &[Value] {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::json;
 
     /// A server of two slots that has answered so many requests in each.
-    pub(in crate::top) fn status(time: f64, requests: [u64; 2]) -> Value {
+    pub(crate) fn status(time: f64, requests: [u64; 2]) -> Value {
         let slot = |slot: usize| {
             json!({
                 "slot":slot,"open":true,"held":false,"in_rotation":true,"queue":slot,

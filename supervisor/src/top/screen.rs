@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 /// With or without colours (no-color.org).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Palette {
-    pub(super) colours: bool,
+pub(crate) struct Palette {
+    pub(crate) colours: bool,
 }
 
 impl Palette {
@@ -26,7 +26,7 @@ impl Palette {
 }
 
 /// Draws over whatever is there, from the first line on, without clearing it first: that would flicker.
-pub(super) fn draw(frame: &[Line], palette: Palette) -> String {
+pub(crate) fn draw(frame: &[Line], palette: Palette) -> String {
     let mut bytes = String::from("\x1b[H");
     for (index, line) in frame.iter().enumerate() {
         if index > 0 {
@@ -46,7 +46,7 @@ pub(super) fn draw(frame: &[Line], palette: Palette) -> String {
 }
 
 /// The same as plain text.
-pub(super) fn plain(frame: &[Line]) -> String {
+pub(crate) fn plain(frame: &[Line]) -> String {
     let line = |line: &Line| {
         line.iter()
             .map(|(_, text)| text.as_str())

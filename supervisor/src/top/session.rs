@@ -2,7 +2,7 @@
 //! as they come.
 
 use super::control::verdict;
-use crate::shell::control::Request;
+use crate::control::Request;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
@@ -20,7 +20,7 @@ const RECENT: u32 = 50;
 
 /// What the server tells.
 #[derive(Debug, PartialEq)]
-pub(super) enum News {
+pub(crate) enum News {
     /// The status.
     Picture(Value),
     /// Something has happened.
@@ -52,7 +52,7 @@ struct Question {
 
 /// All questions that are open.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct Session {
     path: PathBuf,
     open: Vec<Question>,
     /// The newest event.
@@ -61,7 +61,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self {
             path,
             open: Vec::new(),
@@ -71,7 +71,7 @@ impl Session {
     }
 
     /// Looks whether there is a server at all.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         self.connect().map(drop).map_err(|reason| {
             let path = self.path.display();
             format!("cannot reach the server at {path}: {reason} (is the server running? --control or --name names another one)")
@@ -79,14 +79,14 @@ impl Session {
     }
 
     /// Asks for a picture, unless the last one is still awaited.
-    pub(super) fn look(&mut self, now: Instant) {
+    pub(crate) fn look(&mut self, now: Instant) {
         if !self.asks(About::Status) {
             self.ask(About::Status, &Request::Status, Some(now + PATIENCE));
         }
     }
 
     /// Listens to events, unless it does already.
-    pub(super) fn follow(&mut self) {
+    pub(crate) fn follow(&mut self) {
         if !self.asks(About::Events) {
             let recent = self.last.is_none().then_some(RECENT);
             self.ask(
@@ -102,7 +102,7 @@ impl Session {
     }
 
     /// Asks for something to be done.
-    pub(super) fn command(&mut self, request: Request) {
+    pub(crate) fn command(&mut self, request: Request) {
         self.news
             .push(News::Progress("asking the server".to_owned()));
         self.ask(About::Command, &request, None);
@@ -147,7 +147,7 @@ impl Session {
     }
 
     /// What to wait for.
-    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.open
             .iter()
             .map(|question| question.stream.as_fd())
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// When to listen at the latest.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let soon = (!self.news.is_empty()).then(Instant::now);
         self.open
             .iter()
@@ -165,7 +165,7 @@ impl Session {
     }
 
     /// What has been told since the last time.
-    pub(super) fn hear(&mut self, now: Instant) -> Vec<News> {
+    pub(crate) fn hear(&mut self, now: Instant) -> Vec<News> {
         let mut news = std::mem::take(&mut self.news);
         for mut question in std::mem::take(&mut self.open) {
             let ended = question.read();

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// What a column tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Column {
+pub(crate) enum Column {
     Slot,
     Worker,
     Pid,
@@ -26,7 +26,7 @@ pub(super) enum Column {
 
 impl Column {
     /// All of them, from the left. Where there is no room for all, those at the right go.
-    pub(super) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::Slot,
         Self::Worker,
         Self::Pid,
@@ -44,7 +44,7 @@ impl Column {
     ];
 
     /// Its heading, and how wide it is.
-    pub(super) fn heading(self) -> (&'static str, usize) {
+    pub(crate) fn heading(self) -> (&'static str, usize) {
         match self {
             Self::Slot => ("SLOT", 4),
             Self::Worker => ("WORKER", 7),
@@ -66,15 +66,15 @@ impl Column {
 
 /// A worker, or a slot that has none.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Row<'a> {
-    pub(super) slot: &'a Slot,
-    pub(super) worker: Option<&'a Worker>,
-    pub(super) rates: Rates,
+pub(crate) struct Row<'a> {
+    pub(crate) slot: &'a Slot,
+    pub(crate) worker: Option<&'a Worker>,
+    pub(crate) rates: Rates,
 }
 
 impl Row<'_> {
     /// What it does, in a word.
-    pub(super) fn state(&self) -> &str {
+    pub(crate) fn state(&self) -> &str {
         match self.worker {
             Some(worker) => &worker.state,
             None if self.slot.held => "held",
@@ -84,7 +84,7 @@ impl Row<'_> {
     }
 
     /// What stands in a column.
-    pub(super) fn cell(&self, column: Column) -> String {
+    pub(crate) fn cell(&self, column: Column) -> String {
         let of =
             |what: &dyn Fn(&Worker) -> String| self.worker.map_or_else(|| "-".to_owned(), what);
         let or_none = |number: Option<f64>, write: fn(f64) -> String| {
@@ -134,14 +134,14 @@ impl Row<'_> {
 
 /// The order of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Order {
-    pub(super) column: Column,
-    pub(super) reversed: bool,
+pub(crate) struct Order {
+    pub(crate) column: Column,
+    pub(crate) reversed: bool,
 }
 
 impl Order {
     /// The column beside this one.
-    pub(super) fn shifted(self, by: isize) -> Self {
+    pub(crate) fn shifted(self, by: isize) -> Self {
         let count = Column::ALL.len();
         let place = Column::ALL
             .iter()
@@ -156,7 +156,7 @@ impl Order {
 }
 
 /// All rows, in order: those that are equal by slot.
-pub(super) fn rows<'a>(
+pub(crate) fn rows<'a>(
     picture: &'a Picture,
     rates: &BTreeMap<u64, Rates>,
     order: Order,

@@ -9,7 +9,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::Pid;
-use std::io::{self, Read, Write};
+use std::io;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
@@ -26,7 +27,7 @@ static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// A key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     Letter(char),
     Up,
     Down,
@@ -47,7 +48,7 @@ pub(super) enum Key {
 
 /// What has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Input {
+pub(crate) enum Input {
     Key(Key),
     Resized,
     /// It is to end.
@@ -56,14 +57,14 @@ pub(super) enum Input {
 
 /// The terminal, while it is ours.
 #[derive(Debug)]
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     palette: Palette,
     signals: Vec<(Signal, UnixStream)>,
 }
 
 impl Terminal {
     /// Takes it.
-    pub(super) fn enter() -> io::Result<Self> {
+    pub(crate) fn enter() -> io::Result<Self> {
         let mut signals = Vec::new();
         let wanted = [
             Signal::SIGWINCH,
@@ -94,19 +95,19 @@ impl Terminal {
     }
 
     /// Columns and lines.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(crate) fn size(&self) -> (usize, usize) {
         size()
     }
 
     /// Shows a frame.
-    pub(super) fn show(&mut self, frame: &[Line]) -> io::Result<()> {
+    pub(crate) fn show(&mut self, frame: &[Line]) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(draw(frame, self.palette).as_bytes())?;
         out.flush()
     }
 
     /// Waits for keys, signals, `others` or the end of a time.
-    pub(super) fn wait(
+    pub(crate) fn wait(
         &mut self,
         others: &[BorrowedFd<'_>],
         time: Duration,

@@ -3,12 +3,12 @@
 use super::picture::{Picture, Rates};
 use super::table::{Column, Order, Row, rows};
 use super::words::{bytes, clipped, short, span, width};
-use crate::client::progress::cells;
+use crate::control::client::progress::cells;
 use std::collections::{BTreeMap, VecDeque};
 
 /// How a piece of text looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(crate) enum Look {
     Plain,
     Bold,
     Dim,
@@ -20,31 +20,31 @@ pub(super) enum Look {
 }
 
 /// A line of the screen: pieces of text.
-pub(super) type Line = Vec<(Look, String)>;
+pub(crate) type Line = Vec<(Look, String)>;
 
 /// What has happened, as a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Happened {
-    pub(super) time: String,
-    pub(super) level: String,
-    pub(super) text: String,
+pub(crate) struct Happened {
+    pub(crate) time: String,
+    pub(crate) level: String,
+    pub(crate) text: String,
 }
 
 /// All that a frame shows.
 #[derive(Debug)]
-pub(super) struct Scene<'a> {
-    pub(super) picture: Option<&'a Picture>,
-    pub(super) rates: &'a BTreeMap<u64, Rates>,
-    pub(super) all: &'a Rates,
-    pub(super) order: Order,
+pub(crate) struct Scene<'a> {
+    pub(crate) picture: Option<&'a Picture>,
+    pub(crate) rates: &'a BTreeMap<u64, Rates>,
+    pub(crate) all: &'a Rates,
+    pub(crate) order: Order,
     /// The slot that is chosen, if somebody has chosen one.
-    pub(super) chosen: Option<u64>,
-    pub(super) events: &'a VecDeque<Happened>,
+    pub(crate) chosen: Option<u64>,
+    pub(crate) events: &'a VecDeque<Happened>,
     /// Why there is no newer picture.
-    pub(super) trouble: Option<&'a str>,
+    pub(crate) trouble: Option<&'a str>,
     /// What is asked, or was answered.
-    pub(super) prompt: Option<(Look, String)>,
-    pub(super) help: bool,
+    pub(crate) prompt: Option<(Look, String)>,
+    pub(crate) help: bool,
 }
 
 const HELP: &[&str] = &[
@@ -62,7 +62,7 @@ const HELP: &[&str] = &[
 const KEYS: &str = "q leave  ? help  < > sort  R reload  S scale  x restart  d drain";
 
 /// The frame for a screen of so many columns and lines.
-pub(super) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line> {
+pub(crate) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line> {
     let (columns, lines) = (columns.max(20), lines.max(6));
     let mut frame = Vec::new();
     if let Some(picture) = scene.picture {
@@ -112,7 +112,7 @@ pub(super) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line
 }
 
 /// The same without an end below, for whoever prints it.
-pub(super) fn page(scene: &Scene<'_>, columns: usize) -> Vec<Line> {
+pub(crate) fn page(scene: &Scene<'_>, columns: usize) -> Vec<Line> {
     let Some(picture) = scene.picture else {
         return Vec::new();
     };

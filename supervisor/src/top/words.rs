@@ -23,12 +23,12 @@ pub(crate) fn harmless(text: &str) -> String {
 }
 
 /// How many columns a text takes.
-pub(super) fn width(text: &str) -> usize {
+pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
 /// The beginning of a text that fits into so many columns.
-pub(super) fn clipped(text: &str, columns: usize) -> String {
+pub(crate) fn clipped(text: &str, columns: usize) -> String {
     let mut taken = 0;
     text.chars()
         .take_while(|letter| {
@@ -39,7 +39,7 @@ pub(super) fn clipped(text: &str, columns: usize) -> String {
 }
 
 /// A number in three or four characters: `7`, `1.2k`, `34M`.
-pub(super) fn short(number: f64) -> String {
+pub(crate) fn short(number: f64) -> String {
     let units = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     match units.into_iter().find(|(unit, _)| number >= *unit) {
         Some((unit, name)) if number / unit < 10.0 => format!("{:.1}{name}", number / unit),
@@ -50,7 +50,7 @@ pub(super) fn short(number: f64) -> String {
 }
 
 /// A number of bytes, in binary units.
-pub(super) fn bytes(number: f64) -> String {
+pub(crate) fn bytes(number: f64) -> String {
     let units = [(30, "G"), (20, "M"), (10, "K")];
     let unit = |shift: u32| f64::from(1_u32 << shift);
     match units.into_iter().find(|(shift, _)| number >= unit(*shift)) {
@@ -63,7 +63,7 @@ pub(super) fn bytes(number: f64) -> String {
 }
 
 /// A span in two units at most: `850us`, `12ms`, `3.5s`, `2m05`, `3h07`, `4d02`.
-pub(super) fn span(seconds: f64) -> String {
+pub(crate) fn span(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds.max(0.0))
         .unwrap_or(Duration::MAX)
         .as_secs();

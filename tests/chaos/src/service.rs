@@ -15,12 +15,12 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
+use prefork::{Body, BoxError, Service};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use worker::{Body, BoxError, Service};
 
 /// The header that carries a request's number there and back.
 pub const REQUEST: &str = "x-chaos-request";
@@ -58,7 +58,7 @@ impl Spoil {
 
 /// The whole program of the server under test.
 pub fn main(build: &'static str) -> ExitCode {
-    supervisor::main(Service::http(move |_| async move {
+    prefork::main(Service::http(move |_| async move {
         let spoil = std::env::var(SPOIL).unwrap_or_default();
         match Spoil::ALL.into_iter().find(|way| way.as_str() == spoil) {
             None => {}

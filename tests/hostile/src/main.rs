@@ -4,11 +4,11 @@
 mod row;
 mod villain;
 
+use prefork::{Body, Service};
 use std::convert::Infallible;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use worker::{Body, Service};
 
 /// The variable that names the file.
 const VILLAIN: &str = "VILLAIN";
@@ -20,9 +20,9 @@ fn main() -> ExitCode {
         villain::play(&kind);
     }
     if std::env::var_os(PROGRAMS).is_some() {
-        return supervisor::stock();
+        return prefork_supervisor::stock();
     }
-    supervisor::main(Service::http(|_| async {
+    prefork::main(Service::http(|_| async {
         Ok(tower::service_fn(|_: http::Request<Body>| async {
             Ok::<_, Infallible>(http::Response::new("Hello from a good worker\n".to_owned()))
         }))
@@ -31,8 +31,8 @@ fn main() -> ExitCode {
 
 /// What this process is to play, if it is a worker and in slot 0.
 fn kind() -> Option<String> {
-    let slot = std::env::var(prefork::environment::PREFORK_SLOT).ok()?;
-    let file = std::env::var_os(VILLAIN).filter(|_| slot == "0" && worker::is_worker())?;
+    let slot = std::env::var(prefork_protocol::environment::PREFORK_SLOT).ok()?;
+    let file = std::env::var_os(VILLAIN).filter(|_| slot == "0" && prefork::is_worker())?;
     let kind = std::fs::read_to_string(&file).ok()?;
     // So that the test knows it.
     let list = std::fs::File::options()

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-/// The places of a row's numbers, in the order of [`prefork::scoreboard::Row`].
+/// The places of a row's numbers, in the order of [`prefork_protocol::scoreboard::Row`].
 pub(crate) const HEARTBEAT: u64 = 0;
 /// Requests answered.
 pub(crate) const REQUESTS: u64 = 1;
 /// Connections accepted.
 pub(crate) const CONNECTIONS: u64 = 2;
 /// All of a row, in bytes.
-const LENGTH: usize = size_of::<prefork::scoreboard::Row>();
+const LENGTH: usize = size_of::<prefork_protocol::scoreboard::Row>();
 
 /// The memory file, written like any other file.
 pub(crate) struct Row(File);
@@ -27,7 +27,7 @@ impl Row {
 
     /// An honest heartbeat.
     pub(crate) fn beat(&self) {
-        self.put(HEARTBEAT, prefork::sys::monotonic_ms());
+        self.put(HEARTBEAT, prefork_os::monotonic_ms());
     }
 
     /// The same byte everywhere.

@@ -5,9 +5,9 @@ use nix::sys::signal::{SigHandler, Signal, raise, signal};
 use nix::sys::socket::{
     ControlMessage, MsgFlags, Shutdown, sendmsg, setsockopt, shutdown, sockopt,
 };
-use prefork::environment::{PREFORK_WORKER, WorkerEnvironment};
-use prefork::message::{PROTOCOL, ToSupervisor};
-use prefork::wire;
+use prefork_protocol::environment::{PREFORK_WORKER, WorkerEnvironment};
+use prefork_protocol::message::{PROTOCOL, ToSupervisor};
+use prefork_protocol::wire;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;

@@ -12,7 +12,7 @@ mod watch;
 
 use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prefork::settings::Accept;
+use prefork_protocol::settings::Accept;
 use socket2::SockRef;
 use std::cell::{Cell, RefCell};
 use std::io;

@@ -15,11 +15,10 @@ use crate::sys;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::cell::Cell;
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::{fs, io};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 

@@ -7,7 +7,7 @@ use super::clock::Clock;
 use crate::service::Context;
 use http::header::HeaderName;
 use http::{Request, Uri, Version};
-use prefork::access::{Escape, Format, LONGEST, Piece, Variable};
+use prefork_protocol::access::{Escape, Format, LONGEST, Piece, Variable};
 use std::io::Write;
 
 /// Stands for what is not known yet.
@@ -353,7 +353,7 @@ fn seconds(line: &mut Vec<u8>, whole: u64, milliseconds: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prefork::{GenerationId, Slot, WorkerId};
+    use prefork_protocol::{GenerationId, Slot, WorkerId};
 
     fn line(format: &str, request: &Request<()>) -> String {
         let context = Context {

@@ -4,7 +4,7 @@
 //! Full buffers, and every buffer at each beat, go to the writer's thread ([`writer`]), so that no request waits for a disk or
 //! for the reader of a pipe.
 //!
-//! *Invariant*: what is handed to the writer is whole lines, each at most [`LONGEST`](prefork::access::LONGEST) bytes.
+//! *Invariant*: what is handed to the writer is whole lines, each at most [`LONGEST`](prefork_protocol::access::LONGEST) bytes.
 
 mod clock;
 mod line;
@@ -16,7 +16,7 @@ pub(crate) use line::{Late, escaped_uri};
 use crate::service::Context;
 use http::Request;
 use line::Template;
-use prefork::access::Format;
+use prefork_protocol::access::Format;
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -80,7 +80,7 @@ impl AccessLog {
         };
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if buffer.capacity() == 0 {
-            buffer.reserve(FULL + prefork::access::LONGEST);
+            buffer.reserve(FULL + prefork_protocol::access::LONGEST);
         }
         self.template
             .end(&mut buffer, line, late, &mut clock.borrow_mut());

@@ -7,13 +7,12 @@
 use crate::sys;
 use memchr::memrchr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prefork::access::LONGEST;
+use prefork_protocol::access::LONGEST;
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{io, thread};
 
 /// Bytes that may wait to be written.
 const WAITING: usize = 1 << 20;

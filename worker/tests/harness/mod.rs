@@ -3,11 +3,11 @@
 
 mod probe;
 
-use prefork::channel::{Received, SupervisorEnd, pair};
-use prefork::message::{Drain, PROTOCOL, ToSupervisor, ToWorker, Welcome};
-use prefork::scoreboard::{Reading, SharedRows};
-use prefork::settings::{Class, ClassName, WorkerSettings};
-use prefork::{GenerationId, Slot, WorkerId};
+use prefork_protocol::channel::{Received, SupervisorEnd, pair};
+use prefork_protocol::message::{Drain, PROTOCOL, ToSupervisor, ToWorker, Welcome};
+use prefork_protocol::scoreboard::{Reading, SharedRows};
+use prefork_protocol::settings::{Class, ClassName, WorkerSettings};
+use prefork_protocol::{GenerationId, Slot, WorkerId};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};

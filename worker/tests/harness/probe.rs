@@ -1,17 +1,17 @@
 //! The worker that the tests run: the stock apps, and a few services with which to provoke trouble.
 
 use http::{Request, Response};
+use prefork_worker::{Body, Service};
 use std::convert::Infallible;
-use worker::{Body, Service};
 
 /// Not a test of its own: each test program is also the worker that its tests start.
 #[test]
 fn worker_process() {
-    if !worker::is_worker() {
+    if !prefork_worker::is_worker() {
         return;
     }
     log::set_logger(&Stderr).unwrap();
-    let code = worker::run(|settings| match settings.app.as_str() {
+    let code = prefork_worker::run(|settings| match settings.app.as_str() {
         "test:refuse" => Err("no such luck".to_owned()),
         "test:fail" => Ok(Service::http(|_| async {
             Err::<Nothing, _>("the database is away".into())
@@ -20,7 +20,7 @@ fn worker_process() {
             |_| -> std::future::Ready<Result<Nothing, _>> { panic!("early") },
         )),
         "test:axum" => Ok(Service::http(|_| async { Ok(router()) })),
-        app => worker::apps::by_name(app),
+        app => prefork_worker::apps::by_name(app),
     });
     std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
 }

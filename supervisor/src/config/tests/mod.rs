@@ -5,7 +5,11 @@ mod help;
 mod hostile;
 mod messages;
 
+use super::cli::command;
+use super::error::{File, Place, Problem};
+use super::options::{Preset, SETTINGS, Setting};
 use super::*;
+use clap_complete::Shell;
 
 /// A command line, an environment and a file, all made up.
 #[derive(Default)]

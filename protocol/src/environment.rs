@@ -1,0 +1,276 @@
+//! What a worker finds in its environment: systemd's contract for any program, and a little more for programs
+//! that link the `worker` crate.
+//!
+//! | variable | meaning | source |
+//! |---|---|---|
+//! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | listening sockets: descriptors from 3 on, for whom, their names | sd_listen_fds(3) |
+//! | `NOTIFY_SOCKET` | where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` | sd_notify(3) |
+//! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
+//! | `PREFORK_WORKER` | the worker's id; whatever carries it is killed when that worker is dead | here |
+//! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers (of a range, the most) | here |
+//! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
+//! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
+//! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
+//! | `PREFORK_EVENT` | the kind of the event that a program of `--on-event` is started for; workers have none | here |
+//! | `PREFORK_ACCESS_LOG`, `PREFORK_ACCESS_FORMAT` | the descriptor of the access log, and how its lines look, for Rust workers only | here |
+//! | `PREFORK_SLOW_LOG` | milliseconds from which on a request is slow, for Rust workers only | here |
+//! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
+
+use crate::access::Format;
+use crate::channel::{Channel, WorkerEnd};
+use crate::settings::Accept;
+use prefork_os as sys;
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+use std::str::FromStr;
+
+/// The number of inherited listening sockets.
+pub const LISTEN_FDS: &str = "LISTEN_FDS";
+/// The pid that they are meant for.
+pub const LISTEN_PID: &str = "LISTEN_PID";
+/// Their names, separated by colons.
+pub const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
+/// The address of the notification socket.
+pub const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// How many descriptors systemd keeps for a service at most.
+pub const FDSTORE: &str = "FDSTORE";
+/// The watchdog's period in microseconds.
+pub const WATCHDOG_USEC: &str = "WATCHDOG_USEC";
+/// The pid that the watchdog watches.
+pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
+/// The worker's id; by it, what the worker leaves behind is found.
+pub const PREFORK_WORKER: &str = "PREFORK_WORKER";
+/// The worker's slot.
+pub const PREFORK_SLOT: &str = "PREFORK_SLOT";
+/// The worker's generation.
+pub const PREFORK_GENERATION: &str = "PREFORK_GENERATION";
+/// How many workers the server runs.
+pub const PREFORK_WORKERS: &str = "PREFORK_WORKERS";
+/// The descriptor of the worker's end of the channel.
+pub const PREFORK_CHANNEL: &str = "PREFORK_CHANNEL";
+/// The descriptor of the scoreboard.
+pub const PREFORK_SCOREBOARD: &str = "PREFORK_SCOREBOARD";
+
+/// Whose queues the worker takes connections from.
+pub const PREFORK_ACCEPT: &str = "PREFORK_ACCEPT";
+/// How many sockets of other slots follow the scoreboard: near ones, and far ones.
+pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
+/// When to leave a core dump.
+pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
+
+/// The descriptor of the access log.
+pub const PREFORK_ACCESS_LOG: &str = "PREFORK_ACCESS_LOG";
+/// How the lines of the access log look.
+pub const PREFORK_ACCESS_FORMAT: &str = "PREFORK_ACCESS_FORMAT";
+/// From how many milliseconds on a request is slow.
+pub const PREFORK_SLOW_LOG: &str = "PREFORK_SLOW_LOG";
+
+/// The kind of the event that a hook is started for.
+pub const PREFORK_EVENT: &str = "PREFORK_EVENT";
+
+/// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
+pub const ALL: [&str; 20] = [
+    LISTEN_FDS,
+    LISTEN_PID,
+    LISTEN_FDNAMES,
+    NOTIFY_SOCKET,
+    FDSTORE,
+    WATCHDOG_USEC,
+    WATCHDOG_PID,
+    PREFORK_WORKER,
+    PREFORK_SLOT,
+    PREFORK_GENERATION,
+    PREFORK_WORKERS,
+    PREFORK_CHANNEL,
+    PREFORK_SCOREBOARD,
+    PREFORK_ACCEPT,
+    PREFORK_SIBLINGS,
+    PREFORK_ACCESS_LOG,
+    PREFORK_ACCESS_FORMAT,
+    PREFORK_SLOW_LOG,
+    PREFORK_CORE_DUMPS,
+    PREFORK_EVENT,
+];
+
+/// The first inherited descriptor, by systemd's convention.
+pub const FIRST_FD: RawFd = 3;
+
+/// A listening socket that was inherited, with the name it was given.
+#[derive(Debug)]
+pub struct Inherited {
+    /// Its name; `unknown` when it has none.
+    pub name: String,
+    /// The socket, closed on exec.
+    pub socket: OwnedFd,
+}
+
+/// What a Rust worker inherits.
+#[derive(Debug)]
+pub struct WorkerEnvironment {
+    /// The channel to the supervisor.
+    pub channel: WorkerEnd,
+    /// The scoreboard's memory.
+    pub scoreboard: OwnedFd,
+    /// Listening sockets, the worker's own slot's.
+    pub listeners: Vec<Inherited>,
+    /// Whose queues to take connections from.
+    pub accept: Accept,
+    /// Sockets of the next slots around the ring, nearest first: to be watched like the worker's own.
+    pub near: Vec<OwnedFd>,
+    /// Sockets of the slots beyond: to be looked at now and then, as somebody may be left in them.
+    pub far: Vec<OwnedFd>,
+    /// Where a line for each request goes, and how it looks.
+    pub access: Option<(OwnedFd, Format)>,
+    /// From how many milliseconds on a request is slow.
+    pub slow_ms: Option<u64>,
+}
+
+/// Which part of the environment is wrong.
+#[derive(Debug)]
+pub struct EnvironmentError {
+    variable: &'static str,
+    problem: String,
+}
+
+impl fmt::Display for EnvironmentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.variable, self.problem)
+    }
+}
+
+impl std::error::Error for EnvironmentError {}
+
+/// Whether this process was started as a Rust worker by a supervisor.
+pub fn is_worker() -> bool {
+    std::env::var_os(PREFORK_CHANNEL).is_some()
+}
+
+/// Takes the listening sockets that systemd (or a supervisor) handed to this process; none when there are none.
+///
+/// # Errors
+/// When the variables contradict each other or name descriptors that are not open.
+///
+/// # Safety
+/// To be called once, before anything else in the process opens or owns descriptors from 3 on.
+#[allow(unsafe_code)]
+pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
+    let Some(pid) = number::<u32>(LISTEN_PID)? else {
+        return Ok(Vec::new());
+    };
+    if pid != std::process::id() {
+        return Ok(Vec::new());
+    }
+    let count = number::<RawFd>(LISTEN_FDS)?.unwrap_or(0);
+    let names = std::env::var(LISTEN_FDNAMES).unwrap_or_default();
+    let mut names = names.split(':').filter(|name| !name.is_empty());
+    (FIRST_FD..FIRST_FD.saturating_add(count.max(0)))
+        .map(|fd| {
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            let socket = unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
+                variable: LISTEN_FDS,
+                problem: format!("descriptor {fd}: {error}"),
+            })?;
+            Ok(Inherited {
+                name: names.next().unwrap_or("unknown").to_owned(),
+                socket,
+            })
+        })
+        .collect()
+}
+
+impl WorkerEnvironment {
+    /// Takes what the supervisor left in the environment, or `None` when this process is no Rust worker.
+    ///
+    /// # Errors
+    /// When the variables contradict each other or name descriptors that are not open.
+    ///
+    /// # Safety
+    /// To be called once, before anything else in the process opens or owns descriptors from 3 on.
+    #[allow(unsafe_code)]
+    pub unsafe fn take() -> Result<Option<Self>, EnvironmentError> {
+        let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else {
+            return Ok(None);
+        };
+        let scoreboard = number::<RawFd>(PREFORK_SCOREBOARD)?.ok_or_else(|| EnvironmentError {
+            variable: PREFORK_SCOREBOARD,
+            problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
+        })?;
+        let accept = word(PREFORK_ACCEPT)?.unwrap_or_default();
+        let Siblings { near, far } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
+        let take = |variable: &'static str, fd: RawFd| {
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
+                variable,
+                problem: format!("descriptor {fd}: {error}"),
+            })
+        };
+        let mut siblings = (scoreboard + 1..)
+            .take(near + far)
+            .map(|fd| take(PREFORK_SIBLINGS, fd))
+            .collect::<Result<Vec<_>, _>>()?;
+        let access = match (
+            number::<RawFd>(PREFORK_ACCESS_LOG)?,
+            word(PREFORK_ACCESS_FORMAT)?,
+        ) {
+            (Some(fd), Some(format)) => Some((take(PREFORK_ACCESS_LOG, fd)?, format)),
+            _ => None,
+        };
+        Ok(Some(Self {
+            access,
+            slow_ms: number(PREFORK_SLOW_LOG)?,
+            // SAFETY: as above.
+            listeners: unsafe { take_listeners() }?,
+            channel: Channel::from_socket(take(PREFORK_CHANNEL, channel)?),
+            scoreboard: take(PREFORK_SCOREBOARD, scoreboard)?,
+            accept,
+            far: siblings.split_off(near),
+            near: siblings,
+        }))
+    }
+}
+
+/// The value of [`PREFORK_SIBLINGS`].
+#[derive(Default)]
+struct Siblings {
+    near: usize,
+    far: usize,
+}
+
+impl FromStr for Siblings {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let counts = text.split_once(',').and_then(|(near, far)| {
+            Some(Self {
+                near: near.parse::<u16>().ok()?.into(),
+                far: far.parse::<u16>().ok()?.into(),
+            })
+        });
+        counts.ok_or_else(|| format!("`{text}` is no pair of counts"))
+    }
+}
+
+fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
+    let text = word::<String>(variable)?;
+    let number = text.map(|text| {
+        text.trim()
+            .parse()
+            .map_err(|_| format!("`{text}` is no number"))
+    });
+    number
+        .transpose()
+        .map_err(|problem| EnvironmentError { variable, problem })
+}
+
+fn word<T: FromStr<Err: fmt::Display>>(
+    variable: &'static str,
+) -> Result<Option<T>, EnvironmentError> {
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(None);
+    };
+    let word = text.parse().map_err(|error: T::Err| EnvironmentError {
+        variable,
+        problem: error.to_string(),
+    });
+    word.map(Some)
+}

@@ -1,0 +1,359 @@
+//! How many workers the load asks for: numbers in, a number out.
+//!
+//! The load is measured in *workers' worth of work*: 2.5 means that two and a half workers had no time for anything else.
+//! So much would do if requests came one after the other; as they come by chance, there has to be some room beside it, and
+//! the more workers there are the less of it for each: *n = a + √a* (the square-root rule of staffing, after Erlang). In
+//! shares: one worker's worth of work gets two workers, four get six, sixteen get twenty (80 % busy).
+//!
+//! **Up** for either of two reasons. *Backlog*: connections wait, nobody has time, and the same was so at the look
+//! before: at once, by as many workers as the queue needs, up to twice the number that there is. *Busy*: the load of the last
+//! second or so asks for more than there are, at three looks in a row.
+//!
+//! **Down** one by one, and always the last slot. Each slot remembers when it was last *needed*; one that was not for the
+//! whole `down_after` may go. Short lulls change nothing, so that a load that goes up and down does not start and stop
+//! workers all the time.
+
+use super::super::time::Time;
+use super::Reason;
+use crate::record;
+
+use std::time::Duration;
+
+/// How fast the smoothed load follows the measured one: the time constant of a low-pass filter of first order, in seconds.
+const SMOOTH: f64 = 1.0;
+/// At how many looks in a row, over what time, the load has to ask for more workers.
+const HOT_LOOKS: u32 = 3;
+const HOT: Duration = Duration::from_millis(500);
+/// A queue that is shorter than half of what is in hand has to stand for so many looks, over that time.
+const STANDING_LOOKS: u32 = 3;
+const STANDING: Duration = Duration::from_millis(300);
+/// Where nobody can tell who has time, each step down is a try: the next one comes after this share of the usual wait, and a
+/// try that was wrong doubles the wait, so many times.
+const PACE: u32 = 4;
+const STRIKES: u32 = 3;
+
+/// What is seen at one look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scene {
+    /// Slots to be filled, those that are held empty included.
+    pub(crate) open: u16,
+    /// Slots that are held empty.
+    pub(crate) held: u16,
+    /// Workers that accept connections.
+    pub(crate) ready: u16,
+    /// Work that was in hand since the last look, in workers' worth.
+    pub(crate) load: f64,
+    /// Requests that one worker has in hand at a time; `None` when only processor time tells of the load.
+    pub(crate) apiece: Option<u32>,
+    /// Connections that have been waiting since the last look and still do, if nobody has time for them.
+    pub(crate) standing: u32,
+    /// How long ago the last look was.
+    pub(crate) gap: Duration,
+}
+
+/// What may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) least: u16,
+    pub(crate) most: u16,
+    pub(crate) down_after: Duration,
+    /// The last slot may be retired now: nothing is in hand or waits there, and nothing else goes on.
+    pub(crate) may_retire: bool,
+}
+
+/// What the load was until now.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Policy {
+    /// The load, smoothed.
+    smooth: f64,
+    /// Looks in a row at which the load asked for more workers, and over what time.
+    hot: (u32, Duration),
+    /// Looks in a row at which a queue stood, and over what time.
+    stood: (u32, Duration),
+    /// When each slot was last needed.
+    needed: Vec<Time>,
+    /// When a worker was last retired.
+    retired: Option<Time>,
+    /// Tries to do with fewer that were wrong.
+    strikes: u32,
+}
+
+record!(Policy {
+    smooth,
+    hot,
+    stood,
+    needed,
+    retired,
+    strikes
+});
+
+impl Policy {
+    /// How many slots there are to be from now on, if not as many as there are, and why.
+    pub(crate) fn judge(
+        &mut self,
+        now: Time,
+        scene: &Scene,
+        bounds: &Bounds,
+    ) -> Option<(u16, Reason)> {
+        let gap = scene.gap.as_secs_f64();
+        self.smooth += (scene.load - self.smooth) * gap / (SMOOTH + gap);
+        let wanted = staffing(self.smooth, scene.apiece).saturating_add(scene.held);
+        let count = |row: &mut (u32, Duration), goes_on: bool| {
+            *row = if goes_on {
+                (row.0 + 1, row.1 + scene.gap)
+            } else {
+                Default::default()
+            };
+        };
+        count(&mut self.hot, wanted > scene.open);
+        count(&mut self.stood, scene.standing > 0);
+        let needed = if scene.standing > 0 {
+            scene.open
+        } else {
+            wanted
+        };
+        self.need(now, needed.min(bounds.most));
+
+        let up = self.backlog(scene).or_else(|| self.busyness(scene, wanted));
+        let to = up
+            .map(|(to, _)| to.min(bounds.most))
+            .filter(|to| *to > scene.open);
+        if let (Some(to), Some((_, reason))) = (to, up) {
+            return Some((to, reason));
+        }
+        self.down(now, scene, bounds)
+    }
+
+    /// The server grows, as [`judge`](Self::judge) had said.
+    pub(crate) fn grown(&mut self, now: Time, scene: &Scene, to: u16, down_after: Duration) {
+        self.need(now, to);
+        (self.hot, self.stood) = Default::default();
+        let soon = self
+            .retired
+            .is_some_and(|at| now - at < down_after.saturating_mul(2));
+        if scene.apiece.is_none() && soon {
+            self.strikes = (self.strikes + 1).min(STRIKES);
+        }
+        self.retired = None;
+    }
+
+    /// The first `count` slots are needed now.
+    pub(crate) fn need(&mut self, now: Time, count: u16) {
+        let count = usize::from(count);
+        if self.needed.len() < count {
+            self.needed.resize(count, now);
+        }
+        self.needed
+            .iter_mut()
+            .take(count)
+            .for_each(|needed| *needed = now);
+    }
+
+    /// Nobody watched for so long: that proves nothing about who is needed.
+    pub(crate) fn put_off(&mut self, gap: Duration) {
+        self.needed.iter_mut().for_each(|needed| *needed += gap);
+        (self.hot, self.stood) = Default::default();
+    }
+
+    /// A queue stands and nobody has time.
+    fn backlog(&self, scene: &Scene) -> Option<(u16, Reason)> {
+        let apiece = scene.apiece.unwrap_or(1).max(1);
+        let long = u64::from(scene.standing) * 2 >= u64::from(scene.ready) * u64::from(apiece);
+        let (looks, span) = self.stood;
+        let stands = looks > 0 && (long || looks >= STANDING_LOOKS && span >= STANDING);
+        // Those that start will take their part of it.
+        let serving = scene.open.saturating_sub(scene.held);
+        let starting = serving.saturating_sub(scene.ready);
+        let need = u16::try_from(scene.standing.div_ceil(apiece)).unwrap_or(u16::MAX);
+        let more = need.saturating_sub(starting).min(serving);
+        (stands && more > 0).then(|| {
+            (
+                self.bounded(scene, scene.open.saturating_add(more)),
+                Reason::Backlog(scene.standing),
+            )
+        })
+    }
+
+    /// There is more to do than so many workers should.
+    fn busyness(&self, scene: &Scene, wanted: u16) -> Option<(u16, Reason)> {
+        let (looks, span) = self.hot;
+        let share = (self.smooth / f64::from(scene.ready.max(1)) * 100.0).clamp(0.0, 100.0);
+        (looks >= HOT_LOOKS && span >= HOT).then(|| {
+            (
+                self.bounded(scene, wanted),
+                Reason::Busy(share.round() as u8),
+            )
+        })
+    }
+
+    /// At most four times as many as do serve: whoever starts slowly must not be outnumbered by what a short rush asks for.
+    fn bounded(&self, scene: &Scene, to: u16) -> u16 {
+        let twice = scene.open.saturating_mul(2);
+        to.min(twice)
+            .min(scene.ready.saturating_mul(4).saturating_add(scene.held))
+    }
+
+    fn down(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
+        let to = scene.open.checked_sub(1).filter(|to| *to >= bounds.least)?;
+        let unneeded = now - *self.needed.get(usize::from(to)).unwrap_or(&now);
+        let patience = bounds
+            .down_after
+            .saturating_mul(1 << self.strikes.min(STRIKES));
+        if !bounds.may_retire || unneeded < patience {
+            return None;
+        }
+        if scene.apiece.is_none() {
+            // What the others can do is not known before they have to.
+            let pace = now + bounds.down_after / PACE;
+            for needed in self.needed.iter_mut().take(usize::from(to)) {
+                *needed = (*needed).max(Time(pace.0.saturating_sub(patience)));
+            }
+            if self
+                .retired
+                .is_some_and(|at| now - at >= patience.saturating_mul(2))
+            {
+                self.strikes = self.strikes.saturating_sub(1);
+            }
+        }
+        self.retired = Some(now);
+        Some((to, Reason::Unneeded(crate::Slot(to), unneeded)))
+    }
+}
+
+/// How many workers so much work should have: see the module.
+fn staffing(load: f64, apiece: Option<u32>) -> u16 {
+    let apiece = f64::from(apiece.unwrap_or(1).max(1));
+    let requests = load.max(0.0) * apiece;
+    // A hundredth of a worker is noise.
+    let wanted = (requests + requests.sqrt()) / apiece - 0.01;
+    wanted.ceil().clamp(0.0, f64::from(u16::MAX)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_workers_there_are_the_less_room_each_needs() {
+        let sync = [0.0, 0.005, 0.2, 1.0, 4.0, 16.0].map(|load| staffing(load, Some(1)));
+        assert_eq!(sync, [0, 1, 1, 2, 6, 20]);
+        let threads = [0.2, 0.7, 1.0, 4.0].map(|load| staffing(load, Some(16)));
+        assert_eq!(
+            threads,
+            [1, 1, 2, 5],
+            "sixteen threads are as good as sixteen workers"
+        );
+        assert_eq!(
+            (staffing(f64::NAN, None), staffing(1e300, None)),
+            (0, u16::MAX)
+        );
+    }
+
+    const BOUNDS: Bounds = Bounds {
+        least: 2,
+        most: 16,
+        down_after: Duration::from_secs(60),
+        may_retire: true,
+    };
+
+    fn scene(open: u16, load: f64, standing: u32) -> Scene {
+        Scene {
+            open,
+            held: 0,
+            ready: open,
+            load,
+            apiece: Some(1),
+            standing,
+            gap: Duration::from_millis(200),
+        }
+    }
+
+    #[test]
+    fn a_long_queue_asks_for_more_at_once_and_for_at_most_twice_as_many() {
+        let mut policy = Policy::default();
+        let now = Time::from_millis(1000);
+        assert_eq!(
+            policy.judge(now, &scene(4, 4.0, 3), &BOUNDS),
+            Some((7, Reason::Backlog(3)))
+        );
+        assert_eq!(
+            policy.judge(now, &scene(4, 4.0, 90), &BOUNDS),
+            Some((8, Reason::Backlog(90)))
+        );
+        assert_eq!(
+            policy.judge(now, &scene(12, 12.0, 90), &BOUNDS),
+            Some((16, Reason::Backlog(90)))
+        );
+        let starting = Scene {
+            ready: 4,
+            ..scene(8, 4.0, 4)
+        };
+        assert_eq!(
+            policy.judge(now, &starting, &BOUNDS),
+            None,
+            "four are on their way"
+        );
+    }
+
+    #[test]
+    fn a_lull_that_is_shorter_than_the_wait_changes_nothing() {
+        let mut policy = Policy::default();
+        let mut now = Time::from_millis(1000);
+        policy.need(now, 8);
+        for second in 0..600 {
+            now += Duration::from_secs(1);
+            // Every 50 seconds, a few of much work.
+            let load = if second % 50 < 5 { 5.0 } else { 0.1 };
+            let look = Scene {
+                gap: Duration::from_secs(1),
+                ..scene(8, load, 0)
+            };
+            let verdict = policy.judge(now, &look, &BOUNDS);
+            assert_eq!(verdict, None, "after {second} s");
+        }
+        let mut open = 8;
+        for _ in 0..70 {
+            now += Duration::from_secs(1);
+            let look = Scene {
+                gap: Duration::from_secs(1),
+                ..scene(open, 0.1, 0)
+            };
+            if let Some((to, _)) = policy.judge(now, &look, &BOUNDS) {
+                assert_eq!(to, open - 1, "one by one");
+                open = to;
+            }
+        }
+        assert_eq!(open, 2);
+    }
+
+    #[test]
+    fn who_cannot_be_seen_to_have_time_is_missed_and_not_let_go_again_so_soon() {
+        let mut policy = Policy::default();
+        let mut now = Time::from_millis(1000);
+        policy.need(now, 4);
+        let blind = |open, standing| Scene {
+            apiece: None,
+            gap: Duration::from_secs(1),
+            ..scene(open, 0.0, standing)
+        };
+        let mut falls = Vec::new();
+        for second in 0..600 {
+            now += Duration::from_secs(1);
+            if let Some((to, _)) = policy.judge(now, &blind(4, 0), &BOUNDS) {
+                falls.push(second);
+                assert_eq!(to, 3);
+                let missed = policy.judge(now, &blind(3, 9), &BOUNDS);
+                assert!(
+                    matches!(missed, Some((_, Reason::Backlog(9)))),
+                    "{missed:?}"
+                );
+                policy.grown(now, &blind(3, 9), 4, BOUNDS.down_after);
+            }
+        }
+        assert_eq!(
+            falls.len(),
+            3,
+            "after one, three and seven minutes: {falls:?}"
+        );
+    }
+}

@@ -1,0 +1,437 @@
+//! From intent to reality, one possible step at a time.
+
+use super::cause::Cause;
+use super::event::{Action, Fact, Stall, Why};
+use super::time::Time;
+use super::worker::{Stage, Worker};
+use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
+use crate::{GenerationId, Slot, WorkerId};
+use std::time::Duration;
+
+/// The most workers that may be alive in a slot: one that leaves, and the one that follows it.
+const MOST_IN_A_SLOT: usize = 2;
+
+impl Core {
+    /// Takes every step that is possible now, from what is intended and what is.
+    pub(crate) fn converge(&mut self, now: Time) {
+        self.end_announcement(now);
+        self.enforce_deadlines(now);
+        self.judge_stalls(now);
+        self.judge_boot();
+        self.advance_trial(now);
+        self.begin_reload();
+        self.run_errands(now);
+        self.recycle(now);
+        self.retire(now);
+        self.fill(now);
+        // New connections go elsewhere before a worker is told to accept no more.
+        let leaving = self.leave(now);
+        self.steer();
+        self.out.extend(leaving);
+        self.note_degraded();
+        self.forget();
+        if let Phase::Stopping { status, .. } = self.phase
+            && self.workers.is_empty()
+        {
+            self.phase = Phase::Gone;
+            self.out.push(Action::Exit(status));
+        }
+    }
+
+    fn enforce_deadlines(&mut self, now: Time) {
+        let late: Vec<WorkerId> = self
+            .workers
+            .values()
+            .filter(|worker| worker.deadline().is_some_and(|deadline| deadline <= now))
+            .map(|worker| worker.id)
+            .collect();
+        for id in late {
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
+            let before = worker.clone();
+            match worker.stage {
+                Stage::Starting { .. } => {
+                    worker.stage = Stage::Aborting {
+                        kill_at: now + ABORT_GRACE,
+                    };
+                    worker.cause = Some(Cause::StartTimeout);
+                    let timeout = worker.plan.start_timeout;
+                    let proof = worker.plan.proof;
+                    self.report(Fact::StartTimedOut(before.who(), timeout, proof));
+                    self.out.push(Action::Abort(id));
+                    self.lose(
+                        now,
+                        &before,
+                        format!("did not get ready within {timeout:?}{proof}"),
+                        false,
+                    );
+                }
+                Stage::Ready { pulse, .. } => {
+                    let Some((why, span)) = pulse.hang(now, &worker.plan) else {
+                        continue;
+                    };
+                    worker.stage = Stage::Aborting {
+                        kill_at: now + ABORT_GRACE,
+                    };
+                    worker.cause = Some(match why {
+                        Stall::Silent | Stall::Stuck => Cause::Hang,
+                        Stall::Overdue => Cause::RequestTimeout,
+                    });
+                    self.report(Fact::Hung(before.who(), why, span));
+                    self.out.push(Action::Abort(id));
+                    let how = match why {
+                        Stall::Silent => format!("was silent for {span:.1?}"),
+                        Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
+                        Stall::Overdue => format!("had a request in hand for {span:.1?}"),
+                    };
+                    self.lose(now, &before, how, false);
+                }
+                Stage::Draining { .. } => {
+                    worker.stage = Stage::Killed;
+                    worker.cause = Some(Cause::DrainTimeout);
+                    let timeout = worker.plan.graceful_timeout;
+                    self.report(Fact::DrainTimedOut(before.who(), timeout));
+                    self.out.push(Action::Kill(id));
+                }
+                Stage::Aborting { .. } => {
+                    worker.stage = Stage::Killed;
+                    self.out.push(Action::Kill(id));
+                }
+                Stage::Killed => {}
+            }
+        }
+    }
+
+    /// The first start succeeds when every slot is filled, and is given up when no worker ever got ready.
+    fn judge_boot(&mut self) {
+        if self.phase != Phase::Booting {
+            return;
+        }
+        let filled = (0..self.open).map(Slot).all(|slot| {
+            self.occupant(slot, self.stable.id)
+                .is_some_and(|worker| worker.ready_since().is_some())
+        });
+        if filled {
+            self.begin_serving();
+        } else if !self.ever_ready
+            && self.trial.is_none()
+            && self.wanted.is_none()
+            && self.boot_failures >= HOPELESS_AFTER.max(u32::from(self.open))
+        {
+            self.report(Fact::Hopeless(self.last_failure.clone()));
+            self.phase = Phase::Stopping {
+                now: true,
+                status: 1,
+            };
+        }
+    }
+
+    pub(crate) fn begin_serving(&mut self) {
+        self.phase = Phase::Serving;
+        self.report(Fact::ServerReady(self.stable.id, self.open));
+    }
+
+    /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
+    fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
+        let moved = self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| slot.0 < trial.moved());
+        let open = slot.0 < self.open && !self.held_slots.contains(&slot);
+        let stable = self.is_to_serve() && open && !moved || self.is_visited(slot);
+        let trial = self.trial.as_ref().map(|trial| trial.generation());
+        let trial = trial.filter(|_| slot.0 < self.batch_end());
+        stable.then_some(self.stable.id).into_iter().chain(trial)
+    }
+
+    /// Who fills a slot for a generation; not who is to be replaced there.
+    pub(crate) fn occupant(&self, slot: Slot, generation: GenerationId) -> Option<&Worker> {
+        let fills = |worker: &&Worker| {
+            worker.generation == generation && worker.is_occupant() && worker.relief.is_none()
+        };
+        self.in_slot(slot).find(fills)
+    }
+
+    pub(crate) fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
+        self.workers
+            .values()
+            .filter(move |worker| worker.slot == slot)
+    }
+
+    /// Whether a ready worker fills the slot.
+    pub(crate) fn is_served(&self, slot: Slot) -> bool {
+        self.in_slot(slot)
+            .any(|worker| worker.ready_since().is_some())
+    }
+
+    /// One past the last slot that is or may become filled.
+    pub(crate) fn reach(&self) -> u16 {
+        let highest = self
+            .workers
+            .values()
+            .map(|worker| worker.slot.0 + 1)
+            .max()
+            .unwrap_or(0);
+        let visited = self
+            .retired()
+            .filter(|slot| self.is_visited(*slot))
+            .map(|slot| slot.0 + 1)
+            .max();
+        highest
+            .max(self.open)
+            .max(self.batch_end())
+            .max(visited.unwrap_or(0))
+    }
+
+    /// Spawns whoever is wanted and missing, where the slot has room and the back-off is over.
+    fn fill(&mut self, now: Time) {
+        for slot in (0..self.reach()).map(Slot) {
+            let missing: Vec<GenerationId> = self
+                .wanted_in(slot)
+                .filter(|generation| self.occupant(slot, *generation).is_none())
+                .collect();
+            for generation in missing {
+                if self
+                    .may_spawn_at(slot, generation)
+                    .is_some_and(|at| at <= now)
+                {
+                    self.spawn(now, slot, generation);
+                }
+            }
+        }
+    }
+
+    /// When a missing worker may be spawned; not at all while the slot is full.
+    fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
+        if self.in_slot(slot).count() >= MOST_IN_A_SLOT {
+            return None;
+        }
+        let backed_off = generation == self.stable.id;
+        Some(if backed_off {
+            self.backoffs[slot.index()].not_before()
+        } else {
+            Time::default()
+        })
+    }
+
+    fn spawn(&mut self, now: Time, slot: Slot, generation: GenerationId) {
+        let trial = self
+            .trial
+            .as_ref()
+            .filter(|trial| trial.generation() == generation);
+        let plan = trial
+            .and_then(|trial| trial.plan())
+            .unwrap_or(self.stable.plan);
+        let id = WorkerId(self.last_worker.0 + 1);
+        self.last_worker = id;
+        let deadline = now + plan.start_timeout.max(LEAST);
+        let stage = Stage::Starting { deadline };
+        let worker = Worker {
+            id,
+            slot,
+            generation,
+            plan,
+            born: now,
+            stage,
+            complaint: None,
+            cause: None,
+            relief: None,
+            limits: plan.recycle.draw(&mut self.chance),
+            due: None,
+        };
+        self.report(Fact::Spawning(worker.who()));
+        self.workers.insert(id, worker);
+        self.out.push(Action::Spawn {
+            worker: id,
+            slot,
+            generation,
+        });
+    }
+
+    /// Lets go of whoever is not wanted, but of a worker that serves a wanted slot only when another one serves it.
+    fn leave(&mut self, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if let Phase::Stopping { now: true, .. } = self.phase {
+            for worker in self
+                .workers
+                .values_mut()
+                .filter(|worker| worker.stage != Stage::Killed)
+            {
+                if !matches!(worker.stage, Stage::Aborting { .. }) {
+                    worker.cause = Some(Cause::Stop);
+                }
+                worker.stage = Stage::Killed;
+                actions.push(Action::Kill(worker.id));
+            }
+            return actions;
+        }
+        let unwanted: Vec<WorkerId> = self
+            .workers
+            .values()
+            .filter(|worker| worker.is_occupant() && !self.is_needed(worker))
+            .map(|worker| worker.id)
+            .collect();
+        for id in unwanted {
+            let Some(worker) = self.workers.get(&id) else {
+                continue;
+            };
+            let why = self.why_leave(worker);
+            let grace = match worker.stage {
+                Stage::Ready { .. } => worker.plan.graceful_timeout.max(LEAST),
+                _ => worker.plan.graceful_timeout.clamp(LEAST, UNREADY_GRACE),
+            };
+            let slot = worker.slot;
+            let followed = self
+                .in_slot(slot)
+                .any(|other| other.id != id && other.is_occupant());
+            let fact = Fact::Draining(worker.who(), why);
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.stage = Stage::Draining {
+                    deadline: now + grace,
+                };
+                worker.cause = Some(why.into());
+            }
+            self.report(fact);
+            if why == Why::Restarted || why == Why::Recycled {
+                self.relieved(slot);
+            }
+            actions.push(Action::Drain {
+                worker: id,
+                grace,
+                empty_queue: !followed,
+            });
+        }
+        actions
+    }
+
+    fn is_needed(&self, worker: &Worker) -> bool {
+        let mut wanted = self.wanted_in(worker.slot).peekable();
+        if wanted.peek().is_none() {
+            return false;
+        }
+        let mut served_otherwise = false;
+        for generation in wanted {
+            if generation == worker.generation && worker.relief.is_none() {
+                return true;
+            }
+            served_otherwise |= self
+                .occupant(worker.slot, generation)
+                .is_some_and(|other| other.ready_since().is_some());
+        }
+        worker.ready_since().is_some() && !served_otherwise
+    }
+
+    fn why_leave(&self, worker: &Worker) -> Why {
+        match self.phase {
+            Phase::Stopping { .. } | Phase::Gone => return Why::Stop,
+            Phase::Drained => return Why::DrainAll,
+            Phase::Booting | Phase::Serving | Phase::Announcing { .. } => {}
+        }
+        let on_trial = self
+            .trial
+            .as_ref()
+            .is_some_and(|trial| trial.generation() == worker.generation);
+        if worker.generation > self.stable.id && !on_trial {
+            Why::RolledBack
+        } else if !on_trial && self.held_slots.contains(&worker.slot) {
+            Why::Held
+        } else if on_trial || self.wanted_in(worker.slot).next().is_none() {
+            Why::Retired
+        } else {
+            worker.relief.map_or(Why::Replaced, Why::from)
+        }
+    }
+
+    /// New connections go to slots with a worker that is ready and well, or whose first replacement is on its way. When
+    /// there are none, to those whose workers stall; never to none.
+    fn steer(&mut self) {
+        let slots = || {
+            (0..self.reach())
+                .map(Slot)
+                .filter(|slot| !self.is_visited(*slot))
+        };
+        let serves = |slot: &Slot| {
+            let replaced_at_once = !self.backoffs[slot.index()].is_looping()
+                && self.rotation.contains(slot)
+                && self.in_slot(*slot).any(Worker::is_occupant)
+                && !self.in_slot(*slot).any(Worker::is_in_the_way);
+            self.in_slot(*slot).any(Worker::is_well) || replaced_at_once
+        };
+        let mut rotation: Vec<Slot> = slots().filter(serves).collect();
+        if rotation.is_empty() {
+            rotation = slots().filter(|slot| self.is_served(*slot)).collect();
+        }
+        if !rotation.is_empty() && rotation != self.rotation {
+            self.rotation.clone_from(&rotation);
+            self.out.push(Action::Steer(rotation));
+        }
+    }
+
+    fn note_degraded(&mut self) {
+        if !self.is_to_serve() {
+            self.degraded = 0;
+            return;
+        }
+        let to_serve = (0..self.open)
+            .map(Slot)
+            .filter(|slot| !self.held_slots.contains(slot));
+        let unserved = to_serve.filter(|slot| !self.is_served(*slot));
+        let looping = unserved
+            .clone()
+            .filter(|slot| self.backoffs[slot.index()].is_looping())
+            .count();
+        let looping = u16::try_from(looping).unwrap_or(u16::MAX);
+        if looping > self.degraded {
+            self.report(Fact::Degraded(looping, self.last_failure.clone()));
+            self.degraded = looping;
+        } else if self.degraded > 0 && unserved.count() == 0 {
+            self.report(Fact::Recovered);
+            self.degraded = 0;
+        }
+    }
+
+    fn forget(&mut self) {
+        let trial = self.trial.as_ref().map(|trial| trial.generation());
+        let useless: Vec<GenerationId> = self
+            .held
+            .iter()
+            .copied()
+            .filter(|held| *held != self.stable.id && Some(*held) != trial)
+            .filter(|held| {
+                self.workers
+                    .values()
+                    .all(|worker| worker.generation != *held)
+            })
+            .collect();
+        for generation in useless {
+            self.held.remove(&generation);
+            self.out.push(Action::Forget(generation));
+        }
+    }
+
+    /// When something is due next.
+    pub(crate) fn earliest(&self, now: Time) -> Option<Time> {
+        if self.phase == Phase::Gone {
+            return None;
+        }
+        let workers = self.workers.values().filter_map(Worker::deadline);
+        let retries = (0..self.reach()).map(Slot).flat_map(|slot| {
+            self.wanted_in(slot)
+                .filter(move |generation| self.occupant(slot, *generation).is_none())
+                .filter_map(move |generation| self.may_spawn_at(slot, generation))
+        });
+        workers
+            .chain(self.look_due(now))
+            .chain(retries)
+            .chain(self.trial_proven_at())
+            .chain(self.recycle_due(now))
+            .chain(self.announced_until())
+            .min()
+    }
+}
+
+/// How often heartbeats are looked at (and given) for a hang to be noticed soon after the timeout.
+pub fn sampling_period(hang_timeout: Duration) -> Duration {
+    (hang_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(1))
+}

@@ -1,0 +1,652 @@
+//! Each flow of the core, told as a short story.
+
+mod adapt;
+mod deaths;
+mod ready;
+mod recycle;
+mod slots;
+mod stalls;
+mod stragglers;
+
+use super::*;
+use std::time::Duration;
+
+pub(crate) const PLAN: Plan = Plan {
+    workers: 2,
+    max_workers: 4,
+    surge: u16::MAX,
+    start_timeout: Duration::from_secs(60),
+    heartbeat: Duration::from_secs(1),
+    hang_timeout: Some(Duration::from_secs(30)),
+    request_timeout: None,
+    graceful_timeout: Duration::from_secs(30),
+    probation: Duration::from_secs(2),
+    steals: true,
+    proof: Proof::Word,
+    max_unavailable: Share::Percent(10),
+    elastic: None,
+    recycle: Limits {
+        requests: None,
+        age: None,
+        memory: None,
+    },
+    pre_stop_delay: Duration::ZERO,
+};
+
+/// Workers that beat, were last heard of at these times, and have done so much.
+fn beats(workers: &[(u64, Time, u64)]) -> Look {
+    let sight = |heard, done| Sight {
+        heard,
+        beats: true,
+        greeted: true,
+        done: Some(done),
+        oldest: None,
+        requests: None,
+        memory: None,
+    };
+    let workers = workers
+        .iter()
+        .map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done)))
+        .collect();
+    Look {
+        workers,
+        ..Look::default()
+    }
+}
+
+/// A core with a clock and what it last asked for.
+struct Stage {
+    core: Core,
+    now: Time,
+    last: Vec<Action>,
+}
+
+impl Stage {
+    fn boot(plan: Plan) -> Self {
+        let mut stage = Self {
+            core: Core::new(GenerationId(1), plan, 1),
+            now: Time::default(),
+            last: Vec::new(),
+        };
+        stage.tell(Event::Tick);
+        stage
+    }
+
+    /// A server whose workers `1..=plan.workers` are ready.
+    fn serving(plan: Plan) -> Self {
+        let mut stage = Self::boot(plan);
+        stage.get_ready(1..=u64::from(plan.workers));
+        assert!(
+            stage
+                .facts()
+                .any(|fact| matches!(fact, Fact::ServerReady(..)))
+        );
+        stage
+    }
+
+    fn tell(&mut self, event: Event) -> &[Action] {
+        self.last = self.core.step(self.now, event);
+        &self.last
+    }
+
+    fn command(&mut self, command: Command) {
+        self.tell(Event::Command(command));
+    }
+
+    fn get_ready(&mut self, workers: impl IntoIterator<Item = u64>) {
+        for worker in workers {
+            self.tell(Event::Ready(WorkerId(worker)));
+        }
+    }
+
+    fn die(&mut self, worker: u64) {
+        self.tell(Event::Died(
+            WorkerId(worker),
+            End::unclean("exited with status 3", Cause::Exit),
+        ));
+    }
+
+    /// Lets time pass in steps that the core itself asks for, with every ready worker's heart beating.
+    fn pass(&mut self, seconds: f64) -> Vec<Action> {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        let mut all = Vec::new();
+        while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
+            self.now = due;
+            let alive: Vec<_> = self
+                .core
+                .view()
+                .workers
+                .iter()
+                .map(|one| (one.worker.0, due, 0))
+                .collect();
+            let queues = self.core.wants_queues(due).then(Vec::new);
+            all.extend(self.core.step(
+                due,
+                Event::Look(Look {
+                    queues,
+                    ..beats(&alive)
+                }),
+            ));
+        }
+        self.now = end;
+        self.last.clone_from(&all);
+        all
+    }
+
+    fn facts(&self) -> impl Iterator<Item = &Fact> {
+        self.last.iter().filter_map(|action| match action {
+            Action::Report(fact) => Some(fact),
+            _ => None,
+        })
+    }
+
+    fn spawned(&self) -> Vec<(u64, u16, u32)> {
+        let spawn = |action: &Action| match action {
+            Action::Spawn {
+                worker,
+                slot,
+                generation,
+                ..
+            } => Some((worker.0, slot.0, generation.0)),
+            _ => None,
+        };
+        self.last.iter().filter_map(spawn).collect()
+    }
+
+    fn drained(&self) -> Vec<u64> {
+        let drain = |action: &Action| match action {
+            Action::Drain { worker, .. } => Some(worker.0),
+            _ => None,
+        };
+        self.last.iter().filter_map(drain).collect()
+    }
+
+    fn has(&self, action: &Action) -> bool {
+        self.last.contains(action)
+    }
+
+    fn reload(&mut self, plan: Plan) {
+        self.command(Command::Reload(Some(RequestId(7))));
+        let generation = self.core.last_generation;
+        assert!(self.has(&Action::Prepare(generation)), "{:?}", self.last);
+        self.tell(Event::Prepared(generation, plan));
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.last.iter().find_map(|action| match action {
+            Action::Reply(RequestId(7), Err(reason)) => Some(reason.clone()),
+            _ => None,
+        })
+    }
+}
+
+#[test]
+fn a_start_fills_every_slot_and_is_ready_when_all_workers_are() {
+    let mut stage = Stage::boot(PLAN);
+    assert_eq!(stage.spawned(), [(1, 0, 1), (2, 1, 1)]);
+    stage.get_ready([1]);
+    assert!(
+        !stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::ServerReady(..)))
+    );
+    assert!(stage.has(&Action::Steer(vec![Slot(0)])));
+    stage.get_ready([2]);
+    assert!(
+        stage
+            .facts()
+            .any(|fact| *fact == Fact::ServerReady(GenerationId(1), 2))
+    );
+    assert!(stage.has(&Action::Steer(vec![Slot(0), Slot(1)])));
+}
+
+#[test]
+fn a_server_whose_workers_can_never_start_exits_with_the_reason() {
+    let mut stage = Stage::boot(PLAN);
+    stage.die(1);
+    stage.die(2);
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Exit(_)))
+    );
+    stage.die(3);
+    let reason = stage.facts().find_map(|fact| match fact {
+        Fact::Hopeless(reason) => Some(reason.as_str()),
+        _ => None,
+    });
+    assert_eq!(
+        reason,
+        Some("worker 3 (slot 0) exited with status 3, before it was ready")
+    );
+    assert!(stage.has(&Action::Kill(WorkerId(4))));
+    stage.die(4);
+    assert!(stage.has(&Action::Exit(1)));
+}
+
+#[test]
+fn the_first_death_is_replaced_at_once_and_the_next_one_waits() {
+    let mut stage = Stage::serving(PLAN);
+    stage.die(1);
+    assert_eq!(stage.spawned(), [(3, 0, 1)]);
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Steer(_))),
+        "its queue waits for it"
+    );
+    stage.die(3);
+    assert_eq!(stage.spawned(), []);
+    assert!(
+        stage.has(&Action::Steer(vec![Slot(1)])),
+        "nobody comes at once: steered away"
+    );
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::Degraded(1, _)))
+    );
+    stage.pass(0.1);
+    assert_eq!(stage.spawned(), [(4, 0, 1)]);
+    stage.get_ready([4]);
+    assert!(stage.facts().any(|fact| *fact == Fact::Recovered));
+    assert!(stage.has(&Action::Steer(vec![Slot(0), Slot(1)])));
+}
+
+#[test]
+fn a_crash_loop_never_ends_the_server() {
+    let mut stage = Stage::serving(PLAN);
+    for _ in 0..200 {
+        for worker in stage.core.view().workers {
+            stage.die(worker.worker.0);
+        }
+        stage.pass(31.0);
+        assert!(
+            !stage
+                .last
+                .iter()
+                .any(|action| matches!(action, Action::Exit(_)))
+        );
+    }
+    assert_eq!(stage.core.view().state, State::Degraded);
+}
+
+#[test]
+fn a_good_reload_drains_the_old_workers_only_after_probation() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    assert_eq!(stage.spawned(), [(3, 0, 2), (4, 1, 2)]);
+    stage.get_ready([3, 4]);
+    assert_eq!(stage.drained(), [] as [u64; 0]);
+    stage.pass(1.9);
+    assert_eq!(stage.drained(), [] as [u64; 0]);
+    stage.pass(0.2);
+    assert_eq!(stage.drained(), [1, 2]);
+    assert!(stage.has(&Action::Reply(
+        RequestId(7),
+        Ok(Done::Reloaded(GenerationId(2)))
+    )));
+    assert!(stage.has(&Action::Accept(GenerationId(2))));
+    stage.die(1);
+    stage.die(2);
+    assert!(stage.has(&Action::Forget(GenerationId(1))));
+}
+
+#[test]
+fn a_refused_configuration_changes_nothing() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::Reload(Some(RequestId(7))));
+    stage.tell(Event::Refused(GenerationId(2), "line 3: no".to_owned()));
+    assert_eq!(stage.failure().as_deref(), Some("line 3: no"));
+    assert_eq!((stage.spawned(), stage.drained()), (vec![], vec![]));
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1, 2], "a later good reload works");
+}
+
+#[test]
+fn a_program_that_exits_at_start_is_rolled_back() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3]);
+    stage.tell(Event::Failed(WorkerId(4), "no database".to_owned()));
+    stage.die(4);
+    let reason = "worker 4 (slot 1) exited with status 3: no database, before it was ready";
+    assert_eq!(stage.failure().as_deref(), Some(reason));
+    assert_eq!(
+        stage.drained(),
+        [3],
+        "the old worker of slot 0 serves, so the new one can go"
+    );
+    stage.die(3);
+    assert!(stage.has(&Action::Forget(GenerationId(2))));
+}
+
+#[test]
+fn a_program_that_never_gets_ready_is_rolled_back() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3]);
+    stage.pass(60.0);
+    let reason = "worker 4 (slot 1) did not get ready within 60s";
+    assert_eq!(stage.failure().as_deref(), Some(reason));
+    assert!(stage.has(&Action::Abort(WorkerId(4))));
+    assert_eq!(stage.drained(), [3]);
+}
+
+#[test]
+fn a_program_that_dies_in_probation_is_rolled_back() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(1.0);
+    stage.die(3);
+    assert_eq!(
+        stage.failure().as_deref(),
+        Some("worker 3 (slot 0) exited with status 3, 1.0s after it was ready")
+    );
+    assert_eq!(stage.drained(), [4]);
+    assert_eq!(stage.core.view().generation, GenerationId(1));
+}
+
+#[test]
+fn a_rolling_reload_that_fails_late_brings_the_old_generation_back() {
+    let plan = Plan { surge: 1, ..PLAN };
+    let mut stage = Stage::serving(plan);
+    stage.reload(plan);
+    assert_eq!(stage.spawned(), [(3, 0, 2)]);
+    stage.get_ready([3]);
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1]);
+    assert_eq!(
+        stage.spawned(),
+        [],
+        "the next batch waits until the old worker is gone"
+    );
+    stage.die(1);
+    assert_eq!(stage.spawned(), [(4, 1, 2)]);
+    stage.die(4);
+    assert!(stage.failure().is_some());
+    assert_eq!(
+        stage.spawned(),
+        [(5, 0, 1)],
+        "slot 0 gets a worker of the old generation"
+    );
+    assert_eq!(
+        stage.drained(),
+        [] as [u64; 0],
+        "and keeps the new one until that one is ready"
+    );
+    stage.get_ready([5]);
+    assert_eq!(stage.drained(), [3]);
+}
+
+#[test]
+fn reloads_coalesce_and_the_last_one_is_honoured() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    for _ in 0..25 {
+        stage.command(Command::Reload(None));
+        assert_eq!(stage.last, []);
+    }
+    stage.get_ready([3, 4]);
+    stage.pass(2.0);
+    assert!(
+        stage.facts().any(|fact| *fact == Fact::ReloadWaits),
+        "two generations are enough"
+    );
+    stage.die(1);
+    stage.die(2);
+    assert!(stage.has(&Action::Prepare(GenerationId(3))));
+    stage.tell(Event::Prepared(GenerationId(3), PLAN));
+    stage.get_ready([5, 6]);
+    stage.pass(2.0);
+    stage.die(3);
+    stage.die(4);
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Prepare(_))),
+        "25 are one"
+    );
+    assert_eq!(stage.core.view().generation, GenerationId(3));
+}
+
+#[test]
+fn a_reload_to_fewer_workers_retires_slots_and_to_more_opens_them() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(Plan { workers: 1, ..PLAN });
+    assert_eq!(stage.spawned(), [(3, 0, 2)]);
+    stage.get_ready([3]);
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1, 2]);
+    assert!(stage.last.iter().any(|action| matches!(
+        action,
+        Action::Drain {
+            worker: WorkerId(2),
+            empty_queue: true,
+            ..
+        }
+    )));
+    assert!(stage.last.iter().any(|action| matches!(
+        action,
+        Action::Drain {
+            worker: WorkerId(1),
+            empty_queue: false,
+            ..
+        }
+    )));
+    let steer = stage
+        .last
+        .iter()
+        .position(|action| *action == Action::Steer(vec![Slot(0)]))
+        .expect("steered");
+    let drain = stage
+        .last
+        .iter()
+        .position(|action| matches!(action, Action::Drain { .. }))
+        .expect("drained");
+    assert!(
+        steer < drain,
+        "new connections go elsewhere before a worker stops accepting"
+    );
+    stage.die(1);
+    stage.die(2);
+    stage.reload(Plan { workers: 3, ..PLAN });
+    assert_eq!(stage.spawned(), [(4, 0, 3), (5, 1, 3), (6, 2, 3)]);
+}
+
+#[test]
+fn a_failed_reload_keeps_the_old_worker_count() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(Plan { workers: 4, ..PLAN });
+    stage.get_ready([3, 4, 5]);
+    stage.die(6);
+    assert_eq!(stage.drained(), [3, 4, 5]);
+    assert_eq!(stage.core.view().open, 2);
+}
+
+#[test]
+fn scaling_goes_up_to_the_most_and_down_to_one() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::Resize(1));
+    assert_eq!(stage.spawned(), [(3, 2, 1)]);
+    stage.command(Command::Resize(5));
+    assert_eq!(stage.spawned(), [(4, 3, 1)]);
+    stage.command(Command::Resize(1));
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Ignored(..))));
+    stage.get_ready([3, 4]);
+    stage.command(Command::Resize(-9));
+    assert_eq!(stage.drained(), [2, 3, 4]);
+    assert!(stage.has(&Action::Steer(vec![Slot(0)])));
+    stage.command(Command::Resize(1));
+    assert_eq!(
+        stage.spawned(),
+        [(5, 1, 1)],
+        "a slot is filled again beside the worker that drains in it"
+    );
+}
+
+#[test]
+fn a_hung_worker_is_aborted_replaced_and_killed() {
+    let mut stage = Stage::serving(PLAN);
+    stage.now = Time::from_millis(30_000);
+    // Worker 2 beats, worker 1 does not; the supervisor was awake all the time.
+    stage.core.due = Some(stage.now);
+    stage.tell(Event::Look(beats(&[(2, Time::from_millis(29_500), 0)])));
+    assert!(stage.has(&Action::Abort(WorkerId(1))));
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Hung(..))));
+    assert_eq!(stage.spawned(), [(3, 0, 1)]);
+    stage.get_ready([3]);
+    stage.pass(2.0);
+    assert!(stage.has(&Action::Kill(WorkerId(1))));
+}
+
+#[test]
+fn a_beat_from_the_future_does_not_save_a_hung_worker() {
+    let mut stage = Stage::serving(PLAN);
+    // It stays where it is, and every look finds it.
+    for ms in [1_000, 10_000, 20_000, 30_000] {
+        assert!(!stage.has(&Action::Abort(WorkerId(1))));
+        stage.now = Time::from_millis(ms);
+        stage.core.due = Some(stage.now);
+        stage.tell(Event::Look(beats(&[
+            (1, Time::from_millis(1 << 40), 0),
+            (2, stage.now, 0),
+        ])));
+    }
+    assert!(stage.has(&Action::Abort(WorkerId(1))));
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_kills_nobody() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.now = Time::from_millis(600_000);
+    stage.tell(Event::Tick);
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Overslept(_))));
+    assert!(
+        !stage
+            .last
+            .iter()
+            .any(|action| matches!(action, Action::Abort(_) | Action::Kill(_))),
+        "{:?}",
+        stage.last
+    );
+}
+
+#[test]
+fn a_graceful_stop_drains_then_kills_who_is_late() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::Stop);
+    assert_eq!(stage.drained(), [1, 2]);
+    stage.die(1);
+    assert!(!stage.has(&Action::Exit(0)));
+    stage.pass(30.0);
+    assert!(stage.has(&Action::Kill(WorkerId(2))));
+    stage.die(2);
+    assert!(stage.has(&Action::Exit(0)));
+    assert_eq!(stage.tell(Event::Tick), []);
+}
+
+#[test]
+fn a_second_stop_is_at_once() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::Stop);
+    stage.command(Command::Stop);
+    assert!(stage.has(&Action::Kill(WorkerId(1))) && stage.has(&Action::Kill(WorkerId(2))));
+}
+
+#[test]
+fn stop_wins_over_a_reload_whichever_comes_first() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3]);
+    stage.command(Command::Stop);
+    assert_eq!(stage.failure().as_deref(), Some("the server stops"));
+    assert_eq!(stage.drained(), [1, 2, 3, 4]);
+    stage.command(Command::Reload(Some(RequestId(7))));
+    assert_eq!(stage.failure().as_deref(), Some("the server stops"));
+    assert_eq!(stage.spawned(), []);
+}
+
+#[test]
+fn draining_all_keeps_the_server_and_a_reload_fills_it_again() {
+    let mut stage = Stage::serving(PLAN);
+    stage.command(Command::DrainAll);
+    assert_eq!(stage.drained(), [1, 2]);
+    stage.die(1);
+    stage.die(2);
+    assert_eq!(stage.spawned(), []);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(2.0);
+    assert_eq!(stage.core.view().state, State::Serving);
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_is_killed_and_replaced() {
+    let mut stage = Stage::serving(PLAN);
+    stage.tell(Event::Condemned(WorkerId(1), "sent garbage".to_owned()));
+    assert!(stage.has(&Action::Kill(WorkerId(1))));
+    assert_eq!(stage.spawned(), [(3, 0, 1)]);
+}
+
+#[test]
+fn a_reload_can_mend_a_first_start_that_is_stuck() {
+    let mut stage = Stage::boot(PLAN);
+    stage.get_ready([1]);
+    for _ in 0..5 {
+        let stuck = stage
+            .core
+            .view()
+            .workers
+            .iter()
+            .find(|worker| worker.slot == Slot(1))
+            .map(|worker| worker.worker.0);
+        stage.die(stuck.expect("spawned"));
+        stage.pass(31.0);
+    }
+    assert_eq!(stage.core.view().state, State::Degraded);
+    stage.reload(PLAN);
+    let new: Vec<u64> = stage.spawned().iter().map(|spawn| spawn.0).collect();
+    stage.get_ready(new);
+    stage.pass(2.0);
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::ServerReady(..)))
+    );
+}
+
+#[test]
+fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
+    let mut stage = Stage::serving(PLAN);
+    stage.tell(Event::Leaving(WorkerId(1)));
+    assert_eq!(stage.spawned(), [(3, 0, 1)]);
+    assert_eq!(stage.drained(), [] as [u64; 0], "it drains already");
+    stage.get_ready([3]);
+    stage.die(1);
+    assert!(stage.facts().any(|fact| matches!(fact, Fact::Died(..))));
+}
+
+#[test]
+fn time_in_which_the_machine_stood_still_proves_nothing() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(1.0);
+    stage.now += Duration::from_millis(1900);
+    stage.tell(Event::Tick);
+    assert_eq!(
+        stage.drained(),
+        [] as [u64; 0],
+        "2.9 s after ready, of which nobody knows about 1.9"
+    );
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1, 2]);
+}

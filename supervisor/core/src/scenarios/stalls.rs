@@ -1,0 +1,480 @@
+//! How workers stall, hang and get well again, told as short stories.
+
+use crate::*;
+use std::time::Duration;
+
+const PLAN: Plan = Plan {
+    workers: 3,
+    max_workers: 4,
+    surge: u16::MAX,
+    start_timeout: Duration::from_secs(60),
+    heartbeat: Duration::from_secs(1),
+    hang_timeout: Some(Duration::from_secs(30)),
+    request_timeout: Some(Duration::from_secs(10)),
+    graceful_timeout: Duration::from_secs(30),
+    probation: Duration::from_secs(2),
+    steals: true,
+    proof: Proof::Word,
+    max_unavailable: Share::Percent(10),
+    elastic: None,
+    recycle: Limits {
+        requests: None,
+        age: None,
+        memory: None,
+    },
+    pre_stop_delay: Duration::ZERO,
+};
+
+/// A core, and what its workers show of themselves at every look.
+struct Stage {
+    core: Core,
+    now: Time,
+    sights: BTreeMap<WorkerId, Sight>,
+    queues: BTreeMap<Slot, u32>,
+    /// These beat no more.
+    silent: BTreeSet<WorkerId>,
+    /// Actions since the last [`Stage::pass`].
+    last: Vec<Action>,
+}
+
+impl Stage {
+    /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
+    fn serving(done: Option<u64>) -> Self {
+        let mut core = Core::new(GenerationId(1), PLAN, 1);
+        let sight = Sight {
+            heard: Time::default(),
+            beats: done.is_some(),
+            greeted: true,
+            done,
+            oldest: None,
+            requests: None,
+            memory: None,
+        };
+        core.step(Time::default(), Event::Tick);
+        for worker in 1..=3 {
+            core.step(Time::default(), Event::Ready(WorkerId(worker)));
+        }
+        let sights = (1..=3).map(|worker| (WorkerId(worker), sight)).collect();
+        let queues = (0..3).map(|slot| (Slot(slot), 0)).collect();
+        Self {
+            core,
+            now: Time::default(),
+            sights,
+            queues,
+            silent: BTreeSet::new(),
+            last: Vec::new(),
+        }
+    }
+
+    fn wake(&mut self) {
+        for (id, sight) in &mut self.sights {
+            if !self.silent.contains(id) {
+                sight.heard = self.now;
+            }
+        }
+        let workers = self
+            .sights
+            .iter()
+            .map(|(id, sight)| (*id, *sight))
+            .collect();
+        let queues = self
+            .queues
+            .iter()
+            .map(|(slot, length)| (*slot, *length))
+            .collect();
+        let queues = self.core.wants_queues(self.now).then_some(queues);
+        self.last.extend(self.core.step(
+            self.now,
+            Event::Look(Look {
+                workers,
+                queues,
+                ..Look::default()
+            }),
+        ));
+    }
+
+    /// Lets time pass, with a look whenever the core asks for one.
+    fn pass(&mut self, seconds: f64) {
+        let end = self.now + Duration::from_secs_f64(seconds);
+        self.last.clear();
+        while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
+            self.now = due;
+            self.wake();
+        }
+        self.now = end;
+    }
+
+    fn rotation(&self) -> Vec<u16> {
+        self.core.rotation.iter().map(|slot| slot.0).collect()
+    }
+
+    fn said(&self, what: impl Fn(&Fact) -> bool) -> usize {
+        self.last
+            .iter()
+            .filter(|action| matches!(action, Action::Report(fact) if what(fact)))
+            .count()
+    }
+
+    fn stalls(&self) -> usize {
+        self.said(|fact| matches!(fact, Fact::Stalled(..)))
+    }
+
+    fn aborted(&self) -> Vec<u64> {
+        let abort = |action: &Action| match action {
+            Action::Abort(worker) => Some(worker.0),
+            _ => None,
+        };
+        self.last.iter().filter_map(abort).collect()
+    }
+
+    fn state(&self, worker: u64) -> Option<WorkerState> {
+        self.core
+            .view()
+            .workers
+            .iter()
+            .find(|one| one.worker.0 == worker)
+            .map(|one| one.state)
+    }
+}
+
+#[test]
+fn a_silent_worker_is_steered_away_from_and_back_when_it_beats_again() {
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(5.0);
+    assert_eq!(stage.last, []);
+    stage.silent.insert(WorkerId(2));
+    stage.pass(4.0);
+    assert_eq!(
+        (stage.stalls(), stage.rotation()),
+        (1, vec![0, 2]),
+        "{:?}",
+        stage.last
+    );
+    assert_eq!(stage.state(2), Some(WorkerState::Stalled));
+    stage.pass(20.0);
+    assert_eq!(
+        stage.last,
+        [],
+        "said once, and nobody is aborted before the timeout"
+    );
+    stage.silent.clear();
+    stage.pass(1.1);
+    assert_eq!(stage.said(|fact| matches!(fact, Fact::Resumed(..))), 1);
+    assert_eq!(
+        (stage.rotation(), stage.state(2)),
+        (vec![0, 1, 2], Some(WorkerState::Ready))
+    );
+}
+
+#[test]
+fn a_silent_worker_is_aborted_at_the_timeout_and_its_slot_comes_back_with_the_replacement() {
+    let mut stage = Stage::serving(Some(0));
+    stage.silent.insert(WorkerId(2));
+    stage.pass(29.9);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(0.2);
+    assert_eq!((stage.aborted(), stage.rotation()), (vec![2], vec![0, 2]));
+    stage.pass(2.0);
+    assert!(stage.last.contains(&Action::Kill(WorkerId(2))));
+    stage.core.step(
+        stage.now,
+        Event::Died(WorkerId(2), End::unclean("killed", Cause::Signal)),
+    );
+    assert_eq!(stage.rotation(), [0, 2], "nobody serves slot 1 yet");
+    stage.core.step(stage.now, Event::Ready(WorkerId(4)));
+    assert_eq!(stage.rotation(), [0, 1, 2]);
+}
+
+#[test]
+fn a_queue_that_does_not_move_is_noticed_within_a_second_and_a_half() {
+    for done in [Some(0), None] {
+        let mut stage = Stage::serving(done);
+        stage.pass(5.0);
+        stage.queues.insert(Slot(1), 3);
+        stage.pass(1.4);
+        assert_eq!(
+            (stage.stalls(), stage.rotation()),
+            (1, vec![0, 2]),
+            "{done:?} {:?}",
+            stage.last
+        );
+        stage.queues.insert(Slot(1), 0);
+        stage.pass(1.0);
+        assert_eq!(
+            (stage.stalls(), stage.rotation()),
+            (0, vec![0, 1, 2]),
+            "{done:?}"
+        );
+    }
+}
+
+#[test]
+fn a_queue_that_moves_is_no_stall_however_long_it_is() {
+    let mut stage = Stage::serving(Some(0));
+    for round in 0..200 {
+        stage.queues.insert(Slot(1), 4000);
+        stage
+            .sights
+            .entry(WorkerId(2))
+            .and_modify(|sight| sight.done = Some(round));
+        stage.pass(0.05);
+        assert_eq!(stage.stalls(), 0, "round {round}");
+    }
+    let mut stage = Stage::serving(None);
+    for round in 0..200_u32 {
+        stage.queues.insert(Slot(1), 1000 - round);
+        stage.pass(0.05);
+        assert_eq!(stage.stalls(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn a_worker_that_beats_is_never_aborted_for_its_queue_and_a_silent_program_is() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(120.0);
+    assert_eq!(
+        (stage.stalls(), stage.aborted()),
+        (1, vec![]),
+        "all its connections may be taken"
+    );
+    let mut stage = Stage::serving(None);
+    stage.pass(5.0);
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(29.9);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(1.5);
+    assert_eq!(stage.aborted(), [2]);
+}
+
+#[test]
+fn a_queue_that_moves_once_saves_a_program() {
+    let mut stage = Stage::serving(None);
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(20.0);
+    stage.queues.insert(Slot(1), 2);
+    stage.pass(20.0);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(15.0);
+    assert_eq!(stage.aborted(), [2]);
+}
+
+#[test]
+fn a_program_that_may_still_be_starting_has_the_time_to_start() {
+    let mut stage = Stage::serving(None);
+    stage
+        .sights
+        .values_mut()
+        .for_each(|sight| sight.greeted = false);
+    stage
+        .core
+        .workers
+        .values_mut()
+        .for_each(|worker| worker.plan.start_timeout = Duration::from_secs(50));
+    stage.queues.insert(Slot(1), 3);
+    stage.pass(49.0);
+    assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]));
+    stage.pass(3.0);
+    assert_eq!(stage.aborted(), [2]);
+    // One that has taken a connection was ready for certain.
+    stage.queues.insert(Slot(2), 3);
+    stage.pass(1.0);
+    stage.queues.insert(Slot(2), 2);
+    stage.pass(33.0);
+    assert_eq!(stage.aborted(), [3]);
+}
+
+#[test]
+fn when_everybody_stalls_everybody_stays_in_rotation() {
+    let mut stage = Stage::serving(Some(0));
+    stage.silent.extend([WorkerId(1), WorkerId(2), WorkerId(3)]);
+    stage.pass(4.0);
+    assert_eq!((stage.stalls(), stage.rotation()), (3, vec![0, 1, 2]));
+    stage.silent.remove(&WorkerId(3));
+    stage.pass(1.1);
+    assert_eq!(stage.rotation(), [2]);
+}
+
+#[test]
+fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not() {
+    let mut stage = Stage::serving(Some(0));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage.pass(10.9);
+    assert_eq!(
+        stage.aborted(),
+        [] as [u64; 0],
+        "it may still end it itself"
+    );
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::from_millis(10_500)));
+    stage.pass(10.0);
+    assert_eq!(stage.last, []);
+    stage.pass(2.0);
+    assert_eq!((stage.aborted(), stage.rotation()), (vec![2], vec![0, 2]));
+    assert_eq!(
+        stage.said(|fact| matches!(fact, Fact::Hung(_, Stall::Overdue, _))),
+        1
+    );
+}
+
+#[test]
+fn stalls_that_follow_each_other_are_told_of_once_in_a_while() {
+    let mut stage = Stage::serving(Some(0));
+    let mut told = 0;
+    for _ in 0..10 {
+        stage.queues.insert(Slot(1), 1);
+        stage.pass(1.4);
+        assert_eq!(stage.rotation(), [0, 2]);
+        told += stage.stalls();
+        stage.queues.insert(Slot(1), 0);
+        stage.pass(0.6);
+        assert_eq!(stage.rotation(), [0, 1, 2]);
+    }
+    assert_eq!(told, 2, "in 20 s");
+}
+
+#[test]
+fn a_machine_that_stood_still_makes_nobody_stalled() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 1);
+    stage.pass(0.1);
+    stage.silent.extend([WorkerId(1), WorkerId(2)]);
+    for millis in [900, 5_000, 600_000] {
+        stage.last.clear();
+        stage.now += Duration::from_millis(millis);
+        stage.wake();
+        assert_eq!(
+            (stage.stalls(), stage.aborted()),
+            (0, vec![]),
+            "after {millis} ms"
+        );
+    }
+}
+
+#[test]
+fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
+    // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
+    let mut stage = Stage::serving(Some(0));
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(Time::default()));
+    stage.pass(10.0);
+    while stage
+        .core
+        .next_deadline()
+        .is_some_and(|due| due < Time::from_millis(11_000))
+    {
+        stage.now = stage.core.next_deadline().expect("it watches");
+        stage.wake();
+    }
+    assert_eq!(stage.core.next_deadline(), Some(Time::from_millis(11_000)));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(1.5);
+    assert_eq!(stage.aborted(), [2], "it has had its time now");
+    // Stopped before it had seen the request at all.
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(5.0);
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.oldest = Some(stage.now));
+    stage.now += Duration::from_secs(60);
+    stage.wake();
+    stage.pass(9.0);
+    assert_eq!(stage.aborted(), [] as [u64; 0]);
+    stage.pass(2.1);
+    assert_eq!(stage.aborted(), [2]);
+}
+
+#[test]
+fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 1);
+    stage.pass(10.0);
+    stage.last.clear();
+    stage.now += Duration::from_secs(16);
+    stage.wake();
+    // A wake-up for another reason, between two looks at the queues.
+    stage.now += Duration::from_millis(900);
+    stage
+        .sights
+        .entry(WorkerId(2))
+        .and_modify(|sight| sight.heard = stage.now);
+    let workers = stage
+        .sights
+        .iter()
+        .map(|(id, sight)| (*id, *sight))
+        .collect();
+    stage.core.step(
+        stage.now,
+        Event::Look(Look {
+            workers,
+            ..Look::default()
+        }),
+    );
+    assert_eq!(stage.rotation(), [0, 2]);
+}
+
+#[test]
+fn without_a_hang_timeout_nobody_is_watched() {
+    let plan = Plan {
+        hang_timeout: None,
+        request_timeout: None,
+        ..PLAN
+    };
+    let mut core = Core::new(GenerationId(1), plan, 1);
+    core.step(Time::default(), Event::Tick);
+    for worker in 1..=3 {
+        core.step(Time::default(), Event::Ready(WorkerId(worker)));
+    }
+    assert_eq!(
+        (
+            core.next_deadline(),
+            core.wants_queues(Time::from_millis(1 << 40))
+        ),
+        (None, false)
+    );
+}
+
+#[test]
+fn a_stall_costs_fewer_wake_ups_the_longer_it_lasts() {
+    let mut stage = Stage::serving(Some(0));
+    stage.queues.insert(Slot(1), 3);
+    for (seconds, most) in [(2, 25), (8, 25), (20, 25)] {
+        let end = stage.now + Duration::from_secs(seconds);
+        let mut wakes = 0;
+        while let Some(due) = stage.core.next_deadline().filter(|due| *due < end) {
+            assert!(
+                stage.core.wants_queues(due) || stage.core.look_due(due).is_some(),
+                "woken for something"
+            );
+            stage.now = due;
+            stage.wake();
+            wakes += 1;
+        }
+        assert!(wakes <= most, "{wakes} in {seconds} s");
+        stage.now = end;
+    }
+}
+
+#[test]
+fn an_idle_server_is_looked_at_once_a_second() {
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(10.0);
+    let mut wakes = 0;
+    let end = stage.now + Duration::from_secs(20);
+    while let Some(due) = stage.core.next_deadline().filter(|due| *due < end) {
+        stage.now = due;
+        stage.wake();
+        wakes += 1;
+    }
+    assert!(wakes <= 20, "{wakes} in 20 s");
+}

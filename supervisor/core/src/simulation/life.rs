@@ -1,0 +1,270 @@
+//! How workers live: they beat, take connections out of queues, stall, and get well again.
+
+use super::*;
+
+/// How the workers of a world tell that they live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Rust workers beat and count; siblings may take from each other's queues.
+    Rust { steals: bool },
+    /// A program that says nothing, or only that it is ready: only its queue can tell.
+    Mute { greets: bool },
+    /// A program that feeds the watchdog.
+    Feeds,
+}
+
+impl Kind {
+    pub(crate) fn of(seed: u64) -> Self {
+        match seed % 5 {
+            0 | 1 => Self::Rust { steals: false },
+            2 => Self::Rust { steals: true },
+            3 => Self::Mute {
+                greets: seed % 10 == 3,
+            },
+            _ => Self::Feeds,
+        }
+    }
+
+    pub(crate) fn is_mute(self) -> bool {
+        matches!(self, Self::Mute { .. })
+    }
+
+    pub(crate) fn is_rust(self) -> bool {
+        matches!(self, Self::Rust { .. })
+    }
+}
+
+/// What waits in a slot's queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Queue {
+    pub(crate) length: u32,
+    /// When it last was empty, or something was taken out of it.
+    pub(crate) still_since: Time,
+    /// How long it was at the last look, and since when, as far as looks can tell, nothing was taken out of it.
+    pub(crate) seen: u32,
+    pub(crate) seen_since: Time,
+}
+
+impl Queue {
+    fn new(now: Time) -> Self {
+        Self {
+            length: 0,
+            still_since: now,
+            seen: 0,
+            seen_since: now,
+        }
+    }
+}
+
+impl Process {
+    /// It fills its slot, well or not.
+    pub(crate) fn serves(&self) -> bool {
+        self.ready && self.drained_at.is_none() && self.aborted_at.is_none() && !self.killed
+    }
+
+    /// It takes what comes.
+    pub(crate) fn takes(&self) -> bool {
+        self.serves() && self.silent_since.is_none() && !self.deaf
+    }
+}
+
+impl World {
+    pub(crate) fn plan_of(&self, process: &Process) -> Option<Plan> {
+        self.fates.get(&process.generation).map(|fate| fate.1)
+    }
+
+    /// Workers take connections, whatever the supervisor does.
+    pub(crate) fn flow(&mut self) {
+        let now = self.now;
+        for (slot, queue) in &mut self.queues {
+            let own = self
+                .processes
+                .values_mut()
+                .filter(|process| process.takes());
+            let (mut own, others): (Vec<_>, Vec<_>) =
+                own.partition(|process| process.slot == *slot);
+            let stolen = self.kind == Kind::Rust { steals: true } && !others.is_empty();
+            let taken = match own.first_mut() {
+                _ if queue.length == 0 => 0,
+                Some(taker) => {
+                    let all = !self.kind.is_rust() || self.dice.percent(70);
+                    let taken = if all {
+                        queue.length
+                    } else {
+                        1 + self.dice.below(queue.length.into()) as u32
+                    };
+                    taker.done += u64::from(taken);
+                    taken
+                }
+                None if stolen && self.dice.percent(70) => queue.length,
+                None => 0,
+            };
+            queue.length -= taken;
+            if taken > 0 || queue.length == 0 {
+                queue.still_since = now;
+            }
+        }
+    }
+
+    /// Clients connect to slots in rotation. Some come late: their handshake began when their slot still was.
+    pub(crate) fn arrive(&mut self) {
+        let (now, open) = (self.now, self.core.view().open);
+        self.left
+            .retain(|slot, left| now - *left < MINUTE && !self.rotation.contains(slot));
+        for slot in self.left.keys().filter(|slot| slot.0 >= open) {
+            if self.dice.percent(3) {
+                let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
+                queue.length += 1;
+                self.operations.push_back(now);
+            }
+        }
+        for slot in &self.rotation {
+            let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
+            if self.dice.percent(30) {
+                queue.length += 1 + self.dice.below(3) as u32;
+            }
+        }
+    }
+
+    pub(crate) fn look(&mut self) -> Look {
+        let mut workers = Vec::new();
+        let now = self.now;
+        for (id, process) in self
+            .processes
+            .iter_mut()
+            .filter(|(_, process)| process.ready)
+        {
+            let plan = self.fates.get(&process.generation).map(|fate| fate.1);
+            let period = match self.kind {
+                Kind::Feeds => plan.and_then(|plan| plan.hang_timeout).unwrap_or(MINUTE) / 2,
+                Kind::Rust { .. } | Kind::Mute { .. } => plan.map_or(MINUTE, |plan| plan.heartbeat),
+            };
+            if process.silent_since.is_none() {
+                let age = self.dice.millis(1 + period.as_millis() as u64);
+                process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
+            }
+            let sight = Sight {
+                heard: if self.kind.is_mute() {
+                    now
+                } else {
+                    process.heard
+                },
+                beats: !self.kind.is_mute(),
+                greeted: self.kind != Kind::Mute { greets: false },
+                done: self.kind.is_rust().then_some(process.done),
+                oldest: process.busy_since,
+                requests: self.kind.is_rust().then_some(process.done),
+                memory: Some(process.done << 10),
+            };
+            workers.push((*id, sight));
+        }
+        let seen = |slot: &Slot| {
+            self.processes.values().any(|process| process.slot == *slot)
+                || self.core.retired().any(|one| one == *slot)
+        };
+        let queues = || self.queues.iter().filter(|(slot, _)| seen(slot));
+        let lengths = || {
+            queues()
+                .map(|(slot, queue)| (*slot, queue.length))
+                .collect()
+        };
+        let lengths: Option<Vec<_>> = self.core.wants_queues(now).then(lengths);
+        for (slot, length) in lengths.iter().flatten() {
+            if let Some(queue) = self.queues.get_mut(slot) {
+                if *length < queue.seen || *length == 0 {
+                    queue.seen_since = now;
+                }
+                queue.seen = *length;
+            }
+        }
+        let loads = self.core.wants_loads().filter(|_| lengths.is_some());
+        let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
+        Look {
+            workers,
+            queues: lengths,
+            loads,
+        }
+    }
+
+    /// What workers have to do. Now and then all have much, or nothing.
+    fn loads(&mut self, memory: bool) -> Vec<(WorkerId, Load)> {
+        let gap = self.now - self.loaded;
+        self.loaded = self.now;
+        if self.calm {
+            self.busy = 0;
+        } else if self.load.percent(3) {
+            self.busy = if self.load.percent(60) {
+                0
+            } else {
+                self.load.below(101)
+            };
+        }
+        let (busy, counts) = (self.busy, self.kind.is_rust());
+        let mut loads = Vec::new();
+        for (id, process) in &mut self.processes {
+            let works = self.load.percent(busy) || process.busy_since.is_some();
+            process.in_hand = if works && counts {
+                1 + self.load.below(2) as u32
+            } else {
+                0
+            };
+            process.spent += if works { gap } else { Duration::ZERO };
+            let load = Load {
+                spent: process.spent,
+                in_hand: counts.then_some(process.in_hand),
+                filled: 0.0,
+                memory: memory.then_some(operations::MEMORY),
+            };
+            loads.push((*id, load));
+        }
+        loads
+    }
+
+    /// Something holds a worker up for a while.
+    pub(crate) fn hold_up(&mut self) {
+        let Some(id) = self.random_worker().filter(|id| self.processes[id].ready) else {
+            return;
+        };
+        let Some(plan) = self.plan_of(&self.processes[&id]) else {
+            return;
+        };
+        let longest = if self.healthy || self.dice.percent(50) {
+            3000
+        } else {
+            40_000
+        };
+        let span = self.dice.millis(longest);
+        let (now, rust) = (self.now, self.kind.is_rust());
+        // In a healthy world, nothing lasts for so long that somebody would be aborted for it.
+        let harmless =
+            |limit: Option<Duration>| !self.healthy || limit.is_none_or(|limit| limit > span * 3);
+        let (may_hang, may_last) = (harmless(plan.hang_timeout), harmless(plan.request_timeout));
+        let way = self.dice.below(3);
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        match way {
+            0 if may_hang => _ = process.silent_since.get_or_insert(now),
+            1 if may_hang => process.deaf = true,
+            2 if may_last && rust => _ = process.busy_since.get_or_insert(now),
+            _ => return,
+        }
+        process.troubled = true;
+        self.schedule(span, Happening::GetsWell(id));
+    }
+
+    pub(crate) fn get_well(&mut self, id: WorkerId) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&id) else {
+            return;
+        };
+        process.busy_since = None;
+        if !process.hangs {
+            if process.silent_since.is_some() {
+                // It beats as it comes back, even if it falls silent again in the same moment.
+                process.heard = now;
+            }
+            (process.silent_since, process.deaf, process.well_since) = (None, false, now);
+        }
+    }
+}

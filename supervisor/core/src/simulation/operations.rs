@@ -1,0 +1,211 @@
+//! What operators do, and what befalls workers.
+
+use super::*;
+
+impl World {
+    pub(crate) fn random_worker(&mut self) -> Option<WorkerId> {
+        let count = self.processes.len() as u64;
+        (count > 0)
+            .then(|| self.dice.below(count))
+            .and_then(|n| self.processes.keys().nth(n as usize).copied())
+    }
+
+    pub(crate) fn reload(&mut self) {
+        self.asked += 1;
+        let request = self.dice.percent(50).then(|| {
+            self.next_request += 1;
+            RequestId(self.next_request)
+        });
+        self.unanswered.extend(request);
+        self.step(Event::Command(Command::Reload(request)));
+    }
+
+    /// Another worker in a slot, none in one, or another number of slots.
+    fn ask_of_a_slot(&mut self) {
+        let slot = Slot(self.dice.below(8) as u16);
+        let request = self.dice.percent(50).then(|| {
+            self.next_request += 1;
+            RequestId(self.next_request)
+        });
+        let command = match self.dice.below(10) {
+            0..5 => Command::Restart(slot, request),
+            5..8 => Command::Drain(slot, request),
+            _ => Command::Scale(slot.0 + 1, request),
+        };
+        self.unanswered.extend(request);
+        self.operations.push_back(self.now);
+        self.step(Event::Command(command));
+    }
+
+    pub(crate) fn operate(&mut self) {
+        self.wake();
+        match self.dice.below(if self.healthy { 50 } else { 100 }) {
+            0..20 => self.reload(),
+            20..30 => {
+                let by = self.dice.below(5) as i32 - 2;
+                self.step(Event::Command(Command::Resize(by)));
+            }
+            30..40 => self.hold_up(),
+            40..50 => self.ask_of_a_slot(),
+            50..52 => {
+                self.operations.push_back(self.now);
+                self.step(Event::Command(Command::DrainAll));
+            }
+            52..72 => {
+                if let Some(worker) = self.random_worker() {
+                    self.happen(Happening::Dies(worker));
+                }
+            }
+            72..82 => {
+                let now = self.now;
+                if let Some(process) = self
+                    .random_worker()
+                    .and_then(|id| self.processes.get_mut(&id))
+                    && process.ready
+                {
+                    process.hangs = true;
+                    process.troubled = true;
+                    process.silent_since.get_or_insert(now);
+                }
+            }
+            82..88 => {
+                if let Some(worker) = self.random_worker() {
+                    self.processes
+                        .entry(worker)
+                        .and_modify(|process| process.condemned = true);
+                    self.step(Event::Condemned(worker, "garbage".to_owned()));
+                }
+            }
+            88..92 => {
+                if self.dice.percent(30) {
+                    // Nobody has seen yet that this holds somebody up.
+                    self.hold_up();
+                }
+                let from = self.now;
+                self.now += self.dice.millis(90_000);
+                self.overslept = self
+                    .core
+                    .next_deadline()
+                    .is_some_and(|due| self.now > due + LATE);
+                self.sleeps.push((from, self.now));
+                self.wake();
+                self.overslept = false;
+            }
+            92..94 => {
+                let now = self.now;
+                let leaving = self.random_worker().filter(|id| {
+                    self.processes[id].ready && self.processes[id].drained_at.is_none()
+                });
+                if let Some(worker) = leaving {
+                    let grace = |generation| {
+                        self.fates
+                            .get(&generation)
+                            .map(|fate| fate.1.graceful_timeout)
+                    };
+                    let grace = self
+                        .processes
+                        .get(&worker)
+                        .and_then(|process| grace(process.generation));
+                    if let Some(process) = self.processes.get_mut(&worker) {
+                        process.drained_at = Some((now, grace.unwrap_or(MINUTE)));
+                    }
+                    self.step(Event::Leaving(worker));
+                    let after = self.dice.millis(3000);
+                    self.schedule(after, Happening::Dies(worker));
+                }
+            }
+            94..96 => {
+                // A worker that is dead or never was.
+                self.step(Event::Ready(WorkerId(1 << 40)));
+                self.step(Event::Died(WorkerId(0), End::unclean("twice", Cause::Exit)));
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.wake();
+        let command = if self.dice.percent(70) {
+            Command::Stop
+        } else {
+            Command::StopNow
+        };
+        self.stops_now = command == Command::StopNow;
+        self.step(Event::Command(command));
+    }
+}
+
+pub(crate) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
+    let workers = 1 + dice.below(8) as u16;
+    let hang_timeout = dice
+        .percent(80)
+        .then(|| Duration::from_secs(1 + dice.below(30)));
+    let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
+    let mut plan = Plan {
+        workers,
+        max_workers: workers + dice.below(6) as u16,
+        surge: if dice.percent(50) {
+            u16::MAX
+        } else {
+            1 + dice.below(3) as u16
+        },
+        start_timeout: Duration::from_secs(1 + dice.below(10)),
+        heartbeat: if kind.is_rust() {
+            beats
+        } else {
+            hang_timeout.unwrap_or_default()
+        },
+        hang_timeout,
+        request_timeout: dice
+            .percent(30)
+            .then(|| Duration::from_millis(1 + dice.below(20_000))),
+        graceful_timeout: Duration::from_millis(dice.below(20_000)),
+        probation: Duration::from_millis(dice.below(3000)),
+        steals: kind == Kind::Rust { steals: true },
+        proof: Proof::default(),
+        max_unavailable: Share::Count(1),
+        elastic: None,
+        recycle: Limits::default(),
+        pre_stop_delay: Duration::ZERO,
+    };
+    // Out of what was rolled already, so that a seed means the same with and without ranges.
+    let of = |number: u128| {
+        plan.probation
+            .as_millis()
+            .wrapping_add(plan.graceful_timeout.as_millis())
+            % number
+    };
+    if of(5) == 1 {
+        plan.recycle = Limits {
+            requests: (of(2) == 0).then(|| 5 + of(61) as u64),
+            age: (of(7) < 4).then(|| Duration::from_secs(60 + of(211) as u64)),
+            memory: (of(11) < 4).then_some(1 << 15),
+        };
+        plan.max_unavailable = Share::Count(1 + of(3) as u16);
+    }
+    if of(13) < 3 {
+        plan.pre_stop_delay = Duration::from_millis(1 + 100 * of(89) as u64);
+    }
+    if of(3) == 0 {
+        plan.max_workers = plan.workers + of(7) as u16;
+        plan.elastic = Some(Elastic {
+            down_after: Duration::from_millis(500 + 100 * of(97) as u64),
+            memory: (of(2) == 0).then(|| MEMORY * (1 + of(12) as u64)),
+            apiece: kind.is_rust().then(|| 1 + of(2) as u32),
+        });
+    }
+    plan
+}
+
+/// Bytes that each worker uses.
+pub(crate) const MEMORY: u64 = 1 << 20;
+
+pub(crate) fn random_fate(dice: &mut Dice) -> Fate {
+    match dice.below(100) {
+        0..60 => Fate::Good,
+        60..70 => Fate::RefusedConfig,
+        70..80 => Fate::ExitsAtStart,
+        80..88 => Fate::NeverReady,
+        _ => Fate::DiesAfter(dice.millis(5000)),
+    }
+}

@@ -1,0 +1,178 @@
+//! A picture of the core for `supervisor status`.
+
+use super::worker::{Stage, Worker};
+use super::{Core, Phase, Time};
+use crate::{GenerationId, Slot, WorkerId};
+use serde::Serialize;
+
+/// What the server does, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not every slot has been filled yet.
+    Starting,
+    /// Every slot is filled.
+    Serving,
+    /// Some slot is empty because its workers keep failing.
+    Degraded,
+    /// All workers were asked to drain; the sockets stay.
+    Draining,
+    /// The server leaves.
+    Stopping,
+    /// The server leaves soon, and has told so; it serves as before.
+    Announcing,
+}
+
+/// What a worker does, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Not ready yet.
+    Starting,
+    /// It accepts connections.
+    Ready,
+    /// It is ready, and seems not to serve.
+    Stalled,
+    /// It was asked to leave.
+    Draining,
+    /// It hangs and was aborted.
+    Aborting,
+    /// It was killed.
+    Killed,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Its slot.
+    pub slot: Slot,
+    /// Its generation.
+    pub generation: GenerationId,
+    /// What it does.
+    pub state: WorkerState,
+    /// When it was started.
+    pub born: Time,
+}
+
+/// A reload in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ReloadView {
+    /// The generation on trial.
+    pub generation: GenerationId,
+    /// Slots it will fill.
+    pub slots: u16,
+    /// Slots of it that have a worker, ready or not.
+    pub spawned: u16,
+    /// Slots of it that have a ready worker.
+    pub ready: u16,
+    /// Slots of it that have passed probation.
+    pub passed: u16,
+}
+
+/// The whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// What the server does.
+    pub state: State,
+    /// The accepted generation.
+    pub generation: GenerationId,
+    /// How many slots it fills.
+    pub open: u16,
+    /// The fewest and the most that it may fill.
+    pub bounds: (u16, u16),
+    /// Everybody who comes is served: no slot that gets new connections is without a worker, and the server stays.
+    pub ready: bool,
+    /// Slots that new connections go to.
+    pub rotation: Vec<Slot>,
+    /// Slots that are to be empty.
+    pub held: Vec<Slot>,
+    /// The reload in progress.
+    pub reload: Option<ReloadView>,
+    /// Every worker that is alive.
+    pub workers: Vec<WorkerView>,
+}
+
+impl Core {
+    /// What the server looks like now.
+    pub fn view(&self) -> View {
+        let state = match self.phase {
+            Phase::Booting if self.degraded == 0 => State::Starting,
+            Phase::Serving if self.degraded == 0 => State::Serving,
+            Phase::Booting | Phase::Serving => State::Degraded,
+            Phase::Drained => State::Draining,
+            Phase::Announcing { .. } => State::Announcing,
+            Phase::Stopping { .. } | Phase::Gone => State::Stopping,
+        };
+        let reload = self.trial.as_ref().map(|trial| {
+            let of_it = || {
+                let mine = |worker: &&Worker| {
+                    worker.generation == trial.generation() && worker.is_occupant()
+                };
+                self.workers.values().filter(mine)
+            };
+            let ready = of_it().filter(|worker| worker.ready_since().is_some());
+            ReloadView {
+                generation: trial.generation(),
+                slots: trial.size().map_or(0, |(count, _)| count),
+                spawned: u16::try_from(of_it().count()).unwrap_or(u16::MAX),
+                ready: u16::try_from(ready.count()).unwrap_or(u16::MAX),
+                passed: trial.moved(),
+            }
+        });
+        let workers = self.workers.values().map(Worker::view).collect();
+        let plan = &self.stable.plan;
+        View {
+            state,
+            generation: self.stable.id,
+            open: self.open,
+            bounds: (self.least(), plan.max_workers),
+            ready: self.is_ready(),
+            rotation: self.rotation.clone(),
+            held: self.held_slots.iter().copied().collect(),
+            reload,
+            workers,
+        }
+    }
+}
+
+impl Core {
+    /// Whether whoever sends connections here does well: the server has started, stays, and somebody serves.
+    fn is_ready(&self) -> bool {
+        match self.phase {
+            Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
+            Phase::Booting
+            | Phase::Drained
+            | Phase::Announcing { .. }
+            | Phase::Stopping { .. }
+            | Phase::Gone => false,
+        }
+    }
+
+    /// How many slots are out of service or have two workers, and how many may be because somebody wants it.
+    pub fn permits(&self) -> (u16, u16) {
+        let used = u16::try_from(self.unavailable().count()).unwrap_or(u16::MAX);
+        (used, self.stable.plan.max_unavailable.of(self.open))
+    }
+}
+
+impl Worker {
+    fn view(&self) -> WorkerView {
+        let state = match self.stage {
+            Stage::Starting { .. } => WorkerState::Starting,
+            Stage::Ready { pulse, .. } if pulse.is_stalled() => WorkerState::Stalled,
+            Stage::Ready { .. } => WorkerState::Ready,
+            Stage::Draining { .. } => WorkerState::Draining,
+            Stage::Aborting { .. } => WorkerState::Aborting,
+            Stage::Killed => WorkerState::Killed,
+        };
+        WorkerView {
+            worker: self.id,
+            slot: self.slot,
+            generation: self.generation,
+            state,
+            born: self.born,
+        }
+    }
+}

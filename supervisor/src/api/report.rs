@@ -1,0 +1,359 @@
+//! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
+
+use super::events::Told;
+use crate::systemd::notify::Notifier;
+use crate::workers::exits as deaths;
+use log::Level;
+use nix::unistd::Pid;
+use prefork_core::{Command, Excess, Fact, Reason, Stall, Who};
+use std::time::Duration;
+
+/// A worker as a line names it.
+struct Named(Who, Option<Pid>);
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Who {
+            worker,
+            slot,
+            generation,
+        } = self.0;
+        write!(f, "worker {worker} (slot {slot}, generation {generation}")?;
+        match self.1 {
+            Some(pid) => write!(f, ", pid {pid})"),
+            None => f.write_str(")"),
+        }
+    }
+}
+
+/// What a worker that does not serve has done, in words.
+fn stalled(why: Stall, span: Duration) -> String {
+    match why {
+        Stall::Silent => format!("missed its heartbeat for {span:.1?}"),
+        Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
+        Stall::Overdue => format!("has had a request in hand for {span:.1?}"),
+    }
+}
+
+/// The limit that a worker has reached, in words.
+fn reached(excess: Excess) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    match excess {
+        Excess::Requests(served, most) => {
+            format!("it has served {served} requests (its limit: {most})")
+        }
+        Excess::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
+        Excess::Memory(used, most) => {
+            format!(
+                "it uses {:.1} MiB of memory (its limit: {:.1} MiB)",
+                mib(used),
+                mib(most)
+            )
+        }
+    }
+}
+
+/// The same for machines: which limit, what was used of it, how much it is. Ages are in milliseconds.
+fn numbers(excess: Excess) -> (&'static str, u64, u64) {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    match excess {
+        Excess::Requests(served, most) => ("requests", served, most),
+        Excess::Age(age, most) => ("age", millis(age), millis(most)),
+        Excess::Memory(used, most) => ("memory", used, most),
+    }
+}
+
+fn command_name(command: &Command) -> String {
+    match command {
+        Command::Reload(_) => "reload".to_owned(),
+        Command::Resize(by) if *by > 0 => "one worker more".to_owned(),
+        Command::Resize(_) => "one worker fewer".to_owned(),
+        Command::Scale(to, _) => format!("scaling to {to} workers"),
+        Command::Restart(slot, _) => format!("restart of slot {slot}"),
+        Command::Drain(slot, _) => format!("drain of slot {slot}"),
+        Command::DrainAll => "drain of all workers".to_owned(),
+        Command::Stop => "stop".to_owned(),
+        Command::StopNow => "quick stop".to_owned(),
+    }
+}
+
+/// A fact in words and fields; `None` for one whose line needs more than the core knows: a worker's start (its pid), and
+/// its death (see [`deaths`](crate::workers::exits)). `pid` is that of the worker it is about, where it is known.
+pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
+    use Level::{Error, Info, Warn};
+    let about = |kind: &'static str, level: Level, who: &Who, text: std::fmt::Arguments<'_>| {
+        of_worker(kind, level, *who, pid, text)
+    };
+    Some(match fact {
+        Fact::Spawning(_) | Fact::Died(..) => return None,
+        Fact::WorkerReady(who, after) => {
+            about("ready", Info, who, format_args!("is ready after {after:.1?}"))
+        }
+        Fact::Stalled(who, why, span) => {
+            let how = stalled(*why, *span);
+            let text =
+                format_args!("is stalled, it {how}; it gets no new connections while others can take them");
+            about("stalled", Warn, who, text)
+        }
+        Fact::Resumed(who, span) => {
+            let text = format_args!("serves again after {span:.1?} and gets new connections");
+            about("resumed", Info, who, text)
+        }
+        Fact::Hung(who, why, span) => {
+            let how = stalled(*why, *span);
+            about("hung", Error, who, format_args!("{how}; sending SIGABRT, then SIGKILL in 2 s"))
+        }
+        Fact::StartTimedOut(who, timeout, proof) => {
+            let text = format_args!(
+                "did not get ready within {timeout:?}{proof}; sending SIGABRT, then SIGKILL in 2 s"
+            );
+            about("start-timeout", Error, who, text)
+        }
+        Fact::Condemned(who, reason) => {
+            about("condemned", Error, who, format_args!("{reason}; sending SIGKILL"))
+        }
+        Fact::LeavesUnasked(who, follow) => {
+            let follow = deaths::follow(*follow);
+            about("leaving", Warn, who, format_args!("drains although it was not asked to; {follow}"))
+        }
+        Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),
+        Fact::DrainTimedOut(who, timeout) => {
+            let text = format_args!("did not finish draining within {timeout:?}; sending SIGKILL");
+            about("drain-timeout", Warn, who, text)
+        }
+        Fact::ServerReady(generation, workers) => {
+            let text = format!("ready: {workers} workers of generation {generation} serve");
+            Told::new("server-ready", Info, text).with("generation", generation.0).with("workers", *workers)
+        }
+        Fact::Degraded(slots, reason) => Told::new(
+            "degraded",
+            Warn,
+            format!(
+                "degraded: {slots} slots are empty since their workers keep failing; the last one: {reason}"
+            ),
+        )
+        .with("slots", *slots),
+        Fact::Recovered => Told::new("recovered", Info, "recovered: every slot is filled again"),
+        Fact::ReloadBegan(generation) => {
+            Told::new("reload-began", Info, format!("reload: preparing generation {generation}"))
+                .with("generation", generation.0)
+        }
+        Fact::ReloadWaits => {
+            let text = "reload: waiting until the workers of another generation have left";
+            Told::new("reload-waits", Info, text)
+        }
+        Fact::Reloaded(generation, workers) => {
+            let text = format!("reloaded: {workers} workers of generation {generation} serve");
+            Told::new("reloaded", Info, text).with("generation", generation.0).with("workers", *workers)
+        }
+        Fact::ReloadFailed(refused, serving, reason) => Told::new(
+            "reload-failed",
+            Error,
+            format!("reload failed, generation {serving} goes on serving: {reason}"),
+        )
+        .with("generation", serving.0)
+        .with("refused", refused.0)
+        .with("reason", reason.as_str()),
+        Fact::Resized(from, to) => {
+            Told::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
+        }
+        Fact::Scaled { from, to, reason } => {
+            let (word, why) = reason_of(*reason);
+            Told::new("scaled", Info, format!("scaling from {from} to {to} workers: {why}"))
+                .with("from", *from)
+                .with("workers", *to)
+                .with("reason", word)
+        }
+        Fact::NoMemory { workers, used } => {
+            let text = format!(
+                "not scaling up from {workers} workers, which use {} MiB: one more would use more than scale-up-memory",
+                used >> 20
+            );
+            Told::new("no-memory", Warn, text).with("workers", *workers).with("used", *used)
+        }
+        Fact::Restarting(who) => about(
+            "restarting",
+            Info,
+            who,
+            format_args!("is to be replaced; it serves until another one is ready"),
+        ),
+        Fact::Recycling(who, excess) => {
+            let text =
+                format_args!("is to be recycled: {}; it serves until another one is ready", reached(*excess));
+            let (word, used, most) = numbers(*excess);
+            about("recycling", Info, who, text).with("limit", word).with("used", used).with("most", most)
+        }
+        Fact::NotReplaced(who, reason) => {
+            let text = format_args!("was to be replaced and goes on serving: {reason}");
+            about("not-replaced", Warn, who, text)
+        }
+        Fact::Holding(slot) => Told::new(
+            "holding",
+            Info,
+            format!(
+                "slot {slot} is held empty from now on (restart-worker {slot} or a reload fills it again)"
+            ),
+        )
+        .with("slot", slot.0),
+        Fact::Released(slot) => {
+            Told::new("released", Info, format!("slot {slot} is not held empty any more"))
+                .with("slot", slot.0)
+        }
+        Fact::Stragglers(slot, waiting) => Told::new(
+            "stragglers",
+            Info,
+            format!("slot {slot} has no worker, but connections wait in its queue; starting one for them"),
+        )
+        .with("slot", slot.0)
+        .with("waiting", *waiting),
+        Fact::Ignored(command, why) => {
+            Told::new("ignored", Warn, format!("ignoring the {}: {why}", command_name(command)))
+        }
+        Fact::DrainingAll => Told::new(
+            "draining-all",
+            Info,
+            "all workers drain, the sockets stay (reload to start workers again)",
+        ),
+        Fact::Announcing(delay) => Told::new(
+            "announcing",
+            Info,
+            format!(
+                "stopping in {delay:?}: not ready any more, and serving as before (a second signal stops now)"
+            ),
+        )
+        .with("delay_ms", u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+        Fact::Stopping(None) => Told::new("stopping", Info, "stopping at once"),
+        Fact::Stopping(Some(grace)) => {
+            Told::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
+        }
+        Fact::Hopeless(reason) => {
+            Told::new("hopeless", Error, format!("giving up, no worker can be started: {reason}"))
+        }
+        Fact::Overslept(gap) => Told::new(
+            "overslept",
+            Warn,
+            format!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much"),
+        ),
+    })
+}
+
+/// Why the load has changed the number of workers: in a word, and in words.
+fn reason_of(reason: Reason) -> (&'static str, String) {
+    match reason {
+        Reason::Backlog(1) => (
+            "backlog",
+            "1 connection waits and nobody has time".to_owned(),
+        ),
+        Reason::Backlog(waiting) => (
+            "backlog",
+            format!("{waiting} connections wait and nobody has time"),
+        ),
+        Reason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
+        Reason::Unneeded(slot, span) => {
+            let span = humantime::format_duration(Duration::from_secs(span.as_secs()));
+            ("unneeded", format!("slot {slot} was not needed for {span}"))
+        }
+    }
+}
+
+/// Something about a worker, with its numbers as fields.
+pub(crate) fn of_worker(
+    kind: &'static str,
+    level: Level,
+    who: Who,
+    pid: Option<Pid>,
+    text: std::fmt::Arguments<'_>,
+) -> Told {
+    let told = Told::new(kind, level, format!("{} {text}", Named(who, pid)))
+        .with("worker", who.worker.0)
+        .with("slot", who.slot.0)
+        .with("generation", who.generation.0);
+    match pid {
+        Some(pid) => told.with("pid", pid.as_raw()),
+        None => told,
+    }
+}
+
+/// Whom a fact is about.
+pub(crate) fn subject(fact: &Fact) -> Option<Who> {
+    match fact {
+        Fact::Spawning(who)
+        | Fact::WorkerReady(who, _)
+        | Fact::Stalled(who, _, _)
+        | Fact::Resumed(who, _)
+        | Fact::Hung(who, _, _)
+        | Fact::StartTimedOut(who, _, _)
+        | Fact::Condemned(who, _)
+        | Fact::LeavesUnasked(who, _)
+        | Fact::Draining(who, _)
+        | Fact::Restarting(who)
+        | Fact::Recycling(who, _)
+        | Fact::NotReplaced(who, _)
+        | Fact::DrainTimedOut(who, _)
+        | Fact::Died(who, _) => Some(*who),
+        Fact::ServerReady(..)
+        | Fact::Degraded(..)
+        | Fact::Recovered
+        | Fact::ReloadBegan(_)
+        | Fact::ReloadWaits
+        | Fact::Reloaded(..)
+        | Fact::ReloadFailed(..)
+        | Fact::Holding(_)
+        | Fact::Released(_)
+        | Fact::Resized(..)
+        | Fact::Scaled { .. }
+        | Fact::NoMemory { .. }
+        | Fact::Stragglers(..)
+        | Fact::Ignored(..)
+        | Fact::DrainingAll
+        | Fact::Announcing(_)
+        | Fact::Stopping(_)
+        | Fact::Hopeless(_)
+        | Fact::Overslept(_) => None,
+    }
+}
+
+/// Tells systemd what concerns it. Every RELOADING=1 is followed by a READY=1, or the unit would hang in "reloading".
+///
+/// # Errors
+/// Those of the notifier: `WouldBlock` means that it has to be told again.
+pub(crate) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> std::io::Result<()> {
+    match fact {
+        Fact::ServerReady(_, workers) => notifier.ready(&format!("{workers} workers serve")),
+        // Before the first READY=1 the unit is starting, and a reload is part of that.
+        Fact::ReloadBegan(generation) if booted => {
+            notifier.reloading(&format!("reloading: trying generation {generation}"))
+        }
+        Fact::Reloaded(generation, workers) if booted => notifier.ready(&format!(
+            "{workers} workers of generation {generation} serve"
+        )),
+        Fact::ReloadFailed(_, serving, reason) if booted => notifier.ready(&format!(
+            "generation {serving} serves; the last reload failed: {reason}"
+        )),
+        Fact::Degraded(slots, reason) => {
+            notifier.status(&format!("degraded: {slots} slots are empty: {reason}"))
+        }
+        Fact::Recovered => notifier.status("every slot is filled again"),
+        Fact::Resized(_, to) | Fact::Scaled { to, .. } => {
+            notifier.status(&format!("scaling to {to} workers"))
+        }
+        Fact::DrainingAll => notifier.status("all workers drain"),
+        Fact::Announcing(delay) => notifier.stopping(&format!("stopping in {delay:?}")),
+        Fact::Stopping(_) => notifier.stopping("stopping"),
+        Fact::Hopeless(reason) => notifier.stopping(&format!("giving up: {reason}")),
+        _ => Ok(()),
+    }
+}
+
+/// What a client that waits for a reload's verdict is told meanwhile.
+pub(crate) fn progress(fact: &Fact) -> Option<String> {
+    match fact {
+        Fact::ReloadBegan(generation) => Some(format!("trying generation {generation}")),
+        Fact::ReloadWaits => {
+            Some("waiting until the workers of another generation have left".to_owned())
+        }
+        Fact::Spawning(who) => Some(format!("{} is being started", Named(*who, None))),
+        Fact::WorkerReady(who, _) => Some(format!("{} is ready", Named(*who, None))),
+        _ => None,
+    }
+}

@@ -1,0 +1,3 @@
+//! The program's entry points: which role this process plays, and what a command line asks for.
+
+pub(crate) mod roles;

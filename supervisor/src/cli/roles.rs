@@ -1,0 +1,271 @@
+//! Which role this process plays: supervisor, worker, or a client of a running server.
+
+use crate::config::{Act, Control, Identity, Invocation, Source, USAGE};
+use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
+use crate::generation::Loader;
+use crate::helpers::{memory_sampler as gauge, readiness_probe as lookout};
+use crate::listen::{Kept, Listeners};
+use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
+use crate::server::Server;
+use crate::upgrade::Task;
+use crate::{admin, config, logging as logfile, top, upgrade as handover};
+use log::{error, info, warn};
+use prefork_protocol::environment::{Inherited, take_listeners};
+use prefork_worker::Service;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The whole program of a server with a service of its own. Call it first in `main`, with nothing opened and no
+/// thread started before.
+pub fn main(service: Service) -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name
+        .as_deref()
+        .and_then(Path::file_name)
+        .map_or("server".into(), |name| name.to_string_lossy());
+    // A worker's first word is its title; it needs no name of its own.
+    play(&Identity::linked(name), Some(service))
+}
+
+/// The whole program of a server that runs stock apps and other programs.
+pub fn stock() -> ExitCode {
+    play(&Identity::supervisor(), None)
+}
+
+fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    if let Some(task) = lookout::task() {
+        return task.perform();
+    }
+    if let Some(task) = admin::task() {
+        return task.perform();
+    }
+    if let Some(task) = gauge::task() {
+        return task.perform();
+    }
+    if let Some(task) = handover::task() {
+        return take_over(identity, task);
+    }
+    if prefork_worker::is_worker() {
+        logfile::start_in_worker();
+        return prefork_worker::run(|settings| match service {
+            Some(service) => Ok(service),
+            None => prefork_worker::apps::by_name(&settings.app),
+        });
+    }
+    // SAFETY: nothing in this process has opened or taken a descriptor yet.
+    #[allow(unsafe_code)]
+    let inherited = unsafe { take_listeners() };
+    let invocation = Source::from_process(identity).unwrap_or_else(|error| error.exit());
+    let inherited = match inherited {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
+    };
+    let (inherited, kept) = Kept::sort(inherited);
+    let Invocation {
+        action,
+        json,
+        source,
+    } = invocation;
+    match action {
+        Act::Serve => serve(identity, source, inherited, kept),
+        Act::Check { print } => check(source, &inherited, print),
+        Act::Status => reach(&source, json, &Request::Status),
+        Act::Events {
+            follow,
+            recent,
+            since,
+        } => reach(
+            &source,
+            json,
+            &Request::Events {
+                follow,
+                since,
+                recent,
+            },
+        ),
+        Act::Scale(workers) => reach(&source, json, &Request::Scale { workers }),
+        Act::RestartWorker(slot) => {
+            reach(&source, json, &Request::RestartWorker { slot, wait: true })
+        }
+        Act::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
+        Act::Config => reach(&source, json, &Request::Config),
+        Act::Top {
+            interval,
+            batch,
+            count,
+        } => {
+            let options = top::Options {
+                interval,
+                batch,
+                json,
+                count,
+            };
+            match find(&source).map(|path| top::run(&path, options)) {
+                Err(code) => code,
+                Ok(Ok(())) => ExitCode::SUCCESS,
+                Ok(Err(reason)) => fail(&reason),
+            }
+        }
+        Act::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
+        Act::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
+        Act::Stop { now } => reach(&source, json, &Request::Stop { now }),
+        Act::Man => print(&config::man(identity)),
+        Act::Completions(shell) => print(&config::completions(identity, shell)),
+    }
+}
+
+fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: Kept) -> ExitCode {
+    let loader = loader(source, &inherited);
+    let config = match loader.config() {
+        Ok(config) => config,
+        Err(error) => return usage(&error.to_string()),
+    };
+    if let Err(reason) = logfile::start(&config.log) {
+        return fail(&reason);
+    }
+    info!(
+        "{} {} (pid {})",
+        identity.name,
+        identity.version,
+        std::process::id()
+    );
+    // Before anything is bound: only sockets of one user can share an address.
+    match become_user(&config) {
+        Ok(None) => {}
+        Ok(Some(Dropped {
+            remark,
+            warns: false,
+        })) => info!("{remark}"),
+        Ok(Some(Dropped {
+            remark,
+            warns: true,
+        })) => warn!("{remark}"),
+        Err(reason) => {
+            error!("cannot start: {reason}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if let Some(warning) = warn_of_root(&config) {
+        warn!("{warning}");
+    }
+    let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
+    let mut server = match Server::new(loader, identity.name.clone(), listeners) {
+        Ok(server) => server,
+        Err(reason) => {
+            error!("cannot start: {reason}");
+            logfile::finish();
+            return ExitCode::FAILURE;
+        }
+    };
+    match (&config.control, default_path(config.name.as_deref())) {
+        (Control::Off, _) => {}
+        (Control::Path(path), _) => server.open_control(path),
+        (Control::Default, Some(path)) => server.open_control(&path),
+        (Control::Default, None) => {
+            info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set")
+        }
+    }
+    ExitCode::from(server.run())
+}
+
+/// Goes on with a running server that another version of this program has handed over, or checks whether we could.
+fn take_over(identity: &Identity, task: Task) -> ExitCode {
+    let (mut server, resumption) = Server::take_over(&task, identity);
+    if task.check {
+        // Who has become another user may not be able to open again what is open now, and would go on without a log.
+        if let Some(Err(reason)) = server.log_settings().map(logfile::can_start) {
+            handover::give_up(&reason);
+        }
+        task.pass();
+    }
+    if let Some(settings) = server.log_settings()
+        && let Err(reason) = logfile::start(settings)
+    {
+        // The server is worth more than its log.
+        let _ = writeln!(std::io::stderr(), "error: {reason}");
+    }
+    let failed = task.complete();
+    server.resume(resumption, failed.as_deref());
+    ExitCode::from(server.run())
+}
+
+fn loader(source: Source, inherited: &[Inherited]) -> Loader {
+    Loader {
+        source,
+        own_path: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+        inherited: inherited.iter().map(|socket| socket.name.clone()).collect(),
+    }
+}
+
+/// Validates everything that can be known without serving; an instance that serves is not disturbed.
+fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
+    let loader = loader(source, inherited);
+    let mut config = match loader.config() {
+        Ok(config) => config,
+        Err(error) => return usage(&error.to_string()),
+    };
+    let confined = Confinement::prepare(&config).and_then(|mut confinement| {
+        let program = confinement.program(&config, || loader.executable(&config, false))?;
+        confinement.add_sandbox(&mut config, &program)
+    });
+    if let Err(reason) = confined {
+        return fail(&reason);
+    }
+    let warnings: String = config
+        .warnings
+        .iter()
+        .map(|warning| format!("warning: {warning}\n"))
+        .collect();
+    let _ = std::io::stderr().write_all(warnings.as_bytes());
+    if effective {
+        print(config.render().as_bytes())
+    } else {
+        print(b"the configuration is valid\n")
+    }
+}
+
+/// Finds the running server's control socket.
+fn find(source: &Source) -> Result<PathBuf, ExitCode> {
+    let path = match source.reach() {
+        Err(error) => return Err(usage(&error.to_string())),
+        Ok((Control::Off, _)) => {
+            return Err(fail(
+                "the control socket is switched off (name one with --control)",
+            ));
+        }
+        Ok((Control::Path(path), _)) => Some(path),
+        Ok((Control::Default, name)) => place::of_running_server(source.file(), name.as_deref()),
+    };
+    path.ok_or_else(|| {
+        fail("cannot tell where the control socket is (name it with --control, or set XDG_RUNTIME_DIR)")
+    })
+}
+
+/// Asks the running server for something, and tells what it answers.
+fn reach(source: &Source, json: bool, request: &Request) -> ExitCode {
+    match find(source).map(|path| client::ask(&path, request, json)) {
+        Err(code) => code,
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(reason)) => fail(&reason),
+    }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {reason}");
+    ExitCode::FAILURE
+}
+
+fn usage(reason: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {reason}");
+    ExitCode::from(u8::try_from(USAGE).unwrap_or(2))
+}

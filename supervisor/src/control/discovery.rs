@@ -1,0 +1,111 @@
+//! Where a running server's control socket is, when nobody says: the way from an operator's words to a unit's directory.
+//!
+//! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable. What the shipped units
+//! have in common is known here: `supervisor.service` reads /etc/supervisor/config.toml and has /run/supervisor, and
+//! `supervisor@shop.service` reads /etc/supervisor/shop.toml and has /run/supervisor-shop.
+
+use crate::control::{SOCKET, default_path, socket_name};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// Where to ask, for the server with this configuration file, or of this name. `None` when nobody can tell.
+pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Option<PathBuf> {
+    if let Some(name) = name {
+        let places = of_name(name);
+        return places
+            .iter()
+            .find(|path| path.exists())
+            .or(places.first())
+            .cloned();
+    }
+    let inside_a_unit = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|path| !path.is_empty());
+    let of_ours = default_path(None);
+    match of_unit(config) {
+        Some((path, certain)) if !inside_a_unit => match of_ours {
+            Some(ours) if !certain && (ours.exists() || !path.exists()) => Some(ours),
+            _ => Some(path),
+        },
+        _ => of_ours,
+    }
+}
+
+/// Where a server of this name may have its socket, most likely first: where ours would be, in the directory of a unit, and
+/// where root's would be.
+fn of_name(name: &str) -> Vec<PathBuf> {
+    let run = Path::new("/run");
+    let socket = socket_name(Some(name));
+    let of_units = [
+        run.join(format!("supervisor-{name}")).join(&socket),
+        run.join(format!("supervisor-{name}")).join(SOCKET),
+        run.join("supervisor").join(&socket),
+        run.join(&socket),
+    ];
+    default_path(Some(name))
+        .into_iter()
+        .chain(of_units)
+        .collect()
+}
+
+/// The socket of the unit to which a configuration file belongs, and whether that is certain. Without a file it may be
+/// the plain unit that is meant.
+fn of_unit(config: Option<&Path>) -> Option<(PathBuf, bool)> {
+    let (directory, certain) = match config {
+        None => ("supervisor".to_owned(), false),
+        Some(path) if path.parent() != Some(Path::new("/etc/supervisor")) => return None,
+        Some(path) if path.extension() != Some(OsStr::new("toml")) => return None,
+        Some(path) => match path.file_stem()?.to_str()? {
+            "config" => ("supervisor".to_owned(), true),
+            site => (format!("supervisor-{site}"), true),
+        },
+    };
+    Some((Path::new("/run").join(directory).join(SOCKET), certain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_etc_belongs_to_a_unit() {
+        let socket = |config: &str| of_unit(Some(Path::new(config))).map(|(path, _)| path);
+        let path = |text: &str| Some(PathBuf::from(text));
+        assert_eq!(
+            socket("/etc/supervisor/config.toml"),
+            path("/run/supervisor/supervisor.sock")
+        );
+        assert_eq!(
+            socket("/etc/supervisor/shop.toml"),
+            path("/run/supervisor-shop/supervisor.sock")
+        );
+        for other in [
+            "shop.toml",
+            "/srv/shop.toml",
+            "/etc/supervisor/shop",
+            "/etc/supervisor/sub/shop.toml",
+        ] {
+            assert_eq!(socket(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_looked_for_in_the_directories_of_units_too() {
+        let places = of_name("shop");
+        for path in [
+            "/run/supervisor-shop/supervisor.sock",
+            "/run/supervisor/supervisor-shop.sock",
+        ] {
+            assert!(
+                places.contains(&PathBuf::from(path)),
+                "{path} is not in {places:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_file_it_may_be_the_plain_unit() {
+        assert_eq!(
+            of_unit(None),
+            Some((PathBuf::from("/run/supervisor/supervisor.sock"), false))
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! The steering program: which slots' sockets of a SO_REUSEPORT group get new connections.
+//!
+//! Classic BPF, run by the kernel once per SYN. It draws a random number, since a hash of the connection is 0 on
+//! some devices and a port modulo something is lopsided, and turns it into a place: the index of a socket in the
+//! group. Which slot's socket is where, [`slots`](super::slots) knows.
+
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use std::fmt;
+use std::os::fd::OwnedFd;
+
+/// Whether steering changed anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Steered {
+    /// New connections now go where they were asked to.
+    Changed,
+    /// Everything is as before: nowhere to steer to, or nothing that can be steered.
+    Unchanged,
+}
+
+/// Why an address could not be steered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SteerError {
+    /// The address.
+    pub address: String,
+    /// The reason: a slot that is not open, or the system's.
+    pub problem: SteerProblem,
+}
+
+/// Why an address could not be steered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SteerProblem {
+    /// This slot's socket does not listen; the kernel would fall back to all sockets.
+    NotOpen(u16),
+    /// The kernel refused the program.
+    System(Errno),
+    /// The socket through which to steer is missing, and others may not.
+    NoKey,
+    /// Sockets came back from an earlier process, but not all: the kernel's order of them is not known any more.
+    Scattered,
+}
+
+impl fmt::Display for SteerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, problem } = self;
+        let what: &dyn fmt::Display = match problem {
+            SteerProblem::NotOpen(slot) => {
+                return write!(f, "cannot steer {address} to slot {slot}: it is not open");
+            }
+            SteerProblem::System(errno) => &errno.desc(),
+            SteerProblem::NoKey => {
+                &"its sockets are another user's, and the one to steer them by is gone; a stop and a start cures it"
+            }
+            SteerProblem::Scattered => {
+                &"not all of its sockets were kept; raise FileDescriptorStoreMax=, then stop and start"
+            }
+        };
+        write!(
+            f,
+            "cannot steer {address}: {what} (connections also reach slots without a worker, and wait there)"
+        )
+    }
+}
+
+impl std::error::Error for SteerError {}
+
+/// Steers the group of `member`, which must not be locked, to the sockets at `places` of the group. Without places
+/// there is nothing to steer to, and nothing changes.
+pub(crate) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno> {
+    let mut places = places.to_vec();
+    places.sort_unstable();
+    places.dedup();
+    if places.is_empty() {
+        return Ok(Steered::Unchanged);
+    }
+    let mut code = program(&places);
+    let length = u16::try_from(code.len()).map_err(|_| Errno::E2BIG)?;
+    let program = libc::sock_fprog {
+        len: length,
+        filter: code.as_mut_ptr(),
+    };
+    setsockopt(member, sockopt::AttachReusePortCbpf, &program)?;
+    Ok(Steered::Changed)
+}
+
+/// Has the kernel throw away what asks `socket` for a connection, so that none is made to it even without a program.
+pub(crate) fn deafen(socket: &OwnedFd) {
+    let drop = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    // The filter is complete, but may need CAP_NET_ADMIN; the other needs nothing, and leaves odd neighbours.
+    let _ = socket2::SockRef::from(socket).attach_filter(&[drop]);
+    let _ = prefork_os::ignore_travelled_packets(socket);
+}
+
+/// A program that returns each of `places` (ascending, not empty) equally often.
+///
+/// The random number modulo the count is a position in `places`. Within a run of consecutive places, the place is
+/// the position plus a constant: so it takes three instructions per run, not two per place.
+fn program(places: &[u16]) -> Vec<libc::sock_filter> {
+    let count = places.len() as u32;
+    let mut code = vec![
+        statement(
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32,
+        ),
+        statement(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
+    ];
+    let mut position = 0;
+    for run in places.chunk_by(|one, next| one + 1 == *next) {
+        let end = position + run.len() as u32;
+        if end < count {
+            // Not in this run: over the next two instructions.
+            let jump = statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, end);
+            code.push(libc::sock_filter { jt: 2, ..jump });
+        }
+        code.push(statement(
+            libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K,
+            u32::from(run[0]) - position,
+        ));
+        code.push(statement(libc::BPF_RET | libc::BPF_A, 0));
+        position = end;
+    }
+    code
+}
+
+fn statement(code: u32, k: u32) -> libc::sock_filter {
+    // Codes are 16 bits wide by definition; libc merely types them wider.
+    libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the few instructions that `program` uses.
+    fn run(code: &[libc::sock_filter], random: u32) -> u32 {
+        let (mut a, mut next) = (0_u32, 0);
+        loop {
+            let instruction = &code[next];
+            next += 1;
+            match u32::from(instruction.code) {
+                op if op == libc::BPF_LD | libc::BPF_W | libc::BPF_ABS => a = random,
+                op if op == libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K => a %= instruction.k,
+                op if op == libc::BPF_ALU | libc::BPF_ADD | libc::BPF_K => a += instruction.k,
+                op if op == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => {
+                    next += usize::from(if a >= instruction.k {
+                        instruction.jt
+                    } else {
+                        instruction.jf
+                    });
+                }
+                op if op == libc::BPF_RET | libc::BPF_A => return a,
+                op => panic!("instruction {op:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn every_place_comes_up_equally_often() {
+        let odd: Vec<u16> = (0..1024).filter(|slot| slot % 2 == 1).collect();
+        let all: Vec<u16> = (0..1024).collect();
+        let rotations: [&[u16]; 7] = [
+            &[0],
+            &[7],
+            &[0, 1, 2, 3],
+            &[2, 3, 4],
+            &[0, 1, 3, 4, 5, 9],
+            &odd,
+            &all,
+        ];
+        for slots in rotations {
+            let code = program(slots);
+            assert!(code.len() <= 4096, "the kernel's limit");
+            let drawn: Vec<u16> = (0..slots.len() as u32)
+                .map(|random| run(&code, random) as u16)
+                .collect();
+            assert_eq!(drawn, slots);
+            assert_eq!(
+                run(&code, slots.len() as u32),
+                u32::from(slots[0]),
+                "modulo"
+            );
+        }
+    }
+}

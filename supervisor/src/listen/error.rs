@@ -1,0 +1,185 @@
+//! Why an address cannot be served.
+
+use nix::errno::Errno;
+use std::fmt;
+
+/// An address that cannot be served, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ListenError {
+    /// The address, as people write it. Of a name with several addresses, the one that failed.
+    pub address: String,
+    /// The reason.
+    pub problem: Problem,
+}
+
+/// Why an address cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// The host name has no address.
+    Unresolved(String),
+    /// Somebody else listens on this TCP port: a server with this pid, if it holds the address's lock.
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// The holder of the lock.
+        holder: Option<u32>,
+    },
+    /// Somebody else listens on this Unix socket.
+    SocketInUse,
+    /// The path is taken by something that is no socket.
+    NotASocket(&'static str),
+    /// The path of a Unix socket has this many bytes, more than the 107 that fit.
+    PathTooLong(usize),
+    /// The address is bound already, with other permissions.
+    OtherPermissions,
+    /// There is no such user.
+    NoUser(String),
+    /// There is no such group.
+    NoGroup(String),
+    /// No such descriptor was inherited; this tells which ones were.
+    NotInherited(String),
+    /// The inherited descriptor is no listening stream socket.
+    NotListening(&'static str),
+    /// The system refused.
+    System {
+        /// What was tried.
+        act: Act,
+        /// How it was refused.
+        errno: Errno,
+    },
+}
+
+/// What the system refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// To make or bind a TCP socket.
+    BindTcp,
+    /// To make or bind a Unix socket.
+    BindUnix,
+    /// To set the owner or mode of a Unix socket's file.
+    SetPermissions,
+    /// To have a bound socket listen.
+    Listen,
+    /// To use an inherited descriptor.
+    Inherit,
+}
+
+impl ListenError {
+    pub(crate) fn new(address: &impl fmt::Display, problem: Problem) -> Self {
+        Self {
+            address: address.to_string(),
+            problem,
+        }
+    }
+}
+
+impl Problem {
+    pub(crate) fn system(act: Act) -> impl Fn(Errno) -> Self + Copy {
+        move |errno| Self::System { act, errno }
+    }
+
+    /// Whether this machine has no such address, or no such kind of address.
+    pub(crate) fn is_no_such_address(&self) -> bool {
+        matches!(
+            self,
+            Self::System {
+                act: Act::BindTcp,
+                errno: Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT
+            }
+        )
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, problem } = self;
+        match problem {
+            Problem::System {
+                act: Act::Listen, ..
+            } => write!(f, "cannot listen on {address}: {problem}"),
+            Problem::NotInherited(_)
+            | Problem::NotListening(_)
+            | Problem::System {
+                act: Act::Inherit, ..
+            } => {
+                write!(f, "cannot use {address}: {problem}")
+            }
+            _ => write!(f, "cannot bind {address}: {problem}"),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unresolved(reason) => write!(f, "{reason} (check the host name)"),
+            Self::PortInUse { port, holder: None } => write!(
+                f,
+                "address in use (another supervisor or program listens there; `ss -ltnp 'sport = :{port}'` names it)"
+            ),
+            Self::PortInUse { holder: Some(pid), .. } => {
+                write!(f, "address in use (another supervisor, pid {pid}, serves it; stop that one first)")
+            }
+            Self::SocketInUse => {
+                f.write_str("address in use (another program listens on it; `ss -lxp` names it)")
+            }
+            Self::NotASocket(kind) => {
+                write!(f, "the path is {kind}, not a socket (remove it, or choose another path)")
+            }
+            Self::PathTooLong(length) => {
+                let most = super::unix::PATH_MAX;
+                write!(
+                    f,
+                    "the path has {length} bytes, a Unix socket's at most {most} (choose a shorter one)"
+                )
+            }
+            Self::OtherPermissions => f.write_str(
+                "it is served already, with another mode, owner or group (restart, or choose another path)",
+            ),
+            Self::NoUser(name) => write!(f, "there is no user {name} (check owner=)"),
+            Self::NoGroup(name) => write!(f, "there is no group {name} (check group=)"),
+            Self::NotInherited(what) => write!(
+                f,
+                "no such descriptor was inherited ({what}; LISTEN_FDS and LISTEN_PID announce them, as systemd sets them)"
+            ),
+            Self::NotListening(what) => write!(f, "it is {what} (pass a listening stream socket)"),
+            Self::System { act, errno } => {
+                f.write_str(errno_text(*errno))?;
+                remedy(*act, *errno).map_or(Ok(()), |remedy| write!(f, " ({remedy})"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ListenError {}
+
+fn errno_text(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EACCES => "permission denied",
+        Errno::EADDRNOTAVAIL => "no such address on this machine",
+        other => other.desc(),
+    }
+}
+
+fn remedy(act: Act, errno: Errno) -> Option<&'static str> {
+    Some(match (act, errno) {
+        (Act::BindTcp, Errno::EACCES) => {
+            "run as root, or grant CAP_NET_BIND_SERVICE, or choose a port above 1023"
+        }
+        (Act::BindTcp, Errno::EADDRNOTAVAIL) => {
+            "`ip address` lists the machine's addresses; 0.0.0.0 or [::] is all"
+        }
+        (Act::BindTcp, Errno::EAFNOSUPPORT) => "this machine has IPv6 switched off",
+        (Act::BindUnix, Errno::EACCES | Errno::EROFS) => {
+            "this user must be able to write in the directory"
+        }
+        (Act::BindUnix, Errno::ENOENT | Errno::ENOTDIR) => "create its directory first",
+        (Act::SetPermissions, Errno::EPERM) => {
+            "only root can give a file away; a user can choose among its groups"
+        }
+        (_, Errno::EMFILE | Errno::ENFILE) => {
+            "raise the limit of open files: ulimit -n, LimitNOFILE="
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,79 @@
+//! Listening sockets that this process was started with.
+
+use super::address::FdSource;
+use super::error::{Act, Problem};
+use super::group::Key;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use prefork_protocol::environment::Inherited;
+use socket2::SockRef;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+/// The sockets that an address names: one by number, perhaps several by name.
+pub(crate) fn find<'a>(
+    inherited: &'a [Inherited],
+    source: &FdSource,
+) -> Result<Vec<&'a Inherited>, Problem> {
+    let fits = |candidate: &&Inherited| match source {
+        FdSource::Number(number) => candidate.socket.as_raw_fd() == *number,
+        FdSource::Name(name) => candidate.name == *name,
+    };
+    let found: Vec<_> = inherited.iter().filter(fits).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let list = |one: &Inherited| format!("{} named {}", one.socket.as_raw_fd(), one.name);
+    Err(Problem::NotInherited(match inherited {
+        [] => "none was".to_owned(),
+        some => format!(
+            "inherited: {}",
+            some.iter().map(list).collect::<Vec<_>>().join(", ")
+        ),
+    }))
+}
+
+pub(crate) fn key(socket: &Inherited) -> Key {
+    Key::Fd(socket.socket.as_raw_fd())
+}
+
+/// A copy of an inherited socket, made non-blocking, and the address that it is bound to. The original stays for
+/// later generations.
+pub(crate) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), Problem> {
+    let failed = Problem::system(Act::Inherit);
+    match getsockopt(&inherited.socket, sockopt::SockType) {
+        Ok(SockType::Stream) => {}
+        Ok(_) => return Err(Problem::NotListening("no stream socket")),
+        Err(nix::errno::Errno::ENOTSOCK) => return Err(Problem::NotListening("no socket")),
+        Err(errno) => return Err(failed(errno)),
+    }
+    if !getsockopt(&inherited.socket, sockopt::AcceptConn).map_err(failed)? {
+        return Err(Problem::NotListening("not listening"));
+    }
+    let system = |error: std::io::Error| {
+        failed(nix::errno::Errno::from_raw(
+            error.raw_os_error().unwrap_or(0),
+        ))
+    };
+    let socket = inherited.socket.try_clone().map_err(system)?;
+    prefork_os::set_nonblocking(&socket).map_err(system)?;
+    let reference = SockRef::from(&socket);
+    // As for our own TCP sockets; others refuse it, rightly.
+    let _ = reference.set_tcp_nodelay(true);
+    let address = reference.local_addr().map_err(system)?;
+    let text = address
+        .as_socket()
+        .map(|address| address.to_string())
+        .or_else(|| {
+            address
+                .as_pathname()
+                .map(Path::display)
+                .map(|path| format!("unix:{path}"))
+        })
+        .or_else(|| {
+            address
+                .as_abstract_namespace()
+                .map(|name| format!("unix:@{}", String::from_utf8_lossy(name)))
+        })
+        .unwrap_or_else(|| format!("fd://{}", inherited.socket.as_raw_fd()));
+    Ok((socket, text))
+}

@@ -1,0 +1,206 @@
+//! Listening sockets that somebody has shut down.
+//!
+//! shutdown(2), or connect(2) to no address, ends a listening socket for all who hold it, and a worker holds its
+//! slot's. Such a socket leaves the kernel's group, whose last member moves into its place, and accepts nothing any more.
+//! The slot gets a new socket. Whoever holds the old one has to be replaced.
+
+use super::slots::{Members, Slots, listen, listens};
+use super::{Group, ListenError, ListenSet, Problem, tcp};
+use crate::listen::bpf as steer;
+use prefork_os as sys;
+use std::rc::Rc;
+
+impl ListenSet {
+    /// Whether a socket of this slot was shut down.
+    pub(crate) fn is_shut(&self, slot: u16) -> bool {
+        let own = |group: &Group| group.slots().is_some_and(|slots| slots.is_shut(slot));
+        self.entries.iter().any(|entry| own(&entry.group))
+    }
+
+    /// Replaces sockets that were shut down, in the kernel's group and in this set. All sets of a server have to be told;
+    /// the first one does it. What new connections choose from is to be [steered](Self::steer) anew.
+    ///
+    /// # Errors
+    /// The address for which no new socket can be bound; its slots share what is left.
+    pub(crate) fn mend(&mut self) -> Result<(), ListenError> {
+        for entry in &mut self.entries {
+            if let Some(slots) = entry.group.slots() {
+                slots
+                    .mend()
+                    .map_err(|problem| ListenError::new(&entry.group.describe(), problem))?;
+                let known = entry.sockets.len();
+                entry.sockets = slots.sockets();
+                entry.sockets.truncate(known);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slots {
+    fn is_shut(&self, slot: u16) -> bool {
+        let members = self.members.borrow();
+        let slot = usize::from(slot);
+        members.places.get(slot).is_some_and(Option::is_some) && !listens(&members.sockets[slot])
+    }
+
+    fn mend(&self) -> Result<(), Problem> {
+        let mut members = self.members.borrow_mut();
+        let members = &mut *members;
+        let shut =
+            |slot: &usize| members.places[*slot].is_some() && !listens(&members.sockets[*slot]);
+        let lost: Vec<usize> = (0..members.places.len()).filter(shut).collect();
+        for slot in &lost {
+            members.leave(*slot);
+        }
+        if lost.len() > 1 {
+            // In what order they left decides who is where.
+            members.scatter();
+        }
+        for slot in lost {
+            let socket = tcp::bind(self.address)?;
+            members
+                .join(slot, socket)
+                .map_err(|errno| Problem::System {
+                    act: super::Act::Listen,
+                    errno,
+                })?;
+        }
+        Ok(())
+    }
+}
+
+impl Members {
+    /// Takes note of a slot's socket that has left the group: the last member has moved into its place.
+    fn leave(&mut self, slot: usize) {
+        let Some(place) = self.places[slot].take() else {
+            return;
+        };
+        self.count -= 1;
+        let last = Some(self.count);
+        let others = self.places.iter_mut().chain([&mut self.key_place]);
+        others
+            .filter(|other| **other == last)
+            .for_each(|other| *other = Some(place));
+        // Whatever the program was for, it is not any more.
+        self.steered.clear();
+    }
+
+    /// Has another socket be the slot's, as the group's last member.
+    fn join(&mut self, slot: usize, socket: std::os::fd::OwnedFd) -> Result<(), nix::errno::Errno> {
+        listen(&socket, self.backlog)?;
+        if self.key_place.is_some() {
+            let _ = sys::lock_filter(&socket);
+        }
+        self.sockets[slot] = Rc::new(socket);
+        self.places[slot] = Some(self.count);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Nobody knows who is where: everybody's turn, and the key leaves.
+    fn scatter(&mut self) {
+        self.scattered = true;
+        if let Some(key) = self.key.take() {
+            let others = self.count - u16::from(self.key_place.take().is_some());
+            let _ = steer::attach(&key, &(0..others).collect::<Vec<_>>());
+            self.count = others;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Address, ListenSet, Listeners};
+    use std::io::Read;
+    use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::BorrowedFd;
+
+    fn set(slots: u16) -> (ListenSet, SocketAddr) {
+        let address = Address::Tcp {
+            host: "127.0.0.1".to_owned(),
+            port: 0,
+        };
+        let mut listeners = Listeners::new(None, Vec::new());
+        let set = listeners.prepare(&[address], 64, slots).expect("bound");
+        set.open(slots).expect("listening");
+        let address = set.describe()[0].parse().expect("an address");
+        (set, address)
+    }
+
+    fn listener(set: &ListenSet, slot: u16) -> TcpListener {
+        let sockets: Vec<(String, BorrowedFd<'_>)> = set.for_slot(slot);
+        TcpListener::from(sockets[0].1.try_clone_to_owned().expect("a copy"))
+    }
+
+    /// Demands that connections which are steered to a slot are accepted from its socket, and from no other.
+    fn assert_steered(set: &ListenSet, address: SocketAddr, slots: u16) {
+        for slot in 0..slots {
+            set.steer(&[slot]).expect("steered");
+            for _ in 0..8 {
+                let client = TcpStream::connect(address).expect("nobody is dropped");
+                let listener = listener(set, slot);
+                listener.set_nonblocking(false).expect("our own");
+                let (server, peer) = listener.accept().expect("a connection");
+                assert_eq!(peer, client.local_addr().expect("connected"), "slot {slot}");
+                drop(server);
+                let mut end = Vec::new();
+                let mut client = client;
+                client.read_to_end(&mut end).expect("an orderly end");
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_that_was_shut_down_is_replaced_whichever_it_is() {
+        for victim in 0..4 {
+            let (mut set, address) = set(4);
+            set.steer(&[0, 1, 2, 3]).expect("steered");
+            let shut =
+                |set: &ListenSet| (0..4).filter(|slot| set.is_shut(*slot)).collect::<Vec<_>>();
+            assert!(shut(&set).is_empty());
+            let old = listener(&set, victim);
+            socket2::SockRef::from(&old)
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
+            assert_eq!(shut(&set), [victim]);
+            set.mend().expect("mended");
+            assert!(shut(&set).is_empty());
+            assert_steered(&set, address, 4);
+        }
+    }
+
+    #[test]
+    fn sockets_that_were_shut_down_one_after_the_other_are_replaced() {
+        let (mut set, address) = set(4);
+        set.steer(&[0, 1, 2, 3]).expect("steered");
+        for victim in [2, 0, 3, 2] {
+            socket2::SockRef::from(&listener(&set, victim))
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
+            set.mend().expect("mended");
+        }
+        assert_steered(&set, address, 4);
+    }
+
+    #[test]
+    fn after_several_at_once_everybody_gets_a_share() {
+        let (mut set, address) = set(4);
+        set.steer(&[0, 1, 2, 3]).expect("steered");
+        for victim in [2, 0] {
+            socket2::SockRef::from(&listener(&set, victim))
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
+        }
+        set.mend().expect("mended");
+        assert!((0..4).all(|slot| !set.is_shut(slot)));
+        assert!(set.steer(&[0, 1]).is_err(), "nobody knows who is where");
+        let clients: Vec<_> = (0..64)
+            .map(|_| TcpStream::connect(address).expect("nobody is dropped"))
+            .collect();
+        assert_eq!(
+            (0..4).filter_map(|slot| set.queue(slot)).sum::<u32>(),
+            clients.len() as u32
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! Unix sockets: the socket and its file.
+
+use super::error::{Act, Problem};
+use crate::listen::stored::Label;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
+use nix::unistd::{Gid, Group, Uid, User, fchownat};
+use std::cell::Cell;
+use std::fs::Permissions;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The longest path of a Unix socket, in bytes: sun_path less its end.
+pub(crate) const PATH_MAX: usize = 107;
+
+/// A Unix socket as it shall be, every name looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Absolute.
+    pub(crate) path: PathBuf,
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<Uid>,
+    pub(crate) group: Option<Gid>,
+}
+
+impl Wanted {
+    pub(crate) fn new(
+        path: &Path,
+        mode: Option<u32>,
+        owner: Option<&str>,
+        group: Option<&str>,
+    ) -> Result<Self, Problem> {
+        let path = std::path::absolute(path).map_err(|_| Problem::System {
+            act: Act::BindUnix,
+            errno: Errno::ENOENT,
+        })?;
+        let length = path.as_os_str().len();
+        if length > PATH_MAX {
+            return Err(Problem::PathTooLong(length));
+        }
+        let owner = owner.map(|name| {
+            let number = name.parse().map(Uid::from_raw).ok();
+            let found = || User::from_name(name).ok().flatten().map(|user| user.uid);
+            number
+                .or_else(found)
+                .ok_or_else(|| Problem::NoUser(name.to_owned()))
+        });
+        let group = group.map(|name| {
+            let number = name.parse().map(Gid::from_raw).ok();
+            let found = || Group::from_name(name).ok().flatten().map(|group| group.gid);
+            number
+                .or_else(found)
+                .ok_or_else(|| Problem::NoGroup(name.to_owned()))
+        });
+        Ok(Self {
+            path,
+            mode,
+            owner: owner.transpose()?,
+            group: group.transpose()?,
+        })
+    }
+}
+
+/// The file of a socket that we bound. Removed when dropped, if it is still ours.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    pub(crate) made_for: Wanted,
+    /// Device and inode.
+    pub(crate) identity: (u64, u64),
+    /// Left behind, for whoever keeps the socket.
+    pub(crate) kept: Cell<bool>,
+}
+
+impl SocketFile {
+    /// Binds a socket that does not listen yet. A stale socket file, which no program listens on, is replaced.
+    ///
+    /// The file gets its owner and mode before anybody can connect: until the socket listens, a client is refused
+    /// whatever the mode. So it is bound under its own name, which is also what getsockname(2) tells a worker.
+    pub(crate) fn bind(wanted: &Wanted) -> Result<(OwnedFd, Self), Problem> {
+        let failed = Problem::system(Act::BindUnix);
+        let address = UnixAddr::new(&wanted.path).map_err(failed)?;
+        remove_stale(&wanted.path, &address)?;
+        let socket = new_socket().map_err(failed)?;
+        bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
+            // Somebody was faster.
+            Errno::EADDRINUSE => Problem::SocketInUse,
+            errno => failed(errno),
+        })?;
+        let file = open(
+            &wanted.path,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
+        let file = file.map_err(failed)?;
+        let status = fstat(&file).map_err(failed)?;
+        if file_kind(&status).is_some() {
+            return Err(Problem::SocketInUse);
+        }
+        // From here on a failure removes the file again.
+        let this = Self {
+            made_for: wanted.clone(),
+            identity: (status.st_dev, status.st_ino),
+            kept: Cell::new(false),
+        };
+        set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
+        Ok((socket, this))
+    }
+
+    /// Takes over the file of a socket that an earlier process bound, as long as it is the one with this device and
+    /// inode, and gives it the owner and mode that are wanted now. `None` when it is gone: nobody can reach the socket
+    /// then.
+    pub(crate) fn adopt(wanted: &Wanted, identity: (u64, u64)) -> Result<Option<Self>, Problem> {
+        let file = open(
+            &wanted.path,
+            OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
+        let Ok(file) = file else { return Ok(None) };
+        let status = fstat(&file).map_err(Problem::system(Act::BindUnix))?;
+        if (status.st_dev, status.st_ino) != identity || file_kind(&status).is_some() {
+            return Ok(None);
+        }
+        set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
+        Ok(Some(Self {
+            made_for: wanted.clone(),
+            identity,
+            kept: Cell::new(false),
+        }))
+    }
+
+    /// What the socket is kept as.
+    pub(crate) fn label(&self) -> Label {
+        Label::File {
+            identity: self.identity,
+            path: self.made_for.path.clone(),
+        }
+    }
+
+    /// Leaves the file behind when this is dropped.
+    pub(crate) fn keep(&self) {
+        self.kept.set(true);
+    }
+
+    /// Whether it was made with these permissions.
+    pub(crate) fn was_made_for(&self, wanted: &Wanted) -> bool {
+        self.made_for == *wanted
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let path = &self.made_for.path;
+        if !self.kept.get()
+            && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
+        {
+            let _ = nix::unistd::unlink(path);
+        }
+    }
+}
+
+fn new_socket() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Unix, SockType::Stream, flags, None)
+}
+
+/// Removes a socket file that nobody listens on; an error if somebody does, or if the file is no socket.
+fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), Problem> {
+    let failed = Problem::system(Act::BindUnix);
+    match lstat(path) {
+        Err(Errno::ENOENT) => return Ok(()),
+        Err(errno) => return Err(failed(errno)),
+        Ok(status) => {
+            if let Some(kind) = file_kind(&status) {
+                return Err(Problem::NotASocket(kind));
+            }
+        }
+    }
+    let client = new_socket().map_err(failed)?;
+    match connect(client.as_raw_fd(), address) {
+        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ECONNREFUSED) => match nix::unistd::unlink(path) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(failed(errno)),
+        },
+        // A full queue, or a socket of another type, belongs to somebody alive.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(Problem::SocketInUse),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+/// What a file is; `None` for a socket.
+fn file_kind(status: &FileStat) -> Option<&'static str> {
+    Some(
+        match SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) {
+            SFlag::S_IFSOCK => return None,
+            SFlag::S_IFREG => "a regular file",
+            SFlag::S_IFDIR => "a directory",
+            SFlag::S_IFLNK => "a symbolic link",
+            SFlag::S_IFIFO => "a named pipe",
+            _ => "a device",
+        },
+    )
+}
+
+fn set_permissions(file: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
+    if wanted.owner.is_some() || wanted.group.is_some() {
+        fchownat(file, "", wanted.owner, wanted.group, AtFlags::AT_EMPTY_PATH)?;
+    }
+    if let Some(mode) = wanted.mode {
+        // By the descriptor, lest somebody who may write in the directory has us change another file.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        std::fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The access log's file: opened by the supervisor, written by workers, which may be another user's or in a sandbox.
+//!
+//! A generation has one, which every worker of it inherits. The file is only ever appended to. When its path names another
+//! file (somebody has rotated it), it is opened anew, and the workers get the new one through their channels.
+
+use crate::config::AccessTarget;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{SFlag, fstat};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// An open access log.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    target: AccessTarget,
+    descriptor: OwnedFd,
+    identity: (u64, u64),
+    /// How often it was opened: workers that were given an older one are to get it anew.
+    pub(crate) edition: u64,
+}
+
+impl AccessLog {
+    /// Opens it. Nothing is waited for, not even the reader of a named pipe.
+    ///
+    /// # Errors
+    /// Why it cannot be, in the words for the operator.
+    pub(crate) fn open(target: &AccessTarget) -> Result<Self, String> {
+        let descriptor = match target {
+            AccessTarget::Stdout => stdout().map_err(|error| {
+                format!("cannot write the access log to standard output: {error}")
+            })?,
+            AccessTarget::File(path) => open(path).map_err(|error| cannot_open(path, &error))?,
+        };
+        Ok(Self::of(target.clone(), descriptor, 1))
+    }
+
+    /// Goes on with what another version of this program has opened. Every worker gets it once more.
+    pub(crate) fn adopted(target: &AccessTarget, descriptor: OwnedFd) -> Self {
+        Self::of(target.clone(), descriptor, 2)
+    }
+
+    fn of(target: AccessTarget, descriptor: OwnedFd, edition: u64) -> Self {
+        let identity = fstat(&descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
+        Self {
+            target,
+            descriptor,
+            identity,
+            edition,
+        }
+    }
+
+    /// Opens it anew, if its path names another file by now, or `anyway`. Whether it has.
+    ///
+    /// # Errors
+    /// When it cannot be opened; the old one goes on being written.
+    pub(crate) fn reopen(&mut self, anyway: bool) -> Result<bool, String> {
+        let AccessTarget::File(path) = &self.target else {
+            return Ok(false);
+        };
+        let there = std::fs::metadata(path)
+            .ok()
+            .map(|about| (about.dev(), about.ino()));
+        if !anyway && there == Some(self.identity) {
+            return Ok(false);
+        }
+        let descriptor = open(path).map_err(|error| cannot_open(path, &error))?;
+        *self = Self::of(self.target.clone(), descriptor, self.edition + 1);
+        Ok(true)
+    }
+
+    /// What kind of file it is.
+    pub(crate) fn kind(&self) -> SFlag {
+        fstat(&self.descriptor).map_or(SFlag::empty(), |status| {
+            SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
+        })
+    }
+}
+
+impl AsFd for AccessLog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let pipe = std::fs::metadata(path).is_ok_and(|about| about.file_type().is_fifo());
+    let mut options = OpenOptions::new();
+    options
+        .append(true)
+        .create(!pipe)
+        .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits());
+    // With a reading end of our own, a pipe's reader may come late, leave and come again.
+    let with_reader = pipe
+        .then(|| options.clone().read(true).open(path).ok())
+        .flatten();
+    let file = with_reader.map_or_else(|| options.open(path), Ok)?;
+    Ok(file.into())
+}
+
+/// Our standard output, as an open file of its own where that can be had: being non-blocking is then nobody else's matter.
+fn stdout() -> io::Result<OwnedFd> {
+    let status = fstat(io::stdout())?;
+    let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
+    if kind == SFlag::S_IFIFO {
+        let flags = OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits();
+        if let Ok(own) = OpenOptions::new()
+            .append(true)
+            .custom_flags(flags)
+            .open("/proc/self/fd/1")
+        {
+            return Ok(own.into());
+        }
+    }
+    io::stdout().as_fd().try_clone_to_owned()
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::PermissionDenied => format!("let user {} write it", nix::unistd::geteuid()),
+        io::ErrorKind::NotFound => "create its directory".to_owned(),
+        _ => "see to what is there".to_owned(),
+    };
+    format!(
+        "cannot open access log {}: {error} ({remedy}, or choose another --access-log)",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotated_file_is_opened_anew_and_one_that_is_in_its_place_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("access.log");
+        let mut log = AccessLog::open(&AccessTarget::File(path.clone())).expect("open");
+        assert_eq!((log.reopen(false), log.edition), (Ok(false), 1));
+        std::fs::rename(&path, folder.path().join("access.log.1")).expect("rotated");
+        assert_eq!((log.reopen(false), log.edition), (Ok(true), 2));
+        assert!(path.exists());
+        assert_eq!((log.reopen(true), log.edition), (Ok(true), 3));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_told_with_the_remedy() {
+        let error = AccessLog::open(&AccessTarget::File("/nowhere/access.log".into()))
+            .expect_err("no folder");
+        assert!(
+            error.contains("/nowhere/access.log") && error.contains("create its directory"),
+            "{error}"
+        );
+    }
+}

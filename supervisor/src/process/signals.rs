@@ -1,0 +1,246 @@
+//! Signals, turned into something that an event loop can wait for.
+//!
+//! A handler only counts the signal and wakes the loop through an eventfd. So of each kind at least one is seen,
+//! however many come, and SIGTTIN and SIGTTOU, which mean "one more" and "one fewer", are all seen. What a signal
+//! means is decided elsewhere.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
+use signal_hook::SigId;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The signals that are caught, in the order in which [`Signals::take`] tells them.
+pub(crate) const CAUGHT: [Signal; 10] = [
+    Signal::SIGCHLD,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// The most signals of a counted kind that one [`Signals::take`] tells: as many as there can be slots.
+const COUNTED_AT_ONCE: u32 = prefork_protocol::Slot::MAX as u32;
+
+/// The signals of this process, caught as long as it lives. Afterwards they are swallowed, not back to default.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    shared: Arc<Shared>,
+    registered: Vec<SigId>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// How often each of `CAUGHT` came since the last `take`.
+    counts: [AtomicU32; CAUGHT.len()],
+    wake: EventFd,
+}
+
+impl Shared {
+    /// What the handler does: async-signal-safe, and errno stays as the interrupted code left it.
+    fn came(&self, index: usize) {
+        let errno = Errno::last_raw();
+        if let Some(count) = self.counts.get(index) {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        // It fails only when the loop has 2^64 wake-ups to read.
+        let _ = self.wake.write(1);
+        Errno::set_raw(errno);
+    }
+}
+
+impl Signals {
+    /// Catches [`CAUGHT`], also where the process was started with some of them blocked or ignored, and ignores
+    /// SIGPIPE.
+    ///
+    /// # Errors
+    /// Those of eventfd(2) and sigaction(2).
+    pub(crate) fn install() -> io::Result<Self> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            counts: Default::default(),
+            wake,
+        });
+        let mut this = Self {
+            shared,
+            registered: Vec::new(),
+        };
+        for (index, signal) in CAUGHT.into_iter().enumerate() {
+            let shared = Arc::clone(&this.shared);
+            // SAFETY: `came` is async-signal-safe: atomics, one write(2), errno restored, no allocation, no panic.
+            // The last reference is dropped by an unregister, never in the handler.
+            let id = unsafe {
+                signal_hook::low_level::register(signal as i32, move || shared.came(index))
+            }?;
+            this.registered.push(id);
+        }
+        // SAFETY: SIG_IGN runs no code of ours.
+        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
+        pthread_sigmask(
+            SigmaskHow::SIG_UNBLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?;
+        Ok(this)
+    }
+
+    /// Has signals wait until somebody [installs](Self::install) handlers or [goes on](Self::go_on), across an exec too.
+    ///
+    /// # Errors
+    /// Those of sigprocmask(2).
+    pub(crate) fn hold(&self) -> io::Result<()> {
+        Ok(pthread_sigmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?)
+    }
+
+    /// Ends a [`hold`](Self::hold).
+    ///
+    /// # Errors
+    /// Those of sigprocmask(2).
+    pub(crate) fn go_on(&self) -> io::Result<()> {
+        Ok(pthread_sigmask(
+            SigmaskHow::SIG_UNBLOCK,
+            Some(&CAUGHT.into_iter().collect::<SigSet>()),
+            None,
+        )?)
+    }
+
+    /// The signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which are told as often
+    /// as they were delivered (the kernel itself merges what comes while one is pending).
+    pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
+        // First the wake-up, then the counts: a signal in between costs an empty call, and is not lost.
+        let _ = self.shared.wake.read();
+        let counts = self
+            .shared
+            .counts
+            .each_ref()
+            .map(|count| count.swap(0, Ordering::SeqCst));
+        CAUGHT.into_iter().zip(counts).flat_map(|(signal, count)| {
+            let most = match signal {
+                Signal::SIGTTIN | Signal::SIGTTOU => COUNTED_AT_ONCE,
+                _ => 1,
+            };
+            std::iter::repeat_n(signal, count.min(most) as usize)
+        })
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable when [`take`](Self::take) has something to tell.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.wake.as_fd()
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for id in self.registered.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::signal::raise;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+
+    /// Runs a test in a process of its own: signals are the whole process's, and would interrupt other tests.
+    fn alone(test: fn() -> Result<(), u32>) {
+        // SAFETY: the child allocates, which glibc allows after fork, and takes no lock that other tests hold.
+        let ForkResult::Parent { child } = (unsafe { fork() }).expect("fork") else {
+            let line = test().err().unwrap_or(0);
+            // SAFETY: ends the child without the harness's exit handlers. Lines above 255 wrap, but never to 0.
+            unsafe {
+                libc::_exit(if line == 0 {
+                    0
+                } else {
+                    (line % 255) as i32 + 1
+                })
+            }
+        };
+        let status = waitpid(child, None).expect("reaped");
+        assert_eq!(
+            status,
+            WaitStatus::Exited(child, 0),
+            "the status is the failed line, modulo 255, plus 1"
+        );
+    }
+
+    fn fact(fact: bool, line: u32) -> Result<(), u32> {
+        if fact { Ok(()) } else { Err(line) }
+    }
+
+    fn readable(signals: &Signals) -> bool {
+        let mut waited = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        poll(&mut waited, PollTimeout::ZERO) == Ok(1)
+    }
+
+    #[test]
+    fn each_kind_is_told_and_more_and_fewer_are_counted() {
+        alone(|| {
+            let signals = Signals::install().map_err(|_| line!())?;
+            fact(!readable(&signals) && signals.take().count() == 0, line!())?;
+            for signal in
+                CAUGHT
+                    .into_iter()
+                    .chain([Signal::SIGTTIN, Signal::SIGHUP, Signal::SIGTTIN])
+            {
+                Errno::set_raw(7);
+                raise(signal).map_err(|_| line!())?;
+                fact(Errno::last_raw() == 7, line!())?;
+            }
+            fact(readable(&signals), line!())?;
+            let told: Vec<Signal> = signals.take().collect();
+            let mut expected = CAUGHT.to_vec();
+            expected.splice(9..9, [Signal::SIGTTIN, Signal::SIGTTIN]);
+            fact(told == expected, line!())?;
+            fact(!readable(&signals) && signals.take().count() == 0, line!())?;
+            for _ in 0..5000 {
+                raise(Signal::SIGTTOU).map_err(|_| line!())?;
+                raise(Signal::SIGTERM).map_err(|_| line!())?;
+            }
+            fact(signals.take().count() == 1 + 1024, line!())
+        });
+    }
+
+    #[test]
+    fn signals_that_were_blocked_or_ignored_at_the_start_are_caught() {
+        alone(|| {
+            // SAFETY: SIG_IGN runs no code of ours.
+            unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) }
+                .map_err(|_| line!())?;
+            pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
+                .map_err(|_| line!())?;
+            raise(Signal::SIGHUP).map_err(|_| line!())?;
+            let signals = Signals::install().map_err(|_| line!())?;
+            raise(Signal::SIGINT).map_err(|_| line!())?;
+            fact(signals.take().eq([Signal::SIGINT, Signal::SIGHUP]), line!())
+        });
+    }
+
+    #[test]
+    fn a_broken_pipe_is_no_signal() {
+        alone(|| {
+            let signals = Signals::install().map_err(|_| line!())?;
+            raise(Signal::SIGPIPE).map_err(|_| line!())?;
+            drop(signals);
+            raise(Signal::SIGTERM).map_err(|_| line!())
+        });
+    }
+}

@@ -1,0 +1,282 @@
+//! What the child does between fork and exec: async-signal-safe calls only, no allocation, no way back.
+#![allow(unsafe_code)]
+
+use super::{Order, REPORT, Stage};
+use crate::sandbox::Confinement;
+use nix::errno::Errno;
+use nix::unistd::Pid;
+use prefork_protocol::environment::{FIRST_FD, LISTEN_PID, WATCHDOG_PID};
+use std::ffi::{CStr, c_char, c_int};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+/// Everything the child needs, made before the fork so that the child need not allocate. It holds pointers into
+/// `order` and into its own buffers, which all live until after the fork.
+pub(crate) struct Plan<'a> {
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    /// Owns the variables that hold the child's pid, which `env` points to.
+    _pid_variables: Vec<Vec<u8>>,
+    /// Where the child writes its pid: [`PID_ROOM`] bytes each.
+    pid_fields: Vec<*mut u8>,
+    stdin: Option<RawFd>,
+    stderr: Option<RawFd>,
+    sources: Vec<RawFd>,
+    kept: &'a [RawFd],
+    /// As many as `sources`: where they are while the low numbers are cleared.
+    parked: Vec<RawFd>,
+    executable: RawFd,
+    script: Option<&'a CStr>,
+    directory: Option<&'a CStr>,
+    death_signal: c_int,
+    cgroup: Option<RawFd>,
+    confinement: &'a Confinement,
+    pub(crate) parent: Pid,
+    report: RawFd,
+}
+
+/// Ten digits and the end of the string.
+const PID_ROOM: usize = 11;
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(order: &'a Order<'_>, report: RawFd) -> Self {
+        let mut pid_variables = Vec::new();
+        let mut pid_fields = Vec::new();
+        let mut env: Vec<*const c_char> = Vec::with_capacity(order.env.len() + 1);
+        for variable in &order.env {
+            let name = variable
+                .to_bytes()
+                .split(|byte| *byte == b'=')
+                .next()
+                .unwrap_or_default();
+            if name != LISTEN_PID.as_bytes() && name != WATCHDOG_PID.as_bytes() {
+                env.push(variable.as_ptr());
+                continue;
+            }
+            let mut text = [name, b"=", &[0; PID_ROOM]].concat();
+            let start = text.as_mut_ptr();
+            env.push(start.cast_const().cast());
+            pid_fields.push(start.wrapping_add(name.len() + 1));
+            // Moving the vector does not move its bytes.
+            pid_variables.push(text);
+        }
+        env.push(std::ptr::null());
+        let argv = order
+            .argv
+            .iter()
+            .map(|argument| argument.as_ptr())
+            .chain([std::ptr::null()])
+            .collect();
+        let sources: Vec<RawFd> = order
+            .listeners
+            .iter()
+            .chain(order.extras)
+            .map(|descriptor| descriptor.as_raw_fd())
+            .collect();
+        Self {
+            argv,
+            env,
+            _pid_variables: pid_variables,
+            pid_fields,
+            parked: vec![-1; sources.len()],
+            sources,
+            stdin: order.stdin.map(|descriptor| descriptor.as_raw_fd()),
+            stderr: order.stderr.map(|descriptor| descriptor.as_raw_fd()),
+            kept: order.kept,
+            executable: order.executable.as_fd().as_raw_fd(),
+            script: order.executable.script(),
+            directory: order.directory,
+            death_signal: order.death_signal as c_int,
+            cgroup: order.cgroup.map(|group| group.as_raw_fd()),
+            confinement: order.confinement,
+            parent: nix::unistd::getpid(),
+            report,
+        }
+    }
+
+    /// The child's whole life until exec. Async-signal-safe throughout.
+    pub(crate) fn perform(&mut self) -> ! {
+        let (stage, errno) = match self.become_program() {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        let mut report = [stage as u8; REPORT];
+        report[1..].copy_from_slice(&errno.to_ne_bytes());
+        // SAFETY: `report` is valid for reads of its length; `_exit` runs no destructor and no atexit handler.
+        unsafe {
+            libc::write(self.report, report.as_ptr().cast(), report.len());
+            libc::_exit(127)
+        }
+    }
+
+    fn become_program(&mut self) -> Result<std::convert::Infallible, (Stage, c_int)> {
+        // A session of its own, not only a group: whoever is in another session cannot join its group, by which we tell who speaks.
+        // SAFETY: plain system calls on integers; `setsid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
+        unsafe {
+            check(Stage::Group, libc::setsid())?;
+        }
+        if let Some(cgroup) = self.cgroup {
+            // SAFETY: one byte of a literal is read.
+            check(
+                Stage::Cgroup,
+                unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int,
+            )?;
+        }
+        self.confinement.surrender()?;
+        // SAFETY: as above.
+        unsafe {
+            check(
+                Stage::DeathSignal,
+                libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0),
+            )?;
+            // The supervisor may have died before the line above. Then no signal comes, and nobody reads a report.
+            if libc::getppid() != self.parent.as_raw() {
+                libc::_exit(127);
+            }
+        }
+        self.confinement.confine()?;
+        reset_signals();
+        let executable = self.place_descriptors()?;
+        // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two arrays end
+        // with a null pointer; each pid field has PID_ROOM bytes.
+        unsafe {
+            if let Some(directory) = self.directory {
+                check(Stage::Directory, libc::chdir(directory.as_ptr()))?;
+            }
+            let pid = libc::getpid();
+            for field in &self.pid_fields {
+                write_pid(pid, *field);
+            }
+            self.confinement.seal()?;
+            match self.script {
+                Some(path) => libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()),
+                None => libc::syscall(
+                    libc::SYS_execveat,
+                    executable,
+                    c"".as_ptr(),
+                    self.argv.as_ptr(),
+                    self.env.as_ptr(),
+                    libc::AT_EMPTY_PATH,
+                ) as c_int,
+            };
+        }
+        Err((Stage::Exec, errno()))
+    }
+
+    /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above, and closes
+    /// the rest. Returns the executable's new number.
+    fn place_descriptors(&mut self) -> Result<RawFd, (Stage, c_int)> {
+        let stage = Stage::Descriptors;
+        if !self.kept.is_empty() {
+            // Everything that the supervisor opens is closed on exec, unless that is taken back here.
+            for descriptor in self.kept {
+                // SAFETY: a plain system call on integers.
+                check(stage, unsafe { libc::fcntl(*descriptor, libc::F_SETFD, 0) })?;
+            }
+            return Ok(self.executable);
+        }
+        let count = self.sources.len() as RawFd;
+        let (report, executable) = (FIRST_FD + count, FIRST_FD + count + 1);
+        let above = executable + 1;
+        // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
+        // would still be used: it never returns.
+        unsafe {
+            for (source, target) in [
+                (self.stdin, libc::STDIN_FILENO),
+                (self.stderr, libc::STDERR_FILENO),
+            ] {
+                if let Some(source) = source {
+                    check(stage, libc::dup2(source, target))?;
+                }
+            }
+            // First all out of the way: a source may sit where another one belongs.
+            self.report = check(
+                stage,
+                libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, above),
+            )?;
+            self.executable = check(
+                stage,
+                libc::fcntl(self.executable, libc::F_DUPFD_CLOEXEC, above),
+            )?;
+            for (source, parked) in self.sources.iter().zip(&mut self.parked) {
+                *parked = check(stage, libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, above))?;
+            }
+            for (target, parked) in (FIRST_FD..).zip(&self.parked) {
+                // A dup2'ed descriptor is not closed on exec.
+                check(stage, libc::dup2(*parked, target))?;
+            }
+            self.executable = check(
+                stage,
+                libc::dup3(self.executable, executable, libc::O_CLOEXEC),
+            )?;
+            self.report = check(stage, libc::dup3(self.report, report, libc::O_CLOEXEC))?;
+            check(
+                stage,
+                libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0) as c_int,
+            )?;
+        }
+        Ok(executable)
+    }
+}
+
+/// Default action for every signal, then an empty mask. A signal that came since the fork acts here.
+fn reset_signals() {
+    /// What the kernel takes as a set of signals.
+    const SET: usize = size_of::<u64>();
+    // SAFETY: zeros are SIG_DFL without flags in the kernel's own layout (at most four words), and an empty set;
+    // both calls only read them. The C library's wrapper would refuse two signals, which exec then passes on
+    // ignored. KILL and STOP are refused, as they should be.
+    unsafe {
+        let zeros = [0_u64; 4];
+        for signal in 1..=64 {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const zeros,
+                std::ptr::null_mut::<u8>(),
+                SET,
+            );
+        }
+        let set = libc::SIG_SETMASK;
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            set,
+            &raw const zeros,
+            std::ptr::null_mut::<u8>(),
+            SET,
+        );
+    }
+}
+
+/// Writes `pid` in decimal. Without leading zeros: systemd's own library would read those as octal.
+///
+/// # Safety
+/// `field` must be valid for writes of [`PID_ROOM`] bytes.
+unsafe fn write_pid(pid: c_int, field: *mut u8) {
+    let mut digits = [0_u8; PID_ROOM];
+    let mut rest = pid.unsigned_abs();
+    let mut length = 0;
+    while length == 0 || rest > 0 {
+        digits[length] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        length += 1;
+    }
+    for (place, digit) in digits[..length].iter().rev().enumerate() {
+        // SAFETY: a pid has at most 10 digits, so `place` is below PID_ROOM, as is the end of the string.
+        unsafe { field.add(place).write(*digit) };
+    }
+    // SAFETY: as above.
+    unsafe { field.add(length).write(0) };
+}
+
+/// A step's failure, from what its system call has returned.
+pub(crate) fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
+    if result < 0 {
+        Err((stage, errno()))
+    } else {
+        Ok(result)
+    }
+}
+
+fn errno() -> c_int {
+    Errno::last_raw()
+}

@@ -1,0 +1,428 @@
+//! The sandbox of a generation's workers, put together of what its parts can do here.
+
+use super::landlock::{Landlock, Rule, Wanted};
+use super::private_tmp::PrivateTmp;
+use super::seccomp::{Filter, Profile};
+use super::{landlock, private_tmp, seccomp};
+use crate::config::{Config, Program, Rigour, Seccomp};
+use crate::process::spawn::Executable;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{AccessFlags, access};
+use std::borrow::Cow;
+use std::ffi::{CString, OsStr};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Programs and their libraries, wherever a distribution keeps them.
+const PROGRAMS: [&str; 9] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/gnu/store",
+];
+/// What programs look into.
+const LOOKED_INTO: [&str; 7] = [
+    "/etc",
+    "/proc",
+    "/sys/devices/system",
+    "/sys/fs/cgroup",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/run/systemd/resolve",
+    "/run/resolvconf",
+];
+/// Devices that are no devices.
+const DEVICES: [&str; 6] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+];
+
+/// What the dynamic loader of a stock app takes.
+const LIBRARIES: [&str; 10] = [
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+    "/nix/store",
+    "/gnu/store",
+];
+/// How it finds them, and how the C library counts CPUs.
+const LOADER: [&str; 3] = [
+    "/etc/ld.so.cache",
+    "/etc/ld.so.preload",
+    "/sys/devices/system/cpu",
+];
+
+/// What this kernel, and this process's privileges, allow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    /// The version of Landlock, or 0.
+    pub(crate) landlock: u32,
+    /// It filters system calls.
+    pub(crate) seccomp: bool,
+    /// Why there can be no private `/tmp`.
+    pub(crate) private_tmp: Option<Errno>,
+}
+
+impl Kernel {
+    fn probe(how: Seccomp) -> Self {
+        Self {
+            landlock: landlock::abi(),
+            seccomp: seccomp::available(how),
+            private_tmp: PrivateTmp::prepare().err(),
+        }
+    }
+}
+
+/// Whatever of the sandbox is to be entered.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) private_tmp: Option<PrivateTmp>,
+    pub(crate) landlock: Option<Landlock>,
+    pub(crate) filter: Option<Filter>,
+}
+
+impl Sandbox {
+    /// No part.
+    pub(crate) const NONE: Self = Self {
+        private_tmp: None,
+        landlock: None,
+        filter: None,
+    };
+
+    /// Prepares what a configuration asks for, and adds to its warnings.
+    pub(crate) fn prepare(
+        config: &mut Config,
+        program: &Executable,
+        meeting_place: Option<&Path>,
+    ) -> Result<Self, String> {
+        let kernel = Kernel::probe(config.sandbox.seccomp);
+        Self::prepare_for(kernel, config, program, meeting_place)
+    }
+
+    pub(crate) fn prepare_for(
+        kernel: Kernel,
+        config: &mut Config,
+        program: &Executable,
+        meeting_place: Option<&Path>,
+    ) -> Result<Self, String> {
+        let sandbox = &config.sandbox;
+        if sandbox.rigour == Rigour::Off {
+            return Ok(Self::NONE);
+        }
+        let stock = matches!(config.program, Program::App(_));
+        let foreign = matches!(config.program, Program::Command(_));
+        // Where the notification socket will have a path, which every program understands and no scope forbids.
+        let usable = |place: &&Path| access(*place, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+        let notices = meeting_place.filter(usable);
+        let wanted = Wanted {
+            files: stock || !sandbox.read_only.is_empty() || !sandbox.writable.is_empty(),
+            tcp_bind: !sandbox.tcp_bind,
+            // A program that is to speak to an abstract notification socket must be let to.
+            abstract_sockets: !foreign || notices.is_some(),
+        };
+        let mut missing: Vec<String> = wanted
+            .missing(kernel.landlock)
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+        if !kernel.seccomp {
+            missing.push("filtering system calls (CONFIG_SECCOMP_FILTER)".to_owned());
+        }
+        if let Some(errno) = kernel.private_tmp.filter(|_| sandbox.private_tmp) {
+            let why = errno.desc();
+            missing.push(format!(
+                "a private /tmp ({why}: it needs CAP_SYS_ADMIN, so start as root)"
+            ));
+        }
+        let mut warnings = Vec::new();
+        if !missing.is_empty() {
+            let missing = missing.join("; ");
+            if sandbox.rigour == Rigour::Strict {
+                return Err(format!(
+                    "the sandbox cannot be strict, since this is missing here: {missing} \
+                     (choose --sandbox best-effort to go on without)"
+                ));
+            }
+            warnings.push(format!(
+                "the workers' sandbox lacks what is missing here: {missing}"
+            ));
+        }
+
+        let private_tmp = match sandbox.private_tmp && kernel.private_tmp.is_none() {
+            true => {
+                refuse_hidden(config, program, notices)?;
+                let unmountable =
+                    |errno: Errno| format!("cannot have a private /tmp: {}", errno.desc());
+                Some(PrivateTmp::prepare().map_err(unmountable)?)
+            }
+            false => None,
+        };
+        let mut own = Vec::new();
+        let rules = if wanted.files {
+            let tmp = private_tmp.iter().flat_map(PrivateTmp::places);
+            own.extend(tmp.map(|place| (Cow::Borrowed(place), landlock::WRITE)));
+            // Other programs get all of /proc: they ask it about the machine, too.
+            own.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
+            // A script is whatever lies at its path when it is started.
+            let script = program.is_script().then(|| program.path().to_owned());
+            let interpreter = script.as_deref().and_then(interpreter);
+            let names = script
+                .into_iter()
+                .chain(interpreter)
+                .filter_map(|path| CString::new(path.into_os_string().into_vec()).ok());
+            own.extend(names.map(|name| (Cow::Owned(name), landlock::RUN_FILE)));
+            rules(config, program, &mut warnings)?
+        } else {
+            Vec::new()
+        };
+        let landlock = Landlock::prepare(wanted, kernel.landlock, rules, own).map_err(|errno| {
+            format!(
+                "the kernel does not take the workers' Landlock rules: {}",
+                errno.desc()
+            )
+        })?;
+        let profile = if stock {
+            Profile::Stock
+        } else {
+            Profile::Other
+        };
+        let filter = if kernel.seccomp {
+            Filter::prepare(profile, sandbox.seccomp)?
+        } else {
+            None
+        };
+        let prepared = Self {
+            private_tmp,
+            landlock,
+            filter,
+        };
+        if prepared.needs_no_new_privs() && config.privileges.no_new_privileges == Some(false) {
+            warnings.push(
+                "no-new-privileges off has no effect, since the sandbox needs it on".to_owned(),
+            );
+        }
+        config.warnings.extend(warnings);
+        Ok(prepared)
+    }
+
+    /// Whether a part of it can only be entered by who renounces new privileges.
+    pub(crate) fn needs_no_new_privs(&self) -> bool {
+        self.landlock.is_some() || self.filter.is_some()
+    }
+}
+
+/// The paths that workers may use, and how.
+fn rules(
+    config: &Config,
+    program: &Executable,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Rule>, String> {
+    let stock = matches!(config.program, Program::App(_));
+    let mut rules = Vec::new();
+    let mut allow_what_is_there = |paths: &[&str], access| {
+        for path in paths {
+            rules.extend(
+                place(Path::new(path))
+                    .and_then(|place| Rule::new(place, access))
+                    .ok(),
+            );
+        }
+    };
+    if stock {
+        allow_what_is_there(&LIBRARIES, landlock::RUN);
+        allow_what_is_there(&LOADER, landlock::READ);
+        allow_what_is_there(&DEVICES[..1], landlock::DEVICE);
+        allow_what_is_there(&["/dev/urandom"], landlock::READ);
+    } else {
+        allow_what_is_there(&PROGRAMS, landlock::RUN);
+        allow_what_is_there(&LOOKED_INTO, landlock::READ);
+        allow_what_is_there(&DEVICES, landlock::DEVICE);
+    }
+
+    let own = program.as_fd().try_clone_to_owned().map_err(|error| {
+        format!(
+            "cannot keep the descriptor of {}: {error} (raise the limit of open files)",
+            program.path().display()
+        )
+    })?;
+    rules.extend(Rule::new(own, landlock::RUN).ok());
+
+    if let Program::App(app) = &config.program
+        && let Some(served) = app.strip_prefix("files:")
+    {
+        rules.push(named("app", Path::new(served), landlock::READ)?);
+    }
+    let sandbox = &config.sandbox;
+    for path in &sandbox.read_only {
+        rules.push(named("read-only", path, landlock::RUN)?);
+    }
+    for path in &sandbox.writable {
+        rules.push(named("writable", path, landlock::WRITE)?);
+    }
+    match &config.program {
+        Program::App(_) | Program::Linked => {
+            if let Some(directory) = log_directory(config) {
+                // The whole directory: a log that was rotated away is made anew there.
+                rules.push(named("log-file", &directory, landlock::APPEND)?);
+            }
+        }
+        Program::Command(words) => {
+            let here = config.directory.clone().unwrap_or_default();
+            for word in words.iter().skip(1).map(|word| here.join(word)) {
+                if word.exists() && !is_visible(config, &word) {
+                    warnings.push(format!(
+                        "workers cannot open {}, which is among the program's arguments (add --read-only for it or its directory)",
+                        word.display()
+                    ));
+                }
+            }
+        }
+    }
+    Ok(rules)
+}
+
+/// Where a Rust worker makes its log file.
+fn log_directory(config: &Config) -> Option<PathBuf> {
+    let file = config
+        .directory
+        .clone()
+        .unwrap_or_default()
+        .join(config.log.file.as_ref()?);
+    Some(match file.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    })
+}
+
+fn place(path: &Path) -> Result<OwnedFd, Errno> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn named(setting: &str, path: &Path, access: u64) -> Result<Rule, String> {
+    place(path)
+        .and_then(|place| Rule::new(place, access))
+        .map_err(|errno| {
+            format!(
+                "{setting}: cannot open {}: {} (check the path)",
+                path.display(),
+                errno.desc()
+            )
+        })
+}
+
+/// The program in a script's first line.
+fn interpreter(script: &Path) -> Option<PathBuf> {
+    let mut start = [0_u8; 256];
+    let length = std::fs::File::open(script)
+        .and_then(|mut file| file.read(&mut start))
+        .ok()?;
+    let line = start[..length]
+        .split(|byte| *byte == b'\n')
+        .next()?
+        .strip_prefix(b"#!")?
+        .trim_ascii();
+    let word = line.split(u8::is_ascii_whitespace).next()?;
+    Some(PathBuf::from(OsStr::from_bytes(word)))
+}
+
+/// Whether a path is below one that a program may read.
+fn is_visible(config: &Config, path: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let path = real(path);
+    let always = PROGRAMS
+        .iter()
+        .chain(&LOOKED_INTO)
+        .chain(&DEVICES)
+        .map(Path::new);
+    let named = config
+        .sandbox
+        .read_only
+        .iter()
+        .chain(&config.sandbox.writable)
+        .map(PathBuf::as_path);
+    always
+        .chain(named)
+        .any(|visible| path.starts_with(real(visible)))
+}
+
+/// A private `/tmp` hides what is in the machine's: nothing that a worker needs may be there.
+fn refuse_hidden(
+    config: &Config,
+    program: &Executable,
+    notices: Option<&Path>,
+) -> Result<(), String> {
+    let mut needed: Vec<(String, PathBuf)> = Vec::new();
+    let mut need = |what: &str, path: &Path| needed.push((what.to_owned(), path.to_owned()));
+    if program.is_script() {
+        need("the program", program.path());
+        if let Some(interpreter) = interpreter(program.path()) {
+            need("the program's interpreter", &interpreter);
+        }
+    }
+    if let Some(directory) = &config.directory {
+        need("directory", directory);
+    }
+    for path in &config.sandbox.read_only {
+        need("read-only", path);
+    }
+    for path in &config.sandbox.writable {
+        need("writable", path);
+    }
+    match &config.program {
+        Program::App(app) => {
+            if let Some(served) = app.strip_prefix("files:") {
+                need("app", Path::new(served));
+            }
+        }
+        Program::Linked => {}
+        Program::Command(words) => {
+            let here = config.directory.clone().unwrap_or_default();
+            for word in words
+                .iter()
+                .skip(1)
+                .map(|word| here.join(word))
+                .filter(|word| word.exists())
+            {
+                need("an argument of the program", &word);
+            }
+            if let Some(directory) = notices {
+                need(
+                    "the notification socket, in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR",
+                    directory,
+                );
+            }
+        }
+    }
+    if !matches!(config.program, Program::Command(_))
+        && let Some(directory) = log_directory(config)
+    {
+        need("log-file", &directory);
+    }
+    match needed
+        .into_iter()
+        .find(|(_, path)| private_tmp::hidden(path))
+    {
+        None => Ok(()),
+        Some((what, path)) => Err(format!(
+            "private-tmp: workers would not see {} ({what}); put it elsewhere, or leave private-tmp off",
+            path.display()
+        )),
+    }
+}

@@ -1,0 +1,6 @@
+//! systemd's interfaces, spoken without its library: socket activation, notifications in both directions, and the FD
+//! store.
+
+pub(crate) mod fd_store;
+pub(crate) mod notify;
+pub(crate) mod socket_activation;

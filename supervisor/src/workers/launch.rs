@@ -1,0 +1,281 @@
+//! Starting one worker: which descriptors, which environment, which first words.
+
+use super::cgroup::{Groups, Limits};
+use crate::config::WorkerStderr;
+use crate::generation::Generation;
+use crate::logging;
+use crate::logging::stderr::Capture;
+use crate::logging::stderr::capture::stream;
+use crate::process::spawn::{Order, spawn};
+use crate::systemd::socket_activation::{JOURNAL_STREAM, stderr_is_journal};
+use crate::workers::handle::{Alarm, Allowance, Hand, Line, Phase};
+use crate::workers::siblings::Queues;
+use nix::sys::signal::Signal;
+use prefork_core::Time;
+use prefork_protocol::channel::WorkerEnd;
+use prefork_protocol::environment::FIRST_FD;
+use prefork_protocol::message::{PROTOCOL, ToWorker, Welcome};
+use prefork_protocol::scoreboard::SharedRows;
+use prefork_protocol::{GenerationId, Slot, WorkerId, channel, environment as contract};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Who is to be started.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Role<'a> {
+    pub(crate) worker: WorkerId,
+    pub(crate) slot: Slot,
+    pub(crate) generation: GenerationId,
+    /// The name that its process goes by.
+    pub(crate) name: &'a str,
+    /// Where foreign programs send their notices.
+    pub(crate) notify: &'a OsStr,
+}
+
+/// Starts a worker of a generation.
+///
+/// # Errors
+/// Why there is none, in the words for the operator.
+pub(crate) fn launch(
+    now: Time,
+    generation: &mut Generation,
+    groups: Option<&mut Groups>,
+    role: Role<'_>,
+) -> Result<Hand, String> {
+    // All the generation's slots at once: steering, not listen(2), decides who gets connections.
+    generation.listen(generation.config.slots().max(role.slot.0 + 1))?;
+
+    let (line, theirs) = line(generation, role)?;
+    let rows = theirs
+        .as_ref()
+        .map(|_| SharedRows::create(generation.config.class().threads))
+        .transpose();
+    let rows =
+        rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
+    let queues = Queues::of(generation, role.slot);
+    let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
+    let siblings = queues.near.iter().chain(&queues.far).copied();
+    let access = generation.access.iter().map(AsFd::as_fd);
+    let extras: Vec<BorrowedFd<'_>> = theirs
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(rows.iter().map(AsFd::as_fd))
+        .chain(siblings)
+        .chain(access)
+        .collect();
+
+    let title = format!(
+        "{}: worker {} gen {}",
+        role.name, role.worker, role.generation
+    );
+    let words = generation.words();
+    let argv = if words.is_empty() {
+        vec![c_string(title)?]
+    } else {
+        words
+    };
+    let directory = generation.config.directory.as_ref();
+    let directory = directory
+        .map(|path| c_string(path.as_os_str().as_bytes()))
+        .transpose()?;
+    let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
+    let (capture, stderr) = match generation.config.worker_stderr {
+        WorkerStderr::Inherit => (None, None),
+        WorkerStderr::Capture => {
+            let failed =
+                |error| format!("cannot make a pipe for a worker's standard error: {error}");
+            let (ours, theirs) = Capture::open().map_err(failed)?;
+            (Some(ours), Some(theirs))
+        }
+    };
+    let order = Order {
+        executable: &generation.executable,
+        argv: &argv,
+        env: environment(generation, role, &queues, stderr.as_ref())?,
+        listeners: &listeners,
+        extras: &extras,
+        kept: &[],
+        stdin: None,
+        stderr: stderr.as_ref().map(AsFd::as_fd),
+        directory: directory.as_deref(),
+        // A Rust worker that is told of the supervisor's death finishes what it can within a second.
+        death_signal: if theirs.is_some() {
+            Signal::SIGTERM
+        } else {
+            Signal::SIGKILL
+        },
+        cgroup: group.as_ref().map(AsFd::as_fd),
+        confinement: &generation.confinement,
+    };
+    let spawned = spawn(order).map_err(|error| error.to_string())?;
+    let alarm = match line {
+        Line::Notify { .. } => generation
+            .config
+            .ready
+            .silence()
+            .map(|silence| (now + silence, Alarm::CountsAsReady)),
+        Line::Channel { .. } | Line::Closed => None,
+    };
+    // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
+    Ok(Hand {
+        id: role.worker,
+        slot: role.slot,
+        generation: role.generation,
+        pid: spawned.pid,
+        pidfd: spawned.pidfd,
+        exec_errors: spawned.exec_errors,
+        line,
+        rows,
+        stderr: capture,
+        status: String::new(),
+        alarm,
+        quiet: false,
+        memory: None,
+        edition: generation.access.as_ref().map_or(0, |log| log.edition),
+    })
+}
+
+/// The worker's line: a channel in which its welcome waits, or the notification socket.
+fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), String> {
+    if !generation.has_channel() {
+        let stop = generation.config.stop_signal;
+        let allowance = Allowance::default();
+        return Ok((
+            Line::Notify {
+                stop,
+                ready: false,
+                greeted: false,
+                fed: None,
+                allowance,
+            },
+            None,
+        ));
+    }
+    let failed =
+        |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
+    let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;
+    let welcome = Welcome {
+        protocol: PROTOCOL,
+        worker: role.worker,
+        slot: role.slot,
+        generation: role.generation,
+        workers: generation.config.slots(),
+        settings: generation.config.worker_settings(),
+    };
+    ours.send(&ToWorker::Welcome(welcome))
+        .map_err(|error| failed(&error))?;
+    let line = Line::Channel {
+        channel: ours,
+        phase: Phase::Silent,
+        draining: false,
+        allowance: Allowance::default(),
+    };
+    Ok((line, Some(theirs)))
+}
+
+/// The supervisor's own environment without what was meant for it alone, the configured variables, the contract.
+fn environment(
+    generation: &Generation,
+    role: Role<'_>,
+    queues: &Queues<'_>,
+    stderr: Option<&OwnedFd>,
+) -> Result<Vec<CString>, String> {
+    let config = &generation.config;
+    let names: Vec<&str> = queues.own.iter().map(|(name, _)| name.as_str()).collect();
+    let mut set: Vec<(&str, OsString)> = vec![
+        (contract::LISTEN_FDS, names.len().to_string().into()),
+        // The child writes its own pid here.
+        (contract::LISTEN_PID, OsString::new()),
+        (contract::LISTEN_FDNAMES, names.join(":").into()),
+        (contract::PREFORK_WORKER, role.worker.to_string().into()),
+        (contract::PREFORK_SLOT, role.slot.to_string().into()),
+        (
+            contract::PREFORK_GENERATION,
+            role.generation.to_string().into(),
+        ),
+        (contract::PREFORK_WORKERS, config.slots().to_string().into()),
+    ];
+    if generation.has_channel() {
+        let first_extra = usize::try_from(FIRST_FD).unwrap_or(3) + names.len();
+        set.push((contract::PREFORK_CHANNEL, first_extra.to_string().into()));
+        set.push((
+            contract::PREFORK_SCOREBOARD,
+            (first_extra + 1).to_string().into(),
+        ));
+        set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
+        set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        if generation.access.is_some() {
+            let place = first_extra + 2 + queues.near.len() + queues.far.len();
+            set.push((contract::PREFORK_ACCESS_LOG, place.to_string().into()));
+            set.push((
+                contract::PREFORK_ACCESS_FORMAT,
+                config.access_log_format.to_string().into(),
+            ));
+        }
+        if let Some(slow) = config.slow_log {
+            set.push((
+                contract::PREFORK_SLOW_LOG,
+                slow.as_millis().to_string().into(),
+            ));
+        }
+        set.extend(
+            logging::environment(&config.log, stderr.is_some())
+                .into_iter()
+                .map(|(key, value)| (key, value.into())),
+        );
+        set.push((
+            contract::PREFORK_CORE_DUMPS,
+            config.privileges.core_dumps.as_str().into(),
+        ));
+    } else {
+        set.push((contract::NOTIFY_SOCKET, role.notify.to_owned()));
+        if let Some(timeout) = config.worker_watchdog() {
+            set.push((
+                contract::WATCHDOG_USEC,
+                timeout.as_micros().to_string().into(),
+            ));
+            set.push((contract::WATCHDOG_PID, OsString::new()));
+        }
+    }
+    // Where our standard error is the journal, a worker's ends there, too, with its priorities.
+    if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
+        set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
+    }
+    let told = generation
+        .confinement
+        .variables()
+        .iter()
+        .filter(|(key, _)| !config.env.contains_key(*key));
+    set.extend(told.cloned());
+    set.extend(
+        config
+            .env
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.into())),
+    );
+    let ours = |key: &OsStr| {
+        contract::ALL
+            .iter()
+            .chain(&[logging::FORMAT_VARIABLE, logging::FILE_VARIABLE])
+            .any(|name| key == *name)
+            || set.iter().any(|(name, _)| key == *name)
+    };
+    let inherited = std::env::vars_os().filter(|(key, _)| !ours(key));
+    let all = inherited.chain(
+        set.iter()
+            .map(|(key, value)| (OsString::from(key), value.clone())),
+    );
+    all.map(|(mut key, value)| {
+        key.push("=");
+        key.push(value);
+        c_string(key.into_vec())
+    })
+    .collect()
+}
+
+fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, String> {
+    CString::new(bytes).map_err(|error| {
+        format!("a NUL byte in the name of a worker, its environment or its directory: {error}")
+    })
+}

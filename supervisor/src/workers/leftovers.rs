@@ -1,0 +1,452 @@
+//! What a dead worker has left running outside its process group.
+//!
+//! We are the subreaper of what workers start, so whatever outlives them becomes our child. It may hold listening sockets
+//! and take connections that nobody would answer for, so it is killed: by the worker's id in its environment, and, where
+//! nobody but our workers can have left us a child, without one, too. Killing a process brings us its children; that is
+//! why one look is followed by another until nothing is found.
+//!
+//! What carries the id of a worker that lives is that worker's. Each look is bounded. A kernel that does not list a process's children leaves everything as it is.
+
+use crate::process::spawn::{pidfd_open, send_signal};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use prefork_core::Time;
+use prefork_protocol::WorkerId;
+use prefork_protocol::environment::PREFORK_WORKER;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// The most processes that are looked at in one wake-up.
+const AT_ONCE: usize = 64;
+/// The most processes that are killed in one wake-up, their descendants among them.
+const KILLED_AT_ONCE: usize = 256;
+/// The most threads of a process whose children are listed.
+const THREADS: usize = 64;
+/// The longest environment and the longest list of children that are read, in bytes.
+const LONGEST: u64 = 4 << 20;
+/// How soon there is another look after something was found.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long an exec may take.
+const EXEC: Duration = Duration::from_millis(200);
+
+/// What is known of leftovers.
+#[derive(Debug)]
+pub(crate) struct Leftovers {
+    /// Others than our workers leave us their children, too: we are process 1, or had children before we were what we are.
+    foster: bool,
+    /// Children that are still to be looked at.
+    queue: Vec<Pid>,
+    /// When to look.
+    due: Option<Time>,
+    /// Who had no environment at all at the last look: nobody has one in the middle of an exec.
+    suspects: BTreeSet<Pid>,
+    /// Who was killed and is not buried yet.
+    killed: BTreeSet<Pid>,
+}
+
+/// A process that was killed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Leftover {
+    pub(crate) pid: Pid,
+    pub(crate) name: String,
+    /// Whose it was; `None` when it hid that.
+    pub(crate) worker: Option<WorkerId>,
+}
+
+impl Leftovers {
+    /// To be called before the first child is started.
+    pub(crate) fn new() -> Self {
+        let alone = Pid::this() != Pid::from_raw(1) && children(Pid::this()).is_empty();
+        Self::resumed(!alone)
+    }
+
+    /// Goes on where another version of the program was.
+    pub(crate) fn resumed(foster: bool) -> Self {
+        Self {
+            foster,
+            queue: Vec::new(),
+            due: None,
+            suspects: BTreeSet::new(),
+            killed: BTreeSet::new(),
+        }
+    }
+
+    /// Whether others than workers leave us their children.
+    pub(crate) fn foster(&self) -> bool {
+        self.foster
+    }
+
+    /// A worker is dead: looks at once.
+    pub(crate) fn look(&mut self, now: Time) {
+        self.due = Some(now);
+        self.queue.clear();
+        self.suspects.clear();
+    }
+
+    /// When to look next.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.due
+    }
+
+    /// Somebody is buried.
+    pub(crate) fn buried(&mut self, now: Time, pid: Pid) {
+        if self.killed.remove(&pid) {
+            // Its children are ours now.
+            self.due = Some(now);
+        }
+    }
+
+    /// Looks again soon, as long as somebody was killed and is not buried.
+    pub(crate) fn keep_looking(&mut self, now: Time) {
+        if !self.killed.is_empty() {
+            self.due.get_or_insert(now + LOOK_AGAIN);
+        }
+    }
+
+    /// Whether there is something to look at or to bury.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.due.is_some() || !self.killed.is_empty()
+    }
+
+    /// If it is time, kills what dead workers have left. `known` are children of our own; `lives` tells whose id is a living
+    /// worker's.
+    pub(crate) fn sweep(
+        &mut self,
+        now: Time,
+        known: &BTreeSet<Pid>,
+        lives: impl Fn(WorkerId) -> bool,
+    ) -> Vec<Leftover> {
+        let mut found = Vec::new();
+        if self.due.take_if(|due| *due <= now).is_none() {
+            return found;
+        }
+        if self.queue.is_empty() {
+            self.queue = children(Pid::this());
+            self.suspects.retain(|suspect| self.queue.contains(suspect));
+        }
+        for _ in 0..AT_ONCE {
+            let Some(pid) = self.queue.pop() else { break };
+            if found.len() >= KILLED_AT_ONCE || known.contains(&pid) || self.killed.contains(&pid) {
+                continue;
+            }
+            let suspected = self.suspects.remove(&pid);
+            // It is our child, so nobody else can have its number before we bury it.
+            let Some(about) =
+                About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
+            else {
+                continue;
+            };
+            let (worker, left) = match Owner::of(pid) {
+                Owner::Worker(worker) => (Some(worker), !lives(worker)),
+                Owner::Hidden => (None, !self.foster),
+                Owner::Empty => {
+                    // It may show whose it is when its exec is over.
+                    if !suspected {
+                        self.suspects.insert(pid);
+                    }
+                    (None, suspected && !self.foster)
+                }
+                Owner::Unreadable => (None, !self.foster && known.is_empty()),
+            };
+            if left && kill(pid, Signal::SIGKILL).is_ok() {
+                self.killed.insert(pid);
+                found.push(Leftover {
+                    pid,
+                    name: about.name,
+                    worker,
+                });
+                kill_descendants(pid, worker, &mut found);
+            }
+        }
+        if !self.queue.is_empty() {
+            self.due = Some(now);
+        } else if !found.is_empty() {
+            self.due = Some(now + LOOK_AGAIN);
+        } else if !self.suspects.is_empty() {
+            self.due = Some(now + EXEC);
+        }
+        found
+    }
+}
+
+/// Kills what a process that was killed has started, before it comes to us.
+fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Leftover>) {
+    let mut parents = vec![parent];
+    while let Some(parent) = parents.pop() {
+        for pid in children(parent) {
+            if found.len() >= KILLED_AT_ONCE {
+                return;
+            }
+            // Its number may be another's by now; the descriptor's cannot, once it is seen to be the right one.
+            let Ok(pidfd) = pidfd_open(pid) else { continue };
+            let Some(about) = About::read(pid) else {
+                continue;
+            };
+            let related = about.parent == parent || about.parent == Pid::this();
+            if related && about.runs && send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
+                found.push(Leftover {
+                    pid,
+                    name: about.name,
+                    worker,
+                });
+                parents.push(pid);
+            }
+        }
+    }
+}
+
+/// The children of a process, as far as its threads are listed.
+fn children(pid: Pid) -> Vec<Pid> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut all = Vec::new();
+    for task in tasks.flatten().take(THREADS) {
+        let text = read(task.path().join("children").to_string_lossy().as_ref());
+        let text = String::from_utf8_lossy(&text).into_owned();
+        all.extend(
+            text.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .map(Pid::from_raw),
+        );
+    }
+    all
+}
+
+/// Whose a process is, by its environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// This worker's.
+    Worker(WorkerId),
+    /// It does not tell.
+    Hidden,
+    /// It has no environment, for now at least.
+    Empty,
+    /// Another user's, whom we may not look at: it may well be a living worker's.
+    Unreadable,
+}
+
+impl Owner {
+    fn of(pid: Pid) -> Self {
+        let environment = read(&format!("/proc/{pid}/environ"));
+        let value = |variable: &[u8]| {
+            let value = variable
+                .strip_prefix(PREFORK_WORKER.as_bytes())?
+                .strip_prefix(b"=")?;
+            std::str::from_utf8(value).ok()?.parse().ok()
+        };
+        let worker = environment
+            .split(|byte| *byte == 0)
+            .find_map(value)
+            .map(WorkerId);
+        match worker {
+            Some(worker) => Self::Worker(worker),
+            // Whoever makes itself unreadable as our own user hides.
+            None if environment.is_empty()
+                && user(pid).is_some_and(|user| user != Uid::current()) =>
+            {
+                Self::Unreadable
+            }
+            None if environment.is_empty() => Self::Empty,
+            None => Self::Hidden,
+        }
+    }
+}
+
+/// The user that a process runs as; everybody may know that.
+fn user(pid: Pid) -> Option<Uid> {
+    let status = String::from_utf8_lossy(&read(&format!("/proc/{pid}/status"))).into_owned();
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+        .map(Uid::from_raw)
+}
+
+/// A process's name, its parent, and whether it is more than a body.
+#[derive(Debug)]
+struct About {
+    name: String,
+    parent: Pid,
+    runs: bool,
+}
+
+impl About {
+    fn read(pid: Pid) -> Option<Self> {
+        let text = String::from_utf8_lossy(&read(&format!("/proc/{pid}/stat"))).into_owned();
+        // The name may hold anything, but nothing after it holds a parenthesis.
+        let (name, rest) = text.split_once('(')?.1.rsplit_once(')')?;
+        let mut fields = rest.split_ascii_whitespace();
+        let state = fields.next()?;
+        Some(Self {
+            name: name.escape_debug().collect(),
+            parent: Pid::from_raw(fields.next()?.parse().ok()?),
+            runs: !matches!(state, "Z" | "X"),
+        })
+    }
+}
+
+fn read(path: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What cannot be read is empty, as of a process that is gone.
+    let _ = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Child, Command, Stdio};
+
+    /// No worker of another test has these ids.
+    const DEAD: WorkerId = WorkerId(u64::MAX);
+    const ALIVE: WorkerId = WorkerId(u64::MAX - 1);
+
+    fn lives(worker: WorkerId) -> bool {
+        worker != DEAD
+    }
+
+    fn sleeper(id: Option<WorkerId>) -> Child {
+        let mut command = Command::new("sleep");
+        command.arg("100").env_remove(PREFORK_WORKER);
+        if let Some(id) = id {
+            command.env(PREFORK_WORKER, id.to_string());
+        }
+        command.spawn().expect("sleep")
+    }
+
+    fn pid(child: &Child) -> Pid {
+        Pid::from_raw(i32::try_from(child.id()).expect("a pid"))
+    }
+
+    /// Waits until it has become its program, with its own environment: the name comes first, the environment along
+    /// with the command line.
+    fn settle(child: &Child, name: &str) -> Pid {
+        let pid = pid(child);
+        let became = || {
+            About::read(pid).expect("it lives").name == name
+                && !read(&format!("/proc/{pid}/cmdline")).is_empty()
+        };
+        while !became() {
+            std::thread::yield_now();
+        }
+        pid
+    }
+
+    /// Looks at these children only: others may be another test's.
+    fn sweep(leftovers: &mut Leftovers, now: Time, children: &[Pid]) -> Vec<Leftover> {
+        leftovers.queue = children.to_vec();
+        leftovers.sweep(now, &BTreeSet::new(), lives)
+    }
+
+    #[test]
+    fn what_a_dead_worker_left_is_killed_and_a_living_workers_is_not() {
+        let mut sleepers = [sleeper(Some(DEAD)), sleeper(Some(ALIVE)), sleeper(None)];
+        let pids: Vec<Pid> = sleepers
+            .iter()
+            .map(|child| settle(child, "sleep"))
+            .collect();
+        let listed = children(Pid::this());
+        assert!(
+            listed.is_empty() || pids.iter().all(|pid| listed.contains(pid)),
+            "{listed:?}"
+        );
+        let mut foster = Leftovers::resumed(true);
+        foster.look(Time::default());
+        let found = sweep(&mut foster, Time::default(), &pids);
+        let expected = Leftover {
+            pid: pids[0],
+            name: "sleep".to_owned(),
+            worker: Some(DEAD),
+        };
+        assert_eq!(found, [expected]);
+        assert!(foster.is_busy());
+        foster.buried(Time::default(), pids[0]);
+        assert_eq!(sweep(&mut foster, Time::default(), &pids[1..]), []);
+        assert!(!foster.is_busy());
+
+        // Where nobody else leaves us children, whoever hides is killed, too.
+        let mut alone = Leftovers::resumed(false);
+        alone.look(Time::default());
+        let found = sweep(&mut alone, Time::default(), &pids[1..]);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[2],
+                name: "sleep".to_owned(),
+                worker: None
+            }]
+        );
+
+        sleepers[1].kill().expect("it lives");
+        sleepers.iter_mut().for_each(|child| _ = child.wait());
+    }
+
+    #[test]
+    fn whoever_is_in_the_middle_of_an_exec_is_not_killed_for_having_no_environment() {
+        let empty = |script: &str| {
+            let mut command = Command::new("/bin/sh");
+            command
+                .args(["-c", script])
+                .env_clear()
+                .stdin(Stdio::piped());
+            command.spawn().expect("sh")
+        };
+        let into = |id: WorkerId| {
+            empty(&format!(
+                "read line; exec /usr/bin/env {PREFORK_WORKER}={id} /bin/sleep 100"
+            ))
+        };
+        // The first gets its environment while it is looked at, the second never does.
+        let mut processes = [into(ALIVE), empty("read line"), into(DEAD)];
+        let pids: Vec<Pid> = processes.iter().map(|child| settle(child, "sh")).collect();
+        assert!(pids.iter().all(|pid| Owner::of(*pid) == Owner::Empty));
+        let become_program = |child: &Child| {
+            writeln!(child.stdin.as_ref().expect("a pipe"), "go").expect("it reads");
+            settle(child, "sleep");
+        };
+        let start = Time::default();
+        let mut foster = Leftovers::resumed(true);
+        let mut alone = Leftovers::resumed(false);
+        foster.look(start);
+        alone.look(start);
+        assert_eq!(sweep(&mut foster, start, &pids), []);
+        assert_eq!(sweep(&mut alone, start, &pids[..2]), []);
+        assert_eq!(
+            alone.due(),
+            Some(start + EXEC),
+            "there is another look when an exec must be over"
+        );
+        assert_eq!(sweep(&mut alone, start + EXEC / 2, &pids), []);
+        become_program(&processes[0]);
+        become_program(&processes[2]);
+        let found = sweep(&mut foster, start + EXEC, &pids);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[2],
+                name: "sleep".to_owned(),
+                worker: Some(DEAD)
+            }]
+        );
+        let found = sweep(&mut alone, start + EXEC, &pids[..2]);
+        assert_eq!(
+            found,
+            [Leftover {
+                pid: pids[1],
+                name: "sh".to_owned(),
+                worker: None
+            }]
+        );
+
+        processes[0].kill().expect("it lives");
+        processes.iter_mut().for_each(|child| _ = child.wait());
+    }
+}

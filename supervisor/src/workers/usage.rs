@@ -1,0 +1,73 @@
+//! What the kernel knows of a process's use of processors and memory.
+//!
+//! Only what it tells without a look into the process's address space: `stat` and `statm` take no lock that the process
+//! can keep. So a worker cannot hold the supervisor up by whatever it does to its memory (as it could with `smaps`).
+
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use std::time::Duration;
+
+/// Fields of `stat` between the program's name and the processor time.
+const BEFORE_TIMES: usize = 11;
+
+/// Processor time that a process's threads have used, as exactly as the kernel's clock ticks; `None` when it is gone.
+pub(crate) fn cpu_time(pid: Pid) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??)
+        .ok()
+        .filter(|ticks| *ticks > 0)?;
+    Some(Duration::from_secs_f64(
+        ticks_of(&stat)? as f64 / ticks as f64,
+    ))
+}
+
+/// User and system time out of the text of `stat`. The program's name may hold anything, parentheses too.
+fn ticks_of(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(BEFORE_TIMES);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user.saturating_add(system))
+}
+
+/// Bytes of memory that a process has for itself: what is resident of it and belongs to no file. Another process like it
+/// would need as much again.
+pub(crate) fn own_memory(pid: Pid) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;
+    Some(pages_of(&statm)?.saturating_mul(page))
+}
+
+fn pages_of(statm: &str) -> Option<u64> {
+    let mut fields = statm.split_ascii_whitespace().skip(1);
+    let resident: u64 = fields.next()?.parse().ok()?;
+    let shared: u64 = fields.next()?.parse().ok()?;
+    Some(resident.saturating_sub(shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_programs_name_does_not_move_the_fields() {
+        let stat = "7 (a) 1 (b c) S 1 7 7 0 -1 4194560 103 0 0 0 12 34 5 6 20 0 1 0 8 9 10";
+        assert_eq!(ticks_of(stat), Some(46));
+        assert_eq!((ticks_of("7 (a) S 1 2"), ticks_of("")), (None, None));
+        assert_eq!(
+            (pages_of("900 120 20 1 0 50 0"), pages_of("900")),
+            (Some(100), None)
+        );
+    }
+
+    #[test]
+    fn this_process_has_memory_and_uses_time() {
+        let me = Pid::this();
+        let before = cpu_time(me).expect("its processor time");
+        let mut sum = 0_u64;
+        while cpu_time(me).expect("its processor time") <= before {
+            sum = (0..1_000_000).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
+        }
+        assert!(own_memory(me).expect("its memory") > 100_000, "{sum}");
+        assert_eq!(cpu_time(Pid::from_raw(i32::MAX)), None);
+    }
+}
