@@ -116,10 +116,8 @@ impl<'a> Plan<'a> {
         }
         if let Some(cgroup) = self.cgroup {
             // SAFETY: one byte of a literal is read.
-            check(
-                Stage::Cgroup,
-                unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) } as c_int,
-            )?;
+            let written = unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) };
+            check(Stage::Cgroup, written as c_int)?;
         }
         self.confinement.surrender()?;
         // SAFETY: as above.
