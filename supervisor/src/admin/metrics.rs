@@ -35,7 +35,7 @@ impl Format {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Counter,
-    Gauge,
+    MemorySampler,
     Histogram,
     Info,
 }
@@ -58,7 +58,7 @@ pub(crate) fn render(status: &Value, format: Format) -> String {
         format,
         text: String::new(),
         family: String::new(),
-        kind: Kind::Gauge,
+        kind: Kind::MemorySampler,
     };
     page.server(status);
     page.slots(status);
@@ -97,7 +97,7 @@ impl Page {
         );
         self.family(
             "prefork_state",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "What the server does: 1 for the state that it is in.",
         );
         for state in STATES {
@@ -140,7 +140,7 @@ impl Page {
         );
         self.family(
             "prefork_workers",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Workers that are alive, by what they do.",
         );
         let all: Vec<&Value> = list(&status["slots"])
@@ -254,28 +254,28 @@ impl Page {
         };
         self.each(
             "prefork_slot_open_connections",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Connections open now.",
             slots,
             sum("open"),
         );
         self.each(
             "prefork_slot_requests_in_hand",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Requests in hand now.",
             slots,
             sum("busy"),
         );
         self.each(
             "prefork_slot_queue",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Connections that wait to be accepted, where the slot has a queue of its own.",
             slots,
             |slot| slot["queue"].as_f64(),
         );
         self.each(
             "prefork_slot_queue_limit",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Connections that may wait.",
             slots,
             |slot| slot["backlog"].as_f64(),
@@ -290,21 +290,21 @@ impl Page {
         };
         self.each(
             "prefork_slot_oldest_request_seconds",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "For how long the oldest request has been in a handler's hands; 0 when none is.",
             slots,
             move |slot| Some(most("oldest_age")(slot).unwrap_or(0.0)),
         );
         self.each(
             "prefork_slot_in_rotation",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Whether new connections go to the slot.",
             slots,
             |slot| Some(f64::from(u8::from(slot["in_rotation"] == true))),
         );
         self.each(
             "prefork_slot_memory_bytes",
-            Kind::Gauge,
+            Kind::MemorySampler,
             "Proportional set size of the slot's workers, with max-memory.",
             slots,
             |slot| {
@@ -337,7 +337,7 @@ impl Page {
     }
 
     fn one(&mut self, name: &str, help: &str, value: f64) {
-        self.family(name, Kind::Gauge, help);
+        self.family(name, Kind::MemorySampler, help);
         self.sample(&[], value);
     }
 
@@ -365,7 +365,7 @@ impl Page {
             (Format::OpenMetrics, Kind::Info) => (name.to_owned(), "info"),
             (Format::Prometheus, Kind::Counter) => (format!("{name}_total"), "counter"),
             (Format::Prometheus, Kind::Info) => (format!("{name}_info"), "gauge"),
-            (_, Kind::Gauge) => (name.to_owned(), "gauge"),
+            (_, Kind::MemorySampler) => (name.to_owned(), "gauge"),
             (_, Kind::Histogram) => (name.to_owned(), "histogram"),
         };
         // A string takes every line, here and below.
@@ -382,7 +382,7 @@ impl Page {
         let ending = match self.kind {
             Kind::Counter => "_total",
             Kind::Info => "_info",
-            Kind::Gauge | Kind::Histogram => "",
+            Kind::MemorySampler | Kind::Histogram => "",
         };
         self.line(ending, labels, value);
     }

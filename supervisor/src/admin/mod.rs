@@ -25,7 +25,7 @@ pub(crate) use child::task;
 use super::generation::{Desk, Generation};
 use super::listen::{AddressId, ListenSet};
 use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
-use crate::helpers::terminating::Doomed;
+use crate::helpers::terminating::Terminating;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
@@ -265,7 +265,7 @@ impl Admin {
     }
 
     /// Kills those that were to leave and have not.
-    pub(crate) fn expire(&mut self, now: Time, doomed: &mut Doomed) {
+    pub(crate) fn expire(&mut self, now: Time, doomed: &mut Terminating) {
         let late = |running: &mut Running| running.until.is_some_and(|until| until <= now);
         self.leaving
             .extract_if(.., late)

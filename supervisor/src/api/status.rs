@@ -1,6 +1,6 @@
 //! The answer to `supervisor status`: a picture of the server, in JSON. `docs/control.md` is its schema for people.
 
-use crate::workers::handle::Hand;
+use crate::workers::handle::WorkerHandle;
 use prefork_core::{ReloadView, State, WorkerState, WorkerView};
 use prefork_protocol::scoreboard::{Reading, Totals};
 use serde::{Deserialize, Serialize};
@@ -152,7 +152,7 @@ pub(crate) struct WorkerStatus {
 
 impl WorkerStatus {
     /// A worker as it is at `now`, by the clock of the scoreboard.
-    pub(crate) fn new(view: &WorkerView, hand: &Hand, now: Duration) -> Self {
+    pub(crate) fn new(view: &WorkerView, hand: &WorkerHandle, now: Duration) -> Self {
         let scoreboard = hand.reading().unwrap_or_default();
         let since =
             |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());

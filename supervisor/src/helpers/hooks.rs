@@ -169,7 +169,7 @@ impl Hooks {
     }
 
     /// One has ended, perhaps.
-    pub(crate) fn bury(&mut self, poll: &Poll, id: u64) {
+    pub(crate) fn reap(&mut self, poll: &Poll, id: u64) {
         let Some(running) = self.running.get(&id) else {
             return;
         };

@@ -8,7 +8,7 @@
 //!
 //! It has no place in what an upgrade hands over: the next version starts one of its own, and buries the old one as an orphan.
 
-use crate::helpers::terminating::Doomed;
+use crate::helpers::terminating::Terminating;
 use crate::process::reap::reap;
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
 use crate::upgrade::environment_without;
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The gauge that runs, and when the next one does.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge {
+pub(crate) struct MemorySampler {
     running: Option<Running>,
     next: Time,
     /// Who has held it up.
@@ -54,7 +54,7 @@ struct Running {
 /// What can go wrong. Each is told once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Trouble {
-    NoGauge,
+    NoSampler,
     HeldUp,
     Refused,
 }
@@ -69,7 +69,7 @@ pub(crate) struct Measured {
     kind: Option<Trouble>,
 }
 
-impl Gauge {
+impl MemorySampler {
     /// When something is to be done: one to be started, or to be ended.
     pub(crate) fn due(&self) -> Time {
         self.running
@@ -104,13 +104,13 @@ impl Gauge {
                 };
                 Ok(Some(self.running.insert(running).spawned.pidfd.as_fd()))
             }
-            Err(_) if !self.told.insert(Trouble::NoGauge) => Ok(None),
+            Err(_) if !self.told.insert(Trouble::NoSampler) => Ok(None),
             Err(reason) => Err(format!("cannot measure the workers' memory: {reason}")),
         }
     }
 
     /// It has ended, or has had its time: what it has said.
-    pub(crate) fn end(&mut self, now: Time, doomed: &mut Doomed) -> Option<Measured> {
+    pub(crate) fn end(&mut self, now: Time, doomed: &mut Terminating) -> Option<Measured> {
         let running = self.running.as_ref()?;
         let over = running.deadline <= now;
         let alive = matches!(reap(&running.spawned.pidfd), Ok(None));

@@ -11,9 +11,9 @@ use std::os::fd::AsFd;
 
 /// Those that are not dead yet.
 #[derive(Debug, Default)]
-pub(crate) struct Doomed(Vec<Spawned>);
+pub(crate) struct Terminating(Vec<Spawned>);
 
-impl Doomed {
+impl Terminating {
     /// Kills a child.
     pub(crate) fn kill(&mut self, child: Spawned) {
         let _ = send_signal(child.pidfd.as_fd(), Signal::SIGKILL);
@@ -48,7 +48,7 @@ impl Doomed {
     }
 
     /// Buries those that are dead. To be called when a child has died.
-    pub(crate) fn bury(&mut self) {
+    pub(crate) fn reap(&mut self) {
         self.0
             .retain(|child| matches!(reap(&child.pidfd), Ok(None)));
     }

@@ -24,15 +24,15 @@ pub(crate) enum Token {
     /// The check of an upgrade has ended.
     Upgrade,
     /// A worker's lookout has ended.
-    Lookout(WorkerId),
+    ReadinessProbe(WorkerId),
     /// A worker has written to its standard error.
     Stderr(WorkerId),
     /// Our own standard error can be written.
-    Outlet,
+    StderrWriter,
     /// An admin child has ended.
     Admin(u64),
     /// The gauge has ended.
-    Gauge,
+    MemorySampler,
     /// A hook has ended.
     Hook(u64),
 }
@@ -50,11 +50,11 @@ impl Token {
             Self::Death(worker) => (4, worker.0),
             Self::Channel(worker) => (5, worker.0),
             Self::Upgrade => (6, 0),
-            Self::Lookout(worker) => (7, worker.0),
+            Self::ReadinessProbe(worker) => (7, worker.0),
             Self::Stderr(worker) => (8, worker.0),
-            Self::Outlet => (9, 0),
+            Self::StderrWriter => (9, 0),
             Self::Admin(child) => (10, child),
-            Self::Gauge => (11, 0),
+            Self::MemorySampler => (11, 0),
             Self::Hook(hook) => (12, hook),
         };
         kind << KIND_SHIFT | number & NUMBER
@@ -70,11 +70,11 @@ impl Token {
             4 => Self::Death(WorkerId(number)),
             5 => Self::Channel(WorkerId(number)),
             6 => Self::Upgrade,
-            7 => Self::Lookout(WorkerId(number)),
+            7 => Self::ReadinessProbe(WorkerId(number)),
             8 => Self::Stderr(WorkerId(number)),
-            9 => Self::Outlet,
+            9 => Self::StderrWriter,
             10 => Self::Admin(number),
-            11 => Self::Gauge,
+            11 => Self::MemorySampler,
             _ => Self::Hook(number),
         }
     }
@@ -177,11 +177,11 @@ mod tests {
             Token::Death(WorkerId(7)),
             Token::Channel(WorkerId(1 << 40)),
             Token::Upgrade,
-            Token::Lookout(WorkerId(3)),
+            Token::ReadinessProbe(WorkerId(3)),
             Token::Stderr(WorkerId(3)),
-            Token::Outlet,
+            Token::StderrWriter,
             Token::Admin(6),
-            Token::Gauge,
+            Token::MemorySampler,
             Token::Hook(5),
         ] {
             assert_eq!(Token::unpack(token.pack()), token);

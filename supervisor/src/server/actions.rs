@@ -6,7 +6,7 @@ use crate::control::Answer;
 use crate::generation::Generation;
 use crate::listen::rotation as steering;
 use crate::process::poll::{Interest, Token};
-use crate::workers::handle::{Hand, Line};
+use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::launch::{Role, launch};
 use log::{info, warn};
 use nix::sys::signal::Signal;
@@ -231,7 +231,7 @@ impl Server {
         self.steer();
     }
 
-    pub(crate) fn watch(&self, hand: &Hand) -> std::io::Result<()> {
+    pub(crate) fn watch(&self, hand: &WorkerHandle) -> std::io::Result<()> {
         self.poll
             .add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
         match &hand.line {

@@ -46,7 +46,7 @@ impl Server {
     }
 
     /// A child is dead.
-    pub(crate) fn bury_admin(&mut self, id: u64) {
+    pub(crate) fn reap_admin(&mut self, id: u64) {
         if let Some(pidfd) = self.admin.pidfd(id) {
             self.poll.remove(pidfd);
         }

@@ -34,7 +34,7 @@ impl Server {
         match self.gauge.start(self.now, &self.name, workers) {
             Ok(None) => {}
             Ok(Some(pidfd)) => {
-                if let Err(error) = self.poll.add(pidfd, Token::Gauge, Interest::Read) {
+                if let Err(error) = self.poll.add(pidfd, Token::MemorySampler, Interest::Read) {
                     // It is heard when it has had its time.
                     debug!("cannot watch the gauge: {error}");
                 }

@@ -24,19 +24,19 @@ use super::listen::Listeners;
 use crate::api::events::Journal;
 use crate::api::status::LastReload;
 use crate::helpers::hooks::Hooks;
-use crate::helpers::memory_sampler::Gauge;
-use crate::helpers::readiness_probe::Lookouts;
-use crate::helpers::terminating::Doomed;
+use crate::helpers::memory_sampler::MemorySampler;
+use crate::helpers::readiness_probe::ReadinessProbes;
+use crate::helpers::terminating::Terminating;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::signals::Signals;
-use crate::server::quiesce::Settling;
-use crate::server::stderr::Relay;
+use crate::server::quiesce::Quiesce;
+use crate::server::stderr::StderrForwarder;
 use crate::systemd::fd_store::Store;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::workers::cgroup;
 use crate::workers::cgroup::Groups;
-use crate::workers::exits::{Deaths, Remains};
-use crate::workers::handle::Hand;
+use crate::workers::exits::{ExitCounts, ExitRecord};
+use crate::workers::handle::WorkerHandle;
 use crate::workers::leftovers::Leftovers;
 use log::{debug, error, info, warn};
 use logs::Logs;
@@ -65,15 +65,15 @@ pub(crate) struct Server {
     listeners: Listeners,
     generations: BTreeMap<GenerationId, Generation>,
     accepted: GenerationId,
-    hands: BTreeMap<WorkerId, Hand>,
+    hands: BTreeMap<WorkerId, WorkerHandle>,
     /// What dead workers have done, by slot.
     dead: Vec<Totals>,
-    relay: Relay,
+    relay: StderrForwarder,
     leftovers: Leftovers,
     /// What workers have died of.
-    deaths: Deaths,
+    deaths: ExitCounts,
     /// The worker that is being buried.
-    remains: Option<(WorkerId, Remains)>,
+    record: Option<(WorkerId, ExitRecord)>,
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
@@ -82,15 +82,15 @@ pub(crate) struct Server {
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
     /// A reload that is done, and of which nobody has been told yet.
-    settling: Option<Settling>,
+    settling: Option<Quiesce>,
     booted: bool,
     control: ControlServer,
     /// What has happened.
     journal: Journal,
     hooks: Hooks,
-    gauge: Gauge,
+    gauge: MemorySampler,
     logs: Logs,
-    doomed: Doomed,
+    doomed: Terminating,
     admin: Admin,
     /// What has been done since the server started.
     counts: Counts,
@@ -107,7 +107,7 @@ pub(crate) struct Server {
     steering_failed: bool,
     on_terminal: bool,
     upgrade: Upgrade,
-    lookouts: Lookouts,
+    lookouts: ReadinessProbes,
     exit: Option<u8>,
 }
 
@@ -203,10 +203,10 @@ impl Server {
             accepted: first,
             hands: BTreeMap::new(),
             dead: vec![Totals::default(); usize::from(Slot::MAX)],
-            relay: Relay::default(),
+            relay: StderrForwarder::default(),
             leftovers: Leftovers::new(),
-            deaths: Deaths::default(),
-            remains: None,
+            deaths: ExitCounts::default(),
+            record: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
@@ -218,9 +218,9 @@ impl Server {
             control: ControlServer::default(),
             journal: Journal::default(),
             hooks: Hooks::default(),
-            gauge: Gauge::default(),
+            gauge: MemorySampler::default(),
             logs: Logs::default(),
-            doomed: Doomed::default(),
+            doomed: Terminating::default(),
             admin: Admin::default(),
             counts: Counts::since(unix_time()),
             picture: None,
@@ -232,7 +232,7 @@ impl Server {
             steering_failed: false,
             on_terminal: leave_terminal(),
             upgrade: Upgrade::new(),
-            lookouts: Lookouts::default(),
+            lookouts: ReadinessProbes::default(),
             exit: None,
         })
     }
@@ -310,7 +310,7 @@ impl Server {
             .chain(watchdog)
             .chain(self.store.due())
             .chain(untold)
-            .chain(self.settling.as_ref().map(Settling::deadline))
+            .chain(self.settling.as_ref().map(Quiesce::deadline))
             .chain(self.upgrade.deadline())
             .chain(self.relay.due())
             .chain(self.leftovers.due())
@@ -332,14 +332,14 @@ impl Server {
                 }
             }
             Token::Channel(worker) => self.hear(worker),
-            Token::Death(worker) => self.bury(worker),
+            Token::Death(worker) => self.reap(worker),
             Token::Upgrade => self.hear_check(),
-            Token::Lookout(worker) => self.hear_lookout(worker),
+            Token::ReadinessProbe(worker) => self.hear_lookout(worker),
             Token::Stderr(worker) => self.relay(worker),
-            Token::Outlet => self.reopen_outlet(),
-            Token::Admin(child) => self.bury_admin(child),
-            Token::Gauge => self.hear_gauge(),
-            Token::Hook(hook) => self.hooks.bury(&self.poll, hook),
+            Token::StderrWriter => self.reopen_outlet(),
+            Token::Admin(child) => self.reap_admin(child),
+            Token::MemorySampler => self.hear_gauge(),
+            Token::Hook(hook) => self.hooks.reap(&self.poll, hook),
         }
     }
 
@@ -351,7 +351,7 @@ impl Server {
             .map(|hand| hand.id)
             .collect();
         for worker in due {
-            if let Some(event) = self.hands.get_mut(&worker).and_then(Hand::ring) {
+            if let Some(event) = self.hands.get_mut(&worker).and_then(WorkerHandle::ring) {
                 self.feed(event);
             }
         }
@@ -367,7 +367,7 @@ impl Server {
             self.tell_systemd(&fact);
         }
         if self.look_for_orphans.is_some_and(|at| at <= self.now) {
-            self.bury_orphans();
+            self.reap_orphans_now();
         }
         self.sweep_leftovers(None);
         self.tend_gauge();

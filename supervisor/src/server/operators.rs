@@ -36,7 +36,7 @@ impl Server {
                     self.reopen_access_logs(true);
                 }
                 Signal::SIGUSR2 => upgrade = true,
-                Signal::SIGCHLD => self.bury_orphans(),
+                Signal::SIGCHLD => self.reap_orphans_now(),
                 _ => {}
             }
         }
@@ -217,12 +217,12 @@ impl Server {
             .map(|hand| hand.pid);
         match fact {
             Fact::Died(who, demise) => {
-                let remains = self
-                    .remains
+                let record = self
+                    .record
                     .as_ref()
                     .filter(|(worker, _)| *worker == who.worker);
                 let now = prefork_os::monotonic_ms();
-                let told = deaths::told(*who, demise, remains.map(|(_, remains)| remains), now);
+                let told = deaths::told(*who, demise, record.map(|(_, record)| record), now);
                 self.deaths.count(demise.cause);
                 self.announce(told);
             }

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A verdict that is held back.
 #[derive(Debug)]
-pub(crate) struct Settling {
+pub(crate) struct Quiesce {
     /// What systemd is to be told.
     fact: Fact,
     /// Who is to be told, and what.
@@ -29,7 +29,7 @@ pub(crate) struct Settling {
     until: Time,
 }
 
-impl Settling {
+impl Quiesce {
     pub(crate) fn deadline(&self) -> Time {
         self.until
     }
@@ -48,7 +48,7 @@ impl Server {
             return false;
         }
         let until = self.now + PATIENCE;
-        self.settling = Some(Settling {
+        self.settling = Some(Quiesce {
             fact: fact.clone(),
             answers: Vec::new(),
             old,
@@ -79,7 +79,7 @@ impl Server {
 
     /// Tells what was held back: something else is about to be told, or somebody else will go on.
     pub(crate) fn settle_now(&mut self) {
-        let Some(Settling { fact, answers, .. }) = self.settling.take() else {
+        let Some(Quiesce { fact, answers, .. }) = self.settling.take() else {
             return;
         };
         self.tell_systemd(&fact);

@@ -1,4 +1,4 @@
-//! Lookouts: who is looked at, and what comes of it.
+//! ReadinessProbes: who is looked at, and what comes of it.
 
 use super::Server;
 use crate::config::Ready;
@@ -25,7 +25,9 @@ impl Server {
             .lookouts
             .start(&self.name, worker, hand.pid, &sockets, log);
         let watched = pidfd.and_then(|pidfd| {
-            let watched = self.poll.add(pidfd, Token::Lookout(worker), Interest::Read);
+            let watched = self
+                .poll
+                .add(pidfd, Token::ReadinessProbe(worker), Interest::Read);
             watched
                 .map_err(|error| format!("cannot watch the lookout for worker {worker}: {error}"))
         });

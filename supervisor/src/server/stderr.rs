@@ -14,7 +14,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(100);
 
 /// How the relay is.
 #[derive(Debug, Default)]
-pub(crate) struct Relay {
+pub(crate) struct StderrForwarder {
     /// Our own standard error is blocked: nobody's is read.
     paused: bool,
     /// When it is tried again, if it cannot be watched.
@@ -23,7 +23,7 @@ pub(crate) struct Relay {
     turn: WorkerId,
 }
 
-impl Relay {
+impl StderrForwarder {
     pub(crate) fn due(&self) -> Option<Time> {
         self.due
     }
@@ -113,7 +113,7 @@ impl Server {
 
     fn wait_for_outlet(&mut self) {
         let watched = outlet()
-            .with_descriptor(|stderr| self.poll.add(stderr, Token::Outlet, Interest::Write));
+            .with_descriptor(|stderr| self.poll.add(stderr, Token::StderrWriter, Interest::Write));
         if watched.is_err() {
             // What cannot be watched can mostly be written.
             self.relay.due = Some(self.now + TRY_AGAIN);
@@ -121,7 +121,10 @@ impl Server {
     }
 
     /// Watches a worker's standard error, unless the relay is paused.
-    pub(crate) fn watch_stderr(&self, hand: &crate::workers::handle::Hand) -> std::io::Result<()> {
+    pub(crate) fn watch_stderr(
+        &self,
+        hand: &crate::workers::handle::WorkerHandle,
+    ) -> std::io::Result<()> {
         let pipe = hand
             .stderr
             .as_ref()

@@ -13,9 +13,9 @@ use crate::config::{Identity, Source};
 use crate::control::{ControlServer, runtime_directory};
 use crate::generation::{Desk, Generation, Loader, Origin};
 use crate::helpers::hooks::Hooks;
-use crate::helpers::memory_sampler::Gauge;
-use crate::helpers::readiness_probe::Lookouts;
-use crate::helpers::terminating::Doomed;
+use crate::helpers::memory_sampler::MemorySampler;
+use crate::helpers::readiness_probe::ReadinessProbes;
+use crate::helpers::terminating::Terminating;
 use crate::listen::{Group, ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::logging::stderr::Capture;
@@ -24,13 +24,13 @@ use crate::process::poll::{Interest, Poll, Token};
 use crate::process::signals::Signals;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
-use crate::server::stderr::Relay;
+use crate::server::stderr::StderrForwarder;
 use crate::systemd::fd_store::Store;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::upgrade::*;
 use crate::workers::cgroup::Groups;
-use crate::workers::exits::Deaths;
-use crate::workers::handle::{Alarm, Allowance, Hand, Line, Phase};
+use crate::workers::exits::ExitCounts;
+use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::leftovers::Leftovers;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -149,10 +149,10 @@ impl Server {
             accepted: state.accepted,
             hands,
             dead,
-            relay: Relay::default(),
+            relay: StderrForwarder::default(),
             leftovers: Leftovers::resumed(state.foster),
-            deaths: Deaths::resumed(state.deaths.into_iter().map(|one| (one.cause, one.count))),
-            remains: None,
+            deaths: ExitCounts::resumed(state.deaths.into_iter().map(|one| (one.cause, one.count))),
+            record: None,
             notify_address: notify.address().to_owned(),
             notify,
             systemd,
@@ -163,9 +163,9 @@ impl Server {
             control,
             journal: Journal::resumed(state.counts.events),
             hooks: Hooks::adopted(state.hooks, rest, task.check),
-            gauge: Gauge::default(),
+            gauge: MemorySampler::default(),
             logs: Logs::default(),
-            doomed: Doomed::adopted(state.doomed, rest, task.check),
+            doomed: Terminating::adopted(state.doomed, rest, task.check),
             admin: Admin::adopted(state.leaving, now, rest, task.check),
             counts: Counts {
                 started: state.counts.started,
@@ -189,7 +189,7 @@ impl Server {
             steering_failed: state.steering_failed,
             on_terminal: state.on_terminal,
             upgrade: Upgrade::new(),
-            lookouts: Lookouts::default(),
+            lookouts: ReadinessProbes::default(),
             exit: None,
         };
         if let Err(error) = server.watch_all() {
@@ -312,7 +312,7 @@ fn generation(
     generation
 }
 
-fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
+fn hand(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHandle {
     speaks(state.protocol, &format_args!("worker {}", state.id));
     let pidfd = unpacking.take_process(
         state.pidfd,
@@ -340,7 +340,7 @@ fn hand(state: HandState, unpacking: &mut Unpacking, check: bool) -> Hand {
         },
         LineState::Closed => Line::Closed,
     };
-    Hand {
+    WorkerHandle {
         id: state.id,
         slot: state.slot,
         generation: state.generation,

@@ -14,7 +14,7 @@ use crate::process::poll::{Interest, Token};
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
 use crate::upgrade::*;
-use crate::workers::handle::{Alarm, Hand, Line, Phase};
+use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
 use log::{Level, debug, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -520,7 +520,7 @@ impl Server {
     }
 }
 
-fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
+fn hand_state(hand: &WorkerHandle, packing: &mut Packing) -> HandleState {
     let line = match &hand.line {
         Line::Channel {
             channel,
@@ -550,7 +550,7 @@ fn hand_state(hand: &Hand, packing: &mut Packing) -> HandState {
         }),
         Line::Closed => LineState::Closed,
     };
-    HandState {
+    HandleState {
         id: hand.id,
         slot: hand.slot,
         generation: hand.generation,

@@ -4,8 +4,8 @@ use super::Server;
 use crate::generation::Generation;
 use crate::process::reap::{reap_orphans, reap_with_usage};
 use crate::systemd::notify::WorkerNotice;
-use crate::workers::exits::{Remains, end};
-use crate::workers::handle::{Hand, Line};
+use crate::workers::exits::{ExitRecord, end};
+use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::leftovers::Leftover;
 use log::{debug, warn};
 use nix::unistd::Pid;
@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
     pub(crate) fn look(&self) -> Look {
-        let sight = |hand: &Hand| (hand.id, hand.sight(self.now));
+        let sight = |hand: &WorkerHandle| (hand.id, hand.sight(self.now));
         let workers = self.hands.values().map(sight).collect();
         let queues = self
             .core
@@ -42,7 +42,7 @@ impl Server {
 
     /// How much everybody has to do.
     fn loads(&self, memory: bool) -> Vec<(WorkerId, Load)> {
-        let load = |hand: &Hand| {
+        let load = |hand: &WorkerHandle| {
             let config = &self.generations.get(&hand.generation)?.config;
             Some((hand.id, hand.load(config, memory)))
         };
@@ -52,7 +52,7 @@ impl Server {
     /// A worker whose listening socket was shut down accepts nothing any more, whoever has done that. Its successor gets a
     /// socket that listens.
     pub(crate) fn condemn_the_shut(&mut self) {
-        let is_shut = |hand: &Hand| {
+        let is_shut = |hand: &WorkerHandle| {
             let generation = self.generations.get(&hand.generation);
             generation.is_some_and(|generation| {
                 generation.sockets.is_shut(generation.queue_of(hand.slot))
@@ -167,7 +167,7 @@ impl Server {
     }
 
     /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
-    pub(crate) fn bury(&mut self, worker: WorkerId) {
+    pub(crate) fn reap(&mut self, worker: WorkerId) {
         self.hear(worker);
         let Some(hand) = self.hands.get_mut(&worker) else {
             return;
@@ -192,7 +192,7 @@ impl Server {
             if let Some(pipe) = capture.descriptor() {
                 self.poll.remove(pipe);
             }
-            capture.bury()
+            capture.reap()
         });
         let reading = hand.reading();
         if let Some((totals, reading)) = self.dead.get_mut(hand.slot.index()).zip(reading.as_ref())
@@ -200,7 +200,7 @@ impl Server {
             totals.fold(reading);
         }
         let generation = self.generations.get(&hand.generation);
-        let remains = Remains {
+        let record = ExitRecord {
             pid: hand.pid,
             death,
             failure: hand.exec_errors.failure(),
@@ -212,7 +212,7 @@ impl Server {
         let clean = generation
             .map(|generation| generation.config.clean_exit.clone())
             .unwrap_or_default();
-        let end = end(hand, &remains, &clean);
+        let end = end(hand, &record, &clean);
         self.poll.remove(&hand.pidfd);
         if let Line::Channel { channel, .. } = &hand.line {
             self.poll.remove(channel);
@@ -221,9 +221,9 @@ impl Server {
         // Whatever it has left is gone before its death is told.
         self.leftovers.look(self.now);
         self.sweep_leftovers(Some(worker));
-        self.remains = Some((worker, remains));
+        self.record = Some((worker, record));
         self.feed(Event::Died(worker, end));
-        self.remains = None;
+        self.record = None;
         self.hands.remove(&worker);
         self.look_for_orphans = Some(self.now);
     }
@@ -273,8 +273,8 @@ impl Server {
             || self.hooks.are_busy() && self.now < end_of_hooks
     }
 
-    pub(crate) fn bury_orphans(&mut self) {
-        self.doomed.bury();
+    pub(crate) fn reap_orphans_now(&mut self) {
+        self.doomed.reap();
         let unswept = self.groups.as_mut().is_some_and(|groups| {
             groups.sweep();
             !groups.is_swept()

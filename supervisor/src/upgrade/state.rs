@@ -62,7 +62,7 @@ states! {
         accepted: GenerationId,
         generations: Vec<GenerationState>,
         groups: Vec<GroupState>,
-        hands: Vec<HandState>,
+        hands: Vec<HandleState>,
         totals: Vec<TotalsState>,
         deaths: Vec<DeathsState>,
         backlog: Vec<u8>,
@@ -148,7 +148,7 @@ states! {
     LockState { path: Bytes, file: Fd }
 
     /// A worker.
-    HandState {
+    HandleState {
         id: WorkerId,
         slot: Slot,
         generation: GenerationId,

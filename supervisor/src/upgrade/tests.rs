@@ -147,7 +147,7 @@ fn sample() -> State {
         device: 8,
         inode: 1 << 40,
     });
-    let hand = |id, line, alarm| HandState {
+    let hand = |id, line, alarm| HandleState {
         id: WorkerId(id),
         slot: Slot(1),
         generation: GenerationId(2),

@@ -1,4 +1,4 @@
-//! Deaths: what a process's end says of its cause, what is left of a worker to be told, and how many died of what.
+//! ExitCounts: what a process's end says of its cause, what is left of a worker to be told, and how many died of what.
 //!
 //! A death's cause is the core's ([`Cause`]); this module gives it what the system knows, and puts both into one line.
 
@@ -6,7 +6,7 @@ use crate::api::events::Told;
 use crate::config::CleanExits;
 use crate::process::reap::{Death, Usage};
 use crate::process::spawn::ExecFailure;
-use crate::workers::handle::{Hand, Line};
+use crate::workers::handle::{Line, WorkerHandle};
 use log::Level;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -23,12 +23,12 @@ const LAST_CHARACTERS: usize = 300;
 
 /// How many workers have died of what since the server started. Never goes back, upgrades in place included.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Deaths {
+pub(crate) struct ExitCounts {
     /// By the cause's word; another version may have known causes that this one does not.
     counts: BTreeMap<Cow<'static, str>, u64>,
 }
 
-impl Deaths {
+impl ExitCounts {
     /// One more.
     pub(crate) fn count(&mut self, cause: Cause) {
         *self.counts.entry(cause.word().into()).or_default() += 1;
@@ -61,7 +61,7 @@ impl Deaths {
 
 /// What is left of a worker.
 #[derive(Debug)]
-pub(crate) struct Remains {
+pub(crate) struct ExitRecord {
     pub(crate) pid: Pid,
     /// How it ended; `None` when that is not known.
     pub(crate) death: Option<Death>,
@@ -77,11 +77,11 @@ pub(crate) struct Remains {
 }
 
 /// What a child's end says.
-pub(crate) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
-    if let Some(failure) = &remains.failure {
+pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) -> End {
+    if let Some(failure) = &record.failure {
         return End::unclean(failure.to_string(), Cause::Exec);
     }
-    let Some(death) = remains.death else {
+    let Some(death) = record.death else {
         return End::unclean("gone, cause unknown", Cause::Unknown);
     };
     let asks = match hand.line {
@@ -93,7 +93,7 @@ pub(crate) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
         Death::Exited(_) => (Cause::Exit, Manner::Unclean),
         Death::Signaled { core: true, .. } => (Cause::Core, Manner::Unclean),
         Death::Signaled { signal, .. }
-            if remains.oom == Some(true) && signal == Signal::SIGKILL as i32 =>
+            if record.oom == Some(true) && signal == Signal::SIGKILL as i32 =>
         {
             (Cause::Oom, Manner::Unclean)
         }
@@ -113,14 +113,14 @@ pub(crate) fn end(hand: &Hand, remains: &Remains, clean: &CleanExits) -> End {
 
 /// A death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
 /// the scoreboard.
-pub(crate) fn told(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Told {
+pub(crate) fn told(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> Told {
     let level = match demise.grade {
         Grade::Clean => Level::Info,
         Grade::Unclean => Level::Warn,
         Grade::Failure => Level::Error,
     };
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let mut told = Told::new("died", level, line(who, demise, remains, now))
+    let mut told = Told::new("died", level, line(who, demise, record, now))
         .with("worker", who.worker.0)
         .with("slot", who.slot.0)
         .with("generation", who.generation.0)
@@ -128,18 +128,18 @@ pub(crate) fn told(who: Who, demise: &Demise, remains: Option<&Remains>, now: u6
         .with("end", demise.how.as_str())
         .with("age_ms", millis(demise.age))
         .with("follow", follow(demise.follow));
-    let Some(remains) = remains else { return told };
-    told = told.with("pid", remains.pid.as_raw());
-    told = match remains.death {
+    let Some(record) = record else { return told };
+    told = told.with("pid", record.pid.as_raw());
+    told = match record.death {
         Some(Death::Exited(status)) => told.with("status", status),
         Some(Death::Signaled { signal, core }) => told.with("signal", signal).with("core", core),
         Some(Death::Unknown) | None => told,
     };
     told = told
-        .with("user_ms", millis(remains.usage.user))
-        .with("system_ms", millis(remains.usage.system))
-        .with("max_rss_kib", remains.usage.max_resident_kib);
-    if let Some(reading) = &remains.reading {
+        .with("user_ms", millis(record.usage.user))
+        .with("system_ms", millis(record.usage.system))
+        .with("max_rss_kib", record.usage.max_resident_kib);
+    if let Some(reading) = &record.reading {
         told = told
             .with("busy", reading.busy)
             .with("connections", reading.open)
@@ -148,36 +148,36 @@ pub(crate) fn told(who: Who, demise: &Demise, remains: Option<&Remains>, now: u6
             told = told.with("oldest_ms", millis(age));
         }
     }
-    if !remains.last_words.is_empty() {
-        told = told.with("stderr", String::from_utf8_lossy(&remains.last_words));
+    if !record.last_words.is_empty() {
+        told = told.with("stderr", String::from_utf8_lossy(&record.last_words));
     }
     told
 }
 
-fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> String {
+fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> String {
     let Who {
         worker,
         slot,
         generation,
     } = who;
     let mut text = format!("worker {worker} (slot {slot}, generation {generation}");
-    if let Some(remains) = remains {
-        let _ = write!(text, ", pid {}", remains.pid);
+    if let Some(record) = record {
+        let _ = write!(text, ", pid {}", record.pid);
     }
     let verb = match demise.grade {
         Grade::Clean => "is gone",
         Grade::Unclean | Grade::Failure => "died",
     };
     let _ = write!(text, ") {verb} ({}): {}", demise.cause.word(), demise.how);
-    if let Some(remains) = remains {
-        if demise.cause == Cause::Signal && remains.oom.is_none() && was_killed(remains) {
+    if let Some(record) = record {
+        if demise.cause == Cause::Signal && record.oom.is_none() && was_killed(record) {
             text.push_str(", not by this server (perhaps by the kernel, out of memory: see dmesg)");
         }
         let Usage {
             user,
             system,
             max_resident_kib,
-        } = remains.usage;
+        } = record.usage;
         let memory = max_resident_kib as f64 / 1024.0;
         let (user, system) = (user.as_secs_f64(), system.as_secs_f64());
         let _ = write!(
@@ -185,7 +185,7 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
             ", after {:.1?}; CPU {user:.2} s user, {system:.2} s system; {memory:.1} MiB at most",
             demise.age
         );
-        if let Some(reading) = &remains.reading {
+        if let Some(reading) = &record.reading {
             let _ = write!(text, "; in hand: {}", count(reading.busy, "request"));
             if let Some(age) = oldest(reading, now) {
                 let _ = write!(text, ", the oldest for {age:.1?}");
@@ -198,8 +198,8 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
     if !follow.is_empty() {
         let _ = write!(text, "; {follow}");
     }
-    if let Some(words) = remains
-        .map(|remains| last_words(&remains.last_words))
+    if let Some(words) = record
+        .map(|record| last_words(&record.last_words))
         .filter(|words| !words.is_empty())
     {
         let _ = write!(text, "; last words: \"{words}\"");
@@ -207,8 +207,8 @@ fn line(who: Who, demise: &Demise, remains: Option<&Remains>, now: u64) -> Strin
     text
 }
 
-fn was_killed(remains: &Remains) -> bool {
-    matches!(remains.death, Some(Death::Signaled { signal, .. }) if signal == Signal::SIGKILL as i32)
+fn was_killed(record: &ExitRecord) -> bool {
+    matches!(record.death, Some(Death::Signaled { signal, .. }) if signal == Signal::SIGKILL as i32)
 }
 
 /// The age of the oldest request in hand. The worker may have written any number.
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn counts_never_go_back_and_unknown_causes_are_kept() {
-        let mut deaths = Deaths::resumed([("exit".to_owned(), 3), ("boredom".to_owned(), 1)]);
+        let mut deaths = ExitCounts::resumed([("exit".to_owned(), 3), ("boredom".to_owned(), 1)]);
         deaths.count(Cause::Exit);
         deaths.count(Cause::Oom);
         let all = deaths.by_cause();

@@ -33,7 +33,7 @@ const STATUS: usize = 200;
 
 /// A worker process, and what it has said.
 #[derive(Debug)]
-pub(crate) struct Hand {
+pub(crate) struct WorkerHandle {
     pub(crate) id: WorkerId,
     pub(crate) slot: Slot,
     pub(crate) generation: GenerationId,
@@ -120,7 +120,7 @@ impl Allowance {
     }
 }
 
-impl Hand {
+impl WorkerHandle {
     /// Takes what waits in the channel, up to a bound.
     pub(crate) fn listen(&mut self, now: Time) -> Vec<Event> {
         let mut events = Vec::new();

@@ -8,7 +8,7 @@ use crate::logging::stderr::Capture;
 use crate::logging::stderr::capture::stream;
 use crate::process::spawn::{Order, spawn};
 use crate::systemd::socket_activation::{JOURNAL_STREAM, stderr_is_journal};
-use crate::workers::handle::{Alarm, Allowance, Hand, Line, Phase};
+use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::siblings::Queues;
 use nix::sys::signal::Signal;
 use prefork_core::Time;
@@ -42,7 +42,7 @@ pub(crate) fn launch(
     generation: &mut Generation,
     groups: Option<&mut Groups>,
     role: Role<'_>,
-) -> Result<Hand, String> {
+) -> Result<WorkerHandle, String> {
     // All the generation's slots at once: steering, not listen(2), decides who gets connections.
     generation.listen(generation.config.slots().max(role.slot.0 + 1))?;
 
@@ -118,7 +118,7 @@ pub(crate) fn launch(
         Line::Channel { .. } | Line::Closed => None,
     };
     // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
-    Ok(Hand {
+    Ok(WorkerHandle {
         id: role.worker,
         slot: role.slot,
         generation: role.generation,

@@ -107,7 +107,7 @@ impl Leftovers {
         }
     }
 
-    /// Whether there is something to look at or to bury.
+    /// Whether there is something to look at or to reap.
     pub(crate) fn is_busy(&self) -> bool {
         self.due.is_some() || !self.killed.is_empty()
     }
@@ -134,7 +134,7 @@ impl Leftovers {
                 continue;
             }
             let suspected = self.suspects.remove(&pid);
-            // It is our child, so nobody else can have its number before we bury it.
+            // It is our child, so nobody else can have its number before we reap it.
             let Some(about) =
                 About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
             else {

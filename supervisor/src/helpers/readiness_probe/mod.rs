@@ -12,7 +12,7 @@
 mod procfs;
 
 use crate::config::LogSettings;
-use crate::helpers::terminating::Doomed;
+use crate::helpers::terminating::Terminating;
 use crate::logging as logfile;
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
@@ -36,9 +36,9 @@ const LONGEST_PERIOD: Duration = Duration::from_millis(200);
 
 /// The lookouts of all workers that start.
 #[derive(Debug, Default)]
-pub(crate) struct Lookouts(BTreeMap<WorkerId, Spawned>);
+pub(crate) struct ReadinessProbes(BTreeMap<WorkerId, Spawned>);
 
-impl Lookouts {
+impl ReadinessProbes {
     /// Has a worker looked at. Whoever is told of its end calls [`end`](Self::end).
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Lookouts {
     }
 
     /// A lookout has ended, or is not needed any more; tells how, if it has.
-    pub(crate) fn end(&mut self, worker: WorkerId, doomed: &mut Doomed) -> Option<Ended> {
+    pub(crate) fn end(&mut self, worker: WorkerId, doomed: &mut Terminating) -> Option<Ended> {
         let spawned = self.0.remove(&worker)?;
         match reap(&spawned.pidfd) {
             Ok(Some(Death::Exited(0))) => Some(Ended::Seen),

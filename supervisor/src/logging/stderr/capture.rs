@@ -103,7 +103,7 @@ impl Capture {
     }
 
     /// The worker is dead: reads what it has left in the pipe, passes it on now or later, and gives its last words.
-    pub(crate) fn bury(mut self) -> Vec<u8> {
+    pub(crate) fn reap(mut self) -> Vec<u8> {
         let mut bequeath = |lines: &[u8]| {
             outlet().bequeath(lines);
             true

@@ -26,7 +26,7 @@ const BACKLOG: usize = ESTATES + (64 << 10);
 /// How long the reader may take for the last lines when the server is gone.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-static OUTLET: Mutex<Outlet> = Mutex::new(Outlet {
+static OUTLET: Mutex<StderrWriter> = Mutex::new(StderrWriter {
     way: None,
     backlog: Vec::new(),
     refused: false,
@@ -46,7 +46,7 @@ enum Way {
 
 /// Our own standard error.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct StderrWriter {
     way: Option<Way>,
     /// What is to be written before anything else.
     backlog: Vec<u8>,
@@ -57,11 +57,11 @@ pub(crate) struct Outlet {
 }
 
 /// The one that there is.
-pub(crate) fn outlet() -> MutexGuard<'static, Outlet> {
+pub(crate) fn outlet() -> MutexGuard<'static, StderrWriter> {
     OUTLET.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Outlet {
+impl StderrWriter {
     /// Writes whole lines of a worker, at most a [`PIECE`], or nothing: then `false`.
     pub(crate) fn pass_on(&mut self, lines: &[u8]) -> bool {
         let written = if self.flush() { self.write(lines) } else { 0 };
@@ -233,11 +233,11 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     /// An outlet into a pipe that can be filled.
-    fn outlet() -> (Outlet, File) {
+    fn outlet() -> (StderrWriter, File) {
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).expect("a pipe");
         let [reader, writer]: [File; 2] = [reader, writer].map(|end: OwnedFd| end.into());
         (
-            Outlet {
+            StderrWriter {
                 way: Some(Way::Own(writer)),
                 backlog: Vec::new(),
                 refused: false,
