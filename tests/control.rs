@@ -96,7 +96,7 @@ fn nobody_there_is_a_failure_that_names_the_socket() {
     let output = server.command(&["status"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
-        String::from_utf8_lossy(&output.stderr).contains("supervisor.sock"),
+        String::from_utf8_lossy(&output.stderr).contains("prefork.sock"),
         "{output:?}"
     );
 }
@@ -387,7 +387,7 @@ fn servers_are_found_by_their_names() {
     }
     let nobody = ask(&["status", "--name", "nobody"]);
     assert!(
-        String::from_utf8_lossy(&nobody.stderr).contains("supervisor-nobody.sock"),
+        String::from_utf8_lossy(&nobody.stderr).contains("prefork-nobody.sock"),
         "{nobody:?}"
     );
     let wrong = ask(&["status", "--name", "../x"]);

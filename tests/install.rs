@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use testkit::load::{Plan, start};
 use testkit::unit::{Unit, command, said};
-use testkit::{Address, http, root, skipped};
+use testkit::{Address, LONG, http, root, skipped, wait_until};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_supervisor");
-const UNIT: Unit = Unit("supervisor.service");
+const UNIT: Unit = Unit("prefork.service");
 
 fn script(name: &str, words: &[&str]) -> Output {
     let mut script = Command::new(root().join("scripts").join(name));
@@ -33,6 +33,12 @@ fn install(destination: &Path, words: &[&str]) -> Output {
     assert!(output.status.success(), "{output:?}");
     output
 }
+
+/// The script that fetches Debian's package `supervisor`.
+const SUPERVISORD: &str = "debian-supervisor";
+const MANUAL: &str = "/usr/share/man/man8/supervisor.8.gz";
+/// Our package, where that test puts it.
+const OURS: &str = "prefork.deb";
 
 /// All files below a directory, relative to it.
 fn files(directory: &Path) -> BTreeSet<String> {
@@ -65,7 +71,7 @@ const FILES: [&str; 7] = [
     "share/bash-completion/completions/supervisor",
     "share/zsh/site-functions/_supervisor",
     "share/fish/vendor_completions.d/supervisor.fish",
-    "share/man/man1/supervisor.1",
+    "share/man/man8/supervisor.8",
     "share/doc/prefork/examples/loosen.conf",
     "share/prefork/manifest",
 ];
@@ -90,10 +96,10 @@ fn an_installation_has_these_files_and_leaves_none_when_it_goes() {
         .iter()
         .map(|file| format!("usr/local/{file}"))
         .collect();
-    for unit in ["supervisor.service", "supervisor@.service"] {
+    for unit in ["prefork.service", "prefork@.service"] {
         expected.insert(format!("usr/local/lib/systemd/system/{unit}"));
     }
-    expected.insert("etc/supervisor/config.toml".to_owned());
+    expected.insert("etc/prefork/config.toml".to_owned());
     let there = files(here);
     assert!(
         there
@@ -114,7 +120,7 @@ fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
     install(here, &["--prefix", "/opt/prefork", "--sysconfdir=/opt/etc"]);
-    let config = here.join("opt/etc/supervisor/config.toml");
+    let config = here.join("opt/etc/prefork/config.toml");
     let check = Command::new(here.join("opt/prefork/bin/supervisor"))
         .args([
             OsStr::new("check"),
@@ -128,20 +134,20 @@ fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
         "{check:?}"
     );
     for (unit, file) in [
-        ("supervisor.service", "config.toml"),
-        ("supervisor@.service", "%i.toml"),
+        ("prefork.service", "config.toml"),
+        ("prefork@.service", "%i.toml"),
     ] {
         let text = std::fs::read_to_string(here.join("etc/systemd/system").join(unit))
             .expect("the unit is there");
         let start =
-            format!("ExecStart=/opt/prefork/bin/supervisor --config /opt/etc/supervisor/{file}\n");
+            format!("ExecStart=/opt/prefork/bin/supervisor --config /opt/etc/prefork/{file}\n");
         assert!(text.contains(&start), "{text}");
         assert!(
             text.contains("ExecReload=/opt/prefork/bin/supervisor reload --wait\n"),
             "{text}"
         );
         assert!(
-            !text.contains("/usr/local/") && !text.contains("=/etc/supervisor"),
+            !text.contains("/usr/local/") && !text.contains("=/etc/prefork"),
             "{text}"
         );
     }
@@ -153,7 +159,7 @@ fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
 fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
-    let config = here.join("etc/supervisor/config.toml");
+    let config = here.join("etc/prefork/config.toml");
     // One that was there before.
     std::fs::create_dir_all(config.parent().expect("a directory")).expect("made");
     std::fs::write(&config, "workers = 3\n").expect("written");
@@ -162,7 +168,7 @@ fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
     install(here, &["--uninstall"]);
     assert_eq!(
         files(here),
-        BTreeSet::from(["etc/supervisor/config.toml".to_owned()])
+        BTreeSet::from(["etc/prefork/config.toml".to_owned()])
     );
     assert_eq!(
         std::fs::read_to_string(&config).expect("it is there"),
@@ -184,7 +190,7 @@ fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
         said.contains("config.toml was changed, so it stays"),
         "{said}"
     );
-    let left = ["etc/supervisor/config.toml", "etc/supervisor/shop.toml"].map(str::to_owned);
+    let left = ["etc/prefork/config.toml", "etc/prefork/shop.toml"].map(str::to_owned);
     assert_eq!(files(here), BTreeSet::from(left));
 }
 
@@ -279,7 +285,7 @@ fn the_manual_and_the_completions_can_be_read() {
     reads(
         "man",
         &["--warnings", "--local-file"],
-        &share.join("man/man1/supervisor.1"),
+        &share.join("man/man8/supervisor.8"),
     );
     reads(
         "zsh",
@@ -330,7 +336,7 @@ fn the_package_is_installed_serves_is_upgraded_without_loss_and_purged() {
     for file in FILES.iter().filter(|file| !file.ends_with("manifest")) {
         let file = file
             .replace("site-functions", "vendor-completions")
-            .replace("supervisor.1", "supervisor.1.gz");
+            .replace("supervisor.8", "supervisor.8.gz");
         assert!(
             contents
                 .lines()
@@ -355,6 +361,30 @@ fn the_package_is_installed_serves_is_upgraded_without_loss_and_purged() {
     std::fs::remove_dir_all(&place).expect("removed");
 }
 
+#[test]
+fn the_package_and_debians_supervisor_serve_next_to_each_other() {
+    let test = "Debian's supervisor";
+    if testkit::tool("dpkg-deb").is_none() {
+        return skipped(test, "dpkg-deb is not installed");
+    }
+    let theirs = testkit::systemd::fetched(SUPERVISORD);
+    let Some(directory) = theirs.first().and_then(|package| package.parent()) else {
+        let reason = format!("its package is not there (scripts/{SUPERVISORD} fetches it)");
+        return skipped(test, &reason);
+    };
+    let place = Path::new(BINARY)
+        .parent()
+        .expect("a directory")
+        .join("package-next-to-supervisord");
+    std::fs::create_dir_all(&place).expect("a directory");
+    let ours = package(&place, 1);
+    std::fs::rename(&ours, place.join(OURS)).expect("renamed");
+    let this = std::env::current_exe().expect("this program has a path");
+    let arguments = ["--exact", "inside_neighbours", "--ignored", "--nocapture"].map(OsStr::new);
+    testkit::systemd::run(test, &[], &[&place, directory], &this, &arguments);
+    std::fs::remove_dir_all(&place).expect("removed");
+}
+
 // ---- inside
 
 fn dpkg(words: &[&str]) -> String {
@@ -376,17 +406,21 @@ fn dpkg(words: &[&str]) -> String {
     said
 }
 
-#[test]
-#[ignore = "runs under a systemd of its own"]
-fn inside_package() {
+/// Lets packages start their services, which images often forbid: there would be nothing to test.
+fn prepare() {
     assert!(
         testkit::systemd::is_inside(),
         "this would change the machine"
     );
-    // An image that lets packages start nothing would have nothing to test.
     let _ = std::fs::remove_file("/usr/sbin/policy-rc.d");
     // Indexing all manuals of the machine takes longer than the rest.
     let _ = std::fs::remove_file("/var/lib/man-db/auto-update");
+}
+
+#[test]
+#[ignore = "runs under a systemd of its own"]
+fn inside_package() {
+    prepare();
     let place = Path::new(BINARY)
         .parent()
         .expect("a directory")
@@ -414,10 +448,10 @@ fn inside_package() {
 
     // A second site, and a configuration of one's own.
     let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n";
-    std::fs::write("/etc/supervisor/config.toml", config).expect("written");
-    std::fs::write("/etc/supervisor/shop.toml", config.replace("8000", "8001")).expect("written");
+    std::fs::write("/etc/prefork/config.toml", config).expect("written");
+    std::fs::write("/etc/prefork/shop.toml", config.replace("8000", "8001")).expect("written");
     UNIT.must("reload");
-    let shop = Unit("supervisor@shop.service");
+    let shop = Unit("prefork@shop.service");
     shop.must("start");
 
     // Another version, while both are asked.
@@ -460,15 +494,15 @@ fn inside_package() {
         report.assert_flawless();
     }
     assert_eq!(
-        std::fs::read_to_string("/etc/supervisor/config.toml").expect("it is there"),
+        std::fs::read_to_string("/etc/prefork/config.toml").expect("it is there"),
         config
     );
 
     // A configuration that is broken meanwhile: the package says so, and what served goes on.
-    std::fs::write("/etc/supervisor/config.toml", "nonsense = 1\n").expect("written");
+    std::fs::write("/etc/prefork/config.toml", "nonsense = 1\n").expect("written");
     let output = dpkg(&["--install", &packages[1]]);
     assert!(
-        output.contains("supervisor.service could not be reloaded"),
+        output.contains("prefork.service could not be reloaded"),
         "{output}"
     );
     assert_eq!(
@@ -486,13 +520,13 @@ fn inside_package() {
     assert!(v4.connect().is_err() && shop.property("ActiveState") == "inactive");
     assert!(!Path::new("/usr/bin/supervisor").exists());
     assert!(
-        Path::new("/etc/supervisor/config.toml").exists(),
+        Path::new("/etc/prefork/config.toml").exists(),
         "its configuration stays"
     );
     dpkg(&["--purge", "prefork"]);
-    assert!(!Path::new("/etc/supervisor/config.toml").exists());
+    assert!(!Path::new("/etc/prefork/config.toml").exists());
     assert!(
-        Path::new("/etc/supervisor/shop.toml").exists(),
+        Path::new("/etc/prefork/shop.toml").exists(),
         "nobody else's does not go"
     );
     assert!(!command(&["systemctl", "cat", UNIT.0]).status.success());
@@ -501,8 +535,76 @@ fn inside_package() {
         "/etc/systemd",
         "/var/lib/systemd",
         "-name",
-        "supervisor*",
+        "prefork*",
     ]);
     assert_eq!(left, "");
     assert!(!command(&["dpkg", "--status", "prefork"]).status.success());
+}
+
+#[test]
+#[ignore = "runs under a systemd of its own"]
+fn inside_neighbours() {
+    prepare();
+    let ours = Path::new(BINARY)
+        .parent()
+        .expect("a directory")
+        .join("package-next-to-supervisord")
+        .join(OURS)
+        .display()
+        .to_string();
+    let packages: Vec<String> = testkit::systemd::fetched(SUPERVISORD)
+        .iter()
+        .map(|package| package.display().to_string())
+        .collect();
+    let theirs: Vec<&str> = std::iter::once("--install")
+        .chain(packages.iter().map(String::as_str))
+        .collect();
+    let neighbour = Unit("supervisor.service");
+    let v4: Address = "127.0.0.1:8000".parse().expect("an address");
+    // supervisord answers on its own socket with its own pid, and runs what it was told to run.
+    let they_answer = || {
+        let pid = neighbour.pid();
+        assert!(neighbour.is_active(), "{}", neighbour.journal());
+        assert_eq!(said(&["supervisorctl", "pid"]), pid);
+        wait_until("supervisord's program to run", LONG, || {
+            let status = command(&["supervisorctl", "status"]);
+            String::from_utf8_lossy(&status.stdout).contains("RUNNING")
+        });
+        pid
+    };
+    // Ours serves, and root's commands reach it without being told where it is.
+    let we_answer = || {
+        let pid = UNIT.pid();
+        assert!(UNIT.is_active(), "{}", UNIT.journal());
+        let answer = http::get(&v4, "/").expect("an answer");
+        assert_eq!(answer.body, "Hello, client!");
+        let status = said(&["supervisor", "status"]);
+        assert!(status.contains(&format!("pid         {pid}")), "{status}");
+        pid
+    };
+    let program = "[program:sleep]\ncommand=/bin/sleep 1000\nstartsecs=0\n";
+    std::fs::create_dir_all("/etc/supervisor/conf.d").expect("a directory");
+    std::fs::write("/etc/supervisor/conf.d/sleep.conf", program).expect("written");
+
+    dpkg(&theirs);
+    dpkg(&["--install", &ours]);
+    let before = (they_answer(), we_answer());
+    UNIT.must("reload");
+    said(&["supervisorctl", "restart", "sleep"]);
+    assert_eq!((they_answer(), we_answer()), before);
+    assert_eq!(said(&["man", "--where", "8", "supervisor"]), MANUAL);
+
+    // Ours goes and takes nothing of theirs along.
+    dpkg(&["--purge", "prefork"]);
+    assert!(v4.connect().is_err());
+    assert_eq!(they_answer(), before.0);
+    assert_eq!(said(&["dpkg", "--verify", "supervisor"]), "");
+
+    // And the other way around.
+    dpkg(&["--install", &ours]);
+    let pid = we_answer();
+    dpkg(&["--purge", "supervisor"]);
+    assert!(!command(&["systemctl", "cat", neighbour.0]).status.success());
+    assert_eq!(we_answer(), pid);
+    assert_eq!(said(&["dpkg", "--verify", "prefork"]), "");
 }

@@ -356,7 +356,7 @@ fn a_worker_may_not_use_the_control_socket() {
 import os, socket, sys, time
 def ask(name):
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect("supervisor.sock")
+        line.connect("prefork.sock")
         try:
             line.sendall(b'{"command":"stop"}\n')
         except BrokenPipeError:
@@ -411,7 +411,7 @@ fn a_worker_of_another_user_is_refused_whatever_is_the_supervisors_or_roots() {
 import os, signal, socket, time
 boss = os.getppid()
 def tcp(): socket.socket().bind(("127.0.0.1", 22))
-def control(): socket.socket(socket.AF_UNIX).connect("supervisor.sock")
+def control(): socket.socket(socket.AF_UNIX).connect("prefork.sock")
 tries = {
     "bind a low port": tcp,
     "open the control socket": control,

@@ -7,15 +7,15 @@ use std::process::Command;
 use testkit::load::{Failure, Plan, Report, start};
 use testkit::{Address, LONG, http, root, wait_until};
 
-const UNIT: &str = "supervisor.service";
-const CONFIG: &str = "/etc/supervisor/config.toml";
-const UNIX: &str = "/run/supervisor/app.sock";
+const UNIT: &str = "prefork.service";
+const CONFIG: &str = "/etc/prefork/config.toml";
+const UNIX: &str = "/run/prefork/app.sock";
 
 fn under_systemd(test: &str, scenario: &str) {
     let binary = Path::new(env!("CARGO_BIN_EXE_supervisor"));
     let this = std::env::current_exe().expect("this program has a path");
     let arguments = ["--exact", scenario, "--ignored", "--nocapture"].map(std::ffi::OsStr::new);
-    let units = [root().join("scripts/supervisor.service")];
+    let units = [root().join("scripts/prefork.service")];
     testkit::systemd::run(
         test,
         &units,
@@ -93,7 +93,7 @@ fn install(config: &str, changes: &str) {
     );
     let place = Path::new("/usr/local/bin/supervisor");
     std::fs::copy(env!("CARGO_BIN_EXE_supervisor"), place).expect("copied");
-    std::fs::create_dir_all("/etc/supervisor").expect("a directory");
+    std::fs::create_dir_all("/etc/prefork").expect("a directory");
     std::fs::write(CONFIG, config).expect("written");
     change_unit(changes);
     assert!(systemctl(&["start", UNIT]), "{}", journal());
@@ -131,7 +131,7 @@ fn assert_nobody_turned_away(report: &Report) {
     }
 }
 
-const THREE: &str = "bind = [\"127.0.0.1:8000\", \"[::1]:8000\", \"unix:/run/supervisor/app.sock\"]\n\
+const THREE: &str = "bind = [\"127.0.0.1:8000\", \"[::1]:8000\", \"unix:/run/prefork/app.sock\"]\n\
                      workers = 4\nprobation = \"100ms\"\n";
 
 fn three() -> [Address; 3] {

@@ -183,7 +183,7 @@ fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not()
         (
             "open the control socket",
             "connect",
-            Some("supervisor.sock"),
+            Some("prefork.sock"),
             "EACCES",
             "done",
         ),

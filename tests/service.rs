@@ -16,8 +16,8 @@ use testkit::load::{Failure, Plan, Report, start};
 use testkit::unit::{BINARY, Unit, command, install, said};
 use testkit::{Address, LONG, http, root, wait_until};
 
-const PLAIN: Unit = Unit("supervisor.service");
-const CONFIG: &str = "/etc/supervisor/config.toml";
+const PLAIN: Unit = Unit("prefork.service");
+const CONFIG: &str = "/etc/prefork/config.toml";
 
 fn shown() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_supervisor"))
@@ -27,7 +27,7 @@ fn shown() -> PathBuf {
 }
 
 fn units() -> [PathBuf; 2] {
-    ["scripts/supervisor.service", "scripts/supervisor@.service"].map(|unit| root().join(unit))
+    ["scripts/prefork.service", "scripts/prefork@.service"].map(|unit| root().join(unit))
 }
 
 fn under_systemd(test: &str, scenario: &str) {
@@ -122,10 +122,10 @@ fn the_template_differs_from_the_unit_only_by_its_name() {
             "Description=Prefork server\n",
             "Description=Prefork server %i\n",
         )
-        .replace("/etc/supervisor/config.toml\n", "/etc/supervisor/%i.toml\n")
+        .replace("/etc/prefork/config.toml\n", "/etc/prefork/%i.toml\n")
         .replace(
-            "RuntimeDirectory=supervisor\n",
-            "RuntimeDirectory=supervisor-%i\n",
+            "RuntimeDirectory=prefork\n",
+            "RuntimeDirectory=prefork-%i\n",
         );
     assert_eq!(body(&template), expected);
 }
@@ -450,15 +450,11 @@ fn inside_stops() {
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_two_sites() {
-    let [shop, blog] = [
-        Unit("supervisor@shop.service"),
-        Unit("supervisor@blog.service"),
-    ];
+    let [shop, blog] = [Unit("prefork@shop.service"), Unit("prefork@blog.service")];
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
     let site = |name: &str, port: u16, more: &str| {
-        let text =
-            format!("bind = [\"127.0.0.1:{port}\", \"unix:/run/supervisor-{name}/app.sock\"]");
-        let path = format!("/etc/supervisor/{name}.toml");
+        let text = format!("bind = [\"127.0.0.1:{port}\", \"unix:/run/prefork-{name}/app.sock\"]");
+        let path = format!("/etc/prefork/{name}.toml");
         write(
             &path,
             &format!("{text}\nworkers = 2\nprobation = \"50ms\"\n{more}\n"),
@@ -497,15 +493,15 @@ fn inside_two_sites() {
     said(&[BINARY, "reload", "--wait", "--config", &files[1]]);
     assert_eq!(places.each_ref().map(generation), [4, 2, 1]);
     assert_eq!(
-        body(&address("unix:/run/supervisor-shop/app.sock")),
+        body(&address("unix:/run/prefork-shop/app.sock")),
         "Hello, client!"
     );
     // One that goes takes nothing of the others' along.
     shop.must("stop");
     PLAIN.must("stop");
-    assert!(!Path::new("/run/supervisor-shop").exists());
+    assert!(!Path::new("/run/prefork-shop").exists());
     assert_eq!(
-        body(&address("unix:/run/supervisor-blog/app.sock")),
+        body(&address("unix:/run/prefork-blog/app.sock")),
         "Hello, client!"
     );
     assert_eq!(pid(&files[1]), blog.pid());
@@ -554,10 +550,10 @@ fn inside_hardened() {
     // A port that needs a capability, an address of each kind, and a place to write to.
     write(
         CONFIG,
-        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/supervisor/app.sock\"]\nworkers = 2\nprobation = \"50ms\"\n",
+        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/prefork/app.sock\"]\nworkers = 2\nprobation = \"50ms\"\n",
     );
     PLAIN.must("restart");
-    for place in ["127.0.0.1:80", "[::1]:80", "unix:/run/supervisor/app.sock"] {
+    for place in ["127.0.0.1:80", "[::1]:80", "unix:/run/prefork/app.sock"] {
         assert_eq!(body(&address(place)), "Hello, client!");
     }
     let journal = PLAIN.journal();

@@ -166,7 +166,7 @@ fn under_systemd(test: &str, script: &str) {
     testkit::systemd::run(
         test,
         &[
-            root().join("scripts/supervisor.service"),
+            root().join("scripts/prefork.service"),
             units.join("web.socket"),
             units.join("activated.service"),
         ],
@@ -201,15 +201,15 @@ fn the_unit_verifies_and_is_hardened() {
     }
     let directory = tempfile::tempdir().expect("a directory");
     for (file, name) in [
-        ("supervisor.service", "supervisor.service"),
-        ("supervisor@.service", "supervisor@shop.service"),
+        ("prefork.service", "prefork.service"),
+        ("prefork@.service", "prefork@shop.service"),
     ] {
         let unit = directory.path().join(name);
         let text = std::fs::read_to_string(root().join("scripts").join(file)).expect("the unit");
         // Neither program nor manual need be installed on a machine that tests.
         let text = text
             .replace("/usr/local/bin/supervisor", "/bin/true")
-            .replace("man:supervisor(1)", "");
+            .replace("man:supervisor(8)", "");
         std::fs::write(&unit, text).expect("a file of our own");
         let verify = Command::new("systemd-analyze")
             .arg("verify")

@@ -42,10 +42,10 @@ fn inside_delegated() {
     let is_apart = || {
         let own = group(&PLAIN.pid());
         let all: Vec<String> = workers().iter().map(|pid| group(pid)).collect();
-        own.trim_end().ends_with("supervisor.service/supervisor")
+        own.trim_end().ends_with("prefork.service/supervisor")
             && all
                 .iter()
-                .all(|group| group.contains("supervisor.service/worker-"))
+                .all(|group| group.contains("prefork.service/worker-"))
             && all[0] != all[1]
     };
     assert!(is_apart(), "{:?} {}", workers(), PLAIN.journal());

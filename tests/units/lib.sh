@@ -1,7 +1,7 @@
 # Shared by the scripts here, which run under a throw-away systemd. $1 is the binary under test.
 set -u
 install -m 755 "$1" /usr/local/bin/supervisor || exit 1
-mkdir -p /etc/supervisor
+mkdir -p /etc/prefork
 fails=0
 check() { # WHAT COMMAND: one line a fact
     if eval "$2"; then echo "ok   - $1"; else

@@ -1,8 +1,8 @@
 #!/bin/bash
 # The shipped unit: start, reload, a reload that fails, stop.
 . "$(dirname "$0")/lib.sh"
-UNIT=supervisor.service
-config() { printf 'bind = "127.0.0.1:8000"\nworkers = 2\nprobation = "200ms"\n%s\n' "$1" >/etc/supervisor/config.toml; }
+UNIT=prefork.service
+config() { printf 'bind = "127.0.0.1:8000"\nworkers = 2\nprobation = "200ms"\n%s\n' "$1" >/etc/prefork/config.toml; }
 
 config ''
 systemctl start $UNIT

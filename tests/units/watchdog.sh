@@ -1,10 +1,10 @@
 #!/bin/bash
 # The shipped unit under its watchdog, with a short time.
 . "$(dirname "$0")/lib.sh"
-UNIT=supervisor.service
+UNIT=prefork.service
 mkdir -p /run/systemd/system/$UNIT.d
 printf '[Service]\nWatchdogSec=2s\nRestartSec=100ms\n' >/run/systemd/system/$UNIT.d/short.conf
-printf 'bind = "127.0.0.1:8000"\nworkers = 2\n' >/etc/supervisor/config.toml
+printf 'bind = "127.0.0.1:8000"\nworkers = 2\n' >/etc/prefork/config.toml
 systemctl daemon-reload
 systemctl start $UNIT
 check "it starts" '[ "$(prop ActiveState)" = active ]'

@@ -321,7 +321,7 @@ pub(crate) fn man(identity: &Identity) -> Vec<u8> {
          {name} events [--follow]\n  {name} config\n  {name} top\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
          {name} stop [--now]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT"
     );
-    let man = clap_mangen::Man::new(command(identity));
+    let man = clap_mangen::Man::new(command(identity)).section("8");
     let mut page = Vec::new();
     man.render_title(&mut page)
         .and_then(|()| man.render_name_section(&mut page))

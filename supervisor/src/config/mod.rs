@@ -230,7 +230,7 @@ pub enum LogFormat {
 /// Where the control socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// `supervisor.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
+    /// `prefork.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
     Default,
     /// Here; short enough for a Unix socket's address.
     Path(PathBuf),

@@ -300,7 +300,7 @@ settings! {
         /// it. Read at start only
         control_readers: (Typed<NamedGroup>) as "GROUP" = Computed("nobody but the supervisor's user, its group and root");
         /// Path of the control socket, or off
-        control: (Typed<Control>) as "PATH" = Computed("supervisor.sock, or supervisor-NAME.sock, in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
+        control: (Typed<Control>) as "PATH" = Computed("prefork.sock, or prefork-NAME.sock, in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR");
     }
 }
 

@@ -281,7 +281,7 @@ impl Word for LogFormat {
 pub(crate) struct LogFile(pub(crate) Option<PathBuf>);
 
 impl Word for LogFile {
-    const LIKE: &'static str = "\"/var/log/supervisor.log\"";
+    const LIKE: &'static str = "\"/var/log/prefork.log\"";
 
     fn read(text: &str) -> Result<Self, String> {
         if text == "-" {
@@ -323,7 +323,7 @@ impl Word for Place {
 }
 
 impl Word for Control {
-    const LIKE: &'static str = "\"/run/supervisor/supervisor.sock\"";
+    const LIKE: &'static str = "\"/run/prefork/prefork.sock\"";
 
     fn read(text: &str) -> Result<Self, String> {
         match text {

@@ -1,8 +1,8 @@
 //! Where a running server's control socket is, when nobody says: the way from an operator's words to a unit's directory.
 //!
 //! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable. What the shipped units
-//! have in common is known here: `supervisor.service` reads /etc/supervisor/config.toml and has /run/supervisor, and
-//! `supervisor@shop.service` reads /etc/supervisor/shop.toml and has /run/supervisor-shop.
+//! have in common is known here: `prefork.service` reads /etc/prefork/config.toml and has /run/prefork, and
+//! `prefork@shop.service` reads /etc/prefork/shop.toml and has /run/prefork-shop.
 
 use crate::control::{SOCKET, default_path, socket_name};
 use std::ffi::OsStr;
@@ -35,9 +35,9 @@ fn of_name(name: &str) -> Vec<PathBuf> {
     let run = Path::new("/run");
     let socket = socket_name(Some(name));
     let of_units = [
-        run.join(format!("supervisor-{name}")).join(&socket),
-        run.join(format!("supervisor-{name}")).join(SOCKET),
-        run.join("supervisor").join(&socket),
+        run.join(format!("prefork-{name}")).join(&socket),
+        run.join(format!("prefork-{name}")).join(SOCKET),
+        run.join("prefork").join(&socket),
         run.join(&socket),
     ];
     default_path(Some(name))
@@ -50,12 +50,12 @@ fn of_name(name: &str) -> Vec<PathBuf> {
 /// the plain unit that is meant.
 fn of_unit(config: Option<&Path>) -> Option<(PathBuf, bool)> {
     let (directory, certain) = match config {
-        None => ("supervisor".to_owned(), false),
-        Some(path) if path.parent() != Some(Path::new("/etc/supervisor")) => return None,
+        None => ("prefork".to_owned(), false),
+        Some(path) if path.parent() != Some(Path::new("/etc/prefork")) => return None,
         Some(path) if path.extension() != Some(OsStr::new("toml")) => return None,
         Some(path) => match path.file_stem()?.to_str()? {
-            "config" => ("supervisor".to_owned(), true),
-            site => (format!("supervisor-{site}"), true),
+            "config" => ("prefork".to_owned(), true),
+            site => (format!("prefork-{site}"), true),
         },
     };
     Some((Path::new("/run").join(directory).join(SOCKET), certain))
@@ -70,18 +70,18 @@ mod tests {
         let socket = |config: &str| of_unit(Some(Path::new(config))).map(|(path, _)| path);
         let path = |text: &str| Some(PathBuf::from(text));
         assert_eq!(
-            socket("/etc/supervisor/config.toml"),
-            path("/run/supervisor/supervisor.sock")
+            socket("/etc/prefork/config.toml"),
+            path("/run/prefork/prefork.sock")
         );
         assert_eq!(
-            socket("/etc/supervisor/shop.toml"),
-            path("/run/supervisor-shop/supervisor.sock")
+            socket("/etc/prefork/shop.toml"),
+            path("/run/prefork-shop/prefork.sock")
         );
         for other in [
             "shop.toml",
             "/srv/shop.toml",
-            "/etc/supervisor/shop",
-            "/etc/supervisor/sub/shop.toml",
+            "/etc/prefork/shop",
+            "/etc/prefork/sub/shop.toml",
         ] {
             assert_eq!(socket(other), None, "{other}");
         }
@@ -91,8 +91,8 @@ mod tests {
     fn a_name_is_looked_for_in_the_directories_of_units_too() {
         let places = of_name("shop");
         for path in [
-            "/run/supervisor-shop/supervisor.sock",
-            "/run/supervisor/supervisor-shop.sock",
+            "/run/prefork-shop/prefork.sock",
+            "/run/prefork/prefork-shop.sock",
         ] {
             assert!(
                 places.contains(&PathBuf::from(path)),
@@ -105,7 +105,7 @@ mod tests {
     fn without_a_file_it_may_be_the_plain_unit() {
         assert_eq!(
             of_unit(None),
-            Some((PathBuf::from("/run/supervisor/supervisor.sock"), false))
+            Some((PathBuf::from("/run/prefork/prefork.sock"), false))
         );
     }
 }

@@ -39,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The name of the socket in a runtime directory.
-pub(crate) const SOCKET: &str = "supervisor.sock";
+pub(crate) const SOCKET: &str = "prefork.sock";
 
 /// Clients at the same time, and among them those who wait for a verdict, and those who are told of events.
 const MAX_CLIENTS: usize = 128;
@@ -71,10 +71,7 @@ pub(crate) fn runtime_directory() -> Option<PathBuf> {
 
 /// The file of the control socket of a server with this name, or with none.
 pub(crate) fn socket_name(name: Option<&str>) -> String {
-    name.map_or_else(
-        || SOCKET.to_owned(),
-        |name| format!("supervisor-{name}.sock"),
-    )
+    name.map_or_else(|| SOCKET.to_owned(), |name| format!("prefork-{name}.sock"))
 }
 
 /// Where the control socket is by default: in the [runtime directory](runtime_directory).

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 const MARK: &str = "TESTKIT_SERVER";
 
 /// The control socket in a server's own directory, which is also where it is by default.
-const CONTROL: &str = "supervisor.sock";
+const CONTROL: &str = "prefork.sock";
 
 /// The name of a program's copy in the server's own directory.
 const COPY: &str = "program";

@@ -5,8 +5,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Runs a program under a throw-away systemd that has these units. Directories in `shown` look inside as they do outside.
-/// Skips `test`, and says so, where that is not possible.
+/// Runs a program under a throw-away systemd that has these units. Directories in `shown` look
+/// inside as they do outside. Skips `test`, and says so, where that is not possible.
 ///
 /// # Panics
 /// When the program fails, with all that it said.
@@ -27,22 +27,30 @@ pub fn run_newer(
     program: &Path,
     arguments: &[&OsStr],
 ) {
-    let place = root().join("target/newer-systemd");
-    let files = std::fs::read_dir(&place)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path());
-    let packages: Vec<_> = files
-        .filter(|path| path.extension().is_some_and(|kind| kind == "deb"))
-        .collect();
-    if packages.is_empty() || !place.join("complete").exists() {
+    let packages = fetched("newer-systemd");
+    if packages.is_empty() {
         return skipped(
             test,
             "no newer systemd is there (scripts/newer-systemd fetches one)",
         );
     }
     boot(test, &packages, units, shown, program, arguments);
+}
+
+/// Returns the Debian packages that the script of this name in `scripts/` has fetched, in order of
+/// their names; none when it has not been run to its end.
+pub fn fetched(script: &str) -> Vec<PathBuf> {
+    let directory = root().join("target").join(script);
+    if !directory.join("complete").exists() {
+        return Vec::new();
+    }
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut packages: Vec<_> = files
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "deb"))
+        .collect();
+    packages.sort();
+    packages
 }
 
 #[track_caller]

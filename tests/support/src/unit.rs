@@ -18,7 +18,7 @@ pub struct Unit(pub &'static str);
 pub fn install(binary: &Path) {
     assert!(crate::systemd::is_inside(), "this would change the machine");
     let new = format!("{BINARY}.new");
-    std::fs::create_dir_all("/etc/supervisor").expect("a directory");
+    std::fs::create_dir_all("/etc/prefork").expect("a directory");
     std::fs::copy(binary, &new).expect("copied");
     std::fs::rename(&new, BINARY).expect("replaced");
 }

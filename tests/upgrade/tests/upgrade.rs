@@ -383,7 +383,7 @@ fn term_just_after_usr2_stops_gracefully() {
         assert!(server.wait_exit(LONG).success());
         load.wait().assert_flawless();
         assert!(
-            !server.path("supervisor.sock").exists(),
+            !server.path("prefork.sock").exists(),
             "it leaves no file behind"
         );
     }
