@@ -1,6 +1,6 @@
 //! Events: what is told to people in a line of the log is told to machines as an *event*, in JSON.
 //!
-//! [`Told`] is the one form that a fact gets before anybody hears of it: the log writes its text, and its fields if it
+//! [`EventRecord`] is the one form that a fact gets before anybody hears of it: the log writes its text, and its fields if it
 //! writes JSON; the [`Journal`] numbers it and keeps the last ones for whoever asks, as the JSON that he gets: that is a
 //! third of what their parts would take. Numbers go on over an upgrade in place; the journal itself begins anew.
 
@@ -16,7 +16,7 @@ const KEPT: usize = 512;
 
 /// Something that has happened, in words and in fields.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Told {
+pub(crate) struct EventRecord {
     /// What it is, as in `reload-failed`. It never changes.
     pub(crate) kind: &'static str,
     pub(crate) level: Level,
@@ -25,7 +25,7 @@ pub(crate) struct Told {
     pub(crate) fields: Vec<(&'static str, Value)>,
 }
 
-impl Told {
+impl EventRecord {
     pub(crate) fn new(kind: &'static str, level: Level, text: impl Into<String>) -> Self {
         Self {
             kind,
@@ -83,7 +83,7 @@ pub(crate) struct Event {
     pub(crate) seq: u64,
     /// When, in UTC, as RFC 3339 has it.
     pub(crate) time: String,
-    /// See [`Told::kind`].
+    /// See [`EventRecord::kind`].
     pub(crate) kind: &'static str,
     /// `error`, `warn`, `info`, `debug`.
     pub(crate) level: String,
@@ -110,15 +110,15 @@ impl Journal {
     }
 
     /// Numbers what was told, and keeps it.
-    pub(crate) fn note(&mut self, told: Told) -> Event {
+    pub(crate) fn note(&mut self, record: EventRecord) -> Event {
         self.last += 1;
         let event = Event {
             seq: self.last,
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            kind: told.kind,
-            level: told.level.as_str().to_ascii_lowercase(),
-            text: told.text,
-            fields: told
+            kind: record.kind,
+            level: record.level.as_str().to_ascii_lowercase(),
+            text: record.text,
+            fields: record
                 .fields
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value))
@@ -166,7 +166,7 @@ mod tests {
     fn the_journal_keeps_the_last_ones_and_never_numbers_two_alike() {
         let mut journal = Journal::resumed(7);
         for _ in 0..KEPT + 3 {
-            journal.note(Told::new("ready", Level::Info, "a worker is ready"));
+            journal.note(EventRecord::new("ready", Level::Info, "a worker is ready"));
         }
         let last = 7 + KEPT as u64 + 3;
         assert_eq!(journal.last(), last);
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn fields_stand_beside_the_words() {
         let mut journal = Journal::default();
-        let told = Told::new("died", Level::Error, "worker 7 died")
+        let record = EventRecord::new("died", Level::Error, "worker 7 died")
             .with("worker", 7)
             .with("cause", "hang");
-        let event = serde_json::to_value(journal.note(told)).expect("JSON");
+        let event = serde_json::to_value(journal.note(record)).expect("JSON");
         assert_eq!((&event["seq"], &event["worker"]), (&1.into(), &7.into()));
         assert_eq!(
             (&event["kind"], &event["level"], &event["cause"]),

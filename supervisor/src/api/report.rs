@@ -1,8 +1,8 @@
 //! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
 
-use super::events::Told;
+use super::events::EventRecord;
 use crate::systemd::notify::Notifier;
-use crate::workers::exits as deaths;
+use crate::workers::exits;
 use log::Level;
 use nix::unistd::Pid;
 use prefork_core::{Command, Excess, Fact, Reason, Stall, Who};
@@ -79,7 +79,7 @@ fn command_name(command: &Command) -> String {
 
 /// A fact in words and fields; `None` for one whose line needs more than the core knows: a worker's start (its pid), and
 /// its death (see [`deaths`](crate::workers::exits)). `pid` is that of the worker it is about, where it is known.
-pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
+pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
     use Level::{Error, Info, Warn};
     let about = |kind: &'static str, level: Level, who: &Who, text: std::fmt::Arguments<'_>| {
         of_worker(kind, level, *who, pid, text)
@@ -110,10 +110,10 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
             about("start-timeout", Error, who, text)
         }
         Fact::Condemned(who, reason) => {
-            about("condemned", Error, who, format_args!("{reason}; sending SIGKILL"))
+            about("protocol-violation", Error, who, format_args!("{reason}; sending SIGKILL"))
         }
         Fact::LeavesUnasked(who, follow) => {
-            let follow = deaths::follow(*follow);
+            let follow = exits::follow(*follow);
             about("leaving", Warn, who, format_args!("drains although it was not asked to; {follow}"))
         }
         Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),
@@ -123,9 +123,9 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         }
         Fact::ServerReady(generation, workers) => {
             let text = format!("ready: {workers} workers of generation {generation} serve");
-            Told::new("server-ready", Info, text).with("generation", generation.0).with("workers", *workers)
+            EventRecord::new("server-ready", Info, text).with("generation", generation.0).with("workers", *workers)
         }
-        Fact::Degraded(slots, reason) => Told::new(
+        Fact::Degraded(slots, reason) => EventRecord::new(
             "degraded",
             Warn,
             format!(
@@ -133,20 +133,20 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
             ),
         )
         .with("slots", *slots),
-        Fact::Recovered => Told::new("recovered", Info, "recovered: every slot is filled again"),
+        Fact::Recovered => EventRecord::new("recovered", Info, "recovered: every slot is filled again"),
         Fact::ReloadBegan(generation) => {
-            Told::new("reload-began", Info, format!("reload: preparing generation {generation}"))
+            EventRecord::new("reload-began", Info, format!("reload: preparing generation {generation}"))
                 .with("generation", generation.0)
         }
         Fact::ReloadWaits => {
             let text = "reload: waiting until the workers of another generation have left";
-            Told::new("reload-waits", Info, text)
+            EventRecord::new("reload-waits", Info, text)
         }
         Fact::Reloaded(generation, workers) => {
             let text = format!("reloaded: {workers} workers of generation {generation} serve");
-            Told::new("reloaded", Info, text).with("generation", generation.0).with("workers", *workers)
+            EventRecord::new("reloaded", Info, text).with("generation", generation.0).with("workers", *workers)
         }
-        Fact::ReloadFailed(refused, serving, reason) => Told::new(
+        Fact::ReloadFailed(refused, serving, reason) => EventRecord::new(
             "reload-failed",
             Error,
             format!("reload failed, generation {serving} goes on serving: {reason}"),
@@ -155,11 +155,11 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         .with("refused", refused.0)
         .with("reason", reason.as_str()),
         Fact::Resized(from, to) => {
-            Told::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
+            EventRecord::new("resized", Info, format!("scaling from {from} to {to} workers")).with("workers", *to)
         }
         Fact::Scaled { from, to, reason } => {
             let (word, why) = reason_of(*reason);
-            Told::new("scaled", Info, format!("scaling from {from} to {to} workers: {why}"))
+            EventRecord::new("scaled", Info, format!("scaling from {from} to {to} workers: {why}"))
                 .with("from", *from)
                 .with("workers", *to)
                 .with("reason", word)
@@ -169,7 +169,7 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
                 "not scaling up from {workers} workers, which use {} MiB: one more would use more than scale-up-memory",
                 used >> 20
             );
-            Told::new("no-memory", Warn, text).with("workers", *workers).with("used", *used)
+            EventRecord::new("no-memory", Warn, text).with("workers", *workers).with("used", *used)
         }
         Fact::Restarting(who) => about(
             "restarting",
@@ -187,7 +187,7 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
             let text = format_args!("was to be replaced and goes on serving: {reason}");
             about("not-replaced", Warn, who, text)
         }
-        Fact::Holding(slot) => Told::new(
+        Fact::Holding(slot) => EventRecord::new(
             "holding",
             Info,
             format!(
@@ -196,41 +196,41 @@ pub(crate) fn told(fact: &Fact, pid: Option<Pid>) -> Option<Told> {
         )
         .with("slot", slot.0),
         Fact::Released(slot) => {
-            Told::new("released", Info, format!("slot {slot} is not held empty any more"))
+            EventRecord::new("released", Info, format!("slot {slot} is not held empty any more"))
                 .with("slot", slot.0)
         }
-        Fact::Stragglers(slot, waiting) => Told::new(
-            "stragglers",
+        Fact::Stragglers(slot, waiting) => EventRecord::new(
+            "stranded",
             Info,
             format!("slot {slot} has no worker, but connections wait in its queue; starting one for them"),
         )
         .with("slot", slot.0)
         .with("waiting", *waiting),
         Fact::Ignored(command, why) => {
-            Told::new("ignored", Warn, format!("ignoring the {}: {why}", command_name(command)))
+            EventRecord::new("ignored", Warn, format!("ignoring the {}: {why}", command_name(command)))
         }
-        Fact::DrainingAll => Told::new(
+        Fact::DrainingAll => EventRecord::new(
             "draining-all",
             Info,
             "all workers drain, the sockets stay (reload to start workers again)",
         ),
-        Fact::Announcing(delay) => Told::new(
-            "announcing",
+        Fact::Announcing(delay) => EventRecord::new(
+            "pre-stop",
             Info,
             format!(
                 "stopping in {delay:?}: not ready any more, and serving as before (a second signal stops now)"
             ),
         )
         .with("delay_ms", u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
-        Fact::Stopping(None) => Told::new("stopping", Info, "stopping at once"),
+        Fact::Stopping(None) => EventRecord::new("stopping", Info, "stopping at once"),
         Fact::Stopping(Some(grace)) => {
-            Told::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
+            EventRecord::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
         }
         Fact::Hopeless(reason) => {
-            Told::new("hopeless", Error, format!("giving up, no worker can be started: {reason}"))
+            EventRecord::new("startup-failed", Error, format!("giving up, no worker can be started: {reason}"))
         }
-        Fact::Overslept(gap) => Told::new(
-            "overslept",
+        Fact::Overslept(gap) => EventRecord::new(
+            "supervisor-stalled",
             Warn,
             format!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much"),
         ),
@@ -263,14 +263,14 @@ pub(crate) fn of_worker(
     who: Who,
     pid: Option<Pid>,
     text: std::fmt::Arguments<'_>,
-) -> Told {
-    let told = Told::new(kind, level, format!("{} {text}", Named(who, pid)))
+) -> EventRecord {
+    let event = EventRecord::new(kind, level, format!("{} {text}", Named(who, pid)))
         .with("worker", who.worker.0)
         .with("slot", who.slot.0)
         .with("generation", who.generation.0);
     match pid {
-        Some(pid) => told.with("pid", pid.as_raw()),
-        None => told,
+        Some(pid) => event.with("pid", pid.as_raw()),
+        None => event,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The admin child: when one is started, and what becomes of it.
 
 use super::Server;
-use crate::api::events::Told;
+use crate::api::events::EventRecord;
 use crate::control::Role;
 use crate::process::poll::{Interest, Token};
 use log::{Level, debug, warn};
@@ -61,7 +61,7 @@ impl Server {
             } else {
                 format!("{text} in {wait:.1?}")
             };
-            self.announce(Told::new("admin-died", Level::Warn, text).with("end", ended.how));
+            self.announce(EventRecord::new("admin-died", Level::Warn, text).with("end", ended.how));
         }
     }
 }

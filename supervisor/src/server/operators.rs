@@ -1,12 +1,12 @@
 //! What operators ask, by signal or on the control socket, and what they and systemd are told.
 
 use super::{Server, TELL_AGAIN};
-use crate::api::events::Told;
+use crate::api::events::EventRecord;
 use crate::api::report;
 use crate::api::status::LastReload;
 use crate::control::{Answer, Progress, Request, event_line};
 use crate::logging as logfile;
-use crate::workers::exits as deaths;
+use crate::workers::exits;
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
 use prefork_core::{Command, Event, Fact, RequestId};
@@ -171,10 +171,10 @@ impl Server {
     }
 
     /// Tells of something: in the log, in the journal, and to whoever follows.
-    pub(crate) fn announce(&mut self, told: Told) {
-        told.log();
-        let level = told.level;
-        let event = self.journal.note(told);
+    pub(crate) fn announce(&mut self, record: EventRecord) {
+        record.log();
+        let level = record.level;
+        let event = self.journal.note(record);
         let generation = self.generations.get(&self.accepted);
         self.hooks.offer(
             generation.map(|generation| &generation.config.hooks),
@@ -222,13 +222,13 @@ impl Server {
                     .as_ref()
                     .filter(|(worker, _)| *worker == who.worker);
                 let now = prefork_os::monotonic_ms();
-                let told = deaths::told(*who, demise, record.map(|(_, record)| record), now);
+                let event = exits::to_event(*who, demise, record.map(|(_, record)| record), now);
                 self.deaths.count(demise.cause);
-                self.announce(told);
+                self.announce(event);
             }
             _ => {
-                if let Some(told) = report::told(fact, pid) {
-                    self.announce(told);
+                if let Some(event) = report::to_event(fact, pid) {
+                    self.announce(event);
                 }
             }
         }

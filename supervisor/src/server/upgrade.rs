@@ -7,7 +7,7 @@
 use super::takeover::Resumption;
 use super::{Answer, Server, clock};
 use crate::VERSION;
-use crate::api::events::Told;
+use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
 use crate::logging::stderr::outlet::outlet;
 use crate::process::poll::{Interest, Token};
@@ -337,7 +337,7 @@ impl Server {
             None => {
                 let text = format!("upgrade failed, version {VERSION} goes on: {reason}");
                 self.announce(
-                    Told::new("upgrade-failed", Level::Error, text).with("reason", reason),
+                    EventRecord::new("upgrade-failed", Level::Error, text).with("reason", reason),
                 );
                 let _ = self.systemd.status(&format!(
                     "version {VERSION} goes on; the last upgrade failed: {reason}"
@@ -372,7 +372,7 @@ impl Server {
                 std::process::id()
             );
             self.announce(
-                Told::new("upgraded", Level::Info, text)
+                EventRecord::new("upgraded", Level::Info, text)
                     .with("from", version)
                     .with("to", VERSION),
             );

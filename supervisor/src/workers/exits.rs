@@ -2,7 +2,7 @@
 //!
 //! A death's cause is the core's ([`Cause`]); this module gives it what the system knows, and puts both into one line.
 
-use crate::api::events::Told;
+use crate::api::events::EventRecord;
 use crate::config::CleanExits;
 use crate::process::reap::{Death, Usage};
 use crate::process::spawn::ExecFailure;
@@ -113,14 +113,19 @@ pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) 
 
 /// A death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
 /// the scoreboard.
-pub(crate) fn told(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> Told {
+pub(crate) fn to_event(
+    who: Who,
+    demise: &Demise,
+    record: Option<&ExitRecord>,
+    now: u64,
+) -> EventRecord {
     let level = match demise.grade {
         Grade::Clean => Level::Info,
         Grade::Unclean => Level::Warn,
         Grade::Failure => Level::Error,
     };
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let mut told = Told::new("died", level, line(who, demise, record, now))
+    let mut event = EventRecord::new("died", level, line(who, demise, record, now))
         .with("worker", who.worker.0)
         .with("slot", who.slot.0)
         .with("generation", who.generation.0)
@@ -128,30 +133,30 @@ pub(crate) fn told(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: 
         .with("end", demise.how.as_str())
         .with("age_ms", millis(demise.age))
         .with("follow", follow(demise.follow));
-    let Some(record) = record else { return told };
-    told = told.with("pid", record.pid.as_raw());
-    told = match record.death {
-        Some(Death::Exited(status)) => told.with("status", status),
-        Some(Death::Signaled { signal, core }) => told.with("signal", signal).with("core", core),
-        Some(Death::Unknown) | None => told,
+    let Some(record) = record else { return event };
+    event = event.with("pid", record.pid.as_raw());
+    event = match record.death {
+        Some(Death::Exited(status)) => event.with("status", status),
+        Some(Death::Signaled { signal, core }) => event.with("signal", signal).with("core", core),
+        Some(Death::Unknown) | None => event,
     };
-    told = told
+    event = event
         .with("user_ms", millis(record.usage.user))
         .with("system_ms", millis(record.usage.system))
         .with("max_rss_kib", record.usage.max_resident_kib);
     if let Some(reading) = &record.reading {
-        told = told
+        event = event
             .with("busy", reading.busy)
             .with("connections", reading.open)
             .with("requests", reading.requests);
         if let Some(age) = oldest(reading, now) {
-            told = told.with("oldest_ms", millis(age));
+            event = event.with("oldest_ms", millis(age));
         }
     }
     if !record.last_words.is_empty() {
-        told = told.with("stderr", String::from_utf8_lossy(&record.last_words));
+        event = event.with("stderr", String::from_utf8_lossy(&record.last_words));
     }
-    told
+    event
 }
 
 fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> String {
