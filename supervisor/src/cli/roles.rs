@@ -4,7 +4,7 @@ use crate::config::{Act, Control, Identity, Invocation, Source, USAGE};
 use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
 use crate::generation::Loader;
 use crate::helpers::{memory_sampler as gauge, readiness_probe as lookout};
-use crate::listen::{Kept, Listeners};
+use crate::listen::{Listeners, StoredSockets};
 use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
 use crate::server::Server;
 use crate::upgrade::Task;
@@ -61,14 +61,14 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         Ok(inherited) => inherited,
         Err(error) => return fail(&format!("cannot take the inherited sockets: {error}")),
     };
-    let (inherited, kept) = Kept::sort(inherited);
+    let (inherited, stored) = StoredSockets::sort(inherited);
     let Invocation {
         action,
         json,
         source,
     } = invocation;
     match action {
-        Act::Serve => serve(identity, source, inherited, kept),
+        Act::Serve => serve(identity, source, inherited, stored),
         Act::Check { print } => check(source, &inherited, print),
         Act::Status => reach(&source, json, &Request::Status),
         Act::Events {
@@ -115,7 +115,12 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     }
 }
 
-fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: Kept) -> ExitCode {
+fn serve(
+    identity: &Identity,
+    source: Source,
+    inherited: Vec<Inherited>,
+    stored: StoredSockets,
+) -> ExitCode {
     let loader = loader(source, &inherited);
     let config = match loader.config() {
         Ok(config) => config,
@@ -149,7 +154,7 @@ fn serve(identity: &Identity, source: Source, inherited: Vec<Inherited>, kept: K
     if let Some(warning) = warn_of_root(&config) {
         warn!("{warning}");
     }
-    let listeners = Listeners::new(runtime_directory(), inherited).with_kept(kept);
+    let listeners = Listeners::new(runtime_directory(), inherited).with_stored(stored);
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
         Ok(server) => server,
         Err(reason) => {

@@ -1,8 +1,8 @@
 //! The steering program: which slots' sockets of a SO_REUSEPORT group get new connections.
 //!
 //! Classic BPF, run by the kernel once per SYN. It draws a random number, since a hash of the connection is 0 on
-//! some devices and a port modulo something is lopsided, and turns it into a place: the index of a socket in the
-//! group. Which slot's socket is where, [`slots`](super::slots) knows.
+//! some devices and a port modulo something is lopsided, and turns it into a index: the index of a socket in the
+//! group. Which slot's socket is where, [`slots`](super::reuseport_group) knows.
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -35,7 +35,7 @@ pub(crate) enum SteerProblem {
     /// The kernel refused the program.
     System(Errno),
     /// The socket through which to steer is missing, and others may not.
-    NoKey,
+    NoSteeringSocket,
     /// Sockets came back from an earlier process, but not all: the kernel's order of them is not known any more.
     Scattered,
 }
@@ -48,7 +48,7 @@ impl fmt::Display for SteerError {
                 return write!(f, "cannot steer {address} to slot {slot}: it is not open");
             }
             SteerProblem::System(errno) => &errno.desc(),
-            SteerProblem::NoKey => {
+            SteerProblem::NoSteeringSocket => {
                 &"its sockets are another user's, and the one to steer them by is gone; a stop and a start cures it"
             }
             SteerProblem::Scattered => {
@@ -64,16 +64,16 @@ impl fmt::Display for SteerError {
 
 impl std::error::Error for SteerError {}
 
-/// Steers the group of `member`, which must not be locked, to the sockets at `places` of the group. Without places
+/// Steers the group of `member`, which must not be locked, to the sockets at `indices` of the group. Without indices
 /// there is nothing to steer to, and nothing changes.
-pub(crate) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno> {
-    let mut places = places.to_vec();
-    places.sort_unstable();
-    places.dedup();
-    if places.is_empty() {
+pub(crate) fn attach(member: &OwnedFd, indices: &[u16]) -> Result<Steered, Errno> {
+    let mut indices = indices.to_vec();
+    indices.sort_unstable();
+    indices.dedup();
+    if indices.is_empty() {
         return Ok(Steered::Unchanged);
     }
-    let mut code = program(&places);
+    let mut code = program(&indices);
     let length = u16::try_from(code.len()).map_err(|_| Errno::E2BIG)?;
     let program = libc::sock_fprog {
         len: length,
@@ -84,19 +84,19 @@ pub(crate) fn attach(member: &OwnedFd, places: &[u16]) -> Result<Steered, Errno>
 }
 
 /// Has the kernel throw away what asks `socket` for a connection, so that none is made to it even without a program.
-pub(crate) fn deafen(socket: &OwnedFd) {
+pub(crate) fn reject_connections(socket: &OwnedFd) {
     let drop = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
     // The filter is complete, but may need CAP_NET_ADMIN; the other needs nothing, and leaves odd neighbours.
     let _ = socket2::SockRef::from(socket).attach_filter(&[drop]);
     let _ = prefork_os::ignore_travelled_packets(socket);
 }
 
-/// A program that returns each of `places` (ascending, not empty) equally often.
+/// A program that returns each of `indices` (ascending, not empty) equally often.
 ///
-/// The random number modulo the count is a position in `places`. Within a run of consecutive places, the place is
-/// the position plus a constant: so it takes three instructions per run, not two per place.
-fn program(places: &[u16]) -> Vec<libc::sock_filter> {
-    let count = places.len() as u32;
+/// The random number modulo the count is a position in `indices`. Within a run of consecutive indices, the index is
+/// the position plus a constant: so it takes three instructions per run, not two per index.
+fn program(indices: &[u16]) -> Vec<libc::sock_filter> {
+    let count = indices.len() as u32;
     let mut code = vec![
         statement(
             libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
@@ -105,7 +105,7 @@ fn program(places: &[u16]) -> Vec<libc::sock_filter> {
         statement(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
     ];
     let mut position = 0;
-    for run in places.chunk_by(|one, next| one + 1 == *next) {
+    for run in indices.chunk_by(|one, next| one + 1 == *next) {
         let end = position + run.len() as u32;
         if end < count {
             // Not in this run: over the next two instructions.

@@ -1,5 +1,7 @@
 //! Why an address cannot be served.
 
+use super::address;
+use crate::config::Bind;
 use nix::errno::Errno;
 use std::fmt;
 
@@ -9,12 +11,12 @@ pub(crate) struct ListenError {
     /// The address, as people write it. Of a name with several addresses, the one that failed.
     pub address: String,
     /// The reason.
-    pub problem: Problem,
+    pub problem: ListenProblem,
 }
 
 /// Why an address cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Problem {
+pub(crate) enum ListenProblem {
     /// The host name has no address.
     Unresolved(String),
     /// Somebody else listens on this TCP port: a server with this pid, if it holds the address's lock.
@@ -28,8 +30,13 @@ pub(crate) enum Problem {
     SocketInUse,
     /// The path is taken by something that is no socket.
     NotASocket(&'static str),
-    /// The path of a Unix socket has this many bytes, more than the 107 that fit.
-    PathTooLong(usize),
+    /// The path of a Unix socket has too many bytes.
+    PathTooLong {
+        /// Its length.
+        length: usize,
+        /// What fits.
+        limit: usize,
+    },
     /// The address is bound already, with other permissions.
     OtherPermissions,
     /// There is no such user.
@@ -43,7 +50,7 @@ pub(crate) enum Problem {
     /// The system refused.
     System {
         /// What was tried.
-        act: Act,
+        operation: Operation,
         /// How it was refused.
         errno: Errno,
     },
@@ -51,7 +58,7 @@ pub(crate) enum Problem {
 
 /// What the system refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Act {
+pub(crate) enum Operation {
     /// To make or bind a TCP socket.
     BindTcp,
     /// To make or bind a Unix socket.
@@ -65,7 +72,13 @@ pub(crate) enum Act {
 }
 
 impl ListenError {
-    pub(crate) fn new(address: &impl fmt::Display, problem: Problem) -> Self {
+    /// Creates the error of a configured address.
+    pub(crate) fn of(bind: &Bind, problem: ListenProblem) -> Self {
+        Self::new(&address::text(bind), problem)
+    }
+
+    /// Creates the error of an address that is known by its text only.
+    pub(crate) fn new(address: &impl fmt::Display, problem: ListenProblem) -> Self {
         Self {
             address: address.to_string(),
             problem,
@@ -73,9 +86,9 @@ impl ListenError {
     }
 }
 
-impl Problem {
-    pub(crate) fn system(act: Act) -> impl Fn(Errno) -> Self + Copy {
-        move |errno| Self::System { act, errno }
+impl ListenProblem {
+    pub(crate) fn system(operation: Operation) -> impl Fn(Errno) -> Self + Copy {
+        move |errno| Self::System { operation, errno }
     }
 
     /// Whether this machine has no such address, or no such kind of address.
@@ -83,7 +96,7 @@ impl Problem {
         matches!(
             self,
             Self::System {
-                act: Act::BindTcp,
+                operation: Operation::BindTcp,
                 errno: Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT
             }
         )
@@ -94,13 +107,15 @@ impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { address, problem } = self;
         match problem {
-            Problem::System {
-                act: Act::Listen, ..
+            ListenProblem::System {
+                operation: Operation::Listen,
+                ..
             } => write!(f, "cannot listen on {address}: {problem}"),
-            Problem::NotInherited(_)
-            | Problem::NotListening(_)
-            | Problem::System {
-                act: Act::Inherit, ..
+            ListenProblem::NotInherited(_)
+            | ListenProblem::NotListening(_)
+            | ListenProblem::System {
+                operation: Operation::Inherit,
+                ..
             } => {
                 write!(f, "cannot use {address}: {problem}")
             }
@@ -109,7 +124,7 @@ impl fmt::Display for ListenError {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ListenProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unresolved(reason) => write!(f, "{reason} (check the host name)"),
@@ -126,13 +141,10 @@ impl fmt::Display for Problem {
             Self::NotASocket(kind) => {
                 write!(f, "the path is {kind}, not a socket (remove it, or choose another path)")
             }
-            Self::PathTooLong(length) => {
-                let most = super::unix::PATH_MAX;
-                write!(
-                    f,
-                    "the path has {length} bytes, a Unix socket's at most {most} (choose a shorter one)"
-                )
-            }
+            Self::PathTooLong { length, limit } => write!(
+                f,
+                "the path has {length} bytes, a Unix socket's at most {limit} (choose a shorter one)"
+            ),
             Self::OtherPermissions => f.write_str(
                 "it is served already, with another mode, owner or group (restart, or choose another path)",
             ),
@@ -143,9 +155,9 @@ impl fmt::Display for Problem {
                 "no such descriptor was inherited ({what}; LISTEN_FDS and LISTEN_PID announce them, as systemd sets them)"
             ),
             Self::NotListening(what) => write!(f, "it is {what} (pass a listening stream socket)"),
-            Self::System { act, errno } => {
+            Self::System { operation, errno } => {
                 f.write_str(errno_text(*errno))?;
-                remedy(*act, *errno).map_or(Ok(()), |remedy| write!(f, " ({remedy})"))
+                remedy(*operation, *errno).map_or(Ok(()), |remedy| write!(f, " ({remedy})"))
             }
         }
     }
@@ -161,20 +173,20 @@ fn errno_text(errno: Errno) -> &'static str {
     }
 }
 
-fn remedy(act: Act, errno: Errno) -> Option<&'static str> {
-    Some(match (act, errno) {
-        (Act::BindTcp, Errno::EACCES) => {
+fn remedy(operation: Operation, errno: Errno) -> Option<&'static str> {
+    Some(match (operation, errno) {
+        (Operation::BindTcp, Errno::EACCES) => {
             "run as root, or grant CAP_NET_BIND_SERVICE, or choose a port above 1023"
         }
-        (Act::BindTcp, Errno::EADDRNOTAVAIL) => {
+        (Operation::BindTcp, Errno::EADDRNOTAVAIL) => {
             "`ip address` lists the machine's addresses; 0.0.0.0 or [::] is all"
         }
-        (Act::BindTcp, Errno::EAFNOSUPPORT) => "this machine has IPv6 switched off",
-        (Act::BindUnix, Errno::EACCES | Errno::EROFS) => {
+        (Operation::BindTcp, Errno::EAFNOSUPPORT) => "this machine has IPv6 switched off",
+        (Operation::BindUnix, Errno::EACCES | Errno::EROFS) => {
             "this user must be able to write in the directory"
         }
-        (Act::BindUnix, Errno::ENOENT | Errno::ENOTDIR) => "create its directory first",
-        (Act::SetPermissions, Errno::EPERM) => {
+        (Operation::BindUnix, Errno::ENOENT | Errno::ENOTDIR) => "create its directory first",
+        (Operation::SetPermissions, Errno::EPERM) => {
             "only root can give a file away; a user can choose among its groups"
         }
         (_, Errno::EMFILE | Errno::ENFILE) => {

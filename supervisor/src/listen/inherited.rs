@@ -1,8 +1,8 @@
 //! Listening sockets that this process was started with.
 
-use super::address::FdSource;
-use super::error::{Act, Problem};
-use super::group::Key;
+use super::address::AddressKey;
+use super::error::{ListenProblem, Operation};
+use crate::config::Bind;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use prefork_protocol::environment::Inherited;
 use socket2::SockRef;
@@ -12,18 +12,19 @@ use std::path::Path;
 /// The sockets that an address names: one by number, perhaps several by name.
 pub(crate) fn find<'a>(
     inherited: &'a [Inherited],
-    source: &FdSource,
-) -> Result<Vec<&'a Inherited>, Problem> {
-    let fits = |candidate: &&Inherited| match source {
-        FdSource::Number(number) => candidate.socket.as_raw_fd() == *number,
-        FdSource::Name(name) => candidate.name == *name,
+    bind: &Bind,
+) -> Result<Vec<&'a Inherited>, ListenProblem> {
+    let fits = |candidate: &&Inherited| match bind {
+        Bind::Fd(number) => candidate.socket.as_raw_fd() == *number,
+        Bind::Inherited(name) => candidate.name == *name,
+        Bind::Tcp { .. } | Bind::Unix { .. } => false,
     };
     let found: Vec<_> = inherited.iter().filter(fits).collect();
     if !found.is_empty() {
         return Ok(found);
     }
     let list = |one: &Inherited| format!("{} named {}", one.socket.as_raw_fd(), one.name);
-    Err(Problem::NotInherited(match inherited {
+    Err(ListenProblem::NotInherited(match inherited {
         [] => "none was".to_owned(),
         some => format!(
             "inherited: {}",
@@ -32,22 +33,22 @@ pub(crate) fn find<'a>(
     }))
 }
 
-pub(crate) fn key(socket: &Inherited) -> Key {
-    Key::Fd(socket.socket.as_raw_fd())
+pub(crate) fn key(socket: &Inherited) -> AddressKey {
+    AddressKey::Fd(socket.socket.as_raw_fd())
 }
 
 /// A copy of an inherited socket, made non-blocking, and the address that it is bound to. The original stays for
 /// later generations.
-pub(crate) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), Problem> {
-    let failed = Problem::system(Act::Inherit);
+pub(crate) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), ListenProblem> {
+    let failed = ListenProblem::system(Operation::Inherit);
     match getsockopt(&inherited.socket, sockopt::SockType) {
         Ok(SockType::Stream) => {}
-        Ok(_) => return Err(Problem::NotListening("no stream socket")),
-        Err(nix::errno::Errno::ENOTSOCK) => return Err(Problem::NotListening("no socket")),
+        Ok(_) => return Err(ListenProblem::NotListening("no stream socket")),
+        Err(nix::errno::Errno::ENOTSOCK) => return Err(ListenProblem::NotListening("no socket")),
         Err(errno) => return Err(failed(errno)),
     }
     if !getsockopt(&inherited.socket, sockopt::AcceptConn).map_err(failed)? {
-        return Err(Problem::NotListening("not listening"));
+        return Err(ListenProblem::NotListening("not listening"));
     }
     let system = |error: std::io::Error| {
         failed(nix::errno::Errno::from_raw(

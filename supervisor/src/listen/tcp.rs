@@ -1,6 +1,6 @@
 //! TCP sockets.
 
-use super::error::{Act, Problem};
+use super::error::{ListenProblem, Operation};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 
 /// All addresses of a host, each once. Asks the system's resolver for names, which may take its time.
-pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Problem> {
+pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ListenProblem> {
     let bare = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))
@@ -18,7 +18,7 @@ pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Problem>
     }
     let found = (bare, port)
         .to_socket_addrs()
-        .map_err(|error| Problem::Unresolved(error.to_string()))?;
+        .map_err(|error| ListenProblem::Unresolved(error.to_string()))?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for address in found {
         if !addresses.contains(&address) {
@@ -26,41 +26,43 @@ pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Problem>
         }
     }
     if addresses.is_empty() {
-        return Err(Problem::Unresolved("the name has no address".to_owned()));
+        return Err(ListenProblem::Unresolved(
+            "the name has no address".to_owned(),
+        ));
     }
     Ok(addresses)
 }
 
 /// Checks that nobody listens on the address. SO_REUSEPORT would let a second server of the same user in, to take
 /// half of the connections of the first.
-pub(crate) fn probe(address: SocketAddr) -> Result<(), Problem> {
+pub(crate) fn probe(address: SocketAddr) -> Result<(), ListenProblem> {
     new_socket(address, false)
         .map(drop)
         .map_err(|error| problem(&error, address))
 }
 
 /// Binds a socket that shares its address with others of this server. It does not listen yet.
-pub(crate) fn bind(address: SocketAddr) -> Result<OwnedFd, Problem> {
+pub(crate) fn bind(address: SocketAddr) -> Result<OwnedFd, ListenProblem> {
     new_socket(address, true)
         .map(OwnedFd::from)
         .map_err(|error| problem(&error, address))
 }
 
 /// Binds a socket that shares its address with no other. It does not listen yet.
-pub(crate) fn bind_alone(address: SocketAddr) -> Result<OwnedFd, Problem> {
+pub(crate) fn bind_exclusive(address: SocketAddr) -> Result<OwnedFd, ListenProblem> {
     new_socket(address, false)
         .map(OwnedFd::from)
         .map_err(|error| problem(&error, address))
 }
 
 /// Where a socket is bound.
-pub(crate) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, Problem> {
+pub(crate) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, ListenProblem> {
     let address = socket2::SockRef::from(socket).local_addr();
     address
         .ok()
         .and_then(|address| address.as_socket())
-        .ok_or(Problem::System {
-            act: Act::BindTcp,
+        .ok_or(ListenProblem::System {
+            operation: Operation::BindTcp,
             errno: Errno::EAFNOSUPPORT,
         })
 }
@@ -81,14 +83,14 @@ fn new_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn problem(error: &io::Error, address: SocketAddr) -> Problem {
+fn problem(error: &io::Error, address: SocketAddr) -> ListenProblem {
     match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-        Errno::EADDRINUSE => Problem::PortInUse {
+        Errno::EADDRINUSE => ListenProblem::PortInUse {
             port: address.port(),
             holder: None,
         },
-        errno => Problem::System {
-            act: Act::BindTcp,
+        errno => ListenProblem::System {
+            operation: Operation::BindTcp,
             errno,
         },
     }

@@ -1,7 +1,7 @@
 //! Unix sockets: the socket and its file.
 
-use super::error::{Act, Problem};
-use crate::listen::stored::Label;
+use super::error::{ListenProblem, Operation};
+use super::socket_label::SocketLabel;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// The longest path of a Unix socket, in bytes: sun_path less its end.
 pub(crate) const PATH_MAX: usize = 107;
 
-/// A Unix socket as it shall be, every name looked up.
+/// A Unix socket as configured, with user and group resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Absolute.
@@ -32,28 +32,31 @@ impl Wanted {
         mode: Option<u32>,
         owner: Option<&str>,
         group: Option<&str>,
-    ) -> Result<Self, Problem> {
-        let path = std::path::absolute(path).map_err(|_| Problem::System {
-            act: Act::BindUnix,
+    ) -> Result<Self, ListenProblem> {
+        let path = std::path::absolute(path).map_err(|_| ListenProblem::System {
+            operation: Operation::BindUnix,
             errno: Errno::ENOENT,
         })?;
         let length = path.as_os_str().len();
         if length > PATH_MAX {
-            return Err(Problem::PathTooLong(length));
+            return Err(ListenProblem::PathTooLong {
+                length,
+                limit: PATH_MAX,
+            });
         }
         let owner = owner.map(|name| {
             let number = name.parse().map(Uid::from_raw).ok();
             let found = || User::from_name(name).ok().flatten().map(|user| user.uid);
             number
                 .or_else(found)
-                .ok_or_else(|| Problem::NoUser(name.to_owned()))
+                .ok_or_else(|| ListenProblem::NoUser(name.to_owned()))
         });
         let group = group.map(|name| {
             let number = name.parse().map(Gid::from_raw).ok();
             let found = || Group::from_name(name).ok().flatten().map(|group| group.gid);
             number
                 .or_else(found)
-                .ok_or_else(|| Problem::NoGroup(name.to_owned()))
+                .ok_or_else(|| ListenProblem::NoGroup(name.to_owned()))
         });
         Ok(Self {
             path,
@@ -64,29 +67,31 @@ impl Wanted {
     }
 }
 
-/// The file of a socket that we bound. Removed when dropped, if it is still ours.
+/// The file of a socket that we bound. Removed on drop, if it is still ours.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     pub(crate) made_for: Wanted,
     /// Device and inode.
     pub(crate) identity: (u64, u64),
-    /// Left behind, for whoever keeps the socket.
-    pub(crate) kept: Cell<bool>,
+    /// Whether to leave it behind, because the socket is stored.
+    pub(crate) stored: Cell<bool>,
 }
 
 impl SocketFile {
-    /// Binds a socket that does not listen yet. A stale socket file, which no program listens on, is replaced.
+    /// Binds a socket that does not listen yet. A stale socket file, which no program listens on,
+    /// is replaced.
     ///
-    /// The file gets its owner and mode before anybody can connect: until the socket listens, a client is refused
-    /// whatever the mode. So it is bound under its own name, which is also what getsockname(2) tells a worker.
-    pub(crate) fn bind(wanted: &Wanted) -> Result<(OwnedFd, Self), Problem> {
-        let failed = Problem::system(Act::BindUnix);
+    /// The file gets its owner and mode before a client can connect: until the socket listens, a
+    /// client is refused whatever the mode. So it is bound under its own name, which is also what
+    /// getsockname(2) tells a worker.
+    pub(crate) fn bind(wanted: &Wanted) -> Result<(OwnedFd, Self), ListenProblem> {
+        let failed = ListenProblem::system(Operation::BindUnix);
         let address = UnixAddr::new(&wanted.path).map_err(failed)?;
         remove_stale(&wanted.path, &address)?;
         let socket = new_socket().map_err(failed)?;
         bind(socket.as_raw_fd(), &address).map_err(|errno| match errno {
-            // Somebody was faster.
-            Errno::EADDRINUSE => Problem::SocketInUse,
+            // Another program bound it in the meantime.
+            Errno::EADDRINUSE => ListenProblem::SocketInUse,
             errno => failed(errno),
         })?;
         let file = open(
@@ -97,51 +102,54 @@ impl SocketFile {
         let file = file.map_err(failed)?;
         let status = fstat(&file).map_err(failed)?;
         if file_kind(&status).is_some() {
-            return Err(Problem::SocketInUse);
+            return Err(ListenProblem::SocketInUse);
         }
         // From here on a failure removes the file again.
         let this = Self {
             made_for: wanted.clone(),
             identity: (status.st_dev, status.st_ino),
-            kept: Cell::new(false),
+            stored: Cell::new(false),
         };
-        set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
+        set_permissions(&file, wanted).map_err(ListenProblem::system(Operation::SetPermissions))?;
         Ok((socket, this))
     }
 
-    /// Takes over the file of a socket that an earlier process bound, as long as it is the one with this device and
-    /// inode, and gives it the owner and mode that are wanted now. `None` when it is gone: nobody can reach the socket
-    /// then.
-    pub(crate) fn adopt(wanted: &Wanted, identity: (u64, u64)) -> Result<Option<Self>, Problem> {
+    /// Takes over the file of a socket that an earlier process bound, if it is the one with this
+    /// device and inode, and sets the owner and mode that are configured now. Returns `None` when
+    /// it is gone: no client can reach the socket then.
+    pub(crate) fn adopt(
+        wanted: &Wanted,
+        identity: (u64, u64),
+    ) -> Result<Option<Self>, ListenProblem> {
         let file = open(
             &wanted.path,
             OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
             Mode::empty(),
         );
         let Ok(file) = file else { return Ok(None) };
-        let status = fstat(&file).map_err(Problem::system(Act::BindUnix))?;
+        let status = fstat(&file).map_err(ListenProblem::system(Operation::BindUnix))?;
         if (status.st_dev, status.st_ino) != identity || file_kind(&status).is_some() {
             return Ok(None);
         }
-        set_permissions(&file, wanted).map_err(Problem::system(Act::SetPermissions))?;
+        set_permissions(&file, wanted).map_err(ListenProblem::system(Operation::SetPermissions))?;
         Ok(Some(Self {
             made_for: wanted.clone(),
             identity,
-            kept: Cell::new(false),
+            stored: Cell::new(false),
         }))
     }
 
-    /// What the socket is kept as.
-    pub(crate) fn label(&self) -> Label {
-        Label::File {
+    /// Returns the label under which the socket is stored.
+    pub(crate) fn label(&self) -> SocketLabel {
+        SocketLabel::File {
             identity: self.identity,
             path: self.made_for.path.clone(),
         }
     }
 
     /// Leaves the file behind when this is dropped.
-    pub(crate) fn keep(&self) {
-        self.kept.set(true);
+    pub(crate) fn leave(&self) {
+        self.stored.set(true);
     }
 
     /// Whether it was made with these permissions.
@@ -153,7 +161,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let path = &self.made_for.path;
-        if !self.kept.get()
+        if !self.stored.get()
             && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
         {
             let _ = nix::unistd::unlink(path);
@@ -166,15 +174,18 @@ fn new_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Stream, flags, None)
 }
 
-/// Removes a socket file that nobody listens on; an error if somebody does, or if the file is no socket.
-fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), Problem> {
-    let failed = Problem::system(Act::BindUnix);
+/// Removes a socket file that no program listens on.
+///
+/// # Errors
+/// A program listens on it, or the file is no socket.
+fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenProblem> {
+    let failed = ListenProblem::system(Operation::BindUnix);
     match lstat(path) {
         Err(Errno::ENOENT) => return Ok(()),
         Err(errno) => return Err(failed(errno)),
         Ok(status) => {
             if let Some(kind) = file_kind(&status) {
-                return Err(Problem::NotASocket(kind));
+                return Err(ListenProblem::NotASocket(kind));
             }
         }
     }
@@ -185,13 +196,13 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), Problem> {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(failed(errno)),
         },
-        // A full queue, or a socket of another type, belongs to somebody alive.
-        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(Problem::SocketInUse),
+        // A full queue, or a socket of another type, belongs to a running program.
+        Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(ListenProblem::SocketInUse),
         Err(errno) => Err(failed(errno)),
     }
 }
 
-/// What a file is; `None` for a socket.
+/// Returns what a file is; `None` for a socket.
 fn file_kind(status: &FileStat) -> Option<&'static str> {
     Some(
         match SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits()) {
@@ -210,7 +221,8 @@ fn set_permissions(file: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
         fchownat(file, "", wanted.owner, wanted.group, AtFlags::AT_EMPTY_PATH)?;
     }
     if let Some(mode) = wanted.mode {
-        // By the descriptor, lest somebody who may write in the directory has us change another file.
+        // By the descriptor: by path, a user with write access to the directory could make us
+        // change another file.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         std::fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;

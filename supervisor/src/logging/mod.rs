@@ -77,7 +77,7 @@ fn begin(
             builder.target(Target::Pipe(stderr));
         }
     }
-    let journal = settings.file.is_none() && crate::systemd::socket_activation::stderr_is_journal();
+    let journal = settings.file.is_none() && crate::systemd::journal::stderr_is_journal();
     match settings.format {
         LogFormat::Json => builder.format(json),
         LogFormat::Text if journal => builder.format(|out, record| {

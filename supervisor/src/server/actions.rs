@@ -4,7 +4,7 @@ use super::{Server, clock};
 use crate::api::report;
 use crate::control::Answer;
 use crate::generation::Generation;
-use crate::listen::rotation as steering;
+use crate::generation::steering;
 use crate::process::poll::{Interest, Token};
 use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::launch::{Role, launch};
@@ -223,7 +223,7 @@ impl Server {
             return;
         }
         for generation in self.generations.values_mut() {
-            if let Err(error) = generation.sockets.mend() {
+            if let Err(error) = generation.sockets.rebind_shut_down() {
                 warn!("cannot replace a listening socket that was shut down: {error}");
             }
         }

@@ -31,7 +31,7 @@ use crate::process::poll::{Interest, Poll, Token};
 use crate::process::signals::Signals;
 use crate::server::quiesce::Quiesce;
 use crate::server::stderr::StderrForwarder;
-use crate::systemd::fd_store::Store;
+use crate::systemd::fd_store::FdStore;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::workers::cgroup;
 use crate::workers::cgroup::Groups;
@@ -77,7 +77,7 @@ pub(crate) struct Server {
     notify: NotifyServer,
     notify_address: OsString,
     systemd: Notifier,
-    store: Store,
+    store: FdStore,
     watchdog: Option<(Duration, Time)>,
     /// The last thing that systemd would not take, and when to say it again.
     untold: Option<(Time, Fact)>,
@@ -183,11 +183,11 @@ impl Server {
             warn!("not telling systemd anything: {error}");
             Notifier::default()
         });
-        for remark in listeners.settle_kept() {
+        for remark in listeners.close_unclaimed() {
             warn!("{remark}");
         }
         let offered = std::env::var(prefork_protocol::environment::FDSTORE).ok();
-        let mut store = Store::new(now, &systemd, offered.as_deref(), &listeners.kept_names());
+        let mut store = FdStore::new(now, &systemd, offered.as_deref(), &listeners.stored_names());
         // Before the first worker: a death from now on costs no connection that waits.
         store.tend(now, &systemd, &listeners);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));

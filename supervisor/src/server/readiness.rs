@@ -4,7 +4,7 @@ use super::Server;
 use crate::config::Ready;
 use crate::helpers::readiness_probe::Ended;
 use crate::process::poll::{Interest, Token};
-use crate::workers::siblings::Queues;
+use crate::workers::sockets::WorkerSockets;
 use log::debug;
 use prefork_core::Event;
 use prefork_protocol::WorkerId;
@@ -18,7 +18,7 @@ impl Server {
         if generation.config.ready != Ready::Listen {
             return None;
         }
-        let queues = Queues::of(generation, hand.slot);
+        let queues = WorkerSockets::of(generation, hand.slot);
         let sockets: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
         let log = &generation.config.log;
         let pidfd = self

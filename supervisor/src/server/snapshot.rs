@@ -103,7 +103,7 @@ impl Server {
                 held: view.held.contains(&Slot(slot)),
                 in_rotation: view.rotation.contains(&Slot(slot)),
                 totals,
-                queue: accepted.and_then(|accepted| accepted.sockets.queue(slot)),
+                queue: accepted.and_then(|accepted| accepted.sockets.queue_length(slot)),
                 backlog: accepted.map_or(0, |accepted| accepted.config.backlog),
                 workers,
             }

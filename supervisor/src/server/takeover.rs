@@ -16,7 +16,7 @@ use crate::helpers::hooks::Hooks;
 use crate::helpers::memory_sampler::MemorySampler;
 use crate::helpers::readiness_probe::ReadinessProbes;
 use crate::helpers::terminating::Terminating;
-use crate::listen::{Group, ListenSet, Listeners};
+use crate::listen::{AddressSockets, ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::logging::stderr::Capture;
 use crate::logging::stderr::outlet::outlet;
@@ -25,7 +25,7 @@ use crate::process::signals::Signals;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
 use crate::server::stderr::StderrForwarder;
-use crate::systemd::fd_store::Store;
+use crate::systemd::fd_store::FdStore;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::upgrade::*;
 use crate::workers::cgroup::Groups;
@@ -131,7 +131,7 @@ impl Server {
             .map(|one| (one.name, one.inode))
             .collect();
         let offered = std::env::var(prefork_protocol::environment::FDSTORE).ok();
-        let store = Store::new(now, &systemd, offered.as_deref(), &stored);
+        let store = FdStore::new(now, &systemd, offered.as_deref(), &stored);
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         let poll = Poll::new()
             .unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
@@ -254,7 +254,7 @@ fn speaks(protocol: u16, who: &dyn std::fmt::Display) {
 fn generation(
     state: GenerationState,
     loader: &Loader,
-    groups: &[Rc<Group>],
+    groups: &[Rc<AddressSockets>],
     unpacking: &mut Unpacking,
 ) -> Generation {
     speaks(state.protocol, &format_args!("generation {}", state.id));

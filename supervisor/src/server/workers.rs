@@ -92,7 +92,7 @@ impl Server {
                 .generations
                 .get(&hand.generation)
                 .map(|generation| &generation.sockets);
-            if let Some(length) = sockets.and_then(|sockets| sockets.queue(hand.slot.0)) {
+            if let Some(length) = sockets.and_then(|sockets| sockets.queue_length(hand.slot.0)) {
                 // Two workers in a slot mostly have the same sockets.
                 queues
                     .entry(hand.slot)
@@ -106,7 +106,7 @@ impl Server {
             .filter(|accepted| accepted.serves_each_queue());
         if let Some(Generation { sockets, .. }) = accepted {
             for slot in self.core.retired() {
-                if let Some(length) = sockets.queue(slot.0) {
+                if let Some(length) = sockets.queue_length(slot.0) {
                     queues.entry(slot).or_insert(length);
                 }
             }

@@ -7,7 +7,7 @@
 //! Nothing here waits. What systemd does not take, and what it has not said, is tried and asked again a little later.
 
 use super::notify::Notifier;
-use crate::listen::{Listeners, PROBE, inode};
+use crate::listen::{Listeners, inode};
 use log::{debug, info, warn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prefork_core::Time;
@@ -17,6 +17,8 @@ use std::io::PipeReader;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+/// The name under which a descriptor is stored only to see whether there is a store.
+pub(crate) const PROBE: &str = "prefork-probe";
 /// How long until the next look, while something is open.
 const AGAIN: Duration = Duration::from_millis(20);
 /// After this time without the barrier's fall, there is nobody who knows what a barrier is.
@@ -24,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What PID 1 keeps for us.
 #[derive(Debug)]
-pub(crate) struct Store {
+pub(crate) struct FdStore {
     state: State,
     /// What it was given: names and inodes of sockets.
     held: BTreeMap<String, u64>,
@@ -46,7 +48,7 @@ enum State {
     On { most: Option<usize> },
 }
 
-impl Store {
+impl FdStore {
     /// Finds out whether there is a store. `offered` is what `FDSTORE` says; `came` are names and inodes of the sockets
     /// that came from it.
     pub(crate) fn new(
@@ -140,7 +142,7 @@ impl Store {
         listeners: &Listeners,
         most: Option<usize>,
     ) -> io::Result<()> {
-        let sockets = listeners.kept_sockets();
+        let sockets = listeners.storable_sockets();
         let wanted: BTreeMap<&str, u64> = sockets
             .iter()
             .map(|(name, socket)| (name.as_str(), inode(socket)))

@@ -2,5 +2,5 @@
 //! store.
 
 pub(crate) mod fd_store;
+pub(crate) mod journal;
 pub(crate) mod notify;
-pub(crate) mod socket_activation;

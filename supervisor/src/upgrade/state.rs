@@ -119,13 +119,13 @@ states! {
     /// The sockets of an address.
     GroupState { key: KeyState, text: String, name: String, kind: KindState, lock: Option<LockState> }
 
-    /// The sockets of a TCP address by slot, the place of each in the kernel's group, and the key.
-    SlotsState {
+    /// The sockets of a TCP address by slot, the reuseport index of each, and the steering socket.
+    ReuseportGroupState {
         address: String,
         sockets: Vec<Fd>,
-        places: Vec<Option<u16>>,
-        key: Option<Fd>,
-        key_place: Option<u16>,
+        indices: Vec<Option<u16>>,
+        steering: Option<Fd>,
+        steering_index: Option<u16>,
         count: u16,
         backlog: u32,
         adopted: bool,
@@ -359,7 +359,7 @@ pub(crate) enum AccessState {
 /// The kinds of groups.
 #[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
 pub(crate) enum KindState {
-    Slots(SlotsState),
+    ReuseportGroup(ReuseportGroupState),
     File(FileState),
     Inherited(Fd),
 }

@@ -228,12 +228,12 @@ fn sample() -> State {
         groups: vec![
             group(
                 KeyState::Tcp("0.0.0.0:0".to_owned()),
-                KindState::Slots(SlotsState {
+                KindState::ReuseportGroup(ReuseportGroupState {
                     address: "[::1]:80".to_owned(),
                     sockets: vec![fd(40), fd(41)],
-                    places: vec![Some(0), None],
-                    key: Some(fd(44)),
-                    key_place: Some(1),
+                    indices: vec![Some(0), None],
+                    steering: Some(fd(44)),
+                    steering_index: Some(1),
                     count: 2,
                     backlog: 128,
                     adopted: true,

@@ -4,7 +4,7 @@
 //! of phase, undecodable or too much becomes [`Event::Condemned`]; nothing here can fail because of what a worker
 //! sends.
 
-use super::usage;
+use super::proc_stat;
 use crate::config::Config;
 use crate::logging::stderr::Capture;
 use crate::process::spawn::ExecErrors;
@@ -281,7 +281,7 @@ impl WorkerHandle {
         let capacity = u64::from(class.threads) * u64::from(class.connections);
         let spent = match (&self.rows, config.apiece()) {
             (Some(rows), Some(_)) => Some(rows.busy_time(monotonic_ms())),
-            (Some(_) | None, _) => usage::cpu_time(self.pid),
+            (Some(_) | None, _) => proc_stat::cpu_time(self.pid),
         };
         Load {
             spent: spent.unwrap_or_default(),
@@ -291,7 +291,7 @@ impl WorkerHandle {
                 None => row.open as f64 / capacity.max(1) as f64,
             }),
             memory: if memory {
-                usage::own_memory(self.pid)
+                proc_stat::private_memory(self.pid)
             } else {
                 None
             },

@@ -7,9 +7,9 @@ use crate::logging;
 use crate::logging::stderr::Capture;
 use crate::logging::stderr::capture::stream;
 use crate::process::spawn::{Order, spawn};
-use crate::systemd::socket_activation::{JOURNAL_STREAM, stderr_is_journal};
+use crate::systemd::journal::{JOURNAL_STREAM, stderr_is_journal};
 use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
-use crate::workers::siblings::Queues;
+use crate::workers::sockets::WorkerSockets;
 use nix::sys::signal::Signal;
 use prefork_core::Time;
 use prefork_protocol::channel::WorkerEnd;
@@ -53,7 +53,7 @@ pub(crate) fn launch(
         .transpose();
     let rows =
         rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
-    let queues = Queues::of(generation, role.slot);
+    let queues = WorkerSockets::of(generation, role.slot);
     let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
     let siblings = queues.near.iter().chain(&queues.far).copied();
     let access = generation.access.iter().map(AsFd::as_fd);
@@ -178,7 +178,7 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
 fn environment(
     generation: &Generation,
     role: Role<'_>,
-    queues: &Queues<'_>,
+    queues: &WorkerSockets<'_>,
     stderr: Option<&OwnedFd>,
 ) -> Result<Vec<CString>, String> {
     let config = &generation.config;

@@ -6,5 +6,5 @@ pub(crate) mod exits;
 pub(crate) mod handle;
 pub(crate) mod launch;
 pub(crate) mod leftovers;
-pub(crate) mod siblings;
-pub(crate) mod usage;
+pub(crate) mod proc_stat;
+pub(crate) mod sockets;

@@ -1,6 +1,7 @@
-mod again;
 mod steering;
+mod stored;
 use super::bpf::SteerProblem;
+use super::error::Operation;
 use super::*;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,15 +11,15 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-fn tcp(host: &str, port: u16) -> Address {
-    Address::Tcp {
+fn tcp(host: &str, port: u16) -> Bind {
+    Bind::Tcp {
         host: host.to_owned(),
         port,
     }
 }
 
-fn unix(path: &Path) -> Address {
-    Address::Unix {
+fn unix(path: &Path) -> Bind {
+    Bind::Unix {
         path: path.to_owned(),
         mode: None,
         owner: None,
@@ -165,7 +166,7 @@ fn a_second_server_is_refused_with_and_without_a_lock() {
     let holder = Some(std::process::id());
     assert_eq!(
         refused.problem,
-        Problem::PortInUse {
+        ListenProblem::PortInUse {
             port: port(&set),
             holder
         }
@@ -226,7 +227,7 @@ fn an_address_that_stays_keeps_its_sockets_and_one_that_goes_lives_as_long_as_it
     let asked_by_number = tcp("127.0.0.1", port(&old));
     let new = listeners
         .prepare(&[asked_by_number, tcp("127.0.0.1", 0)], 64, 3)
-        .expect("kept");
+        .expect("reused");
     assert_eq!(new.describe().len(), 1, "one address, asked for twice");
     assert_eq!(
         inodes(&new, 2),
@@ -244,7 +245,7 @@ fn an_address_that_stays_keeps_its_sockets_and_one_that_goes_lives_as_long_as_it
     drop(new);
     assert!(
         listeners
-            .groups
+            .addresses
             .iter()
             .all(|group| group.upgrade().is_none())
     );
@@ -279,7 +280,7 @@ fn a_changed_backlog_reaches_the_open_sockets() {
     small.open(1).expect("listening");
     let large = listeners
         .prepare(&[tcp("127.0.0.1", 0)], 50, 1)
-        .expect("kept");
+        .expect("reused");
     large.open(1).expect("listening");
     // A queue of one takes two connections, and lets further ones wait in vain.
     let address = SocketAddr::from(([127, 0, 0, 1], port(&large)));
@@ -311,8 +312,8 @@ fn tcp_errors_name_the_address_and_the_remedy() {
     assert!(text.starts_with("cannot bind :8000: "), "{text}");
     let text = sentence("no such host", 8000);
     assert!(text.ends_with("(check the host name)"), "{text}");
-    let denied = Problem::System {
-        act: Act::BindTcp,
+    let denied = ListenProblem::System {
+        operation: Operation::BindTcp,
         errno: nix::errno::Errno::EACCES,
     };
     let text = ListenError::new(&"0.0.0.0:80", denied).to_string();
@@ -337,7 +338,7 @@ fn a_name_stands_for_all_its_addresses_that_exist_here() {
 
 #[test]
 fn v6_sockets_leave_v4_alone() {
-    let Ok(set) = fresh().prepare(&[tcp("[::1]", 0)], 64, 1) else {
+    let Ok(set) = fresh().prepare(&[tcp("::1", 0)], 64, 1) else {
         return;
     };
     assert!(set.describe()[0].starts_with("[::1]:"));
@@ -365,7 +366,7 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
     let me = nix::unistd::geteuid();
     let owner = if me.is_root() { 65534 } else { me.as_raw() };
     let group = nix::unistd::getegid().to_string();
-    let address = Address::Unix {
+    let address = Bind::Unix {
         path: path.clone(),
         mode: Some(0o620),
         owner: Some(owner.to_string()),
@@ -390,9 +391,9 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
             .prepare(&[unix(&path)], 64, 1)
             .expect_err("live")
             .problem,
-        Problem::SocketInUse
+        ListenProblem::SocketInUse
     );
-    let other = Address::Unix {
+    let other = Bind::Unix {
         path: path.clone(),
         mode: Some(0o600),
         owner: None,
@@ -403,7 +404,7 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
             .prepare(&[other], 64, 1)
             .expect_err("changed")
             .problem,
-        Problem::OtherPermissions
+        ListenProblem::OtherPermissions
     );
     drop(set);
     assert!(!path.exists());
@@ -438,26 +439,31 @@ fn unix_errors_name_the_path_and_the_remedy() {
     );
     assert_eq!(
         problem(&at("link")).problem,
-        Problem::NotASocket("a symbolic link")
+        ListenProblem::NotASocket("a symbolic link")
     );
     assert_eq!(
         problem(directory.path()).problem,
-        Problem::NotASocket("a directory")
+        ListenProblem::NotASocket("a directory")
     );
     assert_eq!(
         std::fs::read_to_string(at("file")).expect("read"),
         "precious"
     );
     let _datagrams = UnixDatagram::bind(at("datagrams")).expect("another program");
-    assert_eq!(problem(&at("datagrams")).problem, Problem::SocketInUse);
+    assert_eq!(
+        problem(&at("datagrams")).problem,
+        ListenProblem::SocketInUse
+    );
     let text = problem(&at("none/app.sock")).to_string();
     assert!(
         text.ends_with("No such file or directory (create its directory first)"),
         "{text}"
     );
     let long = at(&"x".repeat(108));
-    assert!(matches!(problem(&long).problem, Problem::PathTooLong(length) if length > 108));
-    let owned = |owner: Option<&str>, group: Option<&str>| Address::Unix {
+    assert!(
+        matches!(problem(&long).problem, ListenProblem::PathTooLong { length, .. } if length > 108)
+    );
+    let owned = |owner: Option<&str>, group: Option<&str>| Bind::Unix {
         path: at("owned"),
         mode: None,
         owner: owner.map(str::to_owned),
@@ -493,7 +499,7 @@ fn a_lock_keeps_a_second_server_from_a_socket_that_does_not_listen_yet() {
             .prepare(&[unix(&path)], 64, 1)
             .expect_err("locked")
             .problem,
-        Problem::SocketInUse
+        ListenProblem::SocketInUse
     );
 }
 
@@ -505,8 +511,8 @@ fn inherited_sockets_are_found_by_number_and_name_generation_after_generation() 
     let second = UnixListener::bind(directory.path().join("s")).expect("bound");
     let number = web.as_raw_fd();
     let mut listeners = Listeners::new(None, vec![inherited("web", web), inherited("web", second)]);
-    let by_number = Address::Fd(FdSource::Number(number));
-    let by_name = Address::Fd(FdSource::Name("web".to_owned()));
+    let by_number = Bind::Fd(number);
+    let by_name = Bind::Inherited("web".to_owned());
     let first = listeners
         .prepare(std::slice::from_ref(&by_number), 64, 4)
         .expect("found");
@@ -547,7 +553,7 @@ fn inherited_descriptors_of_other_kinds_are_refused() {
     ];
     let mut listeners = Listeners::new(None, sockets);
     let mut sentence = |name: &str| {
-        let address = Address::Fd(FdSource::Name(name.to_owned()));
+        let address = Bind::Inherited(name.to_owned());
         listeners
             .prepare(&[address], 64, 1)
             .expect_err("refused")
@@ -570,9 +576,7 @@ fn inherited_descriptors_of_other_kinds_are_refused() {
         text.contains("named file, ") && text.contains("named stream; LISTEN_FDS"),
         "{text}"
     );
-    let refused = fresh()
-        .prepare(&[Address::Fd(FdSource::Number(3))], 64, 1)
-        .expect_err("refused");
+    let refused = fresh().prepare(&[Bind::Fd(3)], 64, 1).expect_err("refused");
     assert!(
         refused
             .to_string()

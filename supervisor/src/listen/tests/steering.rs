@@ -7,8 +7,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// The only group of a set.
-pub(crate) fn slots(set: &ListenSet) -> &slots::Slots {
-    set.entries[0].group.slots().expect("a TCP address")
+pub(crate) fn slots(set: &ListenSet) -> &reuseport_group::ReuseportGroup {
+    set.entries[0].address.slots().expect("a TCP address")
 }
 
 /// The packets that a socket threw away.
@@ -133,8 +133,8 @@ fn nobody_can_connect_to_the_key() {
         .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
         .expect("bound");
     set.open(2).expect("listening");
-    let key = slots(&set).key();
-    let place = slots(&set).place_of_key().expect("it is a member");
+    let key = slots(&set).steering_socket();
+    let place = slots(&set).steering_index().expect("it is a member");
     attach(&key, u32::from(place)).expect("the key is not locked");
     let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
     let address = SocketAddr::from(([127, 0, 0, 1], port(&set)));
@@ -210,7 +210,7 @@ fn ten_thousand_connections_never_meet_the_key() {
         }
     }
     assert_eq!(open, 40);
-    assert_eq!(drops(&slots(&set).key()), 0);
+    assert_eq!(drops(&slots(&set).steering_socket()), 0);
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
         }
     }
     clients.join().expect("all connected");
-    assert_eq!(drops(&slots(&set).key()), 0);
+    assert_eq!(drops(&slots(&set).steering_socket()), 0);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn a_kernel_that_refuses_the_program_gets_no_key_and_spreads_connections() {
     set.open(3).expect("it listens all the same");
     let refused = set.steer(&[1]).expect_err("refused");
     assert_eq!(refused.problem, SteerProblem::System(Errno::EPERM));
-    assert_eq!(slots(&set).place_of_key(), None);
+    assert_eq!(slots(&set).steering_index(), None);
     let mut seen = [0; 3];
     for _ in 0..200 {
         let _client = connect(port(&set));
@@ -303,13 +303,13 @@ fn a_slot_that_is_taken_again_has_kept_its_queue() {
     // A reload with fewer slots keeps the sockets too, and so does one with more.
     let fewer = listeners
         .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
-        .expect("kept");
+        .expect("reused");
     fewer.open(2).expect("listening");
     drop(set);
     fewer.steer(&[0, 1]).expect("steered");
     let again = listeners
         .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
-        .expect("kept");
+        .expect("reused");
     drop(fewer);
     again.open(3).expect("listening");
     again.steer(&[0, 1, 2]).expect("steered");

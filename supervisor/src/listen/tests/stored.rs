@@ -9,7 +9,7 @@ fn copies(listeners: &Listeners) -> Vec<Inherited> {
     let copy = |(name, socket): (String, Rc<OwnedFd>)| {
         inherited(&name, socket.try_clone().expect("a copy"))
     };
-    let mut all: Vec<_> = listeners.kept_sockets().into_iter().map(copy).collect();
+    let mut all: Vec<_> = listeners.storable_sockets().into_iter().map(copy).collect();
     all.reverse();
     let middle = all.len() / 2;
     all.rotate_left(middle);
@@ -17,9 +17,9 @@ fn copies(listeners: &Listeners) -> Vec<Inherited> {
 }
 
 fn next(sockets: Vec<Inherited>) -> Listeners {
-    let (others, kept) = Kept::sort(sockets);
+    let (others, stored) = StoredSockets::sort(sockets);
     assert!(others.is_empty(), "{others:?}");
-    fresh().with_kept(kept)
+    fresh().with_stored(stored)
 }
 
 /// Every slot of a set gets connections when it is asked to, and no other.
@@ -48,17 +48,17 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     set.open(4).expect("listening");
     set.steer(&[1]).expect("steered");
     let (before, number) = (inodes(&set, 4), port(&set));
-    let kept = copies(&old);
-    assert_eq!(kept.len(), 5, "four slots that listen, and the key");
+    let stored = copies(&old);
+    assert_eq!(stored.len(), 5, "four slots that listen, and the key");
     drop((set, old));
     // Nobody serves now, and nobody is refused.
     let _waiting = connect(number);
 
-    let mut new = next(kept);
+    let mut new = next(stored);
     let set = new
         .prepare(&[tcp("127.0.0.1", 0)], 64, 5)
         .expect("taken over");
-    assert_eq!(new.settle_kept(), Vec::<String>::new());
+    assert_eq!(new.close_unclaimed(), Vec::<String>::new());
     assert_eq!((inodes(&set, 4), port(&set)), (before, number));
     set.open(2).expect("listening");
     assert_eq!(slots(&set).open_slots(), 4, "two are parked");
@@ -67,10 +67,10 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     steers(&set, 5);
 
     // And once more; with the number of the port this time.
-    let kept = copies(&new);
-    assert_eq!(kept.len(), 6);
+    let stored = copies(&new);
+    assert_eq!(stored.len(), 6);
     drop((set, new));
-    let mut new = next(kept);
+    let mut new = next(stored);
     let set = new
         .prepare(&[tcp("127.0.0.1", number)], 128, 6)
         .expect("taken over");
@@ -85,19 +85,19 @@ fn an_address_that_is_not_configured_any_more_is_closed_and_said() {
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
     set.open(2).expect("listening");
     let number = port(&set);
-    let kept = copies(&old);
+    let stored = copies(&old);
     drop((set, old));
-    let mut new = next(kept);
-    let _set = new.prepare(&[tcp("127.0.0.1", 0)].map(|_| tcp("[::1]", 0)), 64, 2);
-    let said = new.settle_kept();
+    let mut new = next(stored);
+    let _set = new.prepare(&[tcp("127.0.0.1", 0)].map(|_| tcp("::1", 0)), 64, 2);
+    let said = new.close_unclaimed();
     assert_eq!(
         said,
         [format!(
-            "closing 127.0.0.1:{number}: it was kept, and is not configured any more"
+            "closing 127.0.0.1:{number}: it was stored, and is not configured any more"
         )]
     );
     assert_eq!(
-        new.kept_names().len(),
+        new.stored_names().len(),
         3,
         "so that whoever keeps them is told"
     );
@@ -125,10 +125,10 @@ fn a_name_that_lies_is_not_believed_and_foreign_names_are_left_alone() {
         ),
         inherited("web", here),
     ];
-    let (others, kept) = Kept::sort(sockets);
+    let (others, stored) = StoredSockets::sort(sockets);
     assert_eq!(others.len(), 1);
     assert_eq!(others[0].name, "web");
-    let said = fresh().with_kept(kept).settle_kept();
+    let said = fresh().with_stored(stored).close_unclaimed();
     assert_eq!(said.len(), 3, "{said:?}");
     assert!(
         said.iter()
@@ -142,11 +142,11 @@ fn without_the_key_a_new_one_is_made() {
     let mut old = fresh();
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
     set.open(3).expect("listening");
-    let mut kept = copies(&old);
-    kept.retain(|socket| !socket.name.contains("key"));
-    assert_eq!(kept.len(), 3);
+    let mut stored = copies(&old);
+    stored.retain(|socket| !socket.name.contains("key"));
+    assert_eq!(stored.len(), 3);
     drop((set, old));
-    let mut new = next(kept);
+    let mut new = next(stored);
     let set = new
         .prepare(&[tcp("127.0.0.1", 0)], 64, 4)
         .expect("taken over");
@@ -159,10 +159,10 @@ fn when_others_than_the_last_are_missing_nobody_pretends_to_steer() {
     let mut old = fresh();
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
     set.open(3).expect("listening");
-    let mut kept = copies(&old);
-    kept.retain(|socket| !socket.name.contains("slot-1-"));
+    let mut stored = copies(&old);
+    stored.retain(|socket| !socket.name.contains("slot-1-"));
     drop((set, old));
-    let mut new = next(kept);
+    let mut new = next(stored);
     let set = new
         .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
         .expect("taken over");
@@ -191,13 +191,13 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
     let mut old = fresh();
     let set = old.prepare(&[unix(&path)], 64, 1).expect("bound");
     set.open(1).expect("listening");
-    let kept = copies(&old);
+    let stored = copies(&old);
     old.leave_files();
     drop((set, old));
     assert!(path.exists(), "left for the next one");
     let _waiting = UnixStream::connect(&path).expect("nobody serves, and it waits");
-    let mut new = next(kept);
-    let wanted = Address::Unix {
+    let mut new = next(stored);
+    let wanted = Bind::Unix {
         path: path.clone(),
         mode: Some(0o600),
         owner: None,
@@ -213,7 +213,7 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
         "as is wanted now"
     );
     assert_eq!(accept_one(&[set.for_slot(0).remove(0).1.as_fd()]), 0);
-    assert!(new.settle_kept().is_empty());
+    assert!(new.close_unclaimed().is_empty());
     drop((set, new));
     assert!(!path.exists(), "nobody keeps it");
 }
@@ -225,13 +225,13 @@ fn a_unix_socket_whose_file_is_gone_is_bound_anew() {
     let mut old = fresh();
     let set = old.prepare(&[unix(&path)], 64, 1).expect("bound");
     set.open(1).expect("listening");
-    let kept = copies(&old);
+    let stored = copies(&old);
     drop((set, old));
     assert!(!path.exists());
-    let mut new = next(kept);
+    let mut new = next(stored);
     let set = new.prepare(&[unix(&path)], 64, 1).expect("bound");
     set.open(1).expect("listening");
-    let said = new.settle_kept();
+    let said = new.close_unclaimed();
     assert!(
         said.len() == 1 && said[0].contains("RuntimeDirectoryPreserve"),
         "{said:?}"

@@ -1,13 +1,14 @@
-//! All listening sockets, written down for the next version of the program, and taken over by it.
+//! The state of all listening sockets, written for the next version of the program and taken over by it.
 
-use super::group::{Group, Key, Kind};
+use super::address::AddressKey;
+use super::address_sockets::{AddressSockets, Kind};
 use super::lock::AddressLock;
-use super::slots::{Members, Slots};
+use super::reuseport_group::{Members, ReuseportGroup};
 use super::unix::{SocketFile, Wanted};
 use super::{Entry, ListenSet, Listeners};
 use crate::upgrade::{
     EntryState, Fd, FileState, GroupState, InheritedState, KeyState, Kind as Is, KindState,
-    LockState, Packing, SlotsState, Unpacking, give_up,
+    LockState, Packing, ReuseportGroupState, Unpacking, give_up,
 };
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Uid};
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 impl Listeners {
-    /// The sockets that this process was started with.
+    /// Writes down the sockets that this process was started with.
     pub(crate) fn inherited_state(&self, packing: &mut Packing) -> Vec<InheritedState> {
         let mut state = |one: &Inherited| InheritedState {
             name: one.name.clone(),
@@ -29,7 +30,7 @@ impl Listeners {
         self.inherited.iter().map(&mut state).collect()
     }
 
-    /// Knows what another program has left, and no address yet.
+    /// Takes over the inherited sockets of another program; no address is known yet.
     pub(crate) fn adopted(
         runtime_dir: Option<PathBuf>,
         inherited: Vec<InheritedState>,
@@ -42,46 +43,50 @@ impl Listeners {
         Self::new(runtime_dir, inherited.into_iter().map(take).collect())
     }
 
-    /// Gives the sets of all generations their groups, which are known from then on.
+    /// Registers the addresses of another program, for the sets of all generations.
     pub(crate) fn adopt_groups(
         &mut self,
         groups: Vec<GroupState>,
         unpacking: &mut Unpacking,
-    ) -> Vec<Rc<Group>> {
-        let groups: Vec<Rc<Group>> = groups
+    ) -> Vec<Rc<AddressSockets>> {
+        let groups: Vec<Rc<AddressSockets>> = groups
             .into_iter()
-            .map(|group| Rc::new(Group::adopted(group, unpacking)))
+            .map(|group| Rc::new(AddressSockets::adopted(group, unpacking)))
             .collect();
-        self.groups = groups.iter().map(Rc::downgrade).collect();
+        self.addresses = groups.iter().map(Rc::downgrade).collect();
         groups
     }
 }
 
 impl ListenSet {
-    /// This set, by the places of its groups in `groups`, where new ones are added.
+    /// This set, by the indices of its groups in `groups`, where new ones are added.
     pub(crate) fn state(
         &self,
-        groups: &mut Vec<(*const Group, GroupState)>,
+        groups: &mut Vec<(*const AddressSockets, GroupState)>,
         packing: &mut Packing,
     ) -> (u32, Vec<EntryState>) {
         let mut entry = |entry: &Entry| {
             let known = groups
                 .iter()
-                .position(|(group, _)| std::ptr::eq(*group, Rc::as_ptr(&entry.group)));
-            let place = known.unwrap_or_else(|| {
-                groups.push((Rc::as_ptr(&entry.group), entry.group.state(packing)));
+                .position(|(group, _)| std::ptr::eq(*group, Rc::as_ptr(&entry.address)));
+            let index = known.unwrap_or_else(|| {
+                groups.push((Rc::as_ptr(&entry.address), entry.address.state(packing)));
                 groups.len() - 1
             });
             EntryState {
-                group: count(place),
+                group: count(index),
                 sockets: count(entry.sockets.len()),
             }
         };
         (self.backlog, self.entries.iter().map(&mut entry).collect())
     }
 
-    /// A set of another program.
-    pub(crate) fn adopted(backlog: u32, entries: &[EntryState], groups: &[Rc<Group>]) -> Self {
+    /// Takes over a set of another program.
+    pub(crate) fn adopted(
+        backlog: u32,
+        entries: &[EntryState],
+        groups: &[Rc<AddressSockets>],
+    ) -> Self {
         let entry = |entry: &EntryState| {
             let Some(group) = groups.get(entry.group as usize) else {
                 give_up(&format!(
@@ -100,7 +105,7 @@ impl ListenSet {
             }
             sockets.truncate(entry.sockets as usize);
             Entry {
-                group: Rc::clone(group),
+                address: Rc::clone(group),
                 sockets,
             }
         };
@@ -111,15 +116,15 @@ impl ListenSet {
     }
 }
 
-impl Group {
+impl AddressSockets {
     fn state(&self, packing: &mut Packing) -> GroupState {
         let key = match &self.key {
-            Key::Tcp(address) => KeyState::Tcp(address.to_string()),
-            Key::Unix(path) => KeyState::Unix(path.into()),
-            Key::Fd(number) => KeyState::Fd(*number),
+            AddressKey::Tcp(address) => KeyState::Tcp(address.to_string()),
+            AddressKey::Unix(path) => KeyState::Unix(path.into()),
+            AddressKey::Fd(number) => KeyState::Fd(*number),
         };
         let kind = match &self.kind {
-            Kind::Slots(slots) => KindState::Slots(slots.state(packing)),
+            Kind::ReuseportGroup(slots) => KindState::ReuseportGroup(slots.state(packing)),
             Kind::File { file, socket } => {
                 let Wanted {
                     path,
@@ -161,12 +166,14 @@ impl Group {
             lock,
         } = state;
         let key = match key {
-            KeyState::Tcp(address) => Key::Tcp(parse(&address)),
-            KeyState::Unix(path) => Key::Unix(path.path()),
-            KeyState::Fd(number) => Key::Fd(number),
+            KeyState::Tcp(address) => AddressKey::Tcp(parse(&address)),
+            KeyState::Unix(path) => AddressKey::Unix(path.path()),
+            KeyState::Fd(number) => AddressKey::Fd(number),
         };
         let kind = match kind {
-            KindState::Slots(state) => Kind::Slots(Slots::resumed(state, unpacking)),
+            KindState::ReuseportGroup(state) => {
+                Kind::ReuseportGroup(ReuseportGroup::resumed(state, unpacking))
+            }
             KindState::File(state) => {
                 let made_for = Wanted {
                     path: state.path.path(),
@@ -174,11 +181,11 @@ impl Group {
                     owner: state.owner.map(Uid::from_raw),
                     group: state.group.map(Gid::from_raw),
                 };
-                let kept = Cell::new(false);
+                let stored = Cell::new(false);
                 let file = SocketFile {
                     made_for,
                     identity: (state.device, state.inode),
-                    kept,
+                    stored,
                 };
                 Kind::File {
                     file,
@@ -202,20 +209,20 @@ impl Group {
         }
     }
 
-    /// All sockets: one per slot, or the one for all.
+    /// Returns all sockets: one per slot, or the one for all.
     fn sockets(&self) -> Vec<Rc<OwnedFd>> {
         self.add(Vec::new())
     }
 }
 
-impl Slots {
-    fn state(&self, packing: &mut Packing) -> SlotsState {
-        // A new field does not compile before it is in the state.
+impl ReuseportGroup {
+    fn state(&self, packing: &mut Packing) -> ReuseportGroupState {
+        // Destructured, so that a new field must be added to the state.
         let Members {
-            key,
-            key_place,
+            steering,
+            steering_index,
             sockets,
-            places,
+            indices,
             count,
             backlog,
             adopted,
@@ -223,12 +230,12 @@ impl Slots {
             scattered,
         } = &*self.members.borrow();
         let mut add = |socket: &Rc<OwnedFd>| packing.add(Is::Listener, socket);
-        SlotsState {
+        ReuseportGroupState {
             address: self.address.to_string(),
             sockets: sockets.iter().map(&mut add).collect(),
-            places: places.clone(),
-            key: key.as_ref().map(&mut add),
-            key_place: *key_place,
+            indices: indices.clone(),
+            steering: steering.as_ref().map(&mut add),
+            steering_index: *steering_index,
             count: *count,
             backlog: *backlog,
             adopted: *adopted,
@@ -237,33 +244,33 @@ impl Slots {
         }
     }
 
-    fn resumed(state: SlotsState, unpacking: &mut Unpacking) -> Self {
+    fn resumed(state: ReuseportGroupState, unpacking: &mut Unpacking) -> Self {
         let address = parse(&state.address);
         let sockets: Vec<_> = state
             .sockets
             .into_iter()
             .map(|socket| take(socket, unpacking))
             .collect();
-        let key = state.key.map(|key| take(key, unpacking));
-        if sockets.is_empty() || sockets.len() != state.places.len() {
+        let steering = state.steering.map(|steering| take(steering, unpacking));
+        if sockets.is_empty() || sockets.len() != state.indices.len() {
             give_up(&format!(
-                "{address} has {} sockets in {} places",
+                "{address} has {} sockets in {} indices",
                 sockets.len(),
-                state.places.len()
+                state.indices.len()
             ));
         }
-        for (socket, place) in sockets
+        for (socket, index) in sockets
             .iter()
-            .zip(&state.places)
-            .chain(key.iter().zip([&state.key_place]))
+            .zip(&state.indices)
+            .chain(steering.iter().zip([&state.steering_index]))
         {
-            verify(socket, address, place.is_some());
+            verify(socket, address, index.is_some());
         }
         let members = Members {
-            key,
-            key_place: state.key_place,
+            steering,
+            steering_index: state.steering_index,
             sockets,
-            places: state.places,
+            indices: state.indices,
             count: state.count,
             backlog: state.backlog,
             adopted: state.adopted,

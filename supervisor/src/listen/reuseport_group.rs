@@ -1,21 +1,19 @@
 //! The sockets of one TCP address: one per slot, and the key.
 //!
-//! They share the address by SO_REUSEPORT. One that listens is a member of the kernel's group; its *place* there is
+//! They share the address by SO_REUSEPORT. One that listens is a member of the kernel's group; its *index* there is
 //! the number of members before it. The kernel fills a gap with the last member, so none ever leaves while the
-//! address lives: a place, once given, stays. Slots and places differ, since the key has a place too.
+//! address lives: a index, once given, stays. ReuseportGroup and indices differ, since the key has a index too.
 //!
 //! A worker holds the very sockets of its slots, and any member can change the group's program. So the slots'
-//! sockets are locked, and the program is changed through the *key*: one more member, which no worker gets, which
+//! sockets are locked, and the program is changed through the *steering*: one more member, which no worker gets, which
 //! no program chooses, and to which nobody can connect even if a program did, since it throws away what reaches it.
-//! Where the kernel refuses programs there is neither lock nor key.
+//! Where the kernel refuses programs there is neither lock nor steering.
 
-use super::error::Problem;
+use super::bpf::{self, SteerProblem, Steered};
+use super::error::ListenProblem;
+use super::socket_label::SocketLabel;
 use super::tcp;
-use crate::listen::bpf as steer;
-use crate::listen::bpf::{SteerProblem, Steered};
-use crate::listen::stored::Label;
 use nix::errno::Errno;
-use prefork_os as sys;
 use socket2::SockRef;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,11 +21,11 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-/// The key's queue stays empty.
-const KEY_BACKLOG: u32 = 0;
+/// The steering's queue stays empty.
+const STEERING_BACKLOG: u32 = 0;
 
 #[derive(Debug)]
-pub(crate) struct Slots {
+pub(crate) struct ReuseportGroup {
     pub(crate) address: SocketAddr,
     pub(crate) members: RefCell<Members>,
 }
@@ -35,54 +33,54 @@ pub(crate) struct Slots {
 #[derive(Debug, Default)]
 pub(crate) struct Members {
     /// Closed first, lest it fill the gap of a slot's socket that is closed before it.
-    pub(crate) key: Option<Rc<OwnedFd>>,
-    /// The key's place, if it listens.
-    pub(crate) key_place: Option<u16>,
+    pub(crate) steering: Option<Rc<OwnedFd>>,
+    /// The steering's index, if it listens.
+    pub(crate) steering_index: Option<u16>,
     /// By slot.
     pub(crate) sockets: Vec<Rc<OwnedFd>>,
-    /// By slot: the place of its socket, if it listens.
-    pub(crate) places: Vec<Option<u16>>,
-    /// How many members the group has, which is the next one's place.
+    /// By slot: the index of its socket, if it listens.
+    pub(crate) indices: Vec<Option<u16>>,
+    /// How many members the group has, which is the next one's index.
     pub(crate) count: u16,
     pub(crate) backlog: u32,
     /// The sockets came from an earlier process: those that listen are locked, and perhaps another user's.
     pub(crate) adopted: bool,
-    /// The places of the program's choice, as far as this process has attached it.
+    /// The indices of the program's choice, as far as this process has attached it.
     pub(crate) steered: Vec<u16>,
-    /// Nobody knows any more whose place is which.
+    /// Nobody knows any more whose index is which.
     pub(crate) scattered: bool,
 }
 
-/// What came back of an address's sockets, each with its place.
+/// What came back of an address's sockets, each with its index.
 #[derive(Debug, Default)]
-pub(crate) struct Parts {
-    key: Option<(u16, OwnedFd)>,
+pub(crate) struct StoredMembers {
+    steering: Option<(u16, OwnedFd)>,
     slots: BTreeMap<u16, (u16, OwnedFd)>,
     /// Two claimed to be the same.
     doubtful: bool,
 }
 
-impl Parts {
+impl StoredMembers {
     /// Adds a slot's socket, or the key.
-    pub(crate) fn put(&mut self, slot: Option<u16>, place: u16, socket: OwnedFd) {
+    pub(crate) fn put(&mut self, slot: Option<u16>, index: u16, socket: OwnedFd) {
         let before = match slot {
-            Some(slot) => self.slots.insert(slot, (place, socket)),
-            None => self.key.replace((place, socket)),
+            Some(slot) => self.slots.insert(slot, (index, socket)),
+            None => self.steering.replace((index, socket)),
         };
         self.doubtful |= before.is_some();
     }
 }
 
-impl Slots {
+impl ReuseportGroup {
     /// Binds the key and the first slot's socket. A port of 0 becomes a free one.
-    pub(crate) fn bind(asked: SocketAddr) -> Result<Self, Problem> {
+    pub(crate) fn bind(asked: SocketAddr) -> Result<Self, ListenProblem> {
         let first = tcp::bind(asked)?;
         let address = tcp::local_address(&first)?;
-        let key = Some(Rc::new(tcp::bind(address)?));
+        let steering = Some(Rc::new(tcp::bind(address)?));
         let this = Self {
             address,
             members: RefCell::new(Members {
-                key,
+                steering,
                 ..Members::default()
             }),
         };
@@ -92,54 +90,54 @@ impl Slots {
 
     /// Takes over the sockets of an earlier process. What is missing is bound, as far as the system allows: it does
     /// not, if they are another user's.
-    pub(crate) fn adopt(address: SocketAddr, parts: Parts) -> Result<Self, Problem> {
-        let Parts {
-            key,
+    pub(crate) fn adopt(address: SocketAddr, parts: StoredMembers) -> Result<Self, ListenProblem> {
+        let StoredMembers {
+            steering,
             slots,
             doubtful,
         } = parts;
-        let mut places: Vec<u16> = slots
+        let mut indices: Vec<u16> = slots
             .values()
-            .chain(&key)
-            .map(|(place, _)| *place)
+            .chain(&steering)
+            .map(|(index, _)| *index)
             .collect();
-        places.sort_unstable();
-        // Members that are gone have moved others into their places, unless they were the last ones.
+        indices.sort_unstable();
+        // Members that are gone have moved others into their indices, unless they were the last ones.
         let scattered = doubtful
-            || places
+            || indices
                 .iter()
                 .enumerate()
-                .any(|(index, place)| index != usize::from(*place));
-        let count = places.last().map_or(0, |last| last + 1);
+                .any(|(position, index)| position != usize::from(*index));
+        let count = indices.last().map_or(0, |last| last + 1);
         let mut members = Members {
             count,
             adopted: true,
             scattered,
             ..Members::default()
         };
-        if let Some((place, socket)) = key {
-            members.key = Some(Rc::new(socket));
-            members.key_place = Some(place);
+        if let Some((index, socket)) = steering {
+            members.steering = Some(Rc::new(socket));
+            members.steering_index = Some(index);
         } else if !scattered {
-            members.key = tcp::bind(address).ok().map(Rc::new);
+            members.steering = tcp::bind(address).ok().map(Rc::new);
         }
-        if scattered && let Some(key) = members.key.take() {
+        if scattered && let Some(steering) = members.steering.take() {
             // Everybody's turn; the key leaves.
             let all: Vec<u16> = (0..count).collect();
-            let _ = steer::attach(&key, &all);
-            members.key_place = None;
+            let _ = bpf::attach(&steering, &all);
+            members.steering_index = None;
         }
-        for (slot, (place, socket)) in slots {
+        for (slot, (index, socket)) in slots {
             while members.sockets.len() < usize::from(slot) {
                 members.sockets.push(Rc::new(tcp::bind(address)?));
-                members.places.push(None);
+                members.indices.push(None);
             }
             members.sockets.push(Rc::new(socket));
-            members.places.push(Some(place));
+            members.indices.push(Some(index));
         }
         if members.sockets.is_empty() {
             members.sockets.push(Rc::new(tcp::bind(address)?));
-            members.places.push(None);
+            members.indices.push(None);
         }
         Ok(Self {
             address,
@@ -151,29 +149,29 @@ impl Slots {
         self.address
     }
 
-    /// The members of the group, in the order of their places, so that those that are kept are the first ones even
+    /// The members of the group, in the order of their indices, so that those that are kept are the first ones even
     /// where not all can be.
-    pub(crate) fn labels(&self, any: bool) -> Vec<(Label, Rc<OwnedFd>)> {
+    pub(crate) fn labels(&self, any: bool) -> Vec<(SocketLabel, Rc<OwnedFd>)> {
         let members = self.members.borrow();
-        let key = members
-            .key_place
-            .zip(members.key.as_ref())
-            .map(|(place, key)| (place, None, key));
+        let steering = members
+            .steering_index
+            .zip(members.steering.as_ref())
+            .map(|(index, steering)| (index, None, steering));
         let slots = members
             .sockets
             .iter()
-            .zip(&members.places)
+            .zip(&members.indices)
             .enumerate()
-            .filter_map(|(slot, (socket, place))| {
-                Some(((*place)?, Some(u16::try_from(slot).ok()?), socket))
+            .filter_map(|(slot, (socket, index))| {
+                Some(((*index)?, Some(u16::try_from(slot).ok()?), socket))
             });
-        let mut all: Vec<_> = slots.chain(key).collect();
-        all.sort_by_key(|(place, _, _)| *place);
-        let label = |(place, slot, socket): (u16, Option<u16>, &Rc<OwnedFd>)| {
+        let mut all: Vec<_> = slots.chain(steering).collect();
+        all.sort_by_key(|(index, _, _)| *index);
+        let label = |(index, slot, socket): (u16, Option<u16>, &Rc<OwnedFd>)| {
             (
-                Label::Member {
+                SocketLabel::Member {
                     slot,
-                    place,
+                    index,
                     address: self.address,
                     any,
                 },
@@ -184,21 +182,21 @@ impl Slots {
     }
 
     #[cfg(test)]
-    pub(crate) fn key(&self) -> Rc<OwnedFd> {
-        Rc::clone(self.members.borrow().key.as_ref().expect("a key"))
+    pub(crate) fn steering_socket(&self) -> Rc<OwnedFd> {
+        Rc::clone(self.members.borrow().steering.as_ref().expect("a steering"))
     }
 
     #[cfg(test)]
-    pub(crate) fn place_of_key(&self) -> Option<u16> {
-        self.members.borrow().key_place
+    pub(crate) fn steering_index(&self) -> Option<u16> {
+        self.members.borrow().steering_index
     }
 
-    /// Slots whose sockets listen: these and those before them.
+    /// ReuseportGroup whose sockets listen: these and those before them.
     pub(crate) fn open_slots(&self) -> u16 {
         let highest = self
             .members
             .borrow()
-            .places
+            .indices
             .iter()
             .rposition(Option::is_some);
         highest.map_or(0, |slot| u16::try_from(slot + 1).unwrap_or(u16::MAX))
@@ -212,7 +210,7 @@ impl Slots {
     }
 
     /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) makes them the group's.
-    pub(crate) fn more(&self, slots: u16) -> Result<Vec<OwnedFd>, Problem> {
+    pub(crate) fn more(&self, slots: u16) -> Result<Vec<OwnedFd>, ListenProblem> {
         let members = self.members.borrow();
         let missing = members.sockets.len()..usize::from(slots);
         let bound: Result<Vec<_>, _> = missing.map(|_| tcp::bind(self.address)).collect();
@@ -228,7 +226,7 @@ impl Slots {
         let mut members = self.members.borrow_mut();
         members.sockets.extend(more.into_iter().map(Rc::new));
         let slots = members.sockets.len();
-        members.places.resize(slots, None);
+        members.indices.resize(slots, None);
     }
 
     /// All sockets, by slot.
@@ -243,30 +241,30 @@ impl Slots {
         let mut members = self.members.borrow_mut();
         let Members {
             sockets,
-            places,
+            indices,
             count,
-            key_place,
+            steering_index,
             backlog: before,
             ..
         } = &mut *members;
         let changed = std::mem::replace(before, backlog) != backlog;
-        for (slot, (socket, place)) in sockets.iter().zip(places).enumerate() {
-            match place {
+        for (slot, (socket, index)) in sockets.iter().zip(indices).enumerate() {
+            match index {
                 // To listen again on a listening socket changes its backlog, and nothing else.
                 Some(_) if changed => listen(socket, backlog)?,
                 None if slot < usize::from(slots) => {
                     listen(socket, backlog)?;
-                    *place = Some(*count);
+                    *index = Some(*count);
                     *count += 1;
-                    if key_place.is_some() {
-                        let _ = sys::lock_filter(&**socket);
+                    if steering_index.is_some() {
+                        let _ = prefork_os::lock_filter(&**socket);
                     }
                 }
                 Some(_) | None => {}
             }
         }
         // Where programs are refused, `steer` tells.
-        let _ = turn_key(&mut members);
+        let _ = admit_steering_socket(&mut members);
         Ok(())
     }
 
@@ -276,12 +274,12 @@ impl Slots {
             // Before the first listen(2) there is no group to steer.
             return Ok(Steered::Unchanged);
         }
-        turn_key(&mut members)?;
-        let places = rotation
+        admit_steering_socket(&mut members)?;
+        let indices = rotation
             .iter()
-            .map(|slot| members.place(*slot))
+            .map(|slot| members.index(*slot))
             .collect::<Result<Vec<_>, _>>()?;
-        members.attach(places)
+        members.attach(indices)
     }
 
     /// Whether the program is the one for this rotation.
@@ -289,57 +287,60 @@ impl Slots {
         let members = self.members.borrow();
         rotation
             .iter()
-            .map(|slot| members.place(*slot))
-            .eq(members.steered.iter().map(|place| Ok(*place)))
+            .map(|slot| members.index(*slot))
+            .eq(members.steered.iter().map(|index| Ok(*index)))
     }
 
     /// Steers to the key, which throws away what asks for a connection. What is in a queue stays there.
-    pub(crate) fn silence(&self) -> Result<Steered, SteerProblem> {
+    pub(crate) fn blackhole(&self) -> Result<Steered, SteerProblem> {
         let mut members = self.members.borrow_mut();
-        match members.key_place {
-            Some(place) if members.steered != [place] => members.attach(vec![place]),
+        match members.steering_index {
+            Some(index) if members.steered != [index] => members.attach(vec![index]),
             _ => Ok(Steered::Unchanged),
         }
     }
 }
 
-impl Drop for Slots {
+impl Drop for ReuseportGroup {
     /// Sockets close one after the other, and the program fits no group that shrinks. Whoever came to one that is about
     /// to close would be reset; whoever is not heard asks again and is refused.
     fn drop(&mut self) {
         let members = self.members.get_mut();
         if members
-            .key_place
-            .is_some_and(|place| members.steered == [place])
+            .steering_index
+            .is_some_and(|index| members.steered == [index])
         {
             for socket in &members.sockets {
-                let _ = sys::ignore_travelled_packets(&**socket);
+                let _ = prefork_os::ignore_travelled_packets(&**socket);
             }
         }
     }
 }
 
 impl Members {
-    /// The place of a slot's socket.
-    fn place(&self, slot: u16) -> Result<u16, SteerProblem> {
-        let index = usize::from(slot);
-        let index = if self.adopted {
-            index % self.sockets.len()
+    /// The index of a slot's socket.
+    fn index(&self, slot: u16) -> Result<u16, SteerProblem> {
+        let position = usize::from(slot);
+        let position = if self.adopted {
+            position % self.sockets.len()
         } else {
-            index
+            position
         };
-        self.places
-            .get(index)
+        self.indices
+            .get(position)
             .copied()
             .flatten()
             .ok_or(SteerProblem::NotOpen(slot))
     }
 
-    fn attach(&mut self, places: Vec<u16>) -> Result<Steered, SteerProblem> {
-        let key = self.key.as_ref().ok_or(SteerProblem::NoKey)?;
-        let steered = steer::attach(key, &places).map_err(SteerProblem::System)?;
+    fn attach(&mut self, indices: Vec<u16>) -> Result<Steered, SteerProblem> {
+        let steering = self
+            .steering
+            .as_ref()
+            .ok_or(SteerProblem::NoSteeringSocket)?;
+        let steered = bpf::attach(steering, &indices).map_err(SteerProblem::System)?;
         if steered == Steered::Changed {
-            self.steered = places;
+            self.steered = indices;
         }
         Ok(steered)
     }
@@ -347,45 +348,45 @@ impl Members {
 
 /// Has the key join the group, and locks the others. A program that leaves the key out must be there before, or the
 /// kernel would choose it too; only a member can attach that one, so the lock comes last.
-fn turn_key(members: &mut Members) -> Result<(), SteerProblem> {
+fn admit_steering_socket(members: &mut Members) -> Result<(), SteerProblem> {
     if members.scattered {
         return Err(SteerProblem::Scattered);
     }
-    let Some(key) = members.key.clone() else {
-        return Err(SteerProblem::NoKey);
+    let Some(steering) = members.steering.clone() else {
+        return Err(SteerProblem::NoSteeringSocket);
     };
-    if members.key_place.is_some() {
+    if members.steering_index.is_some() {
         return Ok(());
     }
     let system = SteerProblem::System;
-    let places: Vec<u16> = members.places.iter().copied().flatten().collect();
+    let indices: Vec<u16> = members.indices.iter().copied().flatten().collect();
     let listening = || {
         members
             .sockets
             .iter()
-            .zip(&members.places)
-            .filter(|(_, place)| place.is_some())
+            .zip(&members.indices)
+            .filter(|(_, index)| index.is_some())
     };
     let Some((first, _)) = listening().next() else {
         return Ok(());
     };
     if !members.adopted {
-        steer::attach(first, &places).map_err(system)?;
+        bpf::attach(first, &indices).map_err(system)?;
     }
-    steer::deafen(&key);
-    listen(&key, KEY_BACKLOG).map_err(system)?;
+    bpf::reject_connections(&steering);
+    listen(&steering, STEERING_BACKLOG).map_err(system)?;
     if members.adopted
-        && let Err(errno) = steer::attach(&key, &places)
+        && let Err(errno) = bpf::attach(&steering, &indices)
     {
         // It leaves as the last member, so that nobody moves.
-        members.key = None;
+        members.steering = None;
         return Err(system(errno));
     }
     for (socket, _) in listening() {
         // A worker that could change the program harms its own service; that is no reason not to serve.
-        let _ = sys::lock_filter(&**socket);
+        let _ = prefork_os::lock_filter(&**socket);
     }
-    members.key_place = Some(members.count);
+    members.steering_index = Some(members.count);
     members.count += 1;
     Ok(())
 }

@@ -16,7 +16,7 @@ const NEAR: usize = 7;
 const MOST: usize = 256;
 
 /// The queues of one worker.
-pub(crate) struct Queues<'a> {
+pub(crate) struct WorkerSockets<'a> {
     /// What it gets as `LISTEN_FDS`, with the names.
     pub(crate) own: Vec<(String, BorrowedFd<'a>)>,
     /// Sockets that it watches when it steals.
@@ -31,7 +31,7 @@ fn distance(slot: u16, other: u16) -> u32 {
     u32::from(slot.abs_diff(other)) * 2 - u32::from(other > slot)
 }
 
-impl<'a> Queues<'a> {
+impl<'a> WorkerSockets<'a> {
     /// Of the worker of `slot`, whose sockets listen already.
     pub(crate) fn of(generation: &'a Generation, slot: Slot) -> Self {
         let Generation {

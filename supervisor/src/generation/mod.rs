@@ -1,10 +1,12 @@
 //! A generation, as the shell holds it: a valid configuration, its sockets, and the program that it runs.
 
-use super::listen::{Address, FdSource, ListenSet, Listeners};
+pub(crate) mod steering;
+
 use crate::config::{
     AccessTarget, Bind, Config, ConfigError, Explained, Program, Ready, Source, Surge, Surroundings,
 };
 use crate::helpers::hooks;
+use crate::listen::{ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
@@ -116,18 +118,16 @@ impl Loader {
         let executable = confinement.program(&config, || self.executable(&config, first))?;
         hooks::open(&config, &confinement)?;
         confinement.add_sandbox(&mut config, &executable)?;
-        let addresses: Vec<Address> = config.binds.iter().map(address).collect();
         let sockets = listeners
             .prepare(
-                &addresses,
+                &config.binds,
                 config.backlog,
                 config.max_workers.max(config.workers),
             )
             .map_err(|error| error.to_string())?;
         let mut alone = |purpose: &str, binds: &[Bind]| {
-            let addresses: Vec<Address> = binds.iter().map(address).collect();
             listeners
-                .prepare_alone(purpose, &addresses, ADMIN_BACKLOG)
+                .prepare_exclusive(purpose, binds, ADMIN_BACKLOG)
                 .map_err(|error| error.to_string())
         };
         let desk = Desk {
@@ -286,27 +286,5 @@ impl Generation {
                 .filter_map(|word| CString::new(word.as_bytes()).ok())
                 .collect(),
         }
-    }
-}
-
-fn address(bind: &Bind) -> Address {
-    match bind {
-        Bind::Tcp { host, port } => Address::Tcp {
-            host: host.clone(),
-            port: *port,
-        },
-        Bind::Unix {
-            path,
-            mode,
-            owner,
-            group,
-        } => Address::Unix {
-            path: path.clone(),
-            mode: *mode,
-            owner: owner.clone(),
-            group: group.clone(),
-        },
-        Bind::Fd(number) => Address::Fd(FdSource::Number(*number)),
-        Bind::Inherited(name) => Address::Fd(FdSource::Name(name.clone())),
     }
 }

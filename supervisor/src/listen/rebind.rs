@@ -1,20 +1,19 @@
 //! Listening sockets that somebody has shut down.
 //!
 //! shutdown(2), or connect(2) to no address, ends a listening socket for all who hold it, and a worker holds its
-//! slot's. Such a socket leaves the kernel's group, whose last member moves into its place, and accepts nothing any more.
+//! slot's. Such a socket leaves the kernel's group, whose last member moves into its index, and accepts nothing any more.
 //! The slot gets a new socket. Whoever holds the old one has to be replaced.
 
-use super::slots::{Members, Slots, listen, listens};
-use super::{Group, ListenError, ListenSet, Problem, tcp};
-use crate::listen::bpf as steer;
-use prefork_os as sys;
+use super::error::Operation;
+use super::reuseport_group::{Members, ReuseportGroup, listen, listens};
+use super::{AddressSockets, ListenError, ListenProblem, ListenSet, bpf, tcp};
 use std::rc::Rc;
 
 impl ListenSet {
     /// Whether a socket of this slot was shut down.
     pub(crate) fn is_shut(&self, slot: u16) -> bool {
-        let own = |group: &Group| group.slots().is_some_and(|slots| slots.is_shut(slot));
-        self.entries.iter().any(|entry| own(&entry.group))
+        let own = |group: &AddressSockets| group.slots().is_some_and(|slots| slots.is_shut(slot));
+        self.entries.iter().any(|entry| own(&entry.address))
     }
 
     /// Replaces sockets that were shut down, in the kernel's group and in this set. All sets of a server have to be told;
@@ -22,12 +21,12 @@ impl ListenSet {
     ///
     /// # Errors
     /// The address for which no new socket can be bound; its slots share what is left.
-    pub(crate) fn mend(&mut self) -> Result<(), ListenError> {
+    pub(crate) fn rebind_shut_down(&mut self) -> Result<(), ListenError> {
         for entry in &mut self.entries {
-            if let Some(slots) = entry.group.slots() {
+            if let Some(slots) = entry.address.slots() {
                 slots
-                    .mend()
-                    .map_err(|problem| ListenError::new(&entry.group.describe(), problem))?;
+                    .rebind_shut_down()
+                    .map_err(|problem| ListenError::new(&entry.address.describe(), problem))?;
                 let known = entry.sockets.len();
                 entry.sockets = slots.sockets();
                 entry.sockets.truncate(known);
@@ -37,19 +36,19 @@ impl ListenSet {
     }
 }
 
-impl Slots {
+impl ReuseportGroup {
     fn is_shut(&self, slot: u16) -> bool {
         let members = self.members.borrow();
         let slot = usize::from(slot);
-        members.places.get(slot).is_some_and(Option::is_some) && !listens(&members.sockets[slot])
+        members.indices.get(slot).is_some_and(Option::is_some) && !listens(&members.sockets[slot])
     }
 
-    fn mend(&self) -> Result<(), Problem> {
+    fn rebind_shut_down(&self) -> Result<(), ListenProblem> {
         let mut members = self.members.borrow_mut();
         let members = &mut *members;
         let shut =
-            |slot: &usize| members.places[*slot].is_some() && !listens(&members.sockets[*slot]);
-        let lost: Vec<usize> = (0..members.places.len()).filter(shut).collect();
+            |slot: &usize| members.indices[*slot].is_some() && !listens(&members.sockets[*slot]);
+        let lost: Vec<usize> = (0..members.indices.len()).filter(shut).collect();
         for slot in &lost {
             members.leave(*slot);
         }
@@ -61,8 +60,8 @@ impl Slots {
             let socket = tcp::bind(self.address)?;
             members
                 .join(slot, socket)
-                .map_err(|errno| Problem::System {
-                    act: super::Act::Listen,
+                .map_err(|errno| ListenProblem::System {
+                    operation: Operation::Listen,
                     errno,
                 })?;
         }
@@ -71,17 +70,17 @@ impl Slots {
 }
 
 impl Members {
-    /// Takes note of a slot's socket that has left the group: the last member has moved into its place.
+    /// Takes note of a slot's socket that has left the group: the last member has moved into its index.
     fn leave(&mut self, slot: usize) {
-        let Some(place) = self.places[slot].take() else {
+        let Some(index) = self.indices[slot].take() else {
             return;
         };
         self.count -= 1;
         let last = Some(self.count);
-        let others = self.places.iter_mut().chain([&mut self.key_place]);
+        let others = self.indices.iter_mut().chain([&mut self.steering_index]);
         others
             .filter(|other| **other == last)
-            .for_each(|other| *other = Some(place));
+            .for_each(|other| *other = Some(index));
         // Whatever the program was for, it is not any more.
         self.steered.clear();
     }
@@ -89,11 +88,11 @@ impl Members {
     /// Has another socket be the slot's, as the group's last member.
     fn join(&mut self, slot: usize, socket: std::os::fd::OwnedFd) -> Result<(), nix::errno::Errno> {
         listen(&socket, self.backlog)?;
-        if self.key_place.is_some() {
-            let _ = sys::lock_filter(&socket);
+        if self.steering_index.is_some() {
+            let _ = prefork_os::lock_filter(&socket);
         }
         self.sockets[slot] = Rc::new(socket);
-        self.places[slot] = Some(self.count);
+        self.indices[slot] = Some(self.count);
         self.count += 1;
         Ok(())
     }
@@ -101,9 +100,9 @@ impl Members {
     /// Nobody knows who is where: everybody's turn, and the key leaves.
     fn scatter(&mut self) {
         self.scattered = true;
-        if let Some(key) = self.key.take() {
-            let others = self.count - u16::from(self.key_place.take().is_some());
-            let _ = steer::attach(&key, &(0..others).collect::<Vec<_>>());
+        if let Some(steering) = self.steering.take() {
+            let others = self.count - u16::from(self.steering_index.take().is_some());
+            let _ = bpf::attach(&steering, &(0..others).collect::<Vec<_>>());
             self.count = others;
         }
     }
@@ -111,13 +110,14 @@ impl Members {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Address, ListenSet, Listeners};
+    use super::super::{ListenSet, Listeners};
+    use crate::config::Bind;
     use std::io::Read;
     use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::BorrowedFd;
 
     fn set(slots: u16) -> (ListenSet, SocketAddr) {
-        let address = Address::Tcp {
+        let address = Bind::Tcp {
             host: "127.0.0.1".to_owned(),
             port: 0,
         };
@@ -164,7 +164,7 @@ mod tests {
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
             assert_eq!(shut(&set), [victim]);
-            set.mend().expect("mended");
+            set.rebind_shut_down().expect("mended");
             assert!(shut(&set).is_empty());
             assert_steered(&set, address, 4);
         }
@@ -178,7 +178,7 @@ mod tests {
             socket2::SockRef::from(&listener(&set, victim))
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
-            set.mend().expect("mended");
+            set.rebind_shut_down().expect("mended");
         }
         assert_steered(&set, address, 4);
     }
@@ -192,14 +192,16 @@ mod tests {
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
         }
-        set.mend().expect("mended");
+        set.rebind_shut_down().expect("mended");
         assert!((0..4).all(|slot| !set.is_shut(slot)));
         assert!(set.steer(&[0, 1]).is_err(), "nobody knows who is where");
         let clients: Vec<_> = (0..64)
             .map(|_| TcpStream::connect(address).expect("nobody is dropped"))
             .collect();
         assert_eq!(
-            (0..4).filter_map(|slot| set.queue(slot)).sum::<u32>(),
+            (0..4)
+                .filter_map(|slot| set.queue_length(slot))
+                .sum::<u32>(),
             clients.len() as u32
         );
     }

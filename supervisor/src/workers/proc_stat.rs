@@ -31,7 +31,7 @@ fn ticks_of(stat: &str) -> Option<u64> {
 
 /// Bytes of memory that a process has for itself: what is resident of it and belongs to no file. Another process like it
 /// would need as much again.
-pub(crate) fn own_memory(pid: Pid) -> Option<u64> {
+pub(crate) fn private_memory(pid: Pid) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;
     Some(pages_of(&statm)?.saturating_mul(page))
@@ -67,7 +67,7 @@ mod tests {
         while cpu_time(me).expect("its processor time") <= before {
             sum = (0..1_000_000).fold(sum, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
         }
-        assert!(own_memory(me).expect("its memory") > 100_000, "{sum}");
+        assert!(private_memory(me).expect("its memory") > 100_000, "{sum}");
         assert_eq!(cpu_time(Pid::from_raw(i32::MAX)), None);
     }
 }

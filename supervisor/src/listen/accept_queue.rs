@@ -7,8 +7,11 @@ use std::os::fd::AsFd;
 impl ListenSet {
     /// How many connections wait to be accepted from the sockets that are this slot's own; `None` when it has none, or
     /// none that listens. A queue that all slots share says nothing about one of them.
-    pub(crate) fn queue(&self, slot: u16) -> Option<u32> {
-        let own = self.entries.iter().filter(|entry| !entry.group.is_shared());
+    pub(crate) fn queue_length(&self, slot: u16) -> Option<u32> {
+        let own = self
+            .entries
+            .iter()
+            .filter(|entry| !entry.address.is_shared());
         let sockets = own.filter_map(|entry| entry.sockets.get(usize::from(slot)));
         // A socket that does not listen yet has no queue, and is no error.
         let lengths = sockets.filter_map(|socket| listen_queue(socket.as_fd()).ok().flatten());
@@ -20,7 +23,8 @@ impl ListenSet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Address, Listeners};
+    use super::super::Listeners;
+    use crate::config::Bind;
     use std::net::{SocketAddr, TcpStream};
     use std::time::{Duration, Instant};
 
@@ -38,23 +42,27 @@ mod tests {
 
     #[test]
     fn a_slots_queue_is_counted_until_it_is_accepted() {
-        let address = Address::Tcp {
+        let address = Bind::Tcp {
             host: "127.0.0.1".to_owned(),
             port: 0,
         };
         let set = Listeners::new(None, Vec::new())
             .prepare(&[address], 64, 3)
             .expect("bound");
-        assert_eq!(set.queue(0), None, "it does not listen yet");
+        assert_eq!(set.queue_length(0), None, "it does not listen yet");
         set.open(2).expect("listening");
         set.steer(&[1]).expect("steered");
         let address: SocketAddr = set.describe()[0].parse().expect("an address");
         let clients: Vec<_> = (0..3)
             .map(|_| TcpStream::connect(address).expect("connected"))
             .collect();
-        wait_for("a queue of three", || set.queue(1) == Some(3));
+        wait_for("a queue of three", || set.queue_length(1) == Some(3));
         assert_eq!(
-            (set.queue(0), set.queue(2), set.queue(9)),
+            (
+                set.queue_length(0),
+                set.queue_length(2),
+                set.queue_length(9)
+            ),
             (Some(0), None, None)
         );
         for (_, socket) in set.for_slot(1) {
@@ -63,10 +71,10 @@ mod tests {
                 .accept()
                 .expect("a connection");
         }
-        wait_for("a queue of two", || set.queue(1) == Some(2));
+        wait_for("a queue of two", || set.queue_length(1) == Some(2));
         drop(clients);
         assert_eq!(
-            set.queue(1),
+            set.queue_length(1),
             Some(2),
             "who has given up still waits to be accepted"
         );
@@ -75,7 +83,7 @@ mod tests {
     #[test]
     fn a_socket_that_all_slots_share_has_no_queue_of_a_slot() {
         let dir = tempfile::tempdir().expect("a directory");
-        let address = Address::Unix {
+        let address = Bind::Unix {
             path: dir.path().join("app.sock"),
             mode: None,
             owner: None,
@@ -85,6 +93,6 @@ mod tests {
             .prepare(&[address], 64, 2)
             .expect("bound");
         set.open(2).expect("listening");
-        assert_eq!(set.queue(0), None);
+        assert_eq!(set.queue_length(0), None);
     }
 }

@@ -1,63 +1,58 @@
-//! The sockets of one address.
+//! The sockets of one address: one per slot for TCP, else one for all slots.
 
-use super::error::{Act, ListenError, Problem};
+use super::address::AddressKey;
+use super::bpf::{SteerError, Steered};
+use super::error::{ListenError, ListenProblem, Operation};
 use super::lock::AddressLock;
-use super::slots::{Parts, Slots};
+use super::reuseport_group::{ReuseportGroup, StoredMembers};
+use super::socket_label::SocketLabel;
 use super::unix::{SocketFile, Wanted};
-use super::{inherited, slots, tcp};
-use crate::listen::bpf::{SteerError, Steered};
-use crate::listen::stored::Label;
+use super::{inherited, reuseport_group, tcp};
 use nix::errno::Errno;
 use prefork_protocol::environment::Inherited;
 use std::net::SocketAddr;
-use std::os::fd::{OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
-/// What makes an address the same address at the next reload.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Key {
-    /// As asked for: its port may be 0.
-    Tcp(SocketAddr),
-    Unix(PathBuf),
-    /// The number under which it was inherited.
-    Fd(RawFd),
-}
-
+/// The sockets of one address.
 #[derive(Debug)]
-pub(crate) struct Group {
-    pub(crate) key: Key,
-    /// The address, for people.
+pub(crate) struct AddressSockets {
+    pub(crate) key: AddressKey,
+    /// The address, for messages.
     pub(crate) text: String,
     /// The name for `LISTEN_FDNAMES`.
     pub(crate) name: String,
     pub(crate) kind: Kind,
-    /// Held as long as the group lives.
+    /// Held as long as the sockets are.
     pub(crate) lock: Option<AddressLock>,
 }
 
+/// What kinds of sockets an address has.
 #[derive(Debug)]
 pub(crate) enum Kind {
     /// A TCP address.
-    Slots(Slots),
-    /// A Unix socket for all. Its file goes when the group goes.
+    ReuseportGroup(ReuseportGroup),
+    /// A Unix socket for all slots. Its file is removed with this.
     File {
         file: SocketFile,
         socket: Rc<OwnedFd>,
     },
-    /// An inherited socket for all. It listens, with the backlog of whoever made it.
+    /// An inherited socket for all slots. It listens, with the backlog that its creator chose; or
+    /// the exclusive socket of a TCP address.
     Inherited { socket: Rc<OwnedFd> },
 }
 
-impl Group {
-    /// Binds the first socket of a TCP address, unless somebody else has the address. When another group of
-    /// `ours` overlaps it (as 0.0.0.0 does every address), that one keeps others out, and is in our own way.
+impl AddressSockets {
+    /// Binds the first socket of a TCP address, unless another program has it. When another address
+    /// of `ours` overlaps it (as 0.0.0.0 does every address), that one keeps other programs out, and
+    /// a probe would find it.
     pub(crate) fn tcp(
         asked: SocketAddr,
         ours: bool,
         runtime_dir: Option<&Path>,
-    ) -> Result<Self, Problem> {
-        // For a free port there is nobody to ask, and no name for the lock yet.
+    ) -> Result<Self, ListenProblem> {
+        // A free port needs no probe, and its lock has no name yet.
         let early = if asked.port() == 0 {
             None
         } else {
@@ -66,7 +61,7 @@ impl Group {
         if asked.port() != 0 && !ours {
             tcp::probe(asked)?;
         }
-        let slots = Slots::bind(asked)?;
+        let slots = ReuseportGroup::bind(asked)?;
         let lock = if asked.port() == 0 {
             lock_tcp(runtime_dir, slots.address())?
         } else {
@@ -75,47 +70,52 @@ impl Group {
         Ok(Self::of_slots(asked, slots, lock))
     }
 
-    /// Takes over what an earlier process had of a TCP address.
-    pub(crate) fn tcp_again(
+    /// Takes over the stored sockets of a TCP address.
+    pub(crate) fn tcp_stored(
         asked: SocketAddr,
         address: SocketAddr,
-        parts: Parts,
+        parts: StoredMembers,
         runtime_dir: Option<&Path>,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ListenProblem> {
         let lock = lock_tcp(runtime_dir, address)?;
-        Ok(Self::of_slots(asked, Slots::adopt(address, parts)?, lock))
+        Ok(Self::of_slots(
+            asked,
+            ReuseportGroup::adopt(address, parts)?,
+            lock,
+        ))
     }
 
-    fn of_slots(asked: SocketAddr, slots: Slots, lock: Option<AddressLock>) -> Self {
+    fn of_slots(asked: SocketAddr, slots: ReuseportGroup, lock: Option<AddressLock>) -> Self {
         let address = slots.address();
         let ip = match address {
             SocketAddr::V4(v4) => v4.ip().to_string(),
             SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
         };
         Self {
-            key: Key::Tcp(asked),
+            key: AddressKey::Tcp(asked),
             text: address.to_string(),
             name: socket_name(&format!("tcp-{ip}-{}", address.port())),
-            kind: Kind::Slots(slots),
+            kind: Kind::ReuseportGroup(slots),
             lock,
         }
     }
 
-    /// Binds the only socket of a TCP address, unless an earlier process has left it, and has it listen.
-    pub(crate) fn alone(
+    /// Binds the exclusive socket of a TCP address, unless it is stored, and makes it listen.
+    pub(crate) fn exclusive(
         purpose: &str,
         asked: SocketAddr,
-        kept: Option<OwnedFd>,
+        stored: Option<OwnedFd>,
         backlog: u32,
         runtime_dir: Option<&Path>,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ListenProblem> {
         let early = if asked.port() == 0 {
             None
         } else {
             lock_tcp(runtime_dir, asked)?
         };
-        let socket = kept.map_or_else(|| tcp::bind_alone(asked), Ok)?;
-        slots::listen(&socket, backlog).map_err(Problem::system(Act::Listen))?;
+        let socket = stored.map_or_else(|| tcp::bind_exclusive(asked), Ok)?;
+        reuseport_group::listen(&socket, backlog)
+            .map_err(ListenProblem::system(Operation::Listen))?;
         let address = tcp::local_address(&socket)?;
         let lock = if asked.port() == 0 {
             lock_tcp(runtime_dir, address)?
@@ -123,7 +123,7 @@ impl Group {
             early
         };
         Ok(Self {
-            key: Key::Tcp(asked),
+            key: AddressKey::Tcp(asked),
             text: address.to_string(),
             name: socket_name(purpose),
             kind: Kind::Inherited {
@@ -133,19 +133,19 @@ impl Group {
         })
     }
 
-    pub(crate) fn unix(wanted: &Wanted, runtime_dir: Option<&Path>) -> Result<Self, Problem> {
+    pub(crate) fn unix(wanted: &Wanted, runtime_dir: Option<&Path>) -> Result<Self, ListenProblem> {
         let lock = lock_unix(runtime_dir, wanted)?;
         let (socket, file) = SocketFile::bind(wanted)?;
         Ok(Self::of_file(file, socket, lock, wanted))
     }
 
-    /// Takes over an earlier process's Unix socket. `None` when the file is not the socket's any more.
-    pub(crate) fn unix_again(
+    /// Takes over a stored Unix socket. Returns `None` when the file is not the socket's any more.
+    pub(crate) fn unix_stored(
         wanted: &Wanted,
         identity: (u64, u64),
         socket: OwnedFd,
         runtime_dir: Option<&Path>,
-    ) -> Result<Option<Self>, Problem> {
+    ) -> Result<Option<Self>, ListenProblem> {
         let lock = lock_unix(runtime_dir, wanted)?;
         let file = SocketFile::adopt(wanted, identity)?;
         Ok(file.map(|file| Self::of_file(file, socket, lock, wanted)))
@@ -159,7 +159,7 @@ impl Group {
     ) -> Self {
         let path = wanted.path.display();
         Self {
-            key: Key::Unix(wanted.path.clone()),
+            key: AddressKey::Unix(wanted.path.clone()),
             text: format!("unix:{path}"),
             name: socket_name(&format!("unix-{path}")),
             kind: Kind::File {
@@ -170,7 +170,7 @@ impl Group {
         }
     }
 
-    pub(crate) fn inherited(socket: &Inherited) -> Result<Self, Problem> {
+    pub(crate) fn inherited(socket: &Inherited) -> Result<Self, ListenProblem> {
         let (socket_copy, text) = inherited::take(socket)?;
         Ok(Self {
             key: inherited::key(socket),
@@ -183,15 +183,16 @@ impl Group {
         })
     }
 
-    /// Whether an address with this key is served by this group. A group that chose its port also answers to it.
-    pub(crate) fn answers_to(&self, key: &Key) -> bool {
+    /// Whether this serves the address with this key. One that chose its port also answers to it.
+    pub(crate) fn answers_to(&self, key: &AddressKey) -> bool {
         self.key == *key
-            || matches!((&self.kind, key), (Kind::Slots(slots), Key::Tcp(asked)) if slots.address() == *asked)
+            || matches!((&self.kind, key), (Kind::ReuseportGroup(slots), AddressKey::Tcp(asked)) if slots.address() == *asked)
     }
 
-    /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is every address.
+    /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is the
+    /// wildcard address.
     pub(crate) fn overlaps(&self, other: SocketAddr) -> bool {
-        let Kind::Slots(slots) = &self.kind else {
+        let Kind::ReuseportGroup(slots) = &self.kind else {
             return false;
         };
         let address = slots.address();
@@ -204,58 +205,59 @@ impl Group {
     pub(crate) fn has_permissions(&self, wanted: &Wanted) -> bool {
         match &self.kind {
             Kind::File { file, .. } => file.was_made_for(wanted),
-            Kind::Slots(_) | Kind::Inherited { .. } => true,
+            Kind::ReuseportGroup(_) | Kind::Inherited { .. } => true,
         }
     }
 
-    /// Whether this is the only socket of a TCP address, which no worker has.
-    pub(crate) fn is_alone(&self) -> bool {
+    /// Whether this is the exclusive socket of a TCP address, which no worker has.
+    pub(crate) fn is_exclusive(&self) -> bool {
         matches!(
             (&self.key, &self.kind),
-            (Key::Tcp(_), Kind::Inherited { .. })
+            (AddressKey::Tcp(_), Kind::Inherited { .. })
         )
     }
 
     pub(crate) fn is_shared(&self) -> bool {
-        !matches!(self.kind, Kind::Slots(_))
+        !matches!(self.kind, Kind::ReuseportGroup(_))
     }
 
-    pub(crate) fn slots(&self) -> Option<&Slots> {
+    pub(crate) fn slots(&self) -> Option<&ReuseportGroup> {
         match &self.kind {
-            Kind::Slots(slots) => Some(slots),
+            Kind::ReuseportGroup(slots) => Some(slots),
             Kind::File { .. } | Kind::Inherited { .. } => None,
         }
     }
 
-    /// Slots whose sockets listen: these and those before them. None where all share one.
+    /// ReuseportGroup whose sockets listen: these and those before them. None where all share one.
     pub(crate) fn open_slots(&self) -> u16 {
         match &self.kind {
-            Kind::Slots(slots) => slots.open_slots(),
+            Kind::ReuseportGroup(slots) => slots.open_slots(),
             Kind::File { .. } | Kind::Inherited { .. } => 0,
         }
     }
 
-    /// Fewer than `slots` slots have sockets of their own, and there cannot be more: how many.
+    /// Returns how many slots have sockets of their own, if those are fewer than `slots` and no
+    /// more can be bound.
     pub(crate) fn limit(&self, slots: u16) -> Option<u16> {
         match &self.kind {
-            Kind::Slots(own) => own.limit(slots),
+            Kind::ReuseportGroup(own) => own.limit(slots),
             Kind::File { .. } | Kind::Inherited { .. } => None,
         }
     }
 
-    /// The listening sockets that can outlive this process, each with its name. Inherited ones are kept by whoever
-    /// handed them over.
-    pub(crate) fn kept_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
-        let any = matches!(self.key, Key::Tcp(asked) if asked.port() == 0);
+    /// Returns the listening sockets that can outlive this process, each with its name. Inherited
+    /// ones belong to the service manager already.
+    pub(crate) fn storable_sockets(&self) -> Vec<(String, Rc<OwnedFd>)> {
+        let any = matches!(self.key, AddressKey::Tcp(asked) if asked.port() == 0);
         let all = match &self.kind {
-            Kind::Slots(slots) => slots.labels(any),
-            Kind::File { file, socket } if slots::listens(socket) => {
+            Kind::ReuseportGroup(slots) => slots.labels(any),
+            Kind::File { file, socket } if reuseport_group::listens(socket) => {
                 vec![(file.label(), Rc::clone(socket))]
             }
-            Kind::Inherited { socket } if self.is_alone() => match tcp::local_address(socket) {
+            Kind::Inherited { socket } if self.is_exclusive() => match tcp::local_address(socket) {
                 Ok(address) => {
                     vec![(
-                        Label::Alone {
+                        SocketLabel::Exclusive {
                             purpose: self.name.clone(),
                             address,
                             any,
@@ -272,10 +274,10 @@ impl Group {
             .collect()
     }
 
-    /// Leaves a Unix socket's file behind when the group goes.
+    /// Leaves a Unix socket's file behind when this is dropped.
     pub(crate) fn leave_file(&self) {
         if let Kind::File { file, .. } = &self.kind {
-            file.keep();
+            file.leave();
         }
     }
 
@@ -287,19 +289,19 @@ impl Group {
         self.text.clone()
     }
 
-    /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) makes them the group's.
+    /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) adds them.
     pub(crate) fn more_sockets(&self, slots: u16) -> Result<Vec<OwnedFd>, ListenError> {
-        let Kind::Slots(own) = &self.kind else {
+        let Kind::ReuseportGroup(own) = &self.kind else {
             return Ok(Vec::new());
         };
         own.more(slots)
             .map_err(|problem| ListenError::new(&self.text, problem))
     }
 
-    /// Adds what `more_sockets` bound; gives all sockets.
+    /// Adds what `more_sockets` bound; returns all sockets.
     pub(crate) fn add(&self, more: Vec<OwnedFd>) -> Vec<Rc<OwnedFd>> {
         match &self.kind {
-            Kind::Slots(slots) => {
+            Kind::ReuseportGroup(slots) => {
                 slots.add(more);
                 slots.sockets()
             }
@@ -307,21 +309,21 @@ impl Group {
         }
     }
 
-    /// Has the sockets of the first `slots` slots listen.
+    /// Makes the sockets of the first `slots` slots listen.
     pub(crate) fn open(&self, slots: u16, backlog: u32) -> Result<(), ListenError> {
         let opened = match &self.kind {
-            Kind::Slots(own) => own.open(slots, backlog),
-            Kind::File { socket, .. } => slots::listen(socket, backlog),
+            Kind::ReuseportGroup(own) => own.open(slots, backlog),
+            Kind::File { socket, .. } => reuseport_group::listen(socket, backlog),
             Kind::Inherited { .. } => Ok(()),
         };
         opened.map_err(|errno| {
             let problem = match (errno, &self.kind) {
-                (Errno::EADDRINUSE, Kind::Slots(slots)) => Problem::PortInUse {
+                (Errno::EADDRINUSE, Kind::ReuseportGroup(slots)) => ListenProblem::PortInUse {
                     port: slots.address().port(),
                     holder: None,
                 },
-                (errno, _) => Problem::System {
-                    act: Act::Listen,
+                (errno, _) => ListenProblem::System {
+                    operation: Operation::Listen,
                     errno,
                 },
             };
@@ -329,27 +331,28 @@ impl Group {
         })
     }
 
-    /// Has nobody connect any more. A shared socket cannot be silenced.
-    pub(crate) fn silence(&self) -> Result<Steered, SteerError> {
-        let Kind::Slots(slots) = &self.kind else {
+    /// Drops all new connection attempts. A shared socket cannot be blackholed.
+    pub(crate) fn blackhole(&self) -> Result<Steered, SteerError> {
+        let Kind::ReuseportGroup(slots) = &self.kind else {
             return Ok(Steered::Unchanged);
         };
-        slots.silence().map_err(|problem| SteerError {
+        slots.blackhole().map_err(|problem| SteerError {
             address: self.text.clone(),
             problem,
         })
     }
 
-    /// As [`steer`](Self::steer), unless it is steered so already.
-    pub(crate) fn keep_steered(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
+    /// Steers to the slots in `rotation`, unless it is steered so already.
+    pub(crate) fn steer_if_changed(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
         match &self.kind {
-            Kind::Slots(slots) if slots.is_steered_to(rotation) => Ok(Steered::Unchanged),
+            Kind::ReuseportGroup(slots) if slots.is_steered_to(rotation) => Ok(Steered::Unchanged),
             _ => self.steer(rotation),
         }
     }
 
+    /// Steers to the slots in `rotation`. A shared socket needs no steering.
     pub(crate) fn steer(&self, rotation: &[u16]) -> Result<Steered, SteerError> {
-        let Kind::Slots(slots) = &self.kind else {
+        let Kind::ReuseportGroup(slots) = &self.kind else {
             return Ok(Steered::Unchanged);
         };
         slots.steer(rotation).map_err(|problem| SteerError {
@@ -362,21 +365,24 @@ impl Group {
 fn lock_tcp(
     runtime_dir: Option<&Path>,
     address: SocketAddr,
-) -> Result<Option<AddressLock>, Problem> {
+) -> Result<Option<AddressLock>, ListenProblem> {
     AddressLock::take(runtime_dir, &format!("{}-{}", address.ip(), address.port())).map_err(
-        |holder| Problem::PortInUse {
+        |holder| ListenProblem::PortInUse {
             port: address.port(),
             holder,
         },
     )
 }
 
-fn lock_unix(runtime_dir: Option<&Path>, wanted: &Wanted) -> Result<Option<AddressLock>, Problem> {
+fn lock_unix(
+    runtime_dir: Option<&Path>,
+    wanted: &Wanted,
+) -> Result<Option<AddressLock>, ListenProblem> {
     AddressLock::take(runtime_dir, &wanted.path.display().to_string())
-        .map_err(|_| Problem::SocketInUse)
+        .map_err(|_| ListenProblem::SocketInUse)
 }
 
-/// A name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.
+/// Returns a name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.
 fn socket_name(text: &str) -> String {
     let safe = |letter: char| {
         if letter.is_ascii_graphic() && letter != ':' {
