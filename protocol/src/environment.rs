@@ -16,7 +16,7 @@
 //! | `PREFORK_SLOW_LOG` | milliseconds from which on a request is slow, for Rust workers only | here |
 //! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
 
-use crate::access::Format;
+use crate::access_log::Format;
 use crate::channel::{Channel, WorkerEnd};
 use crate::settings::Accept;
 use prefork_os as sys;
@@ -53,7 +53,7 @@ pub const PREFORK_SCOREBOARD: &str = "PREFORK_SCOREBOARD";
 
 /// Whose queues the worker takes connections from.
 pub const PREFORK_ACCEPT: &str = "PREFORK_ACCEPT";
-/// How many sockets of other slots follow the scoreboard: near ones, and far ones.
+/// How many sockets of other slots follow the scoreboard: watched ones, and polled ones.
 pub const PREFORK_SIBLINGS: &str = "PREFORK_SIBLINGS";
 /// When to leave a core dump.
 pub const PREFORK_CORE_DUMPS: &str = "PREFORK_CORE_DUMPS";
@@ -116,9 +116,9 @@ pub struct WorkerEnvironment {
     /// Whose queues to take connections from.
     pub accept: Accept,
     /// Sockets of the next slots around the ring, nearest first: to be watched like the worker's own.
-    pub near: Vec<OwnedFd>,
+    pub watched: Vec<OwnedFd>,
     /// Sockets of the slots beyond: to be looked at now and then, as somebody may be left in them.
-    pub far: Vec<OwnedFd>,
+    pub polled: Vec<OwnedFd>,
     /// Where a line for each request goes, and how it looks.
     pub access: Option<(OwnedFd, Format)>,
     /// From how many milliseconds on a request is slow.
@@ -196,7 +196,7 @@ impl WorkerEnvironment {
             problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
         })?;
         let accept = word(PREFORK_ACCEPT)?.unwrap_or_default();
-        let Siblings { near, far } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
+        let Siblings { watched, polled } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
         let take = |variable: &'static str, fd: RawFd| {
             // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
             unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
@@ -205,7 +205,7 @@ impl WorkerEnvironment {
             })
         };
         let mut siblings = (scoreboard + 1..)
-            .take(near + far)
+            .take(watched + polled)
             .map(|fd| take(PREFORK_SIBLINGS, fd))
             .collect::<Result<Vec<_>, _>>()?;
         let access = match (
@@ -223,8 +223,8 @@ impl WorkerEnvironment {
             channel: Channel::from_socket(take(PREFORK_CHANNEL, channel)?),
             scoreboard: take(PREFORK_SCOREBOARD, scoreboard)?,
             accept,
-            far: siblings.split_off(near),
-            near: siblings,
+            polled: siblings.split_off(watched),
+            watched: siblings,
         }))
     }
 }
@@ -232,18 +232,18 @@ impl WorkerEnvironment {
 /// The value of [`PREFORK_SIBLINGS`].
 #[derive(Default)]
 struct Siblings {
-    near: usize,
-    far: usize,
+    watched: usize,
+    polled: usize,
 }
 
 impl FromStr for Siblings {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let counts = text.split_once(',').and_then(|(near, far)| {
+        let counts = text.split_once(',').and_then(|(watched, polled)| {
             Some(Self {
-                near: near.parse::<u16>().ok()?.into(),
-                far: far.parse::<u16>().ok()?.into(),
+                watched: watched.parse::<u16>().ok()?.into(),
+                polled: polled.parse::<u16>().ok()?.into(),
             })
         });
         counts.ok_or_else(|| format!("`{text}` is no pair of counts"))

@@ -14,7 +14,7 @@
 //!
 //! Start reading at [`message`]; `docs/lexicon.md` defines every term.
 
-pub mod access;
+pub mod access_log;
 pub mod channel;
 pub mod environment;
 pub mod message;

@@ -118,7 +118,7 @@ impl Row {
     }
 
     /// So many bytes were received from clients, and sent to them.
-    pub fn moved(&self, received: u64, sent: u64) {
+    pub fn add_bytes(&self, received: u64, sent: u64) {
         add(&self.bytes_in, received);
         add(&self.bytes_out, sent);
     }
@@ -407,7 +407,7 @@ mod tests {
         assert_eq!((seen.connections, seen.open, seen.busy), (1, 1, 1));
         assert!(seen.heartbeat > 0 && seen.oldest > 0);
         theirs.request_ended(700, true);
-        theirs.moved(10, 20);
+        theirs.add_bytes(10, 20);
         theirs.connection_closed();
         let seen = ours.read();
         assert_eq!(
@@ -436,7 +436,7 @@ mod tests {
             let row = rows.row(thread);
             row.request_begun(600);
             row.request_ended(took, false);
-            row.moved(u64::MAX / 2, 1);
+            row.add_bytes(u64::MAX / 2, 1);
         }
         let all = rows.read();
         assert_eq!(

@@ -1,12 +1,12 @@
 //! From a request to its response: the handler, and everything that is put around it.
 //!
 //! Counting, the limits on bodies and time, panics, `Connection: close` while draining. It knows nothing of
-//! sockets and bytes; [`crate::connection`] does.
+//! sockets and bytes; [`crate::http_connection`] does.
 
-use crate::access::Late;
-use crate::body::{Body, BoxError, Reply};
-use crate::link::{Link, Peek, now_ms, now_us};
-use crate::thread::{Notes, Thread};
+use crate::body::{Body, ResponseBody};
+use crate::connection::Peek;
+use crate::error::BoxError;
+use crate::request::RequestGuard;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
@@ -16,100 +16,10 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
-
-/// A request in hand. Dropping it ends the request, however that comes about.
-pub(crate) struct Guard {
-    thread: Rc<Thread>,
-    link: Arc<Link>,
-    ticket: usize,
-    /// When it began, by [`now_us`].
-    began: u64,
-    /// What it was answered with; 0 until then.
-    status: u16,
-    /// Bytes of its response's body by now.
-    pub(crate) sent: u64,
-    /// What was written down of it for the logs.
-    notes: Option<Notes>,
-    /// The right to run a handler, in classes that run one at a time.
-    turn: Option<OwnedSemaphorePermit>,
-}
-
-impl Guard {
-    /// A request begins: its head is here.
-    pub(crate) fn begin(thread: Rc<Thread>, link: Arc<Link>) -> Self {
-        let began = now_us();
-        link.state().begin();
-        let ticket = thread.request_begun(&link, began / 1000);
-        Self {
-            thread,
-            link,
-            ticket,
-            began,
-            status: 0,
-            sent: 0,
-            notes: None,
-            turn: None,
-        }
-    }
-
-    /// Writes down what the logs need of it, before a handler takes it away.
-    pub(crate) fn describe<B>(&mut self, request: &Request<B>) {
-        self.notes = self.thread.describe(&self.link, request);
-    }
-
-    /// Its handler begins.
-    fn handler_begins(&self) {
-        // It begins with the request, unless it has had to wait for its turn.
-        let began = if self.turn.is_some() {
-            now_ms()
-        } else {
-            self.began / 1000
-        };
-        self.thread.handler(self.ticket, Some(began));
-    }
-
-    /// Its handler has ended.
-    fn handler_ended(&self) {
-        self.thread.handler(self.ticket, None);
-    }
-
-    /// Waits until the thread may run one more handler.
-    pub(crate) async fn take_turn(&mut self) {
-        if let Some(gate) = &self.thread.gate {
-            self.turn = gate.clone().acquire_owned().await.ok();
-        }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let now = now_us();
-        let mut state = self.link.state();
-        state.end(now / 1000);
-        let requests = state.requests;
-        drop(state);
-        let took_us = now.saturating_sub(self.began);
-        self.thread
-            .request_ended(self.ticket, took_us, self.status >= 500);
-        if let Some(notes) = self.notes.take() {
-            let connection = self.link.serial();
-            let late = Late {
-                status: self.status,
-                body: self.sent,
-                took_us,
-                connection,
-                requests,
-            };
-            self.thread.tell(&self.link, notes, &late);
-        }
-    }
-}
 
 /// What came of a handler.
 enum Outcome<B> {
@@ -119,20 +29,20 @@ enum Outcome<B> {
 
 /// Answers one request. `guard` was made when the request's head was complete.
 pub(crate) async fn answer<S, B>(
-    mut guard: Guard,
+    mut guard: RequestGuard,
     service: S,
     request: Request<Incoming>,
-) -> Result<Response<Reply<B>>, Infallible>
+) -> Result<Response<ResponseBody<B>>, Infallible>
 where
     S: tower_service::Service<Request<Body>, Response = Response<B>>,
     S::Error: Into<BoxError>,
     B: http_body::Body<Data = Bytes>,
 {
-    guard.describe(&request);
-    let h2 = guard.link.state().h2;
+    guard.start_log_record(&request);
+    let h2 = guard.connection.state().h2;
     if !request.body().is_end_stream() {
         // Nobody sends another request behind one with a body before that is answered (RFC 9112, 9.3.2).
-        guard.link.state().exact = true;
+        guard.connection.state().input_ends_with_request = true;
     }
     let limit = guard.thread.settings.max_body_bytes;
     let outcome = if limit == 0
@@ -173,9 +83,9 @@ where
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             if !h2 && headers.contains_key(CONNECTION) {
-                guard.link.state().closing = true;
+                guard.connection.state().closing = true;
             }
-            response.map(|body| Reply::handler(body, guard))
+            response.map(|body| ResponseBody::handler(body, guard))
         }
         Outcome::Refused(status, text) => {
             guard.status = status.as_u16();
@@ -183,36 +93,36 @@ where
                 .status(status)
                 .header(CONTENT_TYPE, "text/plain");
             if !h2 {
-                guard.link.state().closing = true;
+                guard.connection.state().closing = true;
                 response = response.header(CONNECTION, "close");
             }
             let mut response = response.body(()).unwrap_or_default();
             *response.status_mut() = status;
-            response.map(|()| Reply::text(text, guard))
+            response.map(|()| ResponseBody::text(text, guard))
         }
     })
 }
 
 /// Whether the response that is about to go out is to be the connection's last.
-fn must_close(guard: &Guard) -> bool {
+fn must_close(guard: &RequestGuard) -> bool {
     let thread = &guard.thread;
-    let asked = thread.draining() || (thread.gate.is_some() && thread.somebody_waits());
+    let asked = thread.draining() || (thread.handler_permits.is_some() && thread.has_waiting());
     if !asked {
         return false;
     }
     // Requests that the client has already sent behind this one would be cut off: answer them first, for a while.
-    let state = guard.link.state();
-    let alone = state.exact && state.stash.is_empty();
+    let state = guard.connection.state();
+    let alone = state.input_ends_with_request && state.stash.is_empty();
     drop(state);
-    (alone && guard.link.peek() != Peek::Bytes) || thread.drain_is_old()
+    (alone && guard.connection.peek() != Peek::Bytes) || thread.drain_idle_elapsed()
 }
 
-async fn run<S, B>(guard: &mut Guard, mut service: S, request: Request<Body>) -> Outcome<B>
+async fn run<S, B>(guard: &mut RequestGuard, mut service: S, request: Request<Body>) -> Outcome<B>
 where
     S: tower_service::Service<Request<Body>, Response = Response<B>>,
     S::Error: Into<BoxError>,
 {
-    guard.take_turn().await;
+    guard.acquire_handler().await;
     guard.handler_begins();
     let handler = async move {
         poll_fn(|cx| service.poll_ready(cx)).await?;

@@ -1,6 +1,7 @@
 //! Bodies: what a handler gets, and what hyper gets from it.
 
-use crate::answer::Guard;
+use crate::error::BoxError;
+use crate::request::RequestGuard;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
@@ -13,9 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
-
-/// Any error that a service, a body or a start may end with.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body. It ends with an error when it is longer than `max_body_bytes`; the client then gets 413,
 /// whatever the handler answers.
@@ -96,10 +94,10 @@ impl http_body::Body for Body {
 
 pin_project! {
     /// A response's body. The request ends when it has been sent or dropped.
-    pub(crate) struct Reply<B> {
+    pub(crate) struct ResponseBody<B> {
         #[pin]
         content: Content<B>,
-        guard: Guard,
+        guard: RequestGuard,
     }
 }
 
@@ -111,9 +109,9 @@ pin_project! {
     }
 }
 
-impl<B> Reply<B> {
+impl<B> ResponseBody<B> {
     /// What the handler made.
-    pub(crate) fn handler(body: B, guard: Guard) -> Self {
+    pub(crate) fn handler(body: B, guard: RequestGuard) -> Self {
         Self {
             content: Content::Handler { body },
             guard,
@@ -121,7 +119,7 @@ impl<B> Reply<B> {
     }
 
     /// A short text of ours.
-    pub(crate) fn text(text: &'static str, guard: Guard) -> Self {
+    pub(crate) fn text(text: &'static str, guard: RequestGuard) -> Self {
         Self {
             content: Content::Text {
                 text: Some(Bytes::from_static(text.as_bytes())),
@@ -131,7 +129,7 @@ impl<B> Reply<B> {
     }
 }
 
-impl<B> http_body::Body for Reply<B>
+impl<B> http_body::Body for ResponseBody<B>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,

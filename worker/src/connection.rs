@@ -1,279 +1,451 @@
-//! One HTTP connection, from its acceptance to its last byte.
+//! One connection's socket, and what its three parties know of each other.
 //!
-//! The task here drives hyper, flushes what hyper wrote, and carries out the verdicts of the thread's sweep
-//! (timeouts, drain). Nothing is timed per connection: hyper's own timers are off.
+//! hyper reads and writes through [`crate::io::Io`], the handler's wrapper ([`crate::answer`]) begins and ends
+//! requests, and the connection's task ([`crate::http_connection`]) decides when it is over. They meet here. Everything runs
+//! on one thread, except that an upgraded connection may be taken elsewhere by its handler; hence the mutex, which
+//! is never waited for.
 //!
-//! *Invariant*: a connection is closed on our own accord only when hyper holds nothing of a request, a look into the
-//! socket finds nothing either, and then by closing the sending side first and reading on for a while.
+//! **Writing is collected.** hyper's small writes gather in `write_buffer` and go to the socket once, when the connection's
+//! task has been polled: sixteen pipelined answers are one system call. (hyper's own `pipeline_flush` would do
+//! that too, but it loses every collected answer when a connection closes while unread bytes follow a request.)
+//!
+//! **Reading comes first.** tokio is goaway_sent_at of a connection only when there is nothing to read from it. A new one's
+//! request is mostly there already: whoever waits for tokio to say so leaves the thread to others, one of which may block it
+//! for long, while a sibling would have had time. (And it saves system calls.)
 
-use crate::answer::{Guard, answer};
-use crate::body::{Body, BoxError};
-use crate::io::Io;
-use crate::link::{Link, Peek, Phase, Verdict, now_ms};
-use crate::thread::{Seated, Thread};
-use bytes::Bytes;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use crate::clock::now_ms;
+use crate::sys;
+use socket2::SockRef;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
-/// hyper's builders, made once per thread.
-#[derive(Clone)]
-pub(crate) struct Builders {
-    h1: http1::Builder,
-    h2: http2::Builder<Spawn>,
+/// From this many collected bytes on, writes go to the socket at once.
+const WRITE_BUFFER_LIMIT: usize = 8 * 1024;
+/// A buffer of collected answers that grew beyond this is given back when it is empty.
+const MAX_IDLE_BUFFER: usize = 1024;
+/// How long a closed connection is read on.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a connection is between two requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectionPhase {
+    /// Accepted, not a byte received.
+    New,
+    /// Part of a request's head has been received.
+    Head,
+    /// At least one request is being answered.
+    Busy,
+    /// The last request was answered; nothing of the next one is here.
+    Idle,
 }
 
-/// Spawns HTTP/2 streams on the serving thread.
-#[derive(Clone, Copy)]
-pub(crate) struct Spawn;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Spawn {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
+/// What the sweep asks a connection's task to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SweepAction {
+    /// Close a connection that was silent for too long, unless something has arrived after all.
+    CloseIdle,
+    /// Answer a head that takes too long with 408.
+    TimeOutHead,
+    /// HTTP/2: send GOAWAY.
+    GoAway,
+    /// Check whether an upgraded connection is gone.
+    CheckUpgraded,
 }
 
-impl Builders {
-    /// As the thread's settings want it.
-    pub(crate) fn new(thread: &Thread) -> Self {
-        let head = thread.settings.max_head_bytes;
-        let mut h1 = http1::Builder::new();
-        // A client that closes its sending side after its request still gets the answer.
-        h1.half_close(true).header_read_timeout(None);
-        let mut h2 = http2::Builder::new(Spawn);
-        if head > 0 {
-            let bytes = usize::try_from(head).unwrap_or(usize::MAX);
-            // The buffer also carries bodies; hyper insists on 8 KiB.
-            h1.max_header_size(bytes).max_buf_size(bytes.max(64 * 1024));
-            h2.max_header_list_size(head);
-        }
-        Self { h1, h2 }
-    }
+/// What a non-consuming look at the socket found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peek {
+    /// Bytes wait to be read.
+    Bytes,
+    /// Nothing, for now.
+    Nothing,
+    /// The client has closed, or is gone.
+    Closed,
 }
 
-/// How serving ended.
-enum End {
-    /// Both sides are done with each other.
-    Close,
-    /// We stop, and the client may not know yet.
-    Linger,
+/// The socket and the shared knowledge.
+pub(crate) struct Connection {
+    /// Made when it is to be read for the second time, or when there is something to wait for. Dropped before the socket, whose number it watches.
+    readiness: OnceLock<io::Result<AsyncFd<RawFd>>>,
+    socket: OwnedFd,
+    /// The serving thread's, whoever has the connection by then.
+    runtime: Handle,
+    /// Nothing was read from it yet.
+    unread: AtomicBool,
+    /// Bytes received from the client, and sent to it.
+    received: AtomicU64,
+    sent: AtomicU64,
+    /// How many of these were counted.
+    counted: (AtomicU64, AtomicU64),
+    state: Mutex<ConnectionState>,
+    /// The client's address in words, and its port; asked for when somebody wants to tell of it.
+    peer: OnceLock<(String, u16)>,
+    /// Its number among this worker's connections.
+    serial: u64,
 }
 
-/// Serves one connection to its end.
-pub(crate) async fn serve<S, B>(
-    thread: Rc<Thread>,
-    link: Arc<Link>,
-    seat: Seated,
-    builders: Rc<Builders>,
-    service: S,
-) where
-    S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
-{
-    let mut end = serve_h1(&thread, &link, &builders.h1, &service).await;
-    if end.is_none() {
-        end = Some(serve_h2(&thread, &link, &builders.h2, &service).await);
-    }
-    if let Some(End::Linger) = end {
-        // It is no connection in hand any more.
-        let lingering = seat.leave();
-        link.half_close();
-        link.linger().await;
-        thread.count_bytes(&link);
-        drop(lingering);
-    }
+/// The last connection's number.
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// The shared knowledge.
+pub(crate) struct ConnectionState {
+    /// Where the connection is.
+    pub(crate) phase: ConnectionPhase,
+    /// Since when, by [`now_ms`].
+    pub(crate) since: u64,
+    /// Requests being answered.
+    pub(crate) in_flight: u32,
+    /// Requests begun.
+    pub(crate) requests: u32,
+    /// The first bytes tell HTTP/1 from HTTP/2; until they do, this is true.
+    pub(crate) sniffing: bool,
+    /// The client speaks HTTP/2.
+    pub(crate) h2: bool,
+    /// GOAWAY was said, at this time.
+    pub(crate) goaway_sent_at: Option<u64>,
+    /// hyper has let go of it after `101 Switching Protocols` or CONNECT.
+    pub(crate) upgraded: bool,
+    /// All that hyper has of this connection belongs to the request being answered: closing after it cuts
+    /// nothing off.
+    pub(crate) input_ends_with_request: bool,
+    /// It is we who close: the client may still be sending.
+    pub(crate) closing: bool,
+    /// hyper waits until it can write.
+    pub(crate) write_blocked: bool,
+    /// Bytes received and not yet given to hyper.
+    pub(crate) stash: Vec<u8>,
+    /// The last bytes of an unfinished head, in which its end may begin.
+    pub(crate) head_tail: Vec<u8>,
+    /// To be carried write_buffer by the connection's task.
+    pub(crate) sweep_action: Option<SweepAction>,
+    /// Wakes the connection's task.
+    pub(crate) waker: Option<Waker>,
+    write_buffer: Vec<u8>,
+    write_failed: bool,
 }
 
-/// What the connection's task does next.
-enum Step {
-    Over(Result<(), hyper::Error>),
-    Verdict(Verdict),
-    IsH2,
-}
-
-/// Polls hyper, sends what it wrote, and looks for verdicts.
-fn step<C>(conn: Pin<&mut C>, thread: &Thread, link: &Link, cx: &mut Context<'_>) -> Poll<Step>
-where
-    C: Future<Output = Result<(), hyper::Error>>,
-{
-    let polled = conn.poll(cx);
-    // A client that is gone is noticed by hyper's next read or write.
-    let flushed = link.poll_flush(cx);
-    thread.count_bytes(link);
-    if let Poll::Ready(result) = polled {
-        return Poll::Ready(Step::Over(result));
-    }
-    let mut state = link.state();
-    if state.sniffing && state.h2 {
-        return Poll::Ready(Step::IsH2);
-    }
-    if state.waker.is_none() {
-        state.waker = Some(cx.waker().clone());
-    }
-    if matches!(flushed, Poll::Ready(Err(_))) {
-        cx.waker().wake_by_ref();
-    }
-    match state.verdict.take() {
-        Some(verdict) => Poll::Ready(Step::Verdict(verdict)),
-        None => Poll::Pending,
-    }
-}
-
-/// Serves HTTP/1; `None`: the client speaks HTTP/2.
-async fn serve_h1<S, B>(
-    thread: &Rc<Thread>,
-    link: &Arc<Link>,
-    builder: &http1::Builder,
-    service: &S,
-) -> Option<End>
-where
-    S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
-{
-    let handle = service_fn(|request| {
-        let guard = Guard::begin(Rc::clone(thread), Arc::clone(link));
-        answer(guard, service.clone(), request)
-    });
-    let io = Io::new(Arc::clone(link), thread.draining_flag());
-    let mut conn = builder.serve_connection(io, handle).with_upgrades();
-    loop {
-        match poll_fn(|cx| step(Pin::new(&mut conn), thread, link, cx)).await {
-            Step::IsH2 => return None,
-            Step::Over(result) => {
-                // hyper has dropped its side of the socket, unless a handler has taken it over.
-                drop(conn);
-                return Some(over(thread, link, result).await);
-            }
-            Step::Verdict(Verdict::SlowHead) => {
-                let mut state = link.state();
-                if state.phase != Phase::Head || !state.all_sent() {
-                    continue;
-                }
-                state.closing = true;
-                drop(state);
-                link.send_last(
-                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-                );
-                return Some(End::Linger);
-            }
-            Step::Verdict(Verdict::Silent) => {
-                let state = link.state();
-                let silent =
-                    state.silent_since().is_some() && state.all_sent() && state.stash.is_empty();
-                drop(state);
-                if !silent {
-                    continue;
-                }
-                match link.peek() {
-                    // The event loop has not seen it yet; hyper will read it at once.
-                    Peek::Bytes => continue,
-                    Peek::Closed => return Some(End::Close),
-                    Peek::Nothing => (),
-                }
-                let parts = conn.into_parts()?;
-                if parts.read_buf.is_empty() {
-                    return Some(End::Linger);
-                }
-                // The beginning of a request came in one read with the one before. It is owed an answer.
-                let mut state = link.state();
-                state.stash = parts.read_buf.to_vec();
-                state.phase = Phase::Head;
-                state.since = now_ms();
-                drop(state);
-                conn = builder
-                    .serve_connection(parts.io, parts.service)
-                    .with_upgrades();
-            }
-            Step::Verdict(Verdict::GoAway | Verdict::Look) => (),
+impl Connection {
+    /// Takes over an accepted socket. To be called within the serving thread's runtime.
+    pub(crate) fn new(socket: OwnedFd) -> Self {
+        Self {
+            readiness: OnceLock::new(),
+            socket,
+            runtime: Handle::current(),
+            unread: AtomicBool::new(true),
+            received: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            counted: Default::default(),
+            peer: OnceLock::new(),
+            serial: SERIAL.fetch_add(1, Relaxed) + 1,
+            state: Mutex::new(ConnectionState {
+                phase: ConnectionPhase::New,
+                since: now_ms(),
+                in_flight: 0,
+                requests: 0,
+                sniffing: true,
+                h2: false,
+                goaway_sent_at: None,
+                upgraded: false,
+                input_ends_with_request: false,
+                closing: false,
+                write_blocked: false,
+                stash: Vec::new(),
+                head_tail: Vec::new(),
+                sweep_action: None,
+                waker: None,
+                write_buffer: Vec::new(),
+                write_failed: false,
+            }),
         }
     }
+
+    /// What to wait with.
+    fn readiness(&self) -> io::Result<&AsyncFd<RawFd>> {
+        let readiness = self.readiness.get_or_init(|| {
+            let _entered = self.runtime.enter();
+            sys::watch(
+                self.socket.as_raw_fd(),
+                Interest::READABLE | Interest::WRITABLE,
+            )
+        });
+        readiness.as_ref().map_err(|error| error.kind().into())
+    }
+
+    /// The shared knowledge. Never held across a call that could ask for it again.
+    pub(crate) fn state(&self) -> MutexGuard<'_, ConnectionState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many bytes were received and sent since this was asked for the last time; `None`: none. For the serving thread.
+    pub(crate) fn take_byte_counts(&self) -> Option<(u64, u64)> {
+        let (received, sent) = (self.received.load(Relaxed), self.sent.load(Relaxed));
+        let was = (self.counted.0.load(Relaxed), self.counted.1.load(Relaxed));
+        if was == (received, sent) {
+            return None;
+        }
+        self.counted.0.store(received, Relaxed);
+        self.counted.1.store(sent, Relaxed);
+        Some((received.wrapping_sub(was.0), sent.wrapping_sub(was.1)))
+    }
+
+    /// Receives by `receive`, which tells how many bytes it got and for how many there was room. 0 bytes mean that
+    /// the client has closed its side.
+    pub(crate) fn poll_receive(
+        &self,
+        cx: &mut Context<'_>,
+        mut receive: impl FnMut(&SockRef<'_>) -> io::Result<(usize, usize)>,
+    ) -> Poll<io::Result<usize>> {
+        if self.unread.load(Relaxed) {
+            self.unread.store(false, Relaxed);
+            match receive(&self.socket()) {
+                Ok((got, _)) => {
+                    add(&self.received, got);
+                    return Poll::Ready(Ok(got));
+                }
+                Err(error) if is_transient(&error) => (),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let readiness = self.readiness()?;
+        loop {
+            let mut guard = ready!(readiness.poll_read_ready(cx))?;
+            match receive(&self.socket()) {
+                Ok((got, room)) => {
+                    add(&self.received, got);
+                    // A short read has emptied the socket; asking again would be a system call for nothing.
+                    if 0 < got && got < room {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(got));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Sends what fits.
+    pub(crate) fn poll_send(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let socket = self.socket();
+        let send = || {
+            let sent = match slices {
+                [one] => socket.send_with_flags(one, libc::MSG_NOSIGNAL),
+                several => socket.send_vectored_with_flags(several, libc::MSG_NOSIGNAL),
+            }?;
+            add(&self.sent, sent);
+            Ok(sent)
+        };
+        if self.readiness.get().is_none() {
+            match send() {
+                Err(error) if is_transient(&error) => (),
+                other => return Poll::Ready(other),
+            }
+        }
+        let readiness = self.readiness()?;
+        loop {
+            let mut guard = ready!(readiness.poll_write_ready(cx))?;
+            match send() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// Takes bytes for the client: a few are collected until [`Connection::poll_flush`], many go at once.
+    pub(crate) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.state();
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        if state.write_failed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if state.upgraded || state.write_buffer.len() + total > WRITE_BUFFER_LIMIT {
+            state.write_blocked = true;
+            ready!(self.poll_drain_out(cx, &mut state))?;
+            if state.upgraded || total > WRITE_BUFFER_LIMIT {
+                let sent = ready!(self.poll_send(cx, slices));
+                state.write_blocked = false;
+                return Poll::Ready(sent);
+            }
+            state.write_blocked = false;
+        }
+        for slice in slices {
+            state.write_buffer.extend_from_slice(slice);
+        }
+        Poll::Ready(Ok(total))
+    }
+
+    /// Sends what was collected. An error is kept for whoever writes next, too.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.state();
+        self.poll_drain_out(cx, &mut state)
+    }
+
+    fn poll_drain_out(
+        &self,
+        cx: &mut Context<'_>,
+        state: &mut ConnectionState,
+    ) -> Poll<io::Result<()>> {
+        while !state.write_buffer.is_empty() {
+            match ready!(self.poll_send(cx, &[IoSlice::new(&state.write_buffer)])) {
+                Ok(sent) if sent == state.write_buffer.len() => {
+                    state.write_buffer.clear();
+                    if state.write_buffer.capacity() > MAX_IDLE_BUFFER {
+                        state.write_buffer = Vec::new();
+                    }
+                }
+                Ok(sent) => drop(state.write_buffer.drain(..sent)),
+                Err(error) => {
+                    state.write_failed = true;
+                    state.write_buffer = Vec::new();
+                    return Poll::Ready(Err(error));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The client's IP address in words (`unix:` for a Unix socket), and its port.
+    pub(crate) fn peer(&self) -> &(String, u16) {
+        self.peer.get_or_init(|| {
+            match self
+                .socket()
+                .peer_addr()
+                .ok()
+                .and_then(|peer| peer.as_socket())
+            {
+                Some(peer) => (peer.ip().to_canonical().to_string(), peer.port()),
+                None => ("unix:".to_owned(), 0),
+            }
+        })
+    }
+
+    /// Its number among this worker's connections, from 1.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Looks into the socket without taking anything, whatever the event loop knows by now.
+    pub(crate) fn peek(&self) -> Peek {
+        let mut byte = [MaybeUninit::uninit(); 1];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        match self.socket().recv_with_flags(&mut byte, flags) {
+            Ok(0) => Peek::Closed,
+            Ok(_) => Peek::Bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Peek::Nothing,
+            Err(_) => Peek::Closed,
+        }
+    }
+
+    /// Tells the client that nothing more comes. What it still sends is accepted.
+    pub(crate) fn half_close(&self) {
+        let _ = self.socket().shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Sends a last short text, as far as the socket takes it, without waiting.
+    pub(crate) fn send_last(&self, text: &[u8]) {
+        let sent = self
+            .socket()
+            .send_with_flags(text, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        add(&self.sent, sent.unwrap_or(0));
+    }
+
+    /// Waits until the client has closed, and throws away what it sends until then. At most a second: closing
+    /// a socket with unread bytes sends a reset, which can overtake the last answer and destroy it.
+    pub(crate) async fn linger(&self) {
+        let read = async {
+            let mut waste = [MaybeUninit::uninit(); 4096];
+            loop {
+                let room = waste.len();
+                let got = poll_fn(|cx| {
+                    self.poll_receive(cx, |socket| Ok((socket.recv(&mut waste)?, room)))
+                });
+                if !matches!(got.await, Ok(1..)) {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, read).await;
+    }
+
+    /// The descriptor, for reading options and addresses.
+    pub(crate) fn socket(&self) -> SockRef<'_> {
+        SockRef::from(&self.socket)
+    }
 }
 
-/// What to do when hyper is done with an HTTP/1 connection.
-async fn over(thread: &Rc<Thread>, link: &Arc<Link>, result: Result<(), hyper::Error>) -> End {
-    if let Err(error) = &result {
-        log::debug!("connection ended: {error}");
-    }
-    // Held by the thread's list, the caller, and whoever took the connection over.
-    if result.is_ok() && Arc::strong_count(link) > Thread::HOLDERS {
-        link.state().upgrade();
-        thread.wait_for_upgraded(link).await;
-        return End::Close;
-    }
-    let ours = {
-        let state = link.state();
-        // In the middle of a head: hyper has refused it, with 400 or 431.
-        state.closing || state.phase == Phase::Head || !state.stash.is_empty()
-    };
-    match link.peek() {
-        Peek::Closed => End::Close,
-        Peek::Bytes => End::Linger,
-        Peek::Nothing if ours => End::Linger,
-        Peek::Nothing => End::Close,
-    }
+/// Adds to a sum that one task at a time adds to: whoever reads from, or writes to, the connection.
+fn add(sum: &AtomicU64, bytes: usize) {
+    sum.store(sum.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
 }
 
-async fn serve_h2<S, B>(
-    thread: &Rc<Thread>,
-    link: &Arc<Link>,
-    builder: &http2::Builder<Spawn>,
-    service: &S,
-) -> End
-where
-    S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
-{
-    {
-        let mut state = link.state();
-        state.sniffing = false;
-        state.phase = Phase::Idle;
-        state.since = now_ms();
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+impl ConnectionState {
+    /// A request begins: its head is complete.
+    pub(crate) fn begin(&mut self) {
+        self.phase = ConnectionPhase::Busy;
+        self.in_flight += 1;
+        self.requests = self.requests.saturating_add(1);
     }
-    let service = service.clone();
-    let (for_thread, for_link) = (Rc::clone(thread), Arc::clone(link));
-    let handle = service_fn(move |request| {
-        let guard = Guard::begin(Rc::clone(&for_thread), Arc::clone(&for_link));
-        answer(guard, service.clone(), request)
-    });
-    let io = Io::new(Arc::clone(link), thread.draining_flag());
-    let mut conn = Box::pin(builder.serve_connection(io, handle));
-    loop {
-        match poll_fn(|cx| step(conn.as_mut(), thread, link, cx)).await {
-            Step::Over(result) => {
-                if let Err(error) = result {
-                    log::debug!("connection ended: {error}");
-                }
-                let _ = poll_fn(|cx| link.poll_flush(cx)).await;
-                return if link.peek() == Peek::Closed {
-                    End::Close
-                } else {
-                    End::Linger
-                };
-            }
-            Step::Verdict(Verdict::GoAway) => {
-                link.state().told = Some(now_ms());
-                conn.as_mut().graceful_shutdown();
-            }
-            // It was told to go away, has nothing to wait for, and stays.
-            Step::Verdict(Verdict::Silent) => {
-                if link.state().in_flight == 0 {
-                    return End::Linger;
-                }
-            }
-            Step::Verdict(_) | Step::IsH2 => (),
+
+    /// A request has ended, now.
+    pub(crate) fn end(&mut self, now_ms: u64) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if self.in_flight == 0 {
+            self.phase = ConnectionPhase::Idle;
+            self.since = now_ms;
+        }
+    }
+
+    /// Somebody else than hyper has the connection from now on.
+    pub(crate) fn upgrade(&mut self) {
+        self.upgraded = true;
+        self.phase = ConnectionPhase::Busy;
+    }
+
+    /// Whether all that was written is on its way.
+    pub(crate) fn all_sent(&self) -> bool {
+        self.write_buffer.is_empty() && !self.write_blocked
+    }
+
+    /// Since when not a byte of a request has been here; `None` while there is one.
+    pub(crate) fn silent_since(&self) -> Option<u64> {
+        match self.phase {
+            ConnectionPhase::New | ConnectionPhase::Idle if !self.upgraded => Some(self.since),
+            _ => None,
+        }
+    }
+
+    /// Has the connection's task carry write_buffer a sweep_action.
+    pub(crate) fn request_action(&mut self, sweep_action: SweepAction) {
+        self.sweep_action = Some(sweep_action);
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
         }
     }
 }

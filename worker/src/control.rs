@@ -1,10 +1,11 @@
 //! What the main thread and the serving threads of a worker share.
 //!
 //! The main thread watches the channel and the signals; serving threads serve. The main thread sets the
-//! [`Phase`], serving threads send [`Report`]s and ring the bell.
+//! [`WorkerPhase`], serving threads send [`ThreadReport`]s and ring the wakeup.
 
-use crate::access::AccessLog;
-use crate::slow::SlowLog;
+use crate::access_log::AccessLog;
+use crate::error::StartError;
+use crate::slow_log::SlowLog;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use prefork_protocol::scoreboard::{Row, SharedRows};
 use prefork_protocol::settings::WorkerSettings;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 
 /// What the serving threads are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub(crate) enum WorkerPhase {
     /// Make the service, then wait.
     Start,
     /// Accept and serve.
@@ -31,15 +32,15 @@ pub(crate) enum Phase {
 
 /// What a serving thread tells.
 #[derive(Debug)]
-pub(crate) enum Report {
+pub(crate) enum ThreadReport {
     /// Its service is made, or why not.
-    Started(Result<(), String>),
+    Started(Result<(), StartError>),
     /// It has stopped accepting.
     Stopped,
-    /// Its last connection is closed, or it has died (`true`).
+    /// Its last connection is closed, or it has panicked (`true`).
     Done {
         /// It panicked.
-        died: bool,
+        panicked: bool,
     },
 }
 
@@ -47,16 +48,16 @@ pub(crate) enum Report {
 pub(crate) struct Control {
     /// How to serve.
     pub(crate) settings: Arc<WorkerSettings>,
-    /// Set before [`Phase::Drain`] is announced, for those who do not wait for announcements.
+    /// Set before [`WorkerPhase::Drain`] is announced, for those who do not wait for announcements.
     pub(crate) draining: Arc<AtomicBool>,
     /// The phase, to be awaited.
-    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<WorkerPhase>,
     /// A line for each request.
     pub(crate) access: Option<AccessLog>,
     /// A warning for each slow one.
     pub(crate) slow: Option<SlowLog>,
     rows: SharedRows,
-    bell: EventFd,
+    wakeup: EventFd,
 }
 
 impl Control {
@@ -66,8 +67,8 @@ impl Control {
         access: Option<AccessLog>,
         slow: Option<SlowLog>,
     ) -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let (phase, _) = watch::channel(Phase::Start);
+        let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (phase, _) = watch::channel(WorkerPhase::Start);
         Ok(Self {
             settings: Arc::new(settings),
             draining: Arc::default(),
@@ -75,7 +76,7 @@ impl Control {
             access,
             slow,
             rows,
-            bell,
+            wakeup,
         })
     }
 
@@ -87,29 +88,29 @@ impl Control {
     /// Announces the drain.
     pub(crate) fn drain(&self, empty_queue: bool) {
         self.draining.store(true, Relaxed);
-        self.phase.send_replace(Phase::Drain { empty_queue });
+        self.phase.send_replace(WorkerPhase::Drain { empty_queue });
     }
 
     /// Readable when a report was sent.
-    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    pub(crate) fn wakeup(&self) -> BorrowedFd<'_> {
+        self.wakeup.as_fd()
     }
 
-    /// Makes the bell silent again.
-    pub(crate) fn answer_bell(&self) {
-        let _ = self.bell.read();
+    /// Makes the wakeup silent again.
+    pub(crate) fn clear_wakeup(&self) {
+        let _ = self.wakeup.read();
     }
 }
 
 /// A serving thread's way to report. When the thread dies, that is reported too.
 pub(crate) struct Reporter {
     control: Arc<Control>,
-    reports: mpsc::Sender<Report>,
+    reports: mpsc::Sender<ThreadReport>,
     done: bool,
 }
 
 impl Reporter {
-    pub(crate) fn new(control: Arc<Control>, reports: mpsc::Sender<Report>) -> Self {
+    pub(crate) fn new(control: Arc<Control>, reports: mpsc::Sender<ThreadReport>) -> Self {
         Self {
             control,
             reports,
@@ -117,17 +118,17 @@ impl Reporter {
         }
     }
 
-    pub(crate) fn send(&mut self, report: Report) {
-        self.done |= matches!(report, Report::Done { .. });
+    pub(crate) fn send(&mut self, report: ThreadReport) {
+        self.done |= matches!(report, ThreadReport::Done { .. });
         let _ = self.reports.send(report);
-        let _ = self.control.bell.write(1);
+        let _ = self.control.wakeup.write(1);
     }
 }
 
 impl Drop for Reporter {
     fn drop(&mut self) {
         if !self.done {
-            self.send(Report::Done { died: true });
+            self.send(ThreadReport::Done { panicked: true });
         }
     }
 }

@@ -1,11 +1,12 @@
-//! What hyper reads from and writes to: a [`Link`] with a few opinions.
+//! What hyper reads from and writes to: a [`Connection`] with a few opinions.
 //!
 //! * The first bytes tell HTTP/2 with prior knowledge from HTTP/1. Nothing is read ahead for that and no buffer is
 //!   kept: on an ordinary connection it costs one comparison.
 //! * Reads keep the account by which a drain knows whether closing after an answer would cut off another request.
 //!   While draining, a request is handed to hyper alone, even when the client sends several at once.
 
-use crate::link::{Link, Phase, now_ms};
+use crate::clock::now_ms;
+use crate::connection::{Connection, ConnectionPhase};
 use crate::sys;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use memchr::memmem;
@@ -22,37 +23,43 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 /// hyper's side of a connection.
 pub(crate) struct Io {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     draining: Arc<AtomicBool>,
 }
 
 impl Io {
-    /// Reads and writes through `link`; `draining` is the worker's flag.
-    pub(crate) fn new(link: Arc<Link>, draining: Arc<AtomicBool>) -> Self {
-        Self { link, draining }
+    /// Reads and writes through `connection`; `draining` is the worker's flag.
+    pub(crate) fn new(connection: Arc<Connection>, draining: Arc<AtomicBool>) -> Self {
+        Self {
+            connection,
+            draining,
+        }
     }
 
     /// Gives hyper bytes that were received earlier, or none when there are none.
     fn take_stashed(&self, cursor: &mut ReadBufCursor<'_>) -> bool {
-        let mut state = self.link.state();
+        let mut state = self.connection.state();
         if state.stash.is_empty() || state.sniffing {
             return false;
         }
         let mut length = state.stash.len().min(cursor.remaining());
-        let in_head = matches!(state.phase, Phase::New | Phase::Head | Phase::Idle) && !state.h2;
+        let in_head = matches!(
+            state.phase,
+            ConnectionPhase::New | ConnectionPhase::Head | ConnectionPhase::Idle
+        ) && !state.h2;
         if in_head && !state.upgraded {
-            if state.phase != Phase::Head {
-                state.phase = Phase::Head;
+            if state.phase != ConnectionPhase::Head {
+                state.phase = ConnectionPhase::Head;
                 state.since = now_ms();
             }
-            let kept = state.tail.len();
-            let mut seen = std::mem::take(&mut state.tail);
+            let kept = state.head_tail.len();
+            let mut seen = std::mem::take(&mut state.head_tail);
             seen.extend_from_slice(&state.stash[..length]);
             if let Some(at) = memmem::find(&seen, END_OF_HEAD) {
                 length = at + END_OF_HEAD.len() - kept;
-                state.exact = true;
+                state.input_ends_with_request = true;
             } else {
-                state.tail = seen.split_off(seen.len().saturating_sub(END_OF_HEAD.len() - 1));
+                state.head_tail = seen.split_off(seen.len().saturating_sub(END_OF_HEAD.len() - 1));
             }
         }
         cursor.put_slice(&state.stash[..length]);
@@ -71,7 +78,7 @@ impl Read for Io {
         cx: &mut Context<'_>,
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.link.state().h2 && self.link.state().sniffing {
+        if self.connection.state().h2 && self.connection.state().sniffing {
             // Found out below; these bytes are for the HTTP/2 connection that takes over.
             return Poll::Pending;
         }
@@ -83,7 +90,7 @@ impl Read for Io {
         }
         loop {
             let mut undecided = false;
-            let got = ready!(self.link.poll_receive(cx, |socket| {
+            let got = ready!(self.connection.poll_receive(cx, |socket| {
                 let room = cursor.remaining();
                 let got = sys::read_into(
                     &mut cursor,
@@ -100,7 +107,7 @@ impl Read for Io {
             }))?;
             if got == 0 {
                 // What was held back while it could have been a preface is all there will be.
-                let mut state = self.link.state();
+                let mut state = self.connection.state();
                 state.sniffing = false;
                 drop(state);
                 let _ = self.take_stashed(&mut cursor);
@@ -109,7 +116,7 @@ impl Read for Io {
             if !undecided {
                 return Poll::Ready(Ok(()));
             }
-            let state = self.link.state();
+            let state = self.connection.state();
             if state.sniffing && state.h2 {
                 return Poll::Pending;
             }
@@ -136,15 +143,15 @@ impl Io {
         if bytes.is_empty() {
             return Keep::Yes;
         }
-        let mut state = self.link.state();
+        let mut state = self.connection.state();
         if state.upgraded || (state.h2 && !state.sniffing) {
             return Keep::Yes;
         }
-        let fresh = matches!(state.phase, Phase::New | Phase::Idle);
+        let fresh = matches!(state.phase, ConnectionPhase::New | ConnectionPhase::Idle);
         if fresh {
-            state.phase = Phase::Head;
+            state.phase = ConnectionPhase::Head;
             state.since = now_ms();
-            state.tail.clear();
+            state.head_tail.clear();
         }
         if state.sniffing {
             let start = if state.stash.is_empty() {
@@ -164,14 +171,14 @@ impl Io {
             }
             state.sniffing = false;
         }
-        if state.phase == Phase::Busy {
+        if state.phase == ConnectionPhase::Busy {
             return Keep::Yes;
         }
         if self.draining.load(Relaxed) {
             state.stash.extend_from_slice(bytes);
             return Keep::Stashed;
         }
-        state.exact = fresh
+        state.input_ends_with_request = fresh
             && memmem::find(bytes, END_OF_HEAD)
                 .is_some_and(|at| at + END_OF_HEAD.len() == bytes.len());
         Keep::Yes
@@ -184,25 +191,25 @@ impl Write for Io {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.link.poll_write(cx, &[IoSlice::new(bytes)])
+        self.connection.poll_write(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The connection's task flushes when it has been polled. Nobody does that for an upgraded one.
-        if self.link.state().upgraded {
-            self.link.poll_flush(cx)
+        if self.connection.state().upgraded {
+            self.connection.poll_flush(cx)
         } else {
             Poll::Ready(Ok(()))
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let blocked = self.link.poll_flush(cx);
-        self.link.state().write_blocked = blocked.is_pending();
+        let blocked = self.connection.poll_flush(cx);
+        self.connection.state().write_blocked = blocked.is_pending();
         ready!(blocked)?;
         // How to close is the connection's task's business, except that it has none with an upgraded one.
-        if self.link.state().upgraded {
-            self.link.half_close();
+        if self.connection.state().upgraded {
+            self.connection.half_close();
         }
         Poll::Ready(Ok(()))
     }
@@ -216,6 +223,6 @@ impl Write for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.link.poll_write(cx, slices)
+        self.connection.poll_write(cx, slices)
     }
 }

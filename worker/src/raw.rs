@@ -1,9 +1,9 @@
 //! Protocols other than HTTP: a service gets the connection itself.
 
-use crate::answer::Guard;
-use crate::control::Phase;
-use crate::link::Link;
-use crate::thread::{Seated, Thread};
+use crate::connection::Connection;
+use crate::control::WorkerPhase;
+use crate::request::RequestGuard;
+use crate::serving_thread::{ConnectionGuard, ServingThread};
 use std::future::Future;
 use std::io::{self, IoSlice, Read as _};
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 ///
 /// ```
 /// use tokio::io::AsyncWriteExt;
-/// use worker::{RawService, Stream};
+/// use prefork_worker::{RawService, Stream};
 ///
 /// struct Greeter;
 /// impl RawService for Greeter {
@@ -42,7 +42,7 @@ pub trait RawService: 'static {
 
 /// Tells when the worker drains.
 #[derive(Debug, Clone)]
-pub struct DrainSignal(watch::Receiver<Phase>);
+pub struct DrainSignal(watch::Receiver<WorkerPhase>);
 
 impl DrainSignal {
     /// Waits until the worker drains.
@@ -50,15 +50,15 @@ impl DrainSignal {
         // An error means that the worker is at its end.
         let _ = self
             .0
-            .wait_for(|phase| matches!(phase, Phase::Drain { .. }))
+            .wait_for(|phase| matches!(phase, WorkerPhase::Drain { .. }))
             .await;
     }
 }
 
 /// A client's connection. Read and write it by tokio's `AsyncReadExt` and `AsyncWriteExt`; writes are not buffered.
 pub struct Stream {
-    link: Arc<Link>,
-    phase: watch::Receiver<Phase>,
+    connection: Arc<Connection>,
+    phase: watch::Receiver<WorkerPhase>,
     drain_idle: Duration,
 }
 
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// The client's address; `None` for Unix sockets.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.link.socket().peer_addr().ok()?.as_socket()
+        self.connection.socket().peer_addr().ok()?.as_socket()
     }
 
     /// A handle by which to wait for the drain while the stream is being read.
@@ -89,8 +89,8 @@ impl Stream {
     /// Ends the connection so that the client surely gets what was written: closes the sending side, and reads on until
     /// the client has closed too, for at most a second. Merely dropping a stream with unread bytes resets it.
     pub async fn finish(self) {
-        self.link.half_close();
-        self.link.linger().await;
+        self.connection.half_close();
+        self.connection.linger().await;
     }
 }
 
@@ -106,7 +106,7 @@ impl AsyncRead for Stream {
             return Poll::Ready(Ok(()));
         }
         let got = ready!(
-            self.link
+            self.connection
                 .poll_receive(cx, |socket| Ok(((&**socket).read(unfilled)?, room)))
         )?;
         buf.advance(got);
@@ -120,7 +120,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.link.poll_send(cx, &[IoSlice::new(bytes)])
+        self.connection.poll_send(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -128,7 +128,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.link.half_close();
+        self.connection.half_close();
         Poll::Ready(Ok(()))
     }
 
@@ -141,22 +141,22 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.link.poll_send(cx, slices)
+        self.connection.poll_send(cx, slices)
     }
 }
 
 /// Serves one raw connection.
 pub(crate) async fn serve<R: RawService>(
-    thread: Rc<Thread>,
-    link: Arc<Link>,
-    seat: Seated,
+    thread: Rc<ServingThread>,
+    connection: Arc<Connection>,
+    connection_guard: ConnectionGuard,
     service: Rc<R>,
 ) {
-    link.state().upgrade();
-    let mut guard = Guard::begin(Rc::clone(&thread), Arc::clone(&link));
-    guard.take_turn().await;
+    connection.state().upgrade();
+    let mut guard = RequestGuard::begin(Rc::clone(&thread), Arc::clone(&connection));
+    guard.acquire_handler().await;
     let stream = Stream {
-        link,
+        connection,
         phase: thread.phase(),
         drain_idle: Duration::from_millis(thread.settings.drain_idle_ms),
     };
@@ -164,5 +164,5 @@ pub(crate) async fn serve<R: RawService>(
         log::debug!("connection ended: {error}");
     }
     drop(guard);
-    drop(seat);
+    drop(connection_guard);
 }

@@ -1,36 +1,23 @@
 //! What a program serves: [`Service`].
 
-use crate::body::{Body, BoxError};
-use crate::connection::{self, Builders};
-use crate::link::Link;
+use crate::connection::Connection;
+use crate::context::Context;
+use crate::error::{BoxError, StartError};
+use crate::http_connection::{self, Builders};
+use crate::http_service::HttpService;
 use crate::raw::{self, RawService};
-use crate::thread::{Seated, Thread};
-use bytes::Bytes;
-use prefork_protocol::{GenerationId, Slot, WorkerId};
+use crate::serving_thread::{ConnectionGuard, ServingThread};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Which worker this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Context {
-    /// The slot it fills.
-    pub slot: Slot,
-    /// The generation it belongs to.
-    pub generation: GenerationId,
-    /// Its own id, never reused.
-    pub worker: WorkerId,
-    /// How many workers the server runs.
-    pub workers: u16,
-}
-
 /// What a program serves: HTTP, or a protocol of its own over plain connections.
 ///
 /// ```
 /// use std::convert::Infallible;
-/// use worker::{Body, Service};
+/// use prefork_worker::{Body, Service};
 ///
 /// let service = Service::http(|context: prefork_worker::Context| async move {
 ///     Ok(tower::service_fn(move |_: http::Request<Body>| async move {
@@ -46,17 +33,17 @@ impl std::fmt::Debug for Service {
     }
 }
 
-type Starting<'a> = Pin<Box<dyn Future<Output = Result<Rc<dyn Serve>, String>> + 'a>>;
+type Starting<'a> = Pin<Box<dyn Future<Output = Result<Rc<dyn Serve>, StartError>> + 'a>>;
 
 /// Makes a serving thread's service.
 trait Make: Send + Sync {
-    fn make<'a>(&'a self, context: Context, thread: &'a Rc<Thread>) -> Starting<'a>;
+    fn make<'a>(&'a self, context: Context, thread: &'a Rc<ServingThread>) -> Starting<'a>;
 }
 
 /// A serving thread's service.
 pub(crate) trait Serve {
     /// Serves one connection, in a task of its own.
-    fn serve(&self, thread: &Rc<Thread>, link: Arc<Link>);
+    fn serve(&self, thread: &Rc<ServingThread>, connection: Arc<Connection>);
 }
 
 impl Service {
@@ -65,17 +52,11 @@ impl Service {
     /// `make` runs once in each serving thread, within that thread's tokio runtime. An error means that the worker cannot
     /// start; its text is shown to the operator. Nothing needs to be `Send`: a service never leaves its thread. It is
     /// cloned for each request.
-    pub fn http<M, F, S, B>(make: M) -> Self
+    pub fn http<M, F, S>(make: M) -> Self
     where
         M: Fn(Context) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S, BoxError>> + 'static,
-        S: tower_service::Service<http::Request<Body>, Response = http::Response<B>>
-            + Clone
-            + 'static,
-        S::Future: 'static,
-        S::Error: Into<BoxError>,
-        B: http_body::Body<Data = Bytes> + 'static,
-        B::Error: Into<BoxError>,
+        S: HttpService,
     {
         Self(Box::new(Http { make }))
     }
@@ -94,14 +75,13 @@ impl Service {
     pub(crate) async fn start(
         &self,
         context: Context,
-        thread: &Rc<Thread>,
-    ) -> Result<Rc<dyn Serve>, String> {
-        let panicked = || "the service panicked while it was made".to_owned();
+        thread: &Rc<ServingThread>,
+    ) -> Result<Rc<dyn Serve>, StartError> {
         let mut starting = catch_unwind(AssertUnwindSafe(|| self.0.make(context, thread)))
-            .map_err(|_| panicked())?;
+            .map_err(|_| StartError::ServicePanicked)?;
         std::future::poll_fn(move |cx| {
             catch_unwind(AssertUnwindSafe(|| starting.as_mut().poll(cx)))
-                .unwrap_or_else(|_| std::task::Poll::Ready(Err(panicked())))
+                .unwrap_or_else(|_| std::task::Poll::Ready(Err(StartError::ServicePanicked)))
         })
         .await
     }
@@ -111,21 +91,15 @@ struct Http<M> {
     make: M,
 }
 
-impl<M, F, S, B> Make for Http<M>
+impl<M, F, S> Make for Http<M>
 where
     M: Fn(Context) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S, BoxError>> + 'static,
-    S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
+    S: HttpService,
 {
-    fn make<'a>(&'a self, context: Context, thread: &'a Rc<Thread>) -> Starting<'a> {
+    fn make<'a>(&'a self, context: Context, thread: &'a Rc<ServingThread>) -> Starting<'a> {
         Box::pin(async move {
-            let service = (self.make)(context)
-                .await
-                .map_err(|error| error.to_string())?;
+            let service = (self.make)(context).await.map_err(StartError::Service)?;
             let served: Rc<dyn Serve> = Rc::new(HttpThread {
                 service,
                 builders: Rc::new(Builders::new(thread)),
@@ -140,23 +114,19 @@ struct HttpThread<S> {
     builders: Rc<Builders>,
 }
 
-impl<S, B> Serve for HttpThread<S>
+impl<S> Serve for HttpThread<S>
 where
-    S: tower_service::Service<http::Request<Body>, Response = http::Response<B>> + Clone + 'static,
-    S::Future: 'static,
-    S::Error: Into<BoxError>,
-    B: http_body::Body<Data = Bytes> + 'static,
-    B::Error: Into<BoxError>,
+    S: HttpService,
 {
-    fn serve(&self, thread: &Rc<Thread>, link: Arc<Link>) {
+    fn serve(&self, thread: &Rc<ServingThread>, connection: Arc<Connection>) {
         let builders = Rc::clone(&self.builders);
-        // Seated at once: the accept loop must see it before it takes another.
-        let seat = Seated::new(thread, &link);
+        // ConnectionGuard at once: the accept loop must see it before it takes another.
+        let connection_guard = ConnectionGuard::new(thread, &connection);
         let service = self.service.clone();
-        tokio::task::spawn_local(connection::serve(
+        tokio::task::spawn_local(http_connection::serve(
             Rc::clone(thread),
-            link,
-            seat,
+            connection,
+            connection_guard,
             builders,
             service,
         ));
@@ -173,11 +143,9 @@ where
     F: Future<Output = Result<R, BoxError>> + 'static,
     R: RawService,
 {
-    fn make<'a>(&'a self, context: Context, _thread: &'a Rc<Thread>) -> Starting<'a> {
+    fn make<'a>(&'a self, context: Context, _thread: &'a Rc<ServingThread>) -> Starting<'a> {
         Box::pin(async move {
-            let service = (self.make)(context)
-                .await
-                .map_err(|error| error.to_string())?;
+            let service = (self.make)(context).await.map_err(StartError::Service)?;
             let served: Rc<dyn Serve> = Rc::new(RawThread {
                 service: Rc::new(service),
             });
@@ -191,12 +159,12 @@ struct RawThread<R> {
 }
 
 impl<R: RawService> Serve for RawThread<R> {
-    fn serve(&self, thread: &Rc<Thread>, link: Arc<Link>) {
-        let seat = Seated::new(thread, &link);
+    fn serve(&self, thread: &Rc<ServingThread>, connection: Arc<Connection>) {
+        let connection_guard = ConnectionGuard::new(thread, &connection);
         tokio::task::spawn_local(raw::serve(
             Rc::clone(thread),
-            link,
-            seat,
+            connection,
+            connection_guard,
             Rc::clone(&self.service),
         ));
     }

@@ -34,7 +34,7 @@ pub(crate) fn read_into(
     read: impl FnOnce(&mut [MaybeUninit<u8>]) -> io::Result<usize>,
     keep: impl FnOnce(&[u8]) -> bool,
 ) -> io::Result<usize> {
-    // SAFETY: `recv` (all that `read` does, see `Link`) only ever writes into the buffer.
+    // SAFETY: `recv` (all that `read` does, see `Connection`) only ever writes into the buffer.
     let buffer = unsafe { cursor.as_mut() };
     let length = read(buffer)?.min(buffer.len());
     // SAFETY: `read` says that it has written the first `length` bytes.
@@ -55,7 +55,7 @@ pub(crate) fn ignore_sigpipe() {
 /// Has the thread's tokio runtime watch a descriptor. Its owner must not exchange it for another while it is watched.
 pub(crate) fn watch<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: in this crate an owner names the same open descriptor until it is dropped, which is when tokio lets go of it; a
-    // `Link`, which gives a mere number, keeps the descriptor open until after that.
+    // `Connection`, which gives a mere number, keeps the descriptor open until after that.
     Ok(unsafe { AsyncFd::register_with_interest(owner, interest) }?)
 }
 

@@ -26,7 +26,7 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
             settings("hello", class),
             &Sockets {
                 own: &[&first],
-                near: &[&second],
+                watched: &[&second],
                 ..Sockets::default()
             },
         );
@@ -34,7 +34,7 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
             settings("hello", class),
             &Sockets {
                 own: &[&second],
-                near: &[&first],
+                watched: &[&first],
                 ..Sockets::default()
             },
         );
@@ -91,12 +91,12 @@ fn who_comes_behind_a_request_that_blocks_its_worker_stays_in_the_queue() {
 #[test]
 fn who_was_left_in_a_far_queue_is_found() {
     for class in ONE_BY_ONE {
-        let ((own, own_address), (far, far_address)) = (tcp(), tcp());
+        let ((own, own_address), (polled, far_address)) = (tcp(), tcp());
         let worker = Worker::start_with(
             settings("hello", class),
             &Sockets {
                 own: &[&own],
-                far: &[&far],
+                polled: &[&polled],
                 ..Sockets::default()
             },
         );
@@ -119,7 +119,7 @@ fn a_connection_wakes_one_of_the_workers_who_could_take_it() {
     for other in &others {
         let sockets = Sockets {
             own: &[*other],
-            near: &[&listener],
+            watched: &[&listener],
             ..Sockets::default()
         };
         workers.push(Worker::start_with(calm.clone(), &sockets));
@@ -160,12 +160,12 @@ fn a_worker_that_cannot_look_into_proc_serves_all_the_same() {
         return;
     }
     for class in ONE_BY_ONE {
-        let ((own, own_address), (near, near_address)) = (tcp(), tcp());
+        let ((own, own_address), (watched, near_address)) = (tcp(), tcp());
         let worker = Worker::start_with(
             settings("hello", class),
             &Sockets {
                 own: &[&own],
-                near: &[&near],
+                watched: &[&watched],
                 without_proc: true,
                 ..Sockets::default()
             },

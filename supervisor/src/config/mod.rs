@@ -152,7 +152,7 @@ pub struct Config {
     /// Where a line for each request goes.
     pub access_log: Option<AccessTarget>,
     /// How these lines look.
-    pub access_log_format: prefork_protocol::access::Format,
+    pub access_log_format: prefork_protocol::access_log::Format,
     /// From when on a request is slow.
     pub slow_log: Option<Duration>,
     /// What is started for events.

@@ -18,7 +18,7 @@ use super::words::{
 use super::{AccessTarget, Cgroups, Control, LogFormat, Ready, Surge};
 use log::LevelFilter;
 use prefork_core::Share;
-use prefork_protocol::access::Format;
+use prefork_protocol::access_log::Format;
 use prefork_protocol::settings::{Accept, ClassName};
 
 /// What holds when nobody sets it.

@@ -9,7 +9,7 @@ use super::{AccessTarget, Control, LogFormat, Surge};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork_core::Share;
-use prefork_protocol::access::Format;
+use prefork_protocol::access_log::Format;
 use prefork_protocol::settings::{Accept, ClassName};
 use prefork_protocol::{Slot, environment};
 use std::num::NonZeroU16;

@@ -5,7 +5,7 @@
 //! A listener's file description is shared with other processes, so a queue that was ready may be empty by now.
 //!
 //! **Who is woken.** The kernel wakes one of those who wait for a queue: the one who has watched it longest. So a
-//! thread begins to watch its siblings' queues [a little later](Acceptor::settle) than its own, and anew at each
+//! thread begins to watch its siblings' queues [a little later](Acceptor::watch_siblings) than its own, and anew at each
 //! [heartbeat](Acceptor::beat): whoever owns a queue is ahead of everybody else. Of a queue that all share, whoever has just taken a connection goes to the end of the line.
 
 mod watch;
@@ -21,15 +21,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
-use watch::{EventLoop, Watch};
+use watch::{TokioEpoll, Watch};
 
 /// The listeners of a worker, which its threads share.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    /// Its own, then the near ones of its siblings, then the far ones.
+    /// Its own, then the watched ones of its siblings, then the polled ones.
     sockets: Vec<OwnedFd>,
     own: Range<usize>,
-    near: Range<usize>,
+    watched: Range<usize>,
     /// Which of its own are everybody's.
     shared: Vec<bool>,
 }
@@ -38,8 +38,8 @@ impl Listeners {
     /// Those that a worker has inherited, by whose they are.
     pub(crate) fn new(
         own: Vec<OwnedFd>,
-        near: Vec<OwnedFd>,
-        far: Vec<OwnedFd>,
+        watched: Vec<OwnedFd>,
+        polled: Vec<OwnedFd>,
         accept: Accept,
     ) -> Self {
         let of_slot = |socket: &OwnedFd| SockRef::from(socket).reuse_port().unwrap_or(false);
@@ -47,12 +47,12 @@ impl Listeners {
             .iter()
             .map(|socket| accept == Accept::Shared || !of_slot(socket))
             .collect();
-        let ends = (own.len(), own.len() + near.len());
-        let sockets = own.into_iter().chain(near).chain(far).collect();
+        let ends = (own.len(), own.len() + watched.len());
+        let sockets = own.into_iter().chain(watched).chain(polled).collect();
         Self {
             sockets,
             own: 0..ends.0,
-            near: ends.0..ends.1,
+            watched: ends.0..ends.1,
             shared,
         }
     }
@@ -66,7 +66,7 @@ impl Listeners {
     }
 
     /// Whether somebody waits in one of these queues.
-    fn somebody_waits(&self, queues: Range<usize>) -> bool {
+    fn has_waiting(&self, queues: Range<usize>) -> bool {
         let mut fds: Vec<_> = self.sockets[queues]
             .iter()
             .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
@@ -107,25 +107,25 @@ impl AsRawFd for Listener {
 /// The queues that one thread takes connections from.
 pub(crate) struct Acceptor {
     listeners: Arc<Listeners>,
-    /// Of its own and the near queues.
+    /// Of its own and the watched queues.
     watches: Vec<Watch<Listener>>,
     watching: Cell<bool>,
-    /// Whether it watches the near queues, too.
-    settled: Cell<bool>,
+    /// Whether it watches the watched queues, too.
+    watching_siblings: Cell<bool>,
     /// How often it has accepted: whose turn it is.
     turn: Cell<usize>,
-    /// Whether somebody was seen in a far queue, and who is to be told of it.
-    far_waits: Cell<bool>,
+    /// Whether somebody was seen in a polled queue, and who is to be told of it.
+    polled_waiting: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Acceptor {
     /// Watches nothing before [`resume`](Self::resume). To be called within a tokio runtime.
     pub(crate) fn new(listeners: Arc<Listeners>) -> io::Result<Self> {
-        let event_loop = EventLoop::of_this_thread()?;
-        // Without the event loop every worker would be woken for every connection: the near queues become far ones.
+        let event_loop = TokioEpoll::of_this_thread()?;
+        // Without the event loop every worker would be woken for every connection: the watched queues become polled ones.
         let watched = if event_loop.is_some() {
-            listeners.near.end
+            listeners.watched.end
         } else {
             listeners.own.end
         };
@@ -143,9 +143,9 @@ impl Acceptor {
             watches: watches.collect::<io::Result<_>>()?,
             listeners,
             watching: Cell::new(false),
-            settled: Cell::new(false),
+            watching_siblings: Cell::new(false),
             turn: Cell::new(0),
-            far_waits: Cell::new(false),
+            polled_waiting: Cell::new(false),
             waker: RefCell::new(None),
         })
     }
@@ -153,7 +153,7 @@ impl Acceptor {
     /// Watches the queues.
     pub(crate) fn resume(&self) -> io::Result<()> {
         if !self.watching.replace(true) {
-            let count = if self.settled.get() {
+            let count = if self.watching_siblings.get() {
                 self.watches.len()
             } else {
                 self.listeners.own.end
@@ -171,36 +171,36 @@ impl Acceptor {
         }
     }
 
-    /// Watches the near queues, too, from now on. Workers start together: by now their owners watch them.
-    pub(crate) fn settle(&self) {
-        self.settled.set(true);
+    /// Watches the watched queues, too, from now on. Workers start together: by now their owners watch them.
+    pub(crate) fn watch_siblings(&self) {
+        self.watching_siblings.set(true);
         self.listeners
-            .near
+            .watched
             .clone()
-            .for_each(|index| self.go_behind(index));
+            .for_each(|index| self.rearm(index));
     }
 
-    /// Lets the owners of the near queues go first, and looks into its own and the far ones.
+    /// Lets the owners of the watched queues go first, and looks into its own and the polled ones.
     pub(crate) fn beat(&self) {
         // Whoever was woken for a connection may have taken another one at the same time and have no room any more. The kernel
         // wakes nobody else for it, and siblings that could look are busy.
-        if self.watching.get() && self.somebody_waits() {
+        if self.watching.get() && self.has_waiting() {
             self.listeners
                 .own
                 .clone()
-                .for_each(|index| self.go_behind(index));
+                .for_each(|index| self.rearm(index));
         }
-        if self.settled.get() {
+        if self.watching_siblings.get() {
             self.listeners
-                .near
+                .watched
                 .clone()
-                .for_each(|index| self.go_behind(index));
+                .for_each(|index| self.rearm(index));
         }
-        self.far_waits.set(
+        self.polled_waiting.set(
             self.listeners
-                .somebody_waits(self.watches.len()..self.listeners.sockets.len()),
+                .has_waiting(self.watches.len()..self.listeners.sockets.len()),
         );
-        if self.far_waits.get()
+        if self.polled_waiting.get()
             && let Some(waker) = self.waker.take()
         {
             waker.wake();
@@ -215,18 +215,18 @@ impl Acceptor {
                     Poll::Ready(taken) => Some(taken?),
                     Poll::Pending => None,
                 },
-                None if self.far_waits.get() => self.listeners.take(index)?,
+                None if self.polled_waiting.get() => self.listeners.take(index)?,
                 None => None,
             };
             if let Some(connection) = taken {
                 self.turn.set(self.turn.get().wrapping_add(1));
                 if self.listeners.shared.get(index) == Some(&true) {
-                    self.go_behind(index);
+                    self.rearm(index);
                 }
                 return Poll::Ready(Ok(connection));
             }
         }
-        self.far_waits.set(false);
+        self.polled_waiting.set(false);
         if self.watches.len() < self.listeners.sockets.len() {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
         }
@@ -244,8 +244,8 @@ impl Acceptor {
     }
 
     /// Whether somebody waits in its own queues.
-    pub(crate) fn somebody_waits(&self) -> bool {
-        self.listeners.somebody_waits(self.listeners.own.clone())
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.listeners.has_waiting(self.listeners.own.clone())
     }
 
     fn take_of(&self, mut queues: Range<usize>) -> io::Result<Option<OwnedFd>> {
@@ -254,7 +254,7 @@ impl Acceptor {
             .transpose()
     }
 
-    /// All queues in the order in which they are asked: its own, near, far. Within the first two another one comes first each
+    /// All queues in the order in which they are asked: its own, watched, polled. Within the first two another one comes first each
     /// time, so that a busy address does not starve another.
     fn in_turn(&self) -> impl Iterator<Item = usize> + use<> {
         let turn = self.turn.get();
@@ -262,14 +262,14 @@ impl Acceptor {
             let first = queues.start + turn.checked_rem(queues.len()).unwrap_or(0);
             (first..queues.end).chain(queues.start..first)
         };
-        let far = self.listeners.near.end..self.listeners.sockets.len();
+        let polled = self.listeners.watched.end..self.listeners.sockets.len();
         rotate(self.listeners.own.clone())
-            .chain(rotate(self.listeners.near.clone()))
-            .chain(far)
+            .chain(rotate(self.listeners.watched.clone()))
+            .chain(polled)
     }
 
     /// Goes to the end of the line of those who wait for a queue.
-    fn go_behind(&self, index: usize) {
+    fn rearm(&self, index: usize) {
         if let Some(watch) = self.watches.get(index).filter(|_| self.watching.get()) {
             watch.end();
             if let Err(error) = watch.begin() {

@@ -23,9 +23,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The epoll instance in which this thread's tokio runtime sleeps.
-pub(super) struct EventLoop(Rc<Epoll>);
+pub(super) struct TokioEpoll(Rc<Epoll>);
 
-impl EventLoop {
+impl TokioEpoll {
     /// Finds it: it is the one that watches a descriptor which only this thread has asked tokio to watch. `None` where
     /// `/proc` does not tell.
     pub(super) fn of_this_thread() -> io::Result<Option<Self>> {
@@ -76,9 +76,9 @@ pub(super) struct Watch<T: AsRawFd> {
 
 impl<T: AsRawFd + AsFd> Watch<T> {
     /// Prepares it: it is not watched before [`begin`](Self::begin).
-    pub(super) fn new(event_loop: Option<&EventLoop>, listener: AsyncFd<T>) -> io::Result<Self> {
+    pub(super) fn new(event_loop: Option<&TokioEpoll>, listener: AsyncFd<T>) -> io::Result<Self> {
         let watched = listener.get_ref().as_raw_fd();
-        let exclusive = event_loop.and_then(|EventLoop(epoll)| {
+        let exclusive = event_loop.and_then(|TokioEpoll(epoll)| {
             Some((Rc::clone(epoll), data_of(epoll.0.as_raw_fd(), watched)?))
         });
         if let Some((epoll, _)) = &exclusive {

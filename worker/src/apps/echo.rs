@@ -1,6 +1,7 @@
 //! `echo`: sends back what it gets, over TCP or Unix sockets.
 
-use crate::{RawService, Service, Stream};
+use crate::raw::{RawService, Stream};
+use crate::service::Service;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

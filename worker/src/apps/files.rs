@@ -1,10 +1,11 @@
 //! `files:DIR`: static files, by tower-http's `ServeDir`: ranges, ETags, conditional requests, `index.html`.
 //!
-//! `ServeDir` keeps `..` out but follows symbolic links wherever they lead. So the path is resolved here first, and
+//! `ServeDir` keeps `..` out but follows symbolic connections wherever they lead. So the path is resolved here first, and
 //! what really lies outside of DIR is not there. Whoever can make symlinks inside DIR while a request is being
 //! answered could still win a race between the two; such people must not be given write access to DIR.
 
-use crate::{Body, Service};
+use crate::body::Body;
+use crate::service::Service;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};

@@ -1,6 +1,7 @@
 //! `greeter`: the teaching server. Reads once, logs what it got, greets, closes.
 
-use crate::{RawService, Service, Stream};
+use crate::raw::{RawService, Stream};
+use crate::service::Service;
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

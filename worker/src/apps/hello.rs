@@ -1,6 +1,8 @@
 //! `hello`: the default app. Everything but the date of its answers is known beforehand.
 
-use crate::{Body, Service};
+use super::headers::headers;
+use crate::body::Body;
+use crate::service::Service;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::Full;
@@ -14,7 +16,7 @@ const BODY: &str = "Hello, client!";
 pub(super) fn service() -> Service {
     Service::http(|context| {
         ready(Ok(Hello {
-            headers: Rc::new(super::headers(context)),
+            headers: Rc::new(headers(context)),
         }))
     })
 }

@@ -3,12 +3,11 @@
 mod echo;
 mod files;
 mod greeter;
+mod headers;
 mod hello;
 mod timing;
 
-use crate::{Context, Service};
-use http::HeaderMap;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use crate::service::Service;
 
 /// The apps and what they do, for `--help`.
 pub const NAMES: [(&str, &str); 7] = [
@@ -68,31 +67,4 @@ fn unknown(app: &str) -> String {
         "there is no app `{app}` (choose one of {})",
         names.join(", ")
     )
-}
-
-/// The headers of an answer in plain text: what it is, and who gave it.
-fn headers(context: Context) -> HeaderMap {
-    let number = |number: u64| HeaderValue::from(number);
-    HeaderMap::from_iter([
-        (
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        ),
-        (
-            HeaderName::from_static("x-prefork-worker"),
-            number(context.worker.0),
-        ),
-        (
-            HeaderName::from_static("x-prefork-slot"),
-            number(context.slot.0.into()),
-        ),
-        (
-            HeaderName::from_static("x-prefork-generation"),
-            number(context.generation.0.into()),
-        ),
-        (
-            HeaderName::from_static("x-prefork-pid"),
-            number(std::process::id().into()),
-        ),
-    ])
 }

@@ -1,6 +1,8 @@
 //! `sleep`, `burn` and `block`: take up time in the three ways in which a handler can. For tests and measurements.
 
-use crate::{Body, Service};
+use super::headers::headers;
+use crate::body::Body;
+use crate::service::Service;
 use http::{Request, Response, StatusCode};
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -21,7 +23,7 @@ pub(super) enum Way {
 
 pub(super) fn service(way: Way) -> Service {
     Service::http(move |context| {
-        let headers = Rc::new(super::headers(context));
+        let headers = Rc::new(headers(context));
         std::future::ready(Ok(tower::service_fn(move |request: Request<Body>| {
             let headers = Rc::clone(&headers);
             async move {

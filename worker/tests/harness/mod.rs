@@ -53,8 +53,8 @@ pub const THREADS: Class = Class {
 #[derive(Default)]
 pub struct Sockets<'a> {
     pub own: &'a [&'a OwnedFd],
-    pub near: &'a [&'a OwnedFd],
-    pub far: &'a [&'a OwnedFd],
+    pub watched: &'a [&'a OwnedFd],
+    pub polled: &'a [&'a OwnedFd],
     /// Nothing is to be seen in `/proc`; needs root.
     pub without_proc: bool,
 }
@@ -89,8 +89,8 @@ impl Worker {
     pub fn spawn_with(settings: WorkerSettings, sockets: &Sockets<'_>) -> Self {
         let Sockets {
             own: listeners,
-            near,
-            far,
+            watched,
+            polled,
             without_proc,
         } = sockets;
         let rows = SharedRows::create(settings.class.threads).unwrap();
@@ -111,7 +111,7 @@ impl Worker {
         let mut sources: Vec<RawFd> = listeners.iter().map(|fd| fd.as_raw_fd()).collect();
         let first = 3 + sources.len();
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
-        sources.extend(near.iter().chain(*far).map(|fd| fd.as_raw_fd()));
+        sources.extend(watched.iter().chain(*polled).map(|fd| fd.as_raw_fd()));
         let script = if *without_proc {
             r#"export LISTEN_PID=$$; exec unshare -m sh -c 'mount -t tmpfs none /proc && exec "$@"' sh "$@""#
         } else {
@@ -131,7 +131,10 @@ impl Worker {
             .env("LISTEN_FDS", listeners.len().to_string())
             .env("PREFORK_CHANNEL", first.to_string())
             .env("PREFORK_SCOREBOARD", (first + 1).to_string())
-            .env("PREFORK_SIBLINGS", format!("{},{}", near.len(), far.len()))
+            .env(
+                "PREFORK_SIBLINGS",
+                format!("{},{}", watched.len(), polled.len()),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         // SAFETY: only async-signal-safe calls, on memory that was allocated before.

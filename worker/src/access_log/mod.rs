@@ -4,19 +4,19 @@
 //! Full buffers, and every buffer at each beat, go to the writer's thread ([`writer`]), so that no request waits for a disk or
 //! for the reader of a pipe.
 //!
-//! *Invariant*: what is handed to the writer is whole lines, each at most [`LONGEST`](prefork_protocol::access::LONGEST) bytes.
+//! *Invariant*: what is handed to the writer is whole lines, each at most [`LONGEST`](prefork_protocol::access_log::LONGEST) bytes.
 
 mod clock;
 mod line;
 mod writer;
 
-pub(crate) use clock::Clock;
-pub(crate) use line::{Late, escaped_uri};
+pub(crate) use clock::ClockText;
+pub(crate) use line::{Completion, escaped_uri};
 
-use crate::service::Context;
+use crate::context::Context;
 use http::Request;
 use line::Template;
-use prefork_protocol::access::Format;
+use prefork_protocol::access_log::Format;
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -74,16 +74,22 @@ impl AccessLog {
     }
 
     /// A request's line is complete.
-    pub(crate) fn end(&self, thread: usize, line: &[u8], late: &Late, clock: &RefCell<Clock>) {
+    pub(crate) fn end(
+        &self,
+        thread: usize,
+        line: &[u8],
+        completion: &Completion,
+        clock: &RefCell<ClockText>,
+    ) {
         let Some(buffer) = self.buffers.get(thread) else {
             return;
         };
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if buffer.capacity() == 0 {
-            buffer.reserve(FULL + prefork_protocol::access::LONGEST);
+            buffer.reserve(FULL + prefork_protocol::access_log::LONGEST);
         }
         self.template
-            .end(&mut buffer, line, late, &mut clock.borrow_mut());
+            .end(&mut buffer, line, completion, &mut clock.borrow_mut());
         if buffer.len() >= FULL {
             self.writer.push(std::mem::take(&mut *buffer));
         }

@@ -2,12 +2,12 @@
 //!
 //! Each write is of whole lines. A file takes many of them at once, since it is only ever appended to; anything else
 //! as many as it takes or refuses as a whole (`PIPE_BUF`). What cannot be written before too much waits is lost, counted
-//! and told.
+//! and reported.
 
 use crate::sys;
 use memchr::memrchr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prefork_protocol::access::LONGEST;
+use prefork_protocol::access_log::LONGEST;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 /// Bytes that may wait to be written.
-const WAITING: usize = 1 << 20;
+const MAX_QUEUED: usize = 1 << 20;
 /// How often whoever waits for a reader looks whether it is to do something else.
-const LOOK: Duration = Duration::from_millis(50);
-/// How often losses are told at most.
-const TELL: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How often losses are reported at most.
+const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -57,11 +57,11 @@ impl Writer {
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
-                Pen {
-                    file: File::new(descriptor),
+                WriterThread {
+                    file: Output::new(descriptor),
                     lost: 0,
                     reason: String::new(),
-                    told: None,
+                    reported: None,
                 }
                 .run(&theirs)
             })?;
@@ -74,7 +74,7 @@ impl Writer {
             return;
         }
         let mut state = self.shared.state();
-        if state.bytes + lines.len() > WAITING || state.leave {
+        if state.bytes + lines.len() > MAX_QUEUED || state.leave {
             state.lost += count(&lines);
         } else {
             state.bytes += lines.len();
@@ -123,7 +123,7 @@ impl Writer {
 }
 
 /// What the log is written to.
-struct File {
+struct Output {
     descriptor: OwnedFd,
     regular: bool,
     socket: bool,
@@ -131,7 +131,7 @@ struct File {
     torn: bool,
 }
 
-impl File {
+impl Output {
     fn new(descriptor: OwnedFd) -> Self {
         use nix::sys::stat::SFlag;
         let mode = nix::sys::stat::fstat(&descriptor).map_or(0, |status| status.st_mode);
@@ -171,14 +171,14 @@ impl File {
 }
 
 /// The thread's own.
-struct Pen {
-    file: File,
+struct WriterThread {
+    file: Output,
     lost: u64,
     reason: String,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
-impl Pen {
+impl WriterThread {
     fn run(mut self, shared: &Shared) {
         loop {
             let mut state = shared.state();
@@ -186,11 +186,11 @@ impl Pen {
             shared.done.notify_all();
             let lines = loop {
                 if let Some(next) = state.next.take() {
-                    self.file = File::new(next);
+                    self.file = Output::new(next);
                 }
                 let lost = std::mem::take(&mut state.lost);
                 if lost > 0 {
-                    self.lose(lost, "whoever reads it, or its disk, is too slow");
+                    self.record_loss(lost, "whoever reads it, or its disk, is too slow");
                 }
                 if state.leave {
                     return;
@@ -206,7 +206,7 @@ impl Pen {
                         .unwrap_or_else(PoisonError::into_inner),
                     Some(wait) if wait.is_zero() => {
                         drop(state);
-                        self.tell();
+                        self.report_losses();
                         shared.state()
                     }
                     Some(wait) => {
@@ -220,7 +220,7 @@ impl Pen {
             };
             drop(state);
             if self.due().is_some_and(|wait| wait.is_zero()) {
-                self.tell();
+                self.report_losses();
             }
             let length = lines.len();
             self.write(shared, &lines);
@@ -232,10 +232,10 @@ impl Pen {
     fn write(&mut self, shared: &Shared, lines: &[u8]) {
         let mut rest = lines;
         while !rest.is_empty() {
-            while !self.file.has_room(LOOK) {
+            while !self.file.has_room(POLL_INTERVAL) {
                 let mut state = shared.state();
                 if let Some(next) = state.next.take() {
-                    self.file = File::new(next);
+                    self.file = Output::new(next);
                 }
                 if state.leave {
                     state.lost += count(rest);
@@ -243,9 +243,9 @@ impl Pen {
                 }
                 let lost = std::mem::take(&mut state.lost);
                 drop(state);
-                self.lose(lost, "whoever reads it is too slow");
+                self.record_loss(lost, "whoever reads it is too slow");
                 if self.due().is_some_and(|wait| wait.is_zero()) {
-                    self.tell();
+                    self.report_losses();
                 }
             }
             let portion = self.file.portion(rest);
@@ -256,30 +256,30 @@ impl Pen {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     thread::sleep(Duration::from_millis(1))
                 }
-                Err(error) => return self.lose(count(rest), &error.to_string()),
+                Err(error) => return self.record_loss(count(rest), &error.to_string()),
             }
         }
     }
 
-    /// Notes a loss, and tells the first one at once.
-    fn lose(&mut self, lines: u64, reason: &str) {
+    /// LogRecord a loss, and tells the first one at once.
+    fn record_loss(&mut self, lines: u64, reason: &str) {
         if lines > 0 {
             self.lost += lines;
             reason.clone_into(&mut self.reason);
         }
     }
 
-    /// How long until losses are to be told; `None`: there are none.
+    /// How long until losses are to be reported; `None`: there are none.
     fn due(&self) -> Option<Duration> {
-        let until = self
-            .told
-            .map_or(Duration::ZERO, |told| TELL.saturating_sub(told.elapsed()));
+        let until = self.reported.map_or(Duration::ZERO, |reported| {
+            LOSS_REPORT_INTERVAL.saturating_sub(reported.elapsed())
+        });
         (self.lost > 0).then_some(until)
     }
 
-    fn tell(&mut self) {
+    fn report_losses(&mut self) {
         let lost = std::mem::take(&mut self.lost);
-        self.told = Some(Instant::now());
+        self.reported = Some(Instant::now());
         log::warn!("{lost} lines of the access log are lost: {}", self.reason);
     }
 }

@@ -1,10 +1,10 @@
 //! The slow-request log: a warning for each request that took long, never a flood of them.
 
-use crate::link::now_ms;
+use crate::clock::now_ms;
 use std::sync::{Mutex, PoisonError};
 
 /// How many a worker tells in a second, in the long run and at once.
-const A_SECOND: u64 = 10;
+const PER_SECOND: u64 = 10;
 
 /// The worker's, shared by its threads.
 #[derive(Debug)]
@@ -19,15 +19,15 @@ struct Bucket {
     /// In thousandths.
     tokens: u64,
     since: u64,
-    untold: u64,
+    suppressed: u64,
 }
 
 impl SlowLog {
     pub(crate) fn new(from_ms: u64) -> Self {
         let bucket = Bucket {
-            tokens: A_SECOND * 1000,
+            tokens: PER_SECOND * 1000,
             since: now_ms(),
-            untold: 0,
+            suppressed: 0,
         };
         Self {
             from_us: from_ms.saturating_mul(1000),
@@ -35,12 +35,12 @@ impl SlowLog {
         }
     }
 
-    /// Tells of a request, if not too many were told.
-    pub(crate) fn tell(&self, request: &[u8], status: u16, took_us: u64, body: u64, peer: &str) {
-        let Some(untold) = self.take(now_ms()) else {
+    /// Tells of a request, if not too many were reported.
+    pub(crate) fn report(&self, request: &[u8], status: u16, took_us: u64, body: u64, peer: &str) {
+        let Some(suppressed) = self.take(now_ms()) else {
             return;
         };
-        say_untold(untold);
+        warn_suppressed(suppressed);
         let request = String::from_utf8_lossy(request);
         let took = took_us as f64 / 1e6;
         let status = if status == 0 {
@@ -53,37 +53,37 @@ impl SlowLog {
         );
     }
 
-    /// Tells how many were not told, when there is room for that.
-    pub(crate) fn beat(&self) {
+    /// Tells how many suppressed, when there is room for that.
+    pub(crate) fn report_suppressed(&self) {
         let waits = self
             .bucket
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .untold
+            .suppressed
             > 0;
-        if waits && let Some(untold) = self.take(now_ms()) {
-            say_untold(untold);
+        if waits && let Some(suppressed) = self.take(now_ms()) {
+            warn_suppressed(suppressed);
         }
     }
 
     /// Takes a token, and how many had none.
     fn take(&self, now: u64) -> Option<u64> {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let gained = now.saturating_sub(bucket.since).saturating_mul(A_SECOND);
-        bucket.tokens = bucket.tokens.saturating_add(gained).min(A_SECOND * 1000);
+        let gained = now.saturating_sub(bucket.since).saturating_mul(PER_SECOND);
+        bucket.tokens = bucket.tokens.saturating_add(gained).min(PER_SECOND * 1000);
         bucket.since = now;
         if bucket.tokens < 1000 {
-            bucket.untold += 1;
+            bucket.suppressed += 1;
             return None;
         }
         bucket.tokens -= 1000;
-        Some(std::mem::take(&mut bucket.untold))
+        Some(std::mem::take(&mut bucket.suppressed))
     }
 }
 
-fn say_untold(untold: u64) {
-    if untold > 0 {
-        log::warn!("{untold} more slow requests were not told");
+fn warn_suppressed(suppressed: u64) {
+    if suppressed > 0 {
+        log::warn!("{suppressed} more slow requests suppressed");
     }
 }
 
@@ -95,8 +95,8 @@ mod tests {
     fn ten_a_second_are_told_and_the_others_counted() {
         let slow = SlowLog::new(1);
         let now = now_ms();
-        let told = (0..100).filter(|_| slow.take(now).is_some()).count();
-        assert_eq!(told, 10);
+        let reported = (0..100).filter(|_| slow.take(now).is_some()).count();
+        assert_eq!(reported, 10);
         assert_eq!(slow.take(now + 100), Some(90));
         assert_eq!(slow.take(now + 100), None);
         assert_eq!(

@@ -1,12 +1,14 @@
 //! A serving thread: its runtime, its accept loop, its heartbeat.
 //!
-//! Every class is this loop with other numbers. See [`crate::thread`] for when it accepts.
+//! Every class is this loop with other numbers. See [`crate::serving_thread`] for when it accepts.
 
 use crate::accept::{Acceptor, Listeners};
-use crate::control::{Control, Phase, Report, Reporter};
-use crate::link::Link;
-use crate::service::{Context, Serve, Service};
-use crate::thread::{Room, Thread};
+use crate::connection::Connection;
+use crate::context::Context;
+use crate::control::{Control, Reporter, ThreadReport, WorkerPhase};
+use crate::error::StartError;
+use crate::service::{Serve, Service};
+use crate::serving_thread::{Capacity, ServingThread};
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
@@ -17,14 +19,14 @@ use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
 /// How long to wait after the system has refused a connection for want of descriptors or memory.
-const BREATHER: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// How long after its start a thread begins to take its siblings' connections: they have all begun to take their own.
-const SETTLING: Duration = Duration::from_millis(100);
+const SIBLING_DELAY: Duration = Duration::from_millis(100);
 
 /// The whole life of a serving thread.
 pub(crate) fn thread(
-    control: Arc<Control>,
+    control: &Arc<Control>,
     index: usize,
     context: Context,
     service: &Service,
@@ -37,87 +39,84 @@ pub(crate) fn thread(
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            reporter.send(Report::Started(Err(format!(
-                "cannot start an event loop: {error}"
-            ))));
+            reporter.send(ThreadReport::Started(Err(StartError::EventLoop(error))));
             return;
         }
     };
     runtime.block_on(async {
-        let thread = Rc::new(Thread::new(Arc::clone(&control), index));
+        let thread = Rc::new(ServingThread::new(Arc::clone(control), index));
         let mut phase = control.phase.subscribe();
         let served = service.start(context, &thread).await;
-        let acceptor = Acceptor::new(listeners)
-            .map_err(|error| format!("cannot watch the listeners: {error}"));
+        let acceptor = Acceptor::new(listeners).map_err(StartError::Listeners);
         let (served, acceptor) = match (served, acceptor) {
             (Ok(served), Ok(acceptor)) => (served, Rc::new(acceptor)),
             (Err(reason), _) | (_, Err(reason)) => {
-                reporter.send(Report::Started(Err(reason)));
-                reporter.send(Report::Done { died: false });
+                reporter.send(ThreadReport::Started(Err(reason)));
+                reporter.send(ThreadReport::Done { panicked: false });
                 return;
             }
         };
         let queue = Rc::clone(&acceptor);
-        thread.set_queue_peek(Box::new(move || queue.somebody_waits()));
-        reporter.send(Report::Started(Ok(())));
+        thread.set_queue_probe(Box::new(move || queue.has_waiting()));
+        reporter.send(ThreadReport::Started(Ok(())));
         tokio::task::spawn_local(tick(
             Rc::clone(&thread),
             Rc::downgrade(&acceptor),
             control.phase.subscribe(),
         ));
         if phase
-            .wait_for(|phase| *phase != Phase::Start)
+            .wait_for(|phase| *phase != WorkerPhase::Start)
             .await
             .is_err()
         {
             return;
         }
         let take = |socket| take(&thread, &*served, socket);
-        if *phase.borrow() == Phase::Serve {
-            tokio::task::spawn_local(settle(Rc::downgrade(&acceptor)));
+        if *phase.borrow() == WorkerPhase::Serve {
+            tokio::task::spawn_local(watch_siblings(Rc::downgrade(&acceptor)));
             tokio::select! {
                 biased;
-                _ = phase.wait_for(|phase| *phase != Phase::Serve) => (),
+                _ = phase.wait_for(|phase| *phase != WorkerPhase::Serve) => (),
                 () = accept(&thread, &acceptor, take) => (),
             }
         }
         thread.begin_drain();
-        let empty_queue = *phase.borrow() == Phase::Drain { empty_queue: true };
+        let empty_queue = *phase.borrow() == WorkerPhase::Drain { empty_queue: true };
         if empty_queue {
             // Nobody follows: they would wait for ever. The limits do not hold for the last ones.
             while let Ok(Some(socket)) = acceptor.take_own() {
                 take(socket);
             }
-            // These may still have an owner, or are left by one who died.
-            while thread.room() == Room::Yes
+            // These may still have an owner, or are left by one who panicked.
+            while thread.capacity() == Capacity::Available
                 && let Ok(Some(socket)) = acceptor.take_siblings()
             {
                 take(socket);
             }
         }
-        thread.set_queue_peek(Box::new(|| false));
+        thread.set_queue_probe(Box::new(|| false));
         drop(acceptor);
-        reporter.send(Report::Stopped);
+        reporter.send(ThreadReport::Stopped);
         while !thread.is_empty() {
             thread.changed.notified().await;
         }
         thread.flush_logs();
-        reporter.send(Report::Done { died: false });
+        reporter.send(ThreadReport::Done { panicked: false });
     });
 }
 
-async fn settle(acceptor: Weak<Acceptor>) {
-    tokio::time::sleep(SETTLING).await;
+async fn watch_siblings(acceptor: Weak<Acceptor>) {
+    tokio::time::sleep(SIBLING_DELAY).await;
     if let Some(acceptor) = acceptor.upgrade() {
-        acceptor.settle();
+        acceptor.watch_siblings();
     }
 }
 
 /// Accepts while there is room, until it is dropped.
-async fn accept(thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)) {
+async fn accept(thread: &Rc<ServingThread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)) {
     let mut refused = false;
     loop {
-        if let Some(wait) = no_room(thread).await {
+        if let Some(wait) = wait_for_capacity(thread).await {
             acceptor.pause();
             match wait {
                 None => thread.changed.notified().await,
@@ -141,54 +140,54 @@ async fn accept(thread: &Rc<Thread>, acceptor: &Acceptor, take: impl Fn(OwnedFd)
             Err(error) => {
                 if !refused {
                     log::warn!(
-                        "cannot accept connections: {error}; trying again every {BREATHER:?}"
+                        "cannot accept connections: {error}; trying again every {ACCEPT_RETRY_DELAY:?}"
                     );
                     refused = true;
                 }
                 acceptor.pause();
-                tokio::time::sleep(BREATHER).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
 /// How long there will be no room, unless something changes; `Some(None)`: for ever.
-async fn no_room(thread: &Thread) -> Option<Option<Duration>> {
-    if thread.room() == Room::Yes {
+async fn wait_for_capacity(thread: &ServingThread) -> Option<Option<Duration>> {
+    if thread.capacity() == Capacity::Available {
         return None;
     }
     // Often there is room again as soon as everything that can go on has done so.
     tokio::task::yield_now().await;
-    match thread.room() {
-        Room::Yes => None,
-        Room::Later(ms) => Some(Some(Duration::from_millis(ms))),
-        Room::No => Some(None),
+    match thread.capacity() {
+        Capacity::Available => None,
+        Capacity::AvailableIn(ms) => Some(Some(Duration::from_millis(ms))),
+        Capacity::Full => Some(None),
     }
 }
 
 /// A connection, or `None` when there is no room for one any more.
 fn poll_accept(
-    thread: &Thread,
+    thread: &ServingThread,
     acceptor: &Acceptor,
     cx: &mut task::Context<'_>,
 ) -> task::Poll<io::Result<Option<OwnedFd>>> {
     // Asked again at each wake-up: by now a silent connection may have sent its request.
-    if thread.draining() || thread.room() != Room::Yes {
+    if thread.draining() || thread.capacity() != Capacity::Available {
         return task::Poll::Ready(Ok(None));
     }
     acceptor.poll_accept(cx).map_ok(Some)
 }
 
 /// Serves an accepted connection.
-fn take(thread: &Rc<Thread>, served: &dyn Serve, socket: OwnedFd) {
-    served.serve(thread, Arc::new(Link::new(socket)));
+fn take(thread: &Rc<ServingThread>, served: &dyn Serve, socket: OwnedFd) {
+    served.serve(thread, Arc::new(Connection::new(socket)));
 }
 
 /// Beats and sweeps, for ever.
 async fn tick(
-    thread: Rc<Thread>,
+    thread: Rc<ServingThread>,
     acceptor: Weak<Acceptor>,
-    mut phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<WorkerPhase>,
 ) -> io::Result<()> {
     let heartbeat = Duration::from_millis(thread.settings.heartbeat_ms.max(10));
     let mut next_beat = Instant::now();
@@ -209,7 +208,7 @@ async fn tick(
         } else {
             tokio::select! {
                 () = tokio::time::sleep(period) => (),
-                _ = phase.wait_for(|phase| matches!(phase, Phase::Drain { .. })) => thread.begin_drain(),
+                _ = phase.wait_for(|phase| matches!(phase, WorkerPhase::Drain { .. })) => thread.begin_drain(),
             }
         }
     }

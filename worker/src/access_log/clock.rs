@@ -5,7 +5,7 @@ use std::io::Write;
 
 /// A serving thread's.
 #[derive(Default)]
-pub(crate) struct Clock {
+pub(crate) struct ClockText {
     second: i64,
     local: Vec<u8>,
     iso: Vec<u8>,
@@ -16,7 +16,7 @@ const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
-impl Clock {
+impl ClockText {
     /// Looks at the time.
     pub(super) fn look(&mut self) {
         let (second, milliseconds) = sys::time_of_day();
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn both_notations() {
-        let mut clock = Clock::default();
+        let mut clock = ClockText::default();
         let time = sys::LocalTime {
             year: 2026,
             month: 3,

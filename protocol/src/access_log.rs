@@ -105,7 +105,7 @@ pub enum Escape {
 /// A format of lines, as it was written and as it is understood.
 ///
 /// ```
-/// use prefork_protocol::access::{Format, Piece, Variable};
+/// use prefork_protocol::access_log::{Format, Piece, Variable};
 /// let format: Format = "$status ${http_host}".parse()?;
 /// let header = Piece::Header("host".to_owned());
 /// assert_eq!(format.pieces, [Piece::Variable(Variable::Status), Piece::Text(" ".to_owned()), header]);

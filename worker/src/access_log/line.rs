@@ -3,11 +3,11 @@
 //! Between the two, a [`MARK`] stands in the line for each part that is missing. Nothing else can be one: all values
 //! are escaped, and no format has control characters.
 
-use super::clock::Clock;
-use crate::service::Context;
+use super::clock::ClockText;
+use crate::context::Context;
 use http::header::HeaderName;
 use http::{Request, Uri, Version};
-use prefork_protocol::access::{Escape, Format, LONGEST, Piece, Variable};
+use prefork_protocol::access_log::{Escape, Format, LONGEST, Piece, Variable};
 use std::io::Write;
 
 /// Stands for what is not known yet.
@@ -21,23 +21,23 @@ enum Part {
     Text(Vec<u8>),
     Header(HeaderName),
     Early(Variable),
-    Late,
+    Completion,
 }
 
 /// A format that is ready to be written by.
 pub(super) struct Template {
     parts: Vec<Part>,
     /// The parts that are known at the end, in their order.
-    late: Vec<Variable>,
+    completion: Vec<Variable>,
     escape: Escape,
     /// How many bytes of a line are left for what clients choose, and how many such parts there are.
-    room: usize,
+    budget: usize,
     long: usize,
     needs_clock: bool,
 }
 
 /// What is known at a request's end.
-pub(crate) struct Late {
+pub(crate) struct Completion {
     /// The status, 0 when there was none.
     pub(crate) status: u16,
     /// Bytes of the body.
@@ -52,7 +52,7 @@ pub(crate) struct Late {
 
 impl Template {
     pub(super) fn new(format: &Format, context: Context) -> Self {
-        let (mut parts, mut late, mut long, mut fixed) = (Vec::new(), Vec::new(), 0, 1);
+        let (mut parts, mut completion, mut long, mut fixed) = (Vec::new(), Vec::new(), 0, 1);
         let mut text = Vec::new();
         for piece in &format.pieces {
             let part = match piece {
@@ -82,9 +82,9 @@ impl Template {
                         | Variable::RequestTime
                         | Variable::Connection
                         | Variable::ConnectionRequests => {
-                            late.push(*variable);
+                            completion.push(*variable);
                             fixed += SHORT;
-                            Part::Late
+                            Part::Completion
                         }
                         Variable::RemoteAddr | Variable::RemotePort | Variable::ServerProtocol => {
                             fixed += SHORT;
@@ -114,18 +114,18 @@ impl Template {
         text.push(b'\n');
         fixed += text.len();
         parts.push(Part::Text(text));
-        let needs_clock = late.iter().any(|variable| {
+        let needs_clock = completion.iter().any(|variable| {
             matches!(
                 variable,
                 Variable::TimeLocal | Variable::TimeIso8601 | Variable::Msec
             )
         });
-        let room = LONGEST.saturating_sub(fixed);
+        let budget = LONGEST.saturating_sub(fixed);
         Self {
             parts,
-            late,
+            completion,
             escape: format.escape,
-            room,
+            budget,
             long,
             needs_clock,
         }
@@ -133,17 +133,17 @@ impl Template {
 
     /// Writes what the head tells, with marks for the rest.
     pub(super) fn begin<B>(&self, line: &mut Vec<u8>, request: &Request<B>, peer: &str, port: u16) {
-        let mut room = Room {
-            left: self.room,
+        let mut budget = Budget {
+            left: self.budget,
             parts: self.long,
         };
         for part in &self.parts {
             match part {
                 Part::Text(text) => line.extend_from_slice(text),
-                Part::Late => line.push(MARK),
+                Part::Completion => line.push(MARK),
                 Part::Header(name) => {
                     let value = request.headers().get(name).map(http::HeaderValue::as_bytes);
-                    room.put(line, |line, limit| {
+                    budget.put(line, |line, limit| {
                         self.value(line, value.unwrap_or_default(), limit)
                     });
                 }
@@ -152,7 +152,7 @@ impl Template {
                 Part::Early(Variable::ServerProtocol) => {
                     line.extend_from_slice(protocol(request.version()));
                 }
-                Part::Early(variable) => room.put(line, |line, limit| {
+                Part::Early(variable) => budget.put(line, |line, limit| {
                     self.early(line, *variable, request, limit);
                 }),
             }
@@ -190,7 +190,7 @@ impl Template {
                     .map(http::HeaderValue::as_bytes);
                 self.value(line, named.or(host).unwrap_or_default(), limit);
             }
-            // All others are short or late.
+            // All others are short or completion.
             _ => (),
         }
     }
@@ -204,12 +204,18 @@ impl Template {
     }
 
     /// Writes the whole line, now that its end is known.
-    pub(super) fn end(&self, out: &mut Vec<u8>, line: &[u8], late: &Late, clock: &mut Clock) {
+    pub(super) fn end(
+        &self,
+        out: &mut Vec<u8>,
+        line: &[u8],
+        completion: &Completion,
+        clock: &mut ClockText,
+    ) {
         if self.needs_clock {
             clock.look();
         }
         let mut rest = line;
-        for variable in &self.late {
+        for variable in &self.completion {
             let Some(at) = memchr::memchr(MARK, rest) else {
                 break;
             };
@@ -225,19 +231,19 @@ impl Template {
                 // Its client has gone before there was an answer: nginx's number for that.
                 Variable::Status => number(
                     out,
-                    if late.status == 0 {
+                    if completion.status == 0 {
                         499
                     } else {
-                        late.status.into()
+                        completion.status.into()
                     },
                 ),
-                Variable::BodyBytesSent => number(out, late.body),
+                Variable::BodyBytesSent => number(out, completion.body),
                 Variable::RequestTime => {
-                    let milliseconds = u32::try_from(late.took_us / 1000 % 1000).unwrap_or(0);
-                    seconds(out, late.took_us / 1_000_000, milliseconds);
+                    let milliseconds = u32::try_from(completion.took_us / 1000 % 1000).unwrap_or(0);
+                    seconds(out, completion.took_us / 1_000_000, milliseconds);
                 }
-                Variable::Connection => number(out, late.connection),
-                Variable::ConnectionRequests => number(out, late.requests.into()),
+                Variable::Connection => number(out, completion.connection),
+                Variable::ConnectionRequests => number(out, completion.requests.into()),
                 _ => (),
             }
         }
@@ -246,12 +252,12 @@ impl Template {
 }
 
 /// What is left of a line for what clients choose: whoever comes first may have much, but nobody gets nothing.
-struct Room {
+struct Budget {
     left: usize,
     parts: usize,
 }
 
-impl Room {
+impl Budget {
     fn put(&mut self, line: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>, usize)) {
         self.parts = self.parts.saturating_sub(1);
         let share = self.left / (self.parts + 1);
@@ -365,14 +371,14 @@ mod tests {
         let template = Template::new(&format.parse().expect(format), context);
         let (mut first, mut whole) = (Vec::new(), Vec::new());
         template.begin(&mut first, request, "192.0.2.1", 4711);
-        let late = Late {
+        let completion = Completion {
             status: 200,
             body: 12,
             took_us: 1_023_400,
             connection: 5,
             requests: 6,
         };
-        template.end(&mut whole, &first, &late, &mut Clock::default());
+        template.end(&mut whole, &first, &completion, &mut ClockText::default());
         String::from_utf8(whole).expect("text")
     }
 

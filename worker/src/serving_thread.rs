@@ -1,23 +1,24 @@
 //! What a serving thread knows of its connections, and its sweep.
 //!
-//! One [`Thread`] per serving thread, used by it alone. It keeps the list of open connections, decides whether
+//! One [`ServingThread`] per serving thread, used by it alone. It keeps the list of open connections, decides whether
 //! there is room for one more, and looks over all of them now and then ("sweep"): timeouts, drain, the oldest
 //! request for the scoreboard. One timer per thread does for ten thousand connections, and an idle thread wakes
 //! once a heartbeat.
 //!
-//! **Room.** A thread accepts only what it can serve now, because what it has accepted dies with it and waits behind its
+//! **Capacity.** A thread accepts only what it can serve now, because what it has accepted dies with it and waits behind its
 //! slow requests, while a sibling may be free:
 //! * at most [`Class::connections`](prefork_protocol::settings::Class::connections) open ones; and
-//! * at most [`WAITING`] whose first request has not begun. A connection counts as waiting until its handler starts, or
-//!   for [`PATIENCE_MS`]: whoever connects and says nothing must not keep others out.
+//! * at most [`MAX_UNSTARTED`] whose first request has not handler_starts. A connection counts as unstarted until its handler starts, or
+//!   for [`SILENCE_GRACE_MS`]: whoever connects and says nothing must not keep others out.
 //!
 //! A thread that serves one connection at a time does not count those which have been silent for
-//! [`PATIENCE_MS`] (new ones and kept-alive ones), up to [`SILENT`] of them; should two wake up at the same time, their
+//! [`SILENCE_GRACE_MS`] (new ones and kept-alive ones), up to [`MAX_SILENT`] of them; should two wake up at the same time, their
 //! handlers take turns. While others wait in the queue, its answers say `Connection: close`.
 
-use crate::access::{Clock, Late, escaped_uri};
+use crate::access_log::{ClockText, Completion, escaped_uri};
+use crate::clock::now_ms;
+use crate::connection::{Connection, ConnectionPhase, SweepAction};
 use crate::control::{self, Control};
-use crate::link::{Link, Phase, Verdict, now_ms};
 use prefork_protocol::scoreboard::Row;
 use prefork_protocol::settings::WorkerSettings;
 use std::cell::{Cell, RefCell};
@@ -28,88 +29,88 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 
-/// Connections accepted and not yet begun to be answered.
-const WAITING: usize = 4;
+/// Connections accepted and not yet handler_starts to be answered.
+const MAX_UNSTARTED: usize = 4;
 /// How long a silent connection counts.
-const PATIENCE_MS: u64 = 100;
+const SILENCE_GRACE_MS: u64 = 100;
 /// Silent connections that a one-at-a-time thread keeps open.
-const SILENT: usize = 256;
-/// Notes that a thread keeps.
-const SPARE: usize = 64;
+const MAX_SILENT: usize = 256;
+/// LogRecord that a thread keeps.
+const MAX_SPARE_RECORDS: usize = 64;
 /// How much of a slow request's target is told, in bytes.
-const LONGEST_TARGET: usize = 500;
+const MAX_TARGET: usize = 500;
 /// No request is in hand.
-const NONE: u64 = u64::MAX;
+const NO_REQUEST: u64 = u64::MAX;
 
 /// A serving thread's own knowledge.
-pub(crate) struct Thread {
+pub(crate) struct ServingThread {
     /// The worker's settings.
     pub(crate) settings: Arc<WorkerSettings>,
     /// One permit, in classes that run one handler at a time.
-    pub(crate) gate: Option<Arc<Semaphore>>,
+    pub(crate) handler_permits: Option<Arc<Semaphore>>,
     /// Told whenever there may be room, or a connection is gone.
     pub(crate) changed: Notify,
     control: Arc<Control>,
     index: usize,
-    links: RefCell<Vec<Option<Arc<Link>>>>,
+    connections: RefCell<Vec<Option<Arc<Connection>>>>,
     free: RefCell<Vec<usize>>,
     open: Cell<usize>,
     lingering: Cell<usize>,
-    /// Waiting connections: address of the link, and since when.
-    waiting: RefCell<Vec<(*const Link, u64)>>,
-    /// When the handler of each request in hand began; [`NONE`] for free tickets, and when none runs.
-    begun: RefCell<Vec<u64>>,
-    /// The earliest of these, or earlier: [`handler`](Thread::handler) tells why.
+    /// Waiting connections: address of the connection, and since when.
+    unstarted: RefCell<Vec<(*const Connection, u64)>>,
+    /// When the handler of each request in hand began; [`NO_REQUEST`] for free tickets, and when none runs.
+    handler_starts: RefCell<Vec<u64>>,
+    /// The earliest of these, or earlier: [`handler`](ServingThread::handler) tells why.
     oldest: Cell<u64>,
     tickets: RefCell<Vec<usize>>,
     drained_at: Cell<Option<u64>>,
-    queue_peek: RefCell<Option<Box<dyn Fn() -> bool>>>,
-    clock: RefCell<Clock>,
-    /// Notes that were used, and can be again.
-    spare: RefCell<Vec<Notes>>,
+    queue_probe: RefCell<Option<Box<dyn Fn() -> bool>>>,
+    clock: RefCell<ClockText>,
+    /// LogRecord that were used, and can be again.
+    spare: RefCell<Vec<LogRecord>>,
 }
 
 /// What was written down of a request for the logs: the beginning of its line, and what a slow one was.
 #[derive(Default)]
-pub(crate) struct Notes {
+pub(crate) struct LogRecord {
     line: Vec<u8>,
     asked: Vec<u8>,
 }
 
 /// Whether a thread may accept.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// One more.
-    Yes,
+pub(crate) enum Capacity {
+    /// For one more connection.
+    Available,
     /// After so many milliseconds, unless something changes before.
-    Later(u64),
-    /// Not until something changes.
-    No,
+    AvailableIn(u64),
+    /// None until something changes.
+    Full,
 }
 
-impl Thread {
-    /// Who holds a [`Link`] while it is served: the list here, and its task.
+impl ServingThread {
+    /// Who holds a [`Connection`] while it is served: the list here, and its task.
     pub(crate) const HOLDERS: usize = 2;
 
     pub(crate) fn new(control: Arc<Control>, index: usize) -> Self {
         let settings = Arc::clone(&control.settings);
         let one = settings.class.connections <= 1;
         Self {
-            gate: one.then(|| Arc::new(Semaphore::new(1))),
+            handler_permits: one.then(|| Arc::new(Semaphore::new(1))),
             settings,
             control,
             index,
             changed: Notify::new(),
-            links: RefCell::default(),
+            connections: RefCell::default(),
             free: RefCell::default(),
             open: Cell::new(0),
             lingering: Cell::new(0),
-            waiting: RefCell::default(),
-            begun: RefCell::default(),
-            oldest: Cell::new(NONE),
+            unstarted: RefCell::default(),
+            handler_starts: RefCell::default(),
+            oldest: Cell::new(NO_REQUEST),
             tickets: RefCell::default(),
             drained_at: Cell::new(None),
-            queue_peek: RefCell::new(None),
+            queue_probe: RefCell::new(None),
             clock: RefCell::default(),
             spare: RefCell::default(),
         }
@@ -121,7 +122,7 @@ impl Thread {
     }
 
     /// The worker's phase, to be awaited.
-    pub(crate) fn phase(&self) -> watch::Receiver<control::Phase> {
+    pub(crate) fn phase(&self) -> watch::Receiver<control::WorkerPhase> {
         self.control.phase.subscribe()
     }
 
@@ -130,13 +131,13 @@ impl Thread {
     }
 
     /// Whether the drain has lasted so long that clients which always have another request on its way are cut.
-    pub(crate) fn drain_is_old(&self) -> bool {
+    pub(crate) fn drain_idle_elapsed(&self) -> bool {
         self.drained_at
             .get()
             .is_some_and(|at| at + self.settings.drain_idle_ms <= now_ms())
     }
 
-    /// Notes the drain's beginning for this thread.
+    /// LogRecord the drain's beginning for this thread.
     pub(crate) fn begin_drain(&self) {
         if self.drained_at.get().is_none() {
             self.drained_at.set(Some(now_ms()));
@@ -144,46 +145,51 @@ impl Thread {
     }
 
     /// How to look into the listeners' queues.
-    pub(crate) fn set_queue_peek(&self, peek: Box<dyn Fn() -> bool>) {
-        *self.queue_peek.borrow_mut() = Some(peek);
+    pub(crate) fn set_queue_probe(&self, peek: Box<dyn Fn() -> bool>) {
+        *self.queue_probe.borrow_mut() = Some(peek);
     }
 
     /// Whether somebody waits to be accepted.
-    pub(crate) fn somebody_waits(&self) -> bool {
-        self.queue_peek.borrow().as_ref().is_some_and(|peek| peek())
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.queue_probe
+            .borrow()
+            .as_ref()
+            .is_some_and(|peek| peek())
     }
 
     /// Whether there is room for one more connection.
-    pub(crate) fn room(&self) -> Room {
+    pub(crate) fn capacity(&self) -> Capacity {
         let now = now_ms();
-        if self.gate.is_some() {
-            return self.room_for_one(now);
+        if self.handler_permits.is_some() {
+            return self.capacity_for_one(now);
         }
         if self.open.get() >= self.settings.class.connections as usize {
-            return Room::No;
+            return Capacity::Full;
         }
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.retain(|(_, since)| since + PATIENCE_MS > now);
-        match waiting.first() {
-            Some((_, since)) if waiting.len() >= WAITING => Room::Later(since + PATIENCE_MS - now),
-            _ => Room::Yes,
+        let mut unstarted = self.unstarted.borrow_mut();
+        unstarted.retain(|(_, since)| since + SILENCE_GRACE_MS > now);
+        match unstarted.first() {
+            Some((_, since)) if unstarted.len() >= MAX_UNSTARTED => {
+                Capacity::AvailableIn(since + SILENCE_GRACE_MS - now)
+            }
+            _ => Capacity::Available,
         }
     }
 
-    fn room_for_one(&self, now: u64) -> Room {
+    fn capacity_for_one(&self, now: u64) -> Capacity {
         let mut silent = 0;
         let mut later = None;
-        for link in self.links.borrow().iter().flatten() {
-            match link.state().silent_since() {
-                None => return Room::No,
-                Some(since) if since + PATIENCE_MS <= now => silent += 1,
-                Some(since) => later = later.max(Some(since + PATIENCE_MS - now)),
+        for connection in self.connections.borrow().iter().flatten() {
+            match connection.state().silent_since() {
+                None => return Capacity::Full,
+                Some(since) if since + SILENCE_GRACE_MS <= now => silent += 1,
+                Some(since) => later = later.max(Some(since + SILENCE_GRACE_MS - now)),
             }
         }
         match later {
-            Some(wait) => Room::Later(wait),
-            None if silent < SILENT => Room::Yes,
-            None => Room::No,
+            Some(wait) => Capacity::AvailableIn(wait),
+            None if silent < MAX_SILENT => Capacity::Available,
+            None => Capacity::Full,
         }
     }
 
@@ -205,106 +211,122 @@ impl Thread {
     }
 
     /// Counts the bytes that have gone through a connection since the last time.
-    pub(crate) fn count_bytes(&self, link: &Link) {
+    pub(crate) fn count_bytes(&self, connection: &Connection) {
         if cfg!(not(feature = "uncounted"))
-            && let Some((received, sent)) = link.moved()
+            && let Some((received, sent)) = connection.take_byte_counts()
         {
-            self.row().moved(received, sent);
+            self.row().add_bytes(received, sent);
         }
     }
 
     /// A request begins; what is returned ends it.
-    pub(crate) fn request_begun(&self, link: &Arc<Link>, now_ms: u64) -> usize {
+    pub(crate) fn request_begun(&self, connection: &Arc<Connection>, now_ms: u64) -> usize {
         self.count(|row| row.request_begun(now_ms));
-        self.no_longer_waiting(link);
+        self.mark_started(connection);
         self.tickets.borrow_mut().pop().unwrap_or_else(|| {
-            let mut begun = self.begun.borrow_mut();
-            begun.push(NONE);
-            begun.len() - 1
+            let mut handler_starts = self.handler_starts.borrow_mut();
+            handler_starts.push(NO_REQUEST);
+            handler_starts.len() - 1
         })
     }
 
     /// The handler of a request begins (at a time), or has ended: what remains of the request is up to its client.
-    pub(crate) fn handler(&self, ticket: usize, began: Option<u64>) {
-        let began = began.unwrap_or(NONE);
-        let was = std::mem::replace(&mut self.begun.borrow_mut()[ticket], began);
+    pub(crate) fn set_handler_start(&self, ticket: usize, began: Option<u64>) {
+        let began = began.unwrap_or(NO_REQUEST);
+        let was = std::mem::replace(&mut self.handler_starts.borrow_mut()[ticket], began);
         let oldest = self.oldest.get();
         if began < oldest {
             self.publish_oldest(began);
-        } else if was == oldest && was != NONE && self.settings.request_timeout_ms > 0 {
+        } else if was == oldest && was != NO_REQUEST && self.settings.request_timeout_ms > 0 {
             // Otherwise the next beat is early enough. But the supervisor kills a worker whose oldest handler is
             // overdue, and a thread that is held up by another handler does not beat.
-            self.look_for_oldest();
+            self.refresh_oldest();
         }
     }
 
-    fn look_for_oldest(&self) {
-        self.publish_oldest(self.begun.borrow().iter().copied().min().unwrap_or(NONE));
+    fn refresh_oldest(&self) {
+        self.publish_oldest(
+            self.handler_starts
+                .borrow()
+                .iter()
+                .copied()
+                .min()
+                .unwrap_or(NO_REQUEST),
+        );
     }
 
     fn publish_oldest(&self, oldest: u64) {
         self.oldest.set(oldest);
         self.row()
-            .set_oldest(if oldest == NONE { 0 } else { oldest });
+            .set_oldest(if oldest == NO_REQUEST { 0 } else { oldest });
     }
 
     /// A request has ended, after so many microseconds.
     pub(crate) fn request_ended(&self, ticket: usize, took_us: u64, failed: bool) {
-        self.handler(ticket, None);
+        self.set_handler_start(ticket, None);
         self.count(|row| row.request_ended(took_us, failed));
         let mut tickets = self.tickets.borrow_mut();
         tickets.push(ticket);
-        if self.begun.borrow().len() == tickets.len() {
-            self.oldest.set(NONE);
+        if self.handler_starts.borrow().len() == tickets.len() {
+            self.oldest.set(NO_REQUEST);
         }
         drop(tickets);
-        if self.gate.is_some() {
+        if self.handler_permits.is_some() {
             self.changed.notify_one();
         }
     }
 
     /// Writes down what the logs need of a request; `None` when there are none.
-    pub(crate) fn describe<B>(&self, link: &Link, request: &http::Request<B>) -> Option<Notes> {
+    pub(crate) fn start_log_record<B>(
+        &self,
+        connection: &Connection,
+        request: &http::Request<B>,
+    ) -> Option<LogRecord> {
         let (access, slow) = (&self.control.access, &self.control.slow);
         if access.is_none() && slow.is_none() {
             return None;
         }
-        let mut notes = self.spare.borrow_mut().pop().unwrap_or_default();
+        let mut record = self.spare.borrow_mut().pop().unwrap_or_default();
         if let Some(access) = access {
-            let (peer, port) = link.peer();
-            access.begin(&mut notes.line, request, peer, *port);
+            let (peer, port) = connection.peer();
+            access.begin(&mut record.line, request, peer, *port);
         }
         if slow.is_some() {
-            notes
+            record
                 .asked
                 .extend_from_slice(request.method().as_str().as_bytes());
-            notes.asked.push(b' ');
-            escaped_uri(&mut notes.asked, request.uri(), LONGEST_TARGET);
+            record.asked.push(b' ');
+            escaped_uri(&mut record.asked, request.uri(), MAX_TARGET);
         }
-        Some(notes)
+        Some(record)
     }
 
     /// A request that was written down has ended.
-    pub(crate) fn tell(&self, link: &Link, mut notes: Notes, late: &Late) {
+    pub(crate) fn log_request(
+        &self,
+        connection: &Connection,
+        mut record: LogRecord,
+        completion: &Completion,
+    ) {
         if let Some(access) = &self.control.access {
-            access.end(self.index, &notes.line, late, &self.clock);
+            access.end(self.index, &record.line, completion, &self.clock);
         }
         if let Some(slow) = &self.control.slow
-            && late.took_us >= slow.from_us
+            && completion.took_us >= slow.from_us
         {
-            slow.tell(
-                &notes.asked,
-                late.status,
-                late.took_us,
-                late.body,
-                &link.peer().0,
+            slow.report(
+                &record.asked,
+                completion.status,
+                completion.took_us,
+                completion.body,
+                &connection.peer().0,
             );
         }
-        notes.line.clear();
-        notes.asked.clear();
+        record.line.clear();
+        record.asked.clear();
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE {
-            spare.push(notes);
+        if spare.len() < MAX_SPARE_RECORDS {
+            spare.push(record);
         }
     }
 
@@ -314,17 +336,17 @@ impl Thread {
             access.flush(self.index);
         }
         if let Some(slow) = &self.control.slow {
-            slow.beat();
+            slow.report_suppressed();
         }
     }
 
-    fn no_longer_waiting(&self, link: &Arc<Link>) {
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.is_empty() {
-            let address = Arc::as_ptr(link);
-            let before = waiting.len();
-            waiting.retain(|(other, _)| *other != address);
-            if before >= WAITING && waiting.len() < before {
+    fn mark_started(&self, connection: &Arc<Connection>) {
+        let mut unstarted = self.unstarted.borrow_mut();
+        if !unstarted.is_empty() {
+            let address = Arc::as_ptr(connection);
+            let before = unstarted.len();
+            unstarted.retain(|(other, _)| *other != address);
+            if before >= MAX_UNSTARTED && unstarted.len() < before {
                 self.changed.notify_one();
             }
         }
@@ -333,7 +355,7 @@ impl Thread {
     /// A sign of life, and the oldest handler for the scoreboard.
     pub(crate) fn beat(&self) {
         self.row().beat();
-        self.look_for_oldest();
+        self.refresh_oldest();
     }
 
     /// How long until the next sweep: never longer than a heartbeat, and short enough for the shortest timeout.
@@ -361,45 +383,45 @@ impl Thread {
         let now = now_ms();
         let settings = &self.settings;
         let drained_at = self.drained_at.get();
-        for link in self.links.borrow().iter().flatten() {
-            let mut state = link.state();
+        for connection in self.connections.borrow().iter().flatten() {
+            let mut state = connection.state();
             let past = |since: u64, limit: u64| limit > 0 && since + limit <= now;
             let drained = |since: u64| {
                 drained_at.is_some_and(|at| at.max(since) + settings.drain_idle_ms <= now)
             };
             if state.upgraded {
-                state.order(Verdict::Look);
+                state.request_action(SweepAction::CheckUpgraded);
                 drop(state);
-                self.count_bytes(link);
+                self.count_bytes(connection);
             } else if state.h2 {
-                match state.told {
-                    None if drained_at.is_some() => state.order(Verdict::GoAway),
+                match state.goaway_sent_at {
+                    None if drained_at.is_some() => state.request_action(SweepAction::GoAway),
                     None if state.in_flight == 0 && past(state.since, settings.keep_alive_ms) => {
-                        state.order(Verdict::GoAway);
+                        state.request_action(SweepAction::GoAway);
                     }
                     Some(at)
                         if state.in_flight == 0
                             && past(at.max(state.since), settings.drain_idle_ms.max(1000)) =>
                     {
-                        state.order(Verdict::Silent);
+                        state.request_action(SweepAction::CloseIdle);
                     }
                     _ => (),
                 }
             } else {
                 match state.phase {
-                    Phase::New
+                    ConnectionPhase::New
                         if past(state.since, settings.header_timeout_ms)
                             || drained(state.since) =>
                     {
-                        state.order(Verdict::Silent);
+                        state.request_action(SweepAction::CloseIdle);
                     }
-                    Phase::Idle
+                    ConnectionPhase::Idle
                         if past(state.since, settings.keep_alive_ms) || drained(state.since) =>
                     {
-                        state.order(Verdict::Silent);
+                        state.request_action(SweepAction::CloseIdle);
                     }
-                    Phase::Head if past(state.since, settings.header_timeout_ms) => {
-                        state.order(Verdict::SlowHead);
+                    ConnectionPhase::Head if past(state.since, settings.header_timeout_ms) => {
+                        state.request_action(SweepAction::TimeOutHead);
                     }
                     _ => (),
                 }
@@ -408,13 +430,13 @@ impl Thread {
     }
 
     /// Waits until whoever took an upgraded connection over has let go of it.
-    pub(crate) async fn wait_for_upgraded(&self, link: &Arc<Link>) {
+    pub(crate) async fn wait_for_upgraded(&self, connection: &Arc<Connection>) {
         std::future::poll_fn(|cx| {
-            let mut state = link.state();
-            state.verdict = None;
+            let mut state = connection.state();
+            state.sweep_action = None;
             state.waker = Some(cx.waker().clone());
             drop(state);
-            if Arc::strong_count(link) > Self::HOLDERS {
+            if Arc::strong_count(connection) > Self::HOLDERS {
                 std::task::Poll::Pending
             } else {
                 std::task::Poll::Ready(())
@@ -424,61 +446,61 @@ impl Thread {
     }
 }
 
-/// A connection's place in its thread's list, given up when dropped.
-pub(crate) struct Seated {
-    thread: Rc<Thread>,
-    place: usize,
+/// A connection's index in its thread's list, given up when dropped.
+pub(crate) struct ConnectionGuard {
+    thread: Rc<ServingThread>,
+    index: usize,
     lingering: bool,
 }
 
-impl Seated {
-    pub(crate) fn new(thread: &Rc<Thread>, link: &Arc<Link>) -> Self {
-        let mut links = thread.links.borrow_mut();
-        let place = thread.free.borrow_mut().pop().unwrap_or_else(|| {
-            links.push(None);
-            links.len() - 1
+impl ConnectionGuard {
+    pub(crate) fn new(thread: &Rc<ServingThread>, connection: &Arc<Connection>) -> Self {
+        let mut connections = thread.connections.borrow_mut();
+        let index = thread.free.borrow_mut().pop().unwrap_or_else(|| {
+            connections.push(None);
+            connections.len() - 1
         });
-        links[place] = Some(Arc::clone(link));
+        connections[index] = Some(Arc::clone(connection));
         thread.open.set(thread.open.get() + 1);
         thread.count(Row::connection_opened);
         thread
-            .waiting
+            .unstarted
             .borrow_mut()
-            .push((Arc::as_ptr(link), now_ms()));
+            .push((Arc::as_ptr(connection), now_ms()));
         Self {
             thread: Rc::clone(thread),
-            place,
+            index,
             lingering: false,
         }
     }
 
     /// The connection is not in hand any more, but not closed yet either.
-    pub(crate) fn leave(mut self) -> Self {
-        self.vacate();
+    pub(crate) fn linger(mut self) -> Self {
+        self.release();
         self.lingering = true;
         self.thread.lingering.set(self.thread.lingering.get() + 1);
         self
     }
 
-    fn vacate(&self) {
+    fn release(&self) {
         let thread = &self.thread;
-        if let Some(link) = thread.links.borrow_mut()[self.place].take() {
-            thread.no_longer_waiting(&link);
-            thread.count_bytes(&link);
+        if let Some(connection) = thread.connections.borrow_mut()[self.index].take() {
+            thread.mark_started(&connection);
+            thread.count_bytes(&connection);
         }
-        thread.free.borrow_mut().push(self.place);
+        thread.free.borrow_mut().push(self.index);
         thread.open.set(thread.open.get() - 1);
         thread.changed.notify_one();
     }
 }
 
-impl Drop for Seated {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         if self.lingering {
             self.thread.lingering.set(self.thread.lingering.get() - 1);
             self.thread.changed.notify_one();
         } else {
-            self.vacate();
+            self.release();
         }
         self.thread.count(Row::connection_closed);
     }
