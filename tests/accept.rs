@@ -59,7 +59,7 @@ fn who_waits_in_the_queue_of_a_stopped_worker_that_steals_nothing_is_served_when
 #[test]
 fn a_reload_may_change_the_way_under_load() {
     let file =
-        |accept: &str| format!("accept = \"{accept}\"\nworkers = 3\nprobation = \"100ms\"\n");
+        |accept: &str| format!("accept = \"{accept}\"\nworkers = 3\nmin-ready = \"100ms\"\n");
     let mut server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .config(&file("steal"))
         .start();

@@ -13,7 +13,7 @@ use testkit::{LONG, Server, Setup, http, skipped, wait_until};
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .copied()
-        .args(["--probation", "20ms"])
+        .args(["--min-ready", "20ms"])
 }
 
 fn logged(setup: Setup, format: &str) -> Setup {

@@ -12,7 +12,7 @@ fn setup() -> Setup {
         "--class=sync",
         "--app=sleep",
         "--scale-down-after=1s",
-        "--probation=50ms",
+        "--min-ready=50ms",
     ];
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .patient()
@@ -207,7 +207,7 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
     }
 }
 
-/// Makes the recorded load curve of `supervisor/core/src/adapt/curves/`: clients of ours come and go by a random walk, and what
+/// Makes the recorded load curve of `supervisor/core/src/autoscale/curves/`: clients of ours come and go by a random walk, and what
 /// they were answered in each second is written down. `CURVE_RECORD=FILE cargo test --test adaptive -- --ignored`
 #[test]
 #[ignore = "takes seven minutes and is run by hand"]

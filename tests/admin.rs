@@ -13,7 +13,7 @@ use testkit::process::Process;
 use testkit::{Address, LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 fn administered() -> Setup {
@@ -269,7 +269,7 @@ fn it_is_not_ready_as_soon_as_a_stop_begins_and_healthy_all_the_same() {
     });
     let state = get("/readyz").expect("an answer").body;
     assert!(
-        state == "not ready: announcing\n" || state == "not ready: stopping\n",
+        state == "not ready: pre-stop\n" || state == "not ready: stopping\n",
         "{state}"
     );
     assert_eq!(get("/healthz").expect("an answer").status, 200);
@@ -350,7 +350,7 @@ fn a_dead_child_is_replaced_and_refuses_nobody() {
 
 #[test]
 fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
-    let file = |admin: &str| format!("workers = 1\nprobation = \"0s\"\n{admin}\n");
+    let file = |admin: &str| format!("workers = 1\nmin-ready = \"0s\"\n{admin}\n");
     let mut server = setup().config(&file("admin = \"127.0.0.1:0\"")).start();
     let first = admin(&server);
     let served = child(&server);

@@ -48,7 +48,7 @@ impl Own {
 
     fn setup(&self) -> Setup {
         Server::setup(env!("CARGO_BIN_EXE_supervisor"))
-            .args(["--probation", "100ms", "--cgroups"])
+            .args(["--min-ready", "100ms", "--cgroups"])
             .args([self.0.as_os_str()])
     }
 }

@@ -97,7 +97,7 @@ fn help_and_version_are_complete() {
         "--app",
         "--config",
         "--start-timeout",
-        "--probation",
+        "--min-ready",
     ] {
         assert!(help.contains(word), "{word} is missing in\n{help}");
     }

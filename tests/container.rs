@@ -83,7 +83,7 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
     let setup = |setup: Setup| {
         setup
             .workers(2)
-            .args(["--app", "sleep", "--probation", "50ms"])
+            .args(["--app", "sleep", "--min-ready", "50ms"])
     };
     let Some((mut server, first)) = first_process("signals", setup) else {
         return;
@@ -120,7 +120,7 @@ fn what_workers_leave_is_killed_and_what_strangers_leave_is_not() {
         let program = testkit::program("mortal.py").into_os_string();
         setup
             .workers(1)
-            .args(["--probation", "50ms"])
+            .args(["--min-ready", "50ms"])
             .program(["python3".into(), program])
     };
     let Some((mut server, first)) = first_process("leftovers", setup) else {

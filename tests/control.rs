@@ -37,7 +37,7 @@ fn status_tells_who_serves() {
 
 #[test]
 fn status_counts_every_request_also_those_of_dead_workers() {
-    let mut server = setup().workers(2).args(["--probation", "50ms"]).start();
+    let mut server = setup().workers(2).args(["--min-ready", "50ms"]).start();
     let total = |server: &Server| -> u64 {
         let status = server.status();
         let slots = status["slots"].as_array().expect("slots");
@@ -59,7 +59,7 @@ fn status_counts_every_request_also_those_of_dead_workers() {
 
 #[test]
 fn reload_wait_gives_the_verdict_and_the_reason() {
-    let good = "workers = 2\nprobation = \"50ms\"\n";
+    let good = "workers = 2\nmin-ready = \"50ms\"\n";
     let server = setup().config(good).start();
     let (before, pids) = (server.generation(), server.ready());
     let output = server.command(&["reload", "--wait"]);
@@ -204,7 +204,7 @@ fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
 
 #[test]
 fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
-    let server = setup().workers(2).args(["--probation", "50ms"]).start();
+    let server = setup().workers(2).args(["--min-ready", "50ms"]).start();
     let follow = Command::new(env!("CARGO_BIN_EXE_supervisor"))
         .args(["events", "--follow", "--json", "--since", "0", "--control"])
         .arg(server.control())
@@ -277,7 +277,7 @@ fn config_tells_each_setting_and_who_has_set_it() {
     );
     assert_eq!(told("keep-alive"), ("7s".into(), "environment".into()));
     assert_eq!(told("class"), ("sync".into(), "flag".into()));
-    assert_eq!(told("probation"), ("2s".into(), "default".into()));
+    assert_eq!(told("min-ready"), ("2s".into(), "default".into()));
     let words = server.command(&["config"]);
     let words = String::from_utf8_lossy(&words.stdout).into_owned();
     assert!(

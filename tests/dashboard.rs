@@ -253,7 +253,7 @@ fn slots_are_reached_and_opened_by_the_keyboard_and_have_names() {
 
 #[test]
 fn a_reload_is_seen_while_it_goes_on() {
-    let server = setup().workers(2).args(["--probation", "6s"]).start();
+    let server = setup().workers(2).args(["--min-ready", "6s"]).start();
     let Some(browser) = look("a_reload_is_seen_while_it_goes_on", &server) else {
         return;
     };
@@ -384,7 +384,7 @@ fn a_server_that_is_gone_is_said_to_be_unreachable() {
 
 #[test]
 fn markup_in_an_event_is_shown_as_text() {
-    let file = |program: &str| format!("workers = 1\nprobation = \"100ms\"\n{program}");
+    let file = |program: &str| format!("workers = 1\nmin-ready = \"100ms\"\n{program}");
     let mut server = setup().config(&file("")).start();
     let Some(browser) = look("markup_in_an_event_is_shown_as_text", &server) else {
         return;

@@ -8,7 +8,7 @@ use testkit::process::Process;
 use testkit::{Address, LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 /// A server of programs that do what they are asked to.
@@ -319,7 +319,7 @@ fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warni
 fn a_clean_exit_in_a_reload_fails_it() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(1)
-        .args(["--probation", "10s"]);
+        .args(["--min-ready", "10s"]);
     let program = testkit::program("mortal.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let before = server.ready();

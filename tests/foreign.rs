@@ -7,7 +7,7 @@ use testkit::load::{Plan, start};
 use testkit::{LONG, Server, Setup, skipped, tool};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "100ms"])
 }
 
 /// The tool's path, or a visible note that the test was skipped.

@@ -9,7 +9,7 @@ use testkit::process::{self, Process};
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 /// A hook that is a shell script, in the server's directory `$HERE`.

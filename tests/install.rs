@@ -447,7 +447,7 @@ fn inside_package() {
     );
 
     // A second site, and a configuration of one's own.
-    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n";
+    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n";
     std::fs::write("/etc/prefork/config.toml", config).expect("written");
     std::fs::write("/etc/prefork/shop.toml", config.replace("8000", "8001")).expect("written");
     UNIT.must("reload");

@@ -168,7 +168,7 @@ fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
             .to_string()
     };
     let [one, two, three] = [1, 2, 3].map(free);
-    let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
+    let config = |binds: &[&str]| format!("workers = 2\nmin-ready = \"50ms\"\nbind = {binds:?}\n");
     let mut server = setup().no_bind().config(&config(&[&one, &two])).start();
     let [one, two, three] =
         [one, two, three].map(|text| text.parse::<Address>().expect("an address"));
@@ -205,7 +205,7 @@ fn a_removed_address_serves_its_queue(surge: &str) {
     let [stays, goes] = [1, 2].map(free);
     let config = |binds: &[&str]| {
         format!(
-            "workers = 4\nsurge = {surge}\nprobation = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n"
+            "workers = 4\nsurge = {surge}\nmin-ready = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n"
         )
     };
     let mut server = setup().no_bind().config(&config(&[&stays, &goes])).start();
@@ -255,7 +255,7 @@ fn an_address_that_cannot_be_bound_fails_the_reload_only() {
         .local_addr()
         .expect("a bound socket")
         .to_string();
-    let config = |binds: &[&str]| format!("workers = 2\nprobation = \"50ms\"\nbind = {binds:?}\n");
+    let config = |binds: &[&str]| format!("workers = 2\nmin-ready = \"50ms\"\nbind = {binds:?}\n");
     let server = setup().no_bind().config(&config(&[&free])).start();
     let before = server.ready();
     server.file("config.toml", &config(&[&free, &taken.1]));

@@ -25,7 +25,7 @@ fn root(test: &str) -> bool {
 }
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "100ms"])
 }
 
 /// As foreign program: one that serves, or `None` and a note.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use testkit::{LONG, Server, Setup, skipped, tool};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "100ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "100ms"])
 }
 
 /// A program in Python that needs a second to get ready, and says nothing about it.

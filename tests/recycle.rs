@@ -8,7 +8,7 @@ use testkit::load::{Plan, run};
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 fn ids(server: &Server) -> BTreeSet<u64> {
@@ -174,7 +174,7 @@ fn a_stop_is_announced_and_everybody_is_served_until_the_delay_is_over() {
     let status = server.status();
     assert_eq!(
         (&status["ready"], &status["state"]),
-        (&false.into(), &"announcing".into())
+        (&false.into(), &"pre-stop".into())
     );
     // It heals meanwhile, and serves.
     let victim = server.workers().into_iter().next().expect("a worker");

@@ -14,7 +14,7 @@ fn twenty_hups(class: &str, unix: bool, kept: bool) {
     let setup =
         setup()
             .workers(4)
-            .args(["--class", class, "--threads", "8", "--probation", "50ms"]);
+            .args(["--class", class, "--threads", "8", "--min-ready", "50ms"]);
     let mut server = if unix { setup.bind_unix() } else { setup }.start();
     let (address, before) = (server.address(), server.generation());
     let plan = if kept {
@@ -65,7 +65,7 @@ twenty_hups_lose_nothing! {
 
 #[test]
 fn an_open_loop_of_new_connections_loses_nothing_either() {
-    let mut server = setup().workers(4).args(["--probation", "50ms"]).start();
+    let mut server = setup().workers(4).args(["--min-ready", "50ms"]).start();
     let load = start(Plan::rate(&server.address(), 1000.0).http("/", Some("Hello, client!")));
     for _ in 0..5 {
         server.reload();
@@ -77,7 +77,7 @@ fn an_open_loop_of_new_connections_loses_nothing_either() {
 fn rolling_one_by_one_loses_nothing() {
     let mut server = setup()
         .workers(4)
-        .args(["--probation", "50ms", "--surge", "1"])
+        .args(["--min-ready", "50ms", "--surge", "1"])
         .start();
     let load = start(Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!")));
     for _ in 0..3 {
@@ -89,13 +89,13 @@ fn rolling_one_by_one_loses_nothing() {
 #[test]
 fn a_reload_reads_the_configuration_again() {
     let mut server = setup()
-        .config("workers = 2\nprobation = \"50ms\"\n")
+        .config("workers = 2\nmin-ready = \"50ms\"\n")
         .start();
     let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
     for workers in [5, 1, 3] {
         server.file(
             "config.toml",
-            &format!("workers = {workers}\nprobation = \"50ms\"\n"),
+            &format!("workers = {workers}\nmin-ready = \"50ms\"\n"),
         );
         server.reload();
         assert_eq!(server.ready().len(), workers);
@@ -105,7 +105,7 @@ fn a_reload_reads_the_configuration_again() {
 
 #[test]
 fn twenty_five_hups_in_a_row_end_in_one_settled_generation() {
-    let mut server = setup().workers(4).args(["--probation", "50ms"]).start();
+    let mut server = setup().workers(4).args(["--min-ready", "50ms"]).start();
     let before = server.generation();
     let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
     for pause in 0..25 {
@@ -163,14 +163,14 @@ fn program(before_ready: &str) -> String {
 
 /// A server whose program is `app.py` in its directory and must say that it is ready in time.
 fn slow_starter() -> Server {
-    // A probation that is far longer than the second after which a program of these tests dies: a machine that stands
+    // A `--min-ready` that is far longer than the second after which a program of these tests dies: a machine that stands
     // still for a while must not make the program outlive it.
     let setup = setup().workers(2).args([
         "--ready",
         "notify",
         "--start-timeout",
         "5s",
-        "--probation",
+        "--min-ready",
         "4s",
     ]);
     setup.file("app.py", &program("pass"));
@@ -211,10 +211,10 @@ fn refused(mut server: Server, spoil: impl Fn(&Server), mend: impl Fn(&Server), 
 
 #[test]
 fn a_broken_configuration_changes_nothing() {
-    let good = "workers = 2\nprobation = \"50ms\"\n";
+    let good = "workers = 2\nmin-ready = \"50ms\"\n";
     for (bad, reason) in [
         (
-            "workers = 2\nprobation = \"50ms\"\nworkerz = 3\n",
+            "workers = 2\nmin-ready = \"50ms\"\nworkerz = 3\n",
             "workerz",
         ),
         ("workers = \"many\"\n", "workers: is text"),
@@ -232,7 +232,7 @@ fn a_broken_configuration_changes_nothing() {
 
 #[test]
 fn a_configuration_that_is_gone_changes_nothing() {
-    let good = "workers = 2\nprobation = \"50ms\"\n";
+    let good = "workers = 2\nmin-ready = \"50ms\"\n";
     let gone =
         |server: &Server| std::fs::remove_file(server.path("config.toml")).expect("it was there");
     refused(
@@ -279,7 +279,7 @@ fn a_program_that_dies_a_second_after_ready_changes_nothing() {
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
-    let setup = setup().args(["--ready", "notify", "--probation", "100ms"]);
+    let setup = setup().args(["--ready", "notify", "--min-ready", "100ms"]);
     setup.file("bare.py", &program("pass"));
     let good = format!(
         "workers = 2\ncommand = [\"python3\", \"{}\"]\n",

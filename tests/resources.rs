@@ -68,7 +68,7 @@ fn memory_is_small() {
 fn a_hundred_reloads_leave_no_trace() {
     let mut server = setup()
         .workers(2)
-        .args(["--probation", "0s", "--drain-idle", "0s"])
+        .args(["--min-ready", "0s", "--drain-idle", "0s"])
         .start();
     // The first reloads warm allocators and caches, and fill the journal of events.
     let rounds = |server: &mut Server, count: usize| (0..count).for_each(|_| server.reload());
@@ -98,7 +98,7 @@ fn a_hundred_reloads_leave_no_trace() {
 
 #[test]
 fn failed_reloads_leave_no_trace_either() {
-    let good = "workers = 2\nprobation = \"0s\"\n";
+    let good = "workers = 2\nmin-ready = \"0s\"\n";
     let mut server = setup().config(good).start();
     server.reload();
     let facts = |server: &Server| (server.process().descriptors(), server.descendants().len());

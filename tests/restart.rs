@@ -132,7 +132,7 @@ fn assert_nobody_turned_away(report: &Report) {
 }
 
 const THREE: &str = "bind = [\"127.0.0.1:8000\", \"[::1]:8000\", \"unix:/run/prefork/app.sock\"]\n\
-                     workers = 4\nprobation = \"100ms\"\n";
+                     workers = 4\nmin-ready = \"100ms\"\n";
 
 fn three() -> [Address; 3] {
     ["127.0.0.1:8000", "[::1]:8000", &format!("unix:{UNIX}")].map(address)
@@ -221,7 +221,7 @@ fn inside_changes_addresses() {
     let [v4, v6, unix] = three();
     std::fs::write(
         CONFIG,
-        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n",
     )
     .expect("written");
     let load = start(Plan::rate(&v4, 150.0).http("/", Some("Hello, client!")));
@@ -245,7 +245,7 @@ fn inside_changes_addresses() {
     }
     std::fs::write(
         CONFIG,
-        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n",
     )
     .expect("written");
     assert!(systemctl(&["reload", UNIT]), "{}", journal());
@@ -261,7 +261,7 @@ fn inside_changes_addresses() {
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_keeps_admin_addresses() {
-    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\nadmin = \"127.0.0.1:9100\"\n\
+    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\nadmin = \"127.0.0.1:9100\"\n\
                   agent = \"127.0.0.1:9101\"\n";
     install(config, "");
     // Two slots and the key; and these two.
@@ -282,7 +282,7 @@ fn inside_keeps_admin_addresses() {
     report.assert_flawless();
     std::fs::write(
         CONFIG,
-        "bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"100ms\"\n",
+        "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n",
     )
     .expect("written");
     restart();
@@ -313,7 +313,7 @@ fn inside_without_a_store() {
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_changes_users() {
-    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmax-workers = 8\nprobation = \"100ms\"\n";
+    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmax-workers = 8\nmin-ready = \"100ms\"\n";
     install(config, "DynamicUser=no");
     wait_until("the sockets to be kept", LONG, || stored() == 3);
     let v4 = address("127.0.0.1:8000");

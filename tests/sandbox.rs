@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use testkit::{Server, Setup, http, skipped, tool};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "0s"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "0s"])
 }
 
 /// Python of the system: where a distribution has put it, every worker may read it.

@@ -147,7 +147,7 @@ fn body(address: &Address) -> String {
 fn configure(more: &str) {
     write(
         CONFIG,
-        &format!("bind = \"127.0.0.1:8000\"\nworkers = 2\nprobation = \"50ms\"\n{more}\n"),
+        &format!("bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"50ms\"\n{more}\n"),
     );
 }
 
@@ -457,7 +457,7 @@ fn inside_two_sites() {
         let path = format!("/etc/prefork/{name}.toml");
         write(
             &path,
-            &format!("{text}\nworkers = 2\nprobation = \"50ms\"\n{more}\n"),
+            &format!("{text}\nworkers = 2\nmin-ready = \"50ms\"\n{more}\n"),
         );
         path
     };
@@ -550,7 +550,7 @@ fn inside_hardened() {
     // A port that needs a capability, an address of each kind, and a place to write to.
     write(
         CONFIG,
-        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/prefork/app.sock\"]\nworkers = 2\nprobation = \"50ms\"\n",
+        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/prefork/app.sock\"]\nworkers = 2\nmin-ready = \"50ms\"\n",
     );
     PLAIN.must("restart");
     for place in ["127.0.0.1:80", "[::1]:80", "unix:/run/prefork/app.sock"] {

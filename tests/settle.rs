@@ -8,7 +8,7 @@ use testkit::{LONG, Server, Setup, wait_until};
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(2)
-        .args(["--probation", "20ms"])
+        .args(["--min-ready", "20ms"])
 }
 
 /// Ten reloads under load: after each, whoever answers is new.

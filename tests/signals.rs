@@ -162,7 +162,7 @@ fn ttin_and_ttou_scale_by_one_and_lose_nothing() {
 
 #[test]
 fn winch_drains_the_workers_and_keeps_the_sockets() {
-    let mut server = setup().workers(2).args(["--probation", "50ms"]).start();
+    let mut server = setup().workers(2).args(["--min-ready", "50ms"]).start();
     let address = server.address();
     server.signal(SIGWINCH);
     wait_until("no workers", LONG, || server.workers().is_empty());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use testkit::{Address, LONG, Server, Setup, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 fn mortal(workers: usize) -> Setup {

@@ -11,7 +11,7 @@ use testkit::{LONG, Server, Setup, root, skipped};
 /// A server that tells a socket of ours.
 fn notifying(prepare: impl FnOnce(Setup) -> Setup) -> (Server, NotifySocket) {
     let setup =
-        prepare(Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"]));
+        prepare(Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"]));
     let socket = NotifySocket::new(&setup.path("")).expect("a notification socket");
     let path = socket.path().to_owned();
     (setup.env("NOTIFY_SOCKET", path).start(), socket)
@@ -123,7 +123,7 @@ fn the_watchdog_is_fed_also_during_a_long_reload() {
 fn nobody_to_tell_and_a_full_socket_delay_nobody() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(2)
-        .args(["--probation", "0s"]);
+        .args(["--min-ready", "0s"]);
     let gone = setup.path("nobody.sock");
     let mut server = setup.env("NOTIFY_SOCKET", gone).start();
     server.reload();

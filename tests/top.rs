@@ -10,7 +10,7 @@ use testkit::process::Process;
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
-    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--probation", "50ms"])
+    Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
 /// A terminal of its own, in which `top` runs.

@@ -92,7 +92,7 @@ fn watched(server: &Server, happens: impl FnOnce()) {
 #[test]
 fn totals_never_go_back_and_miss_nothing_over_reloads_and_upgrades() {
     let mut server = setup()
-        .config("workers = 3\nprobation = \"20ms\"\n")
+        .config("workers = 3\nmin-ready = \"20ms\"\n")
         .start();
     // What the readiness check of the kit has asked, if it has.
     let before: Vec<_> = ["requests", "connections", "bytes_in", "latency"]
@@ -105,7 +105,7 @@ fn totals_never_go_back_and_miss_nothing_over_reloads_and_upgrades() {
     let reload = |server: &mut Server, class: &str| {
         server.file(
             "config.toml",
-            &format!("workers = 3\nprobation = \"20ms\"\nclass = \"{class}\"\n"),
+            &format!("workers = 3\nmin-ready = \"20ms\"\nclass = \"{class}\"\n"),
         );
         server.reload();
         kept.wait_for_more(50);
@@ -164,7 +164,7 @@ fn totals_never_go_back_and_miss_nothing_over_reloads_and_upgrades() {
 #[test]
 fn totals_never_go_back_when_workers_are_killed() {
     let server = setup()
-        .config("workers = 3\nprobation = \"20ms\"\n")
+        .config("workers = 3\nmin-ready = \"20ms\"\n")
         .start();
     let before = sum(&server, "requests");
     let load = start(Plan::fresh(&server.address(), 8));

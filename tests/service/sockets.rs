@@ -41,7 +41,7 @@ fn inside_many_sockets() {
             .iter()
             .map(|name| format!("\"fd://{name}\""))
             .collect();
-        let text = "workers = 2\nprobation = \"50ms\"\nready = \"after=100ms\"";
+        let text = "workers = 2\nmin-ready = \"50ms\"\nready = \"after=100ms\"";
         write(
             CONFIG,
             &format!(

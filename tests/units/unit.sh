@@ -2,7 +2,7 @@
 # The shipped unit: start, reload, a reload that fails, stop.
 . "$(dirname "$0")/lib.sh"
 UNIT=prefork.service
-config() { printf 'bind = "127.0.0.1:8000"\nworkers = 2\nprobation = "200ms"\n%s\n' "$1" >/etc/prefork/config.toml; }
+config() { printf 'bind = "127.0.0.1:8000"\nworkers = 2\nmin-ready = "200ms"\n%s\n' "$1" >/etc/prefork/config.toml; }
 
 config ''
 systemctl start $UNIT

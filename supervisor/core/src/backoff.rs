@@ -7,14 +7,14 @@
 use super::time::Time;
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(30);
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A worker that was ready for this long, and then left cleanly, has not failed.
-pub(crate) const SERVED: Duration = Duration::from_secs(1);
+pub(crate) const MIN_SERVED: Duration = Duration::from_secs(1);
 
 /// A worker that was ready for this long ends a row of failures.
-pub(crate) const STEADY: Duration = Duration::from_secs(30);
+pub(crate) const STEADY_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Backoff {
@@ -24,15 +24,17 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// Notes a failure, after the worker had been ready for `served`; tells how long the slot stays empty.
-    pub(crate) fn fail(&mut self, now: Time, served: Duration, chance: &mut Chance) -> Duration {
-        if served >= STEADY {
+    pub(crate) fn fail(&mut self, now: Time, served: Duration, rng: &mut Rng) -> Duration {
+        if served >= STEADY_AFTER {
             self.failures = 0;
         }
         let wait = match self.failures {
             0 => Duration::ZERO,
             n => {
-                let full = FIRST.saturating_mul(1 << (n - 1).min(16)).min(LONGEST);
-                full.mul_f64(1.0 - 0.5 * chance.fraction())
+                let full = FIRST_WAIT
+                    .saturating_mul(1 << (n - 1).min(16))
+                    .min(LONGEST_WAIT);
+                full.mul_f64(1.0 - 0.5 * rng.fraction())
             }
         };
         self.failures = self.failures.saturating_add(1);
@@ -63,9 +65,9 @@ impl Backoff {
 /// A small generator of pseudo-random numbers (SplitMix64, Steele et al., 2014). Seeded from outside, so that
 /// the core stays a function of what it is told.
 #[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
-pub(crate) struct Chance(pub(crate) u64);
+pub(crate) struct Rng(pub(crate) u64);
 
-impl Chance {
+impl Rng {
     /// A number from 0 to 1.
     pub(crate) fn fraction(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -82,13 +84,13 @@ mod tests {
 
     #[test]
     fn the_first_failure_costs_nothing_and_the_wait_doubles_up_to_the_longest() {
-        let (mut backoff, mut chance) = (Backoff::default(), Chance(7));
+        let (mut backoff, mut rng) = (Backoff::default(), Rng(7));
         let waits: Vec<_> = (0..14)
-            .map(|_| backoff.fail(Time::default(), Duration::ZERO, &mut chance))
+            .map(|_| backoff.fail(Time::default(), Duration::ZERO, &mut rng))
             .collect();
         assert_eq!(waits[0], Duration::ZERO);
         for (n, wait) in waits.iter().enumerate().skip(1) {
-            let full = FIRST.saturating_mul(1 << (n - 1)).min(LONGEST);
+            let full = FIRST_WAIT.saturating_mul(1 << (n - 1)).min(LONGEST_WAIT);
             assert!(
                 *wait >= full / 2 && *wait <= full,
                 "wait {n} is {wait:?} of {full:?}"
@@ -98,12 +100,12 @@ mod tests {
 
     #[test]
     fn a_steady_worker_ends_the_row() {
-        let (mut backoff, mut chance) = (Backoff::default(), Chance(7));
+        let (mut backoff, mut rng) = (Backoff::default(), Rng(7));
         for _ in 0..5 {
-            backoff.fail(Time::default(), Duration::ZERO, &mut chance);
+            backoff.fail(Time::default(), Duration::ZERO, &mut rng);
         }
         assert_eq!(
-            backoff.fail(Time::default(), STEADY, &mut chance),
+            backoff.fail(Time::default(), STEADY_AFTER, &mut rng),
             Duration::ZERO
         );
     }

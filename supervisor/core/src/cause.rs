@@ -1,9 +1,9 @@
 //! Why a worker ended: one cause for every death, decided where it is known.
 //!
 //! The core knows whom it has asked to leave or has killed, and why. The shell knows how the process ended, and says
-//! so in an [`End`]. Both together make a [`Demise`], which is logged and counted once.
+//! so in an [`End`]. Both together make a [`WorkerExit`], which is logged and counted once.
 
-use super::event::Why;
+use super::event::DrainReason;
 use super::worker::{Stage, Worker};
 use crate::WorkerId;
 use std::time::Duration;
@@ -76,25 +76,25 @@ causes! {
     Recycle = "recycle",
 }
 
-impl From<Why> for Cause {
-    fn from(why: Why) -> Self {
+impl From<DrainReason> for Cause {
+    fn from(why: DrainReason) -> Self {
         match why {
-            Why::Replaced => Self::Reload,
-            Why::RolledBack => Self::Rollback,
-            Why::Retired => Self::ScaleDown,
-            Why::DrainAll => Self::DrainAll,
-            Why::Stop => Self::Stop,
-            Why::Superseded => Self::Reload,
-            Why::Restarted => Self::Restart,
-            Why::Held => Self::Drain,
-            Why::Recycled => Self::Recycle,
+            DrainReason::Replaced => Self::Reload,
+            DrainReason::RolledBack => Self::Rollback,
+            DrainReason::Retired => Self::ScaleDown,
+            DrainReason::DrainAll => Self::DrainAll,
+            DrainReason::Stop => Self::Stop,
+            DrainReason::Superseded => Self::Reload,
+            DrainReason::Restarted => Self::Restart,
+            DrainReason::Held => Self::Drain,
+            DrainReason::Recycled => Self::Recycle,
         }
     }
 }
 
 /// How a process ended, as far as the process itself tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct End {
+pub struct ProcessEnd {
     /// In words.
     pub how: String,
     /// What that says of the cause.
@@ -103,7 +103,7 @@ pub struct End {
     pub manner: Manner,
 }
 
-impl End {
+impl ProcessEnd {
     /// An end that is not clean.
     pub fn unclean(how: impl Into<String>, cause: Cause) -> Self {
         Self {
@@ -138,7 +138,7 @@ pub enum Grade {
 
 /// Who follows a dead worker in its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Follow {
+pub enum Successor {
     /// A new worker, in so long.
     New(Duration),
     /// This worker is there already.
@@ -151,7 +151,7 @@ pub enum Follow {
 
 /// A worker's death, as the core judges it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Demise {
+pub struct WorkerExit {
     /// What it died of.
     pub cause: Cause,
     /// How its process ended, in words, with what it had to say itself.
@@ -161,11 +161,11 @@ pub struct Demise {
     /// How long ago it was started.
     pub age: Duration,
     /// Who follows.
-    pub follow: Follow,
+    pub successor: Successor,
 }
 
 /// What a worker that ends so has died of, and how bad that is.
-pub(crate) fn judge(worker: &Worker, end: &End) -> (Cause, Grade) {
+pub(crate) fn judge(worker: &Worker, end: &ProcessEnd) -> (Cause, Grade) {
     let asked = worker.cause.unwrap_or(Cause::Left);
     match worker.stage {
         Stage::Ready { .. } if end.manner == Manner::Clean => (Cause::Left, Grade::Clean),

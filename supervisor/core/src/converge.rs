@@ -1,26 +1,26 @@
 //! From intent to reality, one possible step at a time.
 
 use super::cause::Cause;
-use super::event::{Action, Fact, Stall, Why};
+use super::event::{Action, DrainReason, Fact, Stall};
 use super::time::Time;
 use super::worker::{Stage, Worker};
-use super::{ABORT_GRACE, Core, HOPELESS_AFTER, LEAST, Phase, UNREADY_GRACE};
+use super::{ABORT_GRACE, Core, MAX_BOOT_FAILURES, MIN_WAIT, Phase, UNREADY_GRACE};
 use crate::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
 
 /// The most workers that may be alive in a slot: one that leaves, and the one that follows it.
-const MOST_IN_A_SLOT: usize = 2;
+const MAX_WORKERS_PER_SLOT: usize = 2;
 
 impl Core {
     /// Takes every step that is possible now, from what is intended and what is.
     pub(crate) fn converge(&mut self, now: Time) {
-        self.end_announcement(now);
+        self.end_pre_stop(now);
         self.enforce_deadlines(now);
         self.judge_stalls(now);
         self.judge_boot();
-        self.advance_trial(now);
+        self.advance_candidate(now);
         self.begin_reload();
-        self.run_errands(now);
+        self.run_slot_operations(now);
         self.recycle(now);
         self.retire(now);
         self.fill(now);
@@ -57,18 +57,18 @@ impl Core {
                     };
                     worker.cause = Some(Cause::StartTimeout);
                     let timeout = worker.plan.start_timeout;
-                    let proof = worker.plan.proof;
-                    self.report(Fact::StartTimedOut(before.who(), timeout, proof));
+                    let readiness = worker.plan.readiness;
+                    self.report(Fact::StartTimedOut(before.worker_ref(), timeout, readiness));
                     self.out.push(Action::Abort(id));
-                    self.lose(
+                    self.worker_lost(
                         now,
                         &before,
-                        format!("did not get ready within {timeout:?}{proof}"),
+                        format!("did not get ready within {timeout:?}{readiness}"),
                         false,
                     );
                 }
-                Stage::Ready { pulse, .. } => {
-                    let Some((why, span)) = pulse.hang(now, &worker.plan) else {
+                Stage::Ready { liveness, .. } => {
+                    let Some((why, span)) = liveness.hang(now, &worker.plan) else {
                         continue;
                     };
                     worker.stage = Stage::Aborting {
@@ -78,20 +78,20 @@ impl Core {
                         Stall::Silent | Stall::Stuck => Cause::Hang,
                         Stall::Overdue => Cause::RequestTimeout,
                     });
-                    self.report(Fact::Hung(before.who(), why, span));
+                    self.report(Fact::Hung(before.worker_ref(), why, span));
                     self.out.push(Action::Abort(id));
                     let how = match why {
                         Stall::Silent => format!("was silent for {span:.1?}"),
                         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
                         Stall::Overdue => format!("had a request in hand for {span:.1?}"),
                     };
-                    self.lose(now, &before, how, false);
+                    self.worker_lost(now, &before, how, false);
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;
                     worker.cause = Some(Cause::DrainTimeout);
                     let timeout = worker.plan.graceful_timeout;
-                    self.report(Fact::DrainTimedOut(before.who(), timeout));
+                    self.report(Fact::DrainTimedOut(before.worker_ref(), timeout));
                     self.out.push(Action::Kill(id));
                 }
                 Stage::Aborting { .. } => {
@@ -115,11 +115,11 @@ impl Core {
         if filled {
             self.begin_serving();
         } else if !self.ever_ready
-            && self.trial.is_none()
-            && self.wanted.is_none()
-            && self.boot_failures >= HOPELESS_AFTER.max(u32::from(self.open))
+            && self.candidate.is_none()
+            && self.pending_reload.is_none()
+            && self.boot_failures >= MAX_BOOT_FAILURES.max(u32::from(self.open))
         {
-            self.report(Fact::Hopeless(self.last_failure.clone()));
+            self.report(Fact::StartupFailed(self.last_failure.clone()));
             self.phase = Phase::Stopping {
                 now: true,
                 status: 1,
@@ -132,23 +132,29 @@ impl Core {
         self.report(Fact::ServerReady(self.stable.id, self.open));
     }
 
-    /// The generations that are to have a worker in a slot: the accepted one, the trial's, or for a while both.
+    /// The generations that are to have a worker in a slot: the accepted one, the candidate's, or for a while both.
     fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
         let moved = self
-            .trial
+            .candidate
             .as_ref()
-            .is_some_and(|trial| slot.0 < trial.moved());
+            .is_some_and(|candidate| slot.0 < candidate.moved());
         let open = slot.0 < self.open && !self.held_slots.contains(&slot);
-        let stable = self.is_to_serve() && open && !moved || self.is_visited(slot);
-        let trial = self.trial.as_ref().map(|trial| trial.generation());
-        let trial = trial.filter(|_| slot.0 < self.batch_end());
-        stable.then_some(self.stable.id).into_iter().chain(trial)
+        let stable = self.is_to_serve() && open && !moved || self.needs_rescue(slot);
+        let candidate = self
+            .candidate
+            .as_ref()
+            .map(|candidate| candidate.generation());
+        let candidate = candidate.filter(|_| slot.0 < self.batch_end());
+        stable
+            .then_some(self.stable.id)
+            .into_iter()
+            .chain(candidate)
     }
 
     /// Who fills a slot for a generation; not who is to be replaced there.
     pub(crate) fn occupant(&self, slot: Slot, generation: GenerationId) -> Option<&Worker> {
         let fills = |worker: &&Worker| {
-            worker.generation == generation && worker.is_occupant() && worker.relief.is_none()
+            worker.generation == generation && worker.is_occupant() && worker.replacement.is_none()
         };
         self.in_slot(slot).find(fills)
     }
@@ -166,7 +172,7 @@ impl Core {
     }
 
     /// One past the last slot that is or may become filled.
-    pub(crate) fn reach(&self) -> u16 {
+    pub(crate) fn slots_end(&self) -> u16 {
         let highest = self
             .workers
             .values()
@@ -175,7 +181,7 @@ impl Core {
             .unwrap_or(0);
         let visited = self
             .retired()
-            .filter(|slot| self.is_visited(*slot))
+            .filter(|slot| self.needs_rescue(*slot))
             .map(|slot| slot.0 + 1)
             .max();
         highest
@@ -186,7 +192,7 @@ impl Core {
 
     /// Spawns whoever is wanted and missing, where the slot has room and the back-off is over.
     fn fill(&mut self, now: Time) {
-        for slot in (0..self.reach()).map(Slot) {
+        for slot in (0..self.slots_end()).map(Slot) {
             let missing: Vec<GenerationId> = self
                 .wanted_in(slot)
                 .filter(|generation| self.occupant(slot, *generation).is_none())
@@ -204,7 +210,7 @@ impl Core {
 
     /// When a missing worker may be spawned; not at all while the slot is full.
     fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
-        if self.in_slot(slot).count() >= MOST_IN_A_SLOT {
+        if self.in_slot(slot).count() >= MAX_WORKERS_PER_SLOT {
             return None;
         }
         let backed_off = generation == self.stable.id;
@@ -216,16 +222,16 @@ impl Core {
     }
 
     fn spawn(&mut self, now: Time, slot: Slot, generation: GenerationId) {
-        let trial = self
-            .trial
+        let candidate = self
+            .candidate
             .as_ref()
-            .filter(|trial| trial.generation() == generation);
-        let plan = trial
-            .and_then(|trial| trial.plan())
+            .filter(|candidate| candidate.generation() == generation);
+        let plan = candidate
+            .and_then(|candidate| candidate.plan())
             .unwrap_or(self.stable.plan);
         let id = WorkerId(self.last_worker.0 + 1);
         self.last_worker = id;
-        let deadline = now + plan.start_timeout.max(LEAST);
+        let deadline = now + plan.start_timeout.max(MIN_WAIT);
         let stage = Stage::Starting { deadline };
         let worker = Worker {
             id,
@@ -234,13 +240,13 @@ impl Core {
             plan,
             born: now,
             stage,
-            complaint: None,
+            failure_reason: None,
             cause: None,
-            relief: None,
-            limits: plan.recycle.draw(&mut self.chance),
-            due: None,
+            replacement: None,
+            limits: plan.recycle.draw(&mut self.rng),
+            recycle_pending: None,
         };
-        self.report(Fact::Spawning(worker.who()));
+        self.report(Fact::Spawning(worker.worker_ref()));
         self.workers.insert(id, worker);
         self.out.push(Action::Spawn {
             worker: id,
@@ -278,14 +284,14 @@ impl Core {
             };
             let why = self.why_leave(worker);
             let grace = match worker.stage {
-                Stage::Ready { .. } => worker.plan.graceful_timeout.max(LEAST),
-                _ => worker.plan.graceful_timeout.clamp(LEAST, UNREADY_GRACE),
+                Stage::Ready { .. } => worker.plan.graceful_timeout.max(MIN_WAIT),
+                _ => worker.plan.graceful_timeout.clamp(MIN_WAIT, UNREADY_GRACE),
             };
             let slot = worker.slot;
             let followed = self
                 .in_slot(slot)
                 .any(|other| other.id != id && other.is_occupant());
-            let fact = Fact::Draining(worker.who(), why);
+            let fact = Fact::Draining(worker.worker_ref(), why);
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.stage = Stage::Draining {
                     deadline: now + grace,
@@ -293,8 +299,8 @@ impl Core {
                 worker.cause = Some(why.into());
             }
             self.report(fact);
-            if why == Why::Restarted || why == Why::Recycled {
-                self.relieved(slot);
+            if why == DrainReason::Restarted || why == DrainReason::Recycled {
+                self.replacement_succeeded(slot);
             }
             actions.push(Action::Drain {
                 worker: id,
@@ -312,7 +318,7 @@ impl Core {
         }
         let mut served_otherwise = false;
         for generation in wanted {
-            if generation == worker.generation && worker.relief.is_none() {
+            if generation == worker.generation && worker.replacement.is_none() {
                 return true;
             }
             served_otherwise |= self
@@ -322,24 +328,26 @@ impl Core {
         worker.ready_since().is_some() && !served_otherwise
     }
 
-    fn why_leave(&self, worker: &Worker) -> Why {
+    fn why_leave(&self, worker: &Worker) -> DrainReason {
         match self.phase {
-            Phase::Stopping { .. } | Phase::Gone => return Why::Stop,
-            Phase::Drained => return Why::DrainAll,
-            Phase::Booting | Phase::Serving | Phase::Announcing { .. } => {}
+            Phase::Stopping { .. } | Phase::Gone => return DrainReason::Stop,
+            Phase::Drained => return DrainReason::DrainAll,
+            Phase::Booting | Phase::Serving | Phase::PreStop { .. } => {}
         }
-        let on_trial = self
-            .trial
+        let is_candidate = self
+            .candidate
             .as_ref()
-            .is_some_and(|trial| trial.generation() == worker.generation);
-        if worker.generation > self.stable.id && !on_trial {
-            Why::RolledBack
-        } else if !on_trial && self.held_slots.contains(&worker.slot) {
-            Why::Held
-        } else if on_trial || self.wanted_in(worker.slot).next().is_none() {
-            Why::Retired
+            .is_some_and(|candidate| candidate.generation() == worker.generation);
+        if worker.generation > self.stable.id && !is_candidate {
+            DrainReason::RolledBack
+        } else if !is_candidate && self.held_slots.contains(&worker.slot) {
+            DrainReason::Held
+        } else if is_candidate || self.wanted_in(worker.slot).next().is_none() {
+            DrainReason::Retired
         } else {
-            worker.relief.map_or(Why::Replaced, Why::from)
+            worker
+                .replacement
+                .map_or(DrainReason::Replaced, DrainReason::from)
         }
     }
 
@@ -347,16 +355,16 @@ impl Core {
     /// there are none, to those whose workers stall; never to none.
     fn steer(&mut self) {
         let slots = || {
-            (0..self.reach())
+            (0..self.slots_end())
                 .map(Slot)
-                .filter(|slot| !self.is_visited(*slot))
+                .filter(|slot| !self.needs_rescue(*slot))
         };
         let serves = |slot: &Slot| {
             let replaced_at_once = !self.backoffs[slot.index()].is_looping()
                 && self.rotation.contains(slot)
                 && self.in_slot(*slot).any(Worker::is_occupant)
                 && !self.in_slot(*slot).any(Worker::is_in_the_way);
-            self.in_slot(*slot).any(Worker::is_well) || replaced_at_once
+            self.in_slot(*slot).any(Worker::is_healthy) || replaced_at_once
         };
         let mut rotation: Vec<Slot> = slots().filter(serves).collect();
         if rotation.is_empty() {
@@ -392,12 +400,15 @@ impl Core {
     }
 
     fn forget(&mut self) {
-        let trial = self.trial.as_ref().map(|trial| trial.generation());
+        let candidate = self
+            .candidate
+            .as_ref()
+            .map(|candidate| candidate.generation());
         let useless: Vec<GenerationId> = self
-            .held
+            .held_generations
             .iter()
             .copied()
-            .filter(|held| *held != self.stable.id && Some(*held) != trial)
+            .filter(|held| *held != self.stable.id && Some(*held) != candidate)
             .filter(|held| {
                 self.workers
                     .values()
@@ -405,28 +416,28 @@ impl Core {
             })
             .collect();
         for generation in useless {
-            self.held.remove(&generation);
+            self.held_generations.remove(&generation);
             self.out.push(Action::Forget(generation));
         }
     }
 
     /// When something is due next.
-    pub(crate) fn earliest(&self, now: Time) -> Option<Time> {
+    pub(crate) fn earliest_deadline(&self, now: Time) -> Option<Time> {
         if self.phase == Phase::Gone {
             return None;
         }
         let workers = self.workers.values().filter_map(Worker::deadline);
-        let retries = (0..self.reach()).map(Slot).flat_map(|slot| {
+        let retries = (0..self.slots_end()).map(Slot).flat_map(|slot| {
             self.wanted_in(slot)
                 .filter(move |generation| self.occupant(slot, *generation).is_none())
                 .filter_map(move |generation| self.may_spawn_at(slot, generation))
         });
         workers
-            .chain(self.look_due(now))
+            .chain(self.next_observation(now))
             .chain(retries)
-            .chain(self.trial_proven_at())
-            .chain(self.recycle_due(now))
-            .chain(self.announced_until())
+            .chain(self.candidate_proven_at())
+            .chain(self.next_recycle(now))
+            .chain(self.pre_stop_until())
             .min()
     }
 }

@@ -1,8 +1,8 @@
 //! What goes into the core and what comes out of it.
 
-use super::adapt::{Elastic, Load, Reason};
-use super::cause::{Demise, End, Follow};
-use super::recycle::{Excess, Limits};
+use super::autoscale::{Autoscale, ScaleReason, WorkerLoad};
+use super::cause::{ProcessEnd, Successor, WorkerExit};
+use super::recycle::{Limits, RecycleReason};
 use super::time::Time;
 use crate::{GenerationId, Slot, WorkerId};
 use std::fmt;
@@ -28,15 +28,15 @@ pub struct Plan {
     /// How long a draining worker may take.
     pub graceful_timeout: Duration,
     /// How long a reload's new workers must survive before the old ones drain.
-    pub probation: Duration,
+    pub min_ready: Duration,
     /// Workers take connections out of the queues of slots that are retired.
     pub steals: bool,
     /// What tells that a worker is ready.
-    pub proof: Proof,
+    pub readiness: ReadinessSignal,
     /// How many slots may be out of service, or have two workers, because somebody wants it so.
     pub max_unavailable: Share,
     /// The number of slots follows the load, from `workers` to `max_workers`, and how.
-    pub elastic: Option<Elastic>,
+    pub autoscale: Option<Autoscale>,
     /// When a worker is to be replaced for what it has done or used.
     pub recycle: Limits,
     /// How long a graceful stop is announced before workers drain.
@@ -76,23 +76,23 @@ impl fmt::Display for Share {
 
 /// What tells that a worker is ready, as far as it matters to whoever reads that one did not get ready.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub enum Proof {
+pub enum ReadinessSignal {
     /// Its word, or its silence for a while.
     #[default]
-    Word,
+    Message,
     /// `READY=1` and nothing else.
-    Notice,
+    Notify,
     /// It is seen to wait for connections.
-    Wait,
+    Probe,
 }
 
-impl fmt::Display for Proof {
+impl fmt::Display for ReadinessSignal {
     /// What was missing and what can be done about it, to be put after "did not get ready within 5s".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Word => "",
-            Self::Notice => ": it did not say READY=1 (a program that never does needs --ready after=TIME)",
-            Self::Wait => {
+            Self::Message => "",
+            Self::Notify => ": it did not say READY=1 (a program that never does needs --ready after=TIME)",
+            Self::Probe => {
                 ": it was not seen to wait for connections on each of its sockets (if it does, it does so in a way that cannot be seen, and needs --ready after=TIME)"
             }
         })
@@ -139,35 +139,35 @@ pub enum Event {
     Ready(WorkerId),
     /// What is seen of all workers. In one event, and the first of every wake-up, or a supervisor that wakes late
     /// would judge workers by what it has not read yet.
-    Look(Look),
+    Observation(Observation),
     /// A starting worker says why it will not start.
     Failed(WorkerId, String),
     /// A worker leaves of its own accord (somebody sent it a signal): it accepts no more, and finishes.
     Leaving(WorkerId),
     /// A worker broke the protocol and is not to be believed any more.
-    Condemned(WorkerId, String),
+    ProtocolViolation(WorkerId, String),
     /// A worker is dead (or could not be born), and how.
-    Died(WorkerId, End),
+    Died(WorkerId, ProcessEnd),
     /// Time has passed.
     Tick,
 }
 
 /// What is seen of the workers from outside, at one time. Untrusted: a worker may have written any number.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Look {
+pub struct Observation {
     /// Their signs of life.
-    pub workers: Vec<(WorkerId, Sight)>,
+    pub workers: Vec<(WorkerId, WorkerSample)>,
     /// How many connections wait in the queues of each slot, if that was looked at (see
     /// [`wants_queues`](super::Core::wants_queues)). Slots without a queue of their own are left out.
     pub queues: Option<Vec<(Slot, u32)>>,
     /// What workers that are ready have to do, if that was asked for (see [`wants_loads`](super::Core::wants_loads)) and queues
     /// were looked at.
-    pub loads: Vec<(WorkerId, Load)>,
+    pub loads: Vec<(WorkerId, WorkerLoad)>,
 }
 
 /// A worker's signs of life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sight {
+pub struct WorkerSample {
     /// When a thread of it that serves was last alive; now, of a program that does not tell.
     pub heard: Time,
     /// It tells. Of a program that does not, only its queue can.
@@ -223,10 +223,10 @@ pub enum Action {
     },
     /// Make a worker dump core.
     Abort(WorkerId),
-    /// End a worker.
+    /// ProcessEnd a worker.
     Kill(WorkerId),
     /// This generation is the accepted one from now on.
-    Accept(GenerationId),
+    Commit(GenerationId),
     /// Nobody needs this generation any more.
     Forget(GenerationId),
     /// Tell the operator.
@@ -265,7 +265,7 @@ pub enum Done {
 
 /// A worker as logs name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Who {
+pub struct WorkerRef {
     /// The worker.
     pub worker: WorkerId,
     /// Its slot.
@@ -276,7 +276,7 @@ pub struct Who {
 
 /// Why a worker drains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum DrainReason {
     /// A newer generation has taken over.
     Replaced,
     /// Its own generation was rolled back.
@@ -297,7 +297,7 @@ pub enum Why {
     Recycled,
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for DrainReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Replaced => "a newer generation has taken over",
@@ -317,27 +317,27 @@ impl fmt::Display for Why {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fact {
     /// A worker is being started.
-    Spawning(Who),
+    Spawning(WorkerRef),
     /// A worker accepts connections, after this long.
-    WorkerReady(Who, Duration),
+    WorkerReady(WorkerRef, Duration),
     /// A worker seems not to serve, for this reason and since this long: it is out of rotation, if another is in it.
-    Stalled(Who, Stall, Duration),
+    Stalled(WorkerRef, Stall, Duration),
     /// A worker that was stalled for this long is well again, and back in rotation.
-    Resumed(Who, Duration),
+    Resumed(WorkerRef, Duration),
     /// A worker has not served, for this reason and since this long, and is aborted.
-    Hung(Who, Stall, Duration),
+    Hung(WorkerRef, Stall, Duration),
     /// A worker did not get ready in this time and is aborted.
-    StartTimedOut(Who, Duration, Proof),
+    StartTimedOut(WorkerRef, Duration, ReadinessSignal),
     /// A worker broke the protocol and is killed.
-    Condemned(Who, String),
+    ProtocolViolation(WorkerRef, String),
     /// A worker drains although nobody here had asked it to; who follows.
-    LeavesUnasked(Who, Follow),
+    LeavesUnasked(WorkerRef, Successor),
     /// A worker is asked to drain.
-    Draining(Who, Why),
+    Draining(WorkerRef, DrainReason),
     /// A worker did not finish draining in time and is killed.
-    DrainTimedOut(Who, Duration),
+    DrainTimedOut(WorkerRef, Duration),
     /// A worker is dead.
-    Died(Who, Demise),
+    Died(WorkerRef, WorkerExit),
     /// Every slot is filled for the first time.
     ServerReady(GenerationId, u16),
     /// This many slots are empty because their workers keep failing; the latest reason.
@@ -353,11 +353,11 @@ pub enum Fact {
     /// A reload failed and nothing has changed: the refused generation, the one that serves, the reason.
     ReloadFailed(GenerationId, GenerationId, String),
     /// A worker is to be replaced since somebody asked for that.
-    Restarting(Who),
+    Restarting(WorkerRef),
     /// A worker is to be replaced since it has reached a limit.
-    Recycling(Who, Excess),
+    Recycling(WorkerRef, RecycleReason),
     /// A worker was to be replaced and goes on serving, since whoever was to follow has failed: why.
-    NotReplaced(Who, String),
+    NotReplaced(WorkerRef, String),
     /// A slot is being emptied, and held so.
     Holding(Slot),
     /// A slot that was held empty is filled again.
@@ -371,7 +371,7 @@ pub enum Fact {
         /// Now.
         to: u16,
         /// Why.
-        reason: Reason,
+        reason: ScaleReason,
     },
     /// The load asks for more workers than memory is allowed for: how many there are, and the bytes that they use.
     NoMemory {
@@ -381,17 +381,17 @@ pub enum Fact {
         used: u64,
     },
     /// A slot is retired, and so many connections wait in its queue: a worker is being started for them.
-    Stragglers(Slot, u32),
+    Stranded(Slot, u32),
     /// A command does not apply now, and why.
     Ignored(Command, String),
     /// All workers are asked to drain; the sockets stay.
     DrainingAll,
     /// A graceful stop begins, which is announced for so long before anybody drains.
-    Announcing(Duration),
+    PreStop(Duration),
     /// The server stops: at once, or gracefully within this time.
     Stopping(Option<Duration>),
     /// No worker could ever be started: the reason.
-    Hopeless(String),
+    StartupFailed(String),
     /// The supervisor itself was not running for this long; every deadline was put off by as much.
-    Overslept(Duration),
+    SupervisorStalled(Duration),
 }

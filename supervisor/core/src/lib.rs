@@ -13,10 +13,10 @@
 //! * `converge` – deadlines, filling and emptying slots, steering, the end;
 //! * `slots` – what is asked of single slots, and the permits for it;
 //! * `recycle` – workers that are replaced before they have leaked too much;
-//! * `reload` – the trial of a new generation, its acceptance, its rollback;
+//! * `reload` – the candidate of a new generation, its acceptance, its rollback;
 //! * `pulse` – whether a worker stalls or hangs;
 //! * `adapt` – the number of workers follows the load;
-//! * `stragglers` – who still waits in the queue of a slot that is retired;
+//! * `stranded connections` – who still waits in the queue of a slot that is retired;
 //! * `cause` – what a worker died of;
 //! * `worker`, `backoff`, `time` – what their names say;
 //! * `handover` – the whole core, written down for the next version of the program;
@@ -24,13 +24,13 @@
 //!
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
 
-mod adapt;
+mod autoscale;
 mod backoff;
 mod cause;
 mod converge;
 mod event;
 mod id;
-mod pulse;
+mod liveness;
 #[doc(hidden)]
 pub mod record;
 mod recycle;
@@ -41,31 +41,32 @@ mod scenarios;
 mod simulation;
 mod slots;
 mod snapshot;
-mod stragglers;
+mod stranded;
 mod time;
 mod view;
 mod worker;
 
 pub use crate::snapshot::CoreState;
-pub use adapt::{Elastic, Load, Reason};
-pub use cause::{Cause, Demise, End, Follow, Grade, Manner};
+pub use autoscale::{Autoscale, ScaleReason, WorkerLoad};
+pub use cause::{Cause, Grade, Manner, ProcessEnd, Successor, WorkerExit};
 pub use converge::sampling_period;
 pub use event::{
-    Action, Command, Done, Event, Fact, Look, Plan, Proof, RequestId, Share, Sight, Stall, Who, Why,
+    Action, Command, Done, DrainReason, Event, Fact, Observation, Plan, ReadinessSignal, RequestId,
+    Share, Stall, WorkerRef, WorkerSample,
 };
 pub use id::{GenerationId, Slot, WorkerId};
-pub use recycle::{Excess, Limits};
+pub use recycle::{Limits, RecycleReason};
 pub use time::Time;
 pub use view::{ReloadView, State, View, WorkerState, WorkerView};
 
-use adapt::Adaptation;
-use backoff::{Backoff, Chance, SERVED};
-use pulse::Pulse;
-use reload::Trial;
-use slots::Errand;
+use autoscale::Autoscaler;
+use backoff::{Backoff, MIN_SERVED, Rng};
+use liveness::Liveness;
+use reload::Candidate;
+use slots::SlotOperation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use stragglers::Retired;
+use stranded::Retired;
 use worker::{Stage, Worker};
 
 /// How long an aborted worker gets to dump core before it is killed.
@@ -73,13 +74,13 @@ const ABORT_GRACE: Duration = Duration::from_secs(2);
 /// How long a worker that has not been ready yet gets to leave: it holds nobody's request.
 const UNREADY_GRACE: Duration = Duration::from_secs(2);
 /// A step that comes later than this after its deadline means that the supervisor itself was stopped.
-const LATE: Duration = Duration::from_secs(1);
-/// A step that comes later than this after its deadline means that the machine has stood still: it counts for nobody's probation.
-const TARDY: Duration = Duration::from_millis(100);
+const LONG_STALL: Duration = Duration::from_secs(1);
+/// A step that comes later than this after its deadline means that the machine has stood still: it counts for nobody's min-ready time.
+const SHORT_STALL: Duration = Duration::from_millis(100);
 /// The shortest wait the core asks for: a timeout of zero is still a deadline in the future.
-const LEAST: Duration = Duration::from_millis(1);
+const MIN_WAIT: Duration = Duration::from_millis(1);
 /// The first start is given up after this many failures (or one for every slot, if that is more).
-const HOPELESS_AFTER: u32 = 3;
+const MAX_BOOT_FAILURES: u32 = 3;
 
 /// Where the server is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -95,11 +96,11 @@ enum Phase {
     /// It has left.
     Gone,
     /// It serves, and stops then: load balancers are to notice before anybody drains.
-    Announcing { until: Time },
+    PreStop { until: Time },
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Accepted {
+struct Committed {
     id: GenerationId,
     plan: Plan,
 }
@@ -107,9 +108,8 @@ struct Accepted {
 /// The state of the whole server.
 ///
 /// ```
-/// use prefork_core::GenerationId;
 /// use std::time::Duration;
-/// use supervisor::core::{Action, Core, Event, Limits, Plan, Proof, Share, Time};
+/// use prefork_core::{Action, Core, Event, GenerationId, Limits, Plan, ReadinessSignal, Share, Time};
 /// let plan = Plan {
 ///     workers: 2,
 ///     max_workers: 8,
@@ -119,11 +119,11 @@ struct Accepted {
 ///     hang_timeout: None,
 ///     request_timeout: None,
 ///     graceful_timeout: Duration::from_secs(30),
-///     probation: Duration::from_secs(2),
+///     min-ready time: Duration::from_secs(2),
 ///     steals: true,
-///     proof: Proof::Word,
+///     readiness: ReadinessSignal::Message,
 ///     max_unavailable: Share::Percent(10),
-///     elastic: None,
+///     autoscale: None,
 ///     recycle: Limits::default(),
 ///     pre_stop_delay: Duration::ZERO,
 /// };
@@ -134,45 +134,45 @@ struct Accepted {
 #[derive(Debug, Clone)]
 pub struct Core {
     phase: Phase,
-    stable: Accepted,
+    stable: Committed,
     /// Slots that the stable generation fills.
     open: u16,
-    trial: Option<Trial>,
+    candidate: Option<Candidate>,
     /// A reload was asked for and has not begun; whoever waits for its verdict.
-    wanted: Option<Vec<RequestId>>,
-    wait_reported: bool,
+    pending_reload: Option<Vec<RequestId>>,
+    reload_wait_reported: bool,
     workers: BTreeMap<WorkerId, Worker>,
     backoffs: Vec<Backoff>,
     /// Generations that the shell still holds.
-    held: BTreeSet<GenerationId>,
+    held_generations: BTreeSet<GenerationId>,
     last_generation: GenerationId,
     last_worker: WorkerId,
     rotation: Vec<Slot>,
     /// When the queues were last looked at.
-    looked: Time,
+    observed: Time,
     /// Workers had something to do then.
-    lively: bool,
+    active: bool,
     /// When the operator was last told of a stall in a slot.
-    stall_told: BTreeMap<Slot, Time>,
+    stall_reported: BTreeMap<Slot, Time>,
     /// Slots in whose queues somebody may still turn up.
     retired: BTreeMap<Slot, Retired>,
     /// One past the last slot that was wanted at the last step.
-    wide: u16,
+    wanted_end: u16,
     /// Slots that are to be empty.
     held_slots: BTreeSet<Slot>,
     /// What was asked of slots and is not done yet.
-    errands: Vec<Errand>,
+    operations: Vec<SlotOperation>,
     /// When a worker may be replaced in a slot where whoever was to replace it has failed.
-    attempts: BTreeMap<Slot, Backoff>,
+    replacement_backoffs: BTreeMap<Slot, Backoff>,
     /// What is seen of the load.
-    adaptation: Adaptation,
+    autoscaler: Autoscaler,
     ever_ready: bool,
     boot_failures: u32,
     last_failure: String,
     degraded: u16,
-    chance: Chance,
+    rng: Rng,
     last_step: Time,
-    due: Option<Time>,
+    deadline: Option<Time>,
     out: Vec<Action>,
 }
 
@@ -182,36 +182,36 @@ impl Core {
     pub fn new(generation: GenerationId, plan: Plan, seed: u64) -> Self {
         Self {
             phase: Phase::Booting,
-            stable: Accepted {
+            stable: Committed {
                 id: generation,
                 plan,
             },
             open: plan.workers,
-            trial: None,
-            wanted: None,
-            wait_reported: false,
+            candidate: None,
+            pending_reload: None,
+            reload_wait_reported: false,
             workers: BTreeMap::new(),
             backoffs: vec![Backoff::default(); usize::from(Slot::MAX)],
-            held: BTreeSet::from([generation]),
+            held_generations: BTreeSet::from([generation]),
             last_generation: generation,
             last_worker: WorkerId(0),
             rotation: Vec::new(),
-            looked: Time::default(),
-            lively: false,
-            stall_told: BTreeMap::new(),
+            observed: Time::default(),
+            active: false,
+            stall_reported: BTreeMap::new(),
             retired: BTreeMap::new(),
-            wide: plan.workers,
+            wanted_end: plan.workers,
             held_slots: BTreeSet::new(),
-            errands: Vec::new(),
-            attempts: BTreeMap::new(),
-            adaptation: Adaptation::default(),
+            operations: Vec::new(),
+            replacement_backoffs: BTreeMap::new(),
+            autoscaler: Autoscaler::default(),
             ever_ready: false,
             boot_failures: 0,
             last_failure: String::new(),
             degraded: 0,
-            chance: Chance(seed),
+            rng: Rng(seed),
             last_step: Time::default(),
-            due: None,
+            deadline: None,
             out: Vec::new(),
         }
     }
@@ -228,75 +228,83 @@ impl Core {
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
             Event::Refused(generation, reason) => self.refused(generation, reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
-            Event::Look(look) => {
-                self.look(now, &look, missed);
-                self.measure(now, &look);
+            Event::Observation(observation) => {
+                self.observe(now, &observation, missed);
+                self.measure(now, &observation);
             }
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.complaint = Some(reason);
+                    worker.failure_reason = Some(reason);
                 }
             }
             Event::Leaving(worker) => self.worker_leaves(now, worker),
-            Event::Condemned(worker, reason) => self.condemn(now, worker, &reason),
+            Event::ProtocolViolation(worker, reason) => {
+                self.protocol_violation(now, worker, &reason)
+            }
             Event::Died(worker, end) => self.worker_died(now, worker, end),
             Event::Tick => {}
         }
         self.converge(now);
         self.last_step = now;
-        self.due = self.earliest(now);
+        self.deadline = self.earliest_deadline(now);
         std::mem::take(&mut self.out)
     }
 
     /// When [`step`](Self::step) is to be called at the latest, with [`Event::Tick`] if nothing else happens. Always
     /// later than the last step.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.due
+        self.deadline
     }
 
     /// The supervisor was stopped (by SIGSTOP, or with its whole machine): what it did not see, it must not judge. Tells
     /// how much it has missed.
     fn catch_up(&mut self, now: Time) -> Duration {
-        let late = self.due.map_or(Duration::ZERO, |due| now - due);
+        let late = self.deadline.map_or(Duration::ZERO, |due| now - due);
         let gap = now - self.last_step;
-        if late > TARDY {
-            // Time in which nobody may have run proves nothing about a worker that is on probation.
+        if late > SHORT_STALL {
+            // Time in which nobody may have run proves nothing about a worker that is on min-ready time.
             self.workers
                 .values_mut()
-                .for_each(|worker| worker.prolong_probation(gap));
+                .for_each(|worker| worker.extend_min_ready(gap));
             self.workers
                 .values_mut()
                 .for_each(|worker| worker.forgive(now, late));
         }
-        if late > LATE {
+        if late > LONG_STALL {
             self.workers
                 .values_mut()
                 .for_each(|worker| worker.put_off(late, gap));
             self.put_off_retired(gap);
-            self.adaptation.put_off(gap);
-            self.report(Fact::Overslept(gap));
+            self.autoscaler.put_off(gap);
+            self.report(Fact::SupervisorStalled(gap));
             return gap;
         }
-        if late > TARDY { late } else { Duration::ZERO }
+        if late > SHORT_STALL {
+            late
+        } else {
+            Duration::ZERO
+        }
     }
 
     fn command(&mut self, now: Time, command: Command) {
         match (command, self.phase) {
             (Command::Stop, Phase::Stopping { .. }) | (Command::StopNow, _) => self.stop(true),
             (Command::Stop, Phase::Serving) if !self.stable.plan.pre_stop_delay.is_zero() => {
-                self.announce_stop(now);
+                self.begin_pre_stop(now);
             }
             (Command::Stop, _) => self.stop(false),
-            (_, Phase::Stopping { .. } | Phase::Announcing { .. }) => {
+            (_, Phase::Stopping { .. } | Phase::PreStop { .. }) => {
                 self.refuse_while_stopping(command)
             }
-            (Command::Reload(request), _) => self.wanted.get_or_insert_default().extend(request),
+            (Command::Reload(request), _) => {
+                self.pending_reload.get_or_insert_default().extend(request)
+            }
             (Command::DrainAll, Phase::Drained) => {
                 self.ignore(command, "all workers drain already")
             }
             (Command::DrainAll, _) => {
-                self.abandon_trial("all workers were asked to drain");
-                self.abandon_all_errands("all workers were asked to drain");
+                self.abandon_candidate("all workers were asked to drain");
+                self.abandon_all_slot_operations("all workers were asked to drain");
                 self.phase = Phase::Drained;
                 self.report(Fact::DrainingAll);
             }
@@ -314,23 +322,23 @@ impl Core {
     }
 
     /// A stop is announced: nothing new is begun, and everybody is served as before, until the delay is over.
-    fn announce_stop(&mut self, now: Time) {
+    fn begin_pre_stop(&mut self, now: Time) {
         let delay = self.stable.plan.pre_stop_delay;
-        self.give_up_everything_asked_for();
-        self.phase = Phase::Announcing { until: now + delay };
-        self.report(Fact::Announcing(delay));
+        self.abandon_all_requests();
+        self.phase = Phase::PreStop { until: now + delay };
+        self.report(Fact::PreStop(delay));
     }
 
-    fn end_announcement(&mut self, now: Time) {
-        if self.announced_until().is_some_and(|until| until <= now) {
+    fn end_pre_stop(&mut self, now: Time) {
+        if self.pre_stop_until().is_some_and(|until| until <= now) {
             self.stop(false);
         }
     }
 
     /// When an announced stop begins.
-    fn announced_until(&self) -> Option<Time> {
+    fn pre_stop_until(&self) -> Option<Time> {
         match self.phase {
-            Phase::Announcing { until } => Some(until),
+            Phase::PreStop { until } => Some(until),
             _ => None,
         }
     }
@@ -339,16 +347,16 @@ impl Core {
     fn is_to_serve(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Booting | Phase::Serving | Phase::Announcing { .. }
+            Phase::Booting | Phase::Serving | Phase::PreStop { .. }
         )
     }
 
-    fn give_up_everything_asked_for(&mut self) {
-        self.abandon_trial(STOPPING);
-        for request in self.wanted.take().unwrap_or_default() {
+    fn abandon_all_requests(&mut self) {
+        self.abandon_candidate(STOPPING);
+        for request in self.pending_reload.take().unwrap_or_default() {
             self.reply(Some(request), Err(STOPPING.to_owned()));
         }
-        self.abandon_all_errands(STOPPING);
+        self.abandon_all_slot_operations(STOPPING);
     }
 
     fn stop(&mut self, now: bool) {
@@ -357,7 +365,7 @@ impl Core {
             _ => 0,
         };
         let already = matches!(self.phase, Phase::Stopping { now: true, .. });
-        self.give_up_everything_asked_for();
+        self.abandon_all_requests();
         self.phase = Phase::Stopping { now, status };
         if !already {
             let grace = self.stable.plan.graceful_timeout;
@@ -385,10 +393,10 @@ impl Core {
             return self.ignore(command, limit);
         }
         self.set_open(self.within_range(shift(self.open)));
-        if let Some(trial) = &mut self.trial {
-            trial.resize(to);
+        if let Some(candidate) = &mut self.candidate {
+            candidate.resize(to);
         }
-        self.set_floor(to);
+        self.set_manual_minimum(to);
         self.report(Fact::Resized(from, to));
     }
 
@@ -401,9 +409,9 @@ impl Core {
         };
         worker.stage = Stage::Ready {
             since: now,
-            pulse: Pulse::new(now),
+            liveness: Liveness::new(now),
         };
-        let fact = Fact::WorkerReady(worker.who(), now - worker.born);
+        let fact = Fact::WorkerReady(worker.worker_ref(), now - worker.born);
         self.ever_ready = true;
         self.report(fact);
     }
@@ -418,14 +426,14 @@ impl Core {
         };
         let before = worker.clone();
         worker.stage = Stage::Draining {
-            deadline: now + worker.plan.graceful_timeout.max(LEAST),
+            deadline: now + worker.plan.graceful_timeout.max(MIN_WAIT),
         };
         worker.cause = Some(Cause::Left);
-        let follow = self.lose(now, &before, "left unasked".to_owned(), true);
-        self.report(Fact::LeavesUnasked(before.who(), follow));
+        let successor = self.worker_lost(now, &before, "left unasked".to_owned(), true);
+        self.report(Fact::LeavesUnasked(before.worker_ref(), successor));
     }
 
-    fn condemn(&mut self, now: Time, id: WorkerId, reason: &str) {
+    fn protocol_violation(&mut self, now: Time, id: WorkerId, reason: &str) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -436,28 +444,31 @@ impl Core {
         let before = worker.clone();
         worker.stage = Stage::Killed;
         worker.cause = Some(Cause::Protocol);
-        self.report(Fact::Condemned(before.who(), reason.to_owned()));
+        self.report(Fact::ProtocolViolation(
+            before.worker_ref(),
+            reason.to_owned(),
+        ));
         self.out.push(Action::Kill(id));
         if was_occupant {
-            self.lose(now, &before, reason.to_owned(), false);
+            self.worker_lost(now, &before, reason.to_owned(), false);
         }
     }
 
-    fn worker_died(&mut self, now: Time, id: WorkerId, end: End) {
+    fn worker_died(&mut self, now: Time, id: WorkerId, end: ProcessEnd) {
         let Some(worker) = self.workers.remove(&id) else {
             return;
         };
         let (cause, grade) = cause::judge(&worker, &end);
-        let how = match &worker.complaint {
-            Some(complaint) => format!("{}: {complaint}", end.how),
+        let how = match &worker.failure_reason {
+            Some(failure_reason) => format!("{}: {failure_reason}", end.how),
             None => end.how,
         };
-        let follow = if worker.is_occupant() {
+        let successor = if worker.is_occupant() {
             let when = match worker.ready_since() {
                 Some(since) => format!("{:.1?} after it was ready", now - since),
                 None => "before it was ready".to_owned(),
             };
-            self.lose(
+            self.worker_lost(
                 now,
                 &worker,
                 format!("{how}, {when}"),
@@ -465,45 +476,45 @@ impl Core {
             )
         } else {
             let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
-            occupant.map_or(Follow::Nobody, |other| Follow::Known(other.id))
+            occupant.map_or(Successor::Nobody, |other| Successor::Known(other.id))
         };
         self.report(Fact::Died(
-            worker.who(),
-            Demise {
+            worker.worker_ref(),
+            WorkerExit {
                 cause,
                 how,
                 grade,
                 age: now - worker.born,
-                follow,
+                successor,
             },
         ));
     }
 
     /// A worker does not fill its slot any more, and nobody had asked for that. Tells who follows. `orderly`: it has left as
     /// a program may, such as after so many requests. That is no failure if it had served for a while.
-    fn lose(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Follow {
+    fn worker_lost(&mut self, now: Time, worker: &Worker, how: String, orderly: bool) -> Successor {
         let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
         if self
-            .trial
+            .candidate
             .as_ref()
-            .is_some_and(|trial| trial.generation() == worker.generation)
+            .is_some_and(|candidate| candidate.generation() == worker.generation)
         {
-            self.fail_trial(reason);
-            return Follow::Refused;
+            self.fail_candidate(reason);
+            return Successor::Refused;
         }
         if worker.generation != self.stable.id {
-            return Follow::Refused;
+            return Successor::Refused;
         }
         if let Some(serving) = self.replacement_failed(now, worker, &reason) {
-            return Follow::Known(serving);
+            return Successor::Known(serving);
         }
         let wait = self.back_off(now, worker, reason, orderly);
         match self
             .occupant(worker.slot, worker.generation)
             .filter(|other| other.id != worker.id)
         {
-            Some(other) => Follow::Known(other.id),
-            None => Follow::New(wait),
+            Some(other) => Successor::Known(other.id),
+            None => Successor::New(wait),
         }
     }
 
@@ -513,7 +524,7 @@ impl Core {
             .ready_since()
             .map_or(Duration::ZERO, |since| now - since);
         let backoff = &mut self.backoffs[worker.slot.index()];
-        if orderly && served >= SERVED {
+        if orderly && served >= MIN_SERVED {
             backoff.excuse(now);
             return Duration::ZERO;
         }
@@ -521,7 +532,7 @@ impl Core {
             self.boot_failures += 1;
         }
         self.last_failure = reason;
-        backoff.fail(now, served, &mut self.chance)
+        backoff.fail(now, served, &mut self.rng)
     }
 
     fn report(&mut self, fact: Fact) {

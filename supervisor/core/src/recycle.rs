@@ -2,17 +2,17 @@
 //!
 //! Each worker gets limits of its own when it is born: what the configuration says, less a random share, so that workers
 //! that were born together do not go together. One that has reached a limit is *due*. It is then replaced as if somebody
-//! had asked for another one in its slot: it has a [`Relief`], for which it needs a permit, serves until the new one is
+//! had asked for another one in its slot: it has a [`Replacement`], for which it needs a permit, serves until the new one is
 //! ready, and goes on if that one fails. The one that has been due for longest goes first.
 //!
 //! Nothing is begun while a reload is under way, which replaces every worker anyway, or before the server serves, or when
 //! it is to stop.
 
-use super::event::{Fact, Look, Sight};
+use super::event::{Fact, Observation, WorkerSample};
 use super::slots::Permit;
 use super::time::Time;
-use super::worker::{Relief, Stage, Worker};
-use super::{Chance, Core, Phase};
+use super::worker::{Replacement, Stage, Worker};
+use super::{Core, Phase, Rng};
 use crate::record;
 
 use crate::{Slot, WorkerId};
@@ -40,7 +40,7 @@ record!(Limits {
 
 /// The limit that a worker has reached, and how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub enum Excess {
+pub enum RecycleReason {
     /// Requests answered, of so many.
     Requests(u64, u64),
     /// Its age, of so much.
@@ -51,18 +51,18 @@ pub enum Excess {
 
 /// A worker that is to be replaced, since when and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub(crate) struct Due {
+pub(crate) struct RecyclePending {
     since: Time,
-    pub(crate) why: Excess,
+    pub(crate) why: RecycleReason,
 }
 
 impl Limits {
     /// Those of one worker.
-    pub(crate) fn draw(self, chance: &mut Chance) -> Self {
+    pub(crate) fn draw(self, rng: &mut Rng) -> Self {
         if self == Self::default() {
             return self;
         }
-        let share = 1.0 - JITTER * chance.fraction();
+        let share = 1.0 - JITTER * rng.fraction();
         let part = |whole: u64| ((whole as f64 * share) as u64).max(1);
         Self {
             requests: self.requests.map(part),
@@ -72,17 +72,23 @@ impl Limits {
     }
 
     /// The first that a worker has reached.
-    fn reached(&self, age: Duration, requests: Option<u64>, memory: Option<u64>) -> Option<Excess> {
+    fn reached(
+        &self,
+        age: Duration,
+        requests: Option<u64>,
+        memory: Option<u64>,
+    ) -> Option<RecycleReason> {
         let beyond = |used: Option<u64>, most: Option<u64>| {
             used.zip(most).filter(|(used, most)| used >= most)
         };
         let requests =
-            beyond(requests, self.requests).map(|(used, most)| Excess::Requests(used, most));
-        let memory = || beyond(memory, self.memory).map(|(used, most)| Excess::Memory(used, most));
+            beyond(requests, self.requests).map(|(used, most)| RecycleReason::Requests(used, most));
+        let memory =
+            || beyond(memory, self.memory).map(|(used, most)| RecycleReason::Memory(used, most));
         let old = || {
             self.age
                 .filter(|most| age >= *most)
-                .map(|most| Excess::Age(age, most))
+                .map(|most| RecycleReason::Age(age, most))
         };
         requests.or_else(memory).or_else(old)
     }
@@ -90,29 +96,29 @@ impl Limits {
 
 impl Worker {
     /// Notes that it has reached a limit.
-    fn measure(&mut self, now: Time, sight: Option<&Sight>) {
-        if self.due.is_some() || self.ready_since().is_none() {
+    fn measure(&mut self, now: Time, sample: Option<&WorkerSample>) {
+        if self.recycle_pending.is_some() || self.ready_since().is_none() {
             return;
         }
-        let requests = sight.and_then(|sight| sight.requests);
-        let memory = sight.and_then(|sight| sight.memory);
+        let requests = sample.and_then(|sample| sample.requests);
+        let memory = sample.and_then(|sample| sample.memory);
         let reached = self.limits.reached(now - self.born, requests, memory);
-        self.due = reached.map(|why| Due { since: now, why });
+        self.recycle_pending = reached.map(|why| RecyclePending { since: now, why });
     }
 
     /// When it will be too old, if it is not due already.
     fn old_at(&self) -> Option<Time> {
-        let age = self.limits.age.filter(|_| self.due.is_none())?;
+        let age = self.limits.age.filter(|_| self.recycle_pending.is_none())?;
         matches!(self.stage, Stage::Ready { .. }).then(|| self.born + age)
     }
 }
 
 impl Core {
     /// Notes who has reached a limit, as far as can be seen.
-    pub(crate) fn measure(&mut self, now: Time, look: &Look) {
-        for (id, sight) in &look.workers {
+    pub(crate) fn measure(&mut self, now: Time, observation: &Observation) {
+        for (id, sample) in &observation.workers {
             if let Some(worker) = self.workers.get_mut(id) {
-                worker.measure(now, Some(sight));
+                worker.measure(now, Some(sample));
             }
         }
     }
@@ -129,13 +135,13 @@ impl Core {
             .workers
             .values()
             .filter(|worker| self.is_to_recycle(worker))
-            .filter_map(|worker| Some((worker.due?.since, worker.id, worker.slot)))
+            .filter_map(|worker| Some((worker.recycle_pending?.since, worker.id, worker.slot)))
             .collect();
         due.sort();
         for (_, id, slot) in due {
             let alone = self.in_slot(slot).count() == 1;
-            if alone && self.may_try(slot) <= now && self.permit(slot) == Permit::Granted {
-                self.relieve(id, Relief::Recycle);
+            if alone && self.next_attempt(slot) <= now && self.permit(slot) == Permit::Granted {
+                self.begin_replacement(id, Replacement::Recycle);
             }
         }
     }
@@ -146,22 +152,22 @@ impl Core {
 
     fn is_to_recycle(&self, worker: &Worker) -> bool {
         let open = worker.slot.0 < self.open && !self.held_slots.contains(&worker.slot);
-        open && worker.relief.is_none()
+        open && worker.replacement.is_none()
             && worker.generation == self.stable.id
             && worker.ready_since().is_some()
-            && worker.due.is_some()
+            && worker.recycle_pending.is_some()
     }
 
     /// When a slot's worker may be replaced after whoever was to do that has failed.
-    fn may_try(&self, slot: Slot) -> Time {
-        self.attempts
+    fn next_attempt(&self, slot: Slot) -> Time {
+        self.replacement_backoffs
             .get(&slot)
             .map(super::Backoff::not_before)
             .unwrap_or_default()
     }
 
     /// When somebody will be due, or can be tried again.
-    pub(crate) fn recycle_due(&self, now: Time) -> Option<Time> {
+    pub(crate) fn next_recycle(&self, now: Time) -> Option<Time> {
         if !self.may_recycle() {
             return None;
         }
@@ -170,18 +176,20 @@ impl Core {
             .workers
             .values()
             .filter(|worker| self.is_to_recycle(worker));
-        let retries = to_recycle.map(|worker| self.may_try(worker.slot));
+        let retries = to_recycle.map(|worker| self.next_attempt(worker.slot));
         old.chain(retries).filter(|at| *at > now).min()
     }
 
     /// Whoever was to take a worker's place has done so: the next one begins without a back-off.
-    pub(crate) fn relieved(&mut self, slot: Slot) {
-        self.attempts.remove(&slot);
+    pub(crate) fn replacement_succeeded(&mut self, slot: Slot) {
+        self.replacement_backoffs.remove(&slot);
     }
 
     /// What is told when a worker is to be recycled.
     pub(crate) fn recycling(worker: &Worker) -> Option<Fact> {
-        worker.due.map(|due| Fact::Recycling(worker.who(), due.why))
+        worker
+            .recycle_pending
+            .map(|due| Fact::Recycling(worker.worker_ref(), due.why))
     }
 }
 
@@ -196,8 +204,8 @@ mod tests {
             age: Some(Duration::from_secs(100)),
             memory: Some(1 << 20),
         };
-        let mut chance = Chance(7);
-        let drawn: Vec<Limits> = (0..100).map(|_| set.draw(&mut chance)).collect();
+        let mut rng = Rng(7);
+        let drawn: Vec<Limits> = (0..100).map(|_| set.draw(&mut rng)).collect();
         let requests: Vec<u64> = drawn.iter().filter_map(|limits| limits.requests).collect();
         assert!(
             requests.iter().all(|most| (800..=1000).contains(most)),
@@ -217,11 +225,11 @@ mod tests {
             requests: Some(1),
             ..Limits::default()
         };
-        assert_eq!(tiny.draw(&mut chance).requests, Some(1), "not 0");
-        let before = format!("{chance:?}");
-        assert_eq!(Limits::default().draw(&mut chance), Limits::default());
+        assert_eq!(tiny.draw(&mut rng).requests, Some(1), "not 0");
+        let before = format!("{rng:?}");
+        assert_eq!(Limits::default().draw(&mut rng), Limits::default());
         assert_eq!(
-            format!("{chance:?}"),
+            format!("{rng:?}"),
             before,
             "whoever recycles nobody throws no dice"
         );
@@ -237,10 +245,16 @@ mod tests {
         let reached =
             |age, requests, memory| limits.reached(Duration::from_secs(age), requests, memory);
         assert_eq!(reached(4, Some(9), Some(99)), None);
-        assert_eq!(reached(4, Some(10), None), Some(Excess::Requests(10, 10)));
-        assert_eq!(reached(4, None, Some(101)), Some(Excess::Memory(101, 100)));
+        assert_eq!(
+            reached(4, Some(10), None),
+            Some(RecycleReason::Requests(10, 10))
+        );
+        assert_eq!(
+            reached(4, None, Some(101)),
+            Some(RecycleReason::Memory(101, 100))
+        );
         let five = Duration::from_secs(5);
-        assert_eq!(reached(5, None, None), Some(Excess::Age(five, five)));
+        assert_eq!(reached(5, None, None), Some(RecycleReason::Age(five, five)));
         assert_eq!(
             Limits::default().reached(Duration::MAX, Some(u64::MAX), Some(u64::MAX)),
             None

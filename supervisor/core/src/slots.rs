@@ -5,7 +5,7 @@
 //! accident takes one too. A permit is nothing that is handed out and given back: those in use are counted, each time
 //! anew, from what the workers are. So none can be lost.
 //!
-//! A worker that is to be replaced has a [`Relief`]. That is all: it does not count as its slot's occupant any more, so
+//! A worker that is to be replaced has a [`Replacement`]. That is all: it does not count as its slot's occupant any more, so
 //! `converge` starts another one beside it, and lets go of it when that one is ready. If that one fails, the relief is
 //! taken back, and nothing has changed.
 //!
@@ -13,7 +13,7 @@
 
 use super::event::{Command, Done, Fact, RequestId};
 use super::time::Time;
-use super::worker::{Relief, Worker};
+use super::worker::{Replacement, Worker};
 use super::{Core, Phase, STOPPING};
 use crate::record;
 
@@ -21,7 +21,7 @@ use crate::{Slot, WorkerId};
 
 /// Something that was asked of a slot, and that takes its time.
 #[derive(Debug, Clone)]
-pub(crate) struct Errand {
+pub(crate) struct SlotOperation {
     pub(crate) slot: Slot,
     pub(crate) request: Option<RequestId>,
     task: Task,
@@ -37,7 +37,7 @@ enum Task {
     Drain,
 }
 
-record!(Errand {
+record!(SlotOperation {
     slot,
     request,
     task,
@@ -77,19 +77,19 @@ impl Core {
         }
         if to != from {
             self.set_open(self.within_range(to));
-            if let Some(trial) = &mut self.trial {
-                trial.resize(to);
+            if let Some(candidate) = &mut self.candidate {
+                candidate.resize(to);
             }
             self.report(Fact::Resized(from, to));
         }
-        self.set_floor(to);
+        self.set_manual_minimum(to);
         self.reply(request, Ok(Done::Scaled { from, to }));
     }
 
     /// How many slots there are, or will be after the reload, and how many there may be.
     pub(crate) fn size(&self) -> (u16, u16) {
-        let trial = self.trial.as_ref().and_then(super::Trial::size);
-        trial.unwrap_or((self.open, self.stable.plan.max_workers.max(1)))
+        let candidate = self.candidate.as_ref().and_then(super::Candidate::size);
+        candidate.unwrap_or((self.open, self.stable.plan.max_workers.max(1)))
     }
 
     /// Sets how many slots the accepted generation fills.
@@ -116,7 +116,7 @@ impl Core {
     /// A slot's worker is to be replaced by another one of its generation.
     pub(crate) fn restart(&mut self, slot: Slot, request: Option<RequestId>) {
         let command = Command::Restart(slot, request);
-        if let Some(why) = self.cannot_be_asked_of(slot) {
+        if let Some(why) = self.why_not_now(slot) {
             return self.refuse(command, request, &why);
         }
         // Whoever is just being started is as good as one that would be started now.
@@ -127,9 +127,10 @@ impl Core {
         if self.held_slots.remove(&slot) {
             self.report(Fact::Released(slot));
         }
-        let drains = |errand: &Errand| errand.slot == slot && errand.task == Task::Drain;
-        self.abandon_errands(drains, &format!("slot {slot} is to be filled again"));
-        self.errands.push(Errand {
+        let drains =
+            |operation: &SlotOperation| operation.slot == slot && operation.task == Task::Drain;
+        self.abandon_slot_operations(drains, &format!("slot {slot} is to be filled again"));
+        self.operations.push(SlotOperation {
             slot,
             request,
             task: Task::Restart { old },
@@ -140,13 +141,13 @@ impl Core {
     /// A slot is to be empty.
     pub(crate) fn drain(&mut self, slot: Slot, request: Option<RequestId>) {
         let command = Command::Drain(slot, request);
-        if let Some(why) = self.cannot_be_asked_of(slot) {
+        if let Some(why) = self.why_not_now(slot) {
             return self.refuse(command, request, &why);
         }
         if self
-            .errands
+            .operations
             .iter()
-            .any(|errand| errand.slot == slot && errand.task != Task::Drain)
+            .any(|operation| operation.slot == slot && operation.task != Task::Drain)
         {
             return self.refuse(
                 command,
@@ -155,7 +156,7 @@ impl Core {
             );
         }
         let begun = self.held_slots.contains(&slot);
-        self.errands.push(Errand {
+        self.operations.push(SlotOperation {
             slot,
             request,
             task: Task::Drain,
@@ -164,7 +165,7 @@ impl Core {
     }
 
     /// Why nothing can be asked of a slot now.
-    fn cannot_be_asked_of(&self, slot: Slot) -> Option<String> {
+    fn why_not_now(&self, slot: Slot) -> Option<String> {
         if self.phase == Phase::Drained {
             return Some(DRAINED.to_owned());
         }
@@ -176,36 +177,36 @@ impl Core {
     }
 
     pub(crate) fn is_reloading(&self) -> bool {
-        self.trial.is_some() || self.wanted.is_some()
+        self.candidate.is_some() || self.pending_reload.is_some()
     }
 
     /// Goes on with what was asked of slots, and answers where it is done or cannot be.
-    pub(crate) fn run_errands(&mut self, now: Time) {
-        for mut errand in std::mem::take(&mut self.errands) {
-            let done = match errand.task {
-                Task::Restart { old } => self.run_restart(&mut errand, old),
-                Task::Drain => self.run_drain(now, &mut errand),
+    pub(crate) fn run_slot_operations(&mut self, now: Time) {
+        for mut operation in std::mem::take(&mut self.operations) {
+            let done = match operation.task {
+                Task::Restart { old } => self.run_restart(&mut operation, old),
+                Task::Drain => self.run_drain(now, &mut operation),
             };
             match done {
-                None => self.errands.push(errand),
-                Some(answer) => self.reply(errand.request, answer),
+                None => self.operations.push(operation),
+                Some(answer) => self.reply(operation.request, answer),
             }
         }
     }
 
     fn run_restart(
         &mut self,
-        errand: &mut Errand,
+        operation: &mut SlotOperation,
         old: Option<WorkerId>,
     ) -> Option<Result<Done, String>> {
-        let slot = errand.slot;
-        if let Some(why) = self.is_overtaken(errand) {
+        let slot = operation.slot;
+        if let Some(why) = self.why_obsolete(operation) {
             return Some(Err(why));
         }
         let occupant = self.occupant(slot, self.stable.id);
         match occupant {
             Some(worker) if Some(worker.id) != old => {
-                errand.begun = true;
+                operation.begun = true;
                 let worker = worker.id;
                 let ready = self.occupant(slot, self.stable.id)?.ready_since().is_some();
                 ready.then_some(Ok(Done::Restarted { slot, worker }))
@@ -214,8 +215,8 @@ impl Core {
                 let id = worker.id;
                 match self.permit(slot) {
                     Permit::Granted if self.in_slot(slot).count() == 1 => {
-                        errand.begun = true;
-                        self.relieve(id, Relief::Restart);
+                        operation.begun = true;
+                        self.begin_replacement(id, Replacement::Restart);
                         None
                     }
                     Permit::Granted | Permit::Wait => None,
@@ -224,32 +225,36 @@ impl Core {
             }
             None => {
                 let is_leaving = self.in_slot(slot).any(Worker::is_occupant);
-                if !errand.begun && !is_leaving {
+                if !operation.begun && !is_leaving {
                     // Asked for by somebody who knows better than the back-off.
                     self.backoffs[slot.index()].reset();
                 }
-                errand.begun = true;
+                operation.begun = true;
                 None
             }
         }
     }
 
-    fn run_drain(&mut self, now: Time, errand: &mut Errand) -> Option<Result<Done, String>> {
-        let slot = errand.slot;
-        if errand.begun {
+    fn run_drain(
+        &mut self,
+        now: Time,
+        operation: &mut SlotOperation,
+    ) -> Option<Result<Done, String>> {
+        let slot = operation.slot;
+        if operation.begun {
             if !self.held_slots.contains(&slot) {
                 return Some(Err(format!(
                     "slot {slot} is filled again before it was empty"
                 )));
             }
         } else {
-            if let Some(why) = self.is_overtaken(errand) {
+            if let Some(why) = self.why_obsolete(operation) {
                 return Some(Err(why));
             }
             let others = (0..self.open).map(Slot).filter(|other| *other != slot);
             if !others
                 .into_iter()
-                .any(|other| self.in_slot(other).any(Worker::is_well))
+                .any(|other| self.in_slot(other).any(Worker::is_healthy))
             {
                 return Some(Err(format!(
                     "slot {slot} is the only one with a worker that serves (scale up first, or stop the server)"
@@ -260,13 +265,13 @@ impl Core {
                 Permit::Wait => return None,
                 Permit::Refused(why) => return Some(Err(why)),
             }
-            errand.begun = true;
+            operation.begun = true;
             self.held_slots.insert(slot);
             self.watch_queue(now, slot);
             self.report(Fact::Holding(slot));
         }
         // Whoever comes for those who wait in its queue is no part of this.
-        let visited = self.is_visited(slot);
+        let visited = self.needs_rescue(slot);
         let empty = self
             .in_slot(slot)
             .all(|worker| visited && worker.is_occupant());
@@ -274,10 +279,10 @@ impl Core {
     }
 
     /// Why something that was asked for cannot be done any more.
-    fn is_overtaken(&self, errand: &Errand) -> Option<String> {
-        if errand.slot.0 >= self.open {
-            Some(format!("slot {} is retired", errand.slot))
-        } else if self.is_reloading() && !errand.begun {
+    fn why_obsolete(&self, operation: &SlotOperation) -> Option<String> {
+        if operation.slot.0 >= self.open {
+            Some(format!("slot {} is retired", operation.slot))
+        } else if self.is_reloading() && !operation.begun {
             Some(RELOADING.to_owned())
         } else {
             None
@@ -327,30 +332,31 @@ impl Core {
 
     /// The slots that are not *whole*: one worker, and that one is well. Those that are retired count while somebody leaves.
     pub(crate) fn unavailable(&self) -> impl Iterator<Item = Slot> {
-        (0..self.reach()).map(Slot).filter(|slot| {
+        (0..self.slots_end()).map(Slot).filter(|slot| {
             let mut here = self.in_slot(*slot);
             let (first, second) = (here.next(), here.next());
             if slot.0 >= self.open {
-                return first.is_some() && !self.is_visited(*slot);
+                return first.is_some() && !self.needs_rescue(*slot);
             }
             // One of a generation that was rolled back is to be followed by another.
-            let stays =
-                |worker: &Worker| worker.generation == self.stable.id && worker.relief.is_none();
-            let whole = first.is_some_and(|worker| worker.is_well() && stays(worker));
-            !whole || second.is_some() || self.held_slots.contains(slot)
+            let stays = |worker: &Worker| {
+                worker.generation == self.stable.id && worker.replacement.is_none()
+            };
+            let healthy = first.is_some_and(|worker| worker.is_healthy() && stays(worker));
+            !healthy || second.is_some() || self.held_slots.contains(slot)
         })
     }
 
     /// Has another worker take this one's place.
-    pub(crate) fn relieve(&mut self, id: WorkerId, relief: Relief) {
+    pub(crate) fn begin_replacement(&mut self, id: WorkerId, replacement: Replacement) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        worker.relief = Some(relief);
-        let told = match relief {
-            Relief::Restart => Some(Fact::Restarting(worker.who())),
-            Relief::Recycle => Self::recycling(worker),
-            Relief::Superseded => None,
+        worker.replacement = Some(replacement);
+        let told = match replacement {
+            Replacement::Restart => Some(Fact::Restarting(worker.worker_ref())),
+            Replacement::Recycle => Self::recycling(worker),
+            Replacement::Superseded => None,
         };
         if let Some(fact) = told {
             self.report(fact);
@@ -368,65 +374,66 @@ impl Core {
         let serving = self.workers.values_mut().find(|worker| {
             worker.slot == failed.slot
                 && worker.id != failed.id
-                && worker.relief.is_some()
+                && worker.replacement.is_some()
                 && worker.ready_since().is_some()
         })?;
-        serving.relief = None;
-        let (id, who) = (serving.id, serving.who());
-        let attempts = self.attempts.entry(failed.slot).or_default();
-        attempts.fail(now, std::time::Duration::ZERO, &mut self.chance);
+        serving.replacement = None;
+        let (id, who) = (serving.id, serving.worker_ref());
+        let replacement_backoffs = self.replacement_backoffs.entry(failed.slot).or_default();
+        replacement_backoffs.fail(now, std::time::Duration::ZERO, &mut self.rng);
         self.report(Fact::NotReplaced(who, reason.to_owned()));
         Some(id)
     }
 
     /// Whoever waits for another worker in this slot waits in vain.
     fn restart_failed(&mut self, failed: &Worker, reason: &str) {
-        let waits = |errand: &Errand| match errand.task {
+        let waits = |operation: &SlotOperation| match operation.task {
             Task::Restart { old } => {
-                errand.slot == failed.slot && errand.begun && old != Some(failed.id)
+                operation.slot == failed.slot && operation.begun && old != Some(failed.id)
             }
             Task::Drain => false,
         };
-        let (failures, errands) = std::mem::take(&mut self.errands)
+        let (failures, operations) = std::mem::take(&mut self.operations)
             .into_iter()
             .partition(waits);
-        self.errands = errands;
-        let failures: Vec<Errand> = failures;
-        for errand in failures {
-            self.reply(errand.request, Err(reason.to_owned()));
+        self.operations = operations;
+        let failures: Vec<SlotOperation> = failures;
+        for operation in failures {
+            self.reply(operation.request, Err(reason.to_owned()));
         }
     }
 
     /// A reload replaces every worker: whoever is only starting to replace one is not needed.
-    pub(crate) fn supersede(&mut self) {
+    pub(crate) fn supersede_replacements(&mut self) {
         for slot in (0..self.open).map(Slot) {
-            self.withdraw(slot, RELOADING);
+            self.withdraw_replacement(slot, RELOADING);
         }
     }
 
     /// The worker of a slot that was to be replaced is not any more.
-    fn withdraw(&mut self, slot: Slot, why: &str) {
-        let mut relieved = self
+    fn withdraw_replacement(&mut self, slot: Slot, why: &str) {
+        let mut here = self
             .workers
             .values_mut()
             .filter(|worker| worker.slot == slot);
-        let Some(serving) = relieved.find(|worker| worker.relief.is_some() && worker.is_occupant())
+        let Some(serving) =
+            here.find(|worker| worker.replacement.is_some() && worker.is_occupant())
         else {
             return;
         };
-        serving.relief = None;
+        serving.replacement = None;
         let id = serving.id;
         for other in self.workers.values_mut() {
             if other.slot == slot && other.id != id && other.is_occupant() {
-                other.relief = Some(Relief::Superseded);
+                other.replacement = Some(Replacement::Superseded);
             }
         }
-        self.abandon_errands(|errand| errand.slot == slot && errand.begun, why);
+        self.abandon_slot_operations(|operation| operation.slot == slot && operation.begun, why);
     }
 
     /// Another generation serves: whatever was asked of slots was asked of the old one's.
     pub(crate) fn forget_slots(&mut self) {
-        self.attempts.clear();
+        self.replacement_backoffs.clear();
         for slot in std::mem::take(&mut self.held_slots) {
             if slot.0 < self.open {
                 self.report(Fact::Released(slot));
@@ -435,17 +442,17 @@ impl Core {
     }
 
     /// Nothing that was asked of slots is done any more.
-    pub(crate) fn abandon_all_errands(&mut self, why: &str) {
-        self.abandon_errands(|_| true, why);
+    pub(crate) fn abandon_all_slot_operations(&mut self, why: &str) {
+        self.abandon_slot_operations(|_| true, why);
     }
 
-    fn abandon_errands(&mut self, which: impl Fn(&Errand) -> bool, why: &str) {
-        let (given_up, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.errands)
+    fn abandon_slot_operations(&mut self, which: impl Fn(&SlotOperation) -> bool, why: &str) {
+        let (given_up, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.operations)
             .into_iter()
             .partition(which);
-        self.errands = kept;
-        for errand in given_up {
-            self.reply(errand.request, Err(why.to_owned()));
+        self.operations = kept;
+        for operation in given_up {
+            self.reply(operation.request, Err(why.to_owned()));
         }
     }
 

@@ -3,15 +3,15 @@
 //! [`Core`] itself is not the format: [`CoreState`] is, as a [record](crate::record). A field that the core gets later
 //! does not compile here before it has found its place in it.
 
-use super::adapt::Adaptation;
-use super::backoff::{Backoff, Chance};
-use super::event::{Plan, Proof, RequestId, Share};
+use super::autoscale::Autoscaler;
+use super::backoff::{Backoff, Rng};
+use super::event::{Plan, ReadinessSignal, RequestId, Share};
 use super::recycle::Limits;
-use super::reload::Trial;
-use super::slots::Errand;
-use super::stragglers::Retired;
+use super::reload::Candidate;
+use super::slots::SlotOperation;
+use super::stranded::Retired;
 use super::worker::Worker;
-use super::{Accepted, Core, Phase, Time};
+use super::{Committed, Core, Phase, Time};
 use crate::record;
 
 use crate::{GenerationId, Slot, WorkerId};
@@ -22,15 +22,15 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct CoreState {
     phase: Phase,
-    stable: Accepted,
+    stable: Committed,
     open: u16,
-    trial: Option<Trial>,
-    wanted: Option<Vec<RequestId>>,
-    wait_reported: bool,
+    candidate: Option<Candidate>,
+    pending_reload: Option<Vec<RequestId>>,
+    reload_wait_reported: bool,
     workers: Vec<Worker>,
     /// Those that are not as at first, with their slot.
     backoffs: Vec<(Slot, Backoff)>,
-    held: Vec<GenerationId>,
+    held_generations: Vec<GenerationId>,
     last_generation: GenerationId,
     last_worker: WorkerId,
     rotation: Vec<Slot>,
@@ -38,30 +38,30 @@ pub struct CoreState {
     boot_failures: u32,
     last_failure: String,
     degraded: u16,
-    chance: Chance,
+    rng: Rng,
     last_step: Time,
-    looked: Time,
-    lively: bool,
-    stall_told: Vec<(Slot, Time)>,
+    observed: Time,
+    active: bool,
+    stall_reported: Vec<(Slot, Time)>,
     retired: Vec<(Slot, Retired)>,
-    wide: u16,
-    due: Option<Time>,
+    wanted_end: u16,
+    deadline: Option<Time>,
     held_slots: Vec<Slot>,
-    errands: Vec<Errand>,
-    attempts: Vec<(Slot, Backoff)>,
-    adaptation: Adaptation,
+    operations: Vec<SlotOperation>,
+    replacement_backoffs: Vec<(Slot, Backoff)>,
+    autoscaler: Autoscaler,
 }
 
 record!(CoreState {
     phase,
     stable,
     open,
-    trial,
-    wanted,
-    wait_reported,
+    candidate,
+    pending_reload,
+    reload_wait_reported,
     workers,
     backoffs,
-    held,
+    held_generations,
     last_generation,
     last_worker,
     rotation,
@@ -69,21 +69,21 @@ record!(CoreState {
     boot_failures,
     last_failure,
     degraded,
-    chance,
+    rng,
     last_step,
-    looked,
-    lively,
-    stall_told,
+    observed,
+    active,
+    stall_reported,
     retired,
-    wide,
-    due,
+    wanted_end,
+    deadline,
 } added {
     held_slots: Vec::new(),
-    errands: Vec::new(),
-    attempts: Vec::new(),
-    adaptation: Adaptation::default(),
+    operations: Vec::new(),
+    replacement_backoffs: Vec::new(),
+    autoscaler: Autoscaler::default(),
 });
-record!(Accepted { id, plan });
+record!(Committed { id, plan });
 record!(Plan {
     workers,
     max_workers,
@@ -93,15 +93,15 @@ record!(Plan {
     hang_timeout,
     request_timeout,
     graceful_timeout,
-    probation,
+    min_ready,
     steals
-} added { proof: Proof::default(), max_unavailable: Share::Count(1), elastic: None, recycle: Limits::default(), pre_stop_delay: Duration::ZERO });
-record!(Trial {
+} added { readiness: ReadinessSignal::default(), max_unavailable: Share::Count(1), autoscale: None, recycle: Limits::default(), pre_stop_delay: Duration::ZERO });
+record!(Candidate {
     generation,
     requests,
     stage
 });
-record!(Worker { id, slot, generation, plan, born, stage, complaint, cause } added { relief: None, limits: Limits::default(), due: None });
+record!(Worker { id, slot, generation, plan, born, stage, failure_reason, cause } added { replacement: None, limits: Limits::default(), recycle_pending: None });
 record!(Backoff {
     failures,
     not_before
@@ -115,12 +115,12 @@ impl Core {
             phase,
             stable,
             open,
-            trial,
-            wanted,
-            wait_reported,
+            candidate,
+            pending_reload,
+            reload_wait_reported,
             workers,
             backoffs,
-            held,
+            held_generations,
             last_generation,
             last_worker,
             rotation,
@@ -128,18 +128,18 @@ impl Core {
             boot_failures,
             last_failure,
             degraded,
-            chance,
+            rng,
             last_step,
-            looked,
-            lively,
-            stall_told,
+            observed,
+            active,
+            stall_reported,
             retired,
-            wide,
-            due,
+            wanted_end,
+            deadline,
             held_slots,
-            errands,
-            attempts,
-            adaptation,
+            operations,
+            replacement_backoffs,
+            autoscaler,
             out: _,
         } = self.clone();
         let backoffs = (0..)
@@ -150,12 +150,12 @@ impl Core {
             phase,
             stable,
             open,
-            trial,
-            wanted,
-            wait_reported,
+            candidate,
+            pending_reload,
+            reload_wait_reported,
             workers: workers.into_values().collect(),
             backoffs: backoffs.collect(),
-            held: held.into_iter().collect(),
+            held_generations: held_generations.into_iter().collect(),
             last_generation,
             last_worker,
             rotation,
@@ -163,18 +163,18 @@ impl Core {
             boot_failures,
             last_failure,
             degraded,
-            chance,
+            rng,
             last_step,
-            looked,
-            lively,
-            stall_told: stall_told.into_iter().collect(),
+            observed,
+            active,
+            stall_reported: stall_reported.into_iter().collect(),
             retired: retired.into_iter().collect(),
-            wide,
-            due,
+            wanted_end,
+            deadline,
             held_slots: held_slots.into_iter().collect(),
-            errands,
-            attempts: attempts.into_iter().collect(),
-            adaptation,
+            operations,
+            replacement_backoffs: replacement_backoffs.into_iter().collect(),
+            autoscaler,
         }
     }
 
@@ -189,8 +189,8 @@ impl Core {
             .chain(state.rotation.iter().copied());
         let slots = slots.chain(state.retired.iter().map(|(slot, _)| *slot));
         let slots = slots.chain(state.held_slots.iter().copied());
-        let slots = slots.chain(state.errands.iter().map(|errand| errand.slot));
-        let highest = state.open.max(state.wide).saturating_sub(1);
+        let slots = slots.chain(state.operations.iter().map(|operation| operation.slot));
+        let highest = state.open.max(state.wanted_end).saturating_sub(1);
         if let Some(slot) = slots
             .chain([Slot(highest)])
             .find(|slot| slot.0 >= Slot::MAX)
@@ -217,12 +217,12 @@ impl Core {
             phase: state.phase,
             stable: state.stable,
             open: state.open,
-            trial: state.trial,
-            wanted: state.wanted,
-            wait_reported: state.wait_reported,
+            candidate: state.candidate,
+            pending_reload: state.pending_reload,
+            reload_wait_reported: state.reload_wait_reported,
             workers,
             backoffs,
-            held: state.held.into_iter().collect(),
+            held_generations: state.held_generations.into_iter().collect(),
             last_generation: state.last_generation,
             last_worker: state.last_worker,
             rotation: state.rotation,
@@ -230,18 +230,18 @@ impl Core {
             boot_failures: state.boot_failures,
             last_failure: state.last_failure,
             degraded: state.degraded,
-            chance: state.chance,
+            rng: state.rng,
             last_step: state.last_step,
-            looked: state.looked,
-            lively: state.lively,
-            stall_told: state.stall_told.into_iter().collect(),
+            observed: state.observed,
+            active: state.active,
+            stall_reported: state.stall_reported.into_iter().collect(),
             retired: state.retired.into_iter().collect(),
-            wide: state.wide,
-            due: state.due,
+            wanted_end: state.wanted_end,
+            deadline: state.deadline,
             held_slots: state.held_slots.into_iter().collect(),
-            errands: state.errands,
-            attempts: state.attempts.into_iter().collect(),
-            adaptation: state.adaptation,
+            operations: state.operations,
+            replacement_backoffs: state.replacement_backoffs.into_iter().collect(),
+            autoscaler: state.autoscaler,
             out: Vec::new(),
         })
     }
@@ -250,7 +250,7 @@ impl Core {
     pub fn is_stopping(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Announcing { .. } | Phase::Stopping { .. } | Phase::Gone
+            Phase::PreStop { .. } | Phase::Stopping { .. } | Phase::Gone
         )
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// What the server does, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Not every slot has been filled yet.
     Starting,
@@ -20,7 +20,7 @@ pub enum State {
     /// The server leaves.
     Stopping,
     /// The server leaves soon, and has told so; it serves as before.
-    Announcing,
+    PreStop,
 }
 
 /// What a worker does, in one word.
@@ -59,7 +59,7 @@ pub struct WorkerView {
 /// A reload in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ReloadView {
-    /// The generation on trial.
+    /// The generation on candidate.
     pub generation: GenerationId,
     /// Slots it will fill.
     pub slots: u16,
@@ -67,7 +67,7 @@ pub struct ReloadView {
     pub spawned: u16,
     /// Slots of it that have a ready worker.
     pub ready: u16,
-    /// Slots of it that have passed probation.
+    /// Slots of it that have passed min-ready time.
     pub passed: u16,
 }
 
@@ -102,23 +102,23 @@ impl Core {
             Phase::Serving if self.degraded == 0 => State::Serving,
             Phase::Booting | Phase::Serving => State::Degraded,
             Phase::Drained => State::Draining,
-            Phase::Announcing { .. } => State::Announcing,
+            Phase::PreStop { .. } => State::PreStop,
             Phase::Stopping { .. } | Phase::Gone => State::Stopping,
         };
-        let reload = self.trial.as_ref().map(|trial| {
+        let reload = self.candidate.as_ref().map(|candidate| {
             let of_it = || {
                 let mine = |worker: &&Worker| {
-                    worker.generation == trial.generation() && worker.is_occupant()
+                    worker.generation == candidate.generation() && worker.is_occupant()
                 };
                 self.workers.values().filter(mine)
             };
             let ready = of_it().filter(|worker| worker.ready_since().is_some());
             ReloadView {
-                generation: trial.generation(),
-                slots: trial.size().map_or(0, |(count, _)| count),
+                generation: candidate.generation(),
+                slots: candidate.size().map_or(0, |(count, _)| count),
                 spawned: u16::try_from(of_it().count()).unwrap_or(u16::MAX),
                 ready: u16::try_from(ready.count()).unwrap_or(u16::MAX),
-                passed: trial.moved(),
+                passed: candidate.moved(),
             }
         });
         let workers = self.workers.values().map(Worker::view).collect();
@@ -144,7 +144,7 @@ impl Core {
             Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
             Phase::Booting
             | Phase::Drained
-            | Phase::Announcing { .. }
+            | Phase::PreStop { .. }
             | Phase::Stopping { .. }
             | Phase::Gone => false,
         }
@@ -161,7 +161,7 @@ impl Worker {
     fn view(&self) -> WorkerView {
         let state = match self.stage {
             Stage::Starting { .. } => WorkerState::Starting,
-            Stage::Ready { pulse, .. } if pulse.is_stalled() => WorkerState::Stalled,
+            Stage::Ready { liveness, .. } if liveness.is_stalled() => WorkerState::Stalled,
             Stage::Ready { .. } => WorkerState::Ready,
             Stage::Draining { .. } => WorkerState::Draining,
             Stage::Aborting { .. } => WorkerState::Aborting,

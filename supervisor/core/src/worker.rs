@@ -1,9 +1,9 @@
 //! One worker, as far as the core knows it.
 
 use super::cause::Cause;
-use super::event::{Plan, Who, Why};
-use super::pulse::Pulse;
-use super::recycle::{Due, Limits};
+use super::event::{DrainReason, Plan, WorkerRef};
+use super::liveness::Liveness;
+use super::recycle::{Limits, RecyclePending};
 use super::time::Time;
 use crate::{GenerationId, Slot, WorkerId};
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(crate) enum Stage {
     /// Spawned, not ready yet.
     Starting { deadline: Time },
     /// It accepts connections, and shows these signs of life.
-    Ready { since: Time, pulse: Pulse },
+    Ready { since: Time, liveness: Liveness },
     /// It was asked to leave.
     Draining { deadline: Time },
     /// It hangs and was told to dump core.
@@ -32,20 +32,20 @@ pub(crate) struct Worker {
     pub(crate) born: Time,
     pub(crate) stage: Stage,
     /// Why it will not start, in its own words.
-    pub(crate) complaint: Option<String>,
+    pub(crate) failure_reason: Option<String>,
     /// Why it is to leave, or was killed.
     pub(crate) cause: Option<Cause>,
     /// Another one of its generation is to take its place, and why.
-    pub(crate) relief: Option<Relief>,
+    pub(crate) replacement: Option<Replacement>,
     /// When it is to be replaced.
     pub(crate) limits: Limits,
     /// It is to be replaced for having reached one of them.
-    pub(crate) due: Option<Due>,
+    pub(crate) recycle_pending: Option<RecyclePending>,
 }
 
 /// Why a worker is to be replaced by another one of its generation. It serves until that one is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-pub(crate) enum Relief {
+pub(crate) enum Replacement {
     /// It was to replace another one itself, and is not wanted for that any more.
     Superseded,
     /// Somebody asked for it.
@@ -54,19 +54,19 @@ pub(crate) enum Relief {
     Recycle,
 }
 
-impl From<Relief> for Why {
-    fn from(relief: Relief) -> Self {
-        match relief {
-            Relief::Superseded => Self::Superseded,
-            Relief::Restart => Self::Restarted,
-            Relief::Recycle => Self::Recycled,
+impl From<Replacement> for DrainReason {
+    fn from(replacement: Replacement) -> Self {
+        match replacement {
+            Replacement::Superseded => Self::Superseded,
+            Replacement::Restart => Self::Restarted,
+            Replacement::Recycle => Self::Recycled,
         }
     }
 }
 
 impl Worker {
-    pub(crate) fn who(&self) -> Who {
-        Who {
+    pub(crate) fn worker_ref(&self) -> WorkerRef {
+        WorkerRef {
             worker: self.id,
             slot: self.slot,
             generation: self.generation,
@@ -93,9 +93,9 @@ impl Worker {
     }
 
     /// Its signs of life, while it is to accept connections.
-    pub(crate) fn pulse(&self) -> Option<&Pulse> {
+    pub(crate) fn liveness(&self) -> Option<&Liveness> {
         match &self.stage {
-            Stage::Ready { pulse, .. } => Some(pulse),
+            Stage::Ready { liveness, .. } => Some(liveness),
             Stage::Starting { .. }
             | Stage::Draining { .. }
             | Stage::Aborting { .. }
@@ -104,14 +104,15 @@ impl Worker {
     }
 
     /// It accepts connections, and nothing is wrong with it.
-    pub(crate) fn is_well(&self) -> bool {
-        self.pulse().is_some_and(|pulse| !pulse.is_stalled())
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.liveness()
+            .is_some_and(|liveness| !liveness.is_stalled())
     }
 
     /// It has filled its slot until it stopped serving, and is still there.
     pub(crate) fn is_in_the_way(&self) -> bool {
         match &self.stage {
-            Stage::Ready { pulse, .. } => pulse.is_stalled(),
+            Stage::Ready { liveness, .. } => liveness.is_stalled(),
             Stage::Aborting { .. } => true,
             Stage::Starting { .. } | Stage::Draining { .. } | Stage::Killed => false,
         }
@@ -121,14 +122,14 @@ impl Worker {
     pub(crate) fn deadline(&self) -> Option<Time> {
         match self.stage {
             Stage::Starting { deadline } | Stage::Draining { deadline } => Some(deadline),
-            Stage::Ready { pulse, .. } => pulse.deadline(&self.plan),
+            Stage::Ready { liveness, .. } => liveness.deadline(&self.plan),
             Stage::Aborting { kill_at } => Some(kill_at),
             Stage::Killed => None,
         }
     }
 
     /// Counts time in which the machine stood still as if it had not been.
-    pub(crate) fn prolong_probation(&mut self, span: Duration) {
+    pub(crate) fn extend_min_ready(&mut self, span: Duration) {
         if let Stage::Ready { since, .. } = &mut self.stage {
             *since += span;
         }
@@ -136,8 +137,8 @@ impl Worker {
 
     /// Stalls are not judged by time in which the machine stood still.
     pub(crate) fn forgive(&mut self, now: Time, late: Duration) {
-        if let Stage::Ready { pulse, .. } = &mut self.stage {
-            pulse.forgive(now, late);
+        if let Stage::Ready { liveness, .. } = &mut self.stage {
+            liveness.forgive(now, late);
         }
     }
 
@@ -145,7 +146,7 @@ impl Worker {
     pub(crate) fn put_off(&mut self, late: Duration, gap: Duration) {
         match &mut self.stage {
             Stage::Starting { deadline } | Stage::Draining { deadline } => *deadline += gap,
-            Stage::Ready { pulse, .. } => pulse.put_off(late, gap),
+            Stage::Ready { liveness, .. } => liveness.put_off(late, gap),
             Stage::Aborting { kill_at } => *kill_at += gap,
             Stage::Killed => {}
         }

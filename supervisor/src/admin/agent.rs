@@ -29,7 +29,7 @@ pub(crate) async fn answer(mut client: Box<dyn Client>, source: Source, seat: Rc
 fn line(status: &Value) -> String {
     let state = status["state"].as_str().unwrap_or("unknown");
     match state {
-        "announcing" | "draining" | "stopping" => return "drain\n".to_owned(),
+        "pre-stop" | "draining" | "stopping" => return "drain\n".to_owned(),
         _ if status["ready"] != true => return format!("down #{state}\n"),
         _ => {}
     }
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn whoever_leaves_is_drained_and_whoever_serves_nobody_is_down() {
-        for state in ["announcing", "draining", "stopping"] {
+        for state in ["pre-stop", "draining", "stopping"] {
             assert_eq!(line(&status(state, false, [0, 0])), "drain\n");
         }
         assert_eq!(line(&status("starting", false, [0, 0])), "down #starting\n");

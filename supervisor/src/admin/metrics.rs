@@ -41,12 +41,7 @@ enum Kind {
 }
 
 const STATES: [&str; 6] = [
-    "starting",
-    "serving",
-    "degraded",
-    "draining",
-    "announcing",
-    "stopping",
+    "starting", "serving", "degraded", "draining", "pre-stop", "stopping",
 ];
 const WORKER_STATES: [&str; 6] = [
     "starting", "ready", "stalled", "draining", "aborting", "killed",

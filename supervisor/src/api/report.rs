@@ -5,15 +5,15 @@ use crate::systemd::notify::Notifier;
 use crate::workers::exits;
 use log::Level;
 use nix::unistd::Pid;
-use prefork_core::{Command, Excess, Fact, Reason, Stall, Who};
+use prefork_core::{Command, Fact, RecycleReason, ScaleReason, Stall, WorkerRef};
 use std::time::Duration;
 
 /// A worker as a line names it.
-struct Named(Who, Option<Pid>);
+struct Named(WorkerRef, Option<Pid>);
 
 impl std::fmt::Display for Named {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Who {
+        let WorkerRef {
             worker,
             slot,
             generation,
@@ -36,14 +36,14 @@ fn stalled(why: Stall, span: Duration) -> String {
 }
 
 /// The limit that a worker has reached, in words.
-fn reached(excess: Excess) -> String {
+fn reached(excess: RecycleReason) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     match excess {
-        Excess::Requests(served, most) => {
+        RecycleReason::Requests(served, most) => {
             format!("it has served {served} requests (its limit: {most})")
         }
-        Excess::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
-        Excess::Memory(used, most) => {
+        RecycleReason::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
+        RecycleReason::Memory(used, most) => {
             format!(
                 "it uses {:.1} MiB of memory (its limit: {:.1} MiB)",
                 mib(used),
@@ -54,12 +54,12 @@ fn reached(excess: Excess) -> String {
 }
 
 /// The same for machines: which limit, what was used of it, how much it is. Ages are in milliseconds.
-fn numbers(excess: Excess) -> (&'static str, u64, u64) {
+fn numbers(excess: RecycleReason) -> (&'static str, u64, u64) {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     match excess {
-        Excess::Requests(served, most) => ("requests", served, most),
-        Excess::Age(age, most) => ("age", millis(age), millis(most)),
-        Excess::Memory(used, most) => ("memory", used, most),
+        RecycleReason::Requests(served, most) => ("requests", served, most),
+        RecycleReason::Age(age, most) => ("age", millis(age), millis(most)),
+        RecycleReason::Memory(used, most) => ("memory", used, most),
     }
 }
 
@@ -81,9 +81,10 @@ fn command_name(command: &Command) -> String {
 /// its death (see [`deaths`](crate::workers::exits)). `pid` is that of the worker it is about, where it is known.
 pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
     use Level::{Error, Info, Warn};
-    let about = |kind: &'static str, level: Level, who: &Who, text: std::fmt::Arguments<'_>| {
-        of_worker(kind, level, *who, pid, text)
-    };
+    let about =
+        |kind: &'static str, level: Level, who: &WorkerRef, text: std::fmt::Arguments<'_>| {
+            of_worker(kind, level, *who, pid, text)
+        };
     Some(match fact {
         Fact::Spawning(_) | Fact::Died(..) => return None,
         Fact::WorkerReady(who, after) => {
@@ -109,7 +110,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             );
             about("start-timeout", Error, who, text)
         }
-        Fact::Condemned(who, reason) => {
+        Fact::ProtocolViolation(who, reason) => {
             about("protocol-violation", Error, who, format_args!("{reason}; sending SIGKILL"))
         }
         Fact::LeavesUnasked(who, follow) => {
@@ -199,7 +200,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             EventRecord::new("released", Info, format!("slot {slot} is not held empty any more"))
                 .with("slot", slot.0)
         }
-        Fact::Stragglers(slot, waiting) => EventRecord::new(
+        Fact::Stranded(slot, waiting) => EventRecord::new(
             "stranded",
             Info,
             format!("slot {slot} has no worker, but connections wait in its queue; starting one for them"),
@@ -214,7 +215,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             Info,
             "all workers drain, the sockets stay (reload to start workers again)",
         ),
-        Fact::Announcing(delay) => EventRecord::new(
+        Fact::PreStop(delay) => EventRecord::new(
             "pre-stop",
             Info,
             format!(
@@ -226,10 +227,10 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         Fact::Stopping(Some(grace)) => {
             EventRecord::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
         }
-        Fact::Hopeless(reason) => {
+        Fact::StartupFailed(reason) => {
             EventRecord::new("startup-failed", Error, format!("giving up, no worker can be started: {reason}"))
         }
-        Fact::Overslept(gap) => EventRecord::new(
+        Fact::SupervisorStalled(gap) => EventRecord::new(
             "supervisor-stalled",
             Warn,
             format!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much"),
@@ -238,18 +239,18 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
 }
 
 /// Why the load has changed the number of workers: in a word, and in words.
-fn reason_of(reason: Reason) -> (&'static str, String) {
+fn reason_of(reason: ScaleReason) -> (&'static str, String) {
     match reason {
-        Reason::Backlog(1) => (
+        ScaleReason::Backlog(1) => (
             "backlog",
             "1 connection waits and nobody has time".to_owned(),
         ),
-        Reason::Backlog(waiting) => (
+        ScaleReason::Backlog(waiting) => (
             "backlog",
             format!("{waiting} connections wait and nobody has time"),
         ),
-        Reason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
-        Reason::Unneeded(slot, span) => {
+        ScaleReason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
+        ScaleReason::Unneeded(slot, span) => {
             let span = humantime::format_duration(Duration::from_secs(span.as_secs()));
             ("unneeded", format!("slot {slot} was not needed for {span}"))
         }
@@ -260,7 +261,7 @@ fn reason_of(reason: Reason) -> (&'static str, String) {
 pub(crate) fn of_worker(
     kind: &'static str,
     level: Level,
-    who: Who,
+    who: WorkerRef,
     pid: Option<Pid>,
     text: std::fmt::Arguments<'_>,
 ) -> EventRecord {
@@ -275,7 +276,7 @@ pub(crate) fn of_worker(
 }
 
 /// Whom a fact is about.
-pub(crate) fn subject(fact: &Fact) -> Option<Who> {
+pub(crate) fn subject(fact: &Fact) -> Option<WorkerRef> {
     match fact {
         Fact::Spawning(who)
         | Fact::WorkerReady(who, _)
@@ -283,7 +284,7 @@ pub(crate) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Resumed(who, _)
         | Fact::Hung(who, _, _)
         | Fact::StartTimedOut(who, _, _)
-        | Fact::Condemned(who, _)
+        | Fact::ProtocolViolation(who, _)
         | Fact::LeavesUnasked(who, _)
         | Fact::Draining(who, _)
         | Fact::Restarting(who)
@@ -303,13 +304,13 @@ pub(crate) fn subject(fact: &Fact) -> Option<Who> {
         | Fact::Resized(..)
         | Fact::Scaled { .. }
         | Fact::NoMemory { .. }
-        | Fact::Stragglers(..)
+        | Fact::Stranded(..)
         | Fact::Ignored(..)
         | Fact::DrainingAll
-        | Fact::Announcing(_)
+        | Fact::PreStop(_)
         | Fact::Stopping(_)
-        | Fact::Hopeless(_)
-        | Fact::Overslept(_) => None,
+        | Fact::StartupFailed(_)
+        | Fact::SupervisorStalled(_) => None,
     }
 }
 
@@ -338,9 +339,9 @@ pub(crate) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> st
             notifier.status(&format!("scaling to {to} workers"))
         }
         Fact::DrainingAll => notifier.status("all workers drain"),
-        Fact::Announcing(delay) => notifier.stopping(&format!("stopping in {delay:?}")),
+        Fact::PreStop(delay) => notifier.stopping(&format!("stopping in {delay:?}")),
         Fact::Stopping(_) => notifier.stopping("stopping"),
-        Fact::Hopeless(reason) => notifier.stopping(&format!("giving up: {reason}")),
+        Fact::StartupFailed(reason) => notifier.stopping(&format!("giving up: {reason}")),
         _ => Ok(()),
     }
 }

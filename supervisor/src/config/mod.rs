@@ -108,7 +108,7 @@ pub struct Config {
     /// How many slots a reload replaces at a time.
     pub surge: Surge,
     /// How long a reload's new workers must live after they are ready before the old ones drain.
-    pub probation: Duration,
+    pub min_ready: Duration,
     /// How long a worker may drain before it is killed.
     pub graceful_timeout: Duration,
     /// How long a graceful stop is announced before workers drain.
@@ -275,7 +275,7 @@ impl Config {
 
     /// Requests that one worker has in hand at a time; `None` for whom that says nothing of how busy it is: a worker of
     /// class async, whose handlers wait more than they work, and a foreign program, which does not tell.
-    pub fn apiece(&self) -> Option<u32> {
+    pub fn requests_per_worker(&self) -> Option<u32> {
         let class = self.class();
         match self.program {
             Program::App(_) | Program::Linked if class.connections <= 1 => {

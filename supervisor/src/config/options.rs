@@ -195,7 +195,7 @@ settings! {
         /// How many workers a reload replaces at a time: all, or a number
         surge: (Typed<Surge>) as "all|N" = Given("all");
         /// How long a reload's new workers must live after they are ready before the old ones drain
-        probation: (Typed<Span<0, DAY>>) as "TIME" = Given("2s");
+        min_ready: (Typed<Span<0, DAY>>) as "TIME" = Given("2s");
         /// How long a worker may drain before it is killed
         graceful_timeout: (Typed<Span<0, DAY>>) as "TIME" = Given("30s");
         /// How long a graceful stop is announced, by not being ready, before workers drain: for load balancers. A second

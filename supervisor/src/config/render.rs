@@ -87,7 +87,7 @@ impl Config {
             Surge::All => page.line("surge", quoted("all")),
             Surge::Count(count) => page.line("surge", count),
         }
-        page.line("probation", span(self.probation));
+        page.line("min-ready", span(self.min_ready));
         page.line("graceful-timeout", span(self.graceful_timeout));
         page.line("pre-stop-delay", span(self.pre_stop_delay));
         page.line("drain-idle", span(self.drain_idle));

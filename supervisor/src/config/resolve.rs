@@ -160,7 +160,7 @@ pub(crate) fn resolve(
         sandbox,
         limits: Limit::last_of_each(value_list(all.limit)),
         surge: value(all.surge),
-        probation: value(all.probation).0,
+        min_ready: value(all.min_ready).0,
         graceful_timeout: value(all.graceful_timeout).0,
         pre_stop_delay: value(all.pre_stop_delay).0,
         drain_idle: value(all.drain_idle).0,

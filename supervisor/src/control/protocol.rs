@@ -196,7 +196,7 @@ pub(crate) struct Progress {
     pub spawned: u16,
     /// Those in which it is ready.
     pub ready: u16,
-    /// Those that have passed the probation.
+    /// Those that have been ready for `--min-ready`.
     pub passed: u16,
 }
 

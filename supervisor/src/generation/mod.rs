@@ -10,7 +10,7 @@ use crate::listen::{ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
-use prefork_core::{Elastic, Limits, Plan, Proof};
+use prefork_core::{Autoscale, Limits, Plan, ReadinessSignal};
 use prefork_protocol::Slot;
 use prefork_protocol::settings::Accept;
 use std::ffi::{CString, OsStr, OsString};
@@ -240,13 +240,13 @@ impl Generation {
             hang_timeout: config.hang_timeout,
             request_timeout: config.request_timeout.filter(|_| self.has_channel()),
             graceful_timeout: config.graceful_timeout,
-            probation: config.probation,
+            min_ready: config.min_ready,
             steals: self.has_channel() && config.accept != Accept::Own,
-            proof: match config.ready {
-                _ if self.has_channel() => Proof::Word,
-                Ready::Auto | Ready::After(_) | Ready::Channel => Proof::Word,
-                Ready::Notify => Proof::Notice,
-                Ready::Listen => Proof::Wait,
+            readiness: match config.ready {
+                _ if self.has_channel() => ReadinessSignal::Message,
+                Ready::Auto | Ready::After(_) | Ready::Channel => ReadinessSignal::Message,
+                Ready::Notify => ReadinessSignal::Notify,
+                Ready::Listen => ReadinessSignal::Probe,
             },
             max_unavailable: config.max_unavailable,
             recycle: Limits {
@@ -255,10 +255,10 @@ impl Generation {
                 memory: config.max_memory,
             },
             pre_stop_delay: config.pre_stop_delay,
-            elastic: config.range.then(|| Elastic {
+            autoscale: config.range.then(|| Autoscale {
                 down_after: config.scale_down_after,
                 memory: config.scale_up_memory,
-                apiece: config.apiece(),
+                requests_per_worker: config.requests_per_worker(),
             }),
         }
     }

@@ -10,7 +10,7 @@ use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::launch::{Role, launch};
 use log::{info, warn};
 use nix::sys::signal::Signal;
-use prefork_core::{Action, Cause, Done, End, Event, RequestId, Who};
+use prefork_core::{Action, Cause, Done, Event, ProcessEnd, RequestId, WorkerRef};
 use prefork_protocol::{GenerationId, Slot, WorkerId};
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -70,7 +70,7 @@ impl Server {
                 }
                 None
             }
-            Action::Accept(generation) => {
+            Action::Commit(generation) => {
                 self.accepted = generation;
                 self.steer_between_generations();
                 if let Some(generation) = self.generations.get(&generation) {
@@ -194,7 +194,7 @@ impl Server {
         });
         match watched {
             Ok(hand) => {
-                let who = Who {
+                let who = WorkerRef {
                     worker,
                     slot,
                     generation: id,
@@ -211,7 +211,10 @@ impl Server {
                 ));
                 self.look_out(worker)
             }
-            Err(reason) => Some(Event::Died(worker, End::unclean(reason, Cause::Spawn))),
+            Err(reason) => Some(Event::Died(
+                worker,
+                ProcessEnd::unclean(reason, Cause::Spawn),
+            )),
         }
     }
 

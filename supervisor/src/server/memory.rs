@@ -60,6 +60,6 @@ impl Server {
             }
         }
         let look = self.look();
-        self.feed(Event::Look(look));
+        self.feed(Event::Observation(look));
     }
 }

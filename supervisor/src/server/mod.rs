@@ -273,7 +273,7 @@ impl Server {
             self.now = clock();
             let look = self.look();
             let looked = look.queues.is_some();
-            self.feed(Event::Look(look));
+            self.feed(Event::Observation(look));
             if looked {
                 self.condemn_the_shut();
             }

@@ -216,14 +216,15 @@ impl Server {
             .and_then(|who| self.hands.get(&who.worker))
             .map(|hand| hand.pid);
         match fact {
-            Fact::Died(who, demise) => {
+            Fact::Died(who, worker_exit) => {
                 let record = self
                     .record
                     .as_ref()
                     .filter(|(worker, _)| *worker == who.worker);
                 let now = prefork_os::monotonic_ms();
-                let event = exits::to_event(*who, demise, record.map(|(_, record)| record), now);
-                self.deaths.count(demise.cause);
+                let event =
+                    exits::to_event(*who, worker_exit, record.map(|(_, record)| record), now);
+                self.deaths.count(worker_exit.cause);
                 self.announce(event);
             }
             _ => {
@@ -237,7 +238,7 @@ impl Server {
             Fact::ReloadBegan(_)
             | Fact::ReloadFailed(..)
             | Fact::Stopping(_)
-            | Fact::Hopeless(_) => {
+            | Fact::StartupFailed(_) => {
                 // The end of one thing is told before the beginning of another.
                 self.settle_now();
                 self.tell_systemd(fact);

@@ -35,7 +35,7 @@ impl Server {
             Ok(()) => None,
             Err(reason) => {
                 self.stop_looking_out(worker);
-                Some(Event::Condemned(worker, reason))
+                Some(Event::ProtocolViolation(worker, reason))
             }
         }
     }
@@ -80,7 +80,7 @@ impl Server {
             Some(Ended::Failed(how)) => {
                 // Nobody would ever know.
                 let reason = format!("cannot be seen to get ready: its lookout {how}");
-                self.feed(Event::Condemned(worker, reason));
+                self.feed(Event::ProtocolViolation(worker, reason));
             }
         }
     }

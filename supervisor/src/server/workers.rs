@@ -9,7 +9,7 @@ use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::leftovers::Leftover;
 use log::{debug, warn};
 use nix::unistd::Pid;
-use prefork_core::{Event, Load, Look, Time, WorkerState};
+use prefork_core::{Event, Observation, Time, WorkerLoad, WorkerState};
 use prefork_protocol::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,16 +24,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
-    pub(crate) fn look(&self) -> Look {
-        let sight = |hand: &WorkerHandle| (hand.id, hand.sight(self.now));
-        let workers = self.hands.values().map(sight).collect();
+    pub(crate) fn look(&self) -> Observation {
+        let sample = |hand: &WorkerHandle| (hand.id, hand.sample(self.now));
+        let workers = self.hands.values().map(sample).collect();
         let queues = self
             .core
             .wants_queues(self.now)
             .then(|| self.queues().into_iter().collect());
         let loads = self.core.wants_loads().filter(|_| queues.is_some());
         let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
-        Look {
+        Observation {
             workers,
             queues,
             loads,
@@ -41,7 +41,7 @@ impl Server {
     }
 
     /// How much everybody has to do.
-    fn loads(&self, memory: bool) -> Vec<(WorkerId, Load)> {
+    fn loads(&self, memory: bool) -> Vec<(WorkerId, WorkerLoad)> {
         let load = |hand: &WorkerHandle| {
             let config = &self.generations.get(&hand.generation)?.config;
             Some((hand.id, hand.load(config, memory)))
@@ -80,7 +80,7 @@ impl Server {
             .collect();
         for worker in found {
             let reason = "cannot accept any more, since somebody has shut down a listening socket of its slot";
-            self.feed(Event::Condemned(worker, reason.to_owned()));
+            self.feed(Event::ProtocolViolation(worker, reason.to_owned()));
         }
     }
 

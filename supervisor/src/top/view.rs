@@ -124,7 +124,7 @@ pub(crate) fn page(scene: &Scene<'_>, columns: usize) -> Vec<Line> {
 fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
     let state = match picture.state.as_str() {
         "serving" => Look::Good,
-        "starting" | "announcing" | "stopping" | "draining" => Look::Warn,
+        "starting" | "pre-stop" | "stopping" | "draining" => Look::Warn,
         _ => Look::Bad,
     };
     let plain = |text: String| (Look::Plain, text);

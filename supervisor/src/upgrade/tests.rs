@@ -2,7 +2,8 @@ use super::descriptors::Descriptor;
 use super::*;
 use crate::control::Role;
 use prefork_core::{
-    Command, Core, Event, Limits, Look, Plan, Proof, RequestId, Share, Sight, Time,
+    Command, Core, Event, Limits, Observation, Plan, ReadinessSignal, RequestId, Share, Time,
+    WorkerSample,
 };
 use prefork_protocol::scoreboard::Totals;
 use prefork_protocol::{GenerationId, Slot, WorkerId};
@@ -36,8 +37,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A worker that is silent, has a request in hand, and whose queue does not move.
-fn look(now: Time) -> Look {
-    let sight = Sight {
+fn look(now: Time) -> Observation {
+    let sample = WorkerSample {
         heard: Time::from_millis(900),
         beats: true,
         greeted: true,
@@ -46,11 +47,11 @@ fn look(now: Time) -> Look {
         requests: Some(5),
         memory: None,
     };
-    assert!(now > sight.heard);
-    Look {
-        workers: vec![(WorkerId(4), sight)],
+    assert!(now > sample.heard);
+    Observation {
+        workers: vec![(WorkerId(4), sample)],
         queues: Some(vec![(Slot(3), 2), (Slot(4), 1)]),
-        ..Look::default()
+        ..Observation::default()
     }
 }
 
@@ -65,11 +66,11 @@ fn core() -> Core {
         hang_timeout: Some(Duration::from_millis(1500)),
         request_timeout: Some(Duration::from_secs(9)),
         graceful_timeout: Duration::from_secs(30),
-        probation: Duration::from_secs(2),
+        min_ready: Duration::from_secs(2),
         steals: false,
-        proof: Proof::Notice,
+        readiness: ReadinessSignal::Notify,
         max_unavailable: Share::Count(1),
-        elastic: None,
+        autoscale: None,
         recycle: Limits::default(),
         pre_stop_delay: Duration::ZERO,
     };
@@ -84,14 +85,14 @@ fn core() -> Core {
         now,
         Event::Died(
             WorkerId(3),
-            prefork_core::End::unclean("exited with status 3", prefork_core::Cause::Exit),
+            prefork_core::ProcessEnd::unclean("exited with status 3", prefork_core::Cause::Exit),
         ),
     );
     core.step(
         now,
         Event::Died(
             WorkerId(6),
-            prefork_core::End::unclean("exited with status 3", prefork_core::Cause::Exit),
+            prefork_core::ProcessEnd::unclean("exited with status 3", prefork_core::Cause::Exit),
         ),
     );
     core.step(now, Event::Command(Command::Reload(Some(RequestId(7)))));
@@ -109,12 +110,15 @@ fn core() -> Core {
     core.step(now, Event::Command(Command::Reload(None)));
     now += Duration::from_millis(200);
     core.step(now, Event::Tick);
-    core.step(now, Event::Look(look(now)));
+    core.step(now, Event::Observation(look(now)));
     core.step(now, Event::Leaving(WorkerId(1)));
-    core.step(now, Event::Condemned(WorkerId(2), "garbage".to_owned()));
+    core.step(
+        now,
+        Event::ProtocolViolation(WorkerId(2), "garbage".to_owned()),
+    );
     for _ in 0..12 {
         now += Duration::from_millis(50);
-        core.step(now, Event::Look(look(now)));
+        core.step(now, Event::Observation(look(now)));
     }
     let text = format!("{core:?}");
     assert!(

@@ -10,7 +10,7 @@ use crate::workers::handle::{Line, WorkerHandle};
 use log::Level;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use prefork_core::{Cause, Demise, End, Follow, Grade, Manner, Who};
+use prefork_core::{Cause, Grade, Manner, ProcessEnd, Successor, WorkerExit, WorkerRef};
 use prefork_protocol::scoreboard::Reading;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -77,12 +77,12 @@ pub(crate) struct ExitRecord {
 }
 
 /// What a child's end says.
-pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) -> End {
+pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) -> ProcessEnd {
     if let Some(failure) = &record.failure {
-        return End::unclean(failure.to_string(), Cause::Exec);
+        return ProcessEnd::unclean(failure.to_string(), Cause::Exec);
     }
     let Some(death) = record.death else {
-        return End::unclean("gone, cause unknown", Cause::Unknown);
+        return ProcessEnd::unclean("gone, cause unknown", Cause::Unknown);
     };
     let asks = match hand.line {
         Line::Notify { stop, .. } => Some(stop as i32),
@@ -104,7 +104,7 @@ pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) 
         Death::Signaled { .. } => (Cause::Signal, Manner::Unclean),
         Death::Unknown => (Cause::Unknown, Manner::Unclean),
     };
-    End {
+    ProcessEnd {
         how: death.to_string(),
         cause,
         manner,
@@ -114,25 +114,25 @@ pub(crate) fn end(hand: &WorkerHandle, record: &ExitRecord, clean: &CleanExits) 
 /// A death: one line that has everything, and the same as fields for machines. `now`, in milliseconds, is the clock of
 /// the scoreboard.
 pub(crate) fn to_event(
-    who: Who,
-    demise: &Demise,
+    who: WorkerRef,
+    worker_exit: &WorkerExit,
     record: Option<&ExitRecord>,
     now: u64,
 ) -> EventRecord {
-    let level = match demise.grade {
+    let level = match worker_exit.grade {
         Grade::Clean => Level::Info,
         Grade::Unclean => Level::Warn,
         Grade::Failure => Level::Error,
     };
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-    let mut event = EventRecord::new("died", level, line(who, demise, record, now))
+    let mut event = EventRecord::new("died", level, line(who, worker_exit, record, now))
         .with("worker", who.worker.0)
         .with("slot", who.slot.0)
         .with("generation", who.generation.0)
-        .with("cause", demise.cause.word())
-        .with("end", demise.how.as_str())
-        .with("age_ms", millis(demise.age))
-        .with("follow", follow(demise.follow));
+        .with("cause", worker_exit.cause.word())
+        .with("end", worker_exit.how.as_str())
+        .with("age_ms", millis(worker_exit.age))
+        .with("follow", follow(worker_exit.successor));
     let Some(record) = record else { return event };
     event = event.with("pid", record.pid.as_raw());
     event = match record.death {
@@ -159,8 +159,8 @@ pub(crate) fn to_event(
     event
 }
 
-fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> String {
-    let Who {
+fn line(who: WorkerRef, worker_exit: &WorkerExit, record: Option<&ExitRecord>, now: u64) -> String {
+    let WorkerRef {
         worker,
         slot,
         generation,
@@ -169,13 +169,18 @@ fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> Str
     if let Some(record) = record {
         let _ = write!(text, ", pid {}", record.pid);
     }
-    let verb = match demise.grade {
+    let verb = match worker_exit.grade {
         Grade::Clean => "is gone",
         Grade::Unclean | Grade::Failure => "died",
     };
-    let _ = write!(text, ") {verb} ({}): {}", demise.cause.word(), demise.how);
+    let _ = write!(
+        text,
+        ") {verb} ({}): {}",
+        worker_exit.cause.word(),
+        worker_exit.how
+    );
     if let Some(record) = record {
-        if demise.cause == Cause::Signal && record.oom.is_none() && was_killed(record) {
+        if worker_exit.cause == Cause::Signal && record.oom.is_none() && was_killed(record) {
             text.push_str(", not by this server (perhaps by the kernel, out of memory: see dmesg)");
         }
         let Usage {
@@ -188,7 +193,7 @@ fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> Str
         let _ = write!(
             text,
             ", after {:.1?}; CPU {user:.2} s user, {system:.2} s system; {memory:.1} MiB at most",
-            demise.age
+            worker_exit.age
         );
         if let Some(reading) = &record.reading {
             let _ = write!(text, "; in hand: {}", count(reading.busy, "request"));
@@ -199,7 +204,7 @@ fn line(who: Who, demise: &Demise, record: Option<&ExitRecord>, now: u64) -> Str
             let _ = write!(text, "; {} served", count(reading.requests, "request"));
         }
     }
-    let follow = follow(demise.follow);
+    let follow = follow(worker_exit.successor);
     if !follow.is_empty() {
         let _ = write!(text, "; {follow}");
     }
@@ -230,13 +235,13 @@ fn count(number: u64, what: &str) -> String {
 }
 
 /// Who follows, in words.
-pub(crate) fn follow(follow: Follow) -> String {
+pub(crate) fn follow(follow: Successor) -> String {
     match follow {
-        Follow::New(Duration::ZERO) => "replacing it at once".to_owned(),
-        Follow::New(wait) => format!("trying again in {wait:.1?}"),
-        Follow::Known(worker) => format!("worker {worker} follows"),
-        Follow::Refused => "not replacing it, since its generation does not serve".to_owned(),
-        Follow::Nobody => String::new(),
+        Successor::New(Duration::ZERO) => "replacing it at once".to_owned(),
+        Successor::New(wait) => format!("trying again in {wait:.1?}"),
+        Successor::Known(worker) => format!("worker {worker} follows"),
+        Successor::Refused => "not replacing it, since its generation does not serve".to_owned(),
+        Successor::Nobody => String::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the shell holds of a worker: its process, and its line to the supervisor.
 //!
 //! A worker's word counts only where the present phase allows it, and only so many words a second. Whatever is out
-//! of phase, undecodable or too much becomes [`Event::Condemned`]; nothing here can fail because of what a worker
+//! of phase, undecodable or too much becomes [`Event::ProtocolViolation`]; nothing here can fail because of what a worker
 //! sends.
 
 use super::proc_stat;
@@ -11,7 +11,7 @@ use crate::process::spawn::ExecErrors;
 use crate::systemd::notify::WorkerNotice;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use prefork_core::{Event, Load, Sight, Time};
+use prefork_core::{Event, Time, WorkerLoad, WorkerSample};
 use prefork_os::monotonic_ms;
 use prefork_protocol::channel::{Received, SupervisorEnd};
 use prefork_protocol::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
@@ -275,18 +275,18 @@ impl WorkerHandle {
     }
 
     /// How much it has to do; with its memory, if that is asked for.
-    pub(crate) fn load(&self, config: &Config, memory: bool) -> Load {
+    pub(crate) fn load(&self, config: &Config, memory: bool) -> WorkerLoad {
         let row = self.reading();
         let class = config.class();
         let capacity = u64::from(class.threads) * u64::from(class.connections);
-        let spent = match (&self.rows, config.apiece()) {
+        let spent = match (&self.rows, config.requests_per_worker()) {
             (Some(rows), Some(_)) => Some(rows.busy_time(monotonic_ms())),
             (Some(_) | None, _) => proc_stat::cpu_time(self.pid),
         };
-        Load {
+        WorkerLoad {
             spent: spent.unwrap_or_default(),
-            in_hand: row.map(|row| u32::try_from(row.busy).unwrap_or(u32::MAX)),
-            filled: row.map_or(0.0, |row| match config.apiece() {
+            in_flight: row.map(|row| u32::try_from(row.busy).unwrap_or(u32::MAX)),
+            filled: row.map_or(0.0, |row| match config.requests_per_worker() {
                 Some(_) => 0.0,
                 None => row.open as f64 / capacity.max(1) as f64,
             }),
@@ -299,10 +299,10 @@ impl WorkerHandle {
     }
 
     /// Its signs of life.
-    pub(crate) fn sight(&self, now: Time) -> Sight {
+    pub(crate) fn sample(&self, now: Time) -> WorkerSample {
         let row = self.reading().unwrap_or_default();
         match &self.line {
-            Line::Channel { .. } | Line::Closed => Sight {
+            Line::Channel { .. } | Line::Closed => WorkerSample {
                 heard: Time::from_millis(row.heartbeat),
                 beats: true,
                 greeted: true,
@@ -312,7 +312,7 @@ impl WorkerHandle {
                 memory: self.memory,
             },
             // A program that never fed the watchdog has not opted in.
-            Line::Notify { fed, greeted, .. } => Sight {
+            Line::Notify { fed, greeted, .. } => WorkerSample {
                 heard: fed.unwrap_or(now),
                 beats: fed.is_some(),
                 greeted: *greeted,
@@ -350,7 +350,7 @@ impl WorkerHandle {
     }
 
     fn condemn(&self, reason: &str) -> Event {
-        Event::Condemned(self.id, reason.to_owned())
+        Event::ProtocolViolation(self.id, reason.to_owned())
     }
 
     /// Sends a signal to the worker, which cannot be another process: the pidfd names it even when its pid is reused.

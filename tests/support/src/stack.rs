@@ -103,7 +103,7 @@ impl Stack {
     fn setup(&self, ready: &str) -> Setup {
         let setup = Server::setup(self.binary)
             .workers(2)
-            .args(["--probation", "100ms"]);
+            .args(["--min-ready", "100ms"]);
         let setup = setup
             .args(self.arguments.iter().cloned())
             .program(self.program.iter().cloned());

@@ -19,7 +19,7 @@ fn setup() -> Setup {
         .copied()
         .patient()
         .workers(2)
-        .args(["--probation", "50ms"])
+        .args(["--min-ready", "50ms"])
 }
 
 fn program(server: &Server) -> String {
@@ -325,7 +325,7 @@ fn an_upgrade_in_the_middle_of_a_reload_disturbs_neither() {
     let mut server = Server::setup(THIS)
         .copied()
         .workers(3)
-        .args(["--probation", "1s", "--surge", "1"])
+        .args(["--min-ready", "1s", "--surge", "1"])
         .start();
     let (pid, before) = (server.process(), server.generation());
     let load = start(Plan::fresh(&server.address(), 8).http("/", Some("Hello, client!")));
@@ -347,7 +347,7 @@ fn whoever_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
     let server = Server::setup(THIS)
         .copied()
         .workers(2)
-        .args(["--probation", "2s"])
+        .args(["--min-ready", "2s"])
         .start();
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| server.command(&["reload", "--wait"]));
@@ -409,7 +409,7 @@ fn a_worker_that_dies_right_around_the_exec_is_replaced() {
 
 #[test]
 fn counters_scale_and_configuration_survive_an_upgrade() {
-    let good = "workers = 2\nmax-workers = 4\nprobation = \"50ms\"\n[env]\nFLAVOUR = \"first\"\n";
+    let good = "workers = 2\nmax-workers = 4\nmin-ready = \"50ms\"\n[env]\nFLAVOUR = \"first\"\n";
     let mut server = Server::setup(THIS).copied().config(good).start();
     let requests = |server: &Server| -> u64 {
         let status = server.status();
@@ -462,7 +462,7 @@ fn programs_that_notify_are_known_after_an_upgrade() {
         Server::setup(THIS)
             .copied()
             .workers(2)
-            .args(["--ready", "notify", "--probation", "50ms"]);
+            .args(["--ready", "notify", "--min-ready", "50ms"]);
     let bare = testkit::program("bare.py").into_os_string();
     let mut server = setup.program(["python3".into(), bare]).start();
     let workers = server.ready();

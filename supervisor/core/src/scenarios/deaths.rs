@@ -2,28 +2,30 @@
 
 use super::*;
 
-const CLEAN: fn() -> End = || End {
+const CLEAN: fn() -> ProcessEnd = || ProcessEnd {
     manner: Manner::Clean,
-    ..End::unclean("exited with status 0", Cause::Exit)
+    ..ProcessEnd::unclean("exited with status 0", Cause::Exit)
 };
-const BY_SIGNAL: fn() -> End = || End {
+const BY_SIGNAL: fn() -> ProcessEnd = || ProcessEnd {
     manner: Manner::AsAsked,
-    ..End::unclean("killed by SIGQUIT", Cause::Signal)
+    ..ProcessEnd::unclean("killed by SIGQUIT", Cause::Signal)
 };
 
 impl Stage {
-    fn end(&mut self, worker: u64, end: End) -> Demise {
+    fn end(&mut self, worker: u64, end: ProcessEnd) -> WorkerExit {
         self.tell(Event::Died(WorkerId(worker), end));
-        let demise = self.facts().find_map(|fact| match fact {
-            Fact::Died(who, demise) if who.worker == WorkerId(worker) => Some(demise.clone()),
+        let worker_exit = self.facts().find_map(|fact| match fact {
+            Fact::Died(who, worker_exit) if who.worker == WorkerId(worker) => {
+                Some(worker_exit.clone())
+            }
             _ => None,
         });
-        demise.expect("every death is told")
+        worker_exit.expect("every death is told")
     }
 }
 
-fn verdict(demise: &Demise) -> (Cause, Grade) {
-    (demise.cause, demise.grade)
+fn verdict(worker_exit: &WorkerExit) -> (Cause, Grade) {
+    (worker_exit.cause, worker_exit.grade)
 }
 
 #[test]
@@ -36,9 +38,9 @@ fn a_worker_that_leaves_cleanly_after_a_while_has_not_failed() {
             .occupant(Slot(0), GenerationId(1))
             .expect("a worker")
             .id;
-        let demise = stage.end(occupant.0, CLEAN());
-        assert_eq!(verdict(&demise), (Cause::Left, Grade::Clean));
-        assert_eq!(demise.follow, Follow::New(Duration::ZERO));
+        let worker_exit = stage.end(occupant.0, CLEAN());
+        assert_eq!(verdict(&worker_exit), (Cause::Left, Grade::Clean));
+        assert_eq!(worker_exit.successor, Successor::New(Duration::ZERO));
         let new: Vec<u64> = stage.spawned().iter().map(|spawn| spawn.0).collect();
         assert_eq!(new.len(), 1, "round {round}: {:?}", stage.last);
         stage.get_ready(new);
@@ -52,7 +54,7 @@ fn a_worker_that_leaves_cleanly_at_once_backs_off() {
     let mut waits = Vec::new();
     for worker in [1, 3, 4] {
         stage.pass(0.9);
-        let Follow::New(wait) = stage.end(worker, CLEAN()).follow else {
+        let Successor::New(wait) = stage.end(worker, CLEAN()).successor else {
             panic!("it is replaced")
         };
         waits.push(wait);
@@ -81,10 +83,10 @@ fn a_trial_fails_by_a_clean_end_too() {
     stage.reload(PLAN);
     stage.get_ready([3, 4]);
     stage.pass(1.5);
-    let demise = stage.end(3, CLEAN());
+    let worker_exit = stage.end(3, CLEAN());
     assert_eq!(
-        (demise.cause, demise.follow),
-        (Cause::Left, Follow::Refused)
+        (worker_exit.cause, worker_exit.successor),
+        (Cause::Left, Successor::Refused)
     );
     assert!(
         stage
@@ -112,16 +114,16 @@ fn the_signal_that_asks_to_drain_is_clean_when_it_was_asked() {
 fn whoever_was_asked_to_leave_and_crashes_is_counted_as_a_crash() {
     let mut stage = Stage::serving(PLAN);
     stage.command(Command::Stop);
-    let end = End::unclean("killed by SIGSEGV (core dumped)", Cause::Core);
+    let end = ProcessEnd::unclean("killed by SIGSEGV (core dumped)", Cause::Core);
     assert_eq!(verdict(&stage.end(1, end)), (Cause::Core, Grade::Unclean));
     assert_eq!(verdict(&stage.end(2, CLEAN())), (Cause::Stop, Grade::Clean));
 }
 
 #[test]
 fn whoever_was_killed_died_of_what_it_was_killed_for() {
-    let killed = || End::unclean("killed by SIGKILL", Cause::Signal);
+    let killed = || ProcessEnd::unclean("killed by SIGKILL", Cause::Signal);
     let mut stage = Stage::serving(PLAN);
-    stage.tell(Event::Condemned(WorkerId(1), "garbage".to_owned()));
+    stage.tell(Event::ProtocolViolation(WorkerId(1), "garbage".to_owned()));
     assert_eq!(
         verdict(&stage.end(1, killed())),
         (Cause::Protocol, Grade::Failure)
@@ -150,17 +152,20 @@ fn a_hung_worker_died_of_that_although_it_exits_by_itself() {
     let mut stage = Stage::serving(PLAN);
     stage.core.step(
         stage.now,
-        Event::Look(beats(&[(1, stage.now, 0), (2, stage.now, 0)])),
+        Event::Observation(beats(&[(1, stage.now, 0), (2, stage.now, 0)])),
     );
     for _ in 0..400 {
         stage.now += Duration::from_millis(100);
         let now = stage.now;
-        stage.tell(Event::Look(beats(&[(1, Time::default(), 0), (2, now, 0)])));
+        stage.tell(Event::Observation(beats(&[
+            (1, Time::default(), 0),
+            (2, now, 0),
+        ])));
         if stage.has(&Action::Abort(WorkerId(1))) {
             break;
         }
     }
-    let demise = stage.end(1, CLEAN());
-    assert_eq!(verdict(&demise), (Cause::Hang, Grade::Failure));
-    assert_eq!(demise.follow, Follow::Known(WorkerId(3)));
+    let worker_exit = stage.end(1, CLEAN());
+    assert_eq!(verdict(&worker_exit), (Cause::Hang, Grade::Failure));
+    assert_eq!(worker_exit.successor, Successor::Known(WorkerId(3)));
 }

@@ -1,12 +1,12 @@
 //! Each flow of the core, told as a short story.
 
-mod adapt;
+mod autoscale;
 mod deaths;
 mod ready;
 mod recycle;
 mod slots;
 mod stalls;
-mod stragglers;
+mod stranded;
 
 use super::*;
 use std::time::Duration;
@@ -20,11 +20,11 @@ pub(crate) const PLAN: Plan = Plan {
     hang_timeout: Some(Duration::from_secs(30)),
     request_timeout: None,
     graceful_timeout: Duration::from_secs(30),
-    probation: Duration::from_secs(2),
+    min_ready: Duration::from_secs(2),
     steals: true,
-    proof: Proof::Word,
+    readiness: ReadinessSignal::Message,
     max_unavailable: Share::Percent(10),
-    elastic: None,
+    autoscale: None,
     recycle: Limits {
         requests: None,
         age: None,
@@ -34,8 +34,8 @@ pub(crate) const PLAN: Plan = Plan {
 };
 
 /// Workers that beat, were last heard of at these times, and have done so much.
-fn beats(workers: &[(u64, Time, u64)]) -> Look {
-    let sight = |heard, done| Sight {
+fn beats(workers: &[(u64, Time, u64)]) -> Observation {
+    let sample = |heard, done| WorkerSample {
         heard,
         beats: true,
         greeted: true,
@@ -46,11 +46,11 @@ fn beats(workers: &[(u64, Time, u64)]) -> Look {
     };
     let workers = workers
         .iter()
-        .map(|(id, heard, done)| (WorkerId(*id), sight(*heard, *done)))
+        .map(|(id, heard, done)| (WorkerId(*id), sample(*heard, *done)))
         .collect();
-    Look {
+    Observation {
         workers,
-        ..Look::default()
+        ..Observation::default()
     }
 }
 
@@ -102,7 +102,7 @@ impl Stage {
     fn die(&mut self, worker: u64) {
         self.tell(Event::Died(
             WorkerId(worker),
-            End::unclean("exited with status 3", Cause::Exit),
+            ProcessEnd::unclean("exited with status 3", Cause::Exit),
         ));
     }
 
@@ -122,7 +122,7 @@ impl Stage {
             let queues = self.core.wants_queues(due).then(Vec::new);
             all.extend(self.core.step(
                 due,
-                Event::Look(Look {
+                Event::Observation(Observation {
                     queues,
                     ..beats(&alive)
                 }),
@@ -213,7 +213,7 @@ fn a_server_whose_workers_can_never_start_exits_with_the_reason() {
     );
     stage.die(3);
     let reason = stage.facts().find_map(|fact| match fact {
-        Fact::Hopeless(reason) => Some(reason.as_str()),
+        Fact::StartupFailed(reason) => Some(reason.as_str()),
         _ => None,
     });
     assert_eq!(
@@ -288,7 +288,7 @@ fn a_good_reload_drains_the_old_workers_only_after_probation() {
         RequestId(7),
         Ok(Done::Reloaded(GenerationId(2)))
     )));
-    assert!(stage.has(&Action::Accept(GenerationId(2))));
+    assert!(stage.has(&Action::Commit(GenerationId(2))));
     stage.die(1);
     stage.die(2);
     assert!(stage.has(&Action::Forget(GenerationId(1))));
@@ -496,8 +496,12 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
     let mut stage = Stage::serving(PLAN);
     stage.now = Time::from_millis(30_000);
     // Worker 2 beats, worker 1 does not; the supervisor was awake all the time.
-    stage.core.due = Some(stage.now);
-    stage.tell(Event::Look(beats(&[(2, Time::from_millis(29_500), 0)])));
+    stage.core.deadline = Some(stage.now);
+    stage.tell(Event::Observation(beats(&[(
+        2,
+        Time::from_millis(29_500),
+        0,
+    )])));
     assert!(stage.has(&Action::Abort(WorkerId(1))));
     assert!(stage.facts().any(|fact| matches!(fact, Fact::Hung(..))));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
@@ -513,8 +517,8 @@ fn a_beat_from_the_future_does_not_save_a_hung_worker() {
     for ms in [1_000, 10_000, 20_000, 30_000] {
         assert!(!stage.has(&Action::Abort(WorkerId(1))));
         stage.now = Time::from_millis(ms);
-        stage.core.due = Some(stage.now);
-        stage.tell(Event::Look(beats(&[
+        stage.core.deadline = Some(stage.now);
+        stage.tell(Event::Observation(beats(&[
             (1, Time::from_millis(1 << 40), 0),
             (2, stage.now, 0),
         ])));
@@ -528,7 +532,11 @@ fn a_supervisor_that_was_stopped_kills_nobody() {
     stage.reload(PLAN);
     stage.now = Time::from_millis(600_000);
     stage.tell(Event::Tick);
-    assert!(stage.facts().any(|fact| matches!(fact, Fact::Overslept(_))));
+    assert!(
+        stage
+            .facts()
+            .any(|fact| matches!(fact, Fact::SupervisorStalled(_)))
+    );
     assert!(
         !stage
             .last
@@ -591,7 +599,10 @@ fn draining_all_keeps_the_server_and_a_reload_fills_it_again() {
 #[test]
 fn a_worker_that_breaks_the_protocol_is_killed_and_replaced() {
     let mut stage = Stage::serving(PLAN);
-    stage.tell(Event::Condemned(WorkerId(1), "sent garbage".to_owned()));
+    stage.tell(Event::ProtocolViolation(
+        WorkerId(1),
+        "sent garbage".to_owned(),
+    ));
     assert!(stage.has(&Action::Kill(WorkerId(1))));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
 }

@@ -17,7 +17,7 @@ const PLAN: Plan = Plan {
 impl Stage {
     /// Workers that beat and have answered so many requests, and use so much memory.
     fn see(&mut self, workers: &[(u64, u64, u64)]) {
-        let sight = |requests, memory| Sight {
+        let sample = |requests, memory| WorkerSample {
             heard: self.now,
             beats: true,
             greeted: true,
@@ -28,11 +28,11 @@ impl Stage {
         };
         let workers = workers
             .iter()
-            .map(|(id, requests, memory)| (WorkerId(*id), sight(*requests, *memory)))
+            .map(|(id, requests, memory)| (WorkerId(*id), sample(*requests, *memory)))
             .collect();
-        self.tell(Event::Look(Look {
+        self.tell(Event::Observation(Observation {
             workers,
-            ..Look::default()
+            ..Observation::default()
         }));
     }
 
@@ -59,7 +59,7 @@ fn a_worker_that_has_served_enough_drains_when_the_next_one_is_ready() {
     assert!(
         stage
             .facts()
-            .any(|fact| matches!(fact, Fact::Draining(_, Why::Recycled)))
+            .any(|fact| matches!(fact, Fact::Draining(_, DrainReason::Recycled)))
     );
 }
 
@@ -181,7 +181,7 @@ fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
     assert!(stage.core.view().ready);
     stage.command(Command::Stop);
     let view = stage.core.view();
-    assert_eq!((view.state, view.ready), (State::Announcing, false));
+    assert_eq!((view.state, view.ready), (State::PreStop, false));
     assert_eq!(stage.drained(), [0_u64; 0]);
     assert!(stage.core.is_stopping(), "an upgrade is not begun");
     stage.die(1);

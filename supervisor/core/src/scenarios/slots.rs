@@ -75,7 +75,7 @@ fn a_restarted_worker_serves_until_its_successor_is_ready() {
     assert!(
         stage
             .facts()
-            .any(|fact| matches!(fact, Fact::Draining(_, Why::Restarted)))
+            .any(|fact| matches!(fact, Fact::Draining(_, DrainReason::Restarted)))
     );
     assert!(
         !stage
@@ -171,12 +171,12 @@ fn a_worker_that_dies_while_its_successor_starts_is_succeeded_by_it() {
     stage.die(3);
     assert_eq!(stage.spawned(), []);
     let follows = |fact: &Fact| match fact {
-        Fact::Died(_, demise) => Some(demise.follow),
+        Fact::Died(_, worker_exit) => Some(worker_exit.successor),
         _ => None,
     };
     assert_eq!(
         stage.facts().find_map(follows),
-        Some(Follow::Known(WorkerId(5)))
+        Some(Successor::Known(WorkerId(5)))
     );
     stage.get_ready([5]);
     assert_eq!(
@@ -309,16 +309,16 @@ fn a_drained_slot_in_whose_queue_somebody_waits_is_visited_and_answered_all_the_
     });
     stage.empty(1);
     stage.die(2);
-    let mut look = beats(&[(1, stage.now, 0), (3, stage.now, 0), (4, stage.now, 0)]);
-    look.queues = Some(vec![(Slot(1), 1)]);
-    stage.tell(Event::Look(look.clone()));
+    let mut observation = beats(&[(1, stage.now, 0), (3, stage.now, 0), (4, stage.now, 0)]);
+    observation.queues = Some(vec![(Slot(1), 1)]);
+    stage.tell(Event::Observation(observation.clone()));
     assert_eq!(stage.spawned(), [(5, 1, 1)]);
     stage.get_ready([5]);
     assert!(!stage.core.view().rotation.contains(&Slot(1)));
     stage.empty(1);
     assert_eq!(stage.answer(), Some(Ok(Done::Drained { slot: Slot(1) })));
-    look.queues = Some(vec![(Slot(1), 0)]);
-    stage.tell(Event::Look(look));
+    observation.queues = Some(vec![(Slot(1), 0)]);
+    stage.tell(Event::Observation(observation));
     assert_eq!(stage.drained(), [5]);
 }
 

@@ -12,11 +12,11 @@ const PLAN: Plan = Plan {
     hang_timeout: Some(Duration::from_secs(30)),
     request_timeout: Some(Duration::from_secs(10)),
     graceful_timeout: Duration::from_secs(30),
-    probation: Duration::from_secs(2),
+    min_ready: Duration::from_secs(2),
     steals: true,
-    proof: Proof::Word,
+    readiness: ReadinessSignal::Message,
     max_unavailable: Share::Percent(10),
-    elastic: None,
+    autoscale: None,
     recycle: Limits {
         requests: None,
         age: None,
@@ -29,7 +29,7 @@ const PLAN: Plan = Plan {
 struct Stage {
     core: Core,
     now: Time,
-    sights: BTreeMap<WorkerId, Sight>,
+    samples: BTreeMap<WorkerId, WorkerSample>,
     queues: BTreeMap<Slot, u32>,
     /// These beat no more.
     silent: BTreeSet<WorkerId>,
@@ -41,7 +41,7 @@ impl Stage {
     /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
     fn serving(done: Option<u64>) -> Self {
         let mut core = Core::new(GenerationId(1), PLAN, 1);
-        let sight = Sight {
+        let sample = WorkerSample {
             heard: Time::default(),
             beats: done.is_some(),
             greeted: true,
@@ -54,12 +54,12 @@ impl Stage {
         for worker in 1..=3 {
             core.step(Time::default(), Event::Ready(WorkerId(worker)));
         }
-        let sights = (1..=3).map(|worker| (WorkerId(worker), sight)).collect();
+        let samples = (1..=3).map(|worker| (WorkerId(worker), sample)).collect();
         let queues = (0..3).map(|slot| (Slot(slot), 0)).collect();
         Self {
             core,
             now: Time::default(),
-            sights,
+            samples,
             queues,
             silent: BTreeSet::new(),
             last: Vec::new(),
@@ -67,15 +67,15 @@ impl Stage {
     }
 
     fn wake(&mut self) {
-        for (id, sight) in &mut self.sights {
+        for (id, sample) in &mut self.samples {
             if !self.silent.contains(id) {
-                sight.heard = self.now;
+                sample.heard = self.now;
             }
         }
         let workers = self
-            .sights
+            .samples
             .iter()
-            .map(|(id, sight)| (*id, *sight))
+            .map(|(id, sample)| (*id, *sample))
             .collect();
         let queues = self
             .queues
@@ -85,10 +85,10 @@ impl Stage {
         let queues = self.core.wants_queues(self.now).then_some(queues);
         self.last.extend(self.core.step(
             self.now,
-            Event::Look(Look {
+            Event::Observation(Observation {
                 workers,
                 queues,
-                ..Look::default()
+                ..Observation::default()
             }),
         ));
     }
@@ -178,7 +178,7 @@ fn a_silent_worker_is_aborted_at_the_timeout_and_its_slot_comes_back_with_the_re
     assert!(stage.last.contains(&Action::Kill(WorkerId(2))));
     stage.core.step(
         stage.now,
-        Event::Died(WorkerId(2), End::unclean("killed", Cause::Signal)),
+        Event::Died(WorkerId(2), ProcessEnd::unclean("killed", Cause::Signal)),
     );
     assert_eq!(stage.rotation(), [0, 2], "nobody serves slot 1 yet");
     stage.core.step(stage.now, Event::Ready(WorkerId(4)));
@@ -214,9 +214,9 @@ fn a_queue_that_moves_is_no_stall_however_long_it_is() {
     for round in 0..200 {
         stage.queues.insert(Slot(1), 4000);
         stage
-            .sights
+            .samples
             .entry(WorkerId(2))
-            .and_modify(|sight| sight.done = Some(round));
+            .and_modify(|sample| sample.done = Some(round));
         stage.pass(0.05);
         assert_eq!(stage.stalls(), 0, "round {round}");
     }
@@ -263,9 +263,9 @@ fn a_queue_that_moves_once_saves_a_program() {
 fn a_program_that_may_still_be_starting_has_the_time_to_start() {
     let mut stage = Stage::serving(None);
     stage
-        .sights
+        .samples
         .values_mut()
-        .for_each(|sight| sight.greeted = false);
+        .for_each(|sample| sample.greeted = false);
     stage
         .core
         .workers
@@ -299,9 +299,9 @@ fn when_everybody_stalls_everybody_stays_in_rotation() {
 fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not() {
     let mut stage = Stage::serving(Some(0));
     stage
-        .sights
+        .samples
         .entry(WorkerId(2))
-        .and_modify(|sight| sight.oldest = Some(Time::default()));
+        .and_modify(|sample| sample.oldest = Some(Time::default()));
     stage.pass(10.9);
     assert_eq!(
         stage.aborted(),
@@ -309,9 +309,9 @@ fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not
         "it may still end it itself"
     );
     stage
-        .sights
+        .samples
         .entry(WorkerId(2))
-        .and_modify(|sight| sight.oldest = Some(Time::from_millis(10_500)));
+        .and_modify(|sample| sample.oldest = Some(Time::from_millis(10_500)));
     stage.pass(10.0);
     assert_eq!(stage.last, []);
     stage.pass(2.0);
@@ -361,9 +361,9 @@ fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
     // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
     let mut stage = Stage::serving(Some(0));
     stage
-        .sights
+        .samples
         .entry(WorkerId(2))
-        .and_modify(|sight| sight.oldest = Some(Time::default()));
+        .and_modify(|sample| sample.oldest = Some(Time::default()));
     stage.pass(10.0);
     while stage
         .core
@@ -383,9 +383,9 @@ fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
     let mut stage = Stage::serving(Some(0));
     stage.pass(5.0);
     stage
-        .sights
+        .samples
         .entry(WorkerId(2))
-        .and_modify(|sight| sight.oldest = Some(stage.now));
+        .and_modify(|sample| sample.oldest = Some(stage.now));
     stage.now += Duration::from_secs(60);
     stage.wake();
     stage.pass(9.0);
@@ -405,19 +405,19 @@ fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
     // A wake-up for another reason, between two looks at the queues.
     stage.now += Duration::from_millis(900);
     stage
-        .sights
+        .samples
         .entry(WorkerId(2))
-        .and_modify(|sight| sight.heard = stage.now);
+        .and_modify(|sample| sample.heard = stage.now);
     let workers = stage
-        .sights
+        .samples
         .iter()
-        .map(|(id, sight)| (*id, *sight))
+        .map(|(id, sample)| (*id, *sample))
         .collect();
     stage.core.step(
         stage.now,
-        Event::Look(Look {
+        Event::Observation(Observation {
             workers,
-            ..Look::default()
+            ..Observation::default()
         }),
     );
     assert_eq!(stage.rotation(), [0, 2]);
@@ -453,7 +453,7 @@ fn a_stall_costs_fewer_wake_ups_the_longer_it_lasts() {
         let mut wakes = 0;
         while let Some(due) = stage.core.next_deadline().filter(|due| *due < end) {
             assert!(
-                stage.core.wants_queues(due) || stage.core.look_due(due).is_some(),
+                stage.core.wants_queues(due) || stage.core.next_observation(due).is_some(),
                 "woken for something"
             );
             stage.now = due;

@@ -18,7 +18,7 @@ impl Slots {
 }
 
 /// One past the last slot that is filled, or will be if the reload succeeds.
-fn wide(view: &View) -> u16 {
+fn wanted_end(view: &View) -> u16 {
     view.reload.map_or(0, |reload| reload.slots).max(view.open)
 }
 
@@ -63,7 +63,7 @@ impl World {
     }
 
     /// Whoever is recycled has reached a limit, and not while anything else is under way.
-    pub(crate) fn check_recycling(&mut self, who: Who, excess: Excess) {
+    pub(crate) fn check_recycling(&mut self, who: WorkerRef, excess: RecycleReason) {
         self.check_permits();
         let view = self.core.view();
         let serving =
@@ -76,9 +76,9 @@ impl World {
             .unwrap_or_default();
         let part = |whole: Option<u64>| whole.map_or(u64::MAX, |whole| whole * 4 / 5);
         let deserved = match excess {
-            Excess::Requests(done, _) => done >= part(limits.requests),
-            Excess::Memory(used, _) => used >= part(limits.memory),
-            Excess::Age(age, _) => limits.age.is_some_and(|most| age >= most.mul_f64(0.8)),
+            RecycleReason::Requests(done, _) => done >= part(limits.requests),
+            RecycleReason::Memory(used, _) => used >= part(limits.memory),
+            RecycleReason::Age(age, _) => limits.age.is_some_and(|most| age >= most.mul_f64(0.8)),
         };
         invariant!(
             self,
@@ -88,7 +88,7 @@ impl World {
     }
 
     /// Whoever was to be replaced leaves when another one is ready in its slot.
-    fn is_relieved(&self, who: Who) -> bool {
+    fn is_relieved(&self, who: WorkerRef) -> bool {
         let follows = |(id, process): (&WorkerId, &Process)| {
             *id != who.worker
                 && process.slot == who.slot
@@ -98,18 +98,18 @@ impl World {
         self.processes.iter().any(follows)
     }
 
-    pub(crate) fn check_relieved(&mut self, who: Who) {
-        let relieved = self.is_relieved(who);
+    pub(crate) fn check_relieved(&mut self, who: WorkerRef) {
+        let replacement_succeeded = self.is_relieved(who);
         invariant!(
             self,
-            relieved,
+            replacement_succeeded,
             "the next one is ready before {who:?} drains"
         );
     }
 
     /// The load changes the number of workers within its range and with what memory there is, and lets nobody go who has a
     /// request in hand.
-    pub(crate) fn check_scaled(&mut self, from: u16, to: u16, reason: Reason) {
+    pub(crate) fn check_scaled(&mut self, from: u16, to: u16, reason: ScaleReason) {
         let view = self.core.view();
         self.operations.push_back(self.now);
         self.served_before = 0;
@@ -117,7 +117,7 @@ impl World {
             invariant!(self, false, "the generation that serves is held");
             return;
         };
-        let Some(elastic) = plan.elastic else {
+        let Some(autoscale) = plan.autoscale else {
             invariant!(
                 self,
                 false,
@@ -140,7 +140,7 @@ impl World {
         let alive = self.processes.len() as u64;
         if to > from {
             let after = (alive + u64::from(to - from)) * operations::MEMORY;
-            let fits = elastic.memory.is_none_or(|most| after <= most);
+            let fits = autoscale.memory.is_none_or(|most| after <= most);
             invariant!(
                 self,
                 fits,
@@ -148,22 +148,22 @@ impl World {
             );
             invariant!(
                 self,
-                !matches!(reason, Reason::Unneeded(..)),
+                !matches!(reason, ScaleReason::Unneeded(..)),
                 "it grows for a reason: {reason:?}"
             );
             return;
         }
         invariant!(self, to + 1 == from, "workers go one by one: {from}, {to}");
-        let floor = self.by_hand.unwrap_or(0).min(most);
+        let manual_minimum = self.by_hand.unwrap_or(0).min(most);
         invariant!(
             self,
-            to >= floor,
-            "what was set by hand is the least: {to} of {floor}"
+            to >= manual_minimum,
+            "what was set by hand is the least: {to} of {manual_minimum}"
         );
         let busy = self
             .processes
             .values()
-            .any(|process| process.slot.0 == to && process.in_hand > 0);
+            .any(|process| process.slot.0 == to && process.in_flight > 0);
         invariant!(
             self,
             !busy,
@@ -187,7 +187,7 @@ impl World {
     /// A worker is dead, and the core has been told: of a cause that is as it was, and followed as it should be.
     pub(crate) fn check_death(&mut self, process: &Process, excused: bool) {
         let view = self.core.view();
-        let Some(Demise { cause, grade, .. }) = self.demise.take() else {
+        let Some(WorkerExit { cause, grade, .. }) = self.worker_exit.take() else {
             invariant!(self, false, "every death is told of");
             return;
         };
@@ -197,7 +197,11 @@ impl World {
             !failed || grade == Grade::Failure || cause == Cause::Left,
             "a failure is called one"
         );
-        let expected = match (process.condemned, process.drained_at, process.aborted_at) {
+        let expected = match (
+            process.violated_protocol,
+            process.drained_at,
+            process.aborted_at,
+        ) {
             (false, None, None) if process.killed => Some(Cause::Stop),
             (false, None, None) if excused => Some(Cause::Left),
             _ => None,
@@ -259,18 +263,18 @@ impl World {
             .filter(replaces)
             .filter(|_| !retired && !process.visits)
         {
-            let probation = self
+            let min_ready = self
                 .fates
                 .get(&newer.generation)
-                .map_or(Duration::ZERO, |fate| fate.1.probation);
+                .map_or(Duration::ZERO, |fate| fate.1.min_ready);
             let survived = self.now - newer.ready_at;
             invariant!(
                 self,
-                survived >= probation,
+                survived >= min_ready,
                 "a successor survives its probation first: {worker}, {survived:?}"
             );
         }
-        let on_trial = view.reload.is_some_and(|reload| {
+        let is_candidate = view.reload.is_some_and(|reload| {
             process.slot.0 >= reload.passed && reload.generation != process.generation
         });
         // Or when another one of its own generation serves there: one of the two was to replace the other.
@@ -281,7 +285,7 @@ impl World {
                 && other.ready
                 && other.drained_at.is_none()
         });
-        if on_trial && !retired && !of_its_own {
+        if is_candidate && !retired && !of_its_own {
             invariant!(
                 self,
                 false,
@@ -372,11 +376,11 @@ impl World {
             Some(calm) => (calm.max(self.serving_since), MINUTE * 4),
             None => return,
         };
-        let wide = wide(view);
+        let wanted_end = wanted_end(view);
         for (slot, queue) in self
             .queues
             .iter()
-            .filter(|(slot, queue)| slot.0 >= wide && queue.length > 0)
+            .filter(|(slot, queue)| slot.0 >= wanted_end && queue.length > 0)
         {
             let waits = self.now - queue.still_since.max(since);
             invariant!(
@@ -415,13 +419,17 @@ impl World {
                 "a slot in rotation is served or about to be: {slot}"
             );
         }
-        let wide = wide(view);
+        let wanted_end = wanted_end(view);
         let served = self.wanted(serving).count() > 0;
-        let parked = self.rotation.iter().filter(|slot| slot.0 >= wide).count();
+        let parked = self
+            .rotation
+            .iter()
+            .filter(|slot| slot.0 >= wanted_end)
+            .count();
         invariant!(
             self,
             parked == 0 || !served,
-            "a retired slot is not in rotation: {:?} of {wide}",
+            "a retired slot is not in rotation: {:?} of {wanted_end}",
             self.rotation
         );
         for slot in (0..view.open).map(Slot).filter(|slot| serving.has(*slot)) {
@@ -495,10 +503,10 @@ impl World {
     }
 
     /// Nobody counts as stalled who is well.
-    pub(crate) fn check_stalled(&self, who: Who, why: Stall) {
+    pub(crate) fn check_stalled(&self, who: WorkerRef, why: Stall) {
         invariant!(
             self,
-            !self.overslept,
+            !self.stalled_supervisor,
             "a supervisor that was stopped calls nobody stalled: {}",
             who.worker
         );

@@ -126,7 +126,7 @@ impl World {
         }
     }
 
-    pub(crate) fn look(&mut self) -> Look {
+    pub(crate) fn observe(&mut self) -> Observation {
         let mut workers = Vec::new();
         let now = self.now;
         for (id, process) in self
@@ -143,7 +143,7 @@ impl World {
                 let age = self.dice.millis(1 + period.as_millis() as u64);
                 process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
             }
-            let sight = Sight {
+            let sample = WorkerSample {
                 heard: if self.kind.is_mute() {
                     now
                 } else {
@@ -156,7 +156,7 @@ impl World {
                 requests: self.kind.is_rust().then_some(process.done),
                 memory: Some(process.done << 10),
             };
-            workers.push((*id, sight));
+            workers.push((*id, sample));
         }
         let seen = |slot: &Slot| {
             self.processes.values().any(|process| process.slot == *slot)
@@ -179,7 +179,7 @@ impl World {
         }
         let loads = self.core.wants_loads().filter(|_| lengths.is_some());
         let loads = loads.map(|memory| self.loads(memory)).unwrap_or_default();
-        Look {
+        Observation {
             workers,
             queues: lengths,
             loads,
@@ -187,7 +187,7 @@ impl World {
     }
 
     /// What workers have to do. Now and then all have much, or nothing.
-    fn loads(&mut self, memory: bool) -> Vec<(WorkerId, Load)> {
+    fn loads(&mut self, memory: bool) -> Vec<(WorkerId, WorkerLoad)> {
         let gap = self.now - self.loaded;
         self.loaded = self.now;
         if self.calm {
@@ -203,15 +203,15 @@ impl World {
         let mut loads = Vec::new();
         for (id, process) in &mut self.processes {
             let works = self.load.percent(busy) || process.busy_since.is_some();
-            process.in_hand = if works && counts {
+            process.in_flight = if works && counts {
                 1 + self.load.below(2) as u32
             } else {
                 0
             };
             process.spent += if works { gap } else { Duration::ZERO };
-            let load = Load {
+            let load = WorkerLoad {
                 spent: process.spent,
-                in_hand: counts.then_some(process.in_hand),
+                in_flight: counts.then_some(process.in_flight),
                 filled: 0.0,
                 memory: memory.then_some(operations::MEMORY),
             };

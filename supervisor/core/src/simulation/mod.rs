@@ -44,8 +44,8 @@ impl Dice {
     fn below(&mut self, bound: u64) -> u64 {
         self.roll() % bound
     }
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
+    fn percent(&mut self, rng: u64) -> bool {
+        self.below(100) < rng
     }
     fn millis(&mut self, bound: u64) -> Duration {
         Duration::from_millis(self.below(bound))
@@ -78,7 +78,7 @@ struct Process {
     visits: bool,
     ready: bool,
     ready_at: Time,
-    condemned: bool,
+    violated_protocol: bool,
     hangs: bool,
     ignores_drain: bool,
     drained_at: Option<(Time, Duration)>,
@@ -96,7 +96,7 @@ struct Process {
     heard: Time,
     done: u64,
     /// Requests in hand at the last look, and time spent with them.
-    in_hand: u32,
+    in_flight: u32,
     spent: Duration,
 }
 
@@ -121,9 +121,9 @@ struct World {
     /// Who has left cleanly after having served for a while: when, and where.
     excused: VecDeque<(Time, Slot)>,
     /// What was told last of a death.
-    demise: Option<Demise>,
+    worker_exit: Option<WorkerExit>,
     /// The supervisor itself was stopped, and has just come back.
-    overslept: bool,
+    stalled_supervisor: bool,
     rotation: Vec<Slot>,
     spawns: Vec<VecDeque<Time>>,
     /// Times of whatever may spawn without being a retry.
@@ -183,8 +183,8 @@ impl World {
             stopping: false,
             stops_now: false,
             excused: VecDeque::new(),
-            demise: None,
-            overslept: false,
+            worker_exit: None,
+            stalled_supervisor: false,
             rotation: Vec::new(),
             spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],
             operations: VecDeque::new(),

@@ -72,8 +72,8 @@ impl World {
                 if let Some(worker) = self.random_worker() {
                     self.processes
                         .entry(worker)
-                        .and_modify(|process| process.condemned = true);
-                    self.step(Event::Condemned(worker, "garbage".to_owned()));
+                        .and_modify(|process| process.violated_protocol = true);
+                    self.step(Event::ProtocolViolation(worker, "garbage".to_owned()));
                 }
             }
             88..92 => {
@@ -83,13 +83,13 @@ impl World {
                 }
                 let from = self.now;
                 self.now += self.dice.millis(90_000);
-                self.overslept = self
+                self.stalled_supervisor = self
                     .core
                     .next_deadline()
-                    .is_some_and(|due| self.now > due + LATE);
+                    .is_some_and(|due| self.now > due + LONG_STALL);
                 self.sleeps.push((from, self.now));
                 self.wake();
-                self.overslept = false;
+                self.stalled_supervisor = false;
             }
             92..94 => {
                 let now = self.now;
@@ -117,7 +117,10 @@ impl World {
             94..96 => {
                 // A worker that is dead or never was.
                 self.step(Event::Ready(WorkerId(1 << 40)));
-                self.step(Event::Died(WorkerId(0), End::unclean("twice", Cause::Exit)));
+                self.step(Event::Died(
+                    WorkerId(0),
+                    ProcessEnd::unclean("twice", Cause::Exit),
+                ));
             }
             _ => {}
         }
@@ -160,17 +163,17 @@ pub(crate) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
             .percent(30)
             .then(|| Duration::from_millis(1 + dice.below(20_000))),
         graceful_timeout: Duration::from_millis(dice.below(20_000)),
-        probation: Duration::from_millis(dice.below(3000)),
+        min_ready: Duration::from_millis(dice.below(3000)),
         steals: kind == Kind::Rust { steals: true },
-        proof: Proof::default(),
+        readiness: ReadinessSignal::default(),
         max_unavailable: Share::Count(1),
-        elastic: None,
+        autoscale: None,
         recycle: Limits::default(),
         pre_stop_delay: Duration::ZERO,
     };
     // Out of what was rolled already, so that a seed means the same with and without ranges.
     let of = |number: u128| {
-        plan.probation
+        plan.min_ready
             .as_millis()
             .wrapping_add(plan.graceful_timeout.as_millis())
             % number
@@ -188,10 +191,10 @@ pub(crate) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
     }
     if of(3) == 0 {
         plan.max_workers = plan.workers + of(7) as u16;
-        plan.elastic = Some(Elastic {
+        plan.autoscale = Some(Autoscale {
             down_after: Duration::from_millis(500 + 100 * of(97) as u64),
             memory: (of(2) == 0).then(|| MEMORY * (1 + of(12) as u64)),
-            apiece: kind.is_rust().then(|| 1 + of(2) as u32),
+            requests_per_worker: kind.is_rust().then(|| 1 + of(2) as u32),
         });
     }
     plan

@@ -16,7 +16,7 @@ impl World {
     }
 
     pub(crate) fn step(&mut self, event: Event) {
-        if self.verbose && event != Event::Tick && !matches!(event, Event::Look(..)) {
+        if self.verbose && event != Event::Tick && !matches!(event, Event::Observation(..)) {
             eprintln!("{:>12.3?} {event:?}", self.now.0);
         }
         let actions = self.step_core(event);
@@ -87,7 +87,7 @@ impl World {
                 process.aborted_at = Some(now);
                 invariant!(
                     self,
-                    !self.overslept,
+                    !self.stalled_supervisor,
                     "a supervisor that was stopped judges nobody: abort {worker}"
                 );
                 self.check_abort(worker);
@@ -103,7 +103,7 @@ impl World {
                 process.killed = true;
                 invariant!(
                     self,
-                    !self.overslept,
+                    !self.stalled_supervisor,
                     "a supervisor that was stopped judges nobody: kill {worker}"
                 );
                 let over =
@@ -111,7 +111,8 @@ impl World {
                 let late = process
                     .drained_at
                     .is_some_and(|(at, grace)| over(Some(at), grace));
-                let deserved = late || over(process.aborted_at, ABORT_GRACE) || process.condemned;
+                let deserved =
+                    late || over(process.aborted_at, ABORT_GRACE) || process.violated_protocol;
                 invariant!(
                     self,
                     deserved || self.stops_now,
@@ -161,17 +162,17 @@ impl World {
             Action::Report(Fact::Stopping(_)) => self.stopping = true,
             Action::Report(Fact::Recycling(who, excess)) => self.check_recycling(who, excess),
             Action::Report(Fact::Restarting(_)) => self.check_permits(),
-            Action::Report(Fact::Draining(who, Why::Recycled | Why::Restarted)) => {
+            Action::Report(Fact::Draining(who, DrainReason::Recycled | DrainReason::Restarted)) => {
                 self.check_relieved(who)
             }
             Action::Report(Fact::Scaled { from, to, reason }) => {
                 self.check_scaled(from, to, reason)
             }
-            Action::Report(Fact::Hopeless(_)) => self.stops_now = true,
+            Action::Report(Fact::StartupFailed(_)) => self.stops_now = true,
             Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
-            Action::Report(Fact::Died(_, demise)) => self.demise = Some(demise),
+            Action::Report(Fact::Died(_, worker_exit)) => self.worker_exit = Some(worker_exit),
             Action::Report(Fact::Reloaded(..)) => self.by_hand = None,
-            Action::Report(_) | Action::Accept(_) => {}
+            Action::Report(_) | Action::Commit(_) => {}
             Action::Exit(_) => {
                 invariant!(
                     self,
@@ -184,17 +185,17 @@ impl World {
     }
 
     /// How a process may end.
-    fn end(&mut self) -> End {
+    fn end(&mut self) -> ProcessEnd {
         match self.dice.below(3) {
-            0 => End {
+            0 => ProcessEnd {
                 manner: Manner::Clean,
-                ..End::unclean("exited with status 0", Cause::Exit)
+                ..ProcessEnd::unclean("exited with status 0", Cause::Exit)
             },
-            1 => End {
+            1 => ProcessEnd {
                 manner: Manner::AsAsked,
-                ..End::unclean("killed by SIGTERM", Cause::Signal)
+                ..ProcessEnd::unclean("killed by SIGTERM", Cause::Signal)
             },
-            _ => End::unclean("died", Cause::Exit),
+            _ => ProcessEnd::unclean("died", Cause::Exit),
         }
     }
 
@@ -245,7 +246,7 @@ impl World {
             visits: self.core.retired().any(|retired| retired == slot),
             ready: false,
             ready_at: self.now,
-            condemned: false,
+            violated_protocol: false,
             hangs: false,
             ignores_drain,
             drained_at: None,
@@ -258,7 +259,7 @@ impl World {
             well_since: self.now,
             heard: self.now,
             done: 0,
-            in_hand: 0,
+            in_flight: 0,
             spent: Duration::ZERO,
         };
         self.processes.insert(worker, process);
@@ -309,8 +310,8 @@ impl World {
         if self.now > self.heard_at {
             self.heard_at = self.now;
             self.flow();
-            let look = self.look();
-            self.step(Event::Look(look));
+            let observation = self.observe();
+            self.step(Event::Observation(observation));
             self.arrive();
         }
     }
@@ -319,13 +320,13 @@ impl World {
     pub(crate) fn advance(&mut self, limit: Time) {
         let next = self.queue.peek().map(|Reverse((time, ..))| *time);
         let due = self.core.next_deadline();
-        let earliest = next.into_iter().chain(due).min().unwrap_or(limit);
-        if earliest > limit {
+        let earliest_deadline = next.into_iter().chain(due).min().unwrap_or(limit);
+        if earliest_deadline > limit {
             self.now = limit;
             return;
         }
-        self.now = self.now.max(earliest);
-        if next == Some(earliest)
+        self.now = self.now.max(earliest_deadline);
+        if next == Some(earliest_deadline)
             && let Some(Reverse((_, _, key))) = self.queue.pop()
         {
             if let Some(happening) = self.happenings.remove(&key) {

@@ -154,7 +154,7 @@ fn nothing_typed_gives_the_documented_defaults() {
         (config.request_timeout, config.graceful_timeout),
         (None, seconds(30))
     );
-    assert_eq!((config.surge, config.probation), (Surge::All, seconds(2)));
+    assert_eq!((config.surge, config.min_ready), (Surge::All, seconds(2)));
     assert_eq!(
         (config.stop_signal, config.ready),
         (Signal::SIGTERM, Ready::Auto)
@@ -236,11 +236,17 @@ fn a_range_of_workers_says_how_few_and_how_many_there_may_be() {
         ]
     );
     assert_eq!((useless.range, useless.slots()), (false, 4));
-    let apiece = |words: &[&str]| args(words).unwrap().apiece();
-    assert_eq!(apiece(&["--class=sync"]), Some(1));
-    assert_eq!(apiece(&["--class=threads", "--threads=5"]), Some(5));
+    let requests_per_worker = |words: &[&str]| args(words).unwrap().requests_per_worker();
+    assert_eq!(requests_per_worker(&["--class=sync"]), Some(1));
     assert_eq!(
-        (apiece(&[]), apiece(&["--class=sync", "--", "ls"])),
+        requests_per_worker(&["--class=threads", "--threads=5"]),
+        Some(5)
+    );
+    assert_eq!(
+        (
+            requests_per_worker(&[]),
+            requests_per_worker(&["--class=sync", "--", "ls"])
+        ),
         (None, None)
     );
 }
@@ -425,7 +431,7 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--scale-up-memory=3GiB",
         "--name=shop",
         "--control-readers=0",
-        "--probation=1500ms",
+        "--min-ready=1500ms",
         "--hang-timeout=off",
         "--max-body=1025",
         "--log-file=/x y",

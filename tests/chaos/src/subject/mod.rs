@@ -94,7 +94,7 @@ impl Broken {
             Self::Missing => "missing-file",
             Self::Address => "address",
             Self::Program(spoil) => spoil.as_str(),
-            Self::Killed => "killed-in-probation",
+            Self::Killed => "killed-in-min-ready",
         }
     }
 }

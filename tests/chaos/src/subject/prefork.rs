@@ -153,7 +153,7 @@ impl Prefork {
                     spoil.as_str()
                 ))
             }
-            Broken::Killed => self.write("probation = \"60s\"\n"),
+            Broken::Killed => self.write("min-ready = \"60s\"\n"),
         }
     }
 
@@ -427,7 +427,7 @@ fn configuration(setup: &Setup, directory: &Path, extra: &str) -> String {
     let bind: Vec<String> = setup.bind.iter().map(place).collect();
     // An extra line that sets the same key replaces ours.
     let ours = [
-        ("probation", "\"200ms\""),
+        ("min-ready", "\"200ms\""),
         ("hang-timeout", "\"20s\""),
         ("start-timeout", "\"30s\""),
     ];

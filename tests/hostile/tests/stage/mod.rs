@@ -33,7 +33,7 @@ impl Stage {
         let file = setup.path("villain");
         let setup = setup
             .workers(4)
-            .args(["--probation", "0s"])
+            .args(["--min-ready", "0s"])
             .env("VILLAIN", file);
         let server = setup.start();
         let load = start(Plan::fresh(&server.address(), 8));

@@ -2,15 +2,15 @@
 
 use super::*;
 
-const ELASTIC: Elastic = Elastic {
+const ELASTIC: Autoscale = Autoscale {
     down_after: Duration::from_secs(60),
     memory: None,
-    apiece: Some(1),
+    requests_per_worker: Some(1),
 };
 const PLAN: Plan = Plan {
     workers: 2,
     max_workers: 8,
-    elastic: Some(ELASTIC),
+    autoscale: Some(ELASTIC),
     ..super::PLAN
 };
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ struct Work {
     /// How much of their time they are busy, from 0 to 1.
     share: f64,
     /// Requests that each has in hand; `None` when nobody knows.
-    in_hand: Option<u32>,
+    in_flight: Option<u32>,
     /// Connections in each queue.
     queue: u32,
     /// Bytes that each uses.
@@ -30,13 +30,13 @@ struct Work {
 
 const IDLE: Work = Work {
     share: 0.0,
-    in_hand: Some(0),
+    in_flight: Some(0),
     queue: 0,
     memory: None,
 };
 const BUSY: Work = Work {
     share: 1.0,
-    in_hand: Some(1),
+    in_flight: Some(1),
     queue: 0,
     memory: None,
 };
@@ -60,9 +60,9 @@ impl Stage {
                 born.0.mul_f64(0.0) + Duration::from_secs(1000) + due.0.mul_f64(work.share)
             };
             let loads = ready.iter().map(|one| {
-                let load = Load {
+                let load = WorkerLoad {
                     spent: spent(one.born),
-                    in_hand: work.in_hand,
+                    in_flight: work.in_flight,
                     filled: 0.0,
                     memory: work.memory,
                 };
@@ -73,8 +73,8 @@ impl Stage {
                 .iter()
                 .map(|one| (one.worker.0, due, due.0.as_millis() as u64))
                 .collect();
-            let look = if self.core.wants_queues(due) {
-                Look {
+            let observation = if self.core.wants_queues(due) {
+                Observation {
                     queues: Some(queues),
                     loads: loads.collect(),
                     ..beats(&alive)
@@ -82,7 +82,7 @@ impl Stage {
             } else {
                 beats(&alive)
             };
-            self.tell(Event::Look(look));
+            self.tell(Event::Observation(observation));
             all.append(&mut self.last.clone());
             let (spawned, drained) = (self.spawned(), self.drained());
             self.get_ready(spawned.into_iter().map(|(worker, ..)| worker));
@@ -96,9 +96,9 @@ impl Stage {
     fn leave(&mut self, worker: u64) {
         self.tell(Event::Died(
             WorkerId(worker),
-            End {
+            ProcessEnd {
                 manner: Manner::Clean,
-                ..End::unclean("left", Cause::Exit)
+                ..ProcessEnd::unclean("left", Cause::Exit)
             },
         ));
     }
@@ -130,7 +130,7 @@ fn a_queue_for_which_nobody_has_time_brings_more_workers_within_half_a_second() 
         Fact::Scaled { from, reason, .. } => Some((*from, *reason)),
         _ => None,
     });
-    assert_eq!(why, Some((2, Reason::Backlog(6))));
+    assert_eq!(why, Some((2, ScaleReason::Backlog(6))));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_queue_while_somebody_has_time_brings_nobody() {
     let sizes = stage.work(
         SECOND * 20,
         Work {
-            in_hand: Some(0),
+            in_flight: Some(0),
             queue: 1,
             ..IDLE
         },
@@ -157,7 +157,7 @@ fn busy_workers_get_help_before_anybody_waits() {
         Fact::Scaled {
             from: 2,
             to: 3,
-            reason: Reason::Busy(60..)
+            reason: ScaleReason::Busy(60..)
         }
     )));
 }
@@ -176,7 +176,7 @@ fn idle_workers_go_one_by_one_when_they_were_not_needed_for_long_enough() {
     );
     let deaths = stage
         .facts()
-        .filter(|fact| matches!(fact, Fact::Draining(_, Why::Retired)))
+        .filter(|fact| matches!(fact, Fact::Draining(_, DrainReason::Retired)))
         .count();
     assert_eq!(deaths, 0);
 }
@@ -292,17 +292,17 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
             .iter()
             .find(|worker| worker.state == WorkerState::Ready)
             .expect("one serves");
-        let load = Load {
+        let load = WorkerLoad {
             spent: stage.now.0,
-            in_hand: Some(1),
-            ..Load::default()
+            in_flight: Some(1),
+            ..WorkerLoad::default()
         };
-        let look = Look {
+        let observation = Observation {
             queues: Some(vec![(Slot(0), 9)]),
             loads: vec![(ready.worker, load)],
             ..beats(&[(ready.worker.0, stage.now, stage.now.0.as_millis() as u64)])
         };
-        stage.tell(Event::Look(look));
+        stage.tell(Event::Observation(observation));
         sizes.extend(stage.sizes());
         for (worker, ..) in stage.spawned() {
             stage.die(worker);
@@ -313,12 +313,12 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
 
 #[test]
 fn nobody_is_started_for_whom_there_is_no_memory() {
-    let elastic = Elastic {
+    let autoscale = Autoscale {
         memory: Some(1000),
         ..ELASTIC
     };
     let mut stage = Stage::serving(Plan {
-        elastic: Some(elastic),
+        autoscale: Some(autoscale),
         ..PLAN
     });
     let sizes = stage.work(
@@ -366,8 +366,8 @@ fn a_slot_that_is_held_empty_stays_so() {
 #[test]
 fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_uses() {
     let plan = Plan {
-        elastic: Some(Elastic {
-            apiece: None,
+        autoscale: Some(Autoscale {
+            requests_per_worker: None,
             ..ELASTIC
         }),
         steals: false,
@@ -376,7 +376,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_use
     let mut stage = Stage::serving(plan);
     let blind = Work {
         share: 0.0,
-        in_hand: None,
+        in_flight: None,
         ..OVERLOADED
     };
     assert_eq!(stage.work(SECOND * 5, blind), [4, 8]);
@@ -385,7 +385,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_use
         SECOND * 5,
         Work {
             share: 0.9,
-            in_hand: None,
+            in_flight: None,
             ..IDLE
         },
     );
@@ -398,9 +398,9 @@ fn a_supervisor_that_was_stopped_judges_nobody_unneeded() {
     stage.work(SECOND * 5, OVERLOADED);
     stage.work(SECOND, IDLE);
     stage.now += SECOND * 3600;
-    stage.tell(Event::Look(Look {
+    stage.tell(Event::Observation(Observation {
         queues: Some(Vec::new()),
-        ..Look::default()
+        ..Observation::default()
     }));
     assert_eq!(stage.work(SECOND * 50, IDLE), [] as [u16; 0]);
     assert_eq!(stage.work(SECOND * 20, IDLE).len(), 6);
@@ -419,7 +419,7 @@ fn a_range_wakes_an_idle_server_once_a_second() {
         stage.now = due;
         wakes += 1;
         let queues = stage.core.wants_queues(due).then(Vec::new);
-        stage.tell(Event::Look(Look {
+        stage.tell(Event::Observation(Observation {
             queues,
             ..beats(&[(1, due, 0), (2, due, 0)])
         }));

@@ -23,10 +23,10 @@ pub(crate) fn row(trio: &Trio) -> String {
         "| {} | {} | {} | {} | {:.0} % | {} |",
         trio.curve.name,
         of(&trio.two),
-        of(&trio.adaptive),
+        of(&trio.autoscaled),
         of(&trio.sixteen),
         trio.cheaper() * 100.0,
-        trio.adaptive.spawned
+        trio.autoscaled.spawned
     )
 }
 
@@ -167,7 +167,7 @@ fn picture(trio: &Trio) -> String {
     );
     for ((_, colour), outcome) in COLOURS
         .iter()
-        .zip([&trio.two, &trio.adaptive, &trio.sixteen])
+        .zip([&trio.two, &trio.autoscaled, &trio.sixteen])
     {
         let mut steps = Vec::new();
         for (at, workers) in &outcome.workers {

@@ -8,7 +8,7 @@
 //! A worker that beats is never killed for its queue, since it may have good reason to accept nothing (all its
 //! connections are taken). Of a program that does not beat, the queue is the only sign.
 
-use super::event::{Fact, Look, Plan, Sight, Stall};
+use super::event::{Fact, Observation, Plan, Stall, WorkerSample};
 use super::time::Time;
 use super::worker::{Stage, Worker};
 use super::{Core, sampling_period};
@@ -17,24 +17,24 @@ use crate::record;
 use crate::Slot;
 use std::time::Duration;
 
-/// A worker whose queue has not moved for this long, in at least [`LOOKS`] looks, is stalled.
-const STUCK: Duration = Duration::from_millis(300);
-/// See [`STUCK`]: on a busy machine, time alone proves nothing.
-const LOOKS: u32 = 3;
+/// A worker whose queue has not moved for this long, in at least [`MIN_OBSERVATIONS`] looks, is stalled.
+const MIN_STUCK: Duration = Duration::from_millis(300);
+/// See [`MIN_STUCK`]: on a busy machine, time alone proves nothing.
+const MIN_OBSERVATIONS: u32 = 3;
 /// How soon a queue that gives reason to is looked at again. The longer the reason lasts, the rarer the looks.
-const CLOSE: Duration = Duration::from_millis(50);
+const SUSPICIOUS_INTERVAL: Duration = Duration::from_millis(50);
 /// How often queues are looked at while the server has something to do.
-const BRISK: Duration = Duration::from_millis(200);
+const ACTIVE_INTERVAL: Duration = Duration::from_millis(200);
 /// A worker ends overdue requests itself, with 503. Whoever has not by then cannot.
-const SELF_HELP: Duration = Duration::from_secs(1);
+const WORKER_TIMEOUT_GRACE: Duration = Duration::from_secs(1);
 /// Stalls of a slot are told of once in this time: handlers that block for half a second each would fill the log.
-const QUIET: Duration = Duration::from_secs(10);
+const STALL_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How much later than a look a beat may be that it finds.
-const AHEAD: Duration = Duration::from_secs(1);
+const MAX_HEARTBEAT_LEAD: Duration = Duration::from_secs(1);
 
 /// The signs of life of a ready worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pulse {
+pub(crate) struct Liveness {
     /// When it was last heard of.
     heard: Time,
     /// Time since then in which the machine stood still.
@@ -48,7 +48,7 @@ pub(crate) struct Pulse {
     /// When its longest-running handler began, put off by time in which the machine stood still.
     oldest: Option<Oldest>,
     /// When its slot's queue was last looked at, and how long it was.
-    looked: Time,
+    observed: Time,
     queue: u32,
     wait: Option<Wait>,
     stalled: Option<Stalled>,
@@ -66,7 +66,7 @@ struct Wait {
     since: Time,
     /// When that was last seen.
     until: Time,
-    looks: u32,
+    observations: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ struct Stalled {
     said: bool,
 }
 
-record!(Pulse {
+record!(Liveness {
     heard,
     excuse,
     beats,
@@ -88,7 +88,7 @@ record!(Pulse {
     done,
     moved,
     oldest,
-    looked,
+    observed,
     queue,
     wait,
     stalled
@@ -97,7 +97,7 @@ record!(Oldest { began, excuse });
 record!(Wait {
     since,
     until,
-    looks
+    observations
 });
 record!(Stalled {
     since,
@@ -106,7 +106,7 @@ record!(Stalled {
     said
 });
 
-impl Pulse {
+impl Liveness {
     pub(crate) fn new(now: Time) -> Self {
         Self {
             heard: now,
@@ -116,7 +116,7 @@ impl Pulse {
             done: None,
             moved: false,
             oldest: None,
-            looked: now,
+            observed: now,
             queue: 0,
             wait: None,
             stalled: None,
@@ -128,13 +128,13 @@ impl Pulse {
     }
 
     /// Takes in its signs of life. Of the time before `now`, the supervisor has just `missed` so much.
-    fn see(&mut self, now: Time, sight: &Sight, missed: Duration) {
+    fn see(&mut self, now: Time, sample: &WorkerSample, missed: Duration) {
         // A beat from the future is a lie: each look would find it new, and a hung worker would live for ever. A little after
         // `now` is what an honest worker may beat before its row is read.
-        let heard = if sight.heard > now + AHEAD {
+        let heard = if sample.heard > now + MAX_HEARTBEAT_LEAD {
             self.heard
         } else {
-            sight.heard.min(now)
+            sample.heard.min(now)
         };
         if heard > self.heard {
             self.heard = heard;
@@ -143,12 +143,12 @@ impl Pulse {
                 stalled.sign |= heard > stalled.since;
             }
         }
-        self.moved |= sight.done != self.done;
-        (self.beats, self.done) = (sight.beats, sight.done);
-        self.proven |= sight.greeted;
-        if self.oldest.map(|oldest| oldest.began) != sight.oldest {
+        self.moved |= sample.done != self.done;
+        (self.beats, self.done) = (sample.beats, sample.done);
+        self.proven |= sample.greeted;
+        if self.oldest.map(|oldest| oldest.began) != sample.oldest {
             // One that began unseen had no more time of its own than any other.
-            self.oldest = sight.oldest.map(|began| Oldest {
+            self.oldest = sample.oldest.map(|began| Oldest {
                 began,
                 excuse: missed.min(now - began),
             });
@@ -160,14 +160,14 @@ impl Pulse {
 
     /// Notes how long its queue is, and whether anything was taken out of it since the last look, which must have been by
     /// this worker if it is `alone` in its slot.
-    fn look(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
-        (self.looked, self.queue, self.moved) = (now, length, false);
+    fn observe(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
+        (self.observed, self.queue, self.moved) = (now, length, false);
         self.proven |= moved && alone;
         if length == 0 || moved {
             self.wait = (length > 0).then_some(Wait {
                 since: now,
                 until: now,
-                looks: 0,
+                observations: 0,
             });
             if let Some(stalled) = &mut self.stalled {
                 // Siblings take from the queue of a worker that counts; a foreign program has its queue to itself.
@@ -177,9 +177,9 @@ impl Pulse {
             let wait = self.wait.get_or_insert(Wait {
                 since: now,
                 until: now,
-                looks: 0,
+                observations: 0,
             });
-            (wait.until, wait.looks) = (now, wait.looks + 1);
+            (wait.until, wait.observations) = (now, wait.observations + 1);
             if let Some(stalled) = &mut self.stalled {
                 stalled.stuck = now;
             }
@@ -206,7 +206,7 @@ impl Pulse {
         if let Some(wait) = &mut self.wait {
             // As if the last look had been now; and one more look is not enough.
             wait.since += now - wait.until;
-            (wait.until, wait.looks) = (now, wait.looks.min(LOOKS - 2));
+            (wait.until, wait.observations) = (now, wait.observations.min(MIN_OBSERVATIONS - 2));
         }
     }
 
@@ -220,11 +220,11 @@ impl Pulse {
 
     /// How soon after the look at `looked` its queue is to be looked at again, if there is a reason to. As of that look: a
     /// gap that grew until it is over would be approached in ever smaller steps, each of them a wake-up.
-    fn look_within(&self, looked: Time) -> Option<Duration> {
-        let patient = |since: Time| ((looked - since) / 4).max(CLOSE);
+    fn observe_within(&self, observed: Time) -> Option<Duration> {
+        let patient = |since: Time| ((observed - since) / 4).max(SUSPICIOUS_INTERVAL);
         let wait = self.wait.map(|wait| {
-            if wait.looks == 0 {
-                BRISK
+            if wait.observations == 0 {
+                ACTIVE_INTERVAL
             } else {
                 patient(wait.since)
             }
@@ -237,7 +237,7 @@ impl Pulse {
     /// Since when it has certainly taken nothing out of its queue.
     fn stuck_since(&self) -> Option<Time> {
         self.wait
-            .filter(|wait| wait.looks >= LOOKS)
+            .filter(|wait| wait.observations >= MIN_OBSERVATIONS)
             .map(|wait| wait.since)
     }
 
@@ -250,16 +250,16 @@ impl Pulse {
         // What was seen counts, not what may have happened since.
         let stuck = self
             .wait
-            .filter(|wait| wait.looks >= LOOKS)
+            .filter(|wait| wait.observations >= MIN_OBSERVATIONS)
             .map(|wait| wait.until - wait.since);
         stuck
-            .filter(|span| *span >= STUCK)
+            .filter(|span| *span >= MIN_STUCK)
             .map(|span| (Stall::Stuck, span))
     }
 
     /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.
-    fn is_well(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
-        let flows = self.queue == 0 || self.looked - stalled.stuck >= STUCK;
+    fn is_healthy(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
+        let flows = self.queue == 0 || self.observed - stalled.stuck >= MIN_STUCK;
         stalled.sign && flows && self.trouble(now, plan).is_none()
     }
 
@@ -277,7 +277,7 @@ impl Pulse {
             mute.and_then(|since| plan.hang_timeout.map(|timeout| since + timeout.max(grace)));
         let overdue = self.oldest.and_then(|oldest| {
             plan.request_timeout
-                .map(|timeout| oldest.began + oldest.excuse + timeout + SELF_HELP)
+                .map(|timeout| oldest.began + oldest.excuse + timeout + WORKER_TIMEOUT_GRACE)
         });
         [
             (Stall::Overdue, overdue),
@@ -308,95 +308,105 @@ impl Pulse {
 
 impl Core {
     /// Takes in what was seen. Verdicts are [`judge_stalls`](Self::judge_stalls)' and `converge`'s.
-    pub(crate) fn look(&mut self, now: Time, look: &Look, missed: Duration) {
-        for (id, sight) in &look.workers {
+    pub(crate) fn observe(&mut self, now: Time, observation: &Observation, missed: Duration) {
+        for (id, sample) in &observation.workers {
             if let Some(Worker {
-                stage: Stage::Ready { pulse, .. },
+                stage: Stage::Ready { liveness, .. },
                 ..
             }) = self.workers.get_mut(id)
             {
-                pulse.see(now, sight, missed);
+                liveness.see(now, sample, missed);
             }
         }
-        let Some(queues) = &look.queues else { return };
-        self.looked = now;
-        self.lively = self
+        let Some(queues) = &observation.queues else {
+            return;
+        };
+        self.observed = now;
+        self.active = self
             .workers
             .values()
-            .filter_map(Worker::pulse)
-            .any(|pulse| pulse.moved);
+            .filter_map(Worker::liveness)
+            .any(|liveness| liveness.moved);
         let mut seen = vec![None; usize::from(Slot::MAX)];
         for (slot, length) in queues.iter().filter(|(slot, _)| slot.0 < Slot::MAX) {
             let alone = self.in_slot(*slot).count() == 1;
             seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
         }
-        self.look_at_retired(now, |slot| {
+        self.observe_retired(now, |slot| {
             seen[slot.index()].map_or(0, |(length, ..)| length)
         });
         for worker in self.workers.values_mut() {
             let seen = seen[worker.slot.index()];
-            if let Stage::Ready { pulse, .. } = &mut worker.stage {
+            if let Stage::Ready { liveness, .. } = &mut worker.stage {
                 // A slot without a queue of its own has nothing that could wait in it.
                 let (length, moved, alone) = seen.unwrap_or_default();
-                pulse.look(now, length, moved, alone);
+                liveness.observe(now, length, moved, alone);
             }
         }
-        self.adapt(now, look, missed);
+        self.autoscale(now, observation, missed);
     }
 
     /// Whether anything was taken out of a slot's queue since the last look, as far as can be told. Two workers share it
     /// during a reload.
     fn queue_moved(&self, slot: Slot, length: u32) -> bool {
-        let pulses = || self.in_slot(slot).filter_map(Worker::pulse);
-        pulses().any(|pulse| (pulse.moved && pulse.done.is_some()) || length < pulse.queue)
+        let liveness_of_all = || self.in_slot(slot).filter_map(Worker::liveness);
+        liveness_of_all()
+            .any(|liveness| (liveness.moved && liveness.done.is_some()) || length < liveness.queue)
     }
 
-    /// Whether the next [`Look`] is to have the queues' lengths, which cost a system call each.
+    /// Whether the next [`Observation`] is to have the queues' lengths, which cost a system call each.
     pub fn wants_queues(&self, now: Time) -> bool {
         let judged = |worker: &Worker| worker.deadline().is_some_and(|deadline| deadline <= now);
-        self.look_gap().is_some_and(|gap| self.looked + gap <= now)
+        self.observation_interval()
+            .is_some_and(|gap| self.observed + gap <= now)
             || self
                 .workers
                 .values()
-                .filter(|worker| worker.pulse().is_some())
+                .filter(|worker| worker.liveness().is_some())
                 .any(judged)
     }
 
     /// How long after the last look at the queues the next one is due; `None` while nobody is watched.
-    fn look_gap(&self) -> Option<Duration> {
+    fn observation_interval(&self) -> Option<Duration> {
         let ready = || {
             self.workers
                 .values()
-                .filter_map(|worker| Some((worker.pulse()?, &worker.plan)))
+                .filter_map(|worker| Some((worker.liveness()?, &worker.plan)))
         };
-        let elastic = self.stable.plan.elastic.is_some();
+        let autoscale = self.stable.plan.autoscale.is_some();
         let watched = ready().filter(|(_, plan)| {
-            plan.hang_timeout.is_some() || plan.request_timeout.is_some() || elastic
+            plan.hang_timeout.is_some() || plan.request_timeout.is_some() || autoscale
         });
         let calm = watched
             .map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX)))
             .min();
-        let usual = calm.map(|calm| if self.lively { calm.min(BRISK) } else { calm });
-        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some() || elastic);
+        let usual = calm.map(|calm| {
+            if self.active {
+                calm.min(ACTIVE_INTERVAL)
+            } else {
+                calm
+            }
+        });
+        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some() || autoscale);
         reasons
-            .filter_map(|(pulse, _)| pulse.look_within(self.looked))
+            .filter_map(|(liveness, _)| liveness.observe_within(self.observed))
             .chain(usual)
             .chain(self.retired_gap())
             .min()
     }
 
     /// When signs of life are to be looked at next.
-    pub(crate) fn look_due(&self, now: Time) -> Option<Time> {
-        let gap = self.look_gap()?;
+    pub(crate) fn next_observation(&self, now: Time) -> Option<Time> {
+        let gap = self.observation_interval()?;
         let silences = self.workers.values().filter_map(|worker| {
             worker
-                .pulse()
-                .filter(|pulse| !pulse.is_stalled())
-                .and_then(|pulse| pulse.silent_at(&worker.plan))
+                .liveness()
+                .filter(|liveness| !liveness.is_stalled())
+                .and_then(|liveness| liveness.silent_at(&worker.plan))
         });
-        let looks = [self.looked + gap, now + gap];
+        let observations = [self.observed + gap, now + gap];
         // Whoever does not look when it is asked to is not asked in vain all the time.
-        looks
+        observations
             .into_iter()
             .chain(silences)
             .filter(|at| *at > now)
@@ -407,12 +417,12 @@ impl Core {
     pub(crate) fn judge_stalls(&mut self, now: Time) {
         let mut changes = Vec::new();
         for (id, worker) in &self.workers {
-            let Some(pulse) = worker.pulse() else {
+            let Some(liveness) = worker.liveness() else {
                 continue;
             };
-            match (&pulse.stalled, pulse.trouble(now, &worker.plan)) {
+            match (&liveness.stalled, liveness.trouble(now, &worker.plan)) {
                 (None, Some(trouble)) => changes.push((*id, Some(trouble))),
-                (Some(stalled), _) if pulse.is_well(now, &worker.plan, stalled) => {
+                (Some(stalled), _) if liveness.is_healthy(now, &worker.plan, stalled) => {
                     changes.push((*id, None))
                 }
                 (None, None) | (Some(_), _) => {}
@@ -422,29 +432,29 @@ impl Core {
             let Some(worker) = self.workers.get_mut(&id) else {
                 continue;
             };
-            let (who, slot) = (worker.who(), worker.slot);
-            let Stage::Ready { pulse, .. } = &mut worker.stage else {
+            let (who, slot) = (worker.worker_ref(), worker.slot);
+            let Stage::Ready { liveness, .. } = &mut worker.stage else {
                 continue;
             };
             match trouble {
                 Some((why, span)) => {
                     let told = self
-                        .stall_told
+                        .stall_reported
                         .get(&slot)
-                        .is_some_and(|told| now - *told < QUIET);
-                    pulse.stalled = Some(Stalled {
+                        .is_some_and(|told| now - *told < STALL_REPORT_INTERVAL);
+                    liveness.stalled = Some(Stalled {
                         since: now,
                         sign: false,
                         stuck: now,
                         said: !told,
                     });
                     if !told {
-                        self.stall_told.insert(slot, now);
+                        self.stall_reported.insert(slot, now);
                         self.report(Fact::Stalled(who, why, span));
                     }
                 }
                 None => {
-                    let stalled = pulse.stalled.take();
+                    let stalled = liveness.stalled.take();
                     if let Some(stalled) = stalled.filter(|stalled| stalled.said) {
                         self.report(Fact::Resumed(who, now - stalled.since));
                     }

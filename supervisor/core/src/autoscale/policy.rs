@@ -14,27 +14,27 @@
 //! workers all the time.
 
 use super::super::time::Time;
-use super::Reason;
+use super::ScaleReason;
 use crate::record;
 
 use std::time::Duration;
 
 /// How fast the smoothed load follows the measured one: the time constant of a low-pass filter of first order, in seconds.
-const SMOOTH: f64 = 1.0;
+const SMOOTHING_SECONDS: f64 = 1.0;
 /// At how many looks in a row, over what time, the load has to ask for more workers.
-const HOT_LOOKS: u32 = 3;
-const HOT: Duration = Duration::from_millis(500);
+const BUSY_OBSERVATIONS: u32 = 3;
+const BUSY_SPAN: Duration = Duration::from_millis(500);
 /// A queue that is shorter than half of what is in hand has to stand for so many looks, over that time.
-const STANDING_LOOKS: u32 = 3;
-const STANDING: Duration = Duration::from_millis(300);
+const STANDING_OBSERVATIONS: u32 = 3;
+const STANDING_SPAN: Duration = Duration::from_millis(300);
 /// Where nobody can tell who has time, each step down is a try: the next one comes after this share of the usual wait, and a
 /// try that was wrong doubles the wait, so many times.
-const PACE: u32 = 4;
-const STRIKES: u32 = 3;
+const STEPS_PER_WAIT: u32 = 4;
+const MAX_WRONG_STEPS: u32 = 3;
 
 /// What is seen at one look.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scene {
+pub(crate) struct Measurements {
     /// Slots to be filled, those that are held empty included.
     pub(crate) open: u16,
     /// Slots that are held empty.
@@ -44,7 +44,7 @@ pub(crate) struct Scene {
     /// Work that was in hand since the last look, in workers' worth.
     pub(crate) load: f64,
     /// Requests that one worker has in hand at a time; `None` when only processor time tells of the load.
-    pub(crate) apiece: Option<u32>,
+    pub(crate) requests_per_worker: Option<u32>,
     /// Connections that have been waiting since the last look and still do, if nobody has time for them.
     pub(crate) standing: u32,
     /// How long ago the last look was.
@@ -67,7 +67,7 @@ pub(crate) struct Policy {
     /// The load, smoothed.
     smooth: f64,
     /// Looks in a row at which the load asked for more workers, and over what time.
-    hot: (u32, Duration),
+    busy: (u32, Duration),
     /// Looks in a row at which a queue stood, and over what time.
     stood: (u32, Duration),
     /// When each slot was last needed.
@@ -75,16 +75,16 @@ pub(crate) struct Policy {
     /// When a worker was last retired.
     retired: Option<Time>,
     /// Tries to do with fewer that were wrong.
-    strikes: u32,
+    wrong_steps: u32,
 }
 
 record!(Policy {
     smooth,
-    hot,
+    busy,
     stood,
     needed,
     retired,
-    strikes
+    wrong_steps
 });
 
 impl Policy {
@@ -92,47 +92,56 @@ impl Policy {
     pub(crate) fn judge(
         &mut self,
         now: Time,
-        scene: &Scene,
+        measurements: &Measurements,
         bounds: &Bounds,
-    ) -> Option<(u16, Reason)> {
-        let gap = scene.gap.as_secs_f64();
-        self.smooth += (scene.load - self.smooth) * gap / (SMOOTH + gap);
-        let wanted = staffing(self.smooth, scene.apiece).saturating_add(scene.held);
+    ) -> Option<(u16, ScaleReason)> {
+        let gap = measurements.gap.as_secs_f64();
+        self.smooth += (measurements.load - self.smooth) * gap / (SMOOTHING_SECONDS + gap);
+        let wanted = staffing(self.smooth, measurements.requests_per_worker)
+            .saturating_add(measurements.held);
         let count = |row: &mut (u32, Duration), goes_on: bool| {
             *row = if goes_on {
-                (row.0 + 1, row.1 + scene.gap)
+                (row.0 + 1, row.1 + measurements.gap)
             } else {
                 Default::default()
             };
         };
-        count(&mut self.hot, wanted > scene.open);
-        count(&mut self.stood, scene.standing > 0);
-        let needed = if scene.standing > 0 {
-            scene.open
+        count(&mut self.busy, wanted > measurements.open);
+        count(&mut self.stood, measurements.standing > 0);
+        let needed = if measurements.standing > 0 {
+            measurements.open
         } else {
             wanted
         };
         self.need(now, needed.min(bounds.most));
 
-        let up = self.backlog(scene).or_else(|| self.busyness(scene, wanted));
+        let up = self
+            .backlog(measurements)
+            .or_else(|| self.busyness(measurements, wanted));
         let to = up
             .map(|(to, _)| to.min(bounds.most))
-            .filter(|to| *to > scene.open);
+            .filter(|to| *to > measurements.open);
         if let (Some(to), Some((_, reason))) = (to, up) {
             return Some((to, reason));
         }
-        self.down(now, scene, bounds)
+        self.down(now, measurements, bounds)
     }
 
     /// The server grows, as [`judge`](Self::judge) had said.
-    pub(crate) fn grown(&mut self, now: Time, scene: &Scene, to: u16, down_after: Duration) {
+    pub(crate) fn grown(
+        &mut self,
+        now: Time,
+        measurements: &Measurements,
+        to: u16,
+        down_after: Duration,
+    ) {
         self.need(now, to);
-        (self.hot, self.stood) = Default::default();
+        (self.busy, self.stood) = Default::default();
         let soon = self
             .retired
             .is_some_and(|at| now - at < down_after.saturating_mul(2));
-        if scene.apiece.is_none() && soon {
-            self.strikes = (self.strikes + 1).min(STRIKES);
+        if measurements.requests_per_worker.is_none() && soon {
+            self.wrong_steps = (self.wrong_steps + 1).min(MAX_WRONG_STEPS);
         }
         self.retired = None;
     }
@@ -152,59 +161,74 @@ impl Policy {
     /// Nobody watched for so long: that proves nothing about who is needed.
     pub(crate) fn put_off(&mut self, gap: Duration) {
         self.needed.iter_mut().for_each(|needed| *needed += gap);
-        (self.hot, self.stood) = Default::default();
+        (self.busy, self.stood) = Default::default();
     }
 
     /// A queue stands and nobody has time.
-    fn backlog(&self, scene: &Scene) -> Option<(u16, Reason)> {
-        let apiece = scene.apiece.unwrap_or(1).max(1);
-        let long = u64::from(scene.standing) * 2 >= u64::from(scene.ready) * u64::from(apiece);
-        let (looks, span) = self.stood;
-        let stands = looks > 0 && (long || looks >= STANDING_LOOKS && span >= STANDING);
+    fn backlog(&self, measurements: &Measurements) -> Option<(u16, ScaleReason)> {
+        let requests_per_worker = measurements.requests_per_worker.unwrap_or(1).max(1);
+        let long = u64::from(measurements.standing) * 2
+            >= u64::from(measurements.ready) * u64::from(requests_per_worker);
+        let (observations, span) = self.stood;
+        let stands = observations > 0
+            && (long || observations >= STANDING_OBSERVATIONS && span >= STANDING_SPAN);
         // Those that start will take their part of it.
-        let serving = scene.open.saturating_sub(scene.held);
-        let starting = serving.saturating_sub(scene.ready);
-        let need = u16::try_from(scene.standing.div_ceil(apiece)).unwrap_or(u16::MAX);
+        let serving = measurements.open.saturating_sub(measurements.held);
+        let starting = serving.saturating_sub(measurements.ready);
+        let need =
+            u16::try_from(measurements.standing.div_ceil(requests_per_worker)).unwrap_or(u16::MAX);
         let more = need.saturating_sub(starting).min(serving);
         (stands && more > 0).then(|| {
             (
-                self.bounded(scene, scene.open.saturating_add(more)),
-                Reason::Backlog(scene.standing),
+                self.bounded(measurements, measurements.open.saturating_add(more)),
+                ScaleReason::Backlog(measurements.standing),
             )
         })
     }
 
     /// There is more to do than so many workers should.
-    fn busyness(&self, scene: &Scene, wanted: u16) -> Option<(u16, Reason)> {
-        let (looks, span) = self.hot;
-        let share = (self.smooth / f64::from(scene.ready.max(1)) * 100.0).clamp(0.0, 100.0);
-        (looks >= HOT_LOOKS && span >= HOT).then(|| {
+    fn busyness(&self, measurements: &Measurements, wanted: u16) -> Option<(u16, ScaleReason)> {
+        let (observations, span) = self.busy;
+        let share = (self.smooth / f64::from(measurements.ready.max(1)) * 100.0).clamp(0.0, 100.0);
+        (observations >= BUSY_OBSERVATIONS && span >= BUSY_SPAN).then(|| {
             (
-                self.bounded(scene, wanted),
-                Reason::Busy(share.round() as u8),
+                self.bounded(measurements, wanted),
+                ScaleReason::Busy(share.round() as u8),
             )
         })
     }
 
     /// At most four times as many as do serve: whoever starts slowly must not be outnumbered by what a short rush asks for.
-    fn bounded(&self, scene: &Scene, to: u16) -> u16 {
-        let twice = scene.open.saturating_mul(2);
-        to.min(twice)
-            .min(scene.ready.saturating_mul(4).saturating_add(scene.held))
+    fn bounded(&self, measurements: &Measurements, to: u16) -> u16 {
+        let twice = measurements.open.saturating_mul(2);
+        to.min(twice).min(
+            measurements
+                .ready
+                .saturating_mul(4)
+                .saturating_add(measurements.held),
+        )
     }
 
-    fn down(&mut self, now: Time, scene: &Scene, bounds: &Bounds) -> Option<(u16, Reason)> {
-        let to = scene.open.checked_sub(1).filter(|to| *to >= bounds.least)?;
+    fn down(
+        &mut self,
+        now: Time,
+        measurements: &Measurements,
+        bounds: &Bounds,
+    ) -> Option<(u16, ScaleReason)> {
+        let to = measurements
+            .open
+            .checked_sub(1)
+            .filter(|to| *to >= bounds.least)?;
         let unneeded = now - *self.needed.get(usize::from(to)).unwrap_or(&now);
         let patience = bounds
             .down_after
-            .saturating_mul(1 << self.strikes.min(STRIKES));
+            .saturating_mul(1 << self.wrong_steps.min(MAX_WRONG_STEPS));
         if !bounds.may_retire || unneeded < patience {
             return None;
         }
-        if scene.apiece.is_none() {
+        if measurements.requests_per_worker.is_none() {
             // What the others can do is not known before they have to.
-            let pace = now + bounds.down_after / PACE;
+            let pace = now + bounds.down_after / STEPS_PER_WAIT;
             for needed in self.needed.iter_mut().take(usize::from(to)) {
                 *needed = (*needed).max(Time(pace.0.saturating_sub(patience)));
             }
@@ -212,20 +236,20 @@ impl Policy {
                 .retired
                 .is_some_and(|at| now - at >= patience.saturating_mul(2))
             {
-                self.strikes = self.strikes.saturating_sub(1);
+                self.wrong_steps = self.wrong_steps.saturating_sub(1);
             }
         }
         self.retired = Some(now);
-        Some((to, Reason::Unneeded(crate::Slot(to), unneeded)))
+        Some((to, ScaleReason::Unneeded(crate::Slot(to), unneeded)))
     }
 }
 
 /// How many workers so much work should have: see the module.
-fn staffing(load: f64, apiece: Option<u32>) -> u16 {
-    let apiece = f64::from(apiece.unwrap_or(1).max(1));
-    let requests = load.max(0.0) * apiece;
+fn staffing(load: f64, requests_per_worker: Option<u32>) -> u16 {
+    let requests_per_worker = f64::from(requests_per_worker.unwrap_or(1).max(1));
+    let requests = load.max(0.0) * requests_per_worker;
     // A hundredth of a worker is noise.
-    let wanted = (requests + requests.sqrt()) / apiece - 0.01;
+    let wanted = (requests + requests.sqrt()) / requests_per_worker - 0.01;
     wanted.ceil().clamp(0.0, f64::from(u16::MAX)) as u16
 }
 
@@ -256,13 +280,13 @@ mod tests {
         may_retire: true,
     };
 
-    fn scene(open: u16, load: f64, standing: u32) -> Scene {
-        Scene {
+    fn measurements(open: u16, load: f64, standing: u32) -> Measurements {
+        Measurements {
             open,
             held: 0,
             ready: open,
             load,
-            apiece: Some(1),
+            requests_per_worker: Some(1),
             standing,
             gap: Duration::from_millis(200),
         }
@@ -273,20 +297,20 @@ mod tests {
         let mut policy = Policy::default();
         let now = Time::from_millis(1000);
         assert_eq!(
-            policy.judge(now, &scene(4, 4.0, 3), &BOUNDS),
-            Some((7, Reason::Backlog(3)))
+            policy.judge(now, &measurements(4, 4.0, 3), &BOUNDS),
+            Some((7, ScaleReason::Backlog(3)))
         );
         assert_eq!(
-            policy.judge(now, &scene(4, 4.0, 90), &BOUNDS),
-            Some((8, Reason::Backlog(90)))
+            policy.judge(now, &measurements(4, 4.0, 90), &BOUNDS),
+            Some((8, ScaleReason::Backlog(90)))
         );
         assert_eq!(
-            policy.judge(now, &scene(12, 12.0, 90), &BOUNDS),
-            Some((16, Reason::Backlog(90)))
+            policy.judge(now, &measurements(12, 12.0, 90), &BOUNDS),
+            Some((16, ScaleReason::Backlog(90)))
         );
-        let starting = Scene {
+        let starting = Measurements {
             ready: 4,
-            ..scene(8, 4.0, 4)
+            ..measurements(8, 4.0, 4)
         };
         assert_eq!(
             policy.judge(now, &starting, &BOUNDS),
@@ -304,21 +328,21 @@ mod tests {
             now += Duration::from_secs(1);
             // Every 50 seconds, a few of much work.
             let load = if second % 50 < 5 { 5.0 } else { 0.1 };
-            let look = Scene {
+            let observation = Measurements {
                 gap: Duration::from_secs(1),
-                ..scene(8, load, 0)
+                ..measurements(8, load, 0)
             };
-            let verdict = policy.judge(now, &look, &BOUNDS);
+            let verdict = policy.judge(now, &observation, &BOUNDS);
             assert_eq!(verdict, None, "after {second} s");
         }
         let mut open = 8;
         for _ in 0..70 {
             now += Duration::from_secs(1);
-            let look = Scene {
+            let observation = Measurements {
                 gap: Duration::from_secs(1),
-                ..scene(open, 0.1, 0)
+                ..measurements(open, 0.1, 0)
             };
-            if let Some((to, _)) = policy.judge(now, &look, &BOUNDS) {
+            if let Some((to, _)) = policy.judge(now, &observation, &BOUNDS) {
                 assert_eq!(to, open - 1, "one by one");
                 open = to;
             }
@@ -331,10 +355,10 @@ mod tests {
         let mut policy = Policy::default();
         let mut now = Time::from_millis(1000);
         policy.need(now, 4);
-        let blind = |open, standing| Scene {
-            apiece: None,
+        let blind = |open, standing| Measurements {
+            requests_per_worker: None,
             gap: Duration::from_secs(1),
-            ..scene(open, 0.0, standing)
+            ..measurements(open, 0.0, standing)
         };
         let mut falls = Vec::new();
         for second in 0..600 {
@@ -344,7 +368,7 @@ mod tests {
                 assert_eq!(to, 3);
                 let missed = policy.judge(now, &blind(3, 9), &BOUNDS);
                 assert!(
-                    matches!(missed, Some((_, Reason::Backlog(9)))),
+                    matches!(missed, Some((_, ScaleReason::Backlog(9)))),
                     "{missed:?}"
                 );
                 policy.grown(now, &blind(3, 9), 4, BOUNDS.down_after);

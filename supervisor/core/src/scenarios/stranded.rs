@@ -3,7 +3,7 @@
 use crate::*;
 use std::time::Duration;
 
-/// A foreign program that nobody watches: what looks there are, are for stragglers.
+/// A foreign program that nobody watches: what looks there are, are for stranded connections.
 const PLAN: Plan = Plan {
     workers: 3,
     max_workers: 4,
@@ -13,11 +13,11 @@ const PLAN: Plan = Plan {
     hang_timeout: None,
     request_timeout: None,
     graceful_timeout: Duration::from_secs(600),
-    probation: Duration::from_secs(2),
+    min_ready: Duration::from_secs(2),
     steals: false,
-    proof: Proof::Word,
+    readiness: ReadinessSignal::Message,
     max_unavailable: Share::Percent(10),
-    elastic: None,
+    autoscale: None,
     recycle: Limits {
         requests: None,
         age: None,
@@ -30,7 +30,7 @@ struct Stage {
     core: Core,
     now: Time,
     queues: BTreeMap<Slot, u32>,
-    looks: u32,
+    observations: u32,
     /// Actions since the last [`Stage::pass`] or [`Stage::tell`] began.
     last: Vec<Action>,
 }
@@ -50,7 +50,7 @@ impl Stage {
             core,
             now: Time::default(),
             queues: BTreeMap::new(),
-            looks: 0,
+            observations: 0,
             last: Vec::new(),
         };
         stage.tell(Event::Tick);
@@ -66,7 +66,7 @@ impl Stage {
     fn die(&mut self, worker: u64) {
         self.tell(Event::Died(
             WorkerId(worker),
-            End::unclean("exited with status 1", Cause::Exit),
+            ProcessEnd::unclean("exited with status 1", Cause::Exit),
         ));
     }
 
@@ -76,7 +76,7 @@ impl Stage {
         self.last.clear();
         while let Some(due) = self.core.next_deadline().filter(|due| *due <= end) {
             self.now = due;
-            let sight = Sight {
+            let sample = WorkerSample {
                 heard: due,
                 beats: false,
                 greeted: true,
@@ -90,7 +90,7 @@ impl Stage {
                 .view()
                 .workers
                 .iter()
-                .map(|one| (one.worker, sight))
+                .map(|one| (one.worker, sample))
                 .collect();
             let queues = self
                 .queues
@@ -98,13 +98,13 @@ impl Stage {
                 .map(|(slot, length)| (*slot, *length))
                 .collect();
             let queues = self.core.wants_queues(due).then_some(queues);
-            self.looks += u32::from(queues.is_some());
+            self.observations += u32::from(queues.is_some());
             self.last.extend(self.core.step(
                 due,
-                Event::Look(Look {
+                Event::Observation(Observation {
                     workers,
                     queues,
-                    ..Look::default()
+                    ..Observation::default()
                 }),
             ));
         }
@@ -134,7 +134,7 @@ impl Stage {
     fn told(&self) -> usize {
         self.last
             .iter()
-            .filter(|action| matches!(action, Action::Report(Fact::Stragglers(..))))
+            .filter(|action| matches!(action, Action::Report(Fact::Stranded(..))))
             .count()
     }
 
@@ -180,7 +180,11 @@ fn who_waits_in_a_retired_slot_gets_a_worker_until_the_queue_is_empty() {
 fn a_retired_slot_is_looked_at_once_a_second_for_two_minutes_and_then_never() {
     let mut stage = Stage::retired(PLAN);
     stage.pass(600.0);
-    assert!((119..=121).contains(&stage.looks), "{} looks", stage.looks);
+    assert!(
+        (119..=121).contains(&stage.observations),
+        "{} looks",
+        stage.observations
+    );
     assert_eq!(stage.core.next_deadline(), None);
     // One that is not empty by then is not forgotten.
     let mut stage = Stage::retired(PLAN);

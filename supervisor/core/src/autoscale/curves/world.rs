@@ -24,7 +24,7 @@ struct Process {
     ready: bool,
     draining: bool,
     /// When the request came that it has in hand, and when that began.
-    in_hand: Option<(Time, Time)>,
+    in_flight: Option<(Time, Time)>,
     /// What it has spent with others before.
     spent: Duration,
     done: u64,
@@ -103,7 +103,7 @@ pub(crate) struct World<'a> {
     now: Time,
     /// Who comes when and how long it takes is the same for every number of workers; where it goes is another matter.
     clients: Dice,
-    chance: Dice,
+    rng: Dice,
     due: BinaryHeap<Reverse<(Time, u64, Happening)>>,
     sequence: u64,
     processes: BTreeMap<WorkerId, Process>,
@@ -121,7 +121,7 @@ impl<'a> World<'a> {
             core: Core::new(GenerationId(1), plan, seed),
             now: Time::from_millis(1000),
             clients: Dice::new(seed),
-            chance: Dice::new(!seed),
+            rng: Dice::new(!seed),
             due: BinaryHeap::new(),
             sequence: 0,
             processes: BTreeMap::new(),
@@ -162,7 +162,7 @@ impl<'a> World<'a> {
         while self
             .processes
             .values()
-            .any(|process| process.in_hand.is_some())
+            .any(|process| process.in_flight.is_some())
         {
             self.pass(self.now + Duration::from_secs(60));
         }
@@ -173,8 +173,13 @@ impl<'a> World<'a> {
     fn pass(&mut self, end: Time) {
         loop {
             let next = self.due.peek().map(|Reverse((at, ..))| *at);
-            let look = self.core.next_deadline();
-            let Some(at) = next.into_iter().chain(look).min().filter(|at| *at <= end) else {
+            let observation = self.core.next_deadline();
+            let Some(at) = next
+                .into_iter()
+                .chain(observation)
+                .min()
+                .filter(|at| *at <= end)
+            else {
                 break;
             };
             self.now = self.now.max(at);
@@ -183,8 +188,8 @@ impl<'a> World<'a> {
                     self.happen(happening);
                 }
             } else {
-                let look = self.look();
-                self.tell(Event::Look(look));
+                let observation = self.observe();
+                self.tell(Event::Observation(observation));
             }
         }
         self.now = end;
@@ -228,9 +233,9 @@ impl<'a> World<'a> {
                 if let Some(process) = self.processes.remove(&id) {
                     let since = process.born.max(self.began);
                     self.outcome.worker_seconds += (self.now - since).as_secs_f64();
-                    let end = End {
+                    let end = ProcessEnd {
                         manner: Manner::AsAsked,
-                        ..End::unclean("left", Cause::Exit)
+                        ..ProcessEnd::unclean("left", Cause::Exit)
                     };
                     self.tell(Event::Died(id, end));
                 }
@@ -239,7 +244,7 @@ impl<'a> World<'a> {
     }
 
     fn arrive(&mut self) {
-        let chosen = (self.chance.roll() * self.rotation.len() as f64) as usize;
+        let chosen = (self.rng.roll() * self.rotation.len() as f64) as usize;
         let Some(slot) = self.rotation.get(chosen).copied() else {
             return;
         };
@@ -249,7 +254,7 @@ impl<'a> World<'a> {
             .or_default()
             .push_back((self.now, service));
         let idle =
-            |process: &Process| process.ready && !process.draining && process.in_hand.is_none();
+            |process: &Process| process.ready && !process.draining && process.in_flight.is_none();
         let owner = self
             .processes
             .iter()
@@ -270,7 +275,7 @@ impl<'a> World<'a> {
         let Some((came, service)) = came else { return };
         let now = self.now;
         if let Some(process) = self.processes.get_mut(&id) {
-            process.in_hand = Some((came, now));
+            process.in_flight = Some((came, now));
         }
         self.schedule(now + service, Happening::Finished(id));
     }
@@ -280,7 +285,7 @@ impl<'a> World<'a> {
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
-        let Some((came, since)) = process.in_hand.take() else {
+        let Some((came, since)) = process.in_flight.take() else {
             return;
         };
         process.spent += now - since;
@@ -296,13 +301,13 @@ impl<'a> World<'a> {
         }
     }
 
-    fn look(&self) -> Look {
+    fn observe(&self) -> Observation {
         let ready = || {
             self.processes
                 .iter()
                 .filter(|(_, process)| process.ready && !process.draining)
         };
-        let sight = |process: &Process| Sight {
+        let sample = |process: &Process| WorkerSample {
             heard: self.now,
             beats: true,
             greeted: true,
@@ -311,13 +316,13 @@ impl<'a> World<'a> {
             requests: None,
             memory: None,
         };
-        let load = |process: &Process| Load {
+        let load = |process: &Process| WorkerLoad {
             spent: process.spent
                 + process
-                    .in_hand
+                    .in_flight
                     .map_or(Duration::ZERO, |(_, since)| self.now - since),
-            in_hand: Some(u32::from(process.in_hand.is_some())),
-            ..Load::default()
+            in_flight: Some(u32::from(process.in_flight.is_some())),
+            ..WorkerLoad::default()
         };
         let length = |slot: Slot| self.queues.get(&slot).map_or(0, |queue| queue.len() as u32);
         let queues = self.core.wants_queues(self.now).then(|| {
@@ -331,8 +336,10 @@ impl<'a> World<'a> {
         } else {
             Vec::new()
         };
-        Look {
-            workers: ready().map(|(id, process)| (*id, sight(process))).collect(),
+        Observation {
+            workers: ready()
+                .map(|(id, process)| (*id, sample(process)))
+                .collect(),
             queues,
             loads,
         }
@@ -347,7 +354,7 @@ impl<'a> World<'a> {
                         born: self.now,
                         ready: false,
                         draining: false,
-                        in_hand: None,
+                        in_flight: None,
                         spent: Duration::ZERO,
                         done: 0,
                     };
@@ -360,7 +367,7 @@ impl<'a> World<'a> {
                     let leaves = self.now + LEAVE;
                     if let Some(process) = self.processes.get_mut(&worker) {
                         process.draining = true;
-                        if process.in_hand.is_none() {
+                        if process.in_flight.is_none() {
                             self.schedule(leaves, Happening::Gone(worker));
                         }
                     }

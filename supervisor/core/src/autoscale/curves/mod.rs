@@ -16,22 +16,22 @@ mod shapes;
 mod world;
 
 use super::super::scenarios::PLAN;
-use super::super::{Elastic, Plan};
+use super::super::{Autoscale, Plan};
 use shapes::Curve;
 use std::time::Duration;
 use world::{Outcome, World};
 
 /// Workers of one request at a time, as stock apps are by `--class sync`.
 fn plan(workers: u16, most: u16) -> Plan {
-    let elastic = Elastic {
+    let autoscale = Autoscale {
         down_after: Duration::from_secs(60),
         memory: None,
-        apiece: Some(1),
+        requests_per_worker: Some(1),
     };
     Plan {
         workers,
         max_workers: most,
-        elastic: (most > workers).then_some(elastic),
+        autoscale: (most > workers).then_some(autoscale),
         ..PLAN
     }
 }
@@ -48,30 +48,30 @@ struct Trio {
     curve: Curve,
     two: Outcome,
     sixteen: Outcome,
-    adaptive: Outcome,
+    autoscaled: Outcome,
 }
 
 impl Trio {
     fn of(curve: Curve) -> Self {
         let run = |plan| World::new(&curve, plan, seed()).run();
-        let (two, sixteen, adaptive) = (run(plan(2, 2)), run(plan(16, 16)), run(plan(2, 16)));
+        let (two, sixteen, autoscaled) = (run(plan(2, 2)), run(plan(16, 16)), run(plan(2, 16)));
         Self {
             curve,
             two,
             sixteen,
-            adaptive,
+            autoscaled,
         }
     }
 
     /// The 99th percentile of adaptive over that of sixteen, without the rush's first seconds.
     fn slower(&self) -> f64 {
         let p99 = |outcome: &Outcome| outcome.percentile(0.99, |at| !self.curve.is_rush(at));
-        p99(&self.adaptive) / p99(&self.sixteen)
+        p99(&self.autoscaled) / p99(&self.sixteen)
     }
 
     /// The worker-seconds of adaptive over those of sixteen.
     fn cheaper(&self) -> f64 {
-        self.adaptive.worker_seconds / self.sixteen.worker_seconds
+        self.autoscaled.worker_seconds / self.sixteen.worker_seconds
     }
 }
 
@@ -97,7 +97,7 @@ fn what_clients_notice_and_what_it_costs_on_each_curve() {
             trio.cheaper()
         );
         assert!(
-            trio.adaptive.answered == trio.sixteen.answered,
+            trio.autoscaled.answered == trio.sixteen.answered,
             "{name}: nobody is lost"
         );
     }
@@ -107,7 +107,7 @@ fn what_clients_notice_and_what_it_costs_on_each_curve() {
 fn a_rush_is_met_within_seconds() {
     let trio = Trio::of(Curve::flash_crowd());
     let met = trio
-        .adaptive
+        .autoscaled
         .met_after(trio.curve.rush.expect("it has one"), 10);
     assert!(met < 3.0, "ten workers after {met:.1} s");
 }
@@ -115,7 +115,7 @@ fn a_rush_is_met_within_seconds() {
 #[test]
 fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
     let trio = Trio::of(Curve::sawtooth(45.0));
-    let spawned = trio.adaptive.spawned;
+    let spawned = trio.autoscaled.spawned;
     assert!(
         spawned <= 32,
         "{spawned} workers were started in twenty teeth"
