@@ -12,7 +12,7 @@
 //! It deliberately knows no policy (that is the supervisor's core) and no protocol that clients speak (that is
 //! the `worker` crate). It holds no thread, no event loop and no global state.
 //!
-//! Start reading at [`message`]; `docs/lexicon.md` defines every term.
+//! Start reading at [`message`]; `docs/glossary.md` defines every term.
 
 pub mod access_log;
 pub mod channel;
