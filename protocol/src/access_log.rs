@@ -4,11 +4,12 @@
 //! `combined` and `json`. One that begins with `escape=json ` has its values escaped for JSON.
 
 use std::fmt;
+use thiserror::Error;
 
 /// The longest line, its newline included: as much as a pipe takes at once (`PIPE_BUF`).
-pub const LONGEST: usize = 4096;
+pub const MAX_LINE: usize = 4096;
 /// How much of it a format's own text may be.
-const LONGEST_TEXT: usize = 2048;
+const MAX_TEXT: usize = 2048;
 /// What stands before a format whose values are to be escaped for JSON.
 const ESCAPE_JSON: &str = "escape=json ";
 
@@ -102,6 +103,38 @@ pub enum Escape {
     Json,
 }
 
+/// Why a text is no format.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum FormatError {
+    /// It says nothing about requests.
+    #[error(
+        "`{0}` has no variable (choose combined or json, or write a format, such as \
+         \"$remote_addr $request $status\")"
+    )]
+    NoVariable(String),
+    /// It would break a line, or a terminal.
+    #[error("a format is one line, without control characters")]
+    ControlCharacter,
+    /// Its own text leaves no space for values.
+    #[error("the format is too long for lines of {MAX_LINE} bytes (leave something out)")]
+    TooLong,
+    /// A variable's braces are not closed.
+    #[error("`${{` has no `}}`")]
+    Unclosed,
+    /// There is no such variable.
+    #[error("`${0}` is no variable of the access log (they are {known} and $http_NAME)", known = known())]
+    UnknownVariable(String),
+}
+
+/// All variables, for a message.
+fn known() -> String {
+    let words: Vec<String> = VARIABLES
+        .iter()
+        .map(|(word, _)| format!("${word}"))
+        .collect();
+    words.join(" ")
+}
+
 /// A format of lines, as it was written and as it is understood.
 ///
 /// ```
@@ -109,8 +142,8 @@ pub enum Escape {
 /// let format: Format = "$status ${http_host}".parse()?;
 /// let header = Piece::Header("host".to_owned());
 /// assert_eq!(format.pieces, [Piece::Variable(Variable::Status), Piece::Text(" ".to_owned()), header]);
-/// assert!("$stauts".parse::<Format>().unwrap_err().contains("$status"));
-/// # Ok::<(), String>(())
+/// assert!("$stauts".parse::<Format>().unwrap_err().to_string().contains("$status"));
+/// # Ok::<(), prefork_protocol::access_log::FormatError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
@@ -129,9 +162,9 @@ impl fmt::Display for Format {
 }
 
 impl std::str::FromStr for Format {
-    type Err = String;
+    type Err = FormatError;
 
-    fn from_str(written: &str) -> Result<Self, String> {
+    fn from_str(written: &str) -> Result<Self, FormatError> {
         let (text, escape) = match written {
             "combined" => (COMBINED, Escape::Hex),
             "json" => (JSON, Escape::Json),
@@ -141,12 +174,10 @@ impl std::str::FromStr for Format {
             },
         };
         if !text.contains('$') {
-            return Err(format!(
-                "`{written}` has no variable (choose combined or json, or write a format, such as \"$remote_addr $request $status\")"
-            ));
+            return Err(FormatError::NoVariable(written.to_owned()));
         }
         if text.chars().any(|c| c.is_control() && c != '\t') {
-            return Err("a format is one line, without control characters".to_owned());
+            return Err(FormatError::ControlCharacter);
         }
         let pieces = pieces(text)?;
         let fixed: usize = pieces
@@ -159,10 +190,8 @@ impl std::str::FromStr for Format {
                 }
             })
             .sum();
-        if fixed > LONGEST_TEXT {
-            return Err(format!(
-                "the format is too long for lines of {LONGEST} bytes (leave something out)"
-            ));
+        if fixed > MAX_TEXT {
+            return Err(FormatError::TooLong);
         }
         Ok(Self {
             written: written.to_owned(),
@@ -172,7 +201,7 @@ impl std::str::FromStr for Format {
     }
 }
 
-fn pieces(text: &str) -> Result<Vec<Piece>, String> {
+fn pieces(text: &str) -> Result<Vec<Piece>, FormatError> {
     let mut pieces = Vec::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -183,7 +212,7 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
         let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
         let name = match rest.strip_prefix('{') {
             Some(inner) => {
-                let end = inner.find('}').ok_or("`${` has no `}`")?;
+                let end = inner.find('}').ok_or(FormatError::Unclosed)?;
                 rest = &inner[end + 1..];
                 &inner[..end]
             }
@@ -202,29 +231,16 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
     Ok(pieces)
 }
 
-fn variable(name: &str) -> Result<Piece, String> {
+fn variable(name: &str) -> Result<Piece, FormatError> {
     if let Some((_, variable)) = VARIABLES.iter().find(|(word, _)| *word == name) {
         return Ok(Piece::Variable(*variable));
     }
+    let is_header = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     match name.strip_prefix("http_") {
-        Some(header)
-            if !header.is_empty()
-                && header
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') =>
-        {
+        Some(header) if !header.is_empty() && header.bytes().all(is_header) => {
             Ok(Piece::Header(header.replace('_', "-")))
         }
-        _ => {
-            let known: Vec<String> = VARIABLES
-                .iter()
-                .map(|(word, _)| format!("${word}"))
-                .collect();
-            Err(format!(
-                "`${name}` is no variable of the access log (they are {} and $http_NAME)",
-                known.join(" ")
-            ))
-        }
+        _ => Err(FormatError::UnknownVariable(name.to_owned())),
     }
 }
 
@@ -245,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_is_no_format_is_refused_with_the_remedy() {
-        let refused = |text: &str| text.parse::<Format>().expect_err(text);
+        let refused = |text: &str| text.parse::<Format>().expect_err(text).to_string();
         assert!(refused("comined").contains("choose combined"));
         assert!(refused("$status $").contains("`$` is no variable"));
         assert!(refused("${status").contains("has no `}`"));

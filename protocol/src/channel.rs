@@ -9,10 +9,10 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, socketpair,
 };
 use prefork_os as sys;
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use thiserror::Error;
 
 /// The supervisor's end of a channel.
 pub type SupervisorEnd = Channel<ToWorker, ToSupervisor>;
@@ -38,35 +38,20 @@ pub enum Received<In> {
 }
 
 /// Why a channel cannot be used any more.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum ChannelError {
     /// The other side does not read: the queue is full.
+    #[error("the channel is full: the other side does not read it")]
     Full,
     /// The other side is gone.
+    #[error("the channel is closed")]
     Closed,
-    /// What came is no message, or what should go is too long.
-    Wire(WireError),
-    /// The system refused.
+    /// What was received is no message, or what is to be sent is too long.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A system call failed.
+    #[error(transparent)]
     System(io::Error),
-}
-
-impl fmt::Display for ChannelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full => f.write_str("the channel is full: nobody reads it"),
-            Self::Closed => f.write_str("the channel is closed"),
-            Self::Wire(error) => error.fmt(f),
-            Self::System(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ChannelError {}
-
-impl From<WireError> for ChannelError {
-    fn from(error: WireError) -> Self {
-        Self::Wire(error)
-    }
 }
 
 impl From<io::Error> for ChannelError {

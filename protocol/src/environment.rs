@@ -16,13 +16,14 @@
 //! | `PREFORK_SLOW_LOG` | milliseconds from which on a request is slow, for Rust workers only | here |
 //! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
 
-use crate::access_log::Format;
+use crate::access_log::{Format, FormatError};
 use crate::channel::{Channel, WorkerEnd};
-use crate::settings::Accept;
+use crate::settings::{Accept, SettingError};
 use prefork_os as sys;
-use std::fmt;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
+use thiserror::Error;
 
 /// The number of inherited listening sockets.
 pub const LISTEN_FDS: &str = "LISTEN_FDS";
@@ -125,20 +126,41 @@ pub struct WorkerEnvironment {
     pub slow_ms: Option<u64>,
 }
 
-/// Which part of the environment is wrong.
-#[derive(Debug)]
-pub struct EnvironmentError {
-    variable: &'static str,
-    problem: String,
+/// Which variable of the environment is wrong, and how.
+#[derive(Debug, Error)]
+pub enum EnvironmentError {
+    /// There is a channel and no scoreboard.
+    #[error("{PREFORK_SCOREBOARD}: is not set, although {PREFORK_CHANNEL} is")]
+    NoScoreboard,
+    /// A variable names a descriptor that this process does not have.
+    #[error("{variable}: descriptor {fd}: {error}")]
+    Descriptor {
+        /// The variable.
+        variable: &'static str,
+        /// The descriptor it names.
+        fd: RawFd,
+        /// What the system says about it.
+        #[source]
+        error: io::Error,
+    },
+    /// A variable is to be a number and is none.
+    #[error("{variable}: `{text}` is no number")]
+    NotANumber {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        text: String,
+    },
+    /// The counts of sibling sockets cannot be read.
+    #[error("{PREFORK_SIBLINGS}: `{0}` is no pair of counts")]
+    Siblings(String),
+    /// There is no such way to accept.
+    #[error("{PREFORK_ACCEPT}: {0}")]
+    Accept(#[from] SettingError),
+    /// The lines of the access log cannot be written like this.
+    #[error("{PREFORK_ACCESS_FORMAT}: {0}")]
+    AccessFormat(#[from] FormatError),
 }
-
-impl fmt::Display for EnvironmentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.variable, self.problem)
-    }
-}
-
-impl std::error::Error for EnvironmentError {}
 
 /// Whether this process was started as a Rust worker by a supervisor.
 pub fn is_worker() -> bool {
@@ -166,10 +188,12 @@ pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
     (FIRST_FD..FIRST_FD.saturating_add(count.max(0)))
         .map(|fd| {
             // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
-            let socket = unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
-                variable: LISTEN_FDS,
-                problem: format!("descriptor {fd}: {error}"),
-            })?;
+            let socket =
+                unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
+                    variable: LISTEN_FDS,
+                    fd,
+                    error,
+                })?;
             Ok(Inherited {
                 name: names.next().unwrap_or("unknown").to_owned(),
                 socket,
@@ -191,17 +215,16 @@ impl WorkerEnvironment {
         let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else {
             return Ok(None);
         };
-        let scoreboard = number::<RawFd>(PREFORK_SCOREBOARD)?.ok_or_else(|| EnvironmentError {
-            variable: PREFORK_SCOREBOARD,
-            problem: "is not set, although PREFORK_CHANNEL is".to_owned(),
-        })?;
-        let accept = word(PREFORK_ACCEPT)?.unwrap_or_default();
-        let Siblings { watched, polled } = word(PREFORK_SIBLINGS)?.unwrap_or_default();
+        let scoreboard =
+            number::<RawFd>(PREFORK_SCOREBOARD)?.ok_or(EnvironmentError::NoScoreboard)?;
+        let accept = parsed(PREFORK_ACCEPT)?.unwrap_or_default();
+        let Siblings { watched, polled } = parsed(PREFORK_SIBLINGS)?.unwrap_or_default();
         let take = |variable: &'static str, fd: RawFd| {
             // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
-            unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError {
+            unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
                 variable,
-                problem: format!("descriptor {fd}: {error}"),
+                fd,
+                error,
             })
         };
         let mut siblings = (scoreboard + 1..)
@@ -210,7 +233,7 @@ impl WorkerEnvironment {
             .collect::<Result<Vec<_>, _>>()?;
         let access = match (
             number::<RawFd>(PREFORK_ACCESS_LOG)?,
-            word(PREFORK_ACCESS_FORMAT)?,
+            parsed(PREFORK_ACCESS_FORMAT)?,
         ) {
             (Some(fd), Some(format)) => Some((take(PREFORK_ACCESS_LOG, fd)?, format)),
             _ => None,
@@ -237,40 +260,37 @@ struct Siblings {
 }
 
 impl FromStr for Siblings {
-    type Err = String;
+    type Err = EnvironmentError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, EnvironmentError> {
         let counts = text.split_once(',').and_then(|(watched, polled)| {
             Some(Self {
                 watched: watched.parse::<u16>().ok()?.into(),
                 polled: polled.parse::<u16>().ok()?.into(),
             })
         });
-        counts.ok_or_else(|| format!("`{text}` is no pair of counts"))
+        counts.ok_or_else(|| EnvironmentError::Siblings(text.to_owned()))
     }
 }
 
+/// The number in a variable; `None` when it is not set.
 fn number<T: FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError> {
-    let text = word::<String>(variable)?;
-    let number = text.map(|text| {
-        text.trim()
-            .parse()
-            .map_err(|_| format!("`{text}` is no number"))
-    });
-    number
-        .transpose()
-        .map_err(|problem| EnvironmentError { variable, problem })
-}
-
-fn word<T: FromStr<Err: fmt::Display>>(
-    variable: &'static str,
-) -> Result<Option<T>, EnvironmentError> {
     let Ok(text) = std::env::var(variable) else {
         return Ok(None);
     };
-    let word = text.parse().map_err(|error: T::Err| EnvironmentError {
-        variable,
-        problem: error.to_string(),
-    });
-    word.map(Some)
+    match text.trim().parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Err(EnvironmentError::NotANumber { variable, text }),
+    }
+}
+
+/// The value of a variable; `None` when it is not set.
+fn parsed<T: FromStr>(variable: &'static str) -> Result<Option<T>, EnvironmentError>
+where
+    EnvironmentError: From<T::Err>,
+{
+    let Ok(text) = std::env::var(variable) else {
+        return Ok(None);
+    };
+    Ok(Some(text.parse()?))
 }

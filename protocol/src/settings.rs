@@ -4,6 +4,7 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use thiserror::Error;
 
 /// A worker's concurrency, which is two numbers: serving threads, and connections that each may have in hand.
 ///
@@ -41,6 +42,17 @@ impl Class {
     }
 }
 
+/// Why a text is not the value of a setting.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SettingError {
+    /// It names no [`ClassName`].
+    #[error("`{0}` is no worker class (choose sync, threads or async)")]
+    Class(String),
+    /// It names no [`Accept`].
+    #[error("`{0}` is no way to accept (choose own, steal or shared)")]
+    Accept(String),
+}
+
 /// The three worker classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,13 +86,13 @@ impl fmt::Display for ClassName {
 }
 
 impl FromStr for ClassName {
-    type Err = String;
+    type Err = SettingError;
 
-    fn from_str(word: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         Self::ALL
             .into_iter()
-            .find(|name| name.as_str() == word)
-            .ok_or_else(|| format!("`{word}` is no worker class (choose sync, threads or async)"))
+            .find(|name| name.as_str() == text)
+            .ok_or_else(|| SettingError::Class(text.to_owned()))
     }
 }
 
@@ -118,13 +130,13 @@ impl fmt::Display for Accept {
 }
 
 impl FromStr for Accept {
-    type Err = String;
+    type Err = SettingError;
 
-    fn from_str(word: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, SettingError> {
         Self::ALL
             .into_iter()
-            .find(|accept| accept.as_str() == word)
-            .ok_or_else(|| format!("`{word}` is no way to accept (choose own, steal or shared)"))
+            .find(|accept| accept.as_str() == text)
+            .ok_or_else(|| SettingError::Accept(text.to_owned()))
     }
 }
 

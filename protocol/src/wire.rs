@@ -9,7 +9,7 @@
 //! around it. Message types must not contain recursive types, maps, or vectors of zero-sized elements.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use std::fmt;
+use thiserror::Error;
 
 /// The longest packet that either side may send, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
@@ -21,32 +21,18 @@ const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> =
     bincode::config::standard().with_limit();
 
 /// Why bytes are not a message, or a message cannot become bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum WireError {
     /// The packet is longer than [`MAX_PACKET`].
+    #[error("a packet of {0} bytes is over the limit of {MAX_PACKET}")]
     TooLong(usize),
     /// The bytes decode to no message of the expected type.
+    #[error("undecodable message: {0}")]
     Malformed(String),
     /// A message was decoded, and this many bytes were left over.
+    #[error("{0} bytes were left over after the message")]
     Trailing(usize),
 }
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLong(length) => {
-                write!(
-                    f,
-                    "a packet of {length} bytes is over the limit of {MAX_PACKET}"
-                )
-            }
-            Self::Malformed(why) => write!(f, "undecodable message: {why}"),
-            Self::Trailing(left) => write!(f, "{left} bytes were left over after the message"),
-        }
-    }
-}
-
-impl std::error::Error for WireError {}
 
 /// Turns a message into the bytes of one packet.
 ///

@@ -292,7 +292,8 @@ impl Desk<'_> {
         match app(layer) {
             None => Program::Command(layer.program.clone()),
             Some(app) if layer.program.is_empty() => {
-                if let Err(message) = (around.check_app)(&app) {
+                if let Err(error) = (around.check_app)(&app) {
+                    let message = error.to_string();
                     self.problems.push(Problem { place, message });
                 }
                 Program::App(app)

@@ -8,6 +8,7 @@ use super::reader::Typed as Read;
 use super::resolve::resolve;
 use super::{Config, Control, file};
 use clap::FromArgMatches;
+use prefork_worker::apps::AppError;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -42,6 +43,9 @@ pub struct Source {
     linked: bool,
 }
 
+/// Checks the name of a stock app.
+type CheckApp = dyn Fn(&str) -> Result<(), AppError>;
+
 /// What a configuration is checked against.
 pub struct Surroundings<'a> {
     /// CPUs that this process may use.
@@ -49,15 +53,12 @@ pub struct Surroundings<'a> {
     /// The names of the inherited listening sockets, `unknown` for one without.
     pub inherited: &'a [String],
     /// Says what is wrong with the name of a stock app.
-    pub check_app: &'a dyn Fn(&str) -> Result<(), String>,
+    pub check_app: &'a CheckApp,
 }
 
 impl<'a> Surroundings<'a> {
     /// Those of this process: the CPUs that its affinity mask and its cgroup's quota leave it.
-    pub fn of_process(
-        inherited: &'a [String],
-        check_app: &'a dyn Fn(&str) -> Result<(), String>,
-    ) -> Self {
+    pub fn of_process(inherited: &'a [String], check_app: &'a CheckApp) -> Self {
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             inherited,

@@ -9,8 +9,8 @@ use super::{AccessTarget, Control, LogFormat, Surge};
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork_core::Share;
-use prefork_protocol::access_log::Format;
-use prefork_protocol::settings::{Accept, ClassName};
+use prefork_protocol::access_log::{Format, FormatError};
+use prefork_protocol::settings::{Accept, ClassName, SettingError};
 use prefork_protocol::{Slot, environment};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -200,6 +200,7 @@ impl Word for ClassName {
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse()
+            .map_err(|error: SettingError| error.to_string())
     }
 }
 
@@ -208,6 +209,7 @@ impl Word for Accept {
 
     fn read(text: &str) -> Result<Self, String> {
         text.parse()
+            .map_err(|error: SettingError| error.to_string())
     }
 }
 
@@ -306,7 +308,7 @@ impl Word for Format {
     const LIKE: &'static str = "\"combined\"";
 
     fn read(text: &str) -> Result<Self, String> {
-        text.parse()
+        text.parse().map_err(|error: FormatError| error.to_string())
     }
 }
 

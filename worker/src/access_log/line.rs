@@ -7,7 +7,7 @@ use super::clock::ClockText;
 use crate::context::Context;
 use http::header::HeaderName;
 use http::{Request, Uri, Version};
-use prefork_protocol::access_log::{Escape, Format, LONGEST, Piece, Variable};
+use prefork_protocol::access_log::{Escape, Format, MAX_LINE, Piece, Variable};
 use std::io::Write;
 
 /// Stands for what is not known yet.
@@ -120,7 +120,7 @@ impl Template {
                 Variable::TimeLocal | Variable::TimeIso8601 | Variable::Msec
             )
         });
-        let budget = LONGEST.saturating_sub(fixed);
+        let budget = MAX_LINE.saturating_sub(fixed);
         Self {
             parts,
             completion,
@@ -425,11 +425,11 @@ mod tests {
             for format in ["combined", "json", "$request $http_user_agent $uri $args"] {
                 let told = line(format, &request(&format!("/{long}"), &agent));
                 assert!(
-                    told.len() <= LONGEST && told.ends_with('\n'),
+                    told.len() <= MAX_LINE && told.ends_with('\n'),
                     "{format}: {}",
                     told.len()
                 );
-                assert!(told.len() > LONGEST / 2, "{format}: {}", told.len());
+                assert!(told.len() > MAX_LINE / 2, "{format}: {}", told.len());
                 assert!(format != "json" || told.ends_with("}\n"));
             }
         }

@@ -4,7 +4,7 @@
 //! Full buffers, and every buffer at each beat, go to the writer's thread ([`writer`]), so that no request waits for a disk or
 //! for the reader of a pipe.
 //!
-//! *Invariant*: what is handed to the writer is whole lines, each at most [`LONGEST`](prefork_protocol::access_log::LONGEST) bytes.
+//! *Invariant*: what is handed to the writer is whole lines, each at most [`MAX_LINE`](prefork_protocol::access_log::MAX_LINE) bytes.
 
 mod clock;
 mod line;
@@ -86,7 +86,7 @@ impl AccessLog {
         };
         let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
         if buffer.capacity() == 0 {
-            buffer.reserve(FULL + prefork_protocol::access_log::LONGEST);
+            buffer.reserve(FULL + prefork_protocol::access_log::MAX_LINE);
         }
         self.template
             .end(&mut buffer, line, completion, &mut clock.borrow_mut());

@@ -7,7 +7,7 @@
 use crate::sys;
 use memchr::memrchr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prefork_protocol::access_log::LONGEST;
+use prefork_protocol::access_log::MAX_LINE;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -146,10 +146,10 @@ impl Output {
 
     /// How many of the lines to write at once.
     fn portion(&self, lines: &[u8]) -> usize {
-        if self.regular || lines.len() <= LONGEST {
+        if self.regular || lines.len() <= MAX_LINE {
             return lines.len();
         }
-        memrchr(b'\n', &lines[..LONGEST]).map_or(LONGEST, |at| at + 1)
+        memrchr(b'\n', &lines[..MAX_LINE]).map_or(MAX_LINE, |at| at + 1)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

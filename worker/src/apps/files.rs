@@ -4,6 +4,7 @@
 //! what really lies outside of DIR is not there. Whoever can make symlinks inside DIR while a request is being
 //! answered could still win a race between the two; such people must not be given write access to DIR.
 
+use super::catalog::AppError;
 use crate::body::Body;
 use crate::service::Service;
 use bytes::Bytes;
@@ -21,14 +22,16 @@ use tower_http::services::fs::ServeFileSystemResponseBody;
 
 type Answer = Response<Either<ServeFileSystemResponseBody, Full<Bytes>>>;
 
-pub(super) fn service(directory: &str) -> Result<Service, String> {
-    let refused = |error: std::io::Error| {
-        format!(
-            "cannot serve files from `{directory}`: {error} (name a directory that the worker can read)"
-        )
+pub(super) fn service(directory: &str) -> Result<Service, AppError> {
+    let readable = || {
+        let root = std::fs::canonicalize(directory)?;
+        std::fs::read_dir(&root)?;
+        Ok(root)
     };
-    let root = std::fs::canonicalize(directory).map_err(refused)?;
-    std::fs::read_dir(&root).map_err(refused)?;
+    let root = readable().map_err(|error| AppError::Directory {
+        directory: directory.to_owned(),
+        error,
+    })?;
     let root: Arc<Path> = root.into();
     Ok(Service::http(move |_| {
         let files = ServeDir::new(&root);

@@ -11,17 +11,18 @@ fn worker_process() {
         return;
     }
     log::set_logger(&Stderr).unwrap();
-    let code = prefork_worker::run(|settings| match settings.app.as_str() {
-        "test:refuse" => Err("no such luck".to_owned()),
-        "test:fail" => Ok(Service::http(|_| async {
-            Err::<Nothing, _>("the database is away".into())
-        })),
-        "test:panic-early" => Ok(Service::http(
-            |_| -> std::future::Ready<Result<Nothing, _>> { panic!("early") },
-        )),
-        "test:axum" => Ok(Service::http(|_| async { Ok(router()) })),
-        app => prefork_worker::apps::by_name(app),
-    });
+    let code =
+        prefork_worker::run::<prefork_worker::BoxError>(|settings| match settings.app.as_str() {
+            "test:refuse" => Err("no such luck".into()),
+            "test:fail" => Ok(Service::http(|_| async {
+                Err::<Nothing, _>("the database is away".into())
+            })),
+            "test:panic-early" => Ok(Service::http(
+                |_| -> std::future::Ready<Result<Nothing, _>> { panic!("early") },
+            )),
+            "test:axum" => Ok(Service::http(|_| async { Ok(router()) })),
+            app => Ok(prefork_worker::apps::by_name(app)?),
+        });
     std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
 }
 

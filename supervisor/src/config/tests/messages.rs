@@ -127,7 +127,10 @@ fn each_slip_in_a_file_gets_a_sentence() {
             "command = [\"a\"]\napp = \"hello\"",
             "1:11: command: a program cannot serve beside the app `hello` (leave one of them out)",
         ),
-        ("app = \"helo\"", "1:7: app: `helo` is no app"),
+        (
+            "app = \"helo\"",
+            "1:7: app: there is no app `helo` (choose one of hello, files:DIR, sleep, burn, block, echo, greeter)",
+        ),
         (
             "workers = 4\nmax-workers = 2",
             "2:15: max-workers: 2 is less than the 4 workers (raise it, or leave it out)",

@@ -10,6 +10,7 @@ use super::error::{File, Place, Problem};
 use super::options::{Preset, SETTINGS, Setting};
 use super::*;
 use clap_complete::Shell;
+use prefork_worker::apps::AppError;
 
 /// A command line, an environment and a file, all made up.
 #[derive(Default)]
@@ -62,11 +63,11 @@ impl Typed<'_> {
     }
 }
 
-fn check_app(app: &str) -> Result<(), String> {
+fn check_app(app: &str) -> Result<(), AppError> {
     if app == "hello" {
         Ok(())
     } else {
-        Err(format!("`{app}` is no app"))
+        Err(AppError::Unknown(app.to_owned()))
     }
 }
 
