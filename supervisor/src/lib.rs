@@ -41,9 +41,11 @@ mod server;
 mod systemd;
 mod top;
 mod upgrade;
+mod version;
 mod workers;
 
 pub use cli::roles::{main, stock};
+pub use version::VERSION;
 
 /// What the fuzz targets and the documentation's examples reach. Not a part of the interface.
 #[doc(hidden)]
@@ -52,10 +54,3 @@ pub mod internals {
     pub use crate::control::Request;
     pub use crate::systemd::notify::{WorkerNotice, parse};
 }
-
-/// The version of this program, as `--version` tells it.
-pub const VERSION: &str = if cfg!(feature = "next") {
-    concat!(env!("CARGO_PKG_VERSION"), "-next")
-} else {
-    env!("CARGO_PKG_VERSION")
-};

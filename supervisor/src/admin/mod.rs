@@ -22,10 +22,10 @@ mod source;
 
 pub(crate) use child::task;
 
-use super::generation::{Desk, Generation};
-use super::listen::{AddressId, ListenSet};
 use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
+use crate::generation::{AdminSockets, Generation};
 use crate::helpers::terminating::Terminating;
+use crate::listen::{AddressId, ListenSet};
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
@@ -82,7 +82,7 @@ struct Wanted {
 
 impl Wanted {
     fn by(generation: &Generation) -> Option<Self> {
-        let Desk { http, agent } = &generation.desk;
+        let AdminSockets { http, agent } = &generation.admin;
         let user = generation.config.admin.user.as_ref().map(|user| user.uid);
         let wanted = Self {
             http: http.addresses().collect(),
@@ -311,8 +311,8 @@ fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 
     };
     let own =
         |sockets: Vec<std::io::Result<_>>| sockets.into_iter().collect::<std::io::Result<Vec<_>>>();
-    let http = own(socket(&generation.desk.http)).map_err(|error| failed(&error))?;
-    let agent = own(socket(&generation.desk.agent)).map_err(|error| failed(&error))?;
+    let http = own(socket(&generation.admin.http)).map_err(|error| failed(&error))?;
+    let agent = own(socket(&generation.admin.agent)).map_err(|error| failed(&error))?;
     let pair = || UnixStream::pair().map_err(|error| failed(&error));
     let ((our_status, status), (our_events, events)) = (pair()?, pair()?);
     let listeners: Vec<BorrowedFd<'_>> = http.iter().chain(&agent).map(AsFd::as_fd).collect();

@@ -2,7 +2,7 @@
 
 use crate::config::{Act, Control, Identity, Invocation, Source, USAGE};
 use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
-use crate::generation::Loader;
+use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler as gauge, readiness_probe as lookout};
 use crate::listen::{Listeners, StoredSockets};
 use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
@@ -211,7 +211,11 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
         Err(error) => return usage(&error.to_string()),
     };
     let confined = Confinement::prepare(&config).and_then(|mut confinement| {
-        let program = confinement.program(&config, || loader.executable(&config, false))?;
+        let program = confinement.program(&config, || {
+            loader
+                .executable(&config, false)
+                .map_err(|error| error.to_string())
+        })?;
         confinement.add_sandbox(&mut config, &program)
     });
     if let Err(reason) = confined {

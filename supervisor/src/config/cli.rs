@@ -26,7 +26,7 @@ impl Identity {
     pub fn supervisor() -> Self {
         Self {
             name: "supervisor".to_owned(),
-            version: crate::VERSION.to_owned(),
+            version: crate::version::VERSION.to_owned(),
             about: "Prefork server: binds, forks, heals and reloads without losing a connection"
                 .to_owned(),
             linked: false,

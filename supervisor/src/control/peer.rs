@@ -6,7 +6,7 @@
 //! its parent.
 
 use super::Role;
-use crate::systemd::notify::parent_and_group;
+use crate::process::ancestry::parent_and_group;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::{Gid, Pid, getegid, geteuid};

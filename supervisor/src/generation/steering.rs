@@ -1,16 +1,20 @@
 //! Which slots an address is steered to.
 //!
-//! The core decides on a rotation of slots. It holds for every address that all generations serve, and those are nearly
-//! always all. While a reload adds or removes an address, only some slots have a worker that serves it; and once the
-//! accepted generation does not name it, and its last workers leave, new connections would wait for nobody.
+//! The core decides on a rotation of slots. It holds for every address that all generations serve,
+//! which is nearly always every address. While a reload adds or removes an address, only some slots
+//! have a worker that serves it. Once the accepted generation does not name it and its last workers
+//! leave, it is blackholed: new connections would wait in vain.
 
-use crate::generation::Generation;
+use super::Generation;
 use crate::listen::{AddressId, SteerError};
 use prefork_core::{WorkerState, WorkerView};
 use prefork_protocol::{GenerationId, Slot};
 use std::collections::BTreeMap;
 
-/// Steers every address of every generation; gives the first that could not be.
+/// Steers every address of every generation.
+///
+/// # Errors
+/// The first address that could not be steered; the others are.
 pub(crate) fn steer(
     generations: &BTreeMap<GenerationId, Generation>,
     accepted: GenerationId,
@@ -40,7 +44,7 @@ pub(crate) fn steer(
             } else {
                 match served(workers, serves) {
                     slots if !slots.is_empty() => Some(slots),
-                    // Soon.
+                    // Its first workers are still starting.
                     _ if serves(accepted) => continue,
                     _ => None,
                 }
@@ -54,7 +58,7 @@ pub(crate) fn steer(
     result
 }
 
-/// The slots with a ready worker of a generation that `serves`.
+/// Returns the slots with a ready worker of a generation that `serves`.
 fn served(workers: &[WorkerView], serves: impl Fn(GenerationId) -> bool) -> Vec<Slot> {
     let ready = workers
         .iter()

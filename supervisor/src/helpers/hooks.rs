@@ -9,10 +9,11 @@
 
 use crate::api::events::Event;
 use crate::config::{Config, Hooks as Settings};
+use crate::generation::loader::open_hook_program;
 use crate::logging as logfile;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::reap::{Death, reap};
-use crate::process::spawn::{Executable, Order, Spawned, send_signal, spawn};
+use crate::process::spawn::{Order, Spawned, send_signal, spawn};
 use crate::sandbox::Confinement;
 use crate::upgrade::{
     ChildState, EventState, HookState, HooksState, Packing, Unpacking, environment_without,
@@ -30,7 +31,6 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::time::Duration;
 
 /// How many run at a time, and how many events wait for one of them to end.
@@ -63,26 +63,6 @@ struct Running {
 struct Waiting {
     kind: String,
     json: Vec<u8>,
-}
-
-/// Opens the program of a configuration, as the workers' user can.
-///
-/// # Errors
-/// Why it cannot be started, and the remedy.
-pub(crate) fn open(
-    config: &Config,
-    confinement: &Confinement,
-) -> Result<Option<Executable>, String> {
-    let Some(program) = &config.hooks.program else {
-        return Ok(None);
-    };
-    let path = std::env::var_os("PATH");
-    let find = || Executable::find(program.as_os_str(), path.as_deref(), Path::new("."));
-    let found = confinement.with_eyes(|| find().map_err(|error| error.to_string()));
-    found
-        .and_then(|found| found)
-        .map(Some)
-        .map_err(|error| format!("on-event: {error}"))
 }
 
 impl Hooks {
@@ -135,7 +115,9 @@ impl Hooks {
         event: &Waiting,
     ) -> Result<(), String> {
         let confinement = Confinement::prepare(config)?;
-        let Some(executable) = open(config, &confinement)? else {
+        let Some(executable) =
+            open_hook_program(config, &confinement).map_err(|error| error.to_string())?
+        else {
             return Err("there is none any more".to_owned());
         };
         let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];

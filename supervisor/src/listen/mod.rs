@@ -34,7 +34,7 @@ mod upgrade_state;
 pub(crate) use address_sockets::AddressSockets;
 pub(crate) use bpf::{SteerError, Steered};
 pub(crate) use error::{ListenError, ListenProblem};
-pub(crate) use stored::{StoredSockets, inode};
+pub(crate) use stored::StoredSockets;
 
 use crate::config::Bind;
 use address::AddressKey;

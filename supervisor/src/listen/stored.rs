@@ -6,8 +6,7 @@
 use super::reuseport_group::StoredMembers;
 use super::socket_label::{PREFIX, SocketLabel};
 use super::tcp;
-use crate::systemd::fd_store::PROBE;
-use nix::errno::Errno;
+use crate::systemd::fd_store::{PROBE, inode};
 use prefork_protocol::environment::Inherited;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -164,11 +163,6 @@ impl StoredSockets {
 /// Whether what is bound there is what is asked for now; `any` port was asked for when it was bound.
 fn answers(bound: SocketAddr, any: bool, asked: SocketAddr) -> bool {
     bound == asked || (asked.port() == 0 && any && bound.ip() == asked.ip())
-}
-
-/// A socket's inode, which no other socket has while it is open.
-pub(crate) fn inode(socket: &OwnedFd) -> u64 {
-    nix::sys::stat::fstat(socket).map_or_else(|_: Errno| 0, |status| status.st_ino)
 }
 
 #[cfg(test)]

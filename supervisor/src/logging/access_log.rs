@@ -19,7 +19,7 @@ pub(crate) struct AccessLog {
     descriptor: OwnedFd,
     identity: (u64, u64),
     /// How often it was opened: workers that were given an older one are to get it anew.
-    pub(crate) edition: u64,
+    pub(crate) reopen_count: u64,
 }
 
 impl AccessLog {
@@ -42,13 +42,13 @@ impl AccessLog {
         Self::of(target.clone(), descriptor, 2)
     }
 
-    fn of(target: AccessTarget, descriptor: OwnedFd, edition: u64) -> Self {
+    fn of(target: AccessTarget, descriptor: OwnedFd, reopen_count: u64) -> Self {
         let identity = fstat(&descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
         Self {
             target,
             descriptor,
             identity,
-            edition,
+            reopen_count,
         }
     }
 
@@ -67,7 +67,7 @@ impl AccessLog {
             return Ok(false);
         }
         let descriptor = open(path).map_err(|error| cannot_open(path, &error))?;
-        *self = Self::of(self.target.clone(), descriptor, self.edition + 1);
+        *self = Self::of(self.target.clone(), descriptor, self.reopen_count + 1);
         Ok(true)
     }
 
@@ -138,11 +138,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("access.log");
         let mut log = AccessLog::open(&AccessTarget::File(path.clone())).expect("open");
-        assert_eq!((log.reopen(false), log.edition), (Ok(false), 1));
+        assert_eq!((log.reopen(false), log.reopen_count), (Ok(false), 1));
         std::fs::rename(&path, folder.path().join("access.log.1")).expect("rotated");
-        assert_eq!((log.reopen(false), log.edition), (Ok(true), 2));
+        assert_eq!((log.reopen(false), log.reopen_count), (Ok(true), 2));
         assert!(path.exists());
-        assert_eq!((log.reopen(true), log.edition), (Ok(true), 3));
+        assert_eq!((log.reopen(true), log.reopen_count), (Ok(true), 3));
     }
 
     #[test]

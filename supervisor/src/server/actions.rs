@@ -43,7 +43,7 @@ impl Server {
                 slot,
                 generation,
             } => {
-                self.store.touch(self.now);
+                self.store.schedule_sync(self.now);
                 self.spawn(worker, slot, generation)
             }
             Action::Drain {
@@ -81,7 +81,7 @@ impl Server {
             Action::Forget(generation) => {
                 self.generations.remove(&generation);
                 self.steer();
-                self.store.touch(self.now);
+                self.store.schedule_sync(self.now);
                 None
             }
             Action::Report(fact) => {
@@ -145,7 +145,7 @@ impl Server {
                 self.generations.insert(id, generation);
                 Event::Prepared(id, plan)
             }
-            Err(reason) => Event::Refused(id, reason),
+            Err(error) => Event::Refused(id, error.to_string()),
         }
     }
 
@@ -182,7 +182,8 @@ impl Server {
             notify: &self.notify_address,
         };
         let launched = match self.generations.get_mut(&id) {
-            Some(generation) => launch(self.now, generation, self.groups.as_mut(), role),
+            Some(generation) => launch(self.now, generation, self.groups.as_mut(), role)
+                .map_err(|error| error.to_string()),
             None => Err(format!("generation {id} is not held any more")),
         };
         let watched = launched.and_then(|hand| match self.watch(&hand) {
@@ -230,7 +231,7 @@ impl Server {
                 warn!("cannot replace a listening socket that was shut down: {error}");
             }
         }
-        self.store.touch(self.now);
+        self.store.schedule_sync(self.now);
         self.steer();
     }
 

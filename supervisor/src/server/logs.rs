@@ -52,13 +52,13 @@ impl Server {
                 .generations
                 .get(&hand.generation)
                 .and_then(|generation| generation.access.as_ref());
-            let Some(log) = log.filter(|log| log.edition != hand.edition) else {
+            let Some(log) = log.filter(|log| log.reopen_count != hand.reopen_count) else {
                 continue;
             };
             if let Line::Channel { channel, .. } = &hand.line {
                 // Whoever does not read its channel now is told later.
                 match channel.send_with(&ToWorker::Reopen, log.as_fd()) {
-                    Ok(()) => hand.edition = log.edition,
+                    Ok(()) => hand.reopen_count = log.reopen_count,
                     Err(error) => {
                         debug!("worker {} cannot be given the access log: {error}", hand.id)
                     }

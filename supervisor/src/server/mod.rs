@@ -19,10 +19,11 @@ mod workers;
 
 use super::admin::Admin;
 use super::control::{Answer, ControlServer};
-use super::generation::{Generation, Loader};
 use super::listen::Listeners;
 use crate::api::events::Journal;
 use crate::api::status::LastReload;
+use crate::generation::Generation;
+use crate::generation::loader::Loader;
 use crate::helpers::hooks::Hooks;
 use crate::helpers::memory_sampler::MemorySampler;
 use crate::helpers::readiness_probe::ReadinessProbes;
@@ -34,7 +35,7 @@ use crate::server::stderr::StderrForwarder;
 use crate::systemd::fd_store::FdStore;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::workers::cgroup;
-use crate::workers::cgroup::Groups;
+use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::{ExitCounts, ExitRecord};
 use crate::workers::handle::WorkerHandle;
 use crate::workers::leftovers::Leftovers;
@@ -100,7 +101,7 @@ pub(crate) struct Server {
     waiting: BTreeSet<u64>,
     last_reload: Option<LastReload>,
     /// The workers' control groups, if there are any.
-    groups: Option<Groups>,
+    groups: Option<WorkerCgroups>,
     /// When to look again for dead children that are not ours, and for what dead workers have left.
     look_for_orphans: Option<Time>,
     rotation: Vec<Slot>,
@@ -160,8 +161,12 @@ impl Server {
             debug!("cannot adopt orphans: {error}");
         }
         let first = GenerationId(1);
-        let mut generation = loader.load(&mut listeners, true)?;
-        generation.listen(generation.config.slots())?;
+        let mut generation = loader
+            .load(&mut listeners, true)
+            .map_err(|error| error.to_string())?;
+        generation
+            .listen(generation.config.slots())
+            .map_err(|error| error.to_string())?;
         let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
@@ -172,7 +177,7 @@ impl Server {
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
-        let groups = cgroup::prepare(&generation.config)?;
+        let groups = cgroup::prepare(&generation.config).map_err(|error| error.to_string())?;
         for address in generation.sockets.describe() {
             info!("listening on {address}");
         }
@@ -189,7 +194,7 @@ impl Server {
         let offered = std::env::var(prefork_protocol::environment::FDSTORE).ok();
         let mut store = FdStore::new(now, &systemd, offered.as_deref(), &listeners.stored_names());
         // Before the first worker: a death from now on costs no connection that waits.
-        store.tend(now, &systemd, &listeners);
+        store.sync(now, &systemd, || listeners.storable_sockets());
         let watchdog = systemd.watchdog_period().map(|period| (period, now));
         Ok(Self {
             core,
@@ -288,7 +293,7 @@ impl Server {
         self.settle_now();
         self.hooks.kill();
         self.control.finish();
-        if self.store.keeps() {
+        if self.store.is_in_use() {
             self.listeners.leave_files();
         }
         info!("stopped");
@@ -374,7 +379,9 @@ impl Server {
         self.tend_admin();
         self.tend_logs();
         self.tend_hooks();
-        self.store.tend(self.now, &self.systemd, &self.listeners);
+        self.store.sync(self.now, &self.systemd, || {
+            self.listeners.storable_sockets()
+        });
     }
 }
 

@@ -41,7 +41,7 @@ impl Server {
         let old: BTreeSet<WorkerId> = self
             .hands
             .values()
-            .filter(|hand| hand.generation != self.accepted && !hand.quiet)
+            .filter(|hand| hand.generation != self.accepted && !hand.stopped_accepting)
             .map(|hand| hand.id)
             .collect();
         if old.is_empty() {
@@ -67,7 +67,11 @@ impl Server {
 
     /// Tells what was held back, if it is time.
     pub(crate) fn settle(&mut self) {
-        let accepts = |id: &WorkerId| self.hands.get(id).is_some_and(|hand| !hand.quiet);
+        let accepts = |id: &WorkerId| {
+            self.hands
+                .get(id)
+                .is_some_and(|hand| !hand.stopped_accepting)
+        };
         if self
             .settling
             .as_ref()

@@ -23,7 +23,7 @@ impl Server {
             name: self.name.clone(),
             instance: accepted.and_then(|accepted| accepted.config.name.clone()),
             pid: std::process::id(),
-            program: crate::VERSION,
+            program: crate::version::VERSION,
             time,
             uptime: (time - self.counts.started as f64).max(0.0),
             state: view.state,
@@ -49,10 +49,10 @@ impl Server {
                 .map(|accepted| accepted.sockets.describe())
                 .unwrap_or_default(),
             admin: accepted
-                .map(|accepted| accepted.desk.http.describe())
+                .map(|accepted| accepted.admin.http.describe())
                 .unwrap_or_default(),
             agent: accepted
-                .map(|accepted| accepted.desk.agent.describe())
+                .map(|accepted| accepted.admin.agent.describe())
                 .unwrap_or_default(),
             status_requests: self.counts.pictures,
             latency_bounds_us: &LATENCY_BOUNDS_US,

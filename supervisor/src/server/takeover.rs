@@ -11,7 +11,8 @@ use crate::api::events::Journal;
 use crate::api::status::LastReload;
 use crate::config::{Identity, Source};
 use crate::control::{ControlServer, runtime_directory};
-use crate::generation::{Desk, Generation, Loader, Origin};
+use crate::generation::loader::Loader;
+use crate::generation::{AdminSockets, Generation, Origin};
 use crate::helpers::hooks::Hooks;
 use crate::helpers::memory_sampler::MemorySampler;
 use crate::helpers::readiness_probe::ReadinessProbes;
@@ -28,7 +29,7 @@ use crate::server::stderr::StderrForwarder;
 use crate::systemd::fd_store::FdStore;
 use crate::systemd::notify::{Notifier, NotifyServer};
 use crate::upgrade::*;
-use crate::workers::cgroup::Groups;
+use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
 use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::leftovers::Leftovers;
@@ -183,7 +184,9 @@ impl Server {
             }),
             // Some may have died while nobody looked.
             look_for_orphans: Some(now),
-            groups: state.cgroups.map(|base| Groups::adopted(base.path())),
+            groups: state
+                .cgroups
+                .map(|base| WorkerCgroups::adopted(base.path())),
             rotation: state.rotation,
             store,
             steering_failed: state.steering_failed,
@@ -288,7 +291,7 @@ fn generation(
     let mut generation = Generation {
         config,
         sockets: ListenSet::adopted(state.backlog, &state.sockets, groups),
-        desk: Desk {
+        admin: AdminSockets {
             http: ListenSet::adopted(state.backlog, &state.admin, groups),
             agent: ListenSet::adopted(state.backlog, &state.agent, groups),
         },
@@ -356,13 +359,13 @@ fn hand(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHan
         status: state.status,
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
-            AlarmState::Mute => (time, Alarm::Mute),
+            AlarmState::Mute => (time, Alarm::ChannelClosed),
         }),
         // Nobody waits for that any more: a verdict is not held back over an upgrade.
-        quiet: false,
+        stopped_accepting: false,
         memory: None,
         // It gets the access log once more.
-        edition: 0,
+        reopen_count: 0,
     }
 }
 

@@ -6,7 +6,6 @@
 
 use super::takeover::Resumption;
 use super::{Answer, Server, clock};
-use crate::VERSION;
 use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
 use crate::logging::stderr::outlet::outlet;
@@ -14,6 +13,7 @@ use crate::process::poll::{Interest, Token};
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{Executable, Order, Spawned, spawn};
 use crate::upgrade::*;
+use crate::version::VERSION;
 use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
 use log::{Level, debug, info};
 use nix::fcntl::OFlag;
@@ -416,8 +416,8 @@ impl Server {
         let mut groups = Vec::new();
         let generations = self.generations.iter().map(|(id, generation)| {
             let (backlog, sockets) = generation.sockets.state(&mut groups, packing);
-            let (_, admin) = generation.desk.http.state(&mut groups, packing);
-            let (_, agent) = generation.desk.agent.state(&mut groups, packing);
+            let (_, admin) = generation.admin.http.state(&mut groups, packing);
+            let (_, agent) = generation.admin.agent.state(&mut groups, packing);
             let program = &generation.executable;
             GenerationState {
                 id: *id,
@@ -485,7 +485,7 @@ impl Server {
             rotation: self.rotation.clone(),
             stored: self
                 .store
-                .held()
+                .stored()
                 .map(|(name, inode)| StoredState {
                     name: name.to_owned(),
                     inode,
@@ -578,7 +578,7 @@ fn hand_state(hand: &WorkerHandle, packing: &mut Packing) -> HandleState {
         status: hand.status.clone(),
         alarm: hand.alarm.map(|(time, alarm)| match alarm {
             Alarm::CountsAsReady => (time, AlarmState::CountsAsReady),
-            Alarm::Mute => (time, AlarmState::Mute),
+            Alarm::ChannelClosed => (time, AlarmState::Mute),
         }),
         #[cfg(feature = "next")]
         novelty: vec![1, 2, 3],

@@ -132,7 +132,7 @@ impl Server {
             if let Some(event) = self
                 .hands
                 .get_mut(worker)
-                .and_then(|hand| hand.overspend(self.now))
+                .and_then(|hand| hand.count_notice(self.now))
             {
                 self.feed(event);
                 continue;

@@ -1,11 +1,12 @@
-//! What else systemd tells a service. Its notification protocol is in [`notify`](super::notify).
+//! Whether standard error goes to systemd's journal.
 
 use std::os::fd::AsFd;
 
-/// Names what standard error is, when it is the journal: `DEVICE:INODE`.
+/// The variable that identifies standard error when it is the journal: `DEVICE:INODE`.
 pub(crate) const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 
-/// Whether standard error goes to the journal itself, so that a line may begin with a priority such as `<3>`.
+/// Whether standard error goes to the journal itself, so that a line may begin with a priority such
+/// as `<3>`.
 pub(crate) fn stderr_is_journal() -> bool {
     std::env::var(JOURNAL_STREAM).is_ok_and(|stream| is_stream(std::io::stderr(), &stream))
 }

@@ -159,7 +159,7 @@ impl Task {
     /// The check has passed: says so, and leaves.
     pub(crate) fn pass(self) -> ! {
         if let Way::Report(report) = *way() {
-            say(report, &format!("ok {}", crate::VERSION));
+            say(report, &format!("ok {}", crate::version::VERSION));
         }
         std::process::exit(0)
     }
@@ -327,7 +327,7 @@ fn parse(bytes: &[u8]) -> Result<State, String> {
         #[cfg(feature = "next")]
         format if format == next::format() => {}
         format => {
-            let version = crate::VERSION;
+            let version = crate::version::VERSION;
             return Err(format!(
                 "cannot read the state: it has format {format}, version {version} reads {FORMAT} (restart the server to change versions)"
             ));

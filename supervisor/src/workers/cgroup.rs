@@ -1,12 +1,12 @@
-//! A control group (cgroup v2) for each worker, where some were delegated to us.
+//! A control group (cgroup v2) for each worker, where a cgroup was delegated to us.
 //!
-//! A worker's group makes its end complete, since whatever it has started dies with it; it carries its limits, so that
-//! running out of memory takes one worker and no other; and it tells of that afterwards. Without groups everything
-//! else works the same.
+//! Killing a worker's group kills everything that the worker has started. The group carries the
+//! worker's limits, so that running out of memory kills that worker and no other, and it records
+//! that afterwards. Without groups everything else works the same.
 //!
 //! ```text
 //! base                    delegated to us, by systemd (Delegate=) or by the operator (--cgroups DIR)
-//!  ├─ supervisor          we ourselves: a group that has children with controllers must hold no process
+//!  ├─ supervisor          we ourselves: a group whose children have controllers holds no process
 //!  ├─ worker-1            memory.max, cpu.max, memory.oom.group
 //!  └─ worker-2
 //! ```
@@ -23,27 +23,27 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Where we are ourselves, below the base.
+/// The group of the supervisor, below the base.
 const OURS: &str = "supervisor";
 /// What a worker's group is called, before its id.
 const WORKER: &str = "worker-";
 /// The controllers that we use.
 const CONTROLLERS: [&str; 2] = ["memory", "cpu"];
-/// What systemd sets on a group that it has delegated; the second is for who is not root.
+/// What systemd sets on a group that it has delegated; the second is for other users than root.
 const DELEGATED: [&str; 2] = ["trusted.delegate", "user.delegate"];
-/// How often the removal of a group is tried whose last process is not gone yet.
-const TRIES: u32 = 50;
+/// How often to try to remove a group whose last process is not gone yet.
+const REMOVAL_ATTEMPTS: u32 = 50;
 
 /// The control groups of all workers.
 #[derive(Debug)]
-pub(crate) struct Groups {
+pub(crate) struct WorkerCgroups {
     base: PathBuf,
     /// Which of [`CONTROLLERS`] the workers' groups have.
     controllers: Vec<String>,
-    /// Groups of dead workers that could not be removed yet, and how often that was tried.
-    leftovers: Vec<(PathBuf, u32)>,
-    /// Something that was asked for and cannot be had has been told of.
-    told: bool,
+    /// WorkerCgroups of dead workers that could not be removed yet, and the number of attempts.
+    unremoved: Vec<(PathBuf, u32)>,
+    /// Whether a setting without effect has been logged.
+    warned: bool,
 }
 
 /// What a worker's group may use.
@@ -56,7 +56,7 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Those of a configuration.
+    /// Returns the limits of a configuration.
     pub(crate) fn of(config: &Config) -> Self {
         Self {
             memory: config.worker_memory,
@@ -74,30 +74,63 @@ impl Limits {
 }
 
 /// Why there are no groups.
-#[derive(Debug)]
-pub(crate) struct Unavailable(String);
-
-impl std::fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// The operator does not want any.
+    #[error("they are switched off")]
+    Off,
+    /// The directory that the operator has named cannot be used.
+    #[error("cannot use the control group {path}: {reason}", path = path.display())]
+    Unusable {
+        path: PathBuf,
+        #[source]
+        reason: Box<CgroupError>,
+    },
+    /// There is no such directory.
+    #[error("{} (make it with mkdir, or name another)", .0.desc())]
+    NoDirectory(nix::errno::Errno),
+    /// The directory belongs to another file system.
+    #[error("it is no cgroup v2 directory (name one below the mount point of cgroup2)")]
+    NotCgroup2,
+    /// This process is in no cgroup v2.
+    #[error("this process is in no cgroup v2")]
+    NotInCgroup2,
+    /// No group was delegated.
+    #[error("none was delegated to us (systemd: Delegate=yes; else name one with --cgroups)")]
+    NotDelegated,
+    /// A file of the kernel cannot be read.
+    #[error("{path}: {error}")]
+    Read {
+        path: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    /// The supervisor cannot get out of the way.
+    #[error("cannot {act} in {base}: {error}", base = base.display())]
+    Take {
+        act: &'static str,
+        base: PathBuf,
+        #[source]
+        error: io::Error,
+    },
 }
 
-/// Finds and prepares the control groups that a configuration asks for, and says once what cannot be had.
+/// Finds and prepares the control groups that a configuration asks for, and logs what has no effect.
 ///
 /// # Errors
-/// When the operator names a directory that cannot be used.
-pub(crate) fn prepare(config: &Config) -> Result<Option<Groups>, String> {
+/// The operator names a directory that cannot be used.
+pub(crate) fn prepare(config: &Config) -> Result<Option<WorkerCgroups>, CgroupError> {
     let groups = match &config.cgroups {
-        Wanted::Off => Err(Unavailable("they are switched off".to_owned())),
+        Wanted::Off => Err(CgroupError::Off),
         Wanted::Path(path) => {
-            let unusable = |why: Unavailable| {
-                format!("cannot use the control group {}: {why}", path.display())
+            let unusable = |reason| CgroupError::Unusable {
+                path: path.clone(),
+                reason: Box::new(reason),
             };
             check_kind(path).map_err(unusable)?;
-            Ok(Groups::take(path.clone()).map_err(unusable)?)
+            Ok(WorkerCgroups::take(path.clone()).map_err(unusable)?)
         }
-        Wanted::Auto => delegated().and_then(Groups::take),
+        Wanted::Auto => delegated().and_then(WorkerCgroups::take),
     };
     let limits = Limits::of(config).names().join(" and ");
     match groups {
@@ -119,35 +152,23 @@ pub(crate) fn prepare(config: &Config) -> Result<Option<Groups>, String> {
     }
 }
 
-/// Refuses what is no directory of a cgroup2 file system.
-fn check_kind(path: &Path) -> Result<(), Unavailable> {
-    let status = nix::sys::statfs::statfs(path).map_err(|errno| {
-        Unavailable(format!(
-            "{} (make it with mkdir, or name another)",
-            errno.desc()
-        ))
-    })?;
+/// Checks that a path is a directory of a cgroup2 file system.
+fn check_kind(path: &Path) -> Result<(), CgroupError> {
+    let status = nix::sys::statfs::statfs(path).map_err(CgroupError::NoDirectory)?;
     if status.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC {
         return Ok(());
     }
-    Err(Unavailable(
-        "it is no cgroup v2 directory (name one below the mount point of cgroup2)".to_owned(),
-    ))
+    Err(CgroupError::NotCgroup2)
 }
 
-/// The group that was delegated to us: ours, or the one above it (systemd's `DelegateSubgroup=`, or we ourselves
-/// before an upgrade in place).
-fn delegated() -> Result<PathBuf, Unavailable> {
+/// Returns the group that was delegated to us: ours, or the one above it (systemd's
+/// `DelegateSubgroup=`, or we ourselves before an upgrade in place).
+fn delegated() -> Result<PathBuf, CgroupError> {
     let own = own_group()?;
     let above = own.parent().map(Path::to_path_buf);
     let marked = |path: &PathBuf| DELEGATED.iter().any(|name| has_mark(path, name));
     let found = [Some(own), above].into_iter().flatten().find(marked);
-    found.ok_or_else(|| {
-        Unavailable(
-            "none was delegated to us (systemd: Delegate=yes; else name one with --cgroups)"
-                .to_owned(),
-        )
-    })
+    found.ok_or(CgroupError::NotDelegated)
 }
 
 /// Whether an extended attribute of this name is `1`.
@@ -171,12 +192,12 @@ fn has_mark(path: &Path, name: &str) -> bool {
     length == 1 && value[0] == b'1'
 }
 
-/// The directory of the group that this process is in.
-fn own_group() -> Result<PathBuf, Unavailable> {
-    let read = |path: &str| {
-        fs::read_to_string(path).map_err(|error| Unavailable(format!("{path}: {error}")))
+/// Returns the directory of the group that this process is in.
+fn own_group() -> Result<PathBuf, CgroupError> {
+    let read = |path: &'static str| {
+        fs::read_to_string(path).map_err(|error| CgroupError::Read { path, error })
     };
-    let none = || Unavailable("this process is in no cgroup v2".to_owned());
+    let none = || CgroupError::NotInCgroup2;
     let groups = read("/proc/self/cgroup")?;
     let group = groups
         .lines()
@@ -188,14 +209,14 @@ fn own_group() -> Result<PathBuf, Unavailable> {
     Ok(point.join(below))
 }
 
-/// The root and the mount point that a line of mountinfo tells, if it is about cgroup2.
+/// Returns the root and the mount point in a line of mountinfo, if it is about cgroup2.
 fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
     let (left, right) = line.split_once(" - ")?;
     if right.split(' ').next() != Some("cgroup2") {
         return None;
     }
     let mut fields = left.split(' ').skip(3);
-    // A blank in a path is written in octal; nobody has one there.
+    // A space in a path is written in octal; no mount point of cgroup2 has one.
     Some((fields.next()?.into(), fields.next()?.into()))
 }
 
@@ -208,13 +229,12 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         .write_all(text.as_bytes())
 }
 
-impl Groups {
+impl WorkerCgroups {
     /// Moves this process out of the way, and hands the controllers down.
-    fn take(base: PathBuf) -> Result<Self, Unavailable> {
-        let failed = |act: &str| {
-            let act = act.to_owned();
-            let base = base.display().to_string();
-            move |error: io::Error| Unavailable(format!("cannot {act} in {base}: {error}"))
+    fn take(base: PathBuf) -> Result<Self, CgroupError> {
+        let failed = |act: &'static str| {
+            let base = base.clone();
+            move |error: io::Error| CgroupError::Take { act, base, error }
         };
         let ours = base.join(OURS);
         match fs::create_dir(&ours) {
@@ -226,12 +246,13 @@ impl Groups {
         write(&ours.join("cgroup.procs"), "0").map_err(failed("move the supervisor to a group"))?;
         let mut groups = Self {
             controllers: Vec::new(),
-            leftovers: Vec::new(),
-            told: false,
+            unremoved: Vec::new(),
+            warned: false,
             base,
         };
         groups.hand_down();
-        // An earlier supervisor may have been killed. What lives in its workers' groups is not ours to end.
+        // An earlier supervisor may have been killed. What still runs in its workers' groups is not
+        // ours to kill.
         for entry in fs::read_dir(&groups.base).into_iter().flatten().flatten() {
             if entry.file_name().as_bytes().starts_with(WORKER.as_bytes()) {
                 let _ = fs::remove_dir(entry.path());
@@ -240,7 +261,7 @@ impl Groups {
         Ok(groups)
     }
 
-    /// Each controller by itself: one that is not there must not cost the others.
+    /// Enables each controller by itself: one that is missing must not cost the others.
     fn hand_down(&mut self) {
         let control = self.base.join("cgroup.subtree_control");
         for controller in CONTROLLERS {
@@ -251,17 +272,17 @@ impl Groups {
         self.controllers = handed_down(&self.base);
     }
 
-    /// Goes on with the groups of the program that this one has taken over from.
+    /// Takes over the groups of the program that this one is an upgrade of.
     pub(crate) fn adopted(base: PathBuf) -> Self {
         Self {
             controllers: handed_down(&base),
             base,
-            leftovers: Vec::new(),
-            told: false,
+            unremoved: Vec::new(),
+            warned: false,
         }
     }
 
-    /// Where they are.
+    /// Returns the directory of all groups.
     pub(crate) fn base(&self) -> &Path {
         &self.base
     }
@@ -270,8 +291,8 @@ impl Groups {
         self.base.join(format!("{WORKER}{worker}"))
     }
 
-    /// Makes a worker's group, and opens what a process writes `0` to in order to enter it. `None` when there can be
-    /// none: the worker then starts without.
+    /// Creates a worker's group, and opens the file to which a process writes `0` to enter it.
+    /// Returns `None` when there can be none: the worker then starts without.
     pub(crate) fn open(&mut self, worker: WorkerId, limits: Limits) -> Option<File> {
         self.sweep();
         let path = self.path(worker);
@@ -282,7 +303,7 @@ impl Groups {
                 .open(path.join("cgroup.procs"))
         });
         if let Err(error) = &opened {
-            self.tell(&format!(
+            self.warn_once(&format!(
                 "cannot make the control group {}: {error}; going on without",
                 path.display()
             ));
@@ -298,7 +319,7 @@ impl Groups {
                 &path.join("memory.max"),
                 &bytes.to_string(),
             );
-            // All of it or nothing: a worker that has lost one of its processes is no worker.
+            // The kernel kills all of it: a worker that has lost one of its processes does not work.
             let _ = write(&path.join("memory.oom.group"), "1");
         }
         if let Some(thousandths) = limits.cpus {
@@ -313,17 +334,17 @@ impl Groups {
             write(file, value).map_err(|error| error.to_string())
         } else {
             Err(format!(
-                "the controller {controller} is not to be had in {}",
+                "the controller {controller} is not available in {}",
                 self.base.display()
             ))
         };
         if let Err(reason) = done {
-            self.tell(&format!("{setting} has no effect: {reason}"));
+            self.warn_once(&format!("{setting} has no effect: {reason}"));
         }
     }
 
-    fn tell(&mut self, text: &str) {
-        if !std::mem::replace(&mut self.told, true) {
+    fn warn_once(&mut self, text: &str) {
+        if !std::mem::replace(&mut self.warned, true) {
             warn!("{text}");
         }
     }
@@ -334,41 +355,41 @@ impl Groups {
         let _ = write(&self.path(worker).join("cgroup.kill"), "1");
     }
 
-    /// Ends whatever a dead worker has left, and tells whether it had run out of memory.
+    /// Kills what a dead worker has left running. Returns whether it had run out of memory.
     pub(crate) fn close(&mut self, worker: WorkerId) -> bool {
         let path = self.path(worker);
         let oom = out_of_memory(&path);
         self.kill(worker);
-        self.leftovers.push((path, 0));
+        self.unremoved.push((path, 0));
         self.sweep();
         oom
     }
 
-    /// Removes groups of the dead. A process that was killed takes a moment to be gone.
+    /// Removes the groups of dead workers. A process that was killed takes a moment to be gone.
     pub(crate) fn sweep(&mut self) {
-        self.leftovers.retain_mut(|(path, tries)| {
+        self.unremoved.retain_mut(|(path, tries)| {
             *tries += 1;
             let removed = match fs::remove_dir(&*path) {
                 Ok(()) => true,
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
             };
-            !removed && *tries < TRIES
+            !removed && *tries < REMOVAL_ATTEMPTS
         });
     }
 
-    /// Groups are waiting to be removed.
+    /// Whether no group waits to be removed.
     pub(crate) fn is_swept(&self) -> bool {
-        self.leftovers.is_empty()
+        self.unremoved.is_empty()
     }
 }
 
-/// The controllers that the groups below this one have.
+/// Returns the controllers that the groups below this one have.
 fn handed_down(group: &Path) -> Vec<String> {
     let active = fs::read_to_string(group.join("cgroup.subtree_control")).unwrap_or_default();
     active.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Whether the kernel has killed somebody in a group for want of memory.
+/// Whether the kernel has killed a process of a group for want of memory.
 fn out_of_memory(group: &Path) -> bool {
     let events = fs::read_to_string(group.join("memory.events")).unwrap_or_default();
     let kills = events
@@ -391,13 +412,14 @@ mod tests {
         base
     }
 
-    fn groups(base: &Path) -> Groups {
-        Groups::adopted(base.to_path_buf())
+    fn groups(base: &Path) -> WorkerCgroups {
+        WorkerCgroups::adopted(base.to_path_buf())
     }
 
     #[test]
     fn a_mount_is_found_wherever_it_is() {
-        let line = "31 26 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 rw,nsdelegate";
+        let line = "31 26 0:27 / /sys/fs/cgroup/unified rw,relatime shared:10 - cgroup2 cgroup2 \
+                    rw,nsdelegate";
         assert_eq!(
             cgroup2_mount(line),
             Some(("/".into(), "/sys/fs/cgroup/unified".into()))
@@ -446,11 +468,11 @@ mod tests {
             ("67108864".to_owned(), "1".to_owned())
         );
         assert_eq!(read("cpu.max"), "150000 100000");
-        assert!(!groups.told);
+        assert!(!groups.warned);
     }
 
     #[test]
-    fn a_missing_controller_is_told_of_once_and_costs_nothing_else() {
+    fn a_missing_controller_is_logged_once_and_costs_nothing_else() {
         let base = hierarchy("pids");
         let mut groups = groups(base.path());
         groups.limit(
@@ -460,7 +482,7 @@ mod tests {
                 cpus: None,
             },
         );
-        assert!(groups.told);
+        assert!(groups.warned);
         assert!(
             !base.path().join("memory.max").exists(),
             "no file is made that the kernel did not make"
@@ -468,13 +490,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_cannot_be_removed_is_given_up_some_time() {
+    fn a_group_that_cannot_be_removed_is_given_up_after_some_attempts() {
         let base = hierarchy("");
         let stuck = base.path().join("worker-9");
         fs::create_dir_all(stuck.join("somebody")).unwrap();
         let mut groups = groups(base.path());
         assert!(!groups.close(WorkerId(9)), "it has not run out of memory");
-        for _ in 0..TRIES {
+        for _ in 0..REMOVAL_ATTEMPTS {
             assert!(stuck.exists());
             groups.sweep();
         }

@@ -1,8 +1,8 @@
-//! What the shell holds of a worker: its process, and its line to the supervisor.
+//! The supervisor's handle of a worker: its process, and its line to the supervisor.
 //!
-//! A worker's word counts only where the present phase allows it, and only so many words a second. Whatever is out
-//! of phase, undecodable or too much becomes [`Event::ProtocolViolation`]; nothing here can fail because of what a worker
-//! sends.
+//! A message counts only where the present phase allows it, and the rate of messages is limited. A
+//! message that is out of phase, undecodable or one too many becomes [`Event::ProtocolViolation`]; nothing
+//! here can fail because of what a worker sends.
 
 use super::proc_stat;
 use crate::config::Config;
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork_core::{Event, Time, WorkerLoad, WorkerSample};
 use prefork_os::monotonic_ms;
-use prefork_protocol::channel::{Received, SupervisorEnd};
+use prefork_protocol::channel::{ChannelError, Received, SupervisorEnd};
 use prefork_protocol::message::{Drain, PROTOCOL, ToSupervisor, ToWorker};
 use prefork_protocol::scoreboard::{Reading, SharedRows};
 use prefork_protocol::{GenerationId, Slot, WorkerId};
@@ -21,15 +21,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// The most messages taken from one worker before others have their turn.
-const AT_ONCE: u32 = 16;
+const MESSAGES_PER_TURN: u32 = 16;
 /// The most messages a worker may send in a second.
-const A_SECOND: u32 = 100;
-/// The most notices a program may send in a second: it may tell its status at each request.
-const NOTICES_A_SECOND: u32 = 1000;
-/// How long a worker whose channel is closed may go on living.
-const MUTE: Duration = Duration::from_secs(1);
-/// The longest status text kept, in characters.
-const STATUS: usize = 200;
+const MESSAGES_PER_SECOND: u32 = 100;
+/// The most notices a program may send in a second: it may report its status at each request.
+const NOTICES_PER_SECOND: u32 = 1000;
+/// How long a worker may live after it has closed its channel.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// The longest status text that is stored, in characters.
+const MAX_STATUS: usize = 200;
 
 /// A worker process, and what it has said.
 #[derive(Debug)]
@@ -43,30 +43,30 @@ pub(crate) struct WorkerHandle {
     pub(crate) line: Line,
     /// Its standard error, if that goes through us.
     pub(crate) stderr: Option<Capture>,
-    /// Its rows of the scoreboard; a foreign program has none.
+    /// Its rows of the scoreboard; an external program has none.
     pub(crate) rows: Option<SharedRows>,
-    /// What it says that it is doing.
+    /// Its status, in its own words.
     pub(crate) status: String,
-    /// Something to do at a time, unless it is overtaken.
+    /// What to do at a time, unless something else happens first.
     pub(crate) alarm: Option<(Time, Alarm)>,
-    /// It accepts no more connections, by its own word.
-    pub(crate) quiet: bool,
-    /// Its proportional set size in bytes, as it was measured last.
+    /// Whether it has said that it accepts no more connections.
+    pub(crate) stopped_accepting: bool,
+    /// Its proportional set size in bytes, at the last measurement.
     pub(crate) memory: Option<u64>,
-    /// Which edition of the access log it was given.
-    pub(crate) edition: u64,
+    /// The reopen count of the access log that it was given last.
+    pub(crate) reopen_count: u64,
 }
 
-/// What to do with a worker at a certain time.
+/// What to do about a worker at a certain time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alarm {
     /// It has said nothing and lives: it counts as ready.
     CountsAsReady,
-    /// It has closed its channel and lives: it is condemned.
-    Mute,
+    /// It has closed its channel and lives: it is terminated.
+    ChannelClosed,
 }
 
-/// How a worker talks.
+/// How a worker talks to the supervisor.
 #[derive(Debug)]
 pub(crate) enum Line {
     /// A Rust worker, on its channel.
@@ -76,8 +76,9 @@ pub(crate) enum Line {
         draining: bool,
         allowance: Allowance,
     },
-    /// Any other program, through the notification socket: by what signal it drains, whether it is ready, whether it has
-    /// said so itself (or was seen to be), and when it last fed the watchdog, if ever.
+    /// An external program, through the notification socket: by what signal it drains, whether it is
+    /// ready, whether it has said so itself (or was seen to be), and when it last fed the watchdog,
+    /// if ever.
     Notify {
         stop: Signal,
         ready: bool,
@@ -100,6 +101,32 @@ pub(crate) enum Phase {
     Ready,
 }
 
+/// What a worker has done against the protocol. It is terminated for that.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProtocolViolation {
+    /// It was built from another release.
+    #[error("speaks protocol {0}, this supervisor {PROTOCOL} (build both from the same release)")]
+    Version(u16),
+    /// It has said something that the present phase does not allow.
+    #[error("said {0:?} out of phase ({1:?})")]
+    OutOfPhase(ToSupervisor, Phase),
+    /// It has sent too many messages.
+    #[error("sent more than {MESSAGES_PER_SECOND} messages in a second")]
+    TooManyMessages,
+    /// It, or one of its descendants, has sent too many notices.
+    #[error("sent more than {NOTICES_PER_SECOND} notices in a second")]
+    TooManyNotices,
+    /// What came from its channel is no message.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// Its channel takes no message.
+    #[error("cannot be asked to drain: {0}")]
+    CannotDrain(#[source] ChannelError),
+    /// It has closed its channel without exiting.
+    #[error("closed its channel and went on living")]
+    ChannelClosed,
+}
+
 /// How many messages are left in this second.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Allowance {
@@ -108,7 +135,8 @@ pub(crate) struct Allowance {
 }
 
 impl Allowance {
-    fn spend(&mut self, now: Time, most: u32) -> bool {
+    /// Counts a message. Returns whether it is within the limit.
+    fn spend(&mut self, now: Time, limit: u32) -> bool {
         if now - self.since >= Duration::from_secs(1) {
             *self = Self {
                 since: now,
@@ -116,15 +144,15 @@ impl Allowance {
             };
         }
         self.used = self.used.saturating_add(1);
-        self.used <= most
+        self.used <= limit
     }
 }
 
 impl WorkerHandle {
-    /// Takes what waits in the channel, up to a bound.
+    /// Reads what waits in the channel, up to a bound.
     pub(crate) fn listen(&mut self, now: Time) -> Vec<Event> {
         let mut events = Vec::new();
-        for _ in 0..AT_ONCE {
+        for _ in 0..MESSAGES_PER_TURN {
             let Line::Channel {
                 channel, allowance, ..
             } = &mut self.line
@@ -135,28 +163,24 @@ impl WorkerHandle {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Closed) => {
                     self.line = Line::Closed;
-                    self.alarm = Some((now + MUTE, Alarm::Mute));
+                    self.alarm = Some((now + EXIT_GRACE, Alarm::ChannelClosed));
                     break;
                 }
                 Ok(Received::Message(message)) => {
-                    if !allowance.spend(now, A_SECOND) {
-                        events.push(
-                            self.condemn(&format!(
-                                "sent more than {A_SECOND} messages in a second"
-                            )),
-                        );
+                    if !allowance.spend(now, MESSAGES_PER_SECOND) {
+                        events.push(self.violation(&ProtocolViolation::TooManyMessages));
                         break;
                     }
                     match self.hear(message) {
                         Ok(event) => events.extend(event),
-                        Err(reason) => {
-                            events.push(self.condemn(&reason));
+                        Err(violation) => {
+                            events.push(self.violation(&violation));
                             break;
                         }
                     }
                 }
                 Err(error) => {
-                    events.push(self.condemn(&error.to_string()));
+                    events.push(self.violation(&error.into()));
                     break;
                 }
             }
@@ -164,7 +188,8 @@ impl WorkerHandle {
         events
     }
 
-    fn hear(&mut self, message: ToSupervisor) -> Result<Option<Event>, String> {
+    /// Takes one message; returns the event that it means, if any.
+    fn hear(&mut self, message: ToSupervisor) -> Result<Option<Event>, ProtocolViolation> {
         let id = self.id;
         let Line::Channel {
             phase, draining, ..
@@ -177,9 +202,9 @@ impl WorkerHandle {
                 *phase = Phase::Greeted;
                 Ok(None)
             }
-            (ToSupervisor::Hello { protocol }, Phase::Silent) => Err(format!(
-                "speaks protocol {protocol}, this supervisor {PROTOCOL} (build both from the same release)"
-            )),
+            (ToSupervisor::Hello { protocol }, Phase::Silent) => {
+                Err(ProtocolViolation::Version(protocol))
+            }
             (ToSupervisor::Ready, Phase::Greeted) => {
                 *phase = Phase::Ready;
                 Ok(Some(Event::Ready(id)))
@@ -187,33 +212,30 @@ impl WorkerHandle {
             (ToSupervisor::Failed { reason }, Phase::Greeted) => {
                 Ok(Some(Event::Failed(id, plain(&reason))))
             }
-            // Asked to by somebody else, with a signal.
+            // Another process has asked it to, with a signal.
             (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
-                self.quiet = true;
+                self.stopped_accepting = true;
                 Ok((!std::mem::replace(draining, true)).then_some(Event::Leaving(id)))
             }
             (ToSupervisor::Status { text }, Phase::Greeted | Phase::Ready) => {
                 self.status = plain(&text);
                 Ok(None)
             }
-            (message, phase) => Err(format!("said {message:?} out of phase ({phase:?})")),
+            (message, phase) => Err(ProtocolViolation::OutOfPhase(message, phase)),
         }
     }
 
-    /// A datagram with notices has come from this program or one of its descendants: whether it is one too many.
-    pub(crate) fn overspend(&mut self, now: Time) -> Option<Event> {
+    /// Counts a datagram with notices from this program or one of its descendants. Returns an event
+    /// if it is one too many.
+    pub(crate) fn count_notice(&mut self, now: Time) -> Option<Event> {
         let Line::Notify { allowance, .. } = &mut self.line else {
             return None;
         };
-        let within = allowance.spend(now, NOTICES_A_SECOND);
-        (!within).then(|| {
-            self.condemn(&format!(
-                "sent more than {NOTICES_A_SECOND} notices in a second"
-            ))
-        })
+        let within = allowance.spend(now, NOTICES_PER_SECOND);
+        (!within).then(|| self.violation(&ProtocolViolation::TooManyNotices))
     }
 
-    /// A notice of this program or one of its descendants.
+    /// Takes a notice of this program or one of its descendants.
     pub(crate) fn notice(&mut self, now: Time, notice: WorkerNotice) -> Option<Event> {
         let id = self.id;
         let Line::Notify {
@@ -233,17 +255,17 @@ impl WorkerHandle {
             }
             WorkerNotice::Status(text) => self.status = plain(&text),
             WorkerNotice::Watchdog => *fed = Some(now),
-            // It speaks the protocol, so its silence about being ready means something.
+            // It speaks the protocol, so it is not ready before it says so.
             WorkerNotice::ExtendTimeout(_) => self.alarm = None,
             WorkerNotice::Stopping => {
-                self.quiet = true;
+                self.stopped_accepting = true;
                 return Some(Event::Leaving(id));
             }
         }
         None
     }
 
-    /// It was seen to wait for connections.
+    /// Takes note that it waits for connections, as the readiness probe has seen.
     pub(crate) fn seen_to_wait(&mut self) -> Option<Event> {
         let Line::Notify { ready, greeted, .. } = &mut self.line else {
             return None;
@@ -252,29 +274,29 @@ impl WorkerHandle {
         (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
     }
 
-    /// It is a program that is not ready yet.
+    /// Whether it is an external program that is not ready yet.
     pub(crate) fn is_awaited(&self) -> bool {
         matches!(self.line, Line::Notify { ready: false, .. })
     }
 
-    /// The alarm went off.
+    /// Handles its alarm, whose time has come.
     pub(crate) fn ring(&mut self) -> Option<Event> {
         let (_, alarm) = self.alarm.take()?;
         match (alarm, &mut self.line) {
             (Alarm::CountsAsReady, Line::Notify { ready, .. }) => {
                 (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
             }
-            (Alarm::Mute, _) => Some(self.condemn("closed its channel and went on living")),
+            (Alarm::ChannelClosed, _) => Some(self.violation(&ProtocolViolation::ChannelClosed)),
             (Alarm::CountsAsReady, _) => None,
         }
     }
 
-    /// What it has written on the scoreboard.
+    /// Returns what it has written on the scoreboard.
     pub(crate) fn reading(&self) -> Option<Reading> {
         self.rows.as_ref().map(SharedRows::read)
     }
 
-    /// How much it has to do; with its memory, if that is asked for.
+    /// Returns its load, with its memory if that is asked for.
     pub(crate) fn load(&self, config: &Config, memory: bool) -> WorkerLoad {
         let row = self.reading();
         let class = config.class();
@@ -298,7 +320,7 @@ impl WorkerHandle {
         }
     }
 
-    /// Its signs of life.
+    /// Returns its signs of life.
     pub(crate) fn sample(&self, now: Time) -> WorkerSample {
         let row = self.reading().unwrap_or_default();
         match &self.line {
@@ -336,9 +358,8 @@ impl WorkerHandle {
                     deadline_ms,
                     empty_queue,
                 }));
-                asked
-                    .err()
-                    .map(|error| self.condemn(&format!("cannot be asked to drain: {error}")))
+                let error = asked.err()?;
+                Some(self.violation(&ProtocolViolation::CannotDrain(error)))
             }
             Line::Notify { stop, .. } => {
                 let stop = *stop;
@@ -349,29 +370,30 @@ impl WorkerHandle {
         }
     }
 
-    fn condemn(&self, reason: &str) -> Event {
-        Event::ProtocolViolation(self.id, reason.to_owned())
+    fn violation(&self, violation: &ProtocolViolation) -> Event {
+        Event::ProtocolViolation(self.id, violation.to_string())
     }
 
-    /// Sends a signal to the worker, which cannot be another process: the pidfd names it even when its pid is reused.
+    /// Sends a signal to the worker. It cannot reach another process: the pidfd names the worker even
+    /// when its pid is reused.
     pub(crate) fn signal(&self, signal: Signal) {
-        // A worker that is dead already needs no signal.
+        // It fails only when the worker is dead already.
         let _ = crate::process::spawn::send_signal(self.pidfd.as_fd(), signal);
     }
 
-    /// Kills the worker and whatever it has started. Its group cannot be another one: the worker, alive or not yet
-    /// reaped, holds the number.
+    /// Kills the worker and what it has started. Its process group cannot be another one: the worker,
+    /// alive or not yet reaped, holds the number.
     pub(crate) fn kill_group(&self) {
-        // One that was forked just now has no group yet.
+        // A worker that was forked just now has no process group yet.
         self.signal(Signal::SIGKILL);
         let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
     }
 }
 
-/// Text from a worker, made fit for a log line.
+/// Returns text from a worker in a form that is safe in a log line.
 fn plain(text: &str) -> String {
     text.chars()
         .filter(|character| !character.is_control())
-        .take(STATUS)
+        .take(MAX_STATUS)
         .collect()
 }

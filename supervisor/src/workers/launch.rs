@@ -1,48 +1,76 @@
-//! Starting one worker: which descriptors, which environment, which first words.
+//! Starting one worker: which descriptors, which environment, which welcome.
 
-use super::cgroup::{Groups, Limits};
+use super::cgroup::{Limits, WorkerCgroups};
 use crate::config::WorkerStderr;
 use crate::generation::Generation;
+use crate::listen::ListenError;
 use crate::logging;
 use crate::logging::stderr::Capture;
 use crate::logging::stderr::capture::stream;
-use crate::process::spawn::{Order, spawn};
+use crate::process::spawn::{Order, SpawnError, spawn};
 use crate::systemd::journal::{JOURNAL_STREAM, stderr_is_journal};
 use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::sockets::WorkerSockets;
 use nix::sys::signal::Signal;
 use prefork_core::Time;
-use prefork_protocol::channel::WorkerEnd;
+use prefork_protocol::channel::{ChannelError, WorkerEnd};
 use prefork_protocol::environment::FIRST_FD;
 use prefork_protocol::message::{PROTOCOL, ToWorker, Welcome};
 use prefork_protocol::scoreboard::SharedRows;
 use prefork_protocol::{GenerationId, Slot, WorkerId, channel, environment as contract};
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, NulError, OsStr, OsString};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-/// Who is to be started.
+/// The identity of a worker that is to be started.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Role<'a> {
     pub(crate) worker: WorkerId,
     pub(crate) slot: Slot,
     pub(crate) generation: GenerationId,
-    /// The name that its process goes by.
+    /// What its process title begins with.
     pub(crate) name: &'a str,
-    /// Where foreign programs send their notices.
+    /// Where external programs send their notices.
     pub(crate) notify: &'a OsStr,
+}
+
+/// Why a worker was not started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LaunchError {
+    /// The sockets of its generation cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// There can be no channel.
+    #[error("cannot make the channel of a worker: {0}")]
+    Channel(#[source] io::Error),
+    /// The channel does not take the welcome.
+    #[error("cannot make the channel of a worker: {0}")]
+    Welcome(#[source] ChannelError),
+    /// There can be no memory for its rows.
+    #[error("cannot make a worker's rows of the scoreboard: {0}")]
+    Scoreboard(#[source] io::Error),
+    /// There can be no pipe for its standard error.
+    #[error("cannot make a pipe for a worker's standard error: {0}")]
+    Stderr(#[source] io::Error),
+    /// Something that is passed to exec contains a NUL byte.
+    #[error("a NUL byte in the name of a worker, its environment or its directory: {0}")]
+    Nul(#[from] NulError),
+    /// There is no process.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
 }
 
 /// Starts a worker of a generation.
 ///
 /// # Errors
-/// Why there is none, in the words for the operator.
+/// Why there is no worker.
 pub(crate) fn launch(
     now: Time,
     generation: &mut Generation,
-    groups: Option<&mut Groups>,
+    groups: Option<&mut WorkerCgroups>,
     role: Role<'_>,
-) -> Result<WorkerHandle, String> {
+) -> Result<WorkerHandle, LaunchError> {
     // All the generation's slots at once: steering, not listen(2), decides who gets connections.
     generation.listen(generation.config.slots().max(role.slot.0 + 1))?;
 
@@ -51,11 +79,10 @@ pub(crate) fn launch(
         .as_ref()
         .map(|_| SharedRows::create(generation.config.class().threads))
         .transpose();
-    let rows =
-        rows.map_err(|error| format!("cannot make a worker's rows of the scoreboard: {error}"))?;
-    let queues = WorkerSockets::of(generation, role.slot);
-    let listeners: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
-    let siblings = queues.near.iter().chain(&queues.far).copied();
+    let rows = rows.map_err(LaunchError::Scoreboard)?;
+    let sockets = WorkerSockets::of(generation, role.slot);
+    let listeners: Vec<BorrowedFd<'_>> = sockets.own.iter().map(|(_, socket)| *socket).collect();
+    let siblings = sockets.watched.iter().chain(&sockets.polled).copied();
     let access = generation.access.iter().map(AsFd::as_fd);
     let extras: Vec<BorrowedFd<'_>> = theirs
         .iter()
@@ -71,35 +98,33 @@ pub(crate) fn launch(
     );
     let words = generation.words();
     let argv = if words.is_empty() {
-        vec![c_string(title)?]
+        vec![CString::new(title)?]
     } else {
         words
     };
     let directory = generation.config.directory.as_ref();
     let directory = directory
-        .map(|path| c_string(path.as_os_str().as_bytes()))
+        .map(|path| CString::new(path.as_os_str().as_bytes()))
         .transpose()?;
     let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
     let (capture, stderr) = match generation.config.worker_stderr {
         WorkerStderr::Inherit => (None, None),
         WorkerStderr::Capture => {
-            let failed =
-                |error| format!("cannot make a pipe for a worker's standard error: {error}");
-            let (ours, theirs) = Capture::open().map_err(failed)?;
+            let (ours, theirs) = Capture::open().map_err(LaunchError::Stderr)?;
             (Some(ours), Some(theirs))
         }
     };
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
-        env: environment(generation, role, &queues, stderr.as_ref())?,
+        env: environment(generation, role, &sockets, stderr.as_ref())?,
         listeners: &listeners,
         extras: &extras,
         kept: &[],
         stdin: None,
         stderr: stderr.as_ref().map(AsFd::as_fd),
         directory: directory.as_deref(),
-        // A Rust worker that is told of the supervisor's death finishes what it can within a second.
+        // A Rust worker finishes what it can within a second of the supervisor's death.
         death_signal: if theirs.is_some() {
             Signal::SIGTERM
         } else {
@@ -108,7 +133,7 @@ pub(crate) fn launch(
         cgroup: group.as_ref().map(AsFd::as_fd),
         confinement: &generation.confinement,
     };
-    let spawned = spawn(order).map_err(|error| error.to_string())?;
+    let spawned = spawn(order)?;
     let alarm = match line {
         Line::Notify { .. } => generation
             .config
@@ -130,14 +155,14 @@ pub(crate) fn launch(
         stderr: capture,
         status: String::new(),
         alarm,
-        quiet: false,
+        stopped_accepting: false,
         memory: None,
-        edition: generation.access.as_ref().map_or(0, |log| log.edition),
+        reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),
     })
 }
 
-/// The worker's line: a channel in which its welcome waits, or the notification socket.
-fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), String> {
+/// Makes the worker's line: a channel in which its welcome waits, or the notification socket.
+fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerEnd>), LaunchError> {
     if !generation.has_channel() {
         let stop = generation.config.stop_signal;
         let allowance = Allowance::default();
@@ -152,9 +177,7 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
             None,
         ));
     }
-    let failed =
-        |error: &dyn std::fmt::Display| format!("cannot make the channel of a worker: {error}");
-    let (ours, theirs) = channel::pair().map_err(|error| failed(&error))?;
+    let (ours, theirs) = channel::pair().map_err(LaunchError::Channel)?;
     let welcome = Welcome {
         protocol: PROTOCOL,
         worker: role.worker,
@@ -164,7 +187,7 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
         settings: generation.config.worker_settings(),
     };
     ours.send(&ToWorker::Welcome(welcome))
-        .map_err(|error| failed(&error))?;
+        .map_err(LaunchError::Welcome)?;
     let line = Line::Channel {
         channel: ours,
         phase: Phase::Silent,
@@ -174,15 +197,16 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
     Ok((line, Some(theirs)))
 }
 
-/// The supervisor's own environment without what was meant for it alone, the configured variables, the contract.
+/// Returns a worker's environment: the supervisor's own without what was meant for it alone, the
+/// configured variables, and the worker contract.
 fn environment(
     generation: &Generation,
     role: Role<'_>,
-    queues: &WorkerSockets<'_>,
+    sockets: &WorkerSockets<'_>,
     stderr: Option<&OwnedFd>,
-) -> Result<Vec<CString>, String> {
+) -> Result<Vec<CString>, NulError> {
     let config = &generation.config;
-    let names: Vec<&str> = queues.own.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = sockets.own.iter().map(|(name, _)| name.as_str()).collect();
     let mut set: Vec<(&str, OsString)> = vec![
         (contract::LISTEN_FDS, names.len().to_string().into()),
         // The child writes its own pid here.
@@ -204,10 +228,10 @@ fn environment(
             (first_extra + 1).to_string().into(),
         ));
         set.push((contract::PREFORK_ACCEPT, config.accept.as_str().into()));
-        set.push((contract::PREFORK_SIBLINGS, queues.siblings().into()));
+        set.push((contract::PREFORK_SIBLINGS, sockets.siblings().into()));
         if generation.access.is_some() {
-            let place = first_extra + 2 + queues.near.len() + queues.far.len();
-            set.push((contract::PREFORK_ACCESS_LOG, place.to_string().into()));
+            let number = first_extra + 2 + sockets.watched.len() + sockets.polled.len();
+            set.push((contract::PREFORK_ACCESS_LOG, number.to_string().into()));
             set.push((
                 contract::PREFORK_ACCESS_FORMAT,
                 config.access_log_format.to_string().into(),
@@ -238,16 +262,16 @@ fn environment(
             set.push((contract::WATCHDOG_PID, OsString::new()));
         }
     }
-    // Where our standard error is the journal, a worker's ends there, too, with its priorities.
+    // Where our standard error is the journal, a worker's ends there too, with its priorities.
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
-    let told = generation
+    let confined = generation
         .confinement
         .variables()
         .iter()
         .filter(|(key, _)| !config.env.contains_key(*key));
-    set.extend(told.cloned());
+    set.extend(confined.cloned());
     set.extend(
         config
             .env
@@ -269,13 +293,7 @@ fn environment(
     all.map(|(mut key, value)| {
         key.push("=");
         key.push(value);
-        c_string(key.into_vec())
+        CString::new(key.into_vec())
     })
     .collect()
-}
-
-fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString, String> {
-    CString::new(bytes).map_err(|error| {
-        format!("a NUL byte in the name of a worker, its environment or its directory: {error}")
-    })
 }

@@ -1,5 +1,6 @@
-//! A worker process, from its launch to its exit: what is held of it, who its siblings are, its control group, what it
-//! died of, and what it left running. *When* a worker starts or stops is decided by the core (`prefork-core`).
+//! A worker process, from its launch to its exit: the sockets that it inherits, its handle, its
+//! control group, why it exited, and what it left running. *When* a worker starts or stops is
+//! decided by the core (`prefork-core`).
 
 pub(crate) mod cgroup;
 pub(crate) mod exits;

@@ -25,7 +25,7 @@ use std::ffi::{CStr, CString, c_int};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-pub(crate) use executable::Executable;
+pub(crate) use executable::{Executable, ExecutableError};
 
 /// What to start, and how. Standard output is inherited as it is.
 #[derive(Debug)]

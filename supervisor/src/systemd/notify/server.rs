@@ -1,9 +1,10 @@
-//! Where workers say `READY=1` and the like: one datagram socket for all of them.
+//! Receives `READY=1` and the like from workers: one datagram socket for all of them.
 //!
-//! The kernel tells who sent a message, so nobody can speak for another worker, although anybody may know the
-//! address.
+//! The kernel says which process sent a message, so no process can speak for another worker,
+//! although any process may know the address.
 
-use super::printable;
+use super::notifier::printable;
+use crate::process::ancestry::parent_and_group;
 use crate::upgrade::{Bytes, Kind, NotifyState, Packing, Unpacking};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt,
@@ -19,12 +20,12 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The longest message that is read; longer ones say nothing.
-const LONGEST: usize = 4096;
-/// The longest status that is kept, in characters.
-const LONGEST_STATUS: usize = 256;
-/// How far up its ancestors a sender's worker is looked for.
-const MOST_ANCESTORS: usize = 16;
+/// The longest message that is read; longer ones are ignored.
+const MAX_MESSAGE: usize = 4096;
+/// The longest status, in characters; longer ones are cut.
+const MAX_STATUS: usize = 256;
+/// How many ancestors of a sender are searched for its worker.
+const MAX_ANCESTORS: usize = 16;
 
 /// The socket to which the workers' `NOTIFY_SOCKET` points.
 #[derive(Debug)]
@@ -37,20 +38,21 @@ pub(crate) struct NotifyServer {
 /// A message from some process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Received {
-    /// Who sent it, by the kernel's word. It may be dead by now.
+    /// The sender, according to the kernel. It may have exited by now.
     pub sender: Pid,
-    /// Which known worker that is, or belongs to; `None` when it is a stranger, or cannot be told any more.
+    /// The known worker that it is, or belongs to; `None` for an unrelated process, or when that
+    /// cannot be known any more.
     pub worker: Option<Pid>,
-    /// What it says. Empty when it is too long, or nothing that we know.
+    /// What it says. Empty when it is too long, or says nothing that we know.
     pub notices: Vec<WorkerNotice>,
 }
 
-/// What a worker can say. Everything else is ignored, as the protocol asks for.
+/// What a worker can report. Everything else is ignored, as the protocol requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerNotice {
     /// It serves.
     Ready,
-    /// How it is, in its own words: printable, at most 256 characters.
+    /// Its status, in its own words: printable, at most 256 characters.
     Status(String),
     /// It is alive.
     Watchdog,
@@ -61,8 +63,8 @@ pub enum WorkerNotice {
 }
 
 impl NotifyServer {
-    /// Binds a socket: a file in `directory` if that is given and can be used, else an abstract name, which some
-    /// programs do not understand.
+    /// Binds a socket: a file in `directory` if that is given and can be used, else an abstract name,
+    /// which some programs do not understand.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
@@ -89,7 +91,7 @@ impl NotifyServer {
         })
     }
 
-    /// What has to be known to go on with this socket in another program.
+    /// Returns what another version of the program needs to take over this socket.
     pub(crate) fn state(&self, packing: &mut Packing) -> NotifyState {
         NotifyState {
             socket: packing.add(Kind::Datagram, &self.socket),
@@ -98,7 +100,7 @@ impl NotifyServer {
         }
     }
 
-    /// Goes on with the socket of another program.
+    /// Takes over the socket of another version of the program.
     pub(crate) fn adopted(state: NotifyState, unpacking: &mut Unpacking) -> Self {
         Self {
             socket: unpacking.take(state.socket, Kind::Datagram),
@@ -107,19 +109,19 @@ impl NotifyServer {
         }
     }
 
-    /// The value for the workers' `NOTIFY_SOCKET`.
+    /// Returns the value for the workers' `NOTIFY_SOCKET`.
     pub(crate) fn address(&self) -> &OsStr {
         &self.address
     }
 
-    /// Takes one message; `None` when there is none. `known` tells which pids are workers: the sender itself, its
-    /// process group's leader, or an ancestor may be one. Descriptors that came along are never taken, and closed by the
-    /// kernel, which is also the answer to `BARRIER=1`.
+    /// Takes one message; `None` when there is none. `known` says which pids are workers: the sender
+    /// itself, the leader of its process group, or an ancestor may be one. Descriptors that come
+    /// along are never taken, and closed by the kernel, which is also the answer to `BARRIER=1`.
     ///
     /// # Errors
     /// Those of recvmsg(2).
     pub(crate) fn receive(&self, known: impl Fn(Pid) -> bool) -> io::Result<Option<Received>> {
-        let mut bytes = [0_u8; LONGEST];
+        let mut bytes = [0_u8; MAX_MESSAGE];
         let packet = match receive_with_sender(self.socket.as_fd(), &mut bytes) {
             Ok(packet) => packet,
             Err(error) => {
@@ -157,7 +159,7 @@ impl Drop for NotifyServer {
     }
 }
 
-/// Binds to a file named after our pid, which nobody else uses. `None` when that cannot be.
+/// Binds to a file named after our pid, which no other process uses. Returns `None` on failure.
 fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(directory)
         .ok()?
@@ -171,12 +173,12 @@ fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
         let _ = std::fs::remove_file(&path);
     }
     bind(socket.as_raw_fd(), &address).ok()?;
-    // A worker may run as another user. Who speaks is told by the kernel, not by this mode.
+    // A worker may run as another user. The kernel identifies the sender, not this mode.
     let _ = std::fs::set_permissions(&path, Permissions::from_mode(0o666));
     Some(path)
 }
 
-/// What a datagram says. Lines that say nothing known are left out, as the protocol asks for.
+/// Reads a datagram. Unknown lines are ignored, as the protocol requires.
 pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
     let text = String::from_utf8_lossy(bytes);
     let notice = |line: &str| {
@@ -185,7 +187,7 @@ pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
             ("WATCHDOG", "1") => WorkerNotice::Watchdog,
             ("STOPPING", "1") => WorkerNotice::Stopping,
             ("STATUS", text) => {
-                WorkerNotice::Status(printable(text).chars().take(LONGEST_STATUS).collect())
+                WorkerNotice::Status(printable(text).chars().take(MAX_STATUS).collect())
             }
             ("EXTEND_TIMEOUT_USEC", time) => {
                 WorkerNotice::ExtendTimeout(Duration::from_micros(time.trim().parse().ok()?))
@@ -196,11 +198,12 @@ pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
     text.split('\n').filter_map(notice).collect()
 }
 
-/// The worker that a process is, or belongs to: by its process group, since each worker leads one, or by descent.
+/// Returns the worker that a process is, or belongs to: by its process group, since each worker
+/// leads one, or by descent.
 fn worker_of(sender: Pid, known: impl Fn(Pid) -> bool) -> Option<Pid> {
     let mut process = sender;
-    for _ in 0..MOST_ANCESTORS {
-        // 0 is a process outside our pid namespace, 1 is nobody's worker.
+    for _ in 0..MAX_ANCESTORS {
+        // 0 is a process outside our pid namespace, 1 is no worker.
         if process.as_raw() <= 1 {
             return None;
         }
@@ -214,17 +217,4 @@ fn worker_of(sender: Pid, known: impl Fn(Pid) -> bool) -> Option<Pid> {
         process = parent;
     }
     None
-}
-
-/// Its parent, and its process group. Anybody may read that of anybody.
-pub(crate) fn parent_and_group(process: Pid) -> Option<(Pid, Pid)> {
-    let stat = std::fs::read(format!("/proc/{process}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat);
-    // The name in parentheses may itself hold anything: what counts stands after the last one.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields
-        .split_whitespace()
-        .skip(1)
-        .map(|field| field.parse().map(Pid::from_raw));
-    Some((fields.next()?.ok()?, fields.next()?.ok()?))
 }
