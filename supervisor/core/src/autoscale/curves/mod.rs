@@ -7,7 +7,7 @@
 //!
 //! * `world` – the server and its clients;
 //! * `shapes` – the curves;
-//! * `plot` – tables and pictures for `docs/adaptive.md` (`scripts/adaptive-plots`).
+//! * `plot` – tables and pictures for `docs/autoscaling.md` (`scripts/autoscaling-plots`).
 //!
 //! `CURVES_SEED=n` has everything happen in another way.
 
@@ -63,13 +63,13 @@ impl Trio {
         }
     }
 
-    /// The 99th percentile of adaptive over that of sixteen, without the rush's first seconds.
+    /// The 99th percentile of the range over that of sixteen, without the rush's first seconds.
     fn slower(&self) -> f64 {
         let p99 = |outcome: &Outcome| outcome.percentile(0.99, |at| !self.curve.is_rush(at));
         p99(&self.autoscaled) / p99(&self.sixteen)
     }
 
-    /// The worker-seconds of adaptive over those of sixteen.
+    /// The worker-seconds of the range over those of sixteen.
     fn cheaper(&self) -> f64 {
         self.autoscaled.worker_seconds / self.sixteen.worker_seconds
     }
@@ -122,9 +122,9 @@ fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
     );
 }
 
-/// Writes the table and the pictures of `docs/adaptive.md`.
+/// Writes the table and the pictures of `docs/autoscaling.md`.
 #[test]
-#[ignore = "run by scripts/adaptive-plots"]
+#[ignore = "run by scripts/autoscaling-plots"]
 fn draw() {
     let Some(directory) = std::env::var_os("CURVES_OUT") else {
         return;

@@ -56,7 +56,7 @@ pub(crate) fn write(directory: &Path) -> std::io::Result<()> {
         table += &row(&trio);
         table.push('\n');
         std::fs::write(
-            directory.join(format!("adaptive-{}.svg", trio.curve.name)),
+            directory.join(format!("autoscaling-{}.svg", trio.curve.name)),
             picture(&trio),
         )?;
     }

@@ -144,7 +144,7 @@ fn a_number_set_by_hand_is_the_least_until_the_next_reload_which_keeps_the_size(
 #[test]
 fn a_program_that_counts_nothing_grows_by_its_queues() {
     let Some(python) = tool("python3") else {
-        return skipped("adaptive python", "python3 is not installed");
+        return skipped("autoscaling python", "python3 is not installed");
     };
     let words = ["--workers=1..4", "--scale-down-after=1s", "--ready=notify"];
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
@@ -208,7 +208,7 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
 }
 
 /// Makes the recorded load curve of `supervisor/core/src/autoscale/curves/`: clients of ours come and go by a random walk, and what
-/// they were answered in each second is written down. `CURVE_RECORD=FILE cargo test --test adaptive -- --ignored`
+/// they were answered in each second is written down. `CURVE_RECORD=FILE cargo test --test autoscaling -- --ignored`
 #[test]
 #[ignore = "takes seven minutes and is run by hand"]
 fn record_a_curve() {
@@ -247,7 +247,7 @@ fn record_a_curve() {
         before = now;
     }
     let head = "# Requests answered in each second by 16 workers of `--class sync --app sleep`, at 50 ms each, for one to twelve\n\
-                # clients without think time that came and went by a random walk. Made by record_a_curve in tests/adaptive.rs.\n";
+                # clients without think time that came and went by a random walk. Made by record_a_curve in tests/autoscaling.rs.\n";
     std::fs::write(path, format!("{head}{}\n", counts.join("\n"))).expect("a file to write to");
     for client in clients {
         client.finish().assert_flawless();
