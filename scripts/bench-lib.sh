@@ -34,10 +34,12 @@ install_packages() { # PACKAGE[=FILE]...
     [ -z $policy ] || rm $policy
 }
 
-# Builds server and client; `target` is where they are.
+# Builds server and client as packages have them, or by the profile in BENCH_PROFILE; `target` is
+# where they are.
 build() {
-    cargo build --release --quiet --package prefork-server --package testkit
-    target=${CARGO_TARGET_DIR:-target}/release
+    local profile=${BENCH_PROFILE:-dist}
+    cargo build --profile "$profile" --quiet --package prefork-server --package testkit
+    target=${CARGO_TARGET_DIR:-target}/$profile
 }
 
 # Prints a port that is free now; bash can only try.

@@ -233,15 +233,14 @@ fn the_containerfile_builds_of_what_is_there_and_its_command_serves_and_stops() 
             .filter(|word| !word.starts_with("--"))
         {
             if argument.contains("--from=") {
-                assert_eq!(*source, "/src/target/release/supervisor");
+                assert_eq!(*source, "/src/target/dist/supervisor");
             } else {
                 assert!(root().join(source).exists(), "COPY {source}");
             }
         }
     }
-    assert!(all[..last].iter().any(
-        |(name, argument)| name == "RUN" && argument.contains("cargo build --release --locked")
-    ));
+    assert!(all[..last].iter().any(|(name, argument)| name == "RUN"
+        && argument.contains("cargo build --profile dist --locked")));
     assert_eq!(of("STOPSIGNAL"), "SIGTERM");
     let user = of("USER");
     assert!(
