@@ -1,19 +1,24 @@
-//! When a slot whose worker died is filled again.
+//! Back-off: when a slot whose worker died is filled again.
 //!
-//! The first death costs nothing: the replacement starts at once. Every further one in a row doubles the wait,
-//! from 0.1 s to 30 s, and takes off up to half of it by chance, so that eight slots that fail for one reason do not
-//! come back in step ("equal jitter", after M. Brooker, *Exponential Backoff And Jitter*, 2015).
+//! The first exit costs nothing: the replacement starts at once. Every further one in a row doubles
+//! the wait, from 0.1 s to 30 s, minus a random share of up to half, so that eight slots that fail
+//! for one reason do not come back in step ("equal jitter", after M. Brooker, *Exponential Backoff
+//! And Jitter*, 2015).
 
-use super::time::Time;
+use crate::id::Slot;
+use crate::record;
+use crate::rng::Rng;
+use crate::time::Time;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// A worker that was ready for this long, and then left cleanly, has not failed.
+/// A worker that was ready for this long and then left cleanly has not failed.
 pub(crate) const MIN_SERVED: Duration = Duration::from_secs(1);
 
-/// A worker that was ready for this long ends a row of failures.
+/// A worker that was ready for this long ends a series of failures.
 pub(crate) const STEADY_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,8 +27,14 @@ pub(crate) struct Backoff {
     pub(crate) not_before: Time,
 }
 
+record!(Backoff {
+    failures,
+    not_before
+});
+
 impl Backoff {
-    /// Notes a failure, after the worker had been ready for `served`; tells how long the slot stays empty.
+    /// Records a failure of a worker that had been ready for `served`. Returns how long the slot
+    /// stays empty.
     pub(crate) fn fail(&mut self, now: Time, served: Duration, rng: &mut Rng) -> Duration {
         if served >= STEADY_AFTER {
             self.failures = 0;
@@ -42,39 +53,61 @@ impl Backoff {
         wait
     }
 
-    /// The slot's worker has left, and that was no failure: it is filled again at once.
+    /// Lets the slot be filled at once: its worker has left without having failed.
     pub(crate) fn excuse(&mut self, now: Time) {
         self.not_before = now;
     }
-
-    /// Forgets the failures: another generation fills the slot.
-    pub(crate) fn reset(&mut self) {
-        *self = Self::default();
-    }
-
-    pub(crate) fn not_before(&self) -> Time {
-        self.not_before
-    }
-
-    /// More than one failure in a row: a pattern, not an accident.
-    pub(crate) fn is_looping(&self) -> bool {
-        self.failures > 1
-    }
 }
 
-/// A small generator of pseudo-random numbers (SplitMix64, Steele et al., 2014). Seeded from outside, so that
-/// the core stays a function of what it is told.
-#[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
-pub(crate) struct Rng(pub(crate) u64);
+/// The back-off of every slot that has one.
+#[derive(Debug, Clone, Default, bincode::Encode, bincode::Decode)]
+pub(crate) struct Backoffs(BTreeMap<Slot, Backoff>);
 
-impl Rng {
-    /// A number from 0 to 1.
-    pub(crate) fn fraction(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        f64::from(u32::try_from((z ^ (z >> 31)) >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+impl Backoffs {
+    /// Records a failure in a slot; see [`Backoff::fail`].
+    pub(crate) fn fail(
+        &mut self,
+        slot: Slot,
+        now: Time,
+        served: Duration,
+        rng: &mut Rng,
+    ) -> Duration {
+        self.0.entry(slot).or_default().fail(now, served, rng)
+    }
+
+    /// Lets a slot be filled again at once; see [`Backoff::excuse`].
+    pub(crate) fn excuse(&mut self, slot: Slot, now: Time) {
+        self.0.entry(slot).or_default().excuse(now);
+    }
+
+    /// Forgets the failures in a slot.
+    pub(crate) fn reset(&mut self, slot: Slot) {
+        self.0.remove(&slot);
+    }
+
+    /// Forgets all failures: another generation fills the slots.
+    pub(crate) fn reset_all(&mut self) {
+        self.0.clear();
+    }
+
+    /// Returns when a slot may be filled again.
+    pub(crate) fn not_before(&self, slot: Slot) -> Time {
+        self.0
+            .get(&slot)
+            .map(|backoff| backoff.not_before)
+            .unwrap_or_default()
+    }
+
+    /// Whether a slot has failed more than once in a row: a pattern, not an accident.
+    pub(crate) fn is_looping(&self, slot: Slot) -> bool {
+        self.0
+            .get(&slot)
+            .is_some_and(|backoff| backoff.failures > 1)
+    }
+
+    /// Returns the slots that have a back-off.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.0.keys().copied()
     }
 }
 

@@ -1,18 +1,20 @@
-//! From intent to reality, one possible step at a time.
+//! Moves reality towards intent, one possible step at a time.
 
-use super::cause::Cause;
-use super::event::{Action, DrainReason, Fact, Stall};
-use super::time::Time;
-use super::worker::{Stage, Worker};
-use super::{ABORT_GRACE, Core, MAX_BOOT_FAILURES, MIN_WAIT, Phase, UNREADY_GRACE};
-use crate::{GenerationId, Slot, WorkerId};
-use std::time::Duration;
+use crate::event::{Action, Fact, Stall};
+use crate::exit::{Cause, DrainReason};
+use crate::id::{GenerationId, Slot, WorkerId};
+use crate::machine::{Core, Phase};
+use crate::time::Time;
+use crate::worker::{ABORT_GRACE, MIN_WAIT, Stage, UNREADY_GRACE, Worker};
 
-/// The most workers that may be alive in a slot: one that leaves, and the one that follows it.
+/// The most workers alive in a slot: one that leaves, and its successor.
 const MAX_WORKERS_PER_SLOT: usize = 2;
 
+/// The first start is given up after this many failures (or one for every slot, if that is more).
+const MAX_BOOT_FAILURES: u32 = 3;
+
 impl Core {
-    /// Takes every step that is possible now, from what is intended and what is.
+    /// Takes every step that is possible now.
     pub(crate) fn converge(&mut self, now: Time) {
         self.end_pre_stop(now);
         self.enforce_deadlines(now);
@@ -24,7 +26,7 @@ impl Core {
         self.recycle(now);
         self.retire(now);
         self.fill(now);
-        // New connections go elsewhere before a worker is told to accept no more.
+        // Steer first: new connections must go elsewhere before a worker stops accepting.
         let leaving = self.leave(now);
         self.steer();
         self.out.extend(leaving);
@@ -103,7 +105,8 @@ impl Core {
         }
     }
 
-    /// The first start succeeds when every slot is filled, and is given up when no worker ever got ready.
+    /// Completes the first start when every slot is filled; gives it up when no worker ever became
+    /// ready.
     fn judge_boot(&mut self) {
         if self.phase != Phase::Booting {
             return;
@@ -132,65 +135,7 @@ impl Core {
         self.report(Fact::ServerReady(self.stable.id, self.open));
     }
 
-    /// The generations that are to have a worker in a slot: the accepted one, the candidate's, or for a while both.
-    fn wanted_in(&self, slot: Slot) -> impl Iterator<Item = GenerationId> {
-        let moved = self
-            .candidate
-            .as_ref()
-            .is_some_and(|candidate| slot.0 < candidate.moved());
-        let open = slot.0 < self.open && !self.held_slots.contains(&slot);
-        let stable = self.is_to_serve() && open && !moved || self.needs_rescue(slot);
-        let candidate = self
-            .candidate
-            .as_ref()
-            .map(|candidate| candidate.generation());
-        let candidate = candidate.filter(|_| slot.0 < self.batch_end());
-        stable
-            .then_some(self.stable.id)
-            .into_iter()
-            .chain(candidate)
-    }
-
-    /// Who fills a slot for a generation; not who is to be replaced there.
-    pub(crate) fn occupant(&self, slot: Slot, generation: GenerationId) -> Option<&Worker> {
-        let fills = |worker: &&Worker| {
-            worker.generation == generation && worker.is_occupant() && worker.replacement.is_none()
-        };
-        self.in_slot(slot).find(fills)
-    }
-
-    pub(crate) fn in_slot(&self, slot: Slot) -> impl Iterator<Item = &Worker> {
-        self.workers
-            .values()
-            .filter(move |worker| worker.slot == slot)
-    }
-
-    /// Whether a ready worker fills the slot.
-    pub(crate) fn is_served(&self, slot: Slot) -> bool {
-        self.in_slot(slot)
-            .any(|worker| worker.ready_since().is_some())
-    }
-
-    /// One past the last slot that is or may become filled.
-    pub(crate) fn slots_end(&self) -> u16 {
-        let highest = self
-            .workers
-            .values()
-            .map(|worker| worker.slot.0 + 1)
-            .max()
-            .unwrap_or(0);
-        let visited = self
-            .retired()
-            .filter(|slot| self.needs_rescue(*slot))
-            .map(|slot| slot.0 + 1)
-            .max();
-        highest
-            .max(self.open)
-            .max(self.batch_end())
-            .max(visited.unwrap_or(0))
-    }
-
-    /// Spawns whoever is wanted and missing, where the slot has room and the back-off is over.
+    /// Spawns missing workers where the slot has room and the back-off is over.
     fn fill(&mut self, now: Time) {
         for slot in (0..self.slots_end()).map(Slot) {
             let missing: Vec<GenerationId> = self
@@ -208,14 +153,14 @@ impl Core {
         }
     }
 
-    /// When a missing worker may be spawned; not at all while the slot is full.
+    /// Returns when a missing worker may be spawned; `None` while the slot is full.
     fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
         if self.in_slot(slot).count() >= MAX_WORKERS_PER_SLOT {
             return None;
         }
         let backed_off = generation == self.stable.id;
         Some(if backed_off {
-            self.backoffs[slot.index()].not_before()
+            self.backoffs.not_before(slot)
         } else {
             Time::default()
         })
@@ -255,7 +200,8 @@ impl Core {
         });
     }
 
-    /// Lets go of whoever is not wanted, but of a worker that serves a wanted slot only when another one serves it.
+    /// Drains workers that are not needed. One that serves a wanted slot drains only once another
+    /// serves it.
     fn leave(&mut self, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         if let Phase::Stopping { now: true, .. } = self.phase {
@@ -351,8 +297,8 @@ impl Core {
         }
     }
 
-    /// New connections go to slots with a worker that is ready and well, or whose first replacement is on its way. When
-    /// there are none, to those whose workers stall; never to none.
+    /// Steers new connections to slots with a healthy worker, or whose first replacement is
+    /// starting. If there are none, to slots with stalled workers; never to none.
     fn steer(&mut self) {
         let slots = || {
             (0..self.slots_end())
@@ -360,7 +306,7 @@ impl Core {
                 .filter(|slot| !self.needs_rescue(*slot))
         };
         let serves = |slot: &Slot| {
-            let replaced_at_once = !self.backoffs[slot.index()].is_looping()
+            let replaced_at_once = !self.backoffs.is_looping(*slot)
                 && self.rotation.contains(slot)
                 && self.in_slot(*slot).any(Worker::is_occupant)
                 && !self.in_slot(*slot).any(Worker::is_in_the_way);
@@ -387,7 +333,7 @@ impl Core {
         let unserved = to_serve.filter(|slot| !self.is_served(*slot));
         let looping = unserved
             .clone()
-            .filter(|slot| self.backoffs[slot.index()].is_looping())
+            .filter(|slot| self.backoffs.is_looping(*slot))
             .count();
         let looping = u16::try_from(looping).unwrap_or(u16::MAX);
         if looping > self.degraded {
@@ -421,7 +367,7 @@ impl Core {
         }
     }
 
-    /// When something is due next.
+    /// Returns when something is due next.
     pub(crate) fn earliest_deadline(&self, now: Time) -> Option<Time> {
         if self.phase == Phase::Gone {
             return None;
@@ -440,9 +386,4 @@ impl Core {
             .chain(self.pre_stop_until())
             .min()
     }
-}
-
-/// How often heartbeats are looked at (and given) for a hang to be noticed soon after the timeout.
-pub fn sampling_period(hang_timeout: Duration) -> Duration {
-    (hang_timeout / 4).clamp(Duration::from_millis(100), Duration::from_secs(1))
 }

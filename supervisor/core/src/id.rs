@@ -1,6 +1,6 @@
-//! Names for the things a supervisor counts.
+//! Identifiers of slots, workers and generations.
 //!
-//! Each is a type of its own, so that a slot can never be passed where a worker is meant.
+//! Each is a type of its own, so that a slot cannot be passed where a worker is meant.
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -33,13 +33,14 @@ impl Slot {
     /// The most slots a server can have; the scoreboard is laid out for them.
     pub const MAX: u16 = 1024;
 
-    /// The slot as an index into a vector.
+    /// Returns the slot as an index into a vector.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 }
 
-/// One worker process. Counts from 1 over the life of the supervisor and is never reused, unlike a pid.
+/// A worker process. Counts from 1 over the life of the supervisor and is never reused, unlike a
+/// pid.
 #[derive(
     Clone,
     Copy,
@@ -57,8 +58,8 @@ impl Slot {
 )]
 pub struct WorkerId(pub u64);
 
-/// One configuration, with the program it names, that was offered by a start or a reload. Counts from 1;
-/// a refused reload uses up its number.
+/// A configuration with the program it names, offered by a start or a reload. Counts from 1; a
+/// rejected reload uses up its number.
 #[derive(
     Clone,
     Copy,
@@ -77,7 +78,7 @@ pub struct WorkerId(pub u64);
 pub struct GenerationId(pub u32);
 
 impl GenerationId {
-    /// The generation after this one.
+    /// Returns the generation after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.wrapping_add(1))

@@ -1,83 +1,82 @@
-//! Whether a ready worker is well, as far as that can be seen from outside.
+//! Whether a ready worker is healthy, as far as that is visible from outside.
 //!
-//! Two grades. A worker is *stalled* when it has been silent for a few heartbeats, or when its queue holds connections
-//! and nothing is taken out of it: new connections are steered elsewhere at once, which costs little and is undone
-//! when it shows life again. It is *hung* when that has lasted for the whole `hang_timeout`, or when a handler runs
-//! longer than `request_timeout`: then it is aborted.
+//! There are two grades. A worker is *stalled* when it has been silent for a few heartbeats, or
+//! when its queue holds connections and none is accepted: new connections are steered elsewhere at
+//! once, which costs little and is undone when it shows life again. It is *hung* when that has
+//! lasted for the whole `hang_timeout`, or when a handler runs longer than `request_timeout`: then
+//! it is aborted.
 //!
-//! A worker that beats is never killed for its queue, since it may have good reason to accept nothing (all its
-//! connections are taken). Of a program that does not beat, the queue is the only sign.
+//! A worker that sends heartbeats is never killed for its queue, since it may have good reason to
+//! accept nothing (all its connections are in use). For a program that sends none, the queue is the
+//! only sign of life.
 
-use super::event::{Fact, Observation, Plan, Stall, WorkerSample};
-use super::time::Time;
-use super::worker::{Stage, Worker};
-use super::{Core, sampling_period};
+use crate::event::{Stall, WorkerSample};
+use crate::plan::Plan;
 use crate::record;
-
-use crate::Slot;
+use crate::time::Time;
 use std::time::Duration;
 
-/// A worker whose queue has not moved for this long, in at least [`MIN_OBSERVATIONS`] looks, is stalled.
+/// A worker whose queue has not moved for this long, over at least [`MIN_OBSERVATIONS`], is
+/// stalled.
 const MIN_STUCK: Duration = Duration::from_millis(300);
 /// See [`MIN_STUCK`]: on a busy machine, time alone proves nothing.
 const MIN_OBSERVATIONS: u32 = 3;
-/// How soon a queue that gives reason to is looked at again. The longer the reason lasts, the rarer the looks.
+/// The shortest interval at which a suspicious queue is observed; it grows the longer the suspicion
+/// lasts.
 const SUSPICIOUS_INTERVAL: Duration = Duration::from_millis(50);
-/// How often queues are looked at while the server has something to do.
-const ACTIVE_INTERVAL: Duration = Duration::from_millis(200);
-/// A worker ends overdue requests itself, with 503. Whoever has not by then cannot.
+/// How often queues are observed while the server is active.
+pub(crate) const ACTIVE_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a worker gets to end an overdue request itself, with 503.
 const WORKER_TIMEOUT_GRACE: Duration = Duration::from_secs(1);
-/// Stalls of a slot are told of once in this time: handlers that block for half a second each would fill the log.
-const STALL_REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// How much later than a look a beat may be that it finds.
+/// How far a heartbeat may lie ahead of the observation that finds it.
 const MAX_HEARTBEAT_LEAD: Duration = Duration::from_secs(1);
 
 /// The signs of life of a ready worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Liveness {
-    /// When it was last heard of.
-    heard: Time,
+    /// When its last heartbeat was.
+    pub(crate) heard: Time,
     /// Time since then in which the machine stood still.
-    excuse: Duration,
-    beats: bool,
-    /// It is certain to have been ready.
-    proven: bool,
-    done: Option<u64>,
-    /// It has done something since the last look at its queue.
-    moved: bool,
-    /// When its longest-running handler began, put off by time in which the machine stood still.
-    oldest: Option<Oldest>,
-    /// When its slot's queue was last looked at, and how long it was.
-    observed: Time,
-    queue: u32,
-    wait: Option<Wait>,
-    stalled: Option<Stalled>,
+    pub(crate) excuse: Duration,
+    pub(crate) beats: bool,
+    /// Whether it has certainly been ready.
+    pub(crate) proven: bool,
+    pub(crate) done: Option<u64>,
+    /// Whether it has done anything since its queue was last observed.
+    pub(crate) moved: bool,
+    /// When its longest-running handler began, postponed by time in which the machine stood still.
+    pub(crate) oldest: Option<Oldest>,
+    /// When its slot's queue was last observed, and the queue's length then.
+    pub(crate) observed: Time,
+    pub(crate) queue: u32,
+    pub(crate) wait: Option<Wait>,
+    pub(crate) stalled: Option<Stalled>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Oldest {
-    began: Time,
-    excuse: Duration,
+pub(crate) struct Oldest {
+    pub(crate) began: Time,
+    pub(crate) excuse: Duration,
 }
 
-/// Somebody waits in the queue, and at no look since then had anything been taken out of it.
+/// A queue with connections of which no observation since then has seen any accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Wait {
-    since: Time,
-    /// When that was last seen.
-    until: Time,
-    observations: u32,
+pub(crate) struct Wait {
+    pub(crate) since: Time,
+    /// When that was last observed.
+    pub(crate) until: Time,
+    pub(crate) observations: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stalled {
-    since: Time,
-    /// It has shown life since then.
-    sign: bool,
-    /// When its queue was last seen not to have moved.
-    stuck: Time,
-    /// The operator was told.
-    said: bool,
+pub(crate) struct Stalled {
+    pub(crate) since: Time,
+    /// Whether it has shown life since then.
+    pub(crate) sign: bool,
+    /// When its queue was last observed not to have moved.
+    pub(crate) stuck: Time,
+    /// Whether the stall was reported.
+    pub(crate) said: bool,
 }
 
 record!(Liveness {
@@ -127,10 +126,12 @@ impl Liveness {
         self.stalled.is_some()
     }
 
-    /// Takes in its signs of life. Of the time before `now`, the supervisor has just `missed` so much.
-    fn see(&mut self, now: Time, sample: &WorkerSample, missed: Duration) {
-        // A beat from the future is a lie: each look would find it new, and a hung worker would live for ever. A little after
-        // `now` is what an honest worker may beat before its row is read.
+    /// Records its signs of life. `missed` is how much of the time before `now` the supervisor did
+    /// not run.
+    pub(crate) fn see(&mut self, now: Time, sample: &WorkerSample, missed: Duration) {
+        // A heartbeat from the future would be new to every observation and keep a hung worker
+        // alive for ever. A little after `now` is legitimate: a worker may beat before its row is
+        // read.
         let heard = if sample.heard > now + MAX_HEARTBEAT_LEAD {
             self.heard
         } else {
@@ -147,7 +148,7 @@ impl Liveness {
         (self.beats, self.done) = (sample.beats, sample.done);
         self.proven |= sample.greeted;
         if self.oldest.map(|oldest| oldest.began) != sample.oldest {
-            // One that began unseen had no more time of its own than any other.
+            // A handler that began unobserved had no more time of its own than any other.
             self.oldest = sample.oldest.map(|began| Oldest {
                 began,
                 excuse: missed.min(now - began),
@@ -158,9 +159,9 @@ impl Liveness {
         }
     }
 
-    /// Notes how long its queue is, and whether anything was taken out of it since the last look, which must have been by
-    /// this worker if it is `alone` in its slot.
-    fn observe(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
+    /// Records the length of its queue, and whether anything was accepted since the last
+    /// observation, which must have been by this worker if it is `alone` in its slot.
+    pub(crate) fn observe(&mut self, now: Time, length: u32, moved: bool, alone: bool) {
         (self.observed, self.queue, self.moved) = (now, length, false);
         self.proven |= moved && alone;
         if length == 0 || moved {
@@ -170,7 +171,8 @@ impl Liveness {
                 observations: 0,
             });
             if let Some(stalled) = &mut self.stalled {
-                // Siblings take from the queue of a worker that counts; a foreign program has its queue to itself.
+                // Siblings accept from the queue of a worker that counts; an external program has
+                // its queue to itself.
                 stalled.sign |= self.done.is_none();
             }
         } else {
@@ -186,41 +188,45 @@ impl Liveness {
         }
     }
 
-    /// The supervisor was stopped for so long: what [`forgive`](Self::forgive) does, and more.
+    /// Postpones everything after the supervisor was stopped for `gap`; comes after
+    /// [`forgive`](Self::forgive).
     pub(crate) fn put_off(&mut self, late: Duration, gap: Duration) {
         self.heard += gap;
-        // One excuse for it is enough.
+        // `forgive` has excused `late` already.
         self.excuse = self.excuse.saturating_sub(late);
         if let Some(oldest) = &mut self.oldest {
-            // The stop may have begun right after the last step; `late` counts only from when there was something to do.
+            // The stop may have begun right after the last step; `late` counts only from the
+            // deadline on.
             oldest.excuse += gap.saturating_sub(late);
         }
     }
 
-    /// The machine stood still for `late`.
+    /// Excuses `late`, for which the machine stood still.
     pub(crate) fn forgive(&mut self, now: Time, late: Duration) {
         self.excuse += late;
         if let Some(oldest) = &mut self.oldest {
             oldest.excuse += late;
         }
         if let Some(wait) = &mut self.wait {
-            // As if the last look had been now; and one more look is not enough.
+            // As if the last observation had been now, with at least two more to come.
             wait.since += now - wait.until;
             (wait.until, wait.observations) = (now, wait.observations.min(MIN_OBSERVATIONS - 2));
         }
     }
 
-    /// When its silence makes it stalled.
-    fn silent_at(&self, plan: &Plan) -> Option<Time> {
-        // A beat may be as old as two periods when it is read; and a machine that is busy delays everything a little.
+    /// Returns when its silence makes it stalled.
+    pub(crate) fn silent_at(&self, plan: &Plan) -> Option<Time> {
+        // A heartbeat may be two periods old when it is read, and a busy machine delays everything
+        // a little.
         let slack = (plan.heartbeat / 2).max(Duration::from_millis(200));
         plan.hang_timeout
             .map(|_| self.heard + self.excuse + plan.heartbeat * 2 + slack)
     }
 
-    /// How soon after the look at `looked` its queue is to be looked at again, if there is a reason to. As of that look: a
-    /// gap that grew until it is over would be approached in ever smaller steps, each of them a wake-up.
-    fn observe_within(&self, observed: Time) -> Option<Duration> {
+    /// Returns how soon after the observation at `observed` its queue must be observed again, if at
+    /// all. Measured from that observation: a gap that grew until it is over would be approached in
+    /// ever smaller steps, each of them a wake-up.
+    pub(crate) fn observe_within(&self, observed: Time) -> Option<Duration> {
         let patient = |since: Time| ((observed - since) / 4).max(SUSPICIOUS_INTERVAL);
         let wait = self.wait.map(|wait| {
             if wait.observations == 0 {
@@ -234,20 +240,20 @@ impl Liveness {
             .min()
     }
 
-    /// Since when it has certainly taken nothing out of its queue.
-    fn stuck_since(&self) -> Option<Time> {
+    /// Returns since when it has certainly accepted nothing from its queue.
+    pub(crate) fn stuck_since(&self) -> Option<Time> {
         self.wait
             .filter(|wait| wait.observations >= MIN_OBSERVATIONS)
             .map(|wait| wait.since)
     }
 
-    /// What makes it stalled now.
-    fn trouble(&self, now: Time, plan: &Plan) -> Option<(Stall, Duration)> {
+    /// Returns what makes it stalled now.
+    pub(crate) fn trouble(&self, now: Time, plan: &Plan) -> Option<(Stall, Duration)> {
         plan.hang_timeout?;
         if self.silent_at(plan).is_some_and(|at| at <= now) {
             return Some((Stall::Silent, now - self.heard));
         }
-        // What was seen counts, not what may have happened since.
+        // Only observed time counts.
         let stuck = self
             .wait
             .filter(|wait| wait.observations >= MIN_OBSERVATIONS)
@@ -257,17 +263,18 @@ impl Liveness {
             .map(|span| (Stall::Stuck, span))
     }
 
-    /// Whether a stalled worker may have new connections again: it lives, and its queue is empty or keeps moving.
-    fn is_healthy(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
+    /// Whether a stalled worker may get new connections again: it lives, and its queue is empty or
+    /// moves.
+    pub(crate) fn is_healthy(&self, now: Time, plan: &Plan, stalled: &Stalled) -> bool {
         let flows = self.queue == 0 || self.observed - stalled.stuck >= MIN_STUCK;
         stalled.sign && flows && self.trouble(now, plan).is_none()
     }
 
-    /// When it will be hung, for each way in which it can.
-    fn hangs_at(&self, plan: &Plan) -> [(Stall, Option<Time>); 3] {
+    /// Returns when it will be hung, for each way in which it can.
+    pub(crate) fn hangs_at(&self, plan: &Plan) -> [(Stall, Option<Time>); 3] {
         let silent = plan.hang_timeout.map(|timeout| self.heard + timeout);
         let mute = self.stuck_since().filter(|_| !self.beats);
-        // A program that only counts as ready may still be starting.
+        // A program that merely counts as ready may still be starting.
         let grace = if self.proven {
             Duration::ZERO
         } else {
@@ -293,7 +300,7 @@ impl Liveness {
             .min()
     }
 
-    /// Why it is hung now, and since how long.
+    /// Returns why it is hung now, and since how long.
     pub(crate) fn hang(&self, now: Time, plan: &Plan) -> Option<(Stall, Duration)> {
         let due = |(why, at): (Stall, Option<Time>)| at.filter(|at| *at <= now).map(|_| why);
         let why = self.hangs_at(plan).into_iter().find_map(due)?;
@@ -303,163 +310,5 @@ impl Liveness {
             Stall::Overdue => self.oldest.map(|oldest| oldest.began),
         };
         since.map(|since| (why, now - since))
-    }
-}
-
-impl Core {
-    /// Takes in what was seen. Verdicts are [`judge_stalls`](Self::judge_stalls)' and `converge`'s.
-    pub(crate) fn observe(&mut self, now: Time, observation: &Observation, missed: Duration) {
-        for (id, sample) in &observation.workers {
-            if let Some(Worker {
-                stage: Stage::Ready { liveness, .. },
-                ..
-            }) = self.workers.get_mut(id)
-            {
-                liveness.see(now, sample, missed);
-            }
-        }
-        let Some(queues) = &observation.queues else {
-            return;
-        };
-        self.observed = now;
-        self.active = self
-            .workers
-            .values()
-            .filter_map(Worker::liveness)
-            .any(|liveness| liveness.moved);
-        let mut seen = vec![None; usize::from(Slot::MAX)];
-        for (slot, length) in queues.iter().filter(|(slot, _)| slot.0 < Slot::MAX) {
-            let alone = self.in_slot(*slot).count() == 1;
-            seen[slot.index()] = Some((*length, self.queue_moved(*slot, *length), alone));
-        }
-        self.observe_retired(now, |slot| {
-            seen[slot.index()].map_or(0, |(length, ..)| length)
-        });
-        for worker in self.workers.values_mut() {
-            let seen = seen[worker.slot.index()];
-            if let Stage::Ready { liveness, .. } = &mut worker.stage {
-                // A slot without a queue of its own has nothing that could wait in it.
-                let (length, moved, alone) = seen.unwrap_or_default();
-                liveness.observe(now, length, moved, alone);
-            }
-        }
-        self.autoscale(now, observation, missed);
-    }
-
-    /// Whether anything was taken out of a slot's queue since the last look, as far as can be told. Two workers share it
-    /// during a reload.
-    fn queue_moved(&self, slot: Slot, length: u32) -> bool {
-        let liveness_of_all = || self.in_slot(slot).filter_map(Worker::liveness);
-        liveness_of_all()
-            .any(|liveness| (liveness.moved && liveness.done.is_some()) || length < liveness.queue)
-    }
-
-    /// Whether the next [`Observation`] is to have the queues' lengths, which cost a system call each.
-    pub fn wants_queues(&self, now: Time) -> bool {
-        let judged = |worker: &Worker| worker.deadline().is_some_and(|deadline| deadline <= now);
-        self.observation_interval()
-            .is_some_and(|gap| self.observed + gap <= now)
-            || self
-                .workers
-                .values()
-                .filter(|worker| worker.liveness().is_some())
-                .any(judged)
-    }
-
-    /// How long after the last look at the queues the next one is due; `None` while nobody is watched.
-    fn observation_interval(&self) -> Option<Duration> {
-        let ready = || {
-            self.workers
-                .values()
-                .filter_map(|worker| Some((worker.liveness()?, &worker.plan)))
-        };
-        let autoscale = self.stable.plan.autoscale.is_some();
-        let watched = ready().filter(|(_, plan)| {
-            plan.hang_timeout.is_some() || plan.request_timeout.is_some() || autoscale
-        });
-        let calm = watched
-            .map(|(_, plan)| sampling_period(plan.hang_timeout.unwrap_or(Duration::MAX)))
-            .min();
-        let usual = calm.map(|calm| {
-            if self.active {
-                calm.min(ACTIVE_INTERVAL)
-            } else {
-                calm
-            }
-        });
-        let reasons = ready().filter(|(_, plan)| plan.hang_timeout.is_some() || autoscale);
-        reasons
-            .filter_map(|(liveness, _)| liveness.observe_within(self.observed))
-            .chain(usual)
-            .chain(self.retired_gap())
-            .min()
-    }
-
-    /// When signs of life are to be looked at next.
-    pub(crate) fn next_observation(&self, now: Time) -> Option<Time> {
-        let gap = self.observation_interval()?;
-        let silences = self.workers.values().filter_map(|worker| {
-            worker
-                .liveness()
-                .filter(|liveness| !liveness.is_stalled())
-                .and_then(|liveness| liveness.silent_at(&worker.plan))
-        });
-        let observations = [self.observed + gap, now + gap];
-        // Whoever does not look when it is asked to is not asked in vain all the time.
-        observations
-            .into_iter()
-            .chain(silences)
-            .filter(|at| *at > now)
-            .min()
-    }
-
-    /// Takes whoever stalls out of rotation (which `steer` does), and back in who shows life again.
-    pub(crate) fn judge_stalls(&mut self, now: Time) {
-        let mut changes = Vec::new();
-        for (id, worker) in &self.workers {
-            let Some(liveness) = worker.liveness() else {
-                continue;
-            };
-            match (&liveness.stalled, liveness.trouble(now, &worker.plan)) {
-                (None, Some(trouble)) => changes.push((*id, Some(trouble))),
-                (Some(stalled), _) if liveness.is_healthy(now, &worker.plan, stalled) => {
-                    changes.push((*id, None))
-                }
-                (None, None) | (Some(_), _) => {}
-            }
-        }
-        for (id, trouble) in changes {
-            let Some(worker) = self.workers.get_mut(&id) else {
-                continue;
-            };
-            let (who, slot) = (worker.worker_ref(), worker.slot);
-            let Stage::Ready { liveness, .. } = &mut worker.stage else {
-                continue;
-            };
-            match trouble {
-                Some((why, span)) => {
-                    let told = self
-                        .stall_reported
-                        .get(&slot)
-                        .is_some_and(|told| now - *told < STALL_REPORT_INTERVAL);
-                    liveness.stalled = Some(Stalled {
-                        since: now,
-                        sign: false,
-                        stuck: now,
-                        said: !told,
-                    });
-                    if !told {
-                        self.stall_reported.insert(slot, now);
-                        self.report(Fact::Stalled(who, why, span));
-                    }
-                }
-                None => {
-                    let stalled = liveness.stalled.take();
-                    if let Some(stalled) = stalled.filter(|stalled| stalled.said) {
-                        self.report(Fact::Resumed(who, now - stalled.since));
-                    }
-                }
-            }
-        }
     }
 }

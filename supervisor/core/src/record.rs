@@ -1,19 +1,23 @@
-//! Records that may grow: how the state of a supervisor is written for another version of the program to read.
+//! Records that may grow: how the state of a supervisor is encoded for another version of the
+//! program.
 //!
-//! bincode knows no field names, so a field more would make every byte after it mean something else. A record is
-//! therefore written as its length and then its fields, in order. A reader takes the fields that it knows, gives a
-//! default to those that are missing (an older version has written), and leaves what follows (a newer one has).
-//! So both directions work as long as fields are only appended, each with a default that means "as before". What
-//! cannot be said that way is a new format, which an older version refuses to read.
+//! bincode encodes no field names, so an additional field would shift the meaning of every byte
+//! after it. A record is therefore written as its length followed by its fields, in order. A reader
+//! takes the fields that it knows, uses defaults for those that are missing (written by an older
+//! version), and skips what follows (written by a newer one). So both directions work as long as
+//! fields are only appended, each with a default that means "as before". Anything else is a new
+//! format, which an older version refuses to read.
 //!
-//! An enum is as it is: variants are only appended, and none ever gets another field. An unknown one is an error.
+//! Enums are encoded as they are: variants are only appended, and none ever gets another field. An
+//! unknown one is an error.
 //!
-//! What is read here was written by a process that had this one's pid. Still it is bounded, and decoded without panic.
+//! The input was written by a process that had this one's pid. Still, decoding is bounded and does
+//! not panic.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use bincode::error::{DecodeError, EncodeError};
 
-/// What decoding may take up in memory, in bytes.
+/// The most memory that decoding may use, in bytes.
 const MEMORY: usize = 64 << 20;
 
 const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> =
@@ -31,18 +35,23 @@ pub fn take<T: bincode::Decode<()>>(record: &mut &[u8]) -> Result<T, DecodeError
     Ok(value)
 }
 
-/// Writes and reads a struct as a record: `record!(Name { its, fields } added { later: default() })`. What was there in
-/// the first release stands first; what came later follows under `added`, in the order in which it came.
+/// Writes and reads a struct as a record: `record!(Name { its, fields } added { later: default() } skipped { rest:
+/// fresh() })`. Fields of the first release stand first; later ones follow under `added`, in the order in which they
+/// came. Fields under `skipped` are not written and start fresh.
 #[macro_export]
 macro_rules! record {
-    ($name:ident { $($field:ident),+ $(,)? } $(added { $($(#[$meta:meta])* $new:ident: $default:expr),+ $(,)? })?) => {
+    (
+        $name:ident { $($field:ident),+ $(,)? }
+        $(added { $($(#[$meta:meta])* $new:ident: $default:expr),+ $(,)? })?
+        $(skipped { $($skipped:ident: $fresh:expr),+ $(,)? })?
+    ) => {
         impl bincode::Encode for $name {
             fn encode<E: bincode::enc::Encoder>(
                 &self,
                 encoder: &mut E,
             ) -> Result<(), bincode::error::EncodeError> {
-                // A field that is missing below does not compile.
-                let Self { $($field,)+ $($($(#[$meta])* $new,)+)? } = self;
+                // A missing field does not compile.
+                let Self { $($field,)+ $($($(#[$meta])* $new,)+)? $($($skipped: _,)+)? } = self;
                 let mut record: Vec<u8> = Vec::new();
                 $($crate::record::append(&mut record, $field)?;)+
                 $($($(#[$meta])* $crate::record::append(&mut record, $new)?;)+)?
@@ -58,7 +67,11 @@ macro_rules! record {
                 let rest = &mut record.as_slice();
                 $(let $field = $crate::record::take(rest)?;)+
                 $($($(#[$meta])* let $new = if rest.is_empty() { $default } else { $crate::record::take(rest)? };)+)?
-                Ok(Self { $($field,)+ $($($(#[$meta])* $new,)+)? })
+                Ok(Self {
+                    $($field,)+
+                    $($($(#[$meta])* $new,)+)?
+                    $($($skipped: $fresh,)+)?
+                })
             }
         }
 
@@ -104,7 +117,7 @@ mod tests {
             more: None,
             most: vec![1, 2],
         };
-        // In a list, so that what follows a record is seen to be where it should be.
+        // In a list, to check that the next record starts where it should.
         let read: Vec<Old> =
             take(&mut bytes(&[&new, &new].to_vec()).as_slice()).expect("the old version reads it");
         assert_eq!(

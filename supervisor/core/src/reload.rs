@@ -1,92 +1,22 @@
-//! A reload: the candidate of a new generation beside the accepted one, then its acceptance or its rollback.
+//! A reload: a candidate generation beside the committed one, then its commit or its rollback.
 //!
-//! The slots are replaced in batches of `surge`. A batch passes when every new worker in it has been ready for the
-//! whole min-ready time; only then do the old workers of its slots drain, and only when they are gone does the next
-//! batch begin. When the last batch has passed, the candidate is accepted. Whatever goes wrong before that ends the
-//! candidate, and since intent is then the old generation again, `converge` brings back what had drained.
+//! The slots are replaced in batches of `surge`. A batch passes when every new worker in it has
+//! been ready for `min_ready`; only then do the old workers of its slots drain, and only when they
+//! are gone does the next batch begin. When the last batch has passed, the candidate is committed.
+//! Any failure before that ends the candidate, and since intent is then the old generation again,
+//! `converge` brings back what had drained.
 
-use super::event::{Action, Done, Fact, Plan, RequestId};
-use super::time::Time;
-use super::worker::Worker;
-use super::{Committed, Core, Phase};
-use crate::{GenerationId, Slot};
-
-#[derive(Debug, Clone)]
-pub(crate) struct Candidate {
-    pub(crate) generation: GenerationId,
-    pub(crate) requests: Vec<RequestId>,
-    pub(crate) stage: CandidateStage,
-}
-
-#[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
-// There is one of it at most.
-#[allow(clippy::large_enum_variant)]
-pub(crate) enum CandidateStage {
-    /// The shell reads the configuration and binds.
-    Preparing,
-    /// Slots under `moved` have passed, of `count`.
-    Replacing { plan: Plan, count: u16, moved: u16 },
-}
-
-impl Candidate {
-    pub(crate) fn generation(&self) -> GenerationId {
-        self.generation
-    }
-
-    pub(crate) fn plan(&self) -> Option<Plan> {
-        match self.stage {
-            CandidateStage::Preparing => None,
-            CandidateStage::Replacing { plan, .. } => Some(plan),
-        }
-    }
-
-    /// How many slots it will fill, and how many it may.
-    pub(crate) fn size(&self) -> Option<(u16, u16)> {
-        match self.stage {
-            CandidateStage::Preparing => None,
-            CandidateStage::Replacing { plan, count, .. } => Some((count, plan.max_workers)),
-        }
-    }
-
-    pub(crate) fn resize(&mut self, to: u16) {
-        if let CandidateStage::Replacing { count, moved, .. } = &mut self.stage {
-            *count = to;
-            *moved = to.min(*moved);
-        }
-    }
-
-    /// Slots that have passed.
-    pub(crate) fn moved(&self) -> u16 {
-        match self.stage {
-            CandidateStage::Preparing => 0,
-            CandidateStage::Replacing { moved, .. } => moved,
-        }
-    }
-}
+use crate::candidate::{Candidate, CandidateStage};
+use crate::event::{Action, Done, Fact};
+use crate::id::{GenerationId, Slot};
+use crate::machine::{Committed, Core, Phase};
+use crate::plan::Plan;
+use crate::time::Time;
+use crate::worker::Worker;
 
 impl Core {
-    /// One past the last slot that the candidate fills now.
-    pub(crate) fn batch_end(&self) -> u16 {
-        let Some(Candidate {
-            stage: CandidateStage::Replacing { plan, count, moved },
-            ..
-        }) = self.candidate
-        else {
-            return 0;
-        };
-        let last_batch_leaves = self
-            .workers
-            .values()
-            .any(|worker| worker.generation == self.stable.id && worker.slot.0 < moved);
-        if last_batch_leaves {
-            moved
-        } else {
-            moved.saturating_add(plan.surge.max(1)).min(count)
-        }
-    }
-
-    /// Begins the reload that was asked for, unless another generation than the accepted one is still alive: two
-    /// are as many as a machine's memory is asked to hold.
+    /// Begins the pending reload, unless a generation other than the committed one is still alive:
+    /// a machine's memory has to hold two at most.
     pub(crate) fn begin_reload(&mut self) {
         if self.candidate.is_some()
             || matches!(
@@ -136,7 +66,7 @@ impl Core {
                 self.begin_autoscaling_candidate();
                 self.supersede_replacements();
             }
-            // A stop came in between; `forget` drops it.
+            // A stop came in between; `forget` drops the generation.
             _ => {}
         }
     }
@@ -151,7 +81,7 @@ impl Core {
         }
     }
 
-    /// Moves the batch border on, and accepts the candidate when no slot is left.
+    /// Moves on to the next batch, and commits the candidate when no slot is left.
     pub(crate) fn advance_candidate(&mut self, now: Time) {
         let end = self.batch_end();
         if self.candidate_proven_at().is_none_or(|at| at > now) {
@@ -176,7 +106,7 @@ impl Core {
         };
         self.open = count;
         self.autoscale_committed();
-        self.backoffs.iter_mut().for_each(super::Backoff::reset);
+        self.backoffs.reset_all();
         self.forget_slots();
         self.out.push(Action::Commit(generation));
         self.report(Fact::Reloaded(generation, count));
@@ -188,12 +118,13 @@ impl Core {
         }
     }
 
-    /// When the present batch will have passed, if no worker of it dies: once all of them are ready.
+    /// Returns when the present batch will have passed if none of its workers dies: once all are
+    /// ready.
     pub(crate) fn candidate_proven_at(&self) -> Option<Time> {
         let candidate = self.candidate.as_ref()?;
         let (plan, moved, end) = (candidate.plan()?, candidate.moved(), self.batch_end());
-        // The border of a candidate that was scaled down below it needs no readiness; an empty batch that waits for the
-        // last one's old workers does.
+        // Nothing to prove for a candidate that was scaled down below its passed slots; an empty
+        // batch that waits for old workers to drain still waits.
         if moved == end && candidate.size().is_some_and(|(count, _)| end < count) {
             return None;
         }
@@ -209,7 +140,7 @@ impl Core {
         Some(proven)
     }
 
-    /// Ends the candidate. The accepted generation is what everything returns to.
+    /// Fails the candidate and returns to the committed generation.
     pub(crate) fn fail_candidate(&mut self, reason: String) {
         let Some(candidate) = self.candidate.take() else {
             return;
@@ -224,7 +155,7 @@ impl Core {
         }
     }
 
-    /// Ends the candidate, if there is one, for a reason that is not its own.
+    /// Abandons the candidate, if there is one, for a reason that is not its own.
     pub(crate) fn abandon_candidate(&mut self, why: &str) {
         self.fail_candidate(why.to_owned());
     }

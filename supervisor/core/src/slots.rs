@@ -1,56 +1,32 @@
-//! What an operator asks of slots: so many of them, another worker in one, none in one. And the permits for it.
+//! Operations on slots: their number, another worker in one, none in one. And the permits for them.
 //!
-//! Whoever takes a slot out of service because he wants to, or has two workers in it for a while, needs a *permit* for
-//! it. There are as many as [`Plan::max_unavailable`](super::Plan) says, and a slot that is out of service by
-//! accident takes one too. A permit is nothing that is handed out and given back: those in use are counted, each time
-//! anew, from what the workers are. So none can be lost.
+//! Taking a slot out of service, or briefly running two workers in it, requires a *permit*. There
+//! are as many as [`Plan::max_unavailable`](crate::Plan::max_unavailable) says, and a slot that is
+//! out of service by accident uses one too. Permits are not handed out and returned: those in use
+//! are counted from the state of the workers each time, so none can be lost.
 //!
-//! A worker that is to be replaced has a [`Replacement`]. That is all: it does not count as its slot's occupant any more, so
-//! `converge` starts another one beside it, and lets go of it when that one is ready. If that one fails, the relief is
-//! taken back, and nothing has changed.
+//! A worker that is being replaced has a [`Replacement`]. It then no longer counts as its slot's
+//! occupant, so `converge` starts another one beside it, and drains it when that one is ready. If
+//! that one fails, the replacement is withdrawn, and nothing has changed.
 //!
-//! A reload replaces every worker, so nothing of this is begun while one is under way, and what had begun is undone.
+//! A reload replaces every worker, so no operation begins during one, and those in progress are
+//! undone.
 
-use super::event::{Command, Done, Fact, RequestId};
-use super::time::Time;
-use super::worker::{Replacement, Worker};
-use super::{Core, Phase, STOPPING};
-use crate::record;
-
-use crate::{Slot, WorkerId};
-
-/// Something that was asked of a slot, and that takes its time.
-#[derive(Debug, Clone)]
-pub(crate) struct SlotOperation {
-    pub(crate) slot: Slot,
-    pub(crate) request: Option<RequestId>,
-    task: Task,
-    /// It has its permit.
-    begun: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bincode::Encode, bincode::Decode)]
-enum Task {
-    /// Another worker is to be ready than this one.
-    Restart { old: Option<WorkerId> },
-    /// Nobody is to be there.
-    Drain,
-}
-
-record!(SlotOperation {
-    slot,
-    request,
-    task,
-    begun
-});
+use crate::event::{Command, Done, Fact, RequestId};
+use crate::id::{Slot, WorkerId};
+use crate::machine::{Core, Phase, STOPPING};
+use crate::slot_operation::{SlotOperation, Task};
+use crate::time::Time;
+use crate::worker::{Replacement, Worker};
+use std::time::Duration;
 
 /// Whether a slot may be taken out of service.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Permit {
     Granted,
-    /// Others are out of service for a while.
+    /// Other slots are out of service for a while.
     Wait,
-    /// Others are out of service, and will not come back by themselves: why.
+    /// Other slots are out of service and will not recover by themselves: why.
     Refused(String),
 }
 
@@ -59,7 +35,7 @@ const RELOADING: &str =
     "a reload is under way, which replaces every worker (ask again when it is done)";
 
 impl Core {
-    /// Sets the number of slots, if it may be that.
+    /// Sets the number of slots, if it is allowed.
     pub(crate) fn scale(&mut self, to: u16, request: Option<RequestId>) {
         if self.phase == Phase::Drained {
             return self.refuse(Command::Scale(to, request), request, DRAINED);
@@ -86,13 +62,7 @@ impl Core {
         self.reply(request, Ok(Done::Scaled { from, to }));
     }
 
-    /// How many slots there are, or will be after the reload, and how many there may be.
-    pub(crate) fn size(&self) -> (u16, u16) {
-        let candidate = self.candidate.as_ref().and_then(super::Candidate::size);
-        candidate.unwrap_or((self.open, self.stable.plan.max_workers.max(1)))
-    }
-
-    /// Sets how many slots the accepted generation fills.
+    /// Sets how many slots the committed generation fills.
     pub(crate) fn set_open(&mut self, to: u16) {
         self.open = to;
         let all_held = (0..to)
@@ -107,19 +77,19 @@ impl Core {
         for slot in released {
             self.held_slots.remove(&slot);
             if slot.0 < to {
-                // Nobody would serve.
+                // No slot would serve otherwise.
                 self.report(Fact::Released(slot));
             }
         }
     }
 
-    /// A slot's worker is to be replaced by another one of its generation.
+    /// Requests the replacement of a slot's worker by another one of its generation.
     pub(crate) fn restart(&mut self, slot: Slot, request: Option<RequestId>) {
         let command = Command::Restart(slot, request);
         if let Some(why) = self.why_not_now(slot) {
             return self.refuse(command, request, &why);
         }
-        // Whoever is just being started is as good as one that would be started now.
+        // A worker that is starting is as good as one that would be started now.
         let old = self
             .in_slot(slot)
             .find(|worker| worker.ready_since().is_some())
@@ -138,7 +108,7 @@ impl Core {
         });
     }
 
-    /// A slot is to be empty.
+    /// Requests that a slot be drained and held empty.
     pub(crate) fn drain(&mut self, slot: Slot, request: Option<RequestId>) {
         let command = Command::Drain(slot, request);
         if let Some(why) = self.why_not_now(slot) {
@@ -164,7 +134,7 @@ impl Core {
         });
     }
 
-    /// Why nothing can be asked of a slot now.
+    /// Returns why no operation on a slot is possible now.
     fn why_not_now(&self, slot: Slot) -> Option<String> {
         if self.phase == Phase::Drained {
             return Some(DRAINED.to_owned());
@@ -176,11 +146,7 @@ impl Core {
         (slot.0 >= self.open).then(|| format!("there is no slot {slot} (they are 0 to {last})"))
     }
 
-    pub(crate) fn is_reloading(&self) -> bool {
-        self.candidate.is_some() || self.pending_reload.is_some()
-    }
-
-    /// Goes on with what was asked of slots, and answers where it is done or cannot be.
+    /// Advances pending slot operations, and answers those that are done or impossible.
     pub(crate) fn run_slot_operations(&mut self, now: Time) {
         for mut operation in std::mem::take(&mut self.operations) {
             let done = match operation.task {
@@ -226,8 +192,8 @@ impl Core {
             None => {
                 let is_leaving = self.in_slot(slot).any(Worker::is_occupant);
                 if !operation.begun && !is_leaving {
-                    // Asked for by somebody who knows better than the back-off.
-                    self.backoffs[slot.index()].reset();
+                    // An operator's request overrides the back-off.
+                    self.backoffs.reset(slot);
                 }
                 operation.begun = true;
                 None
@@ -270,7 +236,7 @@ impl Core {
             self.watch_queue(now, slot);
             self.report(Fact::Holding(slot));
         }
-        // Whoever comes for those who wait in its queue is no part of this.
+        // A rescue worker for its queue does not count.
         let visited = self.needs_rescue(slot);
         let empty = self
             .in_slot(slot)
@@ -278,7 +244,7 @@ impl Core {
         empty.then_some(Ok(Done::Drained { slot }))
     }
 
-    /// Why something that was asked for cannot be done any more.
+    /// Returns why a pending operation cannot be done any more.
     fn why_obsolete(&self, operation: &SlotOperation) -> Option<String> {
         if operation.slot.0 >= self.open {
             Some(format!("slot {} is retired", operation.slot))
@@ -301,8 +267,7 @@ impl Core {
             .iter()
             .filter(|slot| self.held_slots.contains(slot))
             .count();
-        let failing =
-            |slot: &&Slot| self.backoffs[slot.index()].is_looping() && !self.is_served(**slot);
+        let failing = |slot: &&Slot| self.backoffs.is_looping(**slot) && !self.is_served(**slot);
         let failing = out
             .iter()
             .filter(|slot| !self.held_slots.contains(slot))
@@ -330,24 +295,7 @@ impl Core {
         ))
     }
 
-    /// The slots that are not *whole*: one worker, and that one is well. Those that are retired count while somebody leaves.
-    pub(crate) fn unavailable(&self) -> impl Iterator<Item = Slot> {
-        (0..self.slots_end()).map(Slot).filter(|slot| {
-            let mut here = self.in_slot(*slot);
-            let (first, second) = (here.next(), here.next());
-            if slot.0 >= self.open {
-                return first.is_some() && !self.needs_rescue(*slot);
-            }
-            // One of a generation that was rolled back is to be followed by another.
-            let stays = |worker: &Worker| {
-                worker.generation == self.stable.id && worker.replacement.is_none()
-            };
-            let healthy = first.is_some_and(|worker| worker.is_healthy() && stays(worker));
-            !healthy || second.is_some() || self.held_slots.contains(slot)
-        })
-    }
-
-    /// Has another worker take this one's place.
+    /// Starts the replacement of a worker.
     pub(crate) fn begin_replacement(&mut self, id: WorkerId, replacement: Replacement) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
@@ -363,7 +311,8 @@ impl Core {
         }
     }
 
-    /// Whoever was to replace a slot's worker has failed, if there is such a worker: it goes on. Tells who that is.
+    /// Cancels a replacement whose new worker has failed. Returns the worker that keeps serving, if
+    /// there is one.
     pub(crate) fn replacement_failed(
         &mut self,
         now: Time,
@@ -379,13 +328,13 @@ impl Core {
         })?;
         serving.replacement = None;
         let (id, who) = (serving.id, serving.worker_ref());
-        let replacement_backoffs = self.replacement_backoffs.entry(failed.slot).or_default();
-        replacement_backoffs.fail(now, std::time::Duration::ZERO, &mut self.rng);
+        self.replacement_backoffs
+            .fail(failed.slot, now, Duration::ZERO, &mut self.rng);
         self.report(Fact::NotReplaced(who, reason.to_owned()));
         Some(id)
     }
 
-    /// Whoever waits for another worker in this slot waits in vain.
+    /// Fails the restarts that waited for a worker in this slot.
     fn restart_failed(&mut self, failed: &Worker, reason: &str) {
         let waits = |operation: &SlotOperation| match operation.task {
             Task::Restart { old } => {
@@ -403,14 +352,14 @@ impl Core {
         }
     }
 
-    /// A reload replaces every worker: whoever is only starting to replace one is not needed.
+    /// Cancels replacements in progress: a reload replaces every worker.
     pub(crate) fn supersede_replacements(&mut self) {
         for slot in (0..self.open).map(Slot) {
             self.withdraw_replacement(slot, RELOADING);
         }
     }
 
-    /// The worker of a slot that was to be replaced is not any more.
+    /// Cancels the replacement of a slot's worker.
     fn withdraw_replacement(&mut self, slot: Slot, why: &str) {
         let mut here = self
             .workers
@@ -431,9 +380,9 @@ impl Core {
         self.abandon_slot_operations(|operation| operation.slot == slot && operation.begun, why);
     }
 
-    /// Another generation serves: whatever was asked of slots was asked of the old one's.
+    /// Clears the state of slots when another generation serves.
     pub(crate) fn forget_slots(&mut self) {
-        self.replacement_backoffs.clear();
+        self.replacement_backoffs.reset_all();
         for slot in std::mem::take(&mut self.held_slots) {
             if slot.0 < self.open {
                 self.report(Fact::Released(slot));
@@ -441,7 +390,7 @@ impl Core {
         }
     }
 
-    /// Nothing that was asked of slots is done any more.
+    /// Abandons all pending slot operations.
     pub(crate) fn abandon_all_slot_operations(&mut self, why: &str) {
         self.abandon_slot_operations(|_| true, why);
     }
@@ -456,7 +405,7 @@ impl Core {
         }
     }
 
-    /// A command that does not apply now, and whoever waits for its answer.
+    /// Refuses a command that does not apply now, to the client if one waits, or in the log.
     pub(crate) fn refuse(&mut self, command: Command, request: Option<RequestId>, why: &str) {
         match request {
             Some(_) => self.reply(request, Err(why.to_owned())),
@@ -464,7 +413,7 @@ impl Core {
         }
     }
 
-    /// The server stops: whoever asks for anything is told so.
+    /// Refuses a command while the server stops.
     pub(crate) fn refuse_while_stopping(&mut self, command: Command) {
         let request = match command {
             Command::Reload(request)

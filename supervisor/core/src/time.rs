@@ -10,7 +10,7 @@ use std::time::Duration;
 pub struct Time(pub Duration);
 
 impl Time {
-    /// A point that many milliseconds after the start.
+    /// Returns the point this many milliseconds after the start.
     pub const fn from_millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
     }
@@ -31,7 +31,7 @@ impl AddAssign<Duration> for Time {
 
 impl Sub for Time {
     type Output = Duration;
-    /// The span between two points; zero when `earlier` is the later one.
+    /// Returns the span between two points; zero when `earlier` is the later one.
     fn sub(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }

@@ -1,11 +1,12 @@
-//! A picture of the core for `supervisor status`.
+//! A snapshot of the core for `supervisor status`.
 
-use super::worker::{Stage, Worker};
-use super::{Core, Phase, Time};
-use crate::{GenerationId, Slot, WorkerId};
+use crate::id::{GenerationId, Slot, WorkerId};
+use crate::machine::{Core, Phase};
+use crate::time::Time;
+use crate::worker::{Stage, Worker};
 use serde::Serialize;
 
-/// What the server does, in one word.
+/// The state of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -17,23 +18,23 @@ pub enum State {
     Degraded,
     /// All workers were asked to drain; the sockets stay.
     Draining,
-    /// The server leaves.
+    /// The server stops.
     Stopping,
-    /// The server leaves soon, and has told so; it serves as before.
+    /// A stop was requested; the server serves until the pre-stop delay is over.
     PreStop,
 }
 
-/// What a worker does, in one word.
+/// The state of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WorkerState {
-    /// Not ready yet.
+    /// It is not ready yet.
     Starting,
     /// It accepts connections.
     Ready,
-    /// It is ready, and seems not to serve.
+    /// It is ready but seems not to serve.
     Stalled,
-    /// It was asked to leave.
+    /// It was asked to drain.
     Draining,
     /// It hangs and was aborted.
     Aborting,
@@ -41,7 +42,7 @@ pub enum WorkerState {
     Killed,
 }
 
-/// One worker.
+/// A worker in a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerView {
     /// Its id.
@@ -50,7 +51,7 @@ pub struct WorkerView {
     pub slot: Slot,
     /// Its generation.
     pub generation: GenerationId,
-    /// What it does.
+    /// Its state.
     pub state: WorkerState,
     /// When it was started.
     pub born: Time,
@@ -59,7 +60,7 @@ pub struct WorkerView {
 /// A reload in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ReloadView {
-    /// The generation on candidate.
+    /// The candidate generation.
     pub generation: GenerationId,
     /// Slots it will fill.
     pub slots: u16,
@@ -67,26 +68,27 @@ pub struct ReloadView {
     pub spawned: u16,
     /// Slots of it that have a ready worker.
     pub ready: u16,
-    /// Slots of it that have passed min-ready time.
+    /// Slots of it that have been ready for `min_ready`.
     pub passed: u16,
 }
 
-/// The whole.
+/// A snapshot of the core.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// What the server does.
+    /// The state of the server.
     pub state: State,
-    /// The accepted generation.
+    /// The committed generation.
     pub generation: GenerationId,
     /// How many slots it fills.
     pub open: u16,
     /// The fewest and the most that it may fill.
     pub bounds: (u16, u16),
-    /// Everybody who comes is served: no slot that gets new connections is without a worker, and the server stays.
+    /// Whether every new connection is served: the server has started and stays, and slots in
+    /// rotation have workers.
     pub ready: bool,
-    /// Slots that new connections go to.
+    /// Slots that get new connections.
     pub rotation: Vec<Slot>,
-    /// Slots that are to be empty.
+    /// Slots held empty.
     pub held: Vec<Slot>,
     /// The reload in progress.
     pub reload: Option<ReloadView>,
@@ -95,7 +97,7 @@ pub struct View {
 }
 
 impl Core {
-    /// What the server looks like now.
+    /// Returns a snapshot.
     pub fn view(&self) -> View {
         let state = match self.phase {
             Phase::Booting if self.degraded == 0 => State::Starting,
@@ -138,7 +140,8 @@ impl Core {
 }
 
 impl Core {
-    /// Whether whoever sends connections here does well: the server has started, stays, and somebody serves.
+    /// Whether load balancers should send connections: the server has started and stays, and some
+    /// slot serves.
     fn is_ready(&self) -> bool {
         match self.phase {
             Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
@@ -150,7 +153,8 @@ impl Core {
         }
     }
 
-    /// How many slots are out of service or have two workers, and how many may be because somebody wants it.
+    /// Returns how many slots are out of service or have two workers, and how many may be because
+    /// of operations.
     pub fn permits(&self) -> (u16, u16) {
         let used = u16::try_from(self.unavailable().count()).unwrap_or(u16::MAX);
         (used, self.stable.plan.max_unavailable.of(self.open))

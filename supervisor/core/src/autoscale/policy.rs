@@ -1,80 +1,83 @@
 //! How many workers the load asks for: numbers in, a number out.
 //!
-//! The load is measured in *workers' worth of work*: 2.5 means that two and a half workers had no time for anything else.
-//! So much would do if requests came one after the other; as they come by chance, there has to be some room beside it, and
-//! the more workers there are the less of it for each: *n = a + √a* (the square-root rule of staffing, after Erlang). In
-//! shares: one worker's worth of work gets two workers, four get six, sixteen get twenty (80 % busy).
+//! The load is measured in *workers' worth of work*: 2.5 means that two and a half workers were
+//! fully busy. That many would suffice if requests came one after the other; as they arrive at
+//! random, some headroom is needed, and the more workers there are the less of it for each:
+//! `n = a + √a` (the square-root staffing rule, after Erlang). As shares: one worker's worth of
+//! work gets two workers, four get six, sixteen get twenty (80 % busy).
 //!
-//! **Up** for either of two reasons. *Backlog*: connections wait, nobody has time, and the same was so at the look
-//! before: at once, by as many workers as the queue needs, up to twice the number that there is. *Busy*: the load of the last
-//! second or so asks for more than there are, at three looks in a row.
+//! **Up** for either of two reasons. *Backlog*: connections wait, no worker is idle, and the same
+//! held at the previous observation: at once, by as many workers as the queue needs, at most
+//! doubling their number. *Busy*: the load of the last second or so asks for more workers than
+//! there are, at three consecutive observations.
 //!
-//! **Down** one by one, and always the last slot. Each slot remembers when it was last *needed*; one that was not for the
-//! whole `down_after` may go. Short lulls change nothing, so that a load that goes up and down does not start and stop
-//! workers all the time.
+//! **Down** one by one, always the last slot. Each slot remembers when it was last *needed*; one
+//! that has not been needed for the whole `down_after` may go. Short lulls change nothing, so that
+//! a fluctuating load does not start and stop workers all the time.
 
-use super::super::time::Time;
-use super::ScaleReason;
+use super::load::ScaleReason;
+use crate::id::Slot;
 use crate::record;
-
+use crate::time::Time;
 use std::time::Duration;
 
-/// How fast the smoothed load follows the measured one: the time constant of a low-pass filter of first order, in seconds.
+/// Time constant of the low-pass filter that smooths the load, in seconds.
 const SMOOTHING_SECONDS: f64 = 1.0;
-/// At how many looks in a row, over what time, the load has to ask for more workers.
+/// Consecutive observations, and their span, at which the load must ask for more workers.
 const BUSY_OBSERVATIONS: u32 = 3;
 const BUSY_SPAN: Duration = Duration::from_millis(500);
-/// A queue that is shorter than half of what is in hand has to stand for so many looks, over that time.
+/// Consecutive observations, and their span, for which a queue must stand that is shorter than half
+/// of the requests in flight.
 const STANDING_OBSERVATIONS: u32 = 3;
 const STANDING_SPAN: Duration = Duration::from_millis(300);
-/// Where nobody can tell who has time, each step down is a try: the next one comes after this share of the usual wait, and a
-/// try that was wrong doubles the wait, so many times.
+/// Without knowledge of idle workers each step down is an experiment: the next one follows after
+/// this fraction of the usual wait, and each wrong one doubles the wait, up to a limit.
 const STEPS_PER_WAIT: u32 = 4;
 const MAX_WRONG_STEPS: u32 = 3;
 
-/// What is seen at one look.
+/// What one observation measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurements {
-    /// Slots to be filled, those that are held empty included.
+    /// Slots to be filled, including slots held empty.
     pub(crate) open: u16,
-    /// Slots that are held empty.
+    /// Slots held empty.
     pub(crate) held: u16,
     /// Workers that accept connections.
     pub(crate) ready: u16,
-    /// Work that was in hand since the last look, in workers' worth.
+    /// Work since the last observation, in workers' worth.
     pub(crate) load: f64,
-    /// Requests that one worker has in hand at a time; `None` when only processor time tells of the load.
+    /// Requests that one worker handles at a time; `None` when only processor time shows the load.
     pub(crate) requests_per_worker: Option<u32>,
-    /// Connections that have been waiting since the last look and still do, if nobody has time for them.
+    /// Connections that have waited since the last observation, if no worker is idle.
     pub(crate) standing: u32,
-    /// How long ago the last look was.
+    /// Time since the last observation.
     pub(crate) gap: Duration,
 }
 
-/// What may be.
+/// The limits of a decision.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) least: u16,
     pub(crate) most: u16,
     pub(crate) down_after: Duration,
-    /// The last slot may be retired now: nothing is in hand or waits there, and nothing else goes on.
+    /// Whether the last slot may be retired now: it is idle, and no other change is in progress.
     pub(crate) may_retire: bool,
 }
 
-/// What the load was until now.
+/// The history of the load.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Policy {
     /// The load, smoothed.
     smooth: f64,
-    /// Looks in a row at which the load asked for more workers, and over what time.
+    /// Consecutive observations, and their span, at which the load asked for more workers.
     busy: (u32, Duration),
-    /// Looks in a row at which a queue stood, and over what time.
+    /// Consecutive observations, and their span, at which a queue stood.
     stood: (u32, Duration),
     /// When each slot was last needed.
     needed: Vec<Time>,
     /// When a worker was last retired.
     retired: Option<Time>,
-    /// Tries to do with fewer that were wrong.
+    /// Steps down that turned out wrong.
     wrong_steps: u32,
 }
 
@@ -88,7 +91,7 @@ record!(Policy {
 });
 
 impl Policy {
-    /// How many slots there are to be from now on, if not as many as there are, and why.
+    /// Returns the new number of slots, if it changes, and why.
     pub(crate) fn judge(
         &mut self,
         now: Time,
@@ -127,7 +130,7 @@ impl Policy {
         self.down(now, measurements, bounds)
     }
 
-    /// The server grows, as [`judge`](Self::judge) had said.
+    /// Notes that the server grows, as [`judge`](Self::judge) decided.
     pub(crate) fn grown(
         &mut self,
         now: Time,
@@ -146,7 +149,7 @@ impl Policy {
         self.retired = None;
     }
 
-    /// The first `count` slots are needed now.
+    /// Marks the first `count` slots as needed now.
     pub(crate) fn need(&mut self, now: Time, count: u16) {
         let count = usize::from(count);
         if self.needed.len() < count {
@@ -158,13 +161,13 @@ impl Policy {
             .for_each(|needed| *needed = now);
     }
 
-    /// Nobody watched for so long: that proves nothing about who is needed.
+    /// Postpones everything by time in which nothing was observed: it proves nothing about need.
     pub(crate) fn put_off(&mut self, gap: Duration) {
         self.needed.iter_mut().for_each(|needed| *needed += gap);
         (self.busy, self.stood) = Default::default();
     }
 
-    /// A queue stands and nobody has time.
+    /// Returns the slots that a standing backlog asks for.
     fn backlog(&self, measurements: &Measurements) -> Option<(u16, ScaleReason)> {
         let requests_per_worker = measurements.requests_per_worker.unwrap_or(1).max(1);
         let long = u64::from(measurements.standing) * 2
@@ -172,7 +175,7 @@ impl Policy {
         let (observations, span) = self.stood;
         let stands = observations > 0
             && (long || observations >= STANDING_OBSERVATIONS && span >= STANDING_SPAN);
-        // Those that start will take their part of it.
+        // Workers that are starting will take their part of it.
         let serving = measurements.open.saturating_sub(measurements.held);
         let starting = serving.saturating_sub(measurements.ready);
         let need =
@@ -186,7 +189,7 @@ impl Policy {
         })
     }
 
-    /// There is more to do than so many workers should.
+    /// Returns the slots that sustained load asks for.
     fn busyness(&self, measurements: &Measurements, wanted: u16) -> Option<(u16, ScaleReason)> {
         let (observations, span) = self.busy;
         let share = (self.smooth / f64::from(measurements.ready.max(1)) * 100.0).clamp(0.0, 100.0);
@@ -198,7 +201,8 @@ impl Policy {
         })
     }
 
-    /// At most four times as many as do serve: whoever starts slowly must not be outnumbered by what a short rush asks for.
+    /// Limits growth to four times the ready workers: slow starters must not be outnumbered by a
+    /// short burst.
     fn bounded(&self, measurements: &Measurements, to: u16) -> u16 {
         let twice = measurements.open.saturating_mul(2);
         to.min(twice).min(
@@ -227,7 +231,7 @@ impl Policy {
             return None;
         }
         if measurements.requests_per_worker.is_none() {
-            // What the others can do is not known before they have to.
+            // The capacity of the remaining workers is unknown until they have to use it.
             let pace = now + bounds.down_after / STEPS_PER_WAIT;
             for needed in self.needed.iter_mut().take(usize::from(to)) {
                 *needed = (*needed).max(Time(pace.0.saturating_sub(patience)));
@@ -240,11 +244,11 @@ impl Policy {
             }
         }
         self.retired = Some(now);
-        Some((to, ScaleReason::Unneeded(crate::Slot(to), unneeded)))
+        Some((to, ScaleReason::Unneeded(Slot(to), unneeded)))
     }
 }
 
-/// How many workers so much work should have: see the module.
+/// Returns how many workers a load needs; see the module.
 fn staffing(load: f64, requests_per_worker: Option<u32>) -> u16 {
     let requests_per_worker = f64::from(requests_per_worker.unwrap_or(1).max(1));
     let requests = load.max(0.0) * requests_per_worker;

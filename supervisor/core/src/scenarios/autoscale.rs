@@ -1,6 +1,6 @@
 //! The number of workers follows the load.
 
-use super::*;
+use crate::fixtures::*;
 
 const ELASTIC: Autoscale = Autoscale {
     down_after: Duration::from_secs(60),
@@ -11,7 +11,7 @@ const PLAN: Plan = Plan {
     workers: 2,
     max_workers: 8,
     autoscale: Some(ELASTIC),
-    ..super::PLAN
+    ..crate::fixtures::PLAN
 };
 const SECOND: Duration = Duration::from_secs(1);
 

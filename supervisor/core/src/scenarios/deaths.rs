@@ -1,6 +1,6 @@
 //! What a worker died of, and what that means for its slot.
 
-use super::*;
+use crate::fixtures::*;
 
 const CLEAN: fn() -> ProcessEnd = || ProcessEnd {
     manner: Manner::Clean,

@@ -1,6 +1,6 @@
 //! Workers that do not get ready.
 
-use super::*;
+use crate::fixtures::*;
 
 #[test]
 fn a_reload_whose_workers_do_not_get_ready_says_what_was_missing() {

@@ -1,6 +1,6 @@
 //! Workers that are replaced for what they have done or used, and a stop that is announced.
 
-use super::*;
+use crate::fixtures::*;
 
 const PLAN: Plan = Plan {
     workers: 4,
@@ -11,7 +11,7 @@ const PLAN: Plan = Plan {
         age: None,
         memory: None,
     },
-    ..super::PLAN
+    ..crate::fixtures::PLAN
 };
 
 impl Stage {

@@ -1,12 +1,12 @@
 //! What operators ask of slots: how many, another worker in one, none in one.
 
-use super::*;
+use crate::fixtures::*;
 
 const PLAN: Plan = Plan {
     workers: 4,
     max_workers: 8,
     max_unavailable: Share::Count(1),
-    ..super::PLAN
+    ..crate::fixtures::PLAN
 };
 const ASKED: RequestId = RequestId(7);
 

@@ -1,28 +1,11 @@
 //! How workers stall, hang and get well again, told as short stories.
 
-use crate::*;
-use std::time::Duration;
+use crate::fixtures::*;
 
 const PLAN: Plan = Plan {
     workers: 3,
-    max_workers: 4,
-    surge: u16::MAX,
-    start_timeout: Duration::from_secs(60),
-    heartbeat: Duration::from_secs(1),
-    hang_timeout: Some(Duration::from_secs(30)),
     request_timeout: Some(Duration::from_secs(10)),
-    graceful_timeout: Duration::from_secs(30),
-    min_ready: Duration::from_secs(2),
-    steals: true,
-    readiness: ReadinessSignal::Message,
-    max_unavailable: Share::Percent(10),
-    autoscale: None,
-    recycle: Limits {
-        requests: None,
-        age: None,
-        memory: None,
-    },
-    pre_stop_delay: Duration::ZERO,
+    ..crate::fixtures::PLAN
 };
 
 /// A core, and what its workers show of themselves at every look.

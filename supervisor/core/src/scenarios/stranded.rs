@@ -1,29 +1,15 @@
 //! Connections that wait in the queue of a slot that is retired, told as short stories.
 
-use crate::*;
-use std::time::Duration;
+use crate::fixtures::*;
 
 /// A foreign program that nobody watches: what looks there are, are for stranded connections.
 const PLAN: Plan = Plan {
     workers: 3,
-    max_workers: 4,
-    surge: u16::MAX,
-    start_timeout: Duration::from_secs(60),
     heartbeat: Duration::ZERO,
     hang_timeout: None,
-    request_timeout: None,
     graceful_timeout: Duration::from_secs(600),
-    min_ready: Duration::from_secs(2),
     steals: false,
-    readiness: ReadinessSignal::Message,
-    max_unavailable: Share::Percent(10),
-    autoscale: None,
-    recycle: Limits {
-        requests: None,
-        age: None,
-        memory: None,
-    },
-    pre_stop_delay: Duration::ZERO,
+    ..crate::fixtures::PLAN
 };
 
 struct Stage {

@@ -1,7 +1,6 @@
 //! What must hold after every step.
 
-use super::*;
-use crate::simulation::invariant;
+use super::world::*;
 
 /// Some of the slots, which in here are few.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +138,7 @@ impl World {
         );
         let alive = self.processes.len() as u64;
         if to > from {
-            let after = (alive + u64::from(to - from)) * operations::MEMORY;
+            let after = (alive + u64::from(to - from)) * MEMORY;
             let fits = autoscale.memory.is_none_or(|most| after <= most);
             invariant!(
                 self,

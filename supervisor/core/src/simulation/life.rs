@@ -1,60 +1,6 @@
 //! How workers live: they beat, take connections out of queues, stall, and get well again.
 
-use super::*;
-
-/// How the workers of a world tell that they live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// Rust workers beat and count; siblings may take from each other's queues.
-    Rust { steals: bool },
-    /// A program that says nothing, or only that it is ready: only its queue can tell.
-    Mute { greets: bool },
-    /// A program that feeds the watchdog.
-    Feeds,
-}
-
-impl Kind {
-    pub(crate) fn of(seed: u64) -> Self {
-        match seed % 5 {
-            0 | 1 => Self::Rust { steals: false },
-            2 => Self::Rust { steals: true },
-            3 => Self::Mute {
-                greets: seed % 10 == 3,
-            },
-            _ => Self::Feeds,
-        }
-    }
-
-    pub(crate) fn is_mute(self) -> bool {
-        matches!(self, Self::Mute { .. })
-    }
-
-    pub(crate) fn is_rust(self) -> bool {
-        matches!(self, Self::Rust { .. })
-    }
-}
-
-/// What waits in a slot's queue.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Queue {
-    pub(crate) length: u32,
-    /// When it last was empty, or something was taken out of it.
-    pub(crate) still_since: Time,
-    /// How long it was at the last look, and since when, as far as looks can tell, nothing was taken out of it.
-    pub(crate) seen: u32,
-    pub(crate) seen_since: Time,
-}
-
-impl Queue {
-    fn new(now: Time) -> Self {
-        Self {
-            length: 0,
-            still_since: now,
-            seen: 0,
-            seen_since: now,
-        }
-    }
-}
+use super::world::*;
 
 impl Process {
     /// It fills its slot, well or not.
@@ -213,7 +159,7 @@ impl World {
                 spent: process.spent,
                 in_flight: counts.then_some(process.in_flight),
                 filled: 0.0,
-                memory: memory.then_some(operations::MEMORY),
+                memory: memory.then_some(MEMORY),
             };
             loads.push((*id, load));
         }

@@ -1,214 +1,37 @@
-//! The core against a random world: thousands of seeds, minutes of operations and failures in each, and the
-//! invariants checked after every step.
+//! The core against a random world: thousands of seeds, minutes of operations and failures in each,
+//! and the invariants checked after every step.
 //!
-//! * `world` – processes and time: does what the core asks for, and lets happen what is due;
-//! * `life` – how workers beat, take connections, stall and get well;
-//! * `operations` – what operators ask for, and what befalls workers;
-//! * `upgrades` – the core written down and read back;
+//! * `dice`, `plans` – chance, random configurations, and what their programs do;
+//! * `world` – the state of a world;
+//! * `mechanics` – processes and time: carries out what the core asks for, and lets happen what is
+//!   due;
+//! * `life` – how workers send heartbeats, accept connections, stall and recover;
+//! * `operations` – what operators request, and what befalls workers;
+//! * `upgrades` – the core encoded and decoded;
 //! * `invariants` – what must hold.
 //!
-//! `SIM_SEED=n` replays one seed and prints what happened; `SIM_SEEDS=n` and `SIM_STEPS=n` set how much is swept.
-//! A seed that finds a bug becomes a scenario. Without them, 1,000 seeds are swept, in about 20 s of one CPU.
-
-mod invariants;
-mod life;
-mod operations;
-mod upgrades;
-mod world;
+//! `SIM_SEED=n` replays one seed and prints what happened; `SIM_SEEDS=n` and `SIM_STEPS=n` set how
+//! much is swept. A seed that finds a bug becomes a scenario. By default 1,000 seeds are swept, in
+//! about 20 s of one CPU.
 
 macro_rules! invariant {
     ($world:expr, $holds:expr, $($text:tt)+) => {
         assert!($holds, "INVARIANT {} (SIM_SEED={}, at {:?})", format!($($text)+), $world.seed, $world.now.0);
     };
 }
-pub(crate) use invariant;
 
-use super::*;
-use life::{Kind, Queue};
-use operations::random_plan;
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+mod dice;
+mod invariants;
+mod life;
+mod mechanics;
+mod operations;
+mod plans;
+mod upgrades;
+mod world;
 
-const MINUTE: Duration = Duration::from_secs(60);
-
-/// A small generator (xorshift64*, Marsaglia 2003 and Vigna 2016), so that a seed means the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
-    }
-    fn below(&mut self, bound: u64) -> u64 {
-        self.roll() % bound
-    }
-    fn percent(&mut self, rng: u64) -> bool {
-        self.below(100) < rng
-    }
-    fn millis(&mut self, bound: u64) -> Duration {
-        Duration::from_millis(self.below(bound))
-    }
-}
-
-/// What a generation's program does.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fate {
-    Good,
-    RefusedConfig,
-    ExitsAtStart,
-    NeverReady,
-    DiesAfter(Duration),
-}
-
-#[derive(Debug)]
-enum Happening {
-    Ready(WorkerId),
-    Dies(WorkerId),
-    GetsWell(WorkerId),
-    Answer(GenerationId),
-}
-
-#[derive(Debug)]
-struct Process {
-    slot: Slot,
-    generation: GenerationId,
-    /// It came to a retired slot, for who waits there.
-    visits: bool,
-    ready: bool,
-    ready_at: Time,
-    violated_protocol: bool,
-    hangs: bool,
-    ignores_drain: bool,
-    drained_at: Option<(Time, Duration)>,
-    aborted_at: Option<Time>,
-    killed: bool,
-    /// It gives no sign of life and takes no connections.
-    silent_since: Option<Time>,
-    /// It beats, and takes no connections.
-    deaf: bool,
-    /// When its longest-running handler began.
-    busy_since: Option<Time>,
-    /// Something has been wrong with it, which ended then.
-    troubled: bool,
-    well_since: Time,
-    heard: Time,
-    done: u64,
-    /// Requests in hand at the last look, and time spent with them.
-    in_flight: u32,
-    spent: Duration,
-}
-
-struct World {
-    seed: u64,
-    verbose: bool,
-    dice: Dice,
-    core: Core,
-    now: Time,
-    queue: BinaryHeap<Reverse<(Time, u64, usize)>>,
-    happenings: HashMap<usize, Happening>,
-    sequence: usize,
-    processes: BTreeMap<WorkerId, Process>,
-    fates: BTreeMap<GenerationId, (Fate, Plan)>,
-    /// Nothing fails and nothing is asked for any more.
-    calm: bool,
-    /// A world in which no program is bad and no worker dies unasked.
-    healthy: bool,
-    exited: bool,
-    stopping: bool,
-    stops_now: bool,
-    /// Who has left cleanly after having served for a while: when, and where.
-    excused: VecDeque<(Time, Slot)>,
-    /// What was told last of a death.
-    worker_exit: Option<WorkerExit>,
-    /// The supervisor itself was stopped, and has just come back.
-    stalled_supervisor: bool,
-    rotation: Vec<Slot>,
-    spawns: Vec<VecDeque<Time>>,
-    /// Times of whatever may spawn without being a retry.
-    operations: VecDeque<Time>,
-    next_request: u64,
-    unanswered: Vec<RequestId>,
-    open_at_reload: Option<u16>,
-    asked: u64,
-    asked_at_last_prepare: u64,
-    served_before: usize,
-    /// When the supervisor was stopped.
-    sleeps: Vec<(Time, Time)>,
-    heard_at: Time,
-    /// Decides when the supervisor is upgraded. Of its own, so that a seed means the same with and without.
-    upgrades: Dice,
-    kind: Kind,
-    queues: BTreeMap<Slot, Queue>,
-    /// When a slot was last in rotation.
-    left: BTreeMap<Slot, Time>,
-    /// Since when it has served, as far as the core says.
-    serving_since: Time,
-    calm_since: Option<Time>,
-    /// The number that was set by hand since the last reload.
-    by_hand: Option<u16>,
-    /// How busy workers are, in percent; and what decides it.
-    busy: u64,
-    load: Dice,
-    /// When loads were last looked at.
-    loaded: Time,
-}
+use world::*;
 
 impl World {
-    fn new(seed: u64, verbose: bool) -> Self {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let healthy = seed.is_multiple_of(4);
-        let kind = Kind::of(seed / 4);
-        let plan = random_plan(&mut dice, kind);
-        let fate = if healthy || dice.percent(90) {
-            Fate::Good
-        } else {
-            Fate::ExitsAtStart
-        };
-        Self {
-            seed,
-            verbose,
-            core: Core::new(GenerationId(1), plan, seed),
-            dice,
-            now: Time::from_millis(1000),
-            queue: BinaryHeap::new(),
-            happenings: HashMap::new(),
-            sequence: 0,
-            processes: BTreeMap::new(),
-            fates: BTreeMap::from([(GenerationId(1), (fate, plan))]),
-            calm: false,
-            healthy,
-            exited: false,
-            stopping: false,
-            stops_now: false,
-            excused: VecDeque::new(),
-            worker_exit: None,
-            stalled_supervisor: false,
-            rotation: Vec::new(),
-            spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],
-            operations: VecDeque::new(),
-            next_request: 0,
-            unanswered: Vec::new(),
-            open_at_reload: None,
-            asked: 0,
-            asked_at_last_prepare: 0,
-            served_before: 0,
-            sleeps: Vec::new(),
-            kind,
-            queues: BTreeMap::new(),
-            left: BTreeMap::new(),
-            serving_since: Time::default(),
-            calm_since: None,
-            heard_at: Time::default(),
-            upgrades: Dice(seed | 1 << 63),
-            by_hand: None,
-            busy: 0,
-            load: Dice(seed | 1 << 62),
-            loaded: Time::default(),
-        }
-    }
-
     fn run(&mut self, steps: u32) {
         self.step(Event::Tick);
         let mut next_operation = self.now + self.dice.millis(2000);

@@ -1,6 +1,6 @@
 //! What operators do, and what befalls workers.
 
-use super::*;
+use super::world::*;
 
 impl World {
     pub(crate) fn random_worker(&mut self) -> Option<WorkerId> {
@@ -135,80 +135,5 @@ impl World {
         };
         self.stops_now = command == Command::StopNow;
         self.step(Event::Command(command));
-    }
-}
-
-pub(crate) fn random_plan(dice: &mut Dice, kind: Kind) -> Plan {
-    let workers = 1 + dice.below(8) as u16;
-    let hang_timeout = dice
-        .percent(80)
-        .then(|| Duration::from_secs(1 + dice.below(30)));
-    let beats = sampling_period(hang_timeout.unwrap_or(MINUTE));
-    let mut plan = Plan {
-        workers,
-        max_workers: workers + dice.below(6) as u16,
-        surge: if dice.percent(50) {
-            u16::MAX
-        } else {
-            1 + dice.below(3) as u16
-        },
-        start_timeout: Duration::from_secs(1 + dice.below(10)),
-        heartbeat: if kind.is_rust() {
-            beats
-        } else {
-            hang_timeout.unwrap_or_default()
-        },
-        hang_timeout,
-        request_timeout: dice
-            .percent(30)
-            .then(|| Duration::from_millis(1 + dice.below(20_000))),
-        graceful_timeout: Duration::from_millis(dice.below(20_000)),
-        min_ready: Duration::from_millis(dice.below(3000)),
-        steals: kind == Kind::Rust { steals: true },
-        readiness: ReadinessSignal::default(),
-        max_unavailable: Share::Count(1),
-        autoscale: None,
-        recycle: Limits::default(),
-        pre_stop_delay: Duration::ZERO,
-    };
-    // Out of what was rolled already, so that a seed means the same with and without ranges.
-    let of = |number: u128| {
-        plan.min_ready
-            .as_millis()
-            .wrapping_add(plan.graceful_timeout.as_millis())
-            % number
-    };
-    if of(5) == 1 {
-        plan.recycle = Limits {
-            requests: (of(2) == 0).then(|| 5 + of(61) as u64),
-            age: (of(7) < 4).then(|| Duration::from_secs(60 + of(211) as u64)),
-            memory: (of(11) < 4).then_some(1 << 15),
-        };
-        plan.max_unavailable = Share::Count(1 + of(3) as u16);
-    }
-    if of(13) < 3 {
-        plan.pre_stop_delay = Duration::from_millis(1 + 100 * of(89) as u64);
-    }
-    if of(3) == 0 {
-        plan.max_workers = plan.workers + of(7) as u16;
-        plan.autoscale = Some(Autoscale {
-            down_after: Duration::from_millis(500 + 100 * of(97) as u64),
-            memory: (of(2) == 0).then(|| MEMORY * (1 + of(12) as u64)),
-            requests_per_worker: kind.is_rust().then(|| 1 + of(2) as u32),
-        });
-    }
-    plan
-}
-
-/// Bytes that each worker uses.
-pub(crate) const MEMORY: u64 = 1 << 20;
-
-pub(crate) fn random_fate(dice: &mut Dice) -> Fate {
-    match dice.below(100) {
-        0..60 => Fate::Good,
-        60..70 => Fate::RefusedConfig,
-        70..80 => Fate::ExitsAtStart,
-        80..88 => Fate::NeverReady,
-        _ => Fate::DiesAfter(dice.millis(5000)),
     }
 }

@@ -1,6 +1,6 @@
 //! Upgrades in place at random: the core is written down and read back, and what goes on must be the same core.
 
-use super::*;
+use super::world::*;
 
 impl World {
     /// A step of the core, now and then over an upgrade.

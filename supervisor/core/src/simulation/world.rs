@@ -1,339 +1,177 @@
-//! The world's mechanics: what the core asks for is done, and what is due happens.
+//! The state of a simulated world.
 
-use super::operations::{random_fate, random_plan};
-use super::*;
-use crate::simulation::invariant;
+pub(crate) use super::dice::Dice;
+pub(crate) use super::plans::{Fate, Kind, MEMORY, MINUTE, random_fate, random_plan};
+pub(crate) use crate::fixtures::*;
+pub(crate) use std::cmp::Reverse;
+pub(crate) use std::collections::{BinaryHeap, HashMap, VecDeque};
+
+/// What waits in a slot's queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Queue {
+    pub(crate) length: u32,
+    /// When it last was empty, or something was taken out of it.
+    pub(crate) still_since: Time,
+    /// How long it was at the last look, and since when, as far as looks can tell, nothing was taken out of it.
+    pub(crate) seen: u32,
+    pub(crate) seen_since: Time,
+}
+
+impl Queue {
+    pub(crate) fn new(now: Time) -> Self {
+        Self {
+            length: 0,
+            still_since: now,
+            seen: 0,
+            seen_since: now,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Happening {
+    Ready(WorkerId),
+    Dies(WorkerId),
+    GetsWell(WorkerId),
+    Answer(GenerationId),
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) slot: Slot,
+    pub(crate) generation: GenerationId,
+    /// It came to a retired slot, for who waits there.
+    pub(crate) visits: bool,
+    pub(crate) ready: bool,
+    pub(crate) ready_at: Time,
+    pub(crate) violated_protocol: bool,
+    pub(crate) hangs: bool,
+    pub(crate) ignores_drain: bool,
+    pub(crate) drained_at: Option<(Time, Duration)>,
+    pub(crate) aborted_at: Option<Time>,
+    pub(crate) killed: bool,
+    /// It gives no sign of life and takes no connections.
+    pub(crate) silent_since: Option<Time>,
+    /// It beats, and takes no connections.
+    pub(crate) deaf: bool,
+    /// When its longest-running handler began.
+    pub(crate) busy_since: Option<Time>,
+    /// Something has been wrong with it, which ended then.
+    pub(crate) troubled: bool,
+    pub(crate) well_since: Time,
+    pub(crate) heard: Time,
+    pub(crate) done: u64,
+    /// Requests in hand at the last look, and time spent with them.
+    pub(crate) in_flight: u32,
+    pub(crate) spent: Duration,
+}
+
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) verbose: bool,
+    pub(crate) dice: Dice,
+    pub(crate) core: Core,
+    pub(crate) now: Time,
+    pub(crate) queue: BinaryHeap<Reverse<(Time, u64, usize)>>,
+    pub(crate) happenings: HashMap<usize, Happening>,
+    pub(crate) sequence: usize,
+    pub(crate) processes: BTreeMap<WorkerId, Process>,
+    pub(crate) fates: BTreeMap<GenerationId, (Fate, Plan)>,
+    /// Nothing fails and nothing is asked for any more.
+    pub(crate) calm: bool,
+    /// A world in which no program is bad and no worker dies unasked.
+    pub(crate) healthy: bool,
+    pub(crate) exited: bool,
+    pub(crate) stopping: bool,
+    pub(crate) stops_now: bool,
+    /// Who has left cleanly after having served for a while: when, and where.
+    pub(crate) excused: VecDeque<(Time, Slot)>,
+    /// What was told last of a death.
+    pub(crate) worker_exit: Option<WorkerExit>,
+    /// The supervisor itself was stopped, and has just come back.
+    pub(crate) stalled_supervisor: bool,
+    pub(crate) rotation: Vec<Slot>,
+    pub(crate) spawns: Vec<VecDeque<Time>>,
+    /// Times of whatever may spawn without being a retry.
+    pub(crate) operations: VecDeque<Time>,
+    pub(crate) next_request: u64,
+    pub(crate) unanswered: Vec<RequestId>,
+    pub(crate) open_at_reload: Option<u16>,
+    pub(crate) asked: u64,
+    pub(crate) asked_at_last_prepare: u64,
+    pub(crate) served_before: usize,
+    /// When the supervisor was stopped.
+    pub(crate) sleeps: Vec<(Time, Time)>,
+    pub(crate) heard_at: Time,
+    /// Decides when the supervisor is upgraded. Of its own, so that a seed means the same with and without.
+    pub(crate) upgrades: Dice,
+    pub(crate) kind: Kind,
+    pub(crate) queues: BTreeMap<Slot, Queue>,
+    /// When a slot was last in rotation.
+    pub(crate) left: BTreeMap<Slot, Time>,
+    /// Since when it has served, as far as the core says.
+    pub(crate) serving_since: Time,
+    pub(crate) calm_since: Option<Time>,
+    /// The number that was set by hand since the last reload.
+    pub(crate) by_hand: Option<u16>,
+    /// How busy workers are, in percent; and what decides it.
+    pub(crate) busy: u64,
+    pub(crate) load: Dice,
+    /// When loads were last looked at.
+    pub(crate) loaded: Time,
+}
 
 impl World {
-    pub(crate) fn schedule(&mut self, after: Duration, happening: Happening) {
-        self.sequence += 1;
-        self.happenings.insert(self.sequence, happening);
-        self.queue.push(Reverse((
-            self.now + after,
-            self.sequence as u64,
-            self.sequence,
-        )));
-    }
-
-    pub(crate) fn step(&mut self, event: Event) {
-        if self.verbose && event != Event::Tick && !matches!(event, Event::Observation(..)) {
-            eprintln!("{:>12.3?} {event:?}", self.now.0);
-        }
-        let actions = self.step_core(event);
-        for action in actions {
-            if self.verbose {
-                eprintln!("{:>12.3?}     {action:?}", self.now.0);
-            }
-            self.perform(action);
-        }
-        self.check();
-    }
-
-    pub(crate) fn perform(&mut self, action: Action) {
-        invariant!(
-            self,
-            !self.exited,
-            "nothing is asked for after the exit: {action:?}"
-        );
-        match action {
-            Action::Prepare(generation) => {
-                self.asked_at_last_prepare = self.asked;
-                self.operations.push_back(self.now);
-                self.open_at_reload = Some(self.core.view().open);
-                let plan = random_plan(&mut self.dice, self.kind);
-                let fate = if self.calm || self.healthy {
-                    Fate::Good
-                } else {
-                    random_fate(&mut self.dice)
-                };
-                self.fates.insert(generation, (fate, plan));
-                let delay = self.dice.millis(20);
-                self.schedule(delay, Happening::Answer(generation));
-            }
-            Action::Steer(slots) => {
-                let left = self.rotation.iter().filter(|slot| !slots.contains(slot));
-                self.left.extend(left.map(|slot| (*slot, self.now)));
-                self.rotation = slots;
-            }
-            Action::Spawn {
-                worker,
-                slot,
-                generation,
-            } => self.spawn(worker, slot, generation),
-            Action::Drain { worker, grace, .. } => {
-                let now = self.now;
-                let leaves_after = self.dice.millis(1500);
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: drain {worker}");
-                    return;
-                };
-                let (again, deaf) = (
-                    process.drained_at.is_some(),
-                    process.hangs || process.ignores_drain,
-                );
-                process.drained_at = Some((now, grace));
-                invariant!(self, !again, "a worker is drained at most once: {worker}");
-                self.check_drain(worker);
-                if !deaf {
-                    self.schedule(leaves_after, Happening::Dies(worker));
-                }
-            }
-            Action::Abort(worker) => {
-                let now = self.now;
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: abort {worker}");
-                    return;
-                };
-                process.aborted_at = Some(now);
-                invariant!(
-                    self,
-                    !self.stalled_supervisor,
-                    "a supervisor that was stopped judges nobody: abort {worker}"
-                );
-                self.check_abort(worker);
-                if self.dice.percent(50) {
-                    self.schedule(Duration::from_millis(300), Happening::Dies(worker));
-                }
-            }
-            Action::Kill(worker) => {
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: kill {worker}");
-                    return;
-                };
-                process.killed = true;
-                invariant!(
-                    self,
-                    !self.stalled_supervisor,
-                    "a supervisor that was stopped judges nobody: kill {worker}"
-                );
-                let over =
-                    |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
-                let late = process
-                    .drained_at
-                    .is_some_and(|(at, grace)| over(Some(at), grace));
-                let deserved =
-                    late || over(process.aborted_at, ABORT_GRACE) || process.violated_protocol;
-                invariant!(
-                    self,
-                    deserved || self.stops_now,
-                    "nobody is killed who may still finish: {worker}"
-                );
-                self.schedule(Duration::from_millis(2), Happening::Dies(worker));
-            }
-            Action::Forget(generation) => {
-                let alive = self
-                    .processes
-                    .values()
-                    .any(|process| process.generation == generation);
-                invariant!(
-                    self,
-                    !alive,
-                    "a generation is forgotten only when nobody of it is alive: {generation}"
-                );
-                self.fates.remove(&generation);
-            }
-            Action::Reply(request, _) => {
-                let before = self.unanswered.len();
-                self.unanswered.retain(|waiting| *waiting != request);
-                invariant!(
-                    self,
-                    self.unanswered.len() + 1 == before,
-                    "a request is answered exactly once: {request:?}"
-                );
-            }
-            Action::Report(Fact::ReloadFailed(..)) => {
-                let open = self.core.view().open;
-                if let Some(before) = self.open_at_reload.take() {
-                    invariant!(
-                        self,
-                        open == before,
-                        "a failed reload keeps the worker count: {before}, now {open}"
-                    );
-                }
-            }
-            Action::Report(Fact::Resized(_, to)) => {
-                self.open_at_reload = None;
-                self.by_hand = Some(to);
-                // Scaling up and down again before the new workers are ready may take the ready one away.
-                self.served_before = 0;
-                self.operations.push_back(self.now);
-            }
-            Action::Report(Fact::Holding(_)) => self.served_before = 0,
-            Action::Report(Fact::Stopping(_)) => self.stopping = true,
-            Action::Report(Fact::Recycling(who, excess)) => self.check_recycling(who, excess),
-            Action::Report(Fact::Restarting(_)) => self.check_permits(),
-            Action::Report(Fact::Draining(who, DrainReason::Recycled | DrainReason::Restarted)) => {
-                self.check_relieved(who)
-            }
-            Action::Report(Fact::Scaled { from, to, reason }) => {
-                self.check_scaled(from, to, reason)
-            }
-            Action::Report(Fact::StartupFailed(_)) => self.stops_now = true,
-            Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
-            Action::Report(Fact::Died(_, worker_exit)) => self.worker_exit = Some(worker_exit),
-            Action::Report(Fact::Reloaded(..)) => self.by_hand = None,
-            Action::Report(_) | Action::Commit(_) => {}
-            Action::Exit(_) => {
-                invariant!(
-                    self,
-                    self.processes.is_empty(),
-                    "the exit comes when nobody is alive"
-                );
-                self.exited = true;
-            }
-        }
-    }
-
-    /// How a process may end.
-    fn end(&mut self) -> ProcessEnd {
-        match self.dice.below(3) {
-            0 => ProcessEnd {
-                manner: Manner::Clean,
-                ..ProcessEnd::unclean("exited with status 0", Cause::Exit)
-            },
-            1 => ProcessEnd {
-                manner: Manner::AsAsked,
-                ..ProcessEnd::unclean("killed by SIGTERM", Cause::Signal)
-            },
-            _ => ProcessEnd::unclean("died", Cause::Exit),
-        }
-    }
-
-    pub(crate) fn spawn(&mut self, worker: WorkerId, slot: Slot, generation: GenerationId) {
-        invariant!(
-            self,
-            !self.stopping,
-            "nobody is spawned after a stop: worker {worker}"
-        );
-        let in_slot: Vec<_> = self
-            .processes
-            .values()
-            .filter(|process| process.slot == slot)
-            .collect();
-        invariant!(
-            self,
-            in_slot.len() < 2,
-            "at most two workers are alive in a slot: {slot}"
-        );
-        let Some((fate, _)) = self.fates.get(&generation).copied() else {
-            invariant!(
-                self,
-                false,
-                "a worker's generation was prepared and not forgotten: {generation}"
-            );
-            return;
-        };
-        self.count_spawn(slot);
-        let fate = if self.calm || generation == GenerationId(1) && self.healthy {
+    pub(crate) fn new(seed: u64, verbose: bool) -> Self {
+        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let healthy = seed.is_multiple_of(4);
+        let kind = Kind::of(seed / 4);
+        let plan = random_plan(&mut dice, kind);
+        let fate = if healthy || dice.percent(90) {
             Fate::Good
         } else {
-            fate
+            Fate::ExitsAtStart
         };
-        let start = self.dice.millis(800);
-        match fate {
-            Fate::Good => self.schedule(start, Happening::Ready(worker)),
-            Fate::DiesAfter(life) => {
-                self.schedule(start, Happening::Ready(worker));
-                self.schedule(start + life, Happening::Dies(worker));
-            }
-            Fate::ExitsAtStart => self.schedule(start, Happening::Dies(worker)),
-            Fate::NeverReady | Fate::RefusedConfig => {}
-        }
-        let ignores_drain = !self.healthy && !self.calm && self.dice.percent(5);
-        let process = Process {
-            slot,
-            generation,
-            visits: self.core.retired().any(|retired| retired == slot),
-            ready: false,
-            ready_at: self.now,
-            violated_protocol: false,
-            hangs: false,
-            ignores_drain,
-            drained_at: None,
-            aborted_at: None,
-            killed: false,
-            silent_since: None,
-            deaf: false,
-            busy_since: None,
-            troubled: false,
-            well_since: self.now,
-            heard: self.now,
-            done: 0,
-            in_flight: 0,
-            spent: Duration::ZERO,
-        };
-        self.processes.insert(worker, process);
-    }
-
-    pub(crate) fn happen(&mut self, happening: Happening) {
-        self.wake();
-        match happening {
-            Happening::Ready(worker) => {
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    return;
-                };
-                if process.drained_at.is_none() && process.aborted_at.is_none() && !process.killed {
-                    process.ready = true;
-                    process.ready_at = self.now;
-                    (process.heard, process.well_since) = (self.now, self.now);
-                    self.step(Event::Ready(worker));
-                }
-            }
-            Happening::Dies(worker) => {
-                if let Some(process) = self.processes.remove(&worker) {
-                    let end = self.end();
-                    let excused = end.manner == Manner::Clean && self.excuses(&process);
-                    if excused {
-                        self.excused.push_back((self.now, process.slot));
-                    }
-                    self.step(Event::Died(worker, end));
-                    self.check_death(&process, excused);
-                }
-            }
-            Happening::GetsWell(worker) => self.get_well(worker),
-            Happening::Answer(generation) => {
-                let Some((fate, plan)) = self.fates.get(&generation).copied() else {
-                    return;
-                };
-                if fate == Fate::RefusedConfig {
-                    self.fates.remove(&generation);
-                    self.step(Event::Refused(generation, "refused".to_owned()));
-                } else {
-                    self.step(Event::Prepared(generation, plan));
-                }
-            }
-        }
-    }
-
-    /// What the shell does first in every wake-up.
-    pub(crate) fn wake(&mut self) {
-        if self.now > self.heard_at {
-            self.heard_at = self.now;
-            self.flow();
-            let observation = self.observe();
-            self.step(Event::Observation(observation));
-            self.arrive();
-        }
-    }
-
-    /// Goes on to whatever comes first: a happening, or the core's own deadline (or `limit`).
-    pub(crate) fn advance(&mut self, limit: Time) {
-        let next = self.queue.peek().map(|Reverse((time, ..))| *time);
-        let due = self.core.next_deadline();
-        let earliest_deadline = next.into_iter().chain(due).min().unwrap_or(limit);
-        if earliest_deadline > limit {
-            self.now = limit;
-            return;
-        }
-        self.now = self.now.max(earliest_deadline);
-        if next == Some(earliest_deadline)
-            && let Some(Reverse((_, _, key))) = self.queue.pop()
-        {
-            if let Some(happening) = self.happenings.remove(&key) {
-                self.happen(happening);
-            }
-        } else {
-            self.wake();
+        Self {
+            seed,
+            verbose,
+            core: Core::new(GenerationId(1), plan, seed),
+            dice,
+            now: Time::from_millis(1000),
+            queue: BinaryHeap::new(),
+            happenings: HashMap::new(),
+            sequence: 0,
+            processes: BTreeMap::new(),
+            fates: BTreeMap::from([(GenerationId(1), (fate, plan))]),
+            calm: false,
+            healthy,
+            exited: false,
+            stopping: false,
+            stops_now: false,
+            excused: VecDeque::new(),
+            worker_exit: None,
+            stalled_supervisor: false,
+            rotation: Vec::new(),
+            spawns: vec![VecDeque::new(); usize::from(Slot::MAX)],
+            operations: VecDeque::new(),
+            next_request: 0,
+            unanswered: Vec::new(),
+            open_at_reload: None,
+            asked: 0,
+            asked_at_last_prepare: 0,
+            served_before: 0,
+            sleeps: Vec::new(),
+            kind,
+            queues: BTreeMap::new(),
+            left: BTreeMap::new(),
+            serving_since: Time::default(),
+            calm_since: None,
+            heard_at: Time::default(),
+            upgrades: Dice(seed | 1 << 63),
+            by_hand: None,
+            busy: 0,
+            load: Dice(seed | 1 << 62),
+            loaded: Time::default(),
         }
     }
 }

@@ -1,22 +1,23 @@
-//! The policy against load curves: what it costs, and what clients notice.
+//! The autoscaler against load curves: what it costs, and what clients notice.
 //!
-//! A small server is simulated request by request around a real [`Core`](super::super::Core): requests come by chance at the
-//! rate that a curve tells, take their time by chance, wait in their slot's queue when nobody has time, and are stolen by
-//! whoever has. Each curve is run with two workers, with sixteen, and with `2..16`; what counts is how many
-//! *worker-seconds* that took (worker × time that it was there) and how long clients waited.
+//! A small server is simulated request by request around a real [`Core`](crate::Core): requests
+//! arrive at random at the rate of a curve, take a random time, wait in their slot's queue while no
+//! worker is idle, and are stolen by workers that are. Each curve is run with two workers, with
+//! sixteen, and with `2..16`; what counts is how many *worker-seconds* that took (workers × time)
+//! and how long clients waited.
 //!
 //! * `world` – the server and its clients;
 //! * `shapes` – the curves;
 //! * `plot` – tables and pictures for `docs/autoscaling.md` (`scripts/autoscaling-plots`).
 //!
-//! `CURVES_SEED=n` has everything happen in another way.
+//! `CURVES_SEED=n` gives another random run.
 
 mod plot;
 mod shapes;
 mod world;
 
-use super::super::scenarios::PLAN;
-use super::super::{Autoscale, Plan};
+use crate::fixtures::PLAN;
+use crate::{Autoscale, Plan};
 use shapes::Curve;
 use std::time::Duration;
 use world::{Outcome, World};

@@ -1,7 +1,7 @@
 //! A server around the core, and its clients.
 
-use super::super::super::*;
 use super::shapes::Curve;
+use crate::fixtures::*;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
