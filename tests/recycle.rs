@@ -223,7 +223,7 @@ fn a_limit_that_nobody_counts_is_told_of() {
     let words = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
     assert!(
-        words.contains("--max-requests: has no effect on another program"),
+        words.contains("--max-requests: has no effect on an external program"),
         "{words}"
     );
     for wrong in ["0", "200%", "x"] {

@@ -22,7 +22,7 @@ mod source;
 
 pub(crate) use child::task;
 
-use crate::config::{Config, Limit, Program, Rigour, Sandbox, Seccomp};
+use crate::config::{Config, Limit, Program, Sandbox, SandboxMode, Seccomp};
 use crate::generation::{AdminSockets, Generation};
 use crate::helpers::terminating::Terminating;
 use crate::listen::{AddressId, ListenSet};
@@ -340,7 +340,7 @@ fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, 
     let mut own = config.clone();
     own.program = Program::App("hello".to_owned());
     own.sandbox = Sandbox {
-        rigour: Rigour::BestEffort,
+        mode: SandboxMode::BestEffort,
         read_only: Vec::new(),
         writable: Vec::new(),
         tcp_bind: false,

@@ -1,6 +1,6 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
-use crate::config::{Act, Control, Identity, Invocation, Source, USAGE};
+use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
 use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler as gauge, readiness_probe as lookout};
@@ -63,15 +63,15 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     };
     let (inherited, stored) = StoredSockets::sort(inherited);
     let Invocation {
-        action,
+        subcommand,
         json,
         source,
     } = invocation;
-    match action {
-        Act::Serve => serve(identity, source, inherited, stored),
-        Act::Check { print } => check(source, &inherited, print),
-        Act::Status => reach(&source, json, &Request::Status),
-        Act::Events {
+    match subcommand {
+        Subcommand::Serve => serve(identity, source, inherited, stored),
+        Subcommand::Check { print } => check(source, &inherited, print),
+        Subcommand::Status => reach(&source, json, &Request::Status),
+        Subcommand::Events {
             follow,
             recent,
             since,
@@ -84,13 +84,13 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
                 recent,
             },
         ),
-        Act::Scale(workers) => reach(&source, json, &Request::Scale { workers }),
-        Act::RestartWorker(slot) => {
+        Subcommand::Scale(workers) => reach(&source, json, &Request::Scale { workers }),
+        Subcommand::RestartWorker(slot) => {
             reach(&source, json, &Request::RestartWorker { slot, wait: true })
         }
-        Act::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
-        Act::Config => reach(&source, json, &Request::Config),
-        Act::Top {
+        Subcommand::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
+        Subcommand::Config => reach(&source, json, &Request::Config),
+        Subcommand::Top {
             interval,
             batch,
             count,
@@ -107,11 +107,11 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
                 Ok(Err(reason)) => fail(&reason),
             }
         }
-        Act::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
-        Act::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
-        Act::Stop { now } => reach(&source, json, &Request::Stop { now }),
-        Act::Man => print(&config::man(identity)),
-        Act::Completions(shell) => print(&config::completions(identity, shell)),
+        Subcommand::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
+        Subcommand::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
+        Subcommand::Stop { now } => reach(&source, json, &Request::Stop { now }),
+        Subcommand::Man => print(&config::man(identity)),
+        Subcommand::Completions(shell) => print(&config::completions(identity, shell)),
     }
 }
 

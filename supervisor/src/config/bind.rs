@@ -1,7 +1,8 @@
 //! Where to listen: the syntax of `--bind`.
 
-use super::reader::Word;
-use super::words::socket_path;
+use super::reader::{ConfigValue, InvalidValue, invalid};
+use super::toml_text::quoted;
+use super::values::socket_path;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
@@ -15,7 +16,7 @@ use std::str::FromStr;
 /// let bind: Bind = "[::1]:8000".parse()?;
 /// assert_eq!(bind, Bind::Tcp { host: "::1".to_owned(), port: 8000 });
 /// assert_eq!(bind.to_string(), "[::1]:8000");
-/// # Ok::<(), String>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Bind {
@@ -43,20 +44,27 @@ pub enum Bind {
     Inherited(String),
 }
 
-impl Word for Bind {
-    const LIKE: &'static str = "\"127.0.0.1:8000\"";
+impl ConfigValue for Bind {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"127.0.0.1:8000\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, InvalidValue> {
         text.parse()
+    }
+
+    fn write(value: &Self) -> String {
+        quoted(value)
     }
 }
 
 impl FromStr for Bind {
-    type Err = String;
+    type Err = InvalidValue;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
         if text.is_empty() {
-            return Err("no address is given (write HOST:PORT, unix:/PATH or fd://N)".to_owned());
+            return Err(invalid!(
+                "no address is given (write HOST:PORT, unix:/PATH or fd://N)"
+            ));
         }
         if let Some(unix) = text.strip_prefix("unix:") {
             return unix_socket(text, unix);
@@ -65,12 +73,12 @@ impl FromStr for Bind {
             return inherited(text, fd);
         }
         if text.contains("://") {
-            return Err(format!(
+            return Err(invalid!(
                 "`{text}` is a URL (write HOST:PORT, unix:/PATH or fd://N)"
             ));
         }
         if text.starts_with(['/', '.', '@']) {
-            return Err(format!(
+            return Err(invalid!(
                 "`{text}` names no kind of address (write unix:/PATH for a Unix socket)"
             ));
         }
@@ -78,27 +86,29 @@ impl FromStr for Bind {
     }
 }
 
-fn tcp(text: &str) -> Result<Bind, String> {
+fn tcp(text: &str) -> Result<Bind, InvalidValue> {
     if let Ok(address) = text.parse::<Ipv6Addr>() {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}` needs brackets and a port (write it like [{address}]:8000)"
         ));
     }
     let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(match text.parse::<u16>() {
-            Ok(port) => format!(
+            Ok(port) => invalid!(
                 "`{text}` names no host (write 127.0.0.1:{port}, or 0.0.0.0:{port} and [::]:{port} for everyone)"
             ),
-            Err(_) => format!("`{text}` names no port (write it like {text}:8000)"),
+            Err(_) => invalid!("`{text}` names no port (write it like {text}:8000)"),
         });
     };
     let port: u16 = port
         .parse()
         .ok()
         .filter(|_| port.bytes().all(|byte| byte.is_ascii_digit()))
-        .ok_or_else(|| format!("`{text}`: `{port}` is no port (write a number from 0 to 65535)"))?;
+        .ok_or_else(|| {
+            invalid!("`{text}`: `{port}` is no port (write a number from 0 to 65535)")
+        })?;
     if matches!(host, "" | "*") {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}` names no host (for every address bind 0.0.0.0:{port} for IPv4 and [::]:{port} for IPv6)"
         ));
     }
@@ -109,7 +119,7 @@ fn tcp(text: &str) -> Result<Bind, String> {
 }
 
 /// The host in the form in which equal hosts look equal.
-fn host(text: &str, host: &str) -> Result<String, String> {
+fn host(text: &str, host: &str) -> Result<String, InvalidValue> {
     if let Some(inner) = host
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
@@ -119,19 +129,19 @@ fn host(text: &str, host: &str) -> Result<String, String> {
             .map_or((inner, None), |(a, z)| (a, Some(z)));
         let address: Ipv6Addr = address
             .parse()
-            .map_err(|_| format!("`{text}`: `{inner}` is no IPv6 address"))?;
+            .map_err(|_| invalid!("`{text}`: `{inner}` is no IPv6 address"))?;
         return match zone {
             None => Ok(address.to_string()),
             Some(zone) if !zone.is_empty() && zone.bytes().all(is_name_byte) => {
                 Ok(format!("{address}%{zone}"))
             }
-            Some(_) => Err(format!(
+            Some(_) => Err(invalid!(
                 "`{text}`: `{inner}` names no network interface after `%`"
             )),
         };
     }
     if host.contains(':') {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}`: an IPv6 address needs brackets (write it like [::1]:8000)"
         ));
     }
@@ -139,12 +149,12 @@ fn host(text: &str, host: &str) -> Result<String, String> {
         .bytes()
         .all(|byte| byte.is_ascii_digit() || byte == b'.');
     if numeric && host.parse::<Ipv4Addr>().is_err() {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}`: `{host}` is no IPv4 address (write four numbers from 0 to 255)"
         ));
     }
     if !host.bytes().all(is_name_byte) || host.starts_with(['-', '.']) {
-        return Err(format!("`{text}`: `{host}` is no host name"));
+        return Err(invalid!("`{text}`: `{host}` is no host name"));
     }
     Ok(host.to_ascii_lowercase())
 }
@@ -153,11 +163,11 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')
 }
 
-fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
+fn unix_socket(text: &str, rest: &str) -> Result<Bind, InvalidValue> {
     let mut parts = rest.split(',');
     let path = parts.next().unwrap_or_default();
     if !path.starts_with('/') {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}`: the path must start with `/` (write it like unix:/run/app.sock)"
         ));
     }
@@ -170,13 +180,13 @@ fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
             Some(("owner", name)) if !name.is_empty() => owner.replace(name.to_owned()).is_some(),
             Some(("group", name)) if !name.is_empty() => group.replace(name.to_owned()).is_some(),
             _ => {
-                return Err(format!(
+                return Err(invalid!(
                     "`{text}`: `{part}` is no option of a Unix socket (there are mode=0660, owner=USER and group=GROUP)"
                 ));
             }
         };
         if twice {
-            return Err(format!(
+            return Err(invalid!(
                 "`{text}`: `{part}` is the second of its kind (leave one out)"
             ));
         }
@@ -189,27 +199,27 @@ fn unix_socket(text: &str, rest: &str) -> Result<Bind, String> {
     })
 }
 
-fn permissions(text: &str, bits: &str) -> Result<u32, String> {
+fn permissions(text: &str, bits: &str) -> Result<u32, InvalidValue> {
     let octal = !bits.is_empty() && bits.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     octal
         .then(|| u32::from_str_radix(bits, 8).ok())
         .flatten()
         .filter(|mode| *mode <= 0o777)
         .ok_or_else(|| {
-            format!(
+            invalid!(
                 "`{text}`: `mode={bits}` is no mode (write octal digits up to 0777, like mode=0660)"
             )
         })
 }
 
-fn inherited(text: &str, rest: &str) -> Result<Bind, String> {
+fn inherited(text: &str, rest: &str) -> Result<Bind, InvalidValue> {
     if rest.bytes().all(|byte| byte.is_ascii_digit()) && !rest.is_empty() {
         return match rest.parse() {
             Ok(fd @ 3..) => Ok(Bind::Fd(fd)),
-            Ok(fd) => Err(format!(
+            Ok(fd) => Err(invalid!(
                 "`{text}`: descriptor {fd} is standard input, output or error (inherited sockets start at 3)"
             )),
-            Err(_) => Err(format!("`{text}`: `{rest}` is no descriptor")),
+            Err(_) => Err(invalid!("`{text}`: `{rest}` is no descriptor")),
         };
     }
     // The names that sd_listen_fds(3) allows.
@@ -218,7 +228,7 @@ fn inherited(text: &str, rest: &str) -> Result<Bind, String> {
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && byte != b':');
     if !valid {
-        return Err(format!(
+        return Err(invalid!(
             "`{text}` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)"
         ));
     }
@@ -394,10 +404,10 @@ mod tests {
             ),
         ];
         for (text, message) in table {
-            assert_eq!(text.parse::<Bind>(), Err(message.to_owned()), "{text}");
+            assert_eq!(text.parse::<Bind>(), Err(invalid!("{message}")), "{text}");
         }
         let long = format!("unix:/{}", "a".repeat(107));
-        let message = long.parse::<Bind>().unwrap_err();
+        let message = long.parse::<Bind>().unwrap_err().to_string();
         assert!(
             message.ends_with("is too long for a Unix socket (108 bytes; at most 107)"),
             "{message}"

@@ -1,10 +1,9 @@
 //! The configuration file: TOML, in which every problem is found at once and shown with its line.
 
 use super::error::{File, Place, Problem};
+use super::layer::{Layer, Origin};
 use super::options::{Options, SETTINGS, setting};
-use super::reader::{Typed, Word};
-use super::source::{Layer, Origin};
-use super::words::Plain;
+use super::reader::{ConfigValue, InvalidValue, Parsed, Text};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,60 +26,74 @@ pub(crate) fn read(path: &Path) -> Result<Arc<File>, Problem> {
             text,
         })
     };
-    let problem = |message, span| Problem {
+    contents(path).map(file).map_err(|error| Problem {
         place: Place::File {
             file: file(String::new()),
             key: None,
-            span,
+            span: None,
         },
-        message,
-    };
-    let text = contents(path).map_err(|message| problem(message, None))?;
-    String::from_utf8(text).map(file).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .split(|byte| *byte == b'\n')
-            .count();
-        problem(
-            format!("line {line} is not UTF-8 (save the file as UTF-8)"),
-            None,
-        )
+        message: error.to_string(),
     })
 }
 
-fn contents(path: &Path) -> Result<Vec<u8>, String> {
+/// Why a file cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    /// It cannot be opened.
+    #[error("cannot be opened: {}{}", lower(.0), remedy(.0))]
+    Open(std::io::Error),
+    /// It has been opened, but does not yield its text.
+    #[error("cannot be read: {}", lower(.0))]
+    Read(std::io::Error),
+    /// It is a directory, a pipe or a device.
+    #[error("is no regular file, and could not be read again at a reload (name a file)")]
+    NotRegular,
+    /// It is longer than [`LONGEST`].
+    #[error("is longer than 1 MiB, so it is no configuration (check the path)")]
+    TooLong,
+    /// It holds other bytes than text.
+    #[error("line {line} is not UTF-8 (save the file as UTF-8)")]
+    NotUtf8 {
+        /// The first line with such bytes.
+        line: usize,
+    },
+}
+
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => " (check the path)",
+        ErrorKind::PermissionDenied => " (let this user read it)",
+        _ => "",
+    }
+}
+
+fn contents(path: &Path) -> Result<String, FileError> {
     // A pipe without a writer would otherwise hold up a reload for ever.
-    let opened = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path);
-    let file = opened.map_err(|error| {
-        let remedy = match error.kind() {
-            ErrorKind::NotFound => " (check the path)",
-            ErrorKind::PermissionDenied => " (let this user read it)",
-            _ => "",
-        };
-        format!("cannot be opened: {}{remedy}", lower(&error))
-    })?;
-    let metadata = file
-        .metadata()
-        .map_err(|error| format!("cannot be read: {}", lower(&error)))?;
-    if !metadata.is_file() {
-        return Err(
-            "is no regular file, and could not be read again at a reload (name a file)".to_owned(),
-        );
+        .open(path)
+        .map_err(FileError::Open)?;
+    if !file.metadata().map_err(FileError::Read)?.is_file() {
+        return Err(FileError::NotRegular);
     }
     let mut bytes = Vec::new();
     file.take(LONGEST + 1)
         .read_to_end(&mut bytes)
-        .map_err(|error| format!("cannot be read: {}", lower(&error)))?;
+        .map_err(FileError::Read)?;
     if bytes.len() as u64 > LONGEST {
-        return Err("is longer than 1 MiB, so it is no configuration (check the path)".to_owned());
+        return Err(FileError::TooLong);
     }
-    Ok(bytes)
+    String::from_utf8(bytes).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .split(|byte| *byte == b'\n')
+            .count();
+        FileError::NotUtf8 { line }
+    })
 }
 
-/// An error of the operating system in its own words, without the number.
-pub(crate) fn lower(error: &std::io::Error) -> String {
+/// Returns an error of the operating system in its own words, without the number.
+fn lower(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error")
         .next()
@@ -147,9 +160,9 @@ pub(crate) fn parse(
             }
         }
     }
-    for Typed(variable) in options.env.iter().flatten() {
-        if setting(&variable.key).is_some() {
-            let (path, name) = (file.path.display(), &variable.key);
+    for Parsed((name, _)) in options.env.iter().flatten() {
+        if setting(name).is_some() {
+            let path = file.path.display();
             warnings.push(format!(
                 "{path}: env.{name} is a variable for the workers (to set `{name}`, move its line above `[env]`)"
             ));
@@ -177,8 +190,8 @@ fn words(value: ValueDeserializer<'_>) -> Result<Vec<OsString>, toml::de::Error>
     }
     words
         .into_iter()
-        .map(|word| Plain::read(&word).map(|Plain(word)| word.into()))
-        .collect::<Result<_, String>>()
+        .map(|word| Text::read(&word).map(OsString::from))
+        .collect::<Result<_, InvalidValue>>()
         .map_err(serde::de::Error::custom)
 }
 

@@ -1,6 +1,7 @@
 //! Which events a program is started for: `--on-event`, `--on-event-kinds`, `--on-event-timeout`.
 
-use super::reader::Word;
+use super::reader::{ConfigValue, InvalidValue, invalid};
+use super::toml_text::quoted;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,24 +84,29 @@ impl Hooks {
 }
 
 /// A kind of event, as it is written.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Kind(pub(crate) &'static str);
+#[derive(Debug, Clone)]
+pub(crate) struct Kind;
 
-impl Word for Kind {
-    const LIKE: &'static str = "\"died reload-failed\"";
+impl ConfigValue for Kind {
+    type Resolved = &'static str;
+    const EXAMPLE: &'static str = "\"died reload-failed\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<&'static str, InvalidValue> {
         KINDS
             .iter()
             .find(|(kind, _)| *kind == text)
-            .map(|(kind, _)| Self(kind))
+            .map(|(kind, _)| *kind)
             .ok_or_else(|| {
                 let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
-                format!(
+                invalid!(
                     "`{text}` is no kind of event (they are {})",
                     kinds.join(", ")
                 )
             })
+    }
+
+    fn write(value: &&'static str) -> String {
+        quoted(value)
     }
 }
 

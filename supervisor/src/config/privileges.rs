@@ -3,7 +3,9 @@
 //! Names are looked up here, in the user database of the machine, so that `check` finds the wrong ones. Whether this
 //! process can become such a user is not known here.
 
-use super::reader::{Typed, Word};
+use super::reader::{ConfigValue, InvalidValue, invalid, keywords};
+use super::toml_text::quoted;
+use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use std::ffi::CString;
 use std::fmt;
@@ -42,12 +44,62 @@ impl Privileges {
         }
     }
 
-    /// The workers run as somebody else than whoever started the supervisor.
+    /// Returns the additional groups as they were written.
+    pub(crate) fn written_groups(&self) -> Vec<String> {
+        self.groups
+            .iter()
+            .map(|group| group.written.clone())
+            .collect()
+    }
+
+    /// Returns whether workers run as another user or group than the one that started the supervisor.
     pub fn change_identity(&self) -> bool {
         self.user.is_some()
             || self.group.is_some()
             || !self.groups.is_empty()
             || self.supervisor_user.is_some()
+    }
+}
+
+/// Why a user or a group cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LookupError {
+    /// The database has no such user.
+    #[error("there is no user `{0}` (create it with useradd, or name another)")]
+    NoUser(String),
+    /// The database has no such group.
+    #[error("there is no group `{0}` (create it with groupadd, or name another)")]
+    NoGroup(String),
+    /// The user is a number that the database does not have, so its group is unknown.
+    #[error(
+        "user {user} is not in the user database, so its group is unknown (add it there, or \
+         {remedy})"
+    )]
+    NoGroupOf {
+        /// The user, as it was written.
+        user: String,
+        /// What else can be done.
+        remedy: &'static str,
+    },
+    /// The database cannot be asked.
+    #[error("cannot look up {what} {written}: {}", errno.desc())]
+    System {
+        /// What was looked for.
+        what: &'static str,
+        /// The name, as it was written.
+        written: String,
+        /// Why.
+        errno: Errno,
+    },
+}
+
+impl LookupError {
+    fn system(what: &'static str, written: &str, errno: Errno) -> Self {
+        Self::System {
+            what,
+            written: written.to_owned(),
+            errno,
+        }
     }
 }
 
@@ -79,25 +131,25 @@ impl fmt::Display for Account {
 
 impl Account {
     /// Looks a user up whose group is known.
-    pub(crate) fn with_group(written: &str) -> Result<Self, String> {
+    pub(crate) fn with_group(written: &str) -> Result<Self, LookupError> {
         let account = Self::find(written)?;
         match account.gid {
             Some(_) => Ok(account),
-            None => Err(format!(
-                "user {written} is not in the user database, so its group is unknown (add it there, or name another)"
-            )),
+            None => Err(LookupError::NoGroupOf {
+                user: written.to_owned(),
+                remedy: "name another",
+            }),
         }
     }
 
     /// Looks a user up by name or number.
-    fn find(written: &str) -> Result<Self, String> {
+    pub(crate) fn find(written: &str) -> Result<Self, LookupError> {
         let number: Option<u32> = written.parse().ok();
         let found = match number {
             Some(number) => User::from_uid(Uid::from_raw(number)),
             None => User::from_name(written),
         };
-        let found =
-            found.map_err(|errno| format!("cannot look up user {written}: {}", errno.desc()))?;
+        let found = found.map_err(|errno| LookupError::system("user", written, errno))?;
         let (written, number) = (
             written.to_owned(),
             number.filter(|number| *number != u32::MAX),
@@ -105,9 +157,8 @@ impl Account {
         match (found, number) {
             (Some(user), _) => {
                 let name = CString::new(user.name.as_str()).unwrap_or_default();
-                let groups = getgrouplist(&name, user.gid).map_err(|errno| {
-                    format!("cannot look up the groups of {written}: {}", errno.desc())
-                })?;
+                let groups = getgrouplist(&name, user.gid)
+                    .map_err(|errno| LookupError::system("the groups of", &written, errno))?;
                 Ok(Self {
                     written,
                     name: Some(user.name),
@@ -125,9 +176,7 @@ impl Account {
                 groups: Vec::new(),
                 home: None,
             }),
-            (None, None) => Err(format!(
-                "there is no user `{written}` (create it with useradd, or name another)"
-            )),
+            (None, None) => Err(LookupError::NoUser(written)),
         }
     }
 }
@@ -142,29 +191,32 @@ pub struct NamedGroup {
 }
 
 impl NamedGroup {
-    fn find(written: &str) -> Result<Self, String> {
+    pub(crate) fn find(written: &str) -> Result<Self, LookupError> {
         let number = written.parse().ok().filter(|number| *number != u32::MAX);
         let gid = match number {
             Some(number) => Some(number),
             None => Group::from_name(written)
-                .map_err(|errno| format!("cannot look up group {written}: {}", errno.desc()))?
+                .map_err(|errno| LookupError::system("group", written, errno))?
                 .map(|group| group.gid.as_raw()),
         };
         gid.map(|gid| Self {
             written: written.to_owned(),
             gid,
         })
-        .ok_or_else(|| {
-            format!("there is no group `{written}` (create it with groupadd, or name another)")
-        })
+        .ok_or_else(|| LookupError::NoGroup(written.to_owned()))
     }
 }
 
-impl Word for NamedGroup {
-    const LIKE: &'static str = "\"adm\"";
+impl ConfigValue for NamedGroup {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"adm\"";
 
-    fn read(text: &str) -> Result<Self, String> {
-        Self::find(text)
+    fn read(text: &str) -> Result<Self, InvalidValue> {
+        Self::find(text).map_err(|error| invalid!("{error}"))
+    }
+
+    fn write(value: &Self) -> String {
+        quoted(&value.written)
     }
 }
 
@@ -180,29 +232,10 @@ pub enum CoreDumps {
     Off,
 }
 
-impl CoreDumps {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::On => "on",
-            Self::Abort => "abort",
-            Self::Off => "off",
-        }
-    }
-}
-
-impl Word for CoreDumps {
-    const LIKE: &'static str = "\"on\"";
-
-    fn read(text: &str) -> Result<Self, String> {
-        [Self::On, Self::Abort, Self::Off]
-            .into_iter()
-            .find(|dumps| dumps.as_str() == text)
-            .ok_or_else(|| {
-                format!("`{text}` says nothing about core dumps (choose on, abort or off)")
-            })
-    }
-}
+keywords!(
+    CoreDumps { On = "on", Abort = "abort", Off = "off" },
+    "says nothing about core dumps (choose on, abort or off)"
+);
 
 /// A set of capabilities, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -306,6 +339,14 @@ impl Capabilities {
         (0..u64::BITS).filter(move |number| self.0 & (1 << number) != 0)
     }
 
+    /// Returns a set for each, or the one of all, as they would be typed.
+    pub(crate) fn each(self) -> Vec<Self> {
+        if self == Self::ALL {
+            return vec![self];
+        }
+        self.numbers().map(|number| Self(1 << number)).collect()
+    }
+
     /// Their names, as they are written; `all` for everything.
     pub fn names(self) -> Vec<String> {
         if self == Self::ALL {
@@ -334,113 +375,69 @@ impl fmt::Display for Capabilities {
     }
 }
 
-impl Word for Capabilities {
-    const LIKE: &'static str = "\"net_bind_service\"";
+impl ConfigValue for Capabilities {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"net_bind_service\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, InvalidValue> {
         let name = text.to_ascii_lowercase();
         let name = name.strip_prefix("cap_").unwrap_or(&name);
         if name == "all" {
             return Ok(Self::ALL);
         }
         NAMES.iter().position(|known| *known == name).map(|number| Self(1 << number)).ok_or_else(|| {
-            format!(
+            invalid!(
                 "`{}` is no capability (write a name of capabilities(7), like net_bind_service, or all)",
                 text.escape_debug()
             )
         })
     }
+
+    fn write(value: &Self) -> String {
+        quoted(value.names().join(" "))
+    }
 }
 
 /// A user or a group, by name or number, not yet looked up.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Name(pub(crate) String);
+#[derive(Debug, Clone)]
+pub(crate) struct Name;
 
-impl Word for Name {
-    const LIKE: &'static str = "\"www-data\"";
+impl ConfigValue for Name {
+    type Resolved = String;
+    const EXAMPLE: &'static str = "\"www-data\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<String, InvalidValue> {
         if text.is_empty() || text.contains(|letter: char| letter == ':' || letter.is_control()) {
-            return Err(format!(
+            return Err(invalid!(
                 "`{}` names nobody (write a name or a number)",
                 text.escape_debug()
             ));
         }
-        Ok(Self(text.to_owned()))
+        Ok(text.to_owned())
+    }
+
+    fn write(value: &String) -> String {
+        quoted(value)
     }
 }
 
-/// Yes or no.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct OnOff(pub(crate) bool);
+/// `on` or `off`.
+#[derive(Debug, Clone)]
+pub(crate) struct OnOff;
 
-impl Word for OnOff {
-    const LIKE: &'static str = "\"on\"";
+impl ConfigValue for OnOff {
+    type Resolved = bool;
+    const EXAMPLE: &'static str = "\"on\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<bool, InvalidValue> {
         match text {
-            "on" | "true" => Ok(Self(true)),
-            "off" | "false" => Ok(Self(false)),
-            _ => Err(format!("`{}` is neither on nor off", text.escape_debug())),
+            "on" | "true" => Ok(true),
+            "off" | "false" => Ok(false),
+            _ => Err(invalid!("`{}` is neither on nor off", text.escape_debug())),
         }
     }
-}
 
-/// What was typed.
-pub(crate) struct Wanted {
-    pub(crate) user: Option<Typed<Name>>,
-    pub(crate) group: Option<Typed<Name>>,
-    pub(crate) groups: Option<Vec<Typed<Name>>>,
-    pub(crate) keep_cap: Option<Vec<Typed<Capabilities>>>,
-    pub(crate) no_new_privileges: Option<Typed<OnOff>>,
-    pub(crate) core_dumps: Option<Typed<CoreDumps>>,
-    pub(crate) supervisor_user: Option<Typed<Name>>,
-}
-
-/// Looks everybody up; tells `refuse` which setting is wrong, and why.
-pub(crate) fn privileges(wanted: Wanted, mut refuse: impl FnMut(&str, String)) -> Privileges {
-    let mut account = |setting: &str, name: Option<Typed<Name>>, group: bool| {
-        let found = Account::find(&name?.0.0).and_then(|account| {
-            if account.gid.is_none() && !group {
-                return Err(format!(
-                    "user {} is not in the user database, so its group is unknown (add it there, or {})",
-                    account.uid,
-                    if setting == "user" { "set group, too" } else { "name another" }
-                ));
-            }
-            Ok(account)
-        });
-        found.map_err(|reason| refuse(setting, reason)).ok()
-    };
-    let user = account("user", wanted.user, wanted.group.is_some());
-    let supervisor_user = account("supervisor-user", wanted.supervisor_user, false);
-    let mut group = |setting: &str, name: Name| {
-        NamedGroup::find(&name.0)
-            .map_err(|reason| refuse(setting, reason))
-            .ok()
-    };
-    let mut found = Privileges {
-        user,
-        group: wanted.group.and_then(|Typed(name)| group("group", name)),
-        groups: wanted
-            .groups
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|Typed(name)| group("groups", name))
-            .collect(),
-        keep: wanted
-            .keep_cap
-            .unwrap_or_default()
-            .into_iter()
-            .fold(Capabilities::NONE, |set, Typed(more)| set.and(more)),
-        no_new_privileges: wanted.no_new_privileges.map(|Typed(OnOff(on))| on),
-        core_dumps: CoreDumps::On,
-        supervisor_user,
-    };
-    found.core_dumps = match wanted.core_dumps {
-        Some(Typed(dumps)) => dumps,
-        None if found.change_identity() => CoreDumps::Abort,
-        None => CoreDumps::On,
-    };
-    found
+    fn write(value: &bool) -> String {
+        quoted(if *value { "on" } else { "off" })
+    }
 }

@@ -1,7 +1,8 @@
 //! When a program counts as ready: the setting `ready`.
 
-use super::reader::Word;
-use super::words::{DAY, Span};
+use super::reader::{ConfigValue, InvalidValue, invalid};
+use super::toml_text::quoted;
+use super::values::{DAY, Time};
 use std::fmt;
 use std::time::Duration;
 
@@ -46,22 +47,27 @@ impl fmt::Display for Ready {
     }
 }
 
-impl Word for Ready {
-    const LIKE: &'static str = "\"auto\"";
+impl ConfigValue for Ready {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"auto\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, InvalidValue> {
         match text {
             "auto" => Ok(Self::Auto),
             "notify" => Ok(Self::Notify),
             "listen" => Ok(Self::Listen),
             "channel" => Ok(Self::Channel),
             _ => match text.strip_prefix("after=") {
-                Some(time) => Span::<0, DAY>::read(time).map(|span| Self::After(span.0)),
-                None => Err(format!(
+                Some(time) => Time::<0, DAY>::read(time).map(Self::After),
+                None => Err(invalid!(
                     "`{text}` is no way to get ready (choose auto, notify, after=TIME, listen or channel)"
                 )),
             },
         }
+    }
+
+    fn write(value: &Self) -> String {
+        quoted(value)
     }
 }
 
@@ -91,7 +97,7 @@ mod tests {
             ),
             ("after=3", "`3` has no unit (write it like 3s or 3ms)"),
         ] {
-            assert_eq!(Ready::read(text), Err(message.to_owned()));
+            assert_eq!(Ready::read(text), Err(invalid!("{message}")));
         }
     }
 }

@@ -1,43 +1,30 @@
-//! Layers → [`Config`]: what the settings mean together.
+//! Layers → [`Config`]: what the options mean together.
+//!
+//! Each field of [`Checked`] is made here by a function of its name. What only refuses a combination
+//! of values is a function named `check_`.
 
+use super::bind::Bind;
 use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
 use super::hooks::Hooks;
-use super::options::{Options, SETTINGS};
-use super::privileges::{Name, Wanted, privileges};
-use super::reader::Typed;
-use super::source::{Layer, Origin, Surroundings};
-use super::words::OrOff;
-use super::{Account, Admin, Bind, Config, Control, Limit, LogSettings, Program, Ready, Sandbox};
+use super::layer::{Layer, Surroundings};
+use super::options::{Applies, Checked, Config, Options, SETTINGS, Setting, setting};
+use super::privileges::{Account, Capabilities, CoreDumps, LookupError, NamedGroup, Privileges};
+use super::reader::{ConfigValue, OptionValue, Parsed};
+use super::ready::Ready;
+use super::sandbox::{Limit, Sandbox, SandboxMode, Seccomp};
+use super::types::{Admin, Control, LogSettings, Program};
 use prefork_protocol::Slot;
 use prefork_protocol::settings::ClassName;
 use std::collections::BTreeSet;
 
-/// Settings that only a Rust worker hears of.
-const RUST_ONLY: [&str; 13] = [
-    "access-log",
-    "access-log-format",
-    "slow-log",
-    "max-requests",
-    "class",
-    "threads",
-    "max-connections",
-    "drain-idle",
-    "request-timeout",
-    "keep-alive",
-    "header-timeout",
-    "max-head",
-    "max-body",
-];
-
-/// Why a program cannot be asked for what only Rust workers have.
-const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses it (choose auto, notify, listen or after=TIME for another one)";
+/// Why an external program cannot be asked for what only Rust workers have.
+const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses \
+                          it (choose auto, notify, listen or after=TIME for another one)";
 
 /// Why a supervisor that is neither root nor the workers' user cannot see what they wait for.
-const NO_SIGHT: &str = "listen cannot look into workers of another user than supervisor-user (choose notify or after=TIME, or give both one user)";
-
-/// Settings that only another program needs.
-const FOREIGN_ONLY: [&str; 2] = ["ready", "stop-signal"];
+const NO_SIGHT: &str = "listen cannot look into workers of another user than supervisor-user \
+                        (choose notify or after=TIME, or give both one user)";
 
 /// Makes a configuration of layers, highest first, or says everything that is wrong with it.
 pub(crate) fn resolve(
@@ -46,236 +33,111 @@ pub(crate) fn resolve(
     around: &Surroundings<'_>,
     warnings: Vec<String>,
 ) -> Result<Config, ConfigError> {
-    let mut desk = Desk {
-        layers,
-        problems: Vec::new(),
-        warnings,
-    };
     let all = layers
         .iter()
         .map(|layer| layer.options.clone())
         .reduce(Options::over)
         .expect("there is always the layer of defaults");
-
-    let program = desk.program(linked, around, value(all.app.clone()).0);
-    let (sandbox, useless) = Sandbox::resolve(&all, &program);
-    for name in useless {
-        let place = desk.place(name);
-        desk.warnings
-            .push(format!("{place}: has no effect with sandbox off"));
-    }
-    let count = value(all.workers);
-    let workers = match count {
-        WorkerCount::Auto => u16::try_from(around.cpus)
-            .unwrap_or(Slot::MAX)
-            .clamp(1, Slot::MAX),
-        WorkerCount::Fixed(count) | WorkerCount::Range(count, _) => count,
+    let mut resolver = Resolver {
+        layers,
+        all: &all,
+        around,
+        problems: Vec::new(),
+        warnings,
     };
-    let range = match count {
-        WorkerCount::Range(_, most) => Some(most),
-        WorkerCount::Auto | WorkerCount::Fixed(_) => None,
-    };
-    let max_workers = match all.max_workers {
-        None => range.unwrap_or(workers.saturating_mul(2).clamp(8, Slot::MAX)),
-        Some(Typed(most)) => small(most.0),
-    };
-    if let Some(most) = range.filter(|most| *most != max_workers) {
-        desk.refuse(
-            "max-workers",
-            format!("{max_workers} is not the end of the range {workers}..{most} of workers (leave it out)"),
-        );
-    } else if max_workers < workers {
-        desk.refuse(
-            "max-workers",
-            format!("{max_workers} is less than the {workers} workers (raise it, or leave it out)"),
-        );
-    }
-    for name in ["scale-down-after", "scale-up-memory"] {
-        if let Some(layer) = desk.typed(name).filter(|_| range.is_none()) {
-            let place = layer.place(name);
-            desk.warnings.push(format!(
-                "{place}: has no effect with a fixed number of workers (give a range, like --workers 2..16)"
-            ));
-        }
-    }
-    let binds = desk.binds(value_list(all.bind), around);
-    let admin = desk.admin(all.admin, all.agent, all.admin_user, &binds);
-    let directory = all.directory.map(|Typed(place)| place.0);
-    if let Some(directory) = directory.as_ref().filter(|directory| !directory.is_dir()) {
-        desk.refuse(
-            "directory",
-            format!(
-                "{} is no directory (make it, or name another)",
-                directory.display()
-            ),
-        );
-    }
-    let wanted = Wanted {
-        user: all.user,
-        group: all.group,
-        groups: all.groups,
-        keep_cap: all.keep_cap,
-        no_new_privileges: all.no_new_privileges,
-        core_dumps: all.core_dumps,
-        supervisor_user: all.supervisor_user,
-    };
-    let privileges = privileges(wanted, |name, message| desk.refuse(name, message));
-    let class = value(all.class);
-    let ready = value(all.ready);
-    if ready == Ready::Channel && matches!(program, Program::Command(_)) {
-        desk.refuse("ready", NO_CHANNEL.to_owned());
-    }
-    let other = privileges.user.as_ref().map(|user| user.uid);
-    let apart = privileges
-        .supervisor_user
-        .as_ref()
-        .is_some_and(|own| other.is_some_and(|uid| uid != own.uid));
-    if ready == Ready::Listen && apart && matches!(program, Program::Command(_)) {
-        desk.refuse("ready", NO_SIGHT.to_owned());
-    }
-    desk.warn_of_unused(&program, class, ready);
-
-    let config = Config {
+    let program = resolver.program(linked);
+    let sandbox = resolver.sandbox(&program);
+    let (workers, max_workers, range) = resolver.workers();
+    let binds = resolver.binds();
+    let admin = resolver.admin(&binds);
+    resolver.check_directory();
+    let privileges = resolver.privileges();
+    resolver.check_ready(&program, &privileges);
+    resolver.warn_of_unused(&program, range);
+    let checked = Checked {
+        program,
         binds,
-        backlog: value(all.backlog).0,
-        accept: value(all.accept),
         workers,
         max_workers,
-        range: range.is_some(),
-        scale_down_after: value(all.scale_down_after).0,
-        scale_up_memory: limit(all.scale_up_memory).map(|size| size.0),
-        max_unavailable: value(all.max_unavailable),
-        max_requests: limit(all.max_requests).map(|count| count.0.into()),
-        max_age: limit(all.max_age).map(|span| span.0),
-        max_memory: limit(all.max_memory).map(|size| size.0),
-        program,
-        class,
-        threads: small(value(all.threads).0),
-        max_connections: value(all.max_connections).0,
-        env: value_list(all.env)
-            .into_iter()
-            .map(|variable| (variable.key, variable.value))
-            .collect(),
-        directory,
+        range,
+        env: resolve_option(&all.env).into_iter().collect(),
         sandbox,
-        limits: Limit::last_of_each(value_list(all.limit)),
-        surge: value(all.surge),
-        min_ready: value(all.min_ready).0,
-        graceful_timeout: value(all.graceful_timeout).0,
-        pre_stop_delay: value(all.pre_stop_delay).0,
-        drain_idle: value(all.drain_idle).0,
-        stop_signal: value(all.stop_signal).0,
-        clean_exit: value(all.clean_exit),
-        cgroups: value(all.cgroups),
-        worker_memory: limit(all.worker_memory).map(|size| size.0),
-        worker_cpus: limit(all.worker_cpus).map(|cpus| cpus.0),
-        start_timeout: value(all.start_timeout).0,
-        ready,
-        hang_timeout: limit(all.hang_timeout).map(|span| span.0),
-        request_timeout: limit(all.request_timeout).map(|span| span.0),
-        keep_alive: value(all.keep_alive).0,
-        header_timeout: value(all.header_timeout).0,
-        max_head: u32::try_from(value(all.max_head).0).expect("the range of max-head fits"),
-        max_body: limit(all.max_body).map(|size| size.0),
+        limits: Limit::last_of_each(resolve_option(&all.limit)),
         privileges,
         log: LogSettings {
-            level: value(all.log_level),
-            format: value(all.log_format),
-            file: value(all.log_file).0,
+            level: resolve_option(&all.log_level),
+            format: resolve_option(&all.log_format),
+            file: resolve_option(&all.log_file),
         },
-        worker_stderr: value(all.worker_stderr),
         admin,
-        access_log: limit(all.access_log),
-        access_log_format: value(all.access_log_format),
-        slow_log: limit(all.slow_log).map(|span| span.0),
         hooks: Hooks {
-            program: all.on_event.map(|Typed(program)| program.0),
-            kinds: value_list(all.on_event_kinds)
-                .into_iter()
-                .map(|kind| kind.0)
-                .collect(),
-            timeout: value(all.on_event_timeout).0,
+            program: given(&all.on_event),
+            kinds: resolve_option(&all.on_event_kinds),
+            timeout: resolve_option(&all.on_event_timeout),
         },
-        control: all
-            .control
-            .map_or(Control::Default, |Typed(control)| control),
-        name: all.name.map(|Typed(name)| name.0),
-        control_readers: all.control_readers.map(|Typed(group)| group),
-        warnings: desk.warnings,
+        control: given(&all.control).unwrap_or(Control::Default),
+        warnings: resolver.warnings,
     };
-    if desk.problems.is_empty() {
-        Ok(config)
+    let problems = resolver.problems;
+    if problems.is_empty() {
+        Ok(Config::new(all, checked))
     } else {
-        Err(ConfigError {
-            problems: desk.problems,
-        })
+        Err(ConfigError { problems })
     }
 }
 
-/// A setting that has a default.
-fn value<T>(value: Option<Typed<T>>) -> T {
-    value.expect("the table gives a default").0
+/// Returns the value of an option that is a list or has a default.
+fn resolve_option<V: OptionValue + Clone>(option: &Option<V>) -> V::Resolved {
+    V::resolve(option.clone())
 }
 
-fn value_list<T>(list: Option<Vec<Typed<T>>>) -> Vec<T> {
-    list.unwrap_or_default()
-        .into_iter()
-        .map(|Typed(word)| word)
-        .collect()
-}
-
-fn limit<T>(limit: Option<Typed<OrOff<T>>>) -> Option<T> {
-    value(limit).0
-}
-
-/// A number whose range in the table fits.
-fn small(number: u32) -> u16 {
-    u16::try_from(number).expect("the range in the table fits")
+/// Returns the value of an option that may be unset.
+fn given<T: ConfigValue>(option: &Option<Parsed<T>>) -> Option<T::Resolved> {
+    option.as_ref().map(|Parsed(value)| value.clone())
 }
 
 /// The layers, and what has been found in them.
-struct Desk<'a> {
+struct Resolver<'a> {
     layers: &'a [Layer],
+    /// The layers laid over each other.
+    all: &'a Options,
+    around: &'a Surroundings<'a>,
     problems: Vec<Problem>,
     warnings: Vec<String>,
 }
 
-impl Desk<'_> {
-    /// The highest layer that sets it, unless that is the one of defaults.
-    fn typed(&self, name: &str) -> Option<&Layer> {
-        let setting = SETTINGS.iter().find(|setting| setting.name() == name)?;
+impl Resolver<'_> {
+    /// Returns the highest layer that sets an option, unless that is the one of defaults.
+    fn typed(&self, setting: &Setting) -> Option<&Layer> {
         self.layers
             .iter()
             .find(|layer| layer.options.sets(setting))
-            .filter(|layer| !matches!(layer.origin, Origin::Presets))
+            .filter(|layer| layer.is_typed())
     }
 
+    /// Returns where an option is set.
     fn place(&self, name: &str) -> Place {
-        self.typed(name)
+        setting(name)
+            .and_then(|setting| self.typed(setting))
             .map_or_else(|| Place::Preset(name.to_owned()), |layer| layer.place(name))
     }
 
-    fn refuse(&mut self, name: &str, message: String) {
+    fn refuse(&mut self, name: &str, message: impl Into<String>) {
         self.problems.push(Problem {
             place: self.place(name),
-            message,
+            message: message.into(),
         });
     }
 
-    /// The highest layer that names a program or an app decides.
-    fn program(&mut self, linked: bool, around: &Surroundings<'_>, preset: String) -> Program {
-        let typed = |layer: &&Layer| !matches!(layer.origin, Origin::Presets);
-        let app = |layer: &Layer| layer.options.app.clone().map(|Typed(app)| app.0);
-        let deciding = self
-            .layers
-            .iter()
-            .filter(typed)
-            .find(|layer| layer.options.app.is_some() || !layer.program.is_empty());
-        let Some(layer) = deciding else {
+    /// Returns what workers run. The highest layer that names a program or an app decides.
+    fn program(&mut self, linked: bool) -> Program {
+        let names_one = |layer: &&Layer| layer.options.app.is_some() || !layer.program.is_empty();
+        let typed = self.layers.iter().filter(|layer| layer.is_typed());
+        let Some(layer) = typed.clone().find(names_one) else {
             return if linked {
                 Program::Linked
             } else {
-                Program::App(preset)
+                Program::App(resolve_option(&self.all.app))
             };
         };
         let name = if layer.program.is_empty() {
@@ -284,40 +146,124 @@ impl Desk<'_> {
             "command"
         };
         let place = layer.place(name);
+        let refuse = |message| self.problems.push(Problem { place, message });
         if linked {
-            let message = "this program serves a service of its own (leave it out)".to_owned();
-            self.problems.push(Problem { place, message });
+            refuse("this program serves a service of its own (leave it out)".to_owned());
             return Program::Linked;
         }
-        match app(layer) {
+        match given(&layer.options.app) {
             None => Program::Command(layer.program.clone()),
             Some(app) if layer.program.is_empty() => {
-                if let Err(error) = (around.check_app)(&app) {
-                    let message = error.to_string();
-                    self.problems.push(Problem { place, message });
+                if let Err(error) = (self.around.check_app)(&app) {
+                    refuse(error.to_string());
                 }
                 Program::App(app)
             }
             Some(app) => {
-                let message = format!(
+                refuse(format!(
                     "a program cannot serve beside the app `{app}` (leave one of them out)"
-                );
-                self.problems.push(Problem { place, message });
+                ));
                 Program::Command(layer.program.clone())
             }
         }
     }
 
-    /// The addresses; without any, what was inherited.
-    fn binds(&mut self, binds: Vec<Bind>, around: &Surroundings<'_>) -> Vec<Bind> {
+    /// Returns how workers are confined; warns of what is asked for in vain.
+    fn sandbox(&mut self, program: &Program) -> Sandbox {
+        let all = self.all;
+        let stock = matches!(program, Program::App(_));
+        let sandbox = Sandbox {
+            mode: SandboxMode::Off,
+            read_only: resolve_option(&all.read_only),
+            writable: resolve_option(&all.writable),
+            tcp_bind: given(&all.tcp_bind).unwrap_or(!stock),
+            seccomp: given(&all.seccomp).unwrap_or(Seccomp::Off),
+            private_tmp: given(&all.private_tmp).unwrap_or(false),
+        };
+        let asking: Vec<_> = [
+            ("read-only", !sandbox.read_only.is_empty()),
+            ("writable", !sandbox.writable.is_empty()),
+            ("tcp-bind", given(&all.tcp_bind) == Some(false)),
+            ("seccomp", sandbox.seccomp != Seccomp::Off),
+            ("private-tmp", sandbox.private_tmp),
+        ]
+        .into_iter()
+        .filter_map(|(name, asks)| asks.then_some(name))
+        .collect();
+        // Workers that have a user of their own are not meant to reach each other or the supervisor.
+        let apart = stock || all.user.is_some();
+        let mode = given(&all.sandbox).unwrap_or(if apart || !asking.is_empty() {
+            SandboxMode::BestEffort
+        } else {
+            SandboxMode::Off
+        });
+        if mode == SandboxMode::Off {
+            for name in asking {
+                let place = self.place(name);
+                self.warnings
+                    .push(format!("{place}: has no effect with sandbox off"));
+            }
+            return Sandbox::OFF;
+        }
+        let seccomp = match given(&all.seccomp) {
+            None if apart => Seccomp::Enforce,
+            _ => sandbox.seccomp,
+        };
+        Sandbox {
+            mode,
+            seccomp,
+            ..sandbox
+        }
+    }
+
+    /// Returns the fewest and the most workers, and whether their number is a range.
+    fn workers(&mut self) -> (u16, u16, bool) {
+        let count = resolve_option(&self.all.workers);
+        let workers = match count {
+            WorkerCount::Auto => u16::try_from(self.around.cpus)
+                .unwrap_or(Slot::MAX)
+                .clamp(1, Slot::MAX),
+            WorkerCount::Fixed(count) | WorkerCount::Range(count, _) => count,
+        };
+        let end = match count {
+            WorkerCount::Range(_, most) => Some(most),
+            WorkerCount::Auto | WorkerCount::Fixed(_) => None,
+        };
+        let max_workers = given(&self.all.max_workers)
+            .or(end)
+            .unwrap_or_else(|| workers.saturating_mul(2).clamp(8, Slot::MAX));
+        if let Some(most) = end.filter(|most| *most != max_workers) {
+            self.refuse(
+                "max-workers",
+                format!(
+                    "{max_workers} is not the end of the range {workers}..{most} of workers (leave \
+                     it out)"
+                ),
+            );
+        } else if max_workers < workers {
+            self.refuse(
+                "max-workers",
+                format!(
+                    "{max_workers} is less than the {workers} workers (raise it, or leave it out)"
+                ),
+            );
+        }
+        (workers, max_workers, end.is_some())
+    }
+
+    /// Returns the addresses; without any, what was inherited.
+    fn binds(&mut self) -> Vec<Bind> {
+        let binds = resolve_option(&self.all.bind);
         if binds.is_empty() {
             self.refuse(
                 "bind",
-                "the list is empty (name an address, or leave it out)".to_owned(),
+                "the list is empty (name an address, or leave it out)",
             );
         }
-        if self.typed("bind").is_none() && !around.inherited.is_empty() {
-            let names: BTreeSet<_> = around.inherited.iter().cloned().collect();
+        let inherited = self.around.inherited;
+        let typed = setting("bind").and_then(|bind| self.typed(bind)).is_some();
+        if !typed && !inherited.is_empty() {
+            let names: BTreeSet<_> = inherited.iter().cloned().collect();
             return names.into_iter().map(Bind::Inherited).collect();
         }
         for (index, bind) in binds.iter().enumerate() {
@@ -330,8 +276,8 @@ impl Desk<'_> {
             let Bind::Inherited(name) = bind else {
                 continue;
             };
-            if !around.inherited.contains(name) {
-                let names = match around.inherited {
+            if !inherited.contains(name) {
+                let names = match inherited {
                     [] => "none was inherited".to_owned(),
                     names => format!("inherited: {}", names.join(", ")),
                 };
@@ -344,18 +290,13 @@ impl Desk<'_> {
         binds
     }
 
-    /// What the admin child serves. Its sockets are nobody else's.
-    fn admin(
-        &mut self,
-        http: Option<Vec<Typed<Bind>>>,
-        agent: Option<Vec<Typed<Bind>>>,
-        user: Option<Typed<Name>>,
-        binds: &[Bind],
-    ) -> Admin {
+    /// Returns what the admin child serves. It shares no address with the workers.
+    fn admin(&mut self, binds: &[Bind]) -> Admin {
         let mut taken: Vec<Bind> = binds.to_vec();
-        let mut lists = [("admin", value_list(http)), ("agent", value_list(agent))];
-        for (name, list) in &mut lists {
-            for bind in list.iter() {
+        let http = resolve_option(&self.all.admin);
+        let agent = resolve_option(&self.all.agent);
+        for (name, list) in [("admin", &http), ("agent", &agent)] {
+            for bind in list {
                 if matches!(bind, Bind::Fd(_) | Bind::Inherited(_)) {
                     self.refuse(
                         name,
@@ -370,52 +311,154 @@ impl Desk<'_> {
                 taken.push(bind.clone());
             }
         }
-        let [(_, http), (_, agent)] = lists;
         let serves = !http.is_empty() || !agent.is_empty();
         let root = nix::unistd::geteuid().is_root();
-        let user = match (user, serves && root) {
-            (Some(Typed(name)), _) => Some(name),
-            (None, true) => Some(Name("nobody".to_owned())),
-            (None, false) => None,
-        };
-        let found = user.map(|name| Account::with_group(&name.0)).transpose();
-        let user = found.unwrap_or_else(|reason| {
-            self.refuse("admin-user", reason);
+        let user =
+            given(&self.all.admin_user).or_else(|| (serves && root).then(|| "nobody".to_owned()));
+        let found = user.map(|name| Account::with_group(&name)).transpose();
+        let user = found.unwrap_or_else(|error| {
+            self.refuse("admin-user", error.to_string());
             None
         });
         Admin { http, agent, user }
     }
 
-    fn warn_of_unused(&mut self, program: &Program, class: ClassName, ready: Ready) {
-        let foreign = matches!(program, Program::Command(_));
-        for name in RUST_ONLY.into_iter().chain(FOREIGN_ONLY) {
-            let reason = match name {
-                _ if foreign == FOREIGN_ONLY.contains(&name) => match (name, class) {
-                    ("threads", ClassName::Sync | ClassName::Async) => {
-                        format!("has no effect in class {class} (it is for class threads)")
-                    }
-                    ("max-connections", ClassName::Sync | ClassName::Threads) => {
-                        format!("has no effect in class {class} (it is for class async)")
-                    }
-                    _ => continue,
-                },
-                // That is how they do it.
-                "ready" if matches!(ready, Ready::Auto | Ready::Channel) => continue,
-                _ if foreign => {
-                    "has no effect on another program (it is for apps and Rust services)".to_owned()
-                }
-                _ => "has no effect on an app or a Rust service (it is for other programs)"
-                    .to_owned(),
+    /// Refuses a working directory that does not exist.
+    fn check_directory(&mut self) {
+        let directory = given(&self.all.directory);
+        if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
+            let message = format!(
+                "{} is no directory (make it, or name another)",
+                directory.display()
+            );
+            self.refuse("directory", message);
+        }
+    }
+
+    /// Looks up all users and groups, and returns as whom workers and the supervisor run.
+    fn privileges(&mut self) -> Privileges {
+        let all = self.all;
+        let user = self.account("user", given(&all.user), all.group.is_some());
+        let supervisor_user = self.account("supervisor-user", given(&all.supervisor_user), false);
+        let group = given(&all.group).and_then(|name| self.group("group", &name));
+        let groups = resolve_option(&all.groups)
+            .iter()
+            .filter_map(|name| self.group("groups", name))
+            .collect();
+        let found = Privileges {
+            user,
+            group,
+            groups,
+            keep: resolve_option(&all.keep_cap)
+                .into_iter()
+                .fold(Capabilities::NONE, Capabilities::and),
+            no_new_privileges: given(&all.no_new_privileges),
+            core_dumps: CoreDumps::On,
+            supervisor_user,
+        };
+        let preset = if found.change_identity() {
+            CoreDumps::Abort
+        } else {
+            CoreDumps::On
+        };
+        Privileges {
+            core_dumps: given(&all.core_dumps).unwrap_or(preset),
+            ..found
+        }
+    }
+
+    /// Looks up a user, whose group must be known unless another one is set.
+    fn account(&mut self, name: &str, user: Option<String>, has_group: bool) -> Option<Account> {
+        let found = Account::find(&user?).and_then(|account| {
+            if account.gid.is_none() && !has_group {
+                let remedy = if name == "user" {
+                    "set group, too"
+                } else {
+                    "name another"
+                };
+                let user = account.uid.to_string();
+                return Err(LookupError::NoGroupOf { user, remedy });
+            }
+            Ok(account)
+        });
+        found
+            .map_err(|error| self.refuse(name, error.to_string()))
+            .ok()
+    }
+
+    fn group(&mut self, name: &str, group: &str) -> Option<NamedGroup> {
+        NamedGroup::find(group)
+            .map_err(|error| self.refuse(name, error.to_string()))
+            .ok()
+    }
+
+    /// Refuses a readiness that cannot be seen in an external program.
+    fn check_ready(&mut self, program: &Program, privileges: &Privileges) {
+        if !matches!(program, Program::Command(_)) {
+            return;
+        }
+        let uid = |account: &Option<Account>| account.as_ref().map(|account| account.uid);
+        let (user, own) = (uid(&privileges.user), uid(&privileges.supervisor_user));
+        match resolve_option(&self.all.ready) {
+            Ready::Channel => self.refuse("ready", NO_CHANNEL),
+            Ready::Listen if user.is_some() && own.is_some() && user != own => {
+                self.refuse("ready", NO_SIGHT);
+            }
+            Ready::Listen | Ready::Auto | Ready::Notify | Ready::After(_) => {}
+        }
+    }
+
+    /// Warns of options that are set and do not apply to these workers.
+    fn warn_of_unused(&mut self, program: &Program, range: bool) {
+        for setting in SETTINGS {
+            let Some(place) = self
+                .typed(setting)
+                .map(|layer| layer.place(&setting.name()))
+            else {
+                continue;
             };
-            if let Some(layer) = self.typed(name) {
-                self.warnings
-                    .push(format!("{}: {reason}", layer.place(name)));
+            // How Rust workers get ready in any case.
+            let natural = setting.name() == "ready"
+                && matches!(
+                    resolve_option(&self.all.ready),
+                    Ready::Auto | Ready::Channel
+                );
+            let class = resolve_option(&self.all.class);
+            if let Some(reason) = unused(setting.applies, program, class, range)
+                && !natural
+            {
+                self.warnings.push(format!("{place}: {reason}"));
             }
         }
     }
 }
 
-/// Whether two binds would take the same address. Port 0 is another one each time.
+/// Returns why an option has no effect on these workers, if it has none.
+fn unused(applies: Applies, program: &Program, class: ClassName, range: bool) -> Option<String> {
+    let external = matches!(program, Program::Command(_));
+    let other_class = |wanted: ClassName| {
+        (class != wanted)
+            .then(|| format!("has no effect in class {class} (it is for class {wanted})"))
+    };
+    match applies {
+        Applies::Rust | Applies::Threads | Applies::Async if external => Some(
+            "has no effect on an external program (it is for apps and Rust services)".to_owned(),
+        ),
+        Applies::External if !external => Some(
+            "has no effect on an app or a Rust service (it is for external programs)".to_owned(),
+        ),
+        Applies::Range if !range => Some(
+            "has no effect with a fixed number of workers (give a range, like --workers 2..16)"
+                .to_owned(),
+        ),
+        Applies::Threads => other_class(ClassName::Threads),
+        Applies::Async => other_class(ClassName::Async),
+        // An app beside something else to serve is an error, and has been refused.
+        Applies::All | Applies::Stock | Applies::Rust | Applies::External | Applies::Range => None,
+    }
+}
+
+/// Returns whether two binds would take the same address. Port 0 is another one each time.
 fn same_address(one: &Bind, other: &Bind) -> bool {
     match (one, other) {
         (Bind::Unix { path: one, .. }, Bind::Unix { path: other, .. }) => one == other,

@@ -1,9 +1,8 @@
 //! What workers may not do, as settings: the sandbox and the resource limits.
 
-use super::Program;
-use super::options::Options;
-use super::reader::{Typed, Word};
-use super::words::Size;
+use super::reader::{ConfigValue, InvalidValue, Parsed, invalid, keywords};
+use super::toml_text::quoted;
+use super::values::Size;
 use nix::sys::resource::Resource;
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +12,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sandbox {
     /// What to do when the kernel lacks a part.
-    pub rigour: Rigour,
+    pub mode: SandboxMode,
     /// What workers may read and execute. With this or `writable` they see little else.
     pub read_only: Vec<PathBuf>,
     /// What workers may read and write.
@@ -26,12 +25,12 @@ pub struct Sandbox {
     pub private_tmp: bool,
 }
 
-/// What to do when the kernel lacks a part of the sandbox.
+/// What happens when the kernel lacks a part of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rigour {
-    /// To refuse to start, or to reload.
+pub enum SandboxMode {
+    /// The start, or the reload, is refused.
     Strict,
-    /// To go on without that part, and say so.
+    /// The sandbox goes without that part, and a warning says so.
     BestEffort,
     /// There is no sandbox at all.
     Off,
@@ -60,62 +59,9 @@ pub struct Limit {
 }
 
 impl Sandbox {
-    /// What the layers say. The second value names what they ask for in vain.
-    pub(crate) fn resolve(all: &Options, program: &Program) -> (Self, Vec<&'static str>) {
-        let stock = matches!(program, Program::App(_));
-        let list = |list: &Option<Vec<Typed<super::words::Place>>>| -> Vec<PathBuf> {
-            list.iter()
-                .flatten()
-                .map(|Typed(place)| place.0.clone())
-                .collect()
-        };
-        let (read_only, writable) = (list(&all.read_only), list(&all.writable));
-        let tcp_bind = all.tcp_bind.as_ref().map(|typed| typed.0.0);
-        let seccomp = all.seccomp.as_ref().map(|typed| typed.0);
-        let private_tmp = all.private_tmp.as_ref().is_some_and(|typed| typed.0.0);
-        let asking: Vec<_> = [
-            ("read-only", !read_only.is_empty()),
-            ("writable", !writable.is_empty()),
-            ("tcp-bind", tcp_bind == Some(false)),
-            (
-                "seccomp",
-                seccomp.is_some_and(|seccomp| seccomp != Seccomp::Off),
-            ),
-            ("private-tmp", private_tmp),
-        ]
-        .into_iter()
-        .filter_map(|(name, asks)| asks.then_some(name))
-        .collect();
-        // Who gives workers a user of their own does not mean them to reach each other or the supervisor.
-        let apart = stock || all.user.is_some();
-        let preset = if apart || !asking.is_empty() {
-            Rigour::BestEffort
-        } else {
-            Rigour::Off
-        };
-        let rigour = all.sandbox.as_ref().map_or(preset, |typed| typed.0);
-        if rigour == Rigour::Off {
-            return (Self::OFF, asking);
-        }
-        let preset = if apart {
-            Seccomp::Enforce
-        } else {
-            Seccomp::Off
-        };
-        let sandbox = Self {
-            rigour,
-            read_only,
-            writable,
-            tcp_bind: tcp_bind.unwrap_or(!stock),
-            seccomp: seccomp.unwrap_or(preset),
-            private_tmp,
-        };
-        (sandbox, Vec::new())
-    }
-
     /// None.
     pub const OFF: Self = Self {
-        rigour: Rigour::Off,
+        mode: SandboxMode::Off,
         read_only: Vec::new(),
         writable: Vec::new(),
         tcp_bind: true,
@@ -180,20 +126,25 @@ const RESOURCES: [(&str, Resource, Unit); 11] = [
     ("stack", Resource::RLIMIT_STACK, Unit::Bytes),
 ];
 
-impl Word for Limit {
-    const LIKE: &'static str = "\"nofile=4096\"";
+impl ConfigValue for Limit {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"nofile=4096\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, InvalidValue> {
         let (name, value) = text.split_once('=').ok_or_else(|| {
-            format!("`{text}` sets no limit (write it like nofile=4096 or core=0:unlimited)")
+            invalid!("`{text}` sets no limit (write it like nofile=4096 or core=0:unlimited)")
         })?;
         Self::entry(name, value)
     }
 
-    fn entry(name: &str, value: &str) -> Result<Self, String> {
+    fn write(value: &Self) -> String {
+        quoted(value)
+    }
+
+    fn entry(name: &str, value: &str) -> Result<Self, InvalidValue> {
         let Some((_, resource, unit)) = RESOURCES.into_iter().find(|kind| kind.0 == name) else {
             let names: Vec<_> = RESOURCES.iter().map(|kind| kind.0).collect();
-            return Err(format!(
+            return Err(invalid!(
                 "`{}` is no resource (choose of {})",
                 name.escape_debug(),
                 names.join(", ")
@@ -202,7 +153,7 @@ impl Word for Limit {
         let (soft, hard) = value.split_once(':').unwrap_or((value, value));
         let (soft, hard) = (amount(soft, unit)?, amount(hard, unit)?);
         if hard.is_some_and(|hard| soft.is_none_or(|soft| soft > hard)) {
-            return Err(format!(
+            return Err(invalid!(
                 "{name}: the soft limit is above the hard one (write SOFT:HARD)"
             ));
         }
@@ -213,23 +164,23 @@ impl Word for Limit {
         })
     }
 
-    fn over(upper: Vec<Typed<Self>>, mut lower: Vec<Typed<Self>>) -> Vec<Typed<Self>> {
+    fn over(upper: Vec<Parsed<Self>>, mut lower: Vec<Parsed<Self>>) -> Vec<Parsed<Self>> {
         lower.extend(upper);
         lower
     }
 }
 
-fn amount(text: &str, unit: Unit) -> Result<Option<u64>, String> {
+fn amount(text: &str, unit: Unit) -> Result<Option<u64>, InvalidValue> {
     if text == "unlimited" {
         return Ok(None);
     }
     // The kernel takes the highest number for no limit.
     let number = || text.parse().ok().filter(|number| *number < u64::MAX);
     match unit {
-        Unit::Bytes => Size::<0, { u64::MAX - 1 }>::read(text).map(|size| Some(size.0)),
+        Unit::Bytes => Size::<0, { u64::MAX - 1 }>::read(text).map(Some),
         Unit::Count => number()
             .map(Some)
-            .ok_or_else(|| format!("`{text}` is no number (write one, or unlimited)")),
+            .ok_or_else(|| invalid!("`{text}` is no number (write one, or unlimited)")),
         Unit::Seconds => number()
             .or_else(|| {
                 humantime::parse_duration(text)
@@ -237,75 +188,38 @@ fn amount(text: &str, unit: Unit) -> Result<Option<u64>, String> {
                     .map(|time: Duration| time.as_secs())
             })
             .map(Some)
-            .ok_or_else(|| format!("`{text}` is no time (write it like 60s, or unlimited)")),
+            .ok_or_else(|| invalid!("`{text}` is no time (write it like 60s, or unlimited)")),
     }
 }
 
-impl Word for Rigour {
-    const LIKE: &'static str = "\"strict\"";
+keywords!(
+    SandboxMode { Strict = "strict", BestEffort = "best-effort", Off = "off" },
+    "is no way to sandbox (choose strict, best-effort or off)"
+);
 
-    fn read(text: &str) -> Result<Self, String> {
-        match text {
-            "strict" => Ok(Self::Strict),
-            "best-effort" => Ok(Self::BestEffort),
-            "off" => Ok(Self::Off),
-            _ => Err(format!(
-                "`{text}` is no way to sandbox (choose strict, best-effort or off)"
-            )),
-        }
-    }
-}
-
-impl Rigour {
-    /// The word for it, as on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Strict => "strict",
-            Self::BestEffort => "best-effort",
-            Self::Off => "off",
-        }
-    }
-}
-
-impl Word for Seccomp {
-    const LIKE: &'static str = "\"enforce\"";
-
-    fn read(text: &str) -> Result<Self, String> {
-        match text {
-            "off" => Ok(Self::Off),
-            "log" => Ok(Self::Log),
-            "enforce" => Ok(Self::Enforce),
-            _ => Err(format!(
-                "`{text}` is no way to filter system calls (choose log, enforce or off)"
-            )),
-        }
-    }
-}
-
-impl Seccomp {
-    /// The word for it, as on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Log => "log",
-            Self::Enforce => "enforce",
-        }
-    }
-}
+keywords!(
+    Seccomp { Enforce = "enforce", Log = "log", Off = "off" },
+    "is no way to filter system calls (choose log, enforce or off)"
+);
 
 /// `allow` or `deny`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Permission(pub(crate) bool);
+#[derive(Debug, Clone)]
+pub(crate) struct Permission;
 
-impl Word for Permission {
-    const LIKE: &'static str = "\"deny\"";
+impl ConfigValue for Permission {
+    type Resolved = bool;
+    const EXAMPLE: &'static str = "\"deny\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<bool, InvalidValue> {
         match text {
-            "allow" => Ok(Self(true)),
-            "deny" => Ok(Self(false)),
-            _ => Err(format!("`{text}` is neither allow nor deny")),
+            "allow" => Ok(true),
+            "deny" => Ok(false),
+            _ => Err(invalid!("`{text}` is neither allow nor deny")),
         }
+    }
+
+    fn write(value: &bool) -> String {
+        quoted(if *value { "allow" } else { "deny" })
     }
 }
 
@@ -339,7 +253,9 @@ mod tests {
         }
         assert_eq!(
             read("nofile=2:1"),
-            Err("nofile: the soft limit is above the hard one (write SOFT:HARD)".to_owned())
+            Err(invalid!(
+                "nofile: the soft limit is above the hard one (write SOFT:HARD)"
+            ))
         );
         assert!(read("core=unlimited:0").is_err());
     }

@@ -1,18 +1,15 @@
 //! The layers: what this process was started with, and the file that it names.
 
-use super::cli::{Act, Cli, Identity, Reach, Typed, Verb, command, with_tip};
+use super::command_line::{CommandLine, Identity, Subcommand, parse};
 use super::error::{ConfigError, File, Place, Problem, printable};
-use super::file::nearest;
-use super::options::{Options, PREFIX, SETTINGS, setting};
-use super::reader::Typed as Read;
+use super::file::{self, nearest};
+use super::layer::{Layer, Origin, Surroundings};
+use super::options::{Config, Options, PREFIX, SETTINGS, setting};
+use super::reader::{Parsed, invalid};
 use super::resolve::resolve;
-use super::{Config, Control, file};
-use clap::FromArgMatches;
-use prefork_worker::apps::AppError;
+use super::types::Control;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +20,7 @@ const CONFIG: &str = "SUPERVISOR_CONFIG";
 #[derive(Debug, Clone)]
 pub struct Invocation {
     /// What is to be done.
-    pub action: Act,
+    pub subcommand: Subcommand,
     /// The answer of a running server is wanted as it gives it.
     pub json: bool,
     /// The configuration's source.
@@ -41,82 +38,6 @@ pub struct Source {
     /// The file as it was read at some time, which then stands for what it is now.
     read: Option<Arc<File>>,
     linked: bool,
-}
-
-/// Checks the name of a stock app.
-type CheckApp = dyn Fn(&str) -> Result<(), AppError>;
-
-/// What a configuration is checked against.
-pub struct Surroundings<'a> {
-    /// CPUs that this process may use.
-    pub cpus: usize,
-    /// The names of the inherited listening sockets, `unknown` for one without.
-    pub inherited: &'a [String],
-    /// Says what is wrong with the name of a stock app.
-    pub check_app: &'a CheckApp,
-}
-
-impl<'a> Surroundings<'a> {
-    /// Those of this process: the CPUs that its affinity mask and its cgroup's quota leave it.
-    pub fn of_process(inherited: &'a [String], check_app: &'a CheckApp) -> Self {
-        Self {
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            inherited,
-            check_app,
-        }
-    }
-}
-
-/// One layer and where it was written.
-pub(crate) struct Layer {
-    pub(crate) origin: Origin,
-    pub(crate) options: Options,
-    /// The program that it names; empty when it names none.
-    pub(crate) program: Vec<OsString>,
-}
-
-/// Where a layer was written.
-pub(crate) enum Origin {
-    Flags,
-    Environment,
-    File {
-        file: Arc<File>,
-        spans: BTreeMap<String, Range<usize>>,
-    },
-    Presets,
-}
-
-impl Layer {
-    /// Where this layer sets `name`.
-    pub(crate) fn place(&self, name: &str) -> Place {
-        match &self.origin {
-            Origin::Flags if name == "command" => Place::Flag("-- PROGRAM".to_owned()),
-            Origin::Flags => Place::Flag(format!("--{name}")),
-            Origin::Environment => Place::Variable(format!(
-                "{PREFIX}{}",
-                name.replace('-', "_").to_ascii_uppercase()
-            )),
-            Origin::File { file, spans } => Place::File {
-                file: Arc::clone(file),
-                key: Some(name.to_owned()),
-                span: spans.get(name).cloned(),
-            },
-            Origin::Presets => Place::Preset(name.to_owned()),
-        }
-    }
-}
-
-impl Layer {
-    /// What kind of layer it is, and where it sets `name`; a default is set nowhere.
-    fn source(&self, name: &str) -> (&'static str, Option<String>) {
-        let kind = match &self.origin {
-            Origin::Flags => "flag",
-            Origin::Environment => "environment",
-            Origin::File { .. } => "file",
-            Origin::Presets => return ("default", None),
-        };
-        (kind, Some(self.place(name).to_string()))
-    }
 }
 
 /// A setting, its value, and who set it.
@@ -152,90 +73,30 @@ impl Source {
         args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
         env: impl IntoIterator<Item = (impl Into<OsString>, impl Into<OsString>)>,
     ) -> Result<Invocation, clap::Error> {
-        let mut command = command(identity);
-        let cli = command
-            .try_get_matches_from_mut(args)
-            .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
-            .map_err(|error| with_tip(error, identity).format(&mut command))?;
-        let mut json = false;
-        let mut reached = |reach: Reach| {
-            json = reach.json;
-            let Reach {
-                control,
-                config,
-                name,
-                json: _,
-            } = reach;
-            Typed {
-                config,
-                options: Options {
-                    control,
-                    name,
-                    ..Options::default()
-                },
-                program: Vec::new(),
-            }
-        };
-        let (action, typed) = match cli.verb {
-            None if cli.check => (Act::Check { print: false }, cli.typed),
-            None => (Act::Serve, cli.typed),
-            Some(Verb::Check { print, typed }) => (Act::Check { print }, *typed),
-            Some(Verb::Status { reach }) => (Act::Status, reached(reach)),
-            Some(Verb::Events {
-                follow,
-                recent,
-                since,
-                reach,
-            }) => (
-                Act::Events {
-                    follow,
-                    recent,
-                    since,
-                },
-                reached(reach),
-            ),
-            Some(Verb::Scale { workers, reach }) => (Act::Scale(workers), reached(reach)),
-            Some(Verb::RestartWorker { slot, reach }) => (Act::RestartWorker(slot), reached(reach)),
-            Some(Verb::Drain { slot, reach }) => (Act::Drain(slot), reached(reach)),
-            Some(Verb::Config { reach }) => (Act::Config, reached(reach)),
-            Some(Verb::Top {
-                interval,
-                batch,
-                count,
-                reach,
-            }) => (
-                Act::Top {
-                    interval: interval.0.0,
-                    batch,
-                    count,
-                },
-                reached(reach),
-            ),
-            Some(Verb::Reload { wait, reach }) => (Act::Reload { wait }, reached(reach)),
-            Some(Verb::Upgrade { wait, reach }) => (Act::Upgrade { wait }, reached(reach)),
-            Some(Verb::Stop { now, reach }) => (Act::Stop { now }, reached(reach)),
-            Some(Verb::Man) => (Act::Man, Typed::default()),
-            Some(Verb::Completions { shell }) => (Act::Completions(shell), Typed::default()),
-        };
+        let CommandLine {
+            subcommand,
+            json,
+            config,
+            options,
+            program,
+        } = parse(identity, args)?;
         let environment: Vec<_> = env
             .into_iter()
             .filter_map(|(key, value)| Some((key.into().into_string().ok()?, value.into())))
             .filter(|(key, value)| key.starts_with(PREFIX) && !value.is_empty())
             .collect();
         let named = || environment.iter().find(|(key, _)| key == CONFIG);
-        let config = typed
-            .config
-            .or_else(|| named().map(|(_, path)| PathBuf::from(path)));
+        let config = config.or_else(|| named().map(|(_, path)| PathBuf::from(path)));
         let source = Self {
-            flags: typed.options,
-            program: typed.program,
+            flags: options,
+            program,
             config,
             read: None,
             environment,
             linked: identity.linked,
         };
         Ok(Invocation {
-            action,
+            subcommand,
             json,
             source,
         })
@@ -312,8 +173,8 @@ impl Source {
         });
         match control {
             // Whoever says where it is needs no more.
-            Some(Read(control)) => Ok((control, name.map(|Read(name)| name.0))),
-            None if problems.is_empty() => Ok((Control::Default, name.map(|Read(name)| name.0))),
+            Some(Parsed(control)) => Ok((control, name.map(|Parsed(name)| name))),
+            None if problems.is_empty() => Ok((Control::Default, name.map(|Parsed(name)| name))),
             None => Err(ConfigError { problems }),
         }
     }
@@ -392,12 +253,12 @@ impl Source {
             };
             let result = match value.to_str() {
                 Some(text) => options.set(setting, text),
-                None => Err("is not UTF-8".to_owned()),
+                None => Err(invalid!("is not UTF-8")),
             };
-            if let Err(message) = result {
+            if let Err(error) = result {
                 problems.push(Problem {
                     place: Place::Variable(key.clone()),
-                    message,
+                    message: error.to_string(),
                 });
             }
         }

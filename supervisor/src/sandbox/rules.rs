@@ -4,7 +4,7 @@ use super::landlock::{Landlock, Rule, Wanted};
 use super::private_tmp::PrivateTmp;
 use super::seccomp::{Filter, Profile};
 use super::{landlock, private_tmp, seccomp};
-use crate::config::{Config, Program, Rigour, Seccomp};
+use crate::config::{Config, Program, SandboxMode, Seccomp};
 use crate::process::spawn::Executable;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -123,7 +123,7 @@ impl Sandbox {
         meeting_place: Option<&Path>,
     ) -> Result<Self, String> {
         let sandbox = &config.sandbox;
-        if sandbox.rigour == Rigour::Off {
+        if sandbox.mode == SandboxMode::Off {
             return Ok(Self::NONE);
         }
         let stock = matches!(config.program, Program::App(_));
@@ -154,7 +154,7 @@ impl Sandbox {
         let mut warnings = Vec::new();
         if !missing.is_empty() {
             let missing = missing.join("; ");
-            if sandbox.rigour == Rigour::Strict {
+            if sandbox.mode == SandboxMode::Strict {
                 return Err(format!(
                     "the sandbox cannot be strict, since this is missing here: {missing} \
                      (choose --sandbox best-effort to go on without)"

@@ -2,6 +2,7 @@
 
 use super::*;
 use clap::ArgAction;
+use clap::error::ErrorKind;
 use std::collections::BTreeSet;
 
 /// The long names of a command's own options.
@@ -16,7 +17,7 @@ fn flags(command: &clap::Command) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
+fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_has_its_default() {
     let mut command = command(&Identity::supervisor());
     command.build();
     let names: BTreeSet<_> = SETTINGS.iter().map(Setting::name).collect();
@@ -28,12 +29,11 @@ fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
             .get_arguments()
             .find(|arg| arg.get_long() == Some(&name))
             .unwrap();
-        let help = arg.get_help().unwrap().to_string();
+        let help = arg.get_long_help().unwrap().to_string();
         let (Preset::Given(preset) | Preset::Computed(preset)) = setting.preset;
-        assert!(
-            help.contains(&format!("[default: {preset}] [env: {}", setting.variable())),
-            "{help}"
-        );
+        assert!(help.contains(&format!("[default: {preset}]")), "{help}");
+        let scoped = !matches!(setting.applies, Applies::All | Applies::Stock);
+        assert_eq!(help.contains(" [for "), scoped, "{help}");
         assert_eq!(arg.get_help_heading(), Some(setting.heading));
         // As variable and as key it is known: what is wrong with it is its value.
         let wrong = "\u{0}";
@@ -72,11 +72,13 @@ fn every_option_is_a_flag_a_variable_and_a_key_and_its_help_says_so() {
 #[test]
 fn help_man_page_and_completions_are_complete() {
     for identity in [Identity::supervisor(), Identity::linked("myapp")] {
-        let help = command(&identity).render_help().to_string();
+        let help = command(&identity).render_long_help().to_string();
         let man = String::from_utf8(man(&identity)).unwrap().replace('\\', "");
         let completions = String::from_utf8(completions(&identity, Shell::Bash)).unwrap();
-        for name in SETTINGS.iter().map(Setting::name) {
-            let shown = name != "app" || !identity.linked;
+        for setting in SETTINGS {
+            let name = setting.name();
+            let of_others = matches!(setting.applies, Applies::Stock | Applies::External);
+            let shown = !identity.linked || !of_others;
             assert_eq!(help.contains(&format!("--{name} <")), shown, "{name}");
             assert_eq!(man.contains(&format!("--{name}")), shown, "{name}");
             assert!(completions.contains(&format!("--{name}")), "{name}");
@@ -97,8 +99,50 @@ fn help_man_page_and_completions_are_complete() {
 }
 
 #[test]
-fn each_act_is_reached() {
-    let act = |args: &[&str]| {
+fn the_short_help_fits_one_screen_and_has_the_options_that_most_people_need() {
+    for identity in [Identity::supervisor(), Identity::linked("myapp")] {
+        let typed = [identity.name.as_str(), "-h"];
+        let none = Vec::<(String, String)>::new();
+        let error = Source::from_parts(&identity, typed, none).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DisplayHelp);
+        let help = error.to_string();
+        assert!(help.lines().count() <= 30, "{help}");
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 100),
+            "{help}"
+        );
+        let options = |line: &&str| line.trim_start().starts_with('-');
+        assert!(help.lines().filter(options).count() <= 15, "{help}");
+        for name in COMMON {
+            let shown = name != "app" || !identity.linked;
+            assert_eq!(
+                help.contains(&format!("--{name} <")),
+                shown,
+                "{name}: {help}"
+            );
+        }
+        for subcommand in command(&identity).get_subcommands() {
+            let name = subcommand.get_name();
+            assert!(
+                subcommand.is_hide_set() || help.contains(name),
+                "{name}: {help}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_rule_for_variables_is_stated_once() {
+    let help = command(&Identity::supervisor())
+        .render_long_help()
+        .to_string();
+    assert_eq!(help.matches("SUPERVISOR_NAME").count(), 1, "{help}");
+    assert_eq!(help.matches("[env: ").count(), 1, "{help}");
+}
+
+#[test]
+fn each_subcommand_is_reached() {
+    let subcommand = |args: &[&str]| {
         let args = ["supervisor"].iter().chain(args);
         Source::from_parts(
             &Identity::supervisor(),
@@ -106,25 +150,34 @@ fn each_act_is_reached() {
             Vec::<(String, String)>::new(),
         )
         .unwrap()
-        .action
+        .subcommand
     };
-    assert_eq!(act(&["--workers", "8"]), Act::Serve);
-    assert_eq!(act(&["--", "status"]), Act::Serve);
+    assert_eq!(subcommand(&["--workers", "8"]), Subcommand::Serve);
+    assert_eq!(subcommand(&["--", "status"]), Subcommand::Serve);
     assert_eq!(
-        act(&["--check", "--workers", "8"]),
-        Act::Check { print: false }
+        subcommand(&["--check", "--workers", "8"]),
+        Subcommand::Check { print: false }
     );
     assert_eq!(
-        act(&["check", "--workers", "8", "--", "ls"]),
-        Act::Check { print: false }
+        subcommand(&["check", "--workers", "8", "--", "ls"]),
+        Subcommand::Check { print: false }
     );
-    assert_eq!(act(&["check", "--print"]), Act::Check { print: true });
-    assert_eq!(act(&["status", "--json"]), Act::Status);
     assert_eq!(
-        act(&["reload", "--wait", "--control", "/c"]),
-        Act::Reload { wait: true }
+        subcommand(&["check", "--print"]),
+        Subcommand::Check { print: true }
     );
-    assert_eq!(act(&["stop", "--now"]), Act::Stop { now: true });
-    assert_eq!(act(&["man"]), Act::Man);
-    assert_eq!(act(&["completions", "bash"]), Act::Completions(Shell::Bash));
+    assert_eq!(subcommand(&["status", "--json"]), Subcommand::Status);
+    assert_eq!(
+        subcommand(&["reload", "--wait", "--control", "/c"]),
+        Subcommand::Reload { wait: true }
+    );
+    assert_eq!(
+        subcommand(&["stop", "--now"]),
+        Subcommand::Stop { now: true }
+    );
+    assert_eq!(subcommand(&["man"]), Subcommand::Man);
+    assert_eq!(
+        subcommand(&["completions", "bash"]),
+        Subcommand::Completions(Shell::Bash)
+    );
 }

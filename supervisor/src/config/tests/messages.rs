@@ -307,7 +307,7 @@ fn errors_of_the_command_line_name_the_flag() {
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),
-        "error: invalid value '30' for '--hang-timeout <TIME>': `30` has no unit (write it like 30s or 30ms); \
+        "error: invalid value '30' for '--hang-timeout <DURATION|off>': `30` has no unit (write it like 30s or 30ms); \
          `off` switches it off"
     );
     assert_eq!(
@@ -355,14 +355,14 @@ fn a_setting_without_effect_is_warned_of() {
             .warnings,
         [
             "--max-connections: has no effect in class sync (it is for class async)",
-            "--ready: has no effect on an app or a Rust service (it is for other programs)"
+            "--ready: has no effect on an app or a Rust service (it is for external programs)"
         ]
     );
     assert_eq!(
         args(&["--keep-alive=2s", "--ready=after=2s", "--", "ls"])
             .unwrap()
             .warnings,
-        ["--keep-alive: has no effect on another program (it is for apps and Rust services)"]
+        ["--keep-alive: has no effect on an external program (it is for apps and Rust services)"]
     );
     assert_eq!(
         file("[env]\nworkers = 8").unwrap().warnings,

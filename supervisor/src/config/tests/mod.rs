@@ -5,12 +5,16 @@ mod help;
 mod hostile;
 mod messages;
 
-use super::cli::command;
+use super::command_line::{COMMON, command};
 use super::error::{File, Place, Problem};
-use super::options::{Preset, SETTINGS, Setting};
+use super::options::{Applies, Preset, SETTINGS, Setting};
 use super::*;
 use clap_complete::Shell;
+use nix::sys::signal::Signal;
+use prefork_protocol::settings::Class;
 use prefork_worker::apps::AppError;
+use std::ffi::OsString;
+use std::time::Duration;
 
 /// A command line, an environment and a file, all made up.
 #[derive(Default)]
@@ -510,8 +514,8 @@ fn stock_apps_are_sandboxed_and_others_only_when_a_part_is_asked_for() {
     let sandbox = |words: &[&str]| args(words).unwrap().sandbox;
     let stock = sandbox(&[]);
     assert_eq!(
-        (stock.rigour, stock.seccomp, stock.tcp_bind),
-        (Rigour::BestEffort, Seccomp::Enforce, false)
+        (stock.mode, stock.seccomp, stock.tcp_bind),
+        (SandboxMode::BestEffort, Seccomp::Enforce, false)
     );
     assert_eq!(sandbox(&["--", "ls"]), Sandbox::OFF);
     assert_eq!(
@@ -526,8 +530,8 @@ fn stock_apps_are_sandboxed_and_others_only_when_a_part_is_asked_for() {
         "--private-tmp=on",
     ] {
         assert_eq!(
-            sandbox(&[asking, "--", "ls"]).rigour,
-            Rigour::BestEffort,
+            sandbox(&[asking, "--", "ls"]).mode,
+            SandboxMode::BestEffort,
             "{asking}"
         );
     }

@@ -1,6 +1,7 @@
 //! Which ends of a worker count as clean: exit statuses and signals.
 
-use super::reader::Word;
+use super::reader::{ConfigValue, InvalidValue, invalid};
+use super::toml_text::quoted;
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -27,10 +28,11 @@ impl CleanExits {
     }
 }
 
-impl Word for CleanExits {
-    const LIKE: &'static str = "\"0 TERM 30\"";
+impl ConfigValue for CleanExits {
+    type Resolved = Self;
+    const EXAMPLE: &'static str = "\"0 TERM 30\"";
 
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str) -> Result<Self, InvalidValue> {
         let mut clean = Self::default();
         for word in text
             .split([' ', ',', '\t'])
@@ -40,7 +42,7 @@ impl Word for CleanExits {
             if word.bytes().all(|byte| byte.is_ascii_digit()) {
                 let status = word
                     .parse()
-                    .map_err(|_| format!("{word} is no exit status (0 to 255)"))?;
+                    .map_err(|_| invalid!("{word} is no exit status (0 to 255)"))?;
                 clean.statuses.insert(status);
                 continue;
             }
@@ -51,20 +53,25 @@ impl Word for CleanExits {
                 format!("SIG{name}")
             };
             let signal = name.parse().map_err(|_| {
-                format!("`{word}` is neither an exit status nor a signal (write it like 0 TERM 30)")
+                invalid!(
+                    "`{word}` is neither an exit status nor a signal (write it like 0 TERM 30)"
+                )
             })?;
             if signal == Signal::SIGKILL {
-                return Err(
+                return Err(invalid!(
                     "KILL is never clean: it is what ends a worker that had to be killed"
-                        .to_owned(),
-                );
+                ));
             }
             clean.signals.insert(signal);
         }
         if clean == Self::default() {
-            return Err("names nothing (write it like 0 TERM 30)".to_owned());
+            return Err(invalid!("names nothing (write it like 0 TERM 30)"));
         }
         Ok(clean)
+    }
+
+    fn write(value: &Self) -> String {
+        quoted(value)
     }
 }
 

@@ -1,0 +1,626 @@
+//! The command line: its shape, its help, its man page.
+//!
+//! `-h` is a page with what most people need, `--help` and the man page tell everything. What is true of
+//! every option is said once, after the list.
+
+use super::options::{Applies, Options, PREFIX, Preset};
+use super::reader::Parsed;
+use super::types::Control;
+use super::values::{ServerName, Time};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser};
+use clap_complete::Shell;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Whose command line it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The command's name, as in its usage line.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it is, in a sentence.
+    pub about: String,
+    /// Whether it brings a service of its own, so that it runs neither a stock app nor another program.
+    pub linked: bool,
+}
+
+impl Identity {
+    /// The `supervisor` binary.
+    pub fn supervisor() -> Self {
+        Self {
+            name: "supervisor".to_owned(),
+            version: crate::version::VERSION.to_owned(),
+            about: "Prefork server: binds, forks, heals and reloads without losing a connection"
+                .to_owned(),
+            linked: false,
+        }
+    }
+
+    /// A program of this name that brings its own service.
+    pub fn linked(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self {
+            about: format!("{name}, served by prefork workers"),
+            name,
+            linked: true,
+            ..Self::supervisor()
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subcommand {
+    /// Serve.
+    Serve,
+    /// Validate the configuration and exit.
+    Check {
+        /// Print what is true, by [`Config::render`](super::Config::render).
+        print: bool,
+    },
+    /// Ask the running server how it is.
+    Status,
+    /// Ask the running server for this many workers.
+    Scale(u16),
+    /// Ask the running server to replace a slot's worker.
+    RestartWorker(u16),
+    /// Ask the running server to empty a slot.
+    Drain(u16),
+    /// Ask the running server what has happened.
+    Events {
+        /// Wait for more.
+        follow: bool,
+        /// Only this many, the last ones.
+        recent: Option<u32>,
+        /// Only those after this number.
+        since: Option<u64>,
+    },
+    /// Ask the running server what its settings are.
+    Config,
+    /// Show the running server.
+    Top {
+        /// From one frame to the next.
+        interval: std::time::Duration,
+        /// Print frames instead.
+        batch: bool,
+        /// Exit after this many frames.
+        count: Option<u32>,
+    },
+    /// Ask the running server to reload.
+    Reload {
+        /// Wait for the verdict.
+        wait: bool,
+    },
+    /// Ask the running server to upgrade its own program.
+    Upgrade {
+        /// Wait for the verdict.
+        wait: bool,
+    },
+    /// Ask the running server to stop.
+    Stop {
+        /// Without draining.
+        now: bool,
+    },
+    /// Print the man page.
+    Man,
+    /// Print completions for this shell.
+    Completions(Shell),
+}
+
+/// A command line, taken apart.
+#[derive(Debug)]
+pub(crate) struct CommandLine {
+    pub(crate) subcommand: Subcommand,
+    /// A client is to print JSON.
+    pub(crate) json: bool,
+    /// The file that it names.
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) options: Options,
+    /// The external program; empty when none is named.
+    pub(crate) program: Vec<OsString>,
+}
+
+/// Reads a command line, the program's name first.
+///
+/// # Errors
+/// When it is wrong, and also for `-h`, `--help` and `--version`.
+pub(crate) fn parse(
+    identity: &Identity,
+    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<CommandLine, clap::Error> {
+    let mut command = command(identity);
+    command
+        .try_get_matches_from_mut(args)
+        .and_then(|mut matches| TopLevel::from_arg_matches_mut(&mut matches))
+        .map(CommandLine::from)
+        .map_err(|error| {
+            let help = error.kind() == ErrorKind::DisplayHelp;
+            if help && error.to_string() == command.render_help().to_string() {
+                summary(identity)
+            } else {
+                with_tip(error, identity).format(&mut command)
+            }
+        })
+}
+
+#[derive(Parser, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+struct TopLevel {
+    #[command(subcommand)]
+    subcommand: Option<SubcommandArgs>,
+    /// Validate the configuration and exit, like the subcommand
+    #[arg(long, help_heading = "Configuration")]
+    check: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// What configures a server.
+#[derive(Args, Debug, Default)]
+struct ServerArgs {
+    /// Read this TOML file, also at each reload
+    #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+    /// Run this program as the workers, with its arguments, instead of a stock app
+    #[arg(last = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+/// How to find the running server.
+#[derive(Args, Debug)]
+struct ClientArgs {
+    /// Connect to the control socket at this path
+    #[arg(long, value_name = "PATH", help_heading = "Control")]
+    control: Option<Parsed<Control>>,
+    /// Find the control socket by this configuration file
+    #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
+    config: Option<PathBuf>,
+    /// Find the server that was started with this --name
+    #[arg(long, value_name = "NAME", help_heading = "Control")]
+    name: Option<Parsed<ServerName>>,
+    /// Print the answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum SubcommandArgs {
+    /// Validate the configuration and exit
+    Check {
+        /// Print every option with its value, as a configuration file
+        #[arg(long, help_heading = "Configuration")]
+        print: bool,
+        #[command(flatten)]
+        server: Box<ServerArgs>,
+    },
+    /// Show the state of the server and its workers
+    Status {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Reload configuration and program
+    Reload {
+        /// Wait for the result; exit with 1 and the reason when the reload was rejected
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Upgrade the supervisor in place: same pid, sockets and workers
+    Upgrade {
+        /// Wait for the result; exit with 1 and the reason when the new program cannot take over
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Drain workers and stop
+    Stop {
+        /// Stop immediately, without draining
+        #[arg(long)]
+        now: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Run N workers until the next reload
+    Scale {
+        /// Number of workers
+        #[arg(value_name = "N")]
+        workers: u16,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Replace the worker of a slot
+    ///
+    /// The new one is ready before the old one drains. Exits with 1 and the reason when that fails.
+    RestartWorker {
+        /// Number of the slot, as `status` shows it
+        slot: u16,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Drain the worker of a slot
+    ///
+    /// Keeps the slot empty until restart-worker or a reload fills it.
+    Drain {
+        /// Number of the slot, as `status` shows it
+        slot: u16,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show what has happened
+    Events {
+        /// Wait for more events until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        /// Show only the last N
+        #[arg(long, short = 'n', value_name = "N")]
+        recent: Option<u32>,
+        /// Show only those after this number
+        #[arg(long, value_name = "NUMBER")]
+        since: Option<u64>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Show the running server's options, and where each was set
+    Config {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Watch and operate the server on the terminal
+    Top {
+        /// Refresh this often
+        #[arg(long, value_name = "DURATION", default_value = "1s")]
+        interval: Parsed<Time<100, 3_600_000>>,
+        /// Print frames as plain text, or with --json as JSON, instead of using the terminal
+        #[arg(long, short)]
+        batch: bool,
+        /// Exit after N frames
+        #[arg(long, short = 'n', value_name = "N")]
+        count: Option<u32>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Print the man page
+    #[command(hide = true)]
+    Man,
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// bash, elvish, fish, powershell or zsh
+        shell: Shell,
+    },
+}
+
+impl From<TopLevel> for CommandLine {
+    fn from(top_level: TopLevel) -> Self {
+        let TopLevel {
+            subcommand,
+            check,
+            server,
+        } = top_level;
+        let Some(subcommand) = subcommand else {
+            let subcommand = if check {
+                Subcommand::Check { print: false }
+            } else {
+                Subcommand::Serve
+            };
+            return Self::of_server(subcommand, server);
+        };
+        match subcommand {
+            SubcommandArgs::Check { print, server } => {
+                Self::of_server(Subcommand::Check { print }, *server)
+            }
+            SubcommandArgs::Status { client } => Self::of_client(Subcommand::Status, client),
+            SubcommandArgs::Events {
+                follow,
+                recent,
+                since,
+                client,
+            } => {
+                let events = Subcommand::Events {
+                    follow,
+                    recent,
+                    since,
+                };
+                Self::of_client(events, client)
+            }
+            SubcommandArgs::Scale { workers, client } => {
+                Self::of_client(Subcommand::Scale(workers), client)
+            }
+            SubcommandArgs::RestartWorker { slot, client } => {
+                Self::of_client(Subcommand::RestartWorker(slot), client)
+            }
+            SubcommandArgs::Drain { slot, client } => {
+                Self::of_client(Subcommand::Drain(slot), client)
+            }
+            SubcommandArgs::Config { client } => Self::of_client(Subcommand::Config, client),
+            SubcommandArgs::Top {
+                interval: Parsed(interval),
+                batch,
+                count,
+                client,
+            } => {
+                let top = Subcommand::Top {
+                    interval,
+                    batch,
+                    count,
+                };
+                Self::of_client(top, client)
+            }
+            SubcommandArgs::Reload { wait, client } => {
+                Self::of_client(Subcommand::Reload { wait }, client)
+            }
+            SubcommandArgs::Upgrade { wait, client } => {
+                Self::of_client(Subcommand::Upgrade { wait }, client)
+            }
+            SubcommandArgs::Stop { now, client } => {
+                Self::of_client(Subcommand::Stop { now }, client)
+            }
+            SubcommandArgs::Man => Self::of_server(Subcommand::Man, ServerArgs::default()),
+            SubcommandArgs::Completions { shell } => {
+                Self::of_server(Subcommand::Completions(shell), ServerArgs::default())
+            }
+        }
+    }
+}
+
+impl CommandLine {
+    fn of_server(subcommand: Subcommand, server: ServerArgs) -> Self {
+        let ServerArgs {
+            config,
+            options,
+            program,
+        } = server;
+        Self {
+            subcommand,
+            json: false,
+            config,
+            options,
+            program,
+        }
+    }
+
+    fn of_client(subcommand: Subcommand, client: ClientArgs) -> Self {
+        let ClientArgs {
+            control,
+            config,
+            name,
+            json,
+        } = client;
+        Self {
+            subcommand,
+            json,
+            config,
+            options: Options {
+                control,
+                name,
+                ..Options::default()
+            },
+            program: Vec::new(),
+        }
+    }
+}
+
+/// The options that `-h` shows, in its order.
+pub(crate) const COMMON: [&str; 13] = [
+    "config",
+    "bind",
+    "workers",
+    "app",
+    "class",
+    "env",
+    "user",
+    "max-requests",
+    "hang-timeout",
+    "graceful-timeout",
+    "log-level",
+    "access-log",
+    "admin",
+];
+
+const SIGNALS: &str = "\
+Signals:
+  HUP         reload configuration and program; the old workers serve until the
+              new ones are ready
+  TERM, QUIT  stop: after pre-stop-delay, workers drain within graceful-timeout;
+              a second one skips the delay, or ends the drain
+  INT         stop immediately
+  USR1        reopen the log file and the access log
+  USR2        upgrade the supervisor in place: same pid, sockets and workers; a
+              reload does so, too, when the program was replaced on disk
+  WINCH       drain all workers, keep the sockets
+  TTIN, TTOU  one worker more, one fewer";
+
+const PRECEDENCE: &str = "\
+Precedence:
+  Every option --NAME can be set as SUPERVISOR_NAME in the environment and as NAME
+  in the file: --max-workers 8, SUPERVISOR_MAX_WORKERS=8, max-workers = 8. A flag
+  overrides the environment, which overrides the file. An empty variable counts as
+  not set. An option that can be repeated takes a list: values separated by spaces
+  in a variable, [\"A\", \"B\"] in the file.
+  Durations have a unit: 500ms, 30s, 1m 30s. So can sizes: 64KiB is 65536 bytes,
+  64KB is 64000.
+  Only the file can hold: command = [\"PROGRAM\", \"ARGUMENT\"] and, at its end,
+  a table [env] with a line for each of the workers' variables.";
+
+const STATUS: &str = "\
+Exit status:
+  0  stopped as requested; the configuration is valid; the request was granted
+  1  no worker could start; the request was rejected, or no server is running
+  2  the command line, the environment or the file is invalid";
+
+/// Returns the whole command line, for parsing and help.
+pub(crate) fn command(identity: &Identity) -> Command {
+    let name = &identity.name;
+    let examples = examples(identity);
+    let linked = identity.linked;
+    let finish = move |command: Command| command.mut_args(|arg| describe(arg, linked));
+    finish(TopLevel::command())
+        .mut_subcommand("check", finish)
+        .name(name.clone())
+        .bin_name(name.clone())
+        .version(identity.version.clone())
+        .about(identity.about.clone())
+        .after_long_help([PRECEDENCE, SIGNALS, STATUS, &examples].join("\n\n"))
+}
+
+/// Returns what `-h` prints, as the error that makes clap print it.
+fn summary(identity: &Identity) -> clap::Error {
+    let name = &identity.name;
+    let order = |arg: &Arg| {
+        let name = arg.get_id().as_str().replace('_', "-");
+        COMMON.iter().position(|common| *common == name)
+    };
+    let program = if identity.linked {
+        ""
+    } else {
+        " [-- PROGRAM ARGUMENT...]"
+    };
+    let usage = format!("{name} [OPTIONS]{program}\n       {name} COMMAND [OPTIONS]");
+    let commands = "Commands:\n  \
+                    check                              Validate the configuration\n  \
+                    status, events, config, top        Show the running server\n  \
+                    reload, upgrade, stop, scale, restart-worker, drain    Operate it";
+    let more = format!(
+        "Options can also be set in the environment (SUPERVISOR_WORKERS=4) and in the file\n\
+         (workers = 4). {name} --help lists all of them, signals, exit status and examples."
+    );
+    command(identity)
+        .mut_args(|arg| {
+            let position = order(&arg);
+            arg.hide(position.is_none())
+                .help_heading(None)
+                .display_order(position.unwrap_or_default())
+        })
+        .help_template("{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}")
+        .override_usage(usage)
+        .before_help(commands)
+        .after_help(more)
+        .try_get_matches_from([name.as_str(), "-h"])
+        .expect_err("asked for help")
+}
+
+fn examples(identity: &Identity) -> String {
+    let name = &identity.name;
+    let own = format!("{name} check --config /etc/{name}.toml\n  {name} reload --wait");
+    let others = format!(
+        "{name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  {name} --workers 4 -- python3 app.py\n  "
+    );
+    let others = if identity.linked { "" } else { &others };
+    format!("Examples:\n  {name} --workers 8\n  {others}{own}")
+}
+
+/// The man page, in roff.
+pub(crate) fn man(identity: &Identity) -> Vec<u8> {
+    let name = &identity.name;
+    let program = if identity.linked {
+        ""
+    } else {
+        " [-- PROGRAM ARGUMENT...]"
+    };
+    let synopsis = format!(
+        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
+         {name} events [--follow]\n  {name} config\n  {name} top\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
+         {name} stop [--now]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT"
+    );
+    let man = clap_mangen::Man::new(command(identity)).section("8");
+    let mut page = Vec::new();
+    man.render_title(&mut page)
+        .and_then(|()| man.render_name_section(&mut page))
+        .and_then(|()| page.write_all(section(&synopsis).as_bytes()))
+        .and_then(|()| man.render_options_section(&mut page))
+        .and_then(|()| man.render_subcommands_section(&mut page))
+        .expect("memory takes every byte");
+    for text in [PRECEDENCE, SIGNALS, STATUS, &examples(identity)] {
+        page.extend_from_slice(section(text).as_bytes());
+    }
+    page
+}
+
+/// A section of the man page, from text with its heading in the first line, as `--help` has it.
+fn section(text: &str) -> String {
+    let (heading, body) = text.split_once('\n').unwrap_or((text, ""));
+    let heading = heading.trim_end_matches(':').to_uppercase();
+    // No line of ours begins with a dot, which roff would obey.
+    let body = body
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
+    format!(".SH \"{heading}\"\n.nf\n{body}\n.fi\n")
+}
+
+/// A shell's completions.
+pub(crate) fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(
+        shell,
+        &mut command(identity),
+        identity.name.clone(),
+        &mut script,
+    );
+    script
+}
+
+/// Adds to an option's help its default and the workers to which it applies, and hides it where it
+/// makes no sense.
+fn describe(arg: Arg, linked: bool) -> Arg {
+    let name = arg.get_id().as_str().replace('_', "-");
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let long_help = arg.get_long_help().map(ToString::to_string);
+    let long_help = long_help.unwrap_or_else(|| help.clone());
+    let arg = arg.hide_short_help(!COMMON.contains(&name.as_str()));
+    if name == "config" {
+        return arg.long_help(format!("{long_help}\n\n[env: {PREFIX}CONFIG]"));
+    }
+    let Some(setting) = super::options::setting(&name) else {
+        return arg.hide(linked && name == "program");
+    };
+    let scope = match setting.applies {
+        Applies::All | Applies::Stock => "",
+        Applies::Rust => " [for stock apps and Rust services]",
+        Applies::Threads => " [for class threads]",
+        Applies::Async => " [for class async]",
+        Applies::External => " [for external programs]",
+        Applies::Range => " [for a range of workers]",
+    };
+    let (Preset::Given(preset) | Preset::Computed(preset)) = setting.preset;
+    let help = match setting.preset {
+        Preset::Given(preset) => format!("{help} [default: {preset}]"),
+        Preset::Computed(_) => help,
+    };
+    let refused = linked && matches!(setting.applies, Applies::Stock | Applies::External);
+    arg.help(help)
+        .long_help(format!("{long_help}\n\n[default: {preset}]{scope}"))
+        .hide(refused)
+}
+
+/// Adds to an error about a stray word what was probably meant.
+fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
+    let stray = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => {
+            word.clone()
+        }
+        _ => return error,
+    };
+    let name = &identity.name;
+    let tip = if stray.starts_with('-') {
+        return error;
+    } else if TopLevel::command().find_subcommand(&stray).is_some() {
+        format!("`{stray}` comes first: {name} {stray} [OPTIONS]")
+    } else if identity.linked {
+        return error;
+    } else {
+        format!("a program comes after `--`: {name} [OPTIONS] -- {stray}")
+    };
+    error.insert(
+        ContextKind::Suggested,
+        ContextValue::StyledStrs(vec![tip.into()]),
+    );
+    error
+}
