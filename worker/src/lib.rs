@@ -41,11 +41,14 @@ mod serving_thread;
 mod slow_log;
 mod sys;
 
+pub use {bytes, http, http_body, tower_service};
+
 pub use body::Body;
 pub use context::Context;
 pub use error::BoxError;
 pub use http_service::HttpService;
 pub use prefork_protocol::environment::is_worker;
+pub use prefork_protocol::{GenerationId, Slot, WorkerId};
 pub use raw::{DrainSignal, RawService, Stream};
 pub use run::run;
 pub use service::Service;

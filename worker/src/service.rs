@@ -1,5 +1,6 @@
 //! What a program serves: [`Service`].
 
+use crate::body::Body;
 use crate::connection::Connection;
 use crate::context::Context;
 use crate::error::{BoxError, StartError};
@@ -7,7 +8,9 @@ use crate::http_connection::{self, Builders};
 use crate::http_service::HttpService;
 use crate::raw::{self, RawService};
 use crate::serving_thread::{ConnectionGuard, ServingThread};
-use std::future::Future;
+use bytes::Bytes;
+use http::{Request, Response};
+use std::future::{Future, ready};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -59,6 +62,28 @@ impl Service {
         S: HttpService,
     {
         Self(Box::new(Http { make }))
+    }
+
+    /// HTTP, by a function of a request: [`Service::http`] for services that need no set-up.
+    ///
+    /// A handler that fails is logged, and its client gets 500. The function is cloned for each
+    /// request, so share what is large by `Arc`.
+    ///
+    /// ```
+    /// use prefork_worker::{Body, Service};
+    ///
+    /// let service = Service::from_fn(async |request: http::Request<Body>| {
+    ///     let body = request.into_body().bytes().await?;
+    ///     Ok(http::Response::new(format!("{} bytes\n", body.len())))
+    /// });
+    /// ```
+    pub fn from_fn<H, F, B>(handler: H) -> Self
+    where
+        H: Fn(Request<Body>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Response<B>, BoxError>> + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
+        Self::http(move |_| ready(Ok(tower::service_fn(handler.clone()))))
     }
 
     /// Any other protocol. `make` as in [`Service::http`].
