@@ -63,7 +63,7 @@ fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
         "{line}"
     );
     assert!(
-        line.ends_with("last words: \"first\\nlast \\u{1b}[1mword\""),
+        line.ends_with("stderr: \"first\\nlast \\u{1b}[1mword\""),
         "{line}"
     );
     server.wait_for_log("first");
@@ -99,7 +99,9 @@ fn a_panics_message_is_in_the_last_words() {
     let server = setup.program([program]).start();
     server.connect().write_all(b"x").expect("sent");
     let line = line_of(&server, "exit");
-    let (end, words) = line.split_once("; last words: ").expect("last words");
+    let (end, words) = line
+        .split_once("; stderr: ")
+        .expect("the end of its standard error");
     assert!(end.contains("exited with status 101"), "{line}");
     assert!(
         words.contains("panicked at ") && words.contains("the cup is empty"),
@@ -129,7 +131,9 @@ fn machines_are_told_everything_in_fields() {
         fields["max_rss_kib"].as_u64().expect("a number") > 1000,
         "{line}"
     );
-    let words = fields["stderr"].as_str().expect("last words");
+    let words = fields["stderr"]
+        .as_str()
+        .expect("the end of its standard error");
     assert!(
         words.len() == 4096 && words.ends_with("x\nend"),
         "{} bytes",
@@ -172,7 +176,7 @@ fn a_kill_by_somebody_else_is_told_and_what_was_in_hand() {
         "{line}"
     );
     assert!(
-        line.contains("in hand: 1 request, the oldest for "),
+        line.contains("in flight: 1 request, the oldest for "),
         "{line}"
     );
     assert!(
@@ -202,7 +206,7 @@ fn an_overdue_request_is_told() {
         .expect("sent");
     let line = line_of(&server, "request-timeout");
     assert!(
-        line.contains("in hand: 1 request, the oldest for "),
+        line.contains("in flight: 1 request, the oldest for "),
         "{line}"
     );
 }

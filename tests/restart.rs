@@ -142,7 +142,7 @@ fn three() -> [Address; 3] {
 #[ignore = "runs under a systemd of its own"]
 fn inside_restarts() {
     install(THREE, "");
-    wait_until("the sockets to be kept", LONG, || stored() == 11);
+    wait_until("the sockets to be stored", LONG, || stored() == 11);
     let loads =
         three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
     let clients =
@@ -185,7 +185,7 @@ fn inside_restarts() {
 #[ignore = "runs under a systemd of its own"]
 fn inside_kills() {
     install(THREE, "");
-    wait_until("the sockets to be kept", LONG, || stored() == 11);
+    wait_until("the sockets to be stored", LONG, || stored() == 11);
     let loads =
         three().map(|address| start(Plan::rate(&address, 150.0).http("/", Some("Hello, client!"))));
     for _ in 0..5 {
@@ -217,7 +217,7 @@ fn inside_kills() {
 #[ignore = "runs under a systemd of its own"]
 fn inside_changes_addresses() {
     install(THREE, "");
-    wait_until("the sockets to be kept", LONG, || stored() == 11);
+    wait_until("the sockets to be stored", LONG, || stored() == 11);
     let [v4, v6, unix] = three();
     std::fs::write(
         CONFIG,
@@ -232,14 +232,14 @@ fn inside_changes_addresses() {
         v6.connect().is_err() && unix.connect().is_err()
     });
     assert!(
-        journal().contains("closing [::1]:8000: it was kept, and is not configured any more"),
+        journal().contains("closing stored socket [::1]:8000: no longer configured"),
         "{}",
         journal()
     );
     // A reload does the same.
     std::fs::write(CONFIG, THREE).expect("written");
     assert!(systemctl(&["reload", UNIT]), "{}", journal());
-    wait_until("all sockets to be kept again", LONG, || stored() == 11);
+    wait_until("all sockets to be stored again", LONG, || stored() == 11);
     for address in three() {
         assert_eq!(http::get(&address, "/").expect("an answer").status, 200);
     }
@@ -265,7 +265,7 @@ fn inside_keeps_admin_addresses() {
                   agent = \"127.0.0.1:9101\"\n";
     install(config, "");
     // Two slots and the key; and these two.
-    wait_until("the sockets to be kept", LONG, || stored() == 5);
+    wait_until("the sockets to be stored", LONG, || stored() == 5);
     let probes = start(Plan::rate(&address("127.0.0.1:9100"), 20.0).http("/healthz", Some("ok\n")));
     for round in 0..3 {
         restart();
@@ -301,7 +301,7 @@ fn inside_without_a_store() {
         restart();
     }
     assert_eq!(stored(), 0);
-    assert!(!journal().contains("kept"), "{}", journal());
+    assert!(!journal().contains("stored"), "{}", journal());
     // So that the directory itself stays, and tells whether the file went.
     change_unit("FileDescriptorStoreMax=0\nRuntimeDirectoryPreserve=yes");
     restart();
@@ -315,7 +315,7 @@ fn inside_without_a_store() {
 fn inside_changes_users() {
     let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmax-workers = 8\nmin-ready = \"100ms\"\n";
     install(config, "DynamicUser=no");
-    wait_until("the sockets to be kept", LONG, || stored() == 3);
+    wait_until("the sockets to be stored", LONG, || stored() == 3);
     let v4 = address("127.0.0.1:8000");
     let load = start(Plan::rate(&v4, 150.0).http("/", Some("Hello, client!")));
     change_unit("DynamicUser=no\nUser=nobody");

@@ -264,7 +264,7 @@ fn inside_upgrades() {
     assert!((61184..=65519).contains(&user), "user {user}");
     let status = said(&[BINARY, "status"]);
     assert!(status.contains(&format!("pid         {pid}")), "{status}");
-    wait_until("the sockets to be kept", LONG, || PLAIN.stored() == 3);
+    wait_until("the sockets to be stored", LONG, || PLAIN.stored() == 3);
     let load = start(Plan::rate(&v4(), 150.0).http("/", Some("Hello, client!")));
     for round in 0..3 {
         install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
@@ -328,7 +328,7 @@ fn inside_upgrades() {
 fn inside_watched() {
     configure("");
     begin("WatchdogSec=2s");
-    wait_until("the sockets to be kept", LONG, || PLAIN.stored() == 3);
+    wait_until("the sockets to be stored", LONG, || PLAIN.stored() == 3);
     let load = start(Plan::rate(&v4(), 100.0).http("/", Some("Hello, client!")));
     load.wait_for_more(20);
     let pid = PLAIN.pid();

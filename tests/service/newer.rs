@@ -43,7 +43,7 @@ fn inside_preserves() {
     said(&["systemctl", "add-wants", "throw-away.target", PLAIN.0]);
     PLAIN.drop_in("FileDescriptorStorePreserve=yes");
     PLAIN.must("start");
-    wait_until("the sockets to be kept", LONG, || PLAIN.stored() == 3);
+    wait_until("the sockets to be stored", LONG, || PLAIN.stored() == 3);
     let load = start(Plan::rate(&v4(), 100.0).http("/", Some("Hello, client!")));
     for _ in 0..3 {
         load.wait_for_more(50);

@@ -6,3 +6,4 @@
 pub(crate) mod events;
 pub(crate) mod report;
 pub(crate) mod status;
+pub(crate) mod worker_exit;

@@ -1,8 +1,8 @@
 //! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
 
 use super::events::EventRecord;
+use super::worker_exit;
 use crate::systemd::notify::Notifier;
-use crate::workers::exits;
 use log::Level;
 use nix::unistd::Pid;
 use prefork_core::{Command, Fact, RecycleReason, ScaleReason, Stall, WorkerRef};
@@ -78,7 +78,7 @@ fn command_name(command: &Command) -> String {
 }
 
 /// A fact in words and fields; `None` for one whose line needs more than the core knows: a worker's start (its pid), and
-/// its death (see [`deaths`](crate::workers::exits)). `pid` is that of the worker it is about, where it is known.
+/// its death (see [`worker_exit`]). `pid` is that of the worker it is about, where it is known.
 pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
     use Level::{Error, Info, Warn};
     let about =
@@ -114,7 +114,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             about("protocol-violation", Error, who, format_args!("{reason}; sending SIGKILL"))
         }
         Fact::LeavesUnasked(who, follow) => {
-            let follow = exits::follow(*follow);
+            let follow = worker_exit::follow(*follow);
             about("leaving", Warn, who, format_args!("drains although it was not asked to; {follow}"))
         }
         Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),

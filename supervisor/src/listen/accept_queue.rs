@@ -1,12 +1,13 @@
-//! How many connections wait in a slot's own queues, as the kernel tells without the worker's help.
+//! The lengths of accept queues, from the kernel, without the worker's help.
 
 use super::ListenSet;
 use prefork_os::listen_queue;
 use std::os::fd::AsFd;
 
 impl ListenSet {
-    /// How many connections wait to be accepted from the sockets that are this slot's own; `None` when it has none, or
-    /// none that listens. A queue that all slots share says nothing about one of them.
+    /// Returns how many connections wait to be accepted from the sockets that are this slot's own;
+    /// `None` when it has none, or none that listens. A queue that all slots share says nothing
+    /// about one of them.
     pub(crate) fn queue_length(&self, slot: u16) -> Option<u32> {
         let own = self
             .entries
@@ -28,7 +29,8 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
     use std::time::{Duration, Instant};
 
-    /// The queue grows when the handshake's last packet has been handled, a moment after the client knows.
+    /// The queue grows when the handshake's last packet has been handled, a moment after the client
+    /// has connected.
     fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         while !holds() {
@@ -76,7 +78,7 @@ mod tests {
         assert_eq!(
             set.queue_length(1),
             Some(2),
-            "who has given up still waits to be accepted"
+            "a closed connection still waits to be accepted"
         );
     }
 

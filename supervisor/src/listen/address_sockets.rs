@@ -44,9 +44,9 @@ pub(crate) enum Kind {
 }
 
 impl AddressSockets {
-    /// Binds the first socket of a TCP address, unless another program has it. When another address
-    /// of `ours` overlaps it (as 0.0.0.0 does every address), that one keeps other programs out, and
-    /// a probe would find it.
+    /// Binds the first socket of a TCP address, unless another program has it. When another
+    /// address of `ours` overlaps it (as 0.0.0.0 does every address), that one keeps other
+    /// programs out, and a probe would find it.
     pub(crate) fn tcp(
         asked: SocketAddr,
         ours: bool,
@@ -186,7 +186,10 @@ impl AddressSockets {
     /// Whether this serves the address with this key. One that chose its port also answers to it.
     pub(crate) fn answers_to(&self, key: &AddressKey) -> bool {
         self.key == *key
-            || matches!((&self.kind, key), (Kind::ReuseportGroup(slots), AddressKey::Tcp(asked)) if slots.address() == *asked)
+            || match (&self.kind, key) {
+                (Kind::ReuseportGroup(slots), AddressKey::Tcp(asked)) => slots.address() == *asked,
+                _ => false,
+            }
     }
 
     /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is the
@@ -382,7 +385,8 @@ fn lock_unix(
         .map_err(|_| ListenProblem::SocketInUse)
 }
 
-/// Returns a name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at most.
+/// Returns a name that `LISTEN_FDNAMES` can carry: printable ASCII without colons, 255 bytes at
+/// most.
 fn socket_name(text: &str) -> String {
     let safe = |letter: char| {
         if letter.is_ascii_graphic() && letter != ':' {

@@ -1,8 +1,9 @@
 //! The steering program: which slots' sockets of a SO_REUSEPORT group get new connections.
 //!
-//! Classic BPF, run by the kernel once per SYN. It draws a random number, since a hash of the connection is 0 on
-//! some devices and a port modulo something is lopsided, and turns it into a index: the index of a socket in the
-//! group. Which slot's socket is where, [`slots`](super::reuseport_group) knows.
+//! Classic BPF, run by the kernel once per SYN. It draws a random number, since a hash of the
+//! connection is 0 on some devices and a port modulo something is lopsided, and turns it into the
+//! index of a socket in the group. [`reuseport_group`](super::reuseport_group) knows which slot's
+//! socket has which index.
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -14,7 +15,7 @@ use std::os::fd::OwnedFd;
 pub(crate) enum Steered {
     /// New connections now go where they were asked to.
     Changed,
-    /// Everything is as before: nowhere to steer to, or nothing that can be steered.
+    /// Nothing has changed: there is nowhere to steer to, or nothing that can be steered.
     Unchanged,
 }
 
@@ -34,9 +35,9 @@ pub(crate) enum SteerProblem {
     NotOpen(u16),
     /// The kernel refused the program.
     System(Errno),
-    /// The socket through which to steer is missing, and others may not.
+    /// The steering socket is missing, and no other may change the program.
     NoSteeringSocket,
-    /// Sockets came back from an earlier process, but not all: the kernel's order of them is not known any more.
+    /// Not all sockets of the address were stored: the indices of the others are unknown.
     Scattered,
 }
 
@@ -49,23 +50,26 @@ impl fmt::Display for SteerError {
             }
             SteerProblem::System(errno) => &errno.desc(),
             SteerProblem::NoSteeringSocket => {
-                &"its sockets are another user's, and the one to steer them by is gone; a stop and a start cures it"
+                &"its sockets are another user's, and its steering socket is gone; \
+                  stop and start the server"
             }
             SteerProblem::Scattered => {
-                &"not all of its sockets were kept; raise FileDescriptorStoreMax=, then stop and start"
+                &"not all of its sockets were stored; raise FileDescriptorStoreMax=, \
+                  then stop and start the server"
             }
         };
         write!(
             f,
-            "cannot steer {address}: {what} (connections also reach slots without a worker, and wait there)"
+            "cannot steer {address}: {what} \
+             (connections also reach slots without a worker, and wait there)"
         )
     }
 }
 
 impl std::error::Error for SteerError {}
 
-/// Steers the group of `member`, which must not be locked, to the sockets at `indices` of the group. Without indices
-/// there is nothing to steer to, and nothing changes.
+/// Steers the group of `member`, which must not be locked, to the sockets with these `indices`.
+/// Without indices there is nothing to steer to, and nothing changes.
 pub(crate) fn attach(member: &OwnedFd, indices: &[u16]) -> Result<Steered, Errno> {
     let mut indices = indices.to_vec();
     indices.sort_unstable();
@@ -83,30 +87,32 @@ pub(crate) fn attach(member: &OwnedFd, indices: &[u16]) -> Result<Steered, Errno
     Ok(Steered::Changed)
 }
 
-/// Has the kernel throw away what asks `socket` for a connection, so that none is made to it even without a program.
+/// Makes the kernel drop every connection attempt to `socket`, even without a program.
 pub(crate) fn reject_connections(socket: &OwnedFd) {
-    let drop = socket2::SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
-    // The filter is complete, but may need CAP_NET_ADMIN; the other needs nothing, and leaves odd neighbours.
+    let drop = socket2::SockFilter::new(opcode(libc::BPF_RET | libc::BPF_K), 0, 0, 0);
+    // The filter drops everything, but may need CAP_NET_ADMIN. The other needs no privilege, and
+    // still lets some packets of the same link through.
     let _ = socket2::SockRef::from(socket).attach_filter(&[drop]);
     let _ = prefork_os::ignore_travelled_packets(socket);
 }
 
-/// A program that returns each of `indices` (ascending, not empty) equally often.
+/// Returns a program that returns each of `indices` (ascending, not empty) equally often.
 ///
-/// The random number modulo the count is a position in `indices`. Within a run of consecutive indices, the index is
-/// the position plus a constant: so it takes three instructions per run, not two per index.
+/// The random number modulo the count is a position in `indices`. Within a run of consecutive
+/// indices, the index is the position plus a constant: so it takes three instructions per run, not
+/// two per index.
 fn program(indices: &[u16]) -> Vec<libc::sock_filter> {
-    let count = indices.len() as u32;
+    let count = length(indices);
     let mut code = vec![
         statement(
             libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-            (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32,
+            (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM).cast_unsigned(),
         ),
         statement(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
     ];
     let mut position = 0;
     for run in indices.chunk_by(|one, next| one + 1 == *next) {
-        let end = position + run.len() as u32;
+        let end = position + length(run);
         if end < count {
             // Not in this run: over the next two instructions.
             let jump = statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, end);
@@ -122,10 +128,18 @@ fn program(indices: &[u16]) -> Vec<libc::sock_filter> {
     code
 }
 
+/// Returns the code of an instruction: 16 bits by definition, which libc types wider.
+pub(super) fn opcode(code: u32) -> u16 {
+    u16::try_from(code).expect("a code has 16 bits")
+}
+
+fn length(indices: &[u16]) -> u32 {
+    u32::try_from(indices.len()).expect("an index has 16 bits")
+}
+
 fn statement(code: u32, k: u32) -> libc::sock_filter {
-    // Codes are 16 bits wide by definition; libc merely types them wider.
     libc::sock_filter {
-        code: code as u16,
+        code: opcode(code),
         jt: 0,
         jf: 0,
         k,
@@ -160,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn every_place_comes_up_equally_often() {
+    fn every_index_comes_up_equally_often() {
         let odd: Vec<u16> = (0..1024).filter(|slot| slot % 2 == 1).collect();
         let all: Vec<u16> = (0..1024).collect();
         let rotations: [&[u16]; 7] = [
@@ -175,15 +189,11 @@ mod tests {
         for slots in rotations {
             let code = program(slots);
             assert!(code.len() <= 4096, "the kernel's limit");
-            let drawn: Vec<u16> = (0..slots.len() as u32)
-                .map(|random| run(&code, random) as u16)
+            let drawn: Vec<u32> = (0..length(slots))
+                .map(|random| run(&code, random))
                 .collect();
-            assert_eq!(drawn, slots);
-            assert_eq!(
-                run(&code, slots.len() as u32),
-                u32::from(slots[0]),
-                "modulo"
-            );
+            assert!(drawn.into_iter().eq(slots.iter().copied().map(u32::from)));
+            assert_eq!(run(&code, length(slots)), u32::from(slots[0]), "modulo");
         }
     }
 }

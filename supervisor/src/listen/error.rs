@@ -19,14 +19,15 @@ pub(crate) struct ListenError {
 pub(crate) enum ListenProblem {
     /// The host name has no address.
     Unresolved(String),
-    /// Somebody else listens on this TCP port: a server with this pid, if it holds the address's lock.
+    /// Another program listens on this TCP port: a server with this pid, if it holds the address's
+    /// lock.
     PortInUse {
         /// The port.
         port: u16,
         /// The holder of the lock.
         holder: Option<u32>,
     },
-    /// Somebody else listens on this Unix socket.
+    /// Another program listens on this Unix socket.
     SocketInUse,
     /// The path is taken by something that is no socket.
     NotASocket(&'static str),
@@ -43,7 +44,7 @@ pub(crate) enum ListenProblem {
     NoUser(String),
     /// There is no such group.
     NoGroup(String),
-    /// No such descriptor was inherited; this tells which ones were.
+    /// No such descriptor was inherited; this says which ones were.
     NotInherited(String),
     /// The inherited descriptor is no listening stream socket.
     NotListening(&'static str),
@@ -130,29 +131,41 @@ impl fmt::Display for ListenProblem {
             Self::Unresolved(reason) => write!(f, "{reason} (check the host name)"),
             Self::PortInUse { port, holder: None } => write!(
                 f,
-                "address in use (another supervisor or program listens there; `ss -ltnp 'sport = :{port}'` names it)"
+                "address in use (another supervisor or program listens there; \
+                 `ss -ltnp 'sport = :{port}'` names it)"
             ),
-            Self::PortInUse { holder: Some(pid), .. } => {
-                write!(f, "address in use (another supervisor, pid {pid}, serves it; stop that one first)")
+            Self::PortInUse {
+                holder: Some(pid), ..
+            } => {
+                write!(
+                    f,
+                    "address in use (another supervisor, pid {pid}, serves it; stop that one first)"
+                )
             }
             Self::SocketInUse => {
                 f.write_str("address in use (another program listens on it; `ss -lxp` names it)")
             }
             Self::NotASocket(kind) => {
-                write!(f, "the path is {kind}, not a socket (remove it, or choose another path)")
+                write!(
+                    f,
+                    "the path is {kind}, not a socket (remove it, or choose another path)"
+                )
             }
             Self::PathTooLong { length, limit } => write!(
                 f,
-                "the path has {length} bytes, a Unix socket's at most {limit} (choose a shorter one)"
+                "the path has {length} bytes, a Unix socket's at most {limit} \
+                 (choose a shorter one)"
             ),
             Self::OtherPermissions => f.write_str(
-                "it is served already, with another mode, owner or group (restart, or choose another path)",
+                "it is served already, with another mode, owner or group \
+                 (restart, or choose another path)",
             ),
             Self::NoUser(name) => write!(f, "there is no user {name} (check owner=)"),
             Self::NoGroup(name) => write!(f, "there is no group {name} (check group=)"),
             Self::NotInherited(what) => write!(
                 f,
-                "no such descriptor was inherited ({what}; LISTEN_FDS and LISTEN_PID announce them, as systemd sets them)"
+                "no such descriptor was inherited ({what}; \
+                 LISTEN_FDS and LISTEN_PID announce them, as systemd sets them)"
             ),
             Self::NotListening(what) => write!(f, "it is {what} (pass a listening stream socket)"),
             Self::System { operation, errno } => {
@@ -164,6 +177,11 @@ impl fmt::Display for ListenProblem {
 }
 
 impl std::error::Error for ListenError {}
+
+/// Returns the error number of a system call's error.
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
 
 fn errno_text(errno: Errno) -> &'static str {
     match errno {

@@ -1,7 +1,7 @@
 //! Listening sockets that this process was started with.
 
 use super::address::AddressKey;
-use super::error::{ListenProblem, Operation};
+use super::error::{ListenProblem, Operation, errno_of};
 use crate::config::Bind;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use prefork_protocol::environment::Inherited;
@@ -9,7 +9,7 @@ use socket2::SockRef;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-/// The sockets that an address names: one by number, perhaps several by name.
+/// Returns the inherited sockets that an address names: one by number, perhaps several by name.
 pub(crate) fn find<'a>(
     inherited: &'a [Inherited],
     bind: &Bind,
@@ -37,8 +37,8 @@ pub(crate) fn key(socket: &Inherited) -> AddressKey {
     AddressKey::Fd(socket.socket.as_raw_fd())
 }
 
-/// A copy of an inherited socket, made non-blocking, and the address that it is bound to. The original stays for
-/// later generations.
+/// Returns a non-blocking copy of an inherited socket, and the address that it is bound to. The
+/// original stays for later generations.
 pub(crate) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), ListenProblem> {
     let failed = ListenProblem::system(Operation::Inherit);
     match getsockopt(&inherited.socket, sockopt::SockType) {
@@ -50,15 +50,11 @@ pub(crate) fn take(inherited: &Inherited) -> Result<(OwnedFd, String), ListenPro
     if !getsockopt(&inherited.socket, sockopt::AcceptConn).map_err(failed)? {
         return Err(ListenProblem::NotListening("not listening"));
     }
-    let system = |error: std::io::Error| {
-        failed(nix::errno::Errno::from_raw(
-            error.raw_os_error().unwrap_or(0),
-        ))
-    };
+    let system = |error: std::io::Error| failed(errno_of(&error));
     let socket = inherited.socket.try_clone().map_err(system)?;
     prefork_os::set_nonblocking(&socket).map_err(system)?;
     let reference = SockRef::from(&socket);
-    // As for our own TCP sockets; others refuse it, rightly.
+    // As for our own TCP sockets; others refuse it.
     let _ = reference.set_tcp_nodelay(true);
     let address = reference.local_addr().map_err(system)?;
     let text = address

@@ -1,14 +1,15 @@
 //! A lock per address in the runtime directory, which keeps a second server away from it.
 //!
-//! Probing an address cannot tell two servers apart that start at the same moment; the lock can. It is flock(2)'s,
-//! so it goes with its holder, however that ends. Where no lock can be made, the probe has to do.
+//! Probing an address does not help against a server that starts at the same moment; the lock does.
+//! It is an flock(2), so it is released when its holder exits, for whatever reason. Where no lock
+//! can be made, the probe has to do.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Held as long as it lives.
+/// The lock of an address, held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct AddressLock {
     pub(crate) path: PathBuf,
@@ -16,10 +17,10 @@ pub(crate) struct AddressLock {
 }
 
 impl AddressLock {
-    /// Takes the lock of an address. `Ok(None)` when there is no directory in which it could be made.
+    /// Takes the lock of an address. Returns `None` when there is no directory for it.
     ///
     /// # Errors
-    /// Somebody holds it: that one's pid, if the file tells.
+    /// Another process holds it: its pid, if the file has it.
     pub(crate) fn take(
         directory: Option<&Path>,
         address: &str,
@@ -50,10 +51,10 @@ impl AddressLock {
                 Err(TryLockError::Error(_)) => return Ok(None),
             }
             if !is_at(&file, &path) {
-                // Its holder removed it between our open and our lock; such a lock keeps nobody out.
+                // Its holder removed it between our open and our lock; such a lock excludes no one.
                 continue;
             }
-            // Only for the other side's error message.
+            // Only for the error message of another server.
             let _ = file
                 .set_len(0)
                 .and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -70,7 +71,8 @@ impl Drop for AddressLock {
     }
 }
 
-/// A different file name for every address. A Unix path of many odd letters gives too long a one, and no lock.
+/// Returns a different file name for every address. For a long Unix path of many special characters
+/// it is too long, and there is no lock.
 fn file_name(address: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
     let letter = |byte: u8| {

@@ -148,7 +148,8 @@ impl Listeners {
                 }
             }
         }
-        // Bind sockets for more slots first and add them last, so that a failure changes no address.
+        // Bind sockets for more slots first and add them last, so that a failure changes no
+        // address.
         let growth = chosen
             .iter()
             .map(|group| group.more_sockets(slots))
@@ -253,7 +254,7 @@ impl Listeners {
                 let mut found = Vec::new();
                 let mut missing = None;
                 for target in &targets {
-                    match self.get_or_bind(AddressKey::Tcp(*target), live, |live| {
+                    match get_or_bind(&AddressKey::Tcp(*target), live, |live| {
                         let stored = self.stored.borrow_mut().take_tcp(*target);
                         if let Some((address, parts)) = stored {
                             return AddressSockets::tcp_stored(
@@ -287,11 +288,10 @@ impl Listeners {
             } => {
                 let wanted = unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref())
                     .map_err(error)?;
-                let found = self
-                    .get_or_bind(AddressKey::Unix(wanted.path.clone()), live, |_| {
-                        self.unix(&wanted)
-                    })
-                    .map_err(error)?;
+                let found = get_or_bind(&AddressKey::Unix(wanted.path.clone()), live, |_| {
+                    self.unix(&wanted)
+                })
+                .map_err(error)?;
                 if found.has_permissions(&wanted) {
                     Ok(vec![found])
                 } else {
@@ -302,7 +302,7 @@ impl Listeners {
                 .map_err(error)?
                 .into_iter()
                 .map(|socket| {
-                    self.get_or_bind(inherited::key(socket), live, |_| {
+                    get_or_bind(&inherited::key(socket), live, |_| {
                         AddressSockets::inherited(socket)
                     })
                     .map_err(error)
@@ -325,23 +325,6 @@ impl Listeners {
             ));
         }
         AddressSockets::unix(wanted, directory)
-    }
-
-    fn get_or_bind(
-        &self,
-        key: AddressKey,
-        live: &mut Vec<Rc<AddressSockets>>,
-        bind: impl FnOnce(&[Rc<AddressSockets>]) -> Result<AddressSockets, ListenProblem>,
-    ) -> Result<Rc<AddressSockets>, ListenProblem> {
-        if let Some(group) = live
-            .iter()
-            .find(|group| group.answers_to(&key) && !group.is_exclusive())
-        {
-            return Ok(Rc::clone(group));
-        }
-        let group = Rc::new(bind(live)?);
-        live.push(Rc::clone(&group));
-        Ok(group)
     }
 }
 
@@ -463,4 +446,19 @@ impl ListenSet {
             .map(|entry| entry.address.describe())
             .collect()
     }
+}
+
+/// Returns the live sockets of an address, or binds them and adds them to `live`.
+fn get_or_bind(
+    key: &AddressKey,
+    live: &mut Vec<Rc<AddressSockets>>,
+    bind: impl FnOnce(&[Rc<AddressSockets>]) -> Result<AddressSockets, ListenProblem>,
+) -> Result<Rc<AddressSockets>, ListenProblem> {
+    let known = |sockets: &&Rc<AddressSockets>| sockets.answers_to(key) && !sockets.is_exclusive();
+    if let Some(known) = live.iter().find(known) {
+        return Ok(Rc::clone(known));
+    }
+    let bound = Rc::new(bind(live)?);
+    live.push(Rc::clone(&bound));
+    Ok(bound)
 }

@@ -1,8 +1,9 @@
-//! Listening sockets that somebody has shut down.
+//! Rebinds slots whose listening socket was shut down.
 //!
-//! shutdown(2), or connect(2) to no address, ends a listening socket for all who hold it, and a worker holds its
-//! slot's. Such a socket leaves the kernel's group, whose last member moves into its index, and accepts nothing any more.
-//! The slot gets a new socket. Whoever holds the old one has to be replaced.
+//! shutdown(2), or connect(2) to no address, ends a listening socket for all processes that hold
+//! it, and a worker holds its slot's. Such a socket leaves the kernel's group, whose last member
+//! takes its index, and accepts nothing any more. The slot gets a new socket, and the workers that
+//! hold the old one must be replaced.
 
 use super::error::Operation;
 use super::reuseport_group::{Members, ReuseportGroup, listen, listens};
@@ -16,8 +17,9 @@ impl ListenSet {
         self.entries.iter().any(|entry| own(&entry.address))
     }
 
-    /// Replaces sockets that were shut down, in the kernel's group and in this set. All sets of a server have to be told;
-    /// the first one does it. What new connections choose from is to be [steered](Self::steer) anew.
+    /// Replaces sockets that were shut down, in the kernel's group and in this set. Call it on all
+    /// sets of a server; the first call binds. The addresses must be
+    /// [steered](Self::steer_address) again afterwards.
     ///
     /// # Errors
     /// The address for which no new socket can be bound; its slots share what is left.
@@ -53,7 +55,7 @@ impl ReuseportGroup {
             members.leave(*slot);
         }
         if lost.len() > 1 {
-            // In what order they left decides who is where.
+            // The indices of the others depend on the order in which these left.
             members.scatter();
         }
         for slot in lost {
@@ -70,7 +72,7 @@ impl ReuseportGroup {
 }
 
 impl Members {
-    /// Takes note of a slot's socket that has left the group: the last member has moved into its index.
+    /// Takes note of a slot's socket that has left the group: the last member has taken its index.
     fn leave(&mut self, slot: usize) {
         let Some(index) = self.indices[slot].take() else {
             return;
@@ -81,11 +83,11 @@ impl Members {
         others
             .filter(|other| **other == last)
             .for_each(|other| *other = Some(index));
-        // Whatever the program was for, it is not any more.
+        // The program fits the old indices only.
         self.steered.clear();
     }
 
-    /// Has another socket be the slot's, as the group's last member.
+    /// Gives a slot another socket, which joins the group as its last member.
     fn join(&mut self, slot: usize, socket: std::os::fd::OwnedFd) -> Result<(), nix::errno::Errno> {
         listen(&socket, self.backlog)?;
         if self.steering_index.is_some() {
@@ -97,7 +99,8 @@ impl Members {
         Ok(())
     }
 
-    /// Nobody knows who is where: everybody's turn, and the key leaves.
+    /// Gives up steering, since the indices are unknown: all slots get connections, and the
+    /// steering socket leaves the group.
     fn scatter(&mut self) {
         self.scattered = true;
         if let Some(steering) = self.steering.take() {
@@ -133,12 +136,13 @@ mod tests {
         TcpListener::from(sockets[0].1.try_clone_to_owned().expect("a copy"))
     }
 
-    /// Demands that connections which are steered to a slot are accepted from its socket, and from no other.
+    /// Demands that connections which are steered to a slot are accepted from its socket, and from
+    /// no other.
     fn assert_steered(set: &ListenSet, address: SocketAddr, slots: u16) {
         for slot in 0..slots {
             set.steer(&[slot]).expect("steered");
             for _ in 0..8 {
-                let client = TcpStream::connect(address).expect("nobody is dropped");
+                let client = TcpStream::connect(address).expect("no connection is dropped");
                 let listener = listener(set, slot);
                 listener.set_nonblocking(false).expect("our own");
                 let (server, peer) = listener.accept().expect("a connection");
@@ -164,7 +168,7 @@ mod tests {
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
             assert_eq!(shut(&set), [victim]);
-            set.rebind_shut_down().expect("mended");
+            set.rebind_shut_down().expect("rebound");
             assert!(shut(&set).is_empty());
             assert_steered(&set, address, 4);
         }
@@ -178,13 +182,13 @@ mod tests {
             socket2::SockRef::from(&listener(&set, victim))
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
-            set.rebind_shut_down().expect("mended");
+            set.rebind_shut_down().expect("rebound");
         }
         assert_steered(&set, address, 4);
     }
 
     #[test]
-    fn after_several_at_once_everybody_gets_a_share() {
+    fn after_several_at_once_every_slot_gets_a_share() {
         let (mut set, address) = set(4);
         set.steer(&[0, 1, 2, 3]).expect("steered");
         for victim in [2, 0] {
@@ -192,17 +196,17 @@ mod tests {
                 .shutdown(Shutdown::Both)
                 .expect("shut down");
         }
-        set.rebind_shut_down().expect("mended");
+        set.rebind_shut_down().expect("rebound");
         assert!((0..4).all(|slot| !set.is_shut(slot)));
-        assert!(set.steer(&[0, 1]).is_err(), "nobody knows who is where");
-        let clients: Vec<_> = (0..64)
-            .map(|_| TcpStream::connect(address).expect("nobody is dropped"))
+        assert!(set.steer(&[0, 1]).is_err(), "the indices are unknown");
+        let _clients: Vec<_> = (0..64)
+            .map(|_| TcpStream::connect(address).expect("no connection is dropped"))
             .collect();
         assert_eq!(
             (0..4)
                 .filter_map(|slot| set.queue_length(slot))
                 .sum::<u32>(),
-            clients.len() as u32
+            64
         );
     }
 }

@@ -1,16 +1,18 @@
-//! The sockets of one TCP address: one per slot, and the key.
+//! The sockets of one TCP address: one per slot, and the steering socket.
 //!
-//! They share the address by SO_REUSEPORT. One that listens is a member of the kernel's group; its *index* there is
-//! the number of members before it. The kernel fills a gap with the last member, so none ever leaves while the
-//! address lives: a index, once given, stays. ReuseportGroup and indices differ, since the key has a index too.
+//! They share the address by SO_REUSEPORT. One that listens is a member of the kernel's group, and
+//! its *index* is the number of members before it. The kernel fills a gap with the last member, so
+//! none leaves while the address lives: an index, once given, stays. Slots and indices differ,
+//! since the steering socket has an index too.
 //!
-//! A worker holds the very sockets of its slots, and any member can change the group's program. So the slots'
-//! sockets are locked, and the program is changed through the *steering*: one more member, which no worker gets, which
-//! no program chooses, and to which nobody can connect even if a program did, since it throws away what reaches it.
-//! Where the kernel refuses programs there is neither lock nor steering.
+//! A worker holds the sockets of its slot, and any member can change the group's program. So the
+//! slots' sockets are locked, and the program is changed through the *steering socket*: one more
+//! member, which no worker gets and no program chooses. Even if a program did, no client could
+//! connect to it, since it drops what reaches it. Where the kernel refuses programs, there is
+//! neither lock nor steering socket.
 
 use super::bpf::{self, SteerProblem, Steered};
-use super::error::ListenProblem;
+use super::error::{ListenProblem, errno_of};
 use super::socket_label::SocketLabel;
 use super::tcp;
 use nix::errno::Errno;
@@ -21,47 +23,50 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-/// The steering's queue stays empty.
+/// The steering socket's queue stays empty.
 const STEERING_BACKLOG: u32 = 0;
 
+/// The sockets of one TCP address.
 #[derive(Debug)]
 pub(crate) struct ReuseportGroup {
     pub(crate) address: SocketAddr,
     pub(crate) members: RefCell<Members>,
 }
 
+/// The sockets, and what is known of the kernel's group.
 #[derive(Debug, Default)]
 pub(crate) struct Members {
-    /// Closed first, lest it fill the gap of a slot's socket that is closed before it.
+    /// The steering socket. It is closed first, so that it never fills the gap of a slot's socket.
     pub(crate) steering: Option<Rc<OwnedFd>>,
-    /// The steering's index, if it listens.
+    /// The steering socket's index, if it listens.
     pub(crate) steering_index: Option<u16>,
     /// By slot.
     pub(crate) sockets: Vec<Rc<OwnedFd>>,
     /// By slot: the index of its socket, if it listens.
     pub(crate) indices: Vec<Option<u16>>,
-    /// How many members the group has, which is the next one's index.
+    /// How many members the group has, which is the index of the next one.
     pub(crate) count: u16,
     pub(crate) backlog: u32,
-    /// The sockets came from an earlier process: those that listen are locked, and perhaps another user's.
+    /// Whether the sockets came from an earlier process: those that listen are locked, and perhaps
+    /// another user's.
     pub(crate) adopted: bool,
-    /// The indices of the program's choice, as far as this process has attached it.
+    /// The indices that the program chooses from, if this process has attached it.
     pub(crate) steered: Vec<u16>,
-    /// Nobody knows any more whose index is which.
+    /// Whether the indices are unknown.
     pub(crate) scattered: bool,
 }
 
-/// What came back of an address's sockets, each with its index.
+/// The stored sockets of an address, each with its index.
 #[derive(Debug, Default)]
 pub(crate) struct StoredMembers {
     steering: Option<(u16, OwnedFd)>,
     slots: BTreeMap<u16, (u16, OwnedFd)>,
-    /// Two claimed to be the same.
+    /// Whether two sockets claimed to be the same.
     doubtful: bool,
 }
 
 impl StoredMembers {
-    /// Adds a slot's socket, or the key.
+    /// Adds a slot's socket, or the steering socket.
     pub(crate) fn put(&mut self, slot: Option<u16>, index: u16, socket: OwnedFd) {
         let before = match slot {
             Some(slot) => self.slots.insert(slot, (index, socket)),
@@ -72,7 +77,7 @@ impl StoredMembers {
 }
 
 impl ReuseportGroup {
-    /// Binds the key and the first slot's socket. A port of 0 becomes a free one.
+    /// Binds the steering socket and the first slot's socket. A port of 0 becomes a free one.
     pub(crate) fn bind(asked: SocketAddr) -> Result<Self, ListenProblem> {
         let first = tcp::bind(asked)?;
         let address = tcp::local_address(&first)?;
@@ -88,21 +93,21 @@ impl ReuseportGroup {
         Ok(this)
     }
 
-    /// Takes over the sockets of an earlier process. What is missing is bound, as far as the system allows: it does
-    /// not, if they are another user's.
-    pub(crate) fn adopt(address: SocketAddr, parts: StoredMembers) -> Result<Self, ListenProblem> {
+    /// Takes over the sockets of an earlier process. What is missing is bound, if the system allows
+    /// it: it does not if they are another user's.
+    pub(crate) fn adopt(address: SocketAddr, stored: StoredMembers) -> Result<Self, ListenProblem> {
         let StoredMembers {
             steering,
             slots,
             doubtful,
-        } = parts;
+        } = stored;
         let mut indices: Vec<u16> = slots
             .values()
             .chain(&steering)
             .map(|(index, _)| *index)
             .collect();
         indices.sort_unstable();
-        // Members that are gone have moved others into their indices, unless they were the last ones.
+        // Others have taken the indices of missing members, unless those were the last ones.
         let scattered = doubtful
             || indices
                 .iter()
@@ -122,7 +127,7 @@ impl ReuseportGroup {
             members.steering = tcp::bind(address).ok().map(Rc::new);
         }
         if scattered && let Some(steering) = members.steering.take() {
-            // Everybody's turn; the key leaves.
+            // All slots get connections, and the steering socket leaves the group.
             let all: Vec<u16> = (0..count).collect();
             let _ = bpf::attach(&steering, &all);
             members.steering_index = None;
@@ -149,8 +154,8 @@ impl ReuseportGroup {
         self.address
     }
 
-    /// The members of the group, in the order of their indices, so that those that are kept are the first ones even
-    /// where not all can be.
+    /// Returns the members of the group with their labels, in the order of their indices: if not
+    /// all can be stored, the first ones are.
     pub(crate) fn labels(&self, any: bool) -> Vec<(SocketLabel, Rc<OwnedFd>)> {
         let members = self.members.borrow();
         let steering = members
@@ -183,7 +188,13 @@ impl ReuseportGroup {
 
     #[cfg(test)]
     pub(crate) fn steering_socket(&self) -> Rc<OwnedFd> {
-        Rc::clone(self.members.borrow().steering.as_ref().expect("a steering"))
+        Rc::clone(
+            self.members
+                .borrow()
+                .steering
+                .as_ref()
+                .expect("a steering socket"),
+        )
     }
 
     #[cfg(test)]
@@ -191,7 +202,7 @@ impl ReuseportGroup {
         self.members.borrow().steering_index
     }
 
-    /// ReuseportGroup whose sockets listen: these and those before them.
+    /// Returns the number of slots whose sockets listen, those before the last one included.
     pub(crate) fn open_slots(&self) -> u16 {
         let highest = self
             .members
@@ -202,19 +213,20 @@ impl ReuseportGroup {
         highest.map_or(0, |slot| u16::try_from(slot + 1).unwrap_or(u16::MAX))
     }
 
-    /// How many slots have sockets of their own, where there cannot be more: the others share them.
+    /// Returns how many slots have sockets of their own, where there cannot be more: the others
+    /// share them.
     pub(crate) fn limit(&self, slots: u16) -> Option<u16> {
         let members = self.members.borrow();
         let there = u16::try_from(members.sockets.len()).unwrap_or(u16::MAX);
         (members.adopted && there < slots).then_some(there)
     }
 
-    /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) makes them the group's.
+    /// Binds the sockets that are missing for `slots` slots. Only [`add`](Self::add) adds them.
     pub(crate) fn more(&self, slots: u16) -> Result<Vec<OwnedFd>, ListenProblem> {
         let members = self.members.borrow();
         let missing = members.sockets.len()..usize::from(slots);
         let bound: Result<Vec<_>, _> = missing.map(|_| tcp::bind(self.address)).collect();
-        // Those that came back serve; more of them are no condition. `limit` tells.
+        // Those that came back can serve without more of them; see `limit`.
         if members.adopted {
             Ok(bound.unwrap_or_default())
         } else {
@@ -222,6 +234,7 @@ impl ReuseportGroup {
         }
     }
 
+    /// Adds what [`more`](Self::more) has bound.
     pub(crate) fn add(&self, more: Vec<OwnedFd>) {
         let mut members = self.members.borrow_mut();
         members.sockets.extend(more.into_iter().map(Rc::new));
@@ -229,14 +242,15 @@ impl ReuseportGroup {
         members.indices.resize(slots, None);
     }
 
-    /// All sockets, by slot.
+    /// Returns all sockets, by slot.
     pub(crate) fn sockets(&self) -> Vec<Rc<OwnedFd>> {
         self.members.borrow().sockets.clone()
     }
 
-    /// Has the sockets of the first `slots` slots listen, with this backlog. Those that listen already go on.
+    /// Makes the sockets of the first `slots` slots listen, with this backlog. Those that listen
+    /// already are unaffected.
     pub(crate) fn open(&self, slots: u16, backlog: u32) -> Result<(), Errno> {
-        // Without gaps, whatever came back.
+        // Without gaps, whichever sockets came back.
         let slots = slots.max(self.open_slots());
         let mut members = self.members.borrow_mut();
         let Members {
@@ -250,7 +264,7 @@ impl ReuseportGroup {
         let changed = std::mem::replace(before, backlog) != backlog;
         for (slot, (socket, index)) in sockets.iter().zip(indices).enumerate() {
             match index {
-                // To listen again on a listening socket changes its backlog, and nothing else.
+                // Another listen(2) changes the backlog, and nothing else.
                 Some(_) if changed => listen(socket, backlog)?,
                 None if slot < usize::from(slots) => {
                     listen(socket, backlog)?;
@@ -263,11 +277,12 @@ impl ReuseportGroup {
                 Some(_) | None => {}
             }
         }
-        // Where programs are refused, `steer` tells.
+        // If programs are refused, `steer` reports it.
         let _ = admit_steering_socket(&mut members);
         Ok(())
     }
 
+    /// Steers new connections to the slots in `rotation`.
     pub(crate) fn steer(&self, rotation: &[u16]) -> Result<Steered, SteerProblem> {
         let mut members = self.members.borrow_mut();
         if members.count == 0 {
@@ -291,7 +306,8 @@ impl ReuseportGroup {
             .eq(members.steered.iter().map(|index| Ok(*index)))
     }
 
-    /// Steers to the key, which throws away what asks for a connection. What is in a queue stays there.
+    /// Steers to the steering socket, which drops connection attempts. What is in a queue stays
+    /// there.
     pub(crate) fn blackhole(&self) -> Result<Steered, SteerProblem> {
         let mut members = self.members.borrow_mut();
         match members.steering_index {
@@ -302,8 +318,9 @@ impl ReuseportGroup {
 }
 
 impl Drop for ReuseportGroup {
-    /// Sockets close one after the other, and the program fits no group that shrinks. Whoever came to one that is about
-    /// to close would be reset; whoever is not heard asks again and is refused.
+    /// Sockets close one after the other, and the program does not fit a group that shrinks. A
+    /// connection to one that is about to close would be reset; a dropped attempt is repeated and
+    /// then refused.
     fn drop(&mut self) {
         let members = self.members.get_mut();
         if members
@@ -318,7 +335,7 @@ impl Drop for ReuseportGroup {
 }
 
 impl Members {
-    /// The index of a slot's socket.
+    /// Returns the index of a slot's socket.
     fn index(&self, slot: u16) -> Result<u16, SteerProblem> {
         let position = usize::from(slot);
         let position = if self.adopted {
@@ -346,8 +363,9 @@ impl Members {
     }
 }
 
-/// Has the key join the group, and locks the others. A program that leaves the key out must be there before, or the
-/// kernel would choose it too; only a member can attach that one, so the lock comes last.
+/// Adds the steering socket to the group, and locks the others. A program that leaves it out must
+/// be attached before, or the kernel would choose it too. Only a member can attach that program,
+/// so the lock comes last.
 fn admit_steering_socket(members: &mut Members) -> Result<(), SteerProblem> {
     if members.scattered {
         return Err(SteerProblem::Scattered);
@@ -378,12 +396,12 @@ fn admit_steering_socket(members: &mut Members) -> Result<(), SteerProblem> {
     if members.adopted
         && let Err(errno) = bpf::attach(&steering, &indices)
     {
-        // It leaves as the last member, so that nobody moves.
+        // It leaves as the last member, so that all indices stay.
         members.steering = None;
         return Err(system(errno));
     }
     for (socket, _) in listening() {
-        // A worker that could change the program harms its own service; that is no reason not to serve.
+        // A worker that could change the program harms only its own service: serve all the same.
         let _ = prefork_os::lock_filter(&**socket);
     }
     members.steering_index = Some(members.count);
@@ -398,9 +416,5 @@ pub(crate) fn listens(socket: &OwnedFd) -> bool {
 pub(crate) fn listen(socket: &OwnedFd, backlog: u32) -> Result<(), Errno> {
     SockRef::from(socket)
         .listen(i32::try_from(backlog).unwrap_or(i32::MAX))
-        .map_err(errno)
-}
-
-fn errno(error: std::io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+        .map_err(|error| errno_of(&error))
 }

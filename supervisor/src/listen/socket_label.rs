@@ -1,9 +1,9 @@
 //! The names under which a service manager stores our listening sockets.
 //!
-//! A name tells what a socket is: a slot's and its index in the kernel's reuseport group, the steering socket of an
-//! address, the only socket of an address and its purpose, or a Unix socket and which file is its own. Names travel to
-//! the next supervisor, which may be another version: their spelling never changes. A name is believed only if the
-//! socket is what it says.
+//! A name says what a socket is: a slot's with its index in the kernel's reuseport group, the
+//! steering socket of an address, the exclusive socket of an address with its purpose, or a Unix
+//! socket and its file. Names travel to the next supervisor, which may be another version: their
+//! spelling never changes. A name is believed only if the socket is what it says.
 
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use socket2::SockRef;
@@ -14,22 +14,23 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// What all names of ours begin with. Other names are the user's.
+/// The prefix of our names. Other names are the user's.
 pub(crate) const PREFIX: &str = "prefork-";
 /// systemd's limit.
 const NAME_MAX: usize = 255;
 
-/// What a socket is, as its name tells.
+/// What a socket is, according to its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SocketLabel {
-    /// A member of a TCP address's group: a slot's, or the key. `any` port was asked for, and this one was free.
+    /// A member of a TCP address's group: a slot's, or the steering socket. With `any`, port 0 was
+    /// asked for, and this one was free.
     Member {
         slot: Option<u16>,
         index: u16,
         address: SocketAddr,
         any: bool,
     },
-    /// The only socket of a TCP address that no worker serves, and its purpose.
+    /// The exclusive socket of a TCP address that no worker serves.
     Exclusive {
         purpose: String,
         address: SocketAddr,
@@ -40,7 +41,7 @@ pub(crate) enum SocketLabel {
 }
 
 impl SocketLabel {
-    /// The name to keep it under; none when it would be too long.
+    /// Returns the name to store it under; `None` when it would be too long.
     pub(crate) fn name(&self) -> Option<String> {
         Some(self.to_string()).filter(|name| name.len() <= NAME_MAX)
     }

@@ -1,7 +1,7 @@
 //! Sockets that outlive the supervisor, and come back to the next one.
 //!
-//! A service manager stores copies of our listening sockets under names that we choose, and hands them over like
-//! activated ones, in any order. [`SocketLabel`] reads those names.
+//! A service manager stores copies of our listening sockets under names that we choose, and passes
+//! them on like activated ones, in any order. [`SocketLabel`] reads those names.
 
 use super::reuseport_group::StoredMembers;
 use super::socket_label::{PREFIX, SocketLabel};
@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-/// Sockets of ours that came back, and that no address has claimed yet.
+/// Stored sockets that came back, and that no address has claimed yet.
 #[derive(Debug, Default)]
 pub(crate) struct StoredSockets {
-    groups: Vec<Members>,
+    groups: Vec<StoredGroup>,
     others: Vec<(SocketLabel, OwnedFd)>,
     /// The names that came, each with its socket's inode.
     names: Vec<(String, u64)>,
@@ -23,14 +23,14 @@ pub(crate) struct StoredSockets {
 }
 
 #[derive(Debug)]
-struct Members {
+struct StoredGroup {
     address: SocketAddr,
     any: bool,
-    parts: StoredMembers,
+    members: StoredMembers,
 }
 
 impl StoredSockets {
-    /// Tells our own sockets from those that were handed over to be named in `fd://` addresses.
+    /// Separates stored sockets of ours from those that `fd://` addresses can name.
     pub(crate) fn sort(inherited: Vec<Inherited>) -> (Vec<Inherited>, Self) {
         let (ours, others): (Vec<_>, Vec<_>) = inherited
             .into_iter()
@@ -44,7 +44,7 @@ impl StoredSockets {
                 {
                     stored.put(label, socket);
                 }
-                // A probe of the store itself; see there.
+                // It was stored to find out whether there is a store.
                 _ if name == PROBE => {}
                 Ok(_) | Err(()) => {
                     stored.remarks.push(format!(
@@ -57,7 +57,7 @@ impl StoredSockets {
     }
 
     fn put(&mut self, label: SocketLabel, socket: OwnedFd) {
-        // With the scope of a link-local address, which the name leaves out.
+        // With the scope of a link-local address, which the name omits.
         let whole = |address| tcp::local_address(&socket).unwrap_or(address);
         let (slot, index, address, any) = match label {
             SocketLabel::Member {
@@ -80,35 +80,32 @@ impl StoredSockets {
             }
             SocketLabel::File { .. } => return self.others.push((label, socket)),
         };
-        let group = match self
+        let known = self
             .groups
-            .iter_mut()
-            .find(|group| group.address == address)
-        {
-            Some(group) => group,
-            None => {
-                self.groups.push(Members {
-                    address,
-                    any,
-                    parts: StoredMembers::default(),
-                });
-                self.groups.last_mut().expect("just added")
-            }
-        };
-        group.parts.put(slot, index, socket);
+            .iter()
+            .position(|group| group.address == address);
+        let position = known.unwrap_or_else(|| {
+            self.groups.push(StoredGroup {
+                address,
+                any,
+                members: StoredMembers::default(),
+            });
+            self.groups.len() - 1
+        });
+        self.groups[position].members.put(slot, index, socket);
     }
 
-    /// What came back of the address that is asked for now, and where exactly it is bound.
+    /// Takes the stored members of a TCP address, and returns where exactly they are bound.
     pub(crate) fn take_tcp(&mut self, asked: SocketAddr) -> Option<(SocketAddr, StoredMembers)> {
         let index = self
             .groups
             .iter()
             .position(|group| answers(group.address, group.any, asked))?;
         let group = self.groups.swap_remove(index);
-        Some((group.address, group.parts))
+        Some((group.address, group.members))
     }
 
-    /// The Unix socket of this path that came back, and its file's device and inode.
+    /// Takes the stored Unix socket of this path, with its file's device and inode.
     pub(crate) fn take_file(&mut self, wanted: &Path) -> Option<((u64, u64), OwnedFd)> {
         let index = self.others.iter().position(
             |(label, _)| matches!(label, SocketLabel::File { path, .. } if path == wanted),
@@ -119,7 +116,7 @@ impl StoredSockets {
         }
     }
 
-    /// The only socket of an address that came back for this purpose.
+    /// Takes the stored exclusive socket of an address for this purpose.
     pub(crate) fn take_exclusive(&mut self, wanted: &str, asked: SocketAddr) -> Option<OwnedFd> {
         let fits = |label: &SocketLabel| match label {
             SocketLabel::Exclusive {
@@ -133,18 +130,19 @@ impl StoredSockets {
         Some(self.others.swap_remove(index).1)
     }
 
-    /// The names under which sockets came, each with its socket's inode. For whoever keeps them.
+    /// Returns the names under which sockets came, each with its socket's inode.
     pub(crate) fn names(&self) -> &[(String, u64)] {
         &self.names
     }
 
+    /// Adds a line to log, once.
     pub(crate) fn remark(&mut self, remark: String) {
         if !self.remarks.contains(&remark) {
             self.remarks.push(remark);
         }
     }
 
-    /// Closes what nobody has claimed, and gives the lines to log about this and all that was odd.
+    /// Closes what no address has claimed. Returns the lines to log, about this and all remarks.
     pub(crate) fn close_unclaimed(&mut self) -> Vec<String> {
         let mut remarks = std::mem::take(&mut self.remarks);
         let addresses = self.groups.drain(..).map(|group| group.address.to_string());
@@ -153,14 +151,14 @@ impl StoredSockets {
             SocketLabel::Exclusive { address, .. } => Some(address.to_string()),
             SocketLabel::Member { .. } => None,
         });
-        let gone =
-            |address| format!("closing {address}: it was stored, and is not configured any more");
+        let gone = |address| format!("closing stored socket {address}: no longer configured");
         remarks.extend(addresses.chain(others).map(gone));
         remarks
     }
 }
 
-/// Whether what is bound there is what is asked for now; `any` port was asked for when it was bound.
+/// Whether a bound address is the one that is asked for now; `any` port was asked for when it was
+/// bound.
 fn answers(bound: SocketAddr, any: bool, asked: SocketAddr) -> bool {
     bound == asked || (asked.port() == 0 && any && bound.ip() == asked.ip())
 }
@@ -171,7 +169,7 @@ mod tests {
     use std::net::SocketAddr;
 
     #[test]
-    fn the_only_socket_of_an_address_comes_back_for_its_purpose_alone() {
+    fn an_exclusive_socket_comes_back_for_its_purpose_only() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("bound");
         let name = format!("prefork-alone-admin-tcp-127.0.0.1-{}", address.port());

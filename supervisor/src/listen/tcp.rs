@@ -1,22 +1,19 @@
 //! TCP sockets.
 
-use super::error::{ListenProblem, Operation};
+use super::error::{ListenProblem, Operation, errno_of};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 
-/// All addresses of a host, each once. Asks the system's resolver for names, which may take its time.
+/// Returns all addresses of a host, each once. Names are resolved by the C library, which may
+/// block.
 pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ListenProblem> {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
+    if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    let found = (bare, port)
+    let found = (host, port)
         .to_socket_addrs()
         .map_err(|error| ListenProblem::Unresolved(error.to_string()))?;
     let mut addresses: Vec<SocketAddr> = Vec::new();
@@ -33,8 +30,8 @@ pub(crate) fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ListenPr
     Ok(addresses)
 }
 
-/// Checks that nobody listens on the address. SO_REUSEPORT would let a second server of the same user in, to take
-/// half of the connections of the first.
+/// Checks that no program listens on the address. SO_REUSEPORT would let a second server of the
+/// same user bind it, and take half of the connections of the first.
 pub(crate) fn probe(address: SocketAddr) -> Result<(), ListenProblem> {
     new_socket(address, false)
         .map(drop)
@@ -55,7 +52,7 @@ pub(crate) fn bind_exclusive(address: SocketAddr) -> Result<OwnedFd, ListenProbl
         .map_err(|error| problem(&error, address))
 }
 
-/// Where a socket is bound.
+/// Returns where a socket is bound.
 pub(crate) fn local_address(socket: &OwnedFd) -> Result<SocketAddr, ListenProblem> {
     let address = socket2::SockRef::from(socket).local_addr();
     address
@@ -71,10 +68,10 @@ fn new_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        // Or [::]:80 would take 0.0.0.0:80 as well, and whether it does would depend on a sysctl.
+        // Else [::]:80 could include 0.0.0.0:80, depending on a sysctl.
         socket.set_only_v6(true)?;
     }
-    // Or connections of an earlier server, in TIME_WAIT, would keep the port for a minute.
+    // Else connections of an earlier server, in TIME_WAIT, would block the port for a minute.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     // Accepted connections inherit it, and save the call.
@@ -84,7 +81,7 @@ fn new_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 }
 
 fn problem(error: &io::Error, address: SocketAddr) -> ListenProblem {
-    match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+    match errno_of(error) {
         Errno::EADDRINUSE => ListenProblem::PortInUse {
             port: address.port(),
             holder: None,

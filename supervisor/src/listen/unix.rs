@@ -1,6 +1,6 @@
 //! Unix sockets: the socket and its file.
 
-use super::error::{ListenProblem, Operation};
+use super::error::{ListenProblem, Operation, errno_of};
 use super::socket_label::SocketLabel;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open};
@@ -225,7 +225,7 @@ fn set_permissions(file: &OwnedFd, wanted: &Wanted) -> Result<(), Errno> {
         // change another file.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         std::fs::set_permissions(path, Permissions::from_mode(mode & 0o7777))
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+            .map_err(|error| errno_of(&error))?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The state of all listening sockets, written for the next version of the program and taken over by it.
+//! The state of all listening sockets, written for the next version of the program and taken over
+//! by it.
 
 use super::address::AddressKey;
 use super::address_sockets::{AddressSockets, Kind};
@@ -299,7 +300,8 @@ fn verify(socket: &OwnedFd, address: SocketAddr, listens: bool) {
     if bound != Some(address) || listens && listening != Ok(true) {
         let number = socket.as_raw_fd();
         give_up(&format!(
-            "descriptor {number} is bound to {bound:?} and listens: {listening:?}; not as it should be to {address}"
+            "descriptor {number} is bound to {bound:?} and listens: {listening:?}; \
+             not as it should be to {address}"
         ));
     }
 }

@@ -4,9 +4,9 @@ use super::{Server, TELL_AGAIN};
 use crate::api::events::EventRecord;
 use crate::api::report;
 use crate::api::status::LastReload;
+use crate::api::worker_exit::to_event;
 use crate::control::{Answer, Progress, Request, event_line};
 use crate::logging as logfile;
-use crate::workers::exits;
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
 use prefork_core::{Command, Event, Fact, RequestId};
@@ -222,8 +222,7 @@ impl Server {
                     .as_ref()
                     .filter(|(worker, _)| *worker == who.worker);
                 let now = prefork_os::monotonic_ms();
-                let event =
-                    exits::to_event(*who, worker_exit, record.map(|(_, record)| record), now);
+                let event = to_event(*who, worker_exit, record.map(|(_, record)| record), now);
                 self.deaths.count(worker_exit.cause);
                 self.announce(event);
             }

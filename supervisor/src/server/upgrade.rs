@@ -472,7 +472,7 @@ impl Server {
                     count,
                 })
                 .collect(),
-            foster: self.leftovers.foster(),
+            foster: self.leftovers.has_foreign_orphans(),
             backlog: outlet().backlog().to_vec(),
             notify: self.notify.state(packing),
             control: self.control.state(packing),

@@ -207,7 +207,7 @@ impl Server {
             oom,
             usage,
             reading,
-            last_words: last_words.unwrap_or_default(),
+            stderr_tail: last_words.unwrap_or_default(),
         };
         let clean = generation
             .map(|generation| generation.config.clean_exit.clone())
@@ -219,7 +219,7 @@ impl Server {
         }
         self.stop_looking_out(worker);
         // Whatever it has left is gone before its death is told.
-        self.leftovers.look(self.now);
+        self.leftovers.scan_now(self.now);
         self.sweep_leftovers(Some(worker));
         self.record = Some((worker, record));
         self.feed(Event::Died(worker, end));
@@ -261,11 +261,11 @@ impl Server {
     /// The server is about to leave, and everybody is dead: whether to wait for what they have left, and for hooks.
     pub(crate) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
         let end = *farewell.get_or_insert_with(|| {
-            self.leftovers.look(self.now);
+            self.leftovers.scan_now(self.now);
             self.now + FAREWELL
         });
         self.sweep_leftovers(None);
-        self.leftovers.keep_looking(self.now);
+        self.leftovers.rescan_soon(self.now);
         self.tend_hooks();
         let end_of_hooks = end + FAREWELL;
         self.hooks.hurry(end_of_hooks);
@@ -284,7 +284,7 @@ impl Server {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
                     debug!("orphan {pid} {death}");
-                    self.leftovers.buried(self.now, pid);
+                    self.leftovers.reaped(self.now, pid);
                 }
                 // A body that hides others is buried in this very round; too many bodies are not.
                 let soon = if orphans.full { Some(self.now) } else { None };

@@ -1,10 +1,10 @@
-//! systemd's file descriptor store: copies of our listening sockets, held by PID 1, which hands them
-//! to the next supervisor when this one is restarted or dies. Meanwhile connections wait in their
-//! queues.
+//! systemd's file descriptor store: copies of our listening sockets, held by PID 1, which hands
+//! them to the next supervisor when this one is restarted or dies. Meanwhile connections wait in
+//! their queues.
 //!
-//! Since systemd 254, `FDSTORE` says whether there is a store. Before that it has to be tried: PID 1
-//! is given one end of a pipe to store, then a barrier. If the pipe is still open when the barrier
-//! falls, the pipe is stored.
+//! Since systemd 254, `FDSTORE` says whether there is a store. Before that it has to be tried: PID
+//! 1 is given one end of a pipe to store, then a barrier. If the pipe is still open when the
+//! barrier falls, the pipe is stored.
 //!
 //! Nothing here waits, and nothing here knows what the sockets are for. What systemd does not take,
 //! and what it has not answered, is tried again a little later.
@@ -52,8 +52,8 @@ enum State {
 }
 
 impl FdStore {
-    /// Finds out whether there is a store. `offered` is the value of `FDSTORE`; `restored` are names
-    /// and inodes of the sockets that came from it.
+    /// Finds out whether there is a store. `offered` is the value of `FDSTORE`; `restored` are
+    /// names and inodes of the sockets that came from it.
     pub(crate) fn new(
         now: Time,
         systemd: &Notifier,
@@ -100,8 +100,8 @@ impl FdStore {
         matches!(self.state, State::On { .. }) && !self.stored.is_empty()
     }
 
-    /// Stores new sockets and removes closed ones, if it is time to. `sockets` returns what there is
-    /// to store, with its names.
+    /// Stores new sockets and removes closed ones, if it is time to. `sockets` returns what there
+    /// is to store, with its names.
     pub(crate) fn sync(
         &mut self,
         now: Time,

@@ -5,9 +5,9 @@
 //! that afterwards. Without groups everything else works the same.
 //!
 //! ```text
-//! base                    delegated to us, by systemd (Delegate=) or by the operator (--cgroups DIR)
-//!  ├─ supervisor          we ourselves: a group whose children have controllers holds no process
-//!  ├─ worker-1            memory.max, cpu.max, memory.oom.group
+//! base             delegated to us, by systemd (Delegate=) or by the operator (--cgroups DIR)
+//!  ├─ supervisor   we ourselves: a group whose children have controllers holds no process
+//!  ├─ worker-1     memory.max, cpu.max, memory.oom.group
 //!  └─ worker-2
 //! ```
 //!
@@ -115,7 +115,8 @@ pub(crate) enum CgroupError {
     },
 }
 
-/// Finds and prepares the control groups that a configuration asks for, and logs what has no effect.
+/// Finds and prepares the control groups that a configuration asks for, and logs what has no
+/// effect.
 ///
 /// # Errors
 /// The operator names a directory that cannot be used.
@@ -222,7 +223,8 @@ fn cgroup2_mount(line: &str) -> Option<(PathBuf, PathBuf)> {
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
     use io::Write;
-    // Control files are not created; without this, a mistyped one in an ordinary directory would be.
+    // Control files are not created; without this, a mistyped one in an ordinary directory would
+    // be.
     OpenOptions::new()
         .write(true)
         .open(path)?
@@ -319,7 +321,8 @@ impl WorkerCgroups {
                 &path.join("memory.max"),
                 &bytes.to_string(),
             );
-            // The kernel kills all of it: a worker that has lost one of its processes does not work.
+            // The kernel kills all of it: a worker that has lost one of its processes does not
+            // work.
             let _ = write(&path.join("memory.oom.group"), "1");
         }
         if let Some(thousandths) = limits.cpus {

@@ -1,8 +1,8 @@
 //! The supervisor's handle of a worker: its process, and its line to the supervisor.
 //!
 //! A message counts only where the present phase allows it, and the rate of messages is limited. A
-//! message that is out of phase, undecodable or one too many becomes [`Event::ProtocolViolation`]; nothing
-//! here can fail because of what a worker sends.
+//! message that is out of phase, undecodable or one too many becomes [`Event::ProtocolViolation`];
+//! nothing here can fail because of what a worker sends.
 
 use super::proc_stat;
 use crate::config::Config;
@@ -76,9 +76,9 @@ pub(crate) enum Line {
         draining: bool,
         allowance: Allowance,
     },
-    /// An external program, through the notification socket: by what signal it drains, whether it is
-    /// ready, whether it has said so itself (or was seen to be), and when it last fed the watchdog,
-    /// if ever.
+    /// An external program, through the notification socket: by what signal it drains, whether it
+    /// is ready, whether it has said so itself (or was seen to be), and when it last fed the
+    /// watchdog, if ever.
     Notify {
         stop: Signal,
         ready: bool,
@@ -310,7 +310,7 @@ impl WorkerHandle {
             in_flight: row.map(|row| u32::try_from(row.busy).unwrap_or(u32::MAX)),
             filled: row.map_or(0.0, |row| match config.requests_per_worker() {
                 Some(_) => 0.0,
-                None => row.open as f64 / capacity.max(1) as f64,
+                None => float(row.open) / float(capacity.max(1)),
             }),
             memory: if memory {
                 proc_stat::private_memory(self.pid)
@@ -374,20 +374,25 @@ impl WorkerHandle {
         Event::ProtocolViolation(self.id, violation.to_string())
     }
 
-    /// Sends a signal to the worker. It cannot reach another process: the pidfd names the worker even
-    /// when its pid is reused.
+    /// Sends a signal to the worker. It cannot reach another process: the pidfd names the worker
+    /// even when its pid is reused.
     pub(crate) fn signal(&self, signal: Signal) {
         // It fails only when the worker is dead already.
         let _ = crate::process::spawn::send_signal(self.pidfd.as_fd(), signal);
     }
 
-    /// Kills the worker and what it has started. Its process group cannot be another one: the worker,
-    /// alive or not yet reaped, holds the number.
+    /// Kills the worker and what it has started. Its process group cannot be another one: the
+    /// worker, alive or not yet reaped, holds the number.
     pub(crate) fn kill_group(&self) {
         // A worker that was forked just now has no process group yet.
         self.signal(Signal::SIGKILL);
         let _ = nix::sys::signal::killpg(self.pid, Signal::SIGKILL);
     }
+}
+
+/// Returns a number of connections for a quotient. More than fit into 32 bits are a lie.
+fn float(connections: u64) -> f64 {
+    f64::from(u32::try_from(connections).unwrap_or(u32::MAX))
 }
 
 /// Returns text from a worker in a form that is safe in a log line.

@@ -142,7 +142,8 @@ pub(crate) fn launch(
             .map(|silence| (now + silence, Alarm::CountsAsReady)),
         Line::Channel { .. } | Line::Closed => None,
     };
-    // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never arrives.
+    // `theirs` is dropped here: the supervisor must not hold the worker's end, or EOF never
+    // arrives.
     Ok(WorkerHandle {
         id: role.worker,
         slot: role.slot,

@@ -1,11 +1,13 @@
-//! What a dead worker has left running outside its process group.
+//! Leftovers: what a dead worker has left running outside its process group.
 //!
-//! We are the subreaper of what workers start, so whatever outlives them becomes our child. It may hold listening sockets
-//! and take connections that nobody would answer for, so it is killed: by the worker's id in its environment, and, where
-//! nobody but our workers can have left us a child, without one, too. Killing a process brings us its children; that is
-//! why one look is followed by another until nothing is found.
+//! We are the subreaper of what workers start, so what outlives them becomes our child. It may
+//! hold listening sockets and accept connections that no worker serves, so it is killed: if its
+//! environment has the id of a dead worker, or, where only our workers can have left us children,
+//! if it has no id at all. The children of a killed process become ours, so scans are repeated
+//! until one finds nothing.
 //!
-//! What carries the id of a worker that lives is that worker's. Each look is bounded. A kernel that does not list a process's children leaves everything as it is.
+//! A process with the id of a living worker belongs to that worker. Each scan is bounded. On a
+//! kernel that does not list a process's children, nothing is killed.
 
 use crate::process::spawn::{pidfd_open, send_signal};
 use nix::sys::signal::{Signal, kill};
@@ -19,32 +21,33 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// The most processes that are looked at in one wake-up.
-const AT_ONCE: usize = 64;
-/// The most processes that are killed in one wake-up, their descendants among them.
-const KILLED_AT_ONCE: usize = 256;
+/// The most processes that are examined in one wake-up.
+const MAX_EXAMINED: usize = 64;
+/// The most processes that are killed in one wake-up, their descendants included.
+const MAX_KILLED: usize = 256;
 /// The most threads of a process whose children are listed.
-const THREADS: usize = 64;
-/// The longest environment and the longest list of children that are read, in bytes.
-const LONGEST: u64 = 4 << 20;
-/// How soon there is another look after something was found.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const MAX_THREADS: usize = 64;
+/// How much of an environment or a list of children is read, in bytes.
+const MAX_READ: u64 = 4 << 20;
+/// How long until the next scan after one that found something.
+const RESCAN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long an exec may take.
-const EXEC: Duration = Duration::from_millis(200);
+const EXEC_TIME: Duration = Duration::from_millis(200);
 
-/// What is known of leftovers.
+/// The leftovers of dead workers, and the state of the scan for them.
 #[derive(Debug)]
 pub(crate) struct Leftovers {
-    /// Others than our workers leave us their children, too: we are process 1, or had children before we were what we are.
-    foster: bool,
-    /// Children that are still to be looked at.
+    /// Whether other processes than our workers leave us their children: we are process 1, or had
+    /// children before the first worker.
+    foreign_orphans: bool,
+    /// Children that are still to be examined.
     queue: Vec<Pid>,
-    /// When to look.
+    /// When to scan.
     due: Option<Time>,
-    /// Who had no environment at all at the last look: nobody has one in the middle of an exec.
+    /// Processes that had no environment at the last scan: in the middle of an exec there is none.
     suspects: BTreeSet<Pid>,
-    /// Who was killed and is not buried yet.
+    /// Processes that were killed and are not reaped yet.
     killed: BTreeSet<Pid>,
 }
 
@@ -53,21 +56,21 @@ pub(crate) struct Leftovers {
 pub(crate) struct Leftover {
     pub(crate) pid: Pid,
     pub(crate) name: String,
-    /// Whose it was; `None` when it hid that.
+    /// The worker that it belonged to; `None` when it hid that.
     pub(crate) worker: Option<WorkerId>,
 }
 
 impl Leftovers {
-    /// To be called before the first child is started.
+    /// Finds out whether we have foreign orphans. Call it before the first child is started.
     pub(crate) fn new() -> Self {
         let alone = Pid::this() != Pid::from_raw(1) && children(Pid::this()).is_empty();
         Self::resumed(!alone)
     }
 
-    /// Goes on where another version of the program was.
-    pub(crate) fn resumed(foster: bool) -> Self {
+    /// Takes over from another version of the program.
+    pub(crate) fn resumed(foreign_orphans: bool) -> Self {
         Self {
-            foster,
+            foreign_orphans,
             queue: Vec::new(),
             due: None,
             suspects: BTreeSet::new(),
@@ -75,45 +78,45 @@ impl Leftovers {
         }
     }
 
-    /// Whether others than workers leave us their children.
-    pub(crate) fn foster(&self) -> bool {
-        self.foster
+    /// Whether other processes than workers leave us their children.
+    pub(crate) fn has_foreign_orphans(&self) -> bool {
+        self.foreign_orphans
     }
 
-    /// A worker is dead: looks at once.
-    pub(crate) fn look(&mut self, now: Time) {
+    /// Schedules a scan at once, since a worker has exited.
+    pub(crate) fn scan_now(&mut self, now: Time) {
         self.due = Some(now);
         self.queue.clear();
         self.suspects.clear();
     }
 
-    /// When to look next.
+    /// Returns when to scan next.
     pub(crate) fn due(&self) -> Option<Time> {
         self.due
     }
 
-    /// Somebody is buried.
-    pub(crate) fn buried(&mut self, now: Time, pid: Pid) {
+    /// Takes note that a process was reaped.
+    pub(crate) fn reaped(&mut self, now: Time, pid: Pid) {
         if self.killed.remove(&pid) {
             // Its children are ours now.
             self.due = Some(now);
         }
     }
 
-    /// Looks again soon, as long as somebody was killed and is not buried.
-    pub(crate) fn keep_looking(&mut self, now: Time) {
+    /// Schedules another scan soon, as long as a killed process is not reaped.
+    pub(crate) fn rescan_soon(&mut self, now: Time) {
         if !self.killed.is_empty() {
-            self.due.get_or_insert(now + LOOK_AGAIN);
+            self.due.get_or_insert(now + RESCAN_INTERVAL);
         }
     }
 
-    /// Whether there is something to look at or to reap.
+    /// Whether there is something to scan or to reap.
     pub(crate) fn is_busy(&self) -> bool {
         self.due.is_some() || !self.killed.is_empty()
     }
 
-    /// If it is time, kills what dead workers have left. `known` are children of our own; `lives` tells whose id is a living
-    /// worker's.
+    /// Scans if it is time, and kills what dead workers have left. `known` are children of our own;
+    /// `lives` says which ids belong to living workers.
     pub(crate) fn sweep(
         &mut self,
         now: Time,
@@ -128,13 +131,13 @@ impl Leftovers {
             self.queue = children(Pid::this());
             self.suspects.retain(|suspect| self.queue.contains(suspect));
         }
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_EXAMINED {
             let Some(pid) = self.queue.pop() else { break };
-            if found.len() >= KILLED_AT_ONCE || known.contains(&pid) || self.killed.contains(&pid) {
+            if found.len() >= MAX_KILLED || known.contains(&pid) || self.killed.contains(&pid) {
                 continue;
             }
             let suspected = self.suspects.remove(&pid);
-            // It is our child, so nobody else can have its number before we reap it.
+            // It is our child, so its pid cannot be reused before we reap it.
             let Some(about) =
                 About::read(pid).filter(|about| about.parent == Pid::this() && about.runs)
             else {
@@ -142,15 +145,15 @@ impl Leftovers {
             };
             let (worker, left) = match Owner::of(pid) {
                 Owner::Worker(worker) => (Some(worker), !lives(worker)),
-                Owner::Hidden => (None, !self.foster),
+                Owner::Hidden => (None, !self.foreign_orphans),
                 Owner::Empty => {
-                    // It may show whose it is when its exec is over.
+                    // It may show its id when its exec is over.
                     if !suspected {
                         self.suspects.insert(pid);
                     }
-                    (None, suspected && !self.foster)
+                    (None, suspected && !self.foreign_orphans)
                 }
-                Owner::Unreadable => (None, !self.foster && known.is_empty()),
+                Owner::Unreadable => (None, !self.foreign_orphans && known.is_empty()),
             };
             if left && kill(pid, Signal::SIGKILL).is_ok() {
                 self.killed.insert(pid);
@@ -165,23 +168,24 @@ impl Leftovers {
         if !self.queue.is_empty() {
             self.due = Some(now);
         } else if !found.is_empty() {
-            self.due = Some(now + LOOK_AGAIN);
+            self.due = Some(now + RESCAN_INTERVAL);
         } else if !self.suspects.is_empty() {
-            self.due = Some(now + EXEC);
+            self.due = Some(now + EXEC_TIME);
         }
         found
     }
 }
 
-/// Kills what a process that was killed has started, before it comes to us.
+/// Kills the descendants of a killed process, before they become our children.
 fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Leftover>) {
     let mut parents = vec![parent];
     while let Some(parent) = parents.pop() {
         for pid in children(parent) {
-            if found.len() >= KILLED_AT_ONCE {
+            if found.len() >= MAX_KILLED {
                 return;
             }
-            // Its number may be another's by now; the descriptor's cannot, once it is seen to be the right one.
+            // Its pid may be reused by now. The pidfd is opened first and checked then, so that it
+            // names the right process.
             let Ok(pidfd) = pidfd_open(pid) else { continue };
             let Some(about) = About::read(pid) else {
                 continue;
@@ -199,13 +203,13 @@ fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Lefto
     }
 }
 
-/// The children of a process, as far as its threads are listed.
+/// Returns the children of a process, as far as its threads are listed.
 fn children(pid: Pid) -> Vec<Pid> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();
     };
     let mut all = Vec::new();
-    for task in tasks.flatten().take(THREADS) {
+    for task in tasks.flatten().take(MAX_THREADS) {
         let text = read(task.path().join("children").to_string_lossy().as_ref());
         let text = String::from_utf8_lossy(&text).into_owned();
         all.extend(
@@ -217,16 +221,16 @@ fn children(pid: Pid) -> Vec<Pid> {
     all
 }
 
-/// Whose a process is, by its environment.
+/// The worker that a process belongs to, by its environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
-    /// This worker's.
+    /// This worker.
     Worker(WorkerId),
-    /// It does not tell.
+    /// Its environment does not say.
     Hidden,
     /// It has no environment, for now at least.
     Empty,
-    /// Another user's, whom we may not look at: it may well be a living worker's.
+    /// It runs as another user, and we may not read it: it may belong to a living worker.
     Unreadable,
 }
 
@@ -245,7 +249,7 @@ impl Owner {
             .map(WorkerId);
         match worker {
             Some(worker) => Self::Worker(worker),
-            // Whoever makes itself unreadable as our own user hides.
+            // A process of our own user that makes itself unreadable hides.
             None if environment.is_empty()
                 && user(pid).is_some_and(|user| user != Uid::current()) =>
             {
@@ -257,7 +261,7 @@ impl Owner {
     }
 }
 
-/// The user that a process runs as; everybody may know that.
+/// Returns the user that a process runs as; every user may read that.
 fn user(pid: Pid) -> Option<Uid> {
     let status = String::from_utf8_lossy(&read(&format!("/proc/{pid}/status"))).into_owned();
     let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -269,7 +273,7 @@ fn user(pid: Pid) -> Option<Uid> {
         .map(Uid::from_raw)
 }
 
-/// A process's name, its parent, and whether it is more than a body.
+/// A process's name, its parent, and whether it still runs.
 #[derive(Debug)]
 struct About {
     name: String,
@@ -294,8 +298,8 @@ impl About {
 
 fn read(path: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // What cannot be read is empty, as of a process that is gone.
-    let _ = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes));
+    // What cannot be read is empty, like the files of a process that is gone.
+    let _ = File::open(path).and_then(|file| file.take(MAX_READ).read_to_end(&mut bytes));
     bytes
 }
 
@@ -326,8 +330,8 @@ mod tests {
         Pid::from_raw(i32::try_from(child.id()).expect("a pid"))
     }
 
-    /// Waits until it has become its program, with its own environment: the name comes first, the environment along
-    /// with the command line.
+    /// Waits until it has become its program, with its own environment: the name comes first, the
+    /// environment along with the command line.
     fn settle(child: &Child, name: &str) -> Pid {
         let pid = pid(child);
         let became = || {
@@ -340,7 +344,7 @@ mod tests {
         pid
     }
 
-    /// Looks at these children only: others may be another test's.
+    /// Scans these children only: others may be another test's.
     fn sweep(leftovers: &mut Leftovers, now: Time, children: &[Pid]) -> Vec<Leftover> {
         leftovers.queue = children.to_vec();
         leftovers.sweep(now, &BTreeSet::new(), lives)
@@ -358,23 +362,23 @@ mod tests {
             listed.is_empty() || pids.iter().all(|pid| listed.contains(pid)),
             "{listed:?}"
         );
-        let mut foster = Leftovers::resumed(true);
-        foster.look(Time::default());
-        let found = sweep(&mut foster, Time::default(), &pids);
+        let mut shared = Leftovers::resumed(true);
+        shared.scan_now(Time::default());
+        let found = sweep(&mut shared, Time::default(), &pids);
         let expected = Leftover {
             pid: pids[0],
             name: "sleep".to_owned(),
             worker: Some(DEAD),
         };
         assert_eq!(found, [expected]);
-        assert!(foster.is_busy());
-        foster.buried(Time::default(), pids[0]);
-        assert_eq!(sweep(&mut foster, Time::default(), &pids[1..]), []);
-        assert!(!foster.is_busy());
+        assert!(shared.is_busy());
+        shared.reaped(Time::default(), pids[0]);
+        assert_eq!(sweep(&mut shared, Time::default(), &pids[1..]), []);
+        assert!(!shared.is_busy());
 
-        // Where nobody else leaves us children, whoever hides is killed, too.
+        // Without foreign orphans, a process that hides is killed too.
         let mut alone = Leftovers::resumed(false);
-        alone.look(Time::default());
+        alone.scan_now(Time::default());
         let found = sweep(&mut alone, Time::default(), &pids[1..]);
         assert_eq!(
             found,
@@ -386,11 +390,13 @@ mod tests {
         );
 
         sleepers[1].kill().expect("it lives");
-        sleepers.iter_mut().for_each(|child| _ = child.wait());
+        for child in &mut sleepers {
+            child.wait().expect("it is ours");
+        }
     }
 
     #[test]
-    fn whoever_is_in_the_middle_of_an_exec_is_not_killed_for_having_no_environment() {
+    fn a_process_in_the_middle_of_an_exec_is_not_killed_for_having_no_environment() {
         let empty = |script: &str| {
             let mut command = Command::new("/bin/sh");
             command
@@ -404,7 +410,7 @@ mod tests {
                 "read line; exec /usr/bin/env {PREFORK_WORKER}={id} /bin/sleep 100"
             ))
         };
-        // The first gets its environment while it is looked at, the second never does.
+        // The first gets its environment between two scans, the second never does.
         let mut processes = [into(ALIVE), empty("read line"), into(DEAD)];
         let pids: Vec<Pid> = processes.iter().map(|child| settle(child, "sh")).collect();
         assert!(pids.iter().all(|pid| Owner::of(*pid) == Owner::Empty));
@@ -413,21 +419,21 @@ mod tests {
             settle(child, "sleep");
         };
         let start = Time::default();
-        let mut foster = Leftovers::resumed(true);
+        let mut shared = Leftovers::resumed(true);
         let mut alone = Leftovers::resumed(false);
-        foster.look(start);
-        alone.look(start);
-        assert_eq!(sweep(&mut foster, start, &pids), []);
+        shared.scan_now(start);
+        alone.scan_now(start);
+        assert_eq!(sweep(&mut shared, start, &pids), []);
         assert_eq!(sweep(&mut alone, start, &pids[..2]), []);
         assert_eq!(
             alone.due(),
-            Some(start + EXEC),
-            "there is another look when an exec must be over"
+            Some(start + EXEC_TIME),
+            "there is another scan when an exec must be over"
         );
-        assert_eq!(sweep(&mut alone, start + EXEC / 2, &pids), []);
+        assert_eq!(sweep(&mut alone, start + EXEC_TIME / 2, &pids), []);
         become_program(&processes[0]);
         become_program(&processes[2]);
-        let found = sweep(&mut foster, start + EXEC, &pids);
+        let found = sweep(&mut shared, start + EXEC_TIME, &pids);
         assert_eq!(
             found,
             [Leftover {
@@ -436,7 +442,7 @@ mod tests {
                 worker: Some(DEAD)
             }]
         );
-        let found = sweep(&mut alone, start + EXEC, &pids[..2]);
+        let found = sweep(&mut alone, start + EXEC_TIME, &pids[..2]);
         assert_eq!(
             found,
             [Leftover {
@@ -447,6 +453,8 @@ mod tests {
         );
 
         processes[0].kill().expect("it lives");
-        processes.iter_mut().for_each(|child| _ = child.wait());
+        for child in &mut processes {
+            child.wait().expect("it is ours");
+        }
     }
 }

@@ -1,36 +1,35 @@
-//! What the kernel knows of a process's use of processors and memory.
+//! A process's use of processors and memory, from `/proc`.
 //!
-//! Only what it tells without a look into the process's address space: `stat` and `statm` take no lock that the process
-//! can keep. So a worker cannot hold the supervisor up by whatever it does to its memory (as it could with `smaps`).
+//! Only files that do not look into the process's address space: `stat` and `statm` take no lock
+//! that the process can hold. So a worker cannot stall the supervisor with what it does to its
+//! memory (as it could with `smaps`).
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use std::time::Duration;
 
 /// Fields of `stat` between the program's name and the processor time.
-const BEFORE_TIMES: usize = 11;
+const FIELDS_BEFORE_TIMES: usize = 11;
 
-/// Processor time that a process's threads have used, as exactly as the kernel's clock ticks; `None` when it is gone.
+/// Returns the processor time that a process's threads have used, with the resolution of the
+/// kernel's clock; `None` when it is gone.
 pub(crate) fn cpu_time(pid: Pid) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??)
-        .ok()
-        .filter(|ticks| *ticks > 0)?;
-    Some(Duration::from_secs_f64(
-        ticks_of(&stat)? as f64 / ticks as f64,
-    ))
+    let per_second = u32::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    Duration::from_secs(ticks_of(&stat)?).checked_div(per_second)
 }
 
-/// User and system time out of the text of `stat`. The program's name may hold anything, parentheses too.
+/// Returns user and system time from the text of `stat`. The program's name may hold anything,
+/// parentheses too.
 fn ticks_of(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(BEFORE_TIMES);
+    let mut fields = rest.split_ascii_whitespace().skip(FIELDS_BEFORE_TIMES);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     Some(user.saturating_add(system))
 }
 
-/// Bytes of memory that a process has for itself: what is resident of it and belongs to no file. Another process like it
-/// would need as much again.
+/// Returns the bytes of private memory of a process: what is resident and belongs to no file.
+/// Another process like it would need as much again.
 pub(crate) fn private_memory(pid: Pid) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let page = u64::try_from(sysconf(SysconfVar::PAGE_SIZE).ok()??).ok()?;

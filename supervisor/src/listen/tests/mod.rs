@@ -130,7 +130,7 @@ fn steering_reaches_the_slots_it_names_and_no_other() {
         assert_eq!(set.steer(rotation), Ok(Steered::Changed));
         for _ in 0..20 {
             let _client = TcpStream::connect(("127.0.0.1", port(&set))).expect("connected");
-            let slot = accept_one(&sockets) as u16;
+            let slot = u16::try_from(accept_one(&sockets)).expect("a slot");
             assert!(
                 rotation.contains(&slot),
                 "slot {slot} is not in {rotation:?}"
@@ -319,7 +319,8 @@ fn tcp_errors_name_the_address_and_the_remedy() {
     let text = ListenError::new(&"0.0.0.0:80", denied).to_string();
     assert_eq!(
         text,
-        "cannot bind 0.0.0.0:80: permission denied (run as root, or grant CAP_NET_BIND_SERVICE, or choose a port above 1023)"
+        "cannot bind 0.0.0.0:80: permission denied \
+         (run as root, or grant CAP_NET_BIND_SERVICE, or choose a port above 1023)"
     );
 }
 

@@ -1,4 +1,5 @@
-//! Who gets new connections, and who may decide that. Real sockets on the loopback device.
+//! Which slots get new connections, and which process may decide that. Real sockets on the
+//! loopback device.
 #![allow(unsafe_code)]
 
 use super::*;
@@ -31,13 +32,13 @@ fn drops(socket: &OwnedFd) -> u32 {
     values[8]
 }
 
-/// A program that returns `place`, whatever comes.
-fn attach(socket: &OwnedFd, place: u32) -> nix::Result<()> {
+/// A program that returns `index`, whatever comes.
+fn attach(socket: &OwnedFd, index: u32) -> nix::Result<()> {
     let mut code = [libc::sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        code: bpf::opcode(libc::BPF_RET | libc::BPF_K),
         jt: 0,
         jf: 0,
-        k: place,
+        k: index,
     }];
     let program = libc::sock_fprog {
         len: 1,
@@ -84,7 +85,7 @@ pub(crate) fn held(set: &ListenSet, count: u16) -> Vec<OwnedFd> {
 /// The slot that a connection went to.
 pub(crate) fn taker(held: &[OwnedFd]) -> u16 {
     let sockets: Vec<_> = held.iter().map(AsFd::as_fd).collect();
-    accept_one(&sockets) as u16
+    u16::try_from(accept_one(&sockets)).expect("a slot")
 }
 
 #[test]
@@ -114,8 +115,9 @@ fn a_worker_cannot_change_who_gets_connections_and_the_supervisor_can() {
         let _client = connect(port(&set));
         assert_eq!(taker(&workers), slot);
     }
-    // The kernel (6.18) locks the program against replacement only. Without one it chooses by hash, the key too,
-    // which lets the client ask again: nobody waits at the key, and the next rotation puts things right.
+    // The kernel (6.18) locks the program against replacement only. Without one it chooses by
+    // hash, the steering socket too, which drops the attempt, so that the client retries. The next
+    // rotation attaches the program again.
     assert_eq!(
         set_int(&workers[0], libc::SO_DETACH_REUSEPORT_BPF, 1),
         Ok(())
@@ -128,18 +130,18 @@ fn a_worker_cannot_change_who_gets_connections_and_the_supervisor_can() {
 }
 
 #[test]
-fn nobody_can_connect_to_the_key() {
+fn no_client_can_connect_to_the_steering_socket() {
     let set = fresh()
         .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
         .expect("bound");
     set.open(2).expect("listening");
-    let key = slots(&set).steering_socket();
-    let place = slots(&set).steering_index().expect("it is a member");
-    attach(&key, u32::from(place)).expect("the key is not locked");
+    let steering = slots(&set).steering_socket();
+    let index = slots(&set).steering_index().expect("it is a member");
+    attach(&steering, u32::from(index)).expect("the steering socket is not locked");
     let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
     let address = SocketAddr::from(([127, 0, 0, 1], port(&set)));
     client.connect(&address.into()).expect_err("in progress");
-    assert!(drops(&key) > 0, "its SYN is thrown away");
+    assert!(drops(&steering) > 0, "its SYN is thrown away");
     set.steer(&[1]).expect("steered");
     // The client asks again after a second, and is served.
     assert_eq!(taker(&held(&set, 2)), 1);
@@ -147,14 +149,14 @@ fn nobody_can_connect_to_the_key() {
 }
 
 #[test]
-fn a_socket_is_deaf_without_privileges_too() {
+fn a_socket_drops_connections_without_privileges_too() {
     for host in ["127.0.0.1", "::1"] {
         let Ok(listener) = TcpListener::bind((host, 0)) else {
             continue;
         };
         let address = listener.local_addr().expect("bound");
         let socket = OwnedFd::from(listener);
-        prefork_os::ignore_travelled_packets(&socket).expect("anybody may");
+        prefork_os::ignore_travelled_packets(&socket).expect("no privilege is needed");
         let client = Socket::new(
             Domain::for_address(address),
             Type::STREAM.nonblocking(),
@@ -169,7 +171,7 @@ fn a_socket_is_deaf_without_privileges_too() {
 }
 
 #[test]
-fn ten_thousand_connections_never_meet_the_key() {
+fn ten_thousand_connections_never_reach_the_steering_socket() {
     let mut listeners = fresh();
     let mut set = listeners
         .prepare(&[tcp("127.0.0.1", 0)], 64, 2)
@@ -223,7 +225,7 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
     set.steer(&[0, 1]).expect("steered");
     let number = port(&set);
     let clients = std::thread::spawn(move || (0..2000).for_each(|_| drop(connect(number))));
-    let mut taken = 0;
+    let mut taken = 0_u16;
     let mut open = 2_u16;
     while taken < 2000 {
         if open < 30 {
@@ -233,7 +235,7 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
                 .expect("grown");
             set.open(open).expect("listening");
         }
-        set.steer(&[taken as u16 % open, 1]).expect("steered");
+        set.steer(&[taken % open, 1]).expect("steered");
         for worker in held(&set, open) {
             while let Ok(connection) = nix::sys::socket::accept(worker.as_raw_fd()) {
                 nix::unistd::close(connection).expect("close");
@@ -246,7 +248,7 @@ fn connections_race_with_steering_and_growth_and_all_arrive() {
 }
 
 #[test]
-fn a_kernel_that_refuses_the_program_gets_no_key_and_spreads_connections() {
+fn a_kernel_that_refuses_the_program_gets_no_steering_socket_and_spreads_connections() {
     let set = fresh()
         .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
         .expect("bound");
@@ -265,7 +267,7 @@ fn a_kernel_that_refuses_the_program_gets_no_key_and_spreads_connections() {
 }
 
 #[test]
-fn all_connections_can_go_to_one_slot_whoever_is_in_rotation() {
+fn all_connections_can_go_to_one_slot() {
     let set = fresh()
         .prepare(&[tcp("127.0.0.1", 0)], 64, 4)
         .expect("bound");

@@ -35,7 +35,7 @@ fn steers(set: &ListenSet, count: u16) {
 }
 
 #[test]
-fn the_next_process_takes_over_sockets_places_and_queues() {
+fn the_next_process_takes_over_sockets_indices_and_queues() {
     let mut old = fresh();
     let address = tcp("127.0.0.1", 0);
     let set = old
@@ -49,9 +49,13 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     set.steer(&[1]).expect("steered");
     let (before, number) = (inodes(&set, 4), port(&set));
     let stored = copies(&old);
-    assert_eq!(stored.len(), 5, "four slots that listen, and the key");
+    assert_eq!(
+        stored.len(),
+        5,
+        "four slots that listen, and the steering socket"
+    );
     drop((set, old));
-    // Nobody serves now, and nobody is refused.
+    // No server runs now, and no client is refused.
     let _waiting = connect(number);
 
     let mut new = next(stored);
@@ -62,7 +66,7 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
     assert_eq!((inodes(&set, 4), port(&set)), (before, number));
     set.open(2).expect("listening");
     assert_eq!(slots(&set).open_slots(), 4, "two are parked");
-    assert_eq!(taker(&held(&set, 4)), 1, "who waited is served");
+    assert_eq!(taker(&held(&set, 4)), 1, "the waiting connection is served");
     set.open(5).expect("one more listens");
     steers(&set, 5);
 
@@ -80,7 +84,7 @@ fn the_next_process_takes_over_sockets_places_and_queues() {
 }
 
 #[test]
-fn an_address_that_is_not_configured_any_more_is_closed_and_said() {
+fn an_address_that_is_no_longer_configured_is_closed_and_logged() {
     let mut old = fresh();
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 2).expect("bound");
     set.open(2).expect("listening");
@@ -93,22 +97,22 @@ fn an_address_that_is_not_configured_any_more_is_closed_and_said() {
     assert_eq!(
         said,
         [format!(
-            "closing 127.0.0.1:{number}: it was stored, and is not configured any more"
+            "closing stored socket 127.0.0.1:{number}: no longer configured"
         )]
     );
     assert_eq!(
         new.stored_names().len(),
         3,
-        "so that whoever keeps them is told"
+        "so that they are removed from the store"
     );
     eventually(|| match TcpStream::connect(("127.0.0.1", number)) {
-        Ok(_) => Err("somebody still listens"),
+        Ok(_) => Err("it still listens"),
         Err(_) => Ok(()),
     });
 }
 
 #[test]
-fn a_name_that_lies_is_not_believed_and_foreign_names_are_left_alone() {
+fn a_wrong_name_is_not_believed_and_names_of_others_are_left_alone() {
     let here = TcpListener::bind("127.0.0.1:0").expect("bound");
     let number = here.local_addr().expect("bound").port();
     let other = TcpListener::bind("127.0.0.1:0").expect("bound");
@@ -138,7 +142,7 @@ fn a_name_that_lies_is_not_believed_and_foreign_names_are_left_alone() {
 }
 
 #[test]
-fn without_the_key_a_new_one_is_made() {
+fn a_missing_steering_socket_is_replaced() {
     let mut old = fresh();
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
     set.open(3).expect("listening");
@@ -155,7 +159,7 @@ fn without_the_key_a_new_one_is_made() {
 }
 
 #[test]
-fn when_others_than_the_last_are_missing_nobody_pretends_to_steer() {
+fn when_others_than_the_last_are_missing_steering_is_refused() {
     let mut old = fresh();
     let set = old.prepare(&[tcp("127.0.0.1", 0)], 64, 3).expect("bound");
     set.open(3).expect("listening");
@@ -167,7 +171,7 @@ fn when_others_than_the_last_are_missing_nobody_pretends_to_steer() {
         .prepare(&[tcp("127.0.0.1", 0)], 64, 3)
         .expect("taken over");
     set.open(3).expect("listening");
-    let refused = set.steer(&[1]).expect_err("places are unknown");
+    let refused = set.steer(&[1]).expect_err("indices are unknown");
     assert!(
         refused.to_string().contains("FileDescriptorStoreMax="),
         "{refused}"
@@ -195,7 +199,7 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
     old.leave_files();
     drop((set, old));
     assert!(path.exists(), "left for the next one");
-    let _waiting = UnixStream::connect(&path).expect("nobody serves, and it waits");
+    let _waiting = UnixStream::connect(&path).expect("no server runs, and it waits");
     let mut new = next(stored);
     let wanted = Bind::Unix {
         path: path.clone(),
@@ -215,7 +219,7 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
     assert_eq!(accept_one(&[set.for_slot(0).remove(0).1.as_fd()]), 0);
     assert!(new.close_unclaimed().is_empty());
     drop((set, new));
-    assert!(!path.exists(), "nobody keeps it");
+    assert!(!path.exists(), "it is not stored");
 }
 
 #[test]

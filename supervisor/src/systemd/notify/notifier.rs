@@ -83,13 +83,14 @@ impl Notifier {
     /// Reports that the server serves, at first or again after [`reloading`](Self::reloading).
     ///
     /// # Errors
-    /// For this and all messages: those of sendto(2). `WouldBlock` means that systemd does not read;
-    /// send it again later.
+    /// For this and all messages: those of sendto(2). `WouldBlock` means that systemd does not
+    /// read; send it again later.
     pub(crate) fn ready(&self, status: &str) -> io::Result<()> {
         self.send(&format!("READY=1\n{}", status_line(status)))
     }
 
-    /// Reports that a reload has begun. It must end with [`ready`](Self::ready), also when it fails.
+    /// Reports that a reload has begun. It must end with [`ready`](Self::ready), also when it
+    /// fails.
     ///
     /// # Errors
     /// As [`ready`](Self::ready).
@@ -126,9 +127,9 @@ impl Notifier {
         self.send("WATCHDOG=1")
     }
 
-    /// Stores a copy of a descriptor with systemd, for the next process of this unit. `name` must be
-    /// printable ASCII without colons, of at most 255 bytes. What is stored already is not stored
-    /// twice.
+    /// Stores a copy of a descriptor with systemd, for the next process of this unit. `name` must
+    /// be printable ASCII without colons, of at most 255 bytes. What is stored already is not
+    /// stored twice.
     ///
     /// # Errors
     /// As [`ready`](Self::ready). A unit without a store, or with a full one, is no error: systemd

@@ -63,8 +63,8 @@ pub enum WorkerNotice {
 }
 
 impl NotifyServer {
-    /// Binds a socket: a file in `directory` if that is given and can be used, else an abstract name,
-    /// which some programs do not understand.
+    /// Binds a socket: a file in `directory` if that is given and can be used, else an abstract
+    /// name, which some programs do not understand.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
@@ -114,9 +114,10 @@ impl NotifyServer {
         &self.address
     }
 
-    /// Takes one message; `None` when there is none. `known` says which pids are workers: the sender
-    /// itself, the leader of its process group, or an ancestor may be one. Descriptors that come
-    /// along are never taken, and closed by the kernel, which is also the answer to `BARRIER=1`.
+    /// Takes one message; `None` when there is none. `known` says which pids are workers: the
+    /// sender itself, the leader of its process group, or an ancestor may be one. Descriptors that
+    /// come along are never taken, and closed by the kernel, which is also the answer to
+    /// `BARRIER=1`.
     ///
     /// # Errors
     /// Those of recvmsg(2).

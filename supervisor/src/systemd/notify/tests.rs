@@ -124,7 +124,8 @@ fn a_receiver_that_does_not_read_costs_a_message_not_time() {
 fn workers_words_are_understood_and_others_ignored() {
     use WorkerNotice::{ExtendTimeout, Ready, Status, Stopping, Watchdog};
     let server = NotifyServer::bind(None).expect("bound");
-    let all = "STATUS=warm\tup \u{7}\nREADY=1\n\nWATCHDOG=1\nFDSTORE=1\nMAINPID=1\nSTOPPING=1\nEXTEND_TIMEOUT_USEC=1500\n";
+    let all = "STATUS=warm\tup \u{7}\nREADY=1\n\nWATCHDOG=1\nFDSTORE=1\nMAINPID=1\nSTOPPING=1\n\
+               EXTEND_TIMEOUT_USEC=1500\n";
     let expected = [
         Status("warmup ".to_owned()),
         Ready,
@@ -215,7 +216,8 @@ fn waiting(script: &str, server: &NotifyServer) -> Child {
     command.spawn().expect("sh")
 }
 
-/// Not a test of its own: the descendants below run this binary with a filter that matches it alone.
+/// Not a test of its own: the descendants below run this binary with a filter that matches it
+/// alone.
 #[test]
 fn say_ready_when_asked_to() {
     if std::env::var_os("SAY_READY").is_some() {
@@ -233,7 +235,8 @@ fn a_descendant_speaks_for_its_worker_and_a_stranger_for_nobody() {
     let directory = tempfile::tempdir().expect("directory");
     let server = NotifyServer::bind(Some(directory.path())).expect("bound");
     assert!(Path::new(server.address()).starts_with(directory.path()));
-    let say = "SAY_READY=1 \"$TEST_BINARY\" --exact systemd::notify::tests::say_ready_when_asked_to --nocapture >/dev/null";
+    let say = "SAY_READY=1 \"$TEST_BINARY\" \
+               --exact systemd::notify::tests::say_ready_when_asked_to --nocapture >/dev/null";
     // In the worker's process group; and in one of its own, two generations down.
     for script in [
         format!("{say}; :"),
