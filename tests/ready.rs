@@ -47,7 +47,10 @@ fn a_program_is_ready_when_it_is_seen_to_wait_for_connections() {
         times.len() == 4 && times.iter().all(|time| *time >= Duration::from_secs(1)),
         "{times:?}"
     );
-    assert!(server.process().children().len() == 2, "no lookout is left");
+    assert!(
+        server.process().children().len() == 2,
+        "no readiness probe is left"
+    );
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
     assert_eq!(server.log().count("is ready"), 0);
     server.wait_until_settled(LONG);
     assert_eq!(server.get("/").status, 200);
-    testkit::wait_until("the old lookout's end", LONG, || {
+    testkit::wait_until("the old readiness probe's exit", LONG, || {
         server.process().children().len() == 1
     });
 }

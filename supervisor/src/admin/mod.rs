@@ -22,15 +22,14 @@ mod source;
 
 pub(crate) use child::task;
 
+use super::generation::{AdminSockets, Generation};
+use super::listen::{AddressId, ListenSet};
 use crate::config::{Config, Limit, Program, Sandbox, SandboxMode, Seccomp};
-use crate::generation::{AdminSockets, Generation};
-use crate::helpers::terminating::Terminating;
-use crate::listen::{AddressId, ListenSet};
-use crate::process::poll::{Interest, Poll, Token};
-use crate::process::reap::{Death, reap};
-use crate::process::spawn::{Executable, Order, Spawned, spawn};
+use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
+use crate::process::poll::Poll;
+use crate::process::spawn::{Executable, Order};
 use crate::sandbox::Confinement;
-use crate::upgrade::{ChildState, Packing, Unpacking, environment_without};
+use crate::upgrade::{ChildState, Unpacking, environment_without};
 use nix::sys::resource::Resource;
 use nix::unistd::Pid;
 use prefork_core::Time;
@@ -50,26 +49,21 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// Descriptors of the child: its clients, and a few of its own.
 const DESCRIPTORS: u64 = 1024;
 
-/// The child that serves, those that leave, and when the next one is started.
+/// The child that serves, and when the next one is started. Children that were told to leave are
+/// only helper processes with a deadline.
 #[derive(Debug, Default)]
 pub(crate) struct Admin {
-    serving: Option<Running>,
-    leaving: Vec<Running>,
-    /// Counts those that were started.
-    last: u64,
+    serving: Option<Serving>,
     failures: u32,
     not_before: Time,
 }
 
 #[derive(Debug)]
-struct Running {
-    id: u64,
-    spawned: Spawned,
+struct Serving {
+    helper: HelperId,
     /// What it was started for.
     task: Wanted,
     since: Time,
-    /// When it is killed, if it is to leave.
-    until: Option<Time>,
 }
 
 /// What a child is wanted for: as long as that is the same, it is the same child.
@@ -97,121 +91,72 @@ impl Wanted {
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) how: String,
+    /// How long until the next one is started.
     pub(crate) wait: Duration,
 }
 
-/// A child that was started, and the supervisor's ends of its connections.
-#[derive(Debug)]
-pub(crate) struct Started<'a> {
-    pub(crate) id: u64,
-    pub(crate) pid: Pid,
-    pub(crate) pidfd: BorrowedFd<'a>,
-    pub(crate) ends: [UnixStream; 2],
-}
-
 impl Admin {
-    /// For the next version of this program: all of them, since its connections, which end with this version, tell the one
-    /// that serves to leave, too.
-    pub(crate) fn state(&self, packing: &mut Packing) -> Vec<ChildState> {
-        let all = self.serving.iter().chain(&self.leaving);
-        all.map(|running| ChildState::of(&running.spawned, packing))
-            .collect()
-    }
-
-    /// Goes on where another version was.
-    pub(crate) fn adopted(
+    /// Takes over the children of another version: their connections ended with it, so they leave.
+    pub(crate) fn adopt_leaving(
         state: Vec<ChildState>,
         now: Time,
+        processes: &mut HelperProcesses,
         unpacking: &mut Unpacking,
         check: bool,
-    ) -> Self {
-        let leave = |(id, child): (u64, ChildState)| Running {
-            id,
-            spawned: child.adopted(unpacking, check, "the admin child"),
-            task: Wanted {
-                http: Vec::new(),
-                agent: Vec::new(),
-                user: None,
-            },
-            since: now,
-            until: Some(now + FAREWELL),
-        };
-        let leaving: Vec<Running> = (1..).zip(state).map(leave).collect();
-        Self {
-            last: leaving.len() as u64,
-            leaving,
-            ..Self::default()
+    ) {
+        for child in state {
+            let spawned = child.adopted(unpacking, check, "the admin child");
+            processes.adopt(Kind::Admin, spawned, Some(now + FAREWELL));
         }
     }
 
-    /// Watches those that leave.
-    pub(crate) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
-        self.leaving.iter().try_for_each(|running| {
-            poll.add(
-                &running.spawned.pidfd,
-                Token::Admin(running.id),
-                Interest::Read,
-            )
-        })
-    }
-
-    /// Whether the child that serves is not, or not any more, what this generation wants. It is then to be let go of.
+    /// Whether the child that serves is not, or no longer, what this generation wants. It is then to
+    /// be retired.
     pub(crate) fn is_outdated(&self, generation: &Generation) -> bool {
         self.serving
             .as_ref()
-            .is_some_and(|running| Some(&running.task) != Wanted::by(generation).as_ref())
+            .is_some_and(|serving| Some(&serving.task) != Wanted::by(generation).as_ref())
     }
 
-    /// The child that serves is to leave: its connections have been closed.
-    pub(crate) fn retire(&mut self, now: Time) {
-        if let Some(running) = self.serving.take() {
-            self.leaving.push(Running {
-                until: Some(now + FAREWELL),
-                ..running
-            });
+    /// Lets the child that serves leave: its connections have been closed.
+    pub(crate) fn retire(&mut self, now: Time, processes: &mut HelperProcesses) {
+        if let Some(serving) = self.serving.take() {
+            processes.set_deadline(serving.helper, now + FAREWELL);
         }
     }
 
     /// As [`retire`](Self::retire), of one that could not serve: the next one waits.
-    pub(crate) fn retire_failed(&mut self, now: Time) {
-        self.retire(now);
+    pub(crate) fn retire_failed(&mut self, now: Time, processes: &mut HelperProcesses) {
+        self.retire(now, processes);
         self.fail(now);
     }
 
-    /// Starts a child for a generation, if it wants one and none serves. Whoever is told of its end calls
-    /// [`end`](Self::end).
+    /// Starts a child for a generation, if it wants one and none serves. Returns the supervisor's
+    /// ends of its connections: for the status and for events.
     ///
     /// # Errors
-    /// Why there is none, in the words for the operator.
+    /// Why there is none; the next attempt waits.
     pub(crate) fn start(
         &mut self,
         now: Time,
+        poll: &Poll,
+        processes: &mut HelperProcesses,
         name: &str,
         generation: &Generation,
-    ) -> Result<Option<Started<'_>>, String> {
+    ) -> Result<Option<[UnixStream; 2]>, String> {
         let Some(task) =
             Wanted::by(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
         else {
             return Ok(None);
         };
-        match launch(name, generation) {
-            Ok((spawned, ends)) => {
-                self.last += 1;
-                let id = self.last;
-                let running = Running {
-                    id,
-                    spawned,
+        match launch(poll, processes, name, generation) {
+            Ok((helper, ends)) => {
+                self.serving = Some(Serving {
+                    helper,
                     task,
                     since: now,
-                    until: None,
-                };
-                let spawned = &self.serving.insert(running).spawned;
-                Ok(Some(Started {
-                    id,
-                    pid: spawned.pid,
-                    pidfd: spawned.pidfd.as_fd(),
-                    ends,
-                }))
+                });
+                Ok(Some(ends))
             }
             Err(reason) => {
                 self.fail(now);
@@ -220,30 +165,19 @@ impl Admin {
         }
     }
 
-    /// A child is dead, perhaps; tells how it has ended, if it was to serve.
-    pub(crate) fn end(&mut self, now: Time, id: u64) -> Option<Ended> {
-        let serves = self
-            .serving
-            .as_ref()
-            .is_some_and(|running| running.id == id);
-        if !serves {
-            self.leaving.retain(|running| {
-                running.id != id || matches!(reap(&running.spawned.pidfd), Ok(None))
-            });
-            return None;
-        }
-        let running = self.serving.as_ref()?;
-        let death = match reap(&running.spawned.pidfd) {
-            Ok(None) => return None,
-            Ok(Some(death)) => death,
-            Err(_) => Death::Unknown,
+    /// A child has exited; returns how, if it was to serve.
+    pub(crate) fn finish(
+        &mut self,
+        now: Time,
+        helper: HelperId,
+        exit: &HelperExit,
+    ) -> Option<Ended> {
+        let serving = self.serving.take_if(|serving| serving.helper == helper)?;
+        let how = match &exit.failure {
+            Some(failure) => failure.to_string(),
+            None => exit.death.to_string(),
         };
-        let Running { spawned, since, .. } = self.serving.take()?;
-        let how = spawned
-            .exec_errors
-            .failure()
-            .map_or_else(|| death.to_string(), |failure| failure.to_string());
-        if now - since >= STEADY {
+        if now - serving.since >= STEADY {
             self.failures = 0;
         }
         Some(Ended {
@@ -264,40 +198,20 @@ impl Admin {
         wait
     }
 
-    /// Kills those that were to leave and have not.
-    pub(crate) fn expire(&mut self, now: Time, doomed: &mut Terminating) {
-        let late = |running: &mut Running| running.until.is_some_and(|until| until <= now);
-        self.leaving
-            .extract_if(.., late)
-            .for_each(|running| doomed.kill(running.spawned));
-    }
-
-    /// When one is to be killed, or one can be started for a generation that wants it.
-    pub(crate) fn due(&self, generation: Option<&Generation>) -> Option<Time> {
+    /// Returns when a child can be started for a generation that wants one.
+    pub(crate) fn deadline(&self, generation: Option<&Generation>) -> Option<Time> {
         let wanted =
             self.serving.is_none() && generation.is_some_and(|one| Wanted::by(one).is_some());
-        let leaving = self.leaving.iter().filter_map(|running| running.until);
-        leaving.chain(wanted.then_some(self.not_before)).min()
-    }
-
-    /// By whom a child's end is told.
-    pub(crate) fn pidfd(&self, id: u64) -> Option<BorrowedFd<'_>> {
-        let all = self.serving.iter().chain(&self.leaving);
-        all.into_iter()
-            .find(|running| running.id == id)
-            .map(|running| running.spawned.pidfd.as_fd())
-    }
-
-    /// Their processes, which are no orphans.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.serving
-            .iter()
-            .chain(&self.leaving)
-            .map(|running| running.spawned.pid)
+        wanted.then_some(self.not_before)
     }
 }
 
-fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 2]), String> {
+fn launch(
+    poll: &Poll,
+    processes: &mut HelperProcesses,
+    name: &str,
+    generation: &Generation,
+) -> Result<(HelperId, [UnixStream; 2]), String> {
     let failed = |why: &dyn std::fmt::Display| format!("cannot start the admin child: {why}");
     let executable = Executable::current().map_err(|error| failed(&error))?;
     let confinement =
@@ -330,9 +244,13 @@ fn launch(name: &str, generation: &Generation) -> Result<(Spawned, [UnixStream; 
         confinement: &confinement,
         ..Order::own(&executable, &argv, environment_without(&ALL))
     };
-    let spawned = spawn(order).map_err(|error| failed(&error))?;
-    be_modest(spawned.pid);
-    Ok((spawned, [our_status, our_events]))
+    let helper = processes
+        .start(poll, Kind::Admin, order, None)
+        .map_err(|error| failed(&error))?;
+    if let Some(pid) = processes.pid(helper) {
+        be_modest(pid);
+    }
+    Ok((helper, [our_status, our_events]))
 }
 
 /// What the child gives up: what the worker of a stock app that serves no file gives up, and its user.

@@ -3,7 +3,7 @@
 use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
 use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
 use crate::generation::loader::Loader;
-use crate::helpers::{memory_sampler as gauge, readiness_probe as lookout};
+use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
 use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
 use crate::server::Server;
@@ -34,13 +34,13 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
-    if let Some(task) = lookout::task() {
+    if let Some(task) = readiness_probe::task() {
         return task.perform();
     }
     if let Some(task) = admin::task() {
         return task.perform();
     }
-    if let Some(task) = gauge::task() {
+    if let Some(task) = memory_sampler::task() {
         return task.perform();
     }
     if let Some(task) = handover::task() {

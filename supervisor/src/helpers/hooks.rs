@@ -1,28 +1,27 @@
-//! Hooks: the program of `--on-event`, started once for each event that it wants.
+//! Hooks: the program of `--on-event`, started once for each event that it subscribes to.
 //!
-//! The event lies in memory that is the program's standard input, so that nobody waits for it to be read. A hook runs as
-//! the workers' user, outside their sandbox, in a session of its own, with none of our descriptors. All about it is
-//! bounded: so many at a time, so many that wait, so much time for each. The supervisor never waits for one while it
-//! serves, and what becomes of a hook is a line in the log and no event: else one that fails would be started for that.
+//! The event lies in memory that is the program's standard input, so that writing it never blocks. A
+//! hook runs as the workers' user, outside their sandbox, in a session of its own, with none of our
+//! descriptors. All of it is bounded: the hooks that run at a time, the events that wait, the time of
+//! each. The supervisor never waits for one while it serves, and a hook's failure is a line in the log
+//! and no event: otherwise a failing hook would be started for its own failure.
 //!
-//! An upgrade hands over those that run and the events that wait.
+//! An upgrade hands over the hooks that run and the events that wait.
 
+use super::{HelperExit, HelperId, HelperProcesses, Kind, StartError};
 use crate::api::events::Event;
 use crate::config::{Config, Hooks as Settings};
+use crate::generation::LoadError;
 use crate::generation::loader::open_hook_program;
-use crate::logging as logfile;
-use crate::process::poll::{Interest, Poll, Token};
-use crate::process::reap::{Death, reap};
-use crate::process::spawn::{Order, Spawned, send_signal, spawn};
+use crate::logging;
+use crate::process::poll::Poll;
+use crate::process::reap::Death;
+use crate::process::spawn::Order;
 use crate::sandbox::Confinement;
-use crate::upgrade::{
-    ChildState, EventState, HookState, HooksState, Packing, Unpacking, environment_without,
-};
+use crate::upgrade::{EventState, HookState, HooksState, Packing, Unpacking, environment_without};
 use log::{debug, warn};
-use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use prefork_core::Time;
 use prefork_protocol::environment::{ALL, PREFORK_EVENT};
 use std::collections::{BTreeMap, VecDeque};
@@ -33,30 +32,27 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-/// How many run at a time, and how many events wait for one of them to end.
-const MOST_RUNNING: usize = 4;
-const MOST_WAITING: usize = 64;
-/// How long one that was asked to end may take.
+/// The most hooks that run at a time.
+const MAX_RUNNING: usize = 4;
+/// The most events that wait for one of them to end.
+const MAX_WAITING: usize = 64;
+/// The time between SIGTERM and SIGKILL for a hook that takes too long.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Whatever runs and waits.
+/// The hooks that run, and the events that wait for one.
 #[derive(Debug, Default)]
 pub(crate) struct Hooks {
-    running: BTreeMap<u64, Running>,
+    running: BTreeMap<HelperId, Running>,
     waiting: VecDeque<Waiting>,
-    /// Counts those that were started.
-    last: u64,
-    /// Events for which there was no room, since that was last told.
-    lost: u64,
+    /// Events that were dropped since that was last reported.
+    dropped: u64,
 }
 
 #[derive(Debug)]
 struct Running {
-    spawned: Spawned,
     kind: String,
-    /// When it is asked to end, then when it is killed.
-    deadline: Time,
-    asked: bool,
+    /// SIGTERM was sent; SIGKILL is next.
+    terminating: bool,
 }
 
 #[derive(Debug)]
@@ -65,17 +61,33 @@ struct Waiting {
     json: Vec<u8>,
 }
 
+/// Why a hook was not started.
+#[derive(Debug, thiserror::Error)]
+enum HookError {
+    #[error("{0}")]
+    Confinement(String),
+    #[error(transparent)]
+    Program(#[from] LoadError),
+    #[error("on-event names no program any more")]
+    NoProgram,
+    #[error("cannot make memory for it: {0}")]
+    Memory(#[from] std::io::Error),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
 impl Hooks {
-    /// Keeps an event for the program, if that wants it and there is room.
+    /// Queues an event for the program, if the program subscribes to it and there is room.
     pub(crate) fn offer(&mut self, settings: Option<&Settings>, level: log::Level, event: &Event) {
         if !settings.is_some_and(|settings| settings.want(event.kind, level)) {
             return;
         }
-        if self.waiting.len() >= MOST_WAITING {
-            self.lost += 1;
-            if self.lost == 1 {
+        if self.waiting.len() >= MAX_WAITING {
+            self.dropped += 1;
+            if self.dropped == 1 {
                 warn!(
-                    "{MOST_WAITING} events wait for the program of on-event; it misses this and further ones"
+                    "{MAX_WAITING} events wait for the program of on-event; \
+                     this and further ones are dropped"
                 );
             }
             return;
@@ -89,135 +101,81 @@ impl Hooks {
         }
     }
 
-    /// Starts it for those that wait, as far as there is room.
-    pub(crate) fn start_next(&mut self, now: Time, poll: &Poll, config: &Config) {
-        while self.running.len() < MOST_RUNNING
-            && let Some(event) = self.waiting.pop_front()
-        {
-            if let Err(reason) = self.start(now, poll, config, &event) {
-                warn!(
-                    "the program of on-event misses the event {}: {reason}",
-                    event.kind
-                );
-            }
-        }
-        if self.lost > 0 && self.waiting.is_empty() {
-            let lost = std::mem::take(&mut self.lost);
-            warn!("the program of on-event has missed {lost} events, as others waited before them");
-        }
-    }
-
-    fn start(
+    /// Starts hooks for the events that wait, as far as there is room.
+    pub(crate) fn start_next(
         &mut self,
         now: Time,
         poll: &Poll,
+        processes: &mut HelperProcesses,
         config: &Config,
-        event: &Waiting,
-    ) -> Result<(), String> {
-        let confinement = Confinement::prepare(config)?;
-        let Some(executable) =
-            open_hook_program(config, &confinement).map_err(|error| error.to_string())?
-        else {
-            return Err("there is none any more".to_owned());
-        };
-        let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];
-        let memory =
-            memory(&event.json).map_err(|error| format!("cannot make memory for it: {error}"))?;
-        let order = Order {
-            stdin: Some(memory.as_fd()),
-            death_signal: Signal::SIGTERM,
-            confinement: &confinement,
-            ..Order::own(&executable, &argv, environment(&confinement, &event.kind))
-        };
-        let spawned = spawn(order).map_err(|error| error.to_string())?;
-        self.last += 1;
-        let id = self.last;
-        if let Err(error) = poll.add(&spawned.pidfd, Token::Hook(id), Interest::Read) {
-            // Its body is an orphan's.
-            let _ = send_signal(spawned.pidfd.as_fd(), Signal::SIGKILL);
-            return Err(format!("cannot watch it: {error}"));
+    ) {
+        while self.running.len() < MAX_RUNNING
+            && let Some(event) = self.waiting.pop_front()
+        {
+            match launch(now, poll, processes, config, &event) {
+                Ok(helper) => {
+                    let Waiting { kind, json: _ } = event;
+                    let terminating = false;
+                    self.running.insert(helper, Running { kind, terminating });
+                }
+                Err(reason) => warn!(
+                    "the program of on-event misses the event {}: {reason}",
+                    event.kind
+                ),
+            }
         }
-        let deadline = now + config.hooks.timeout;
-        self.running.insert(
-            id,
-            Running {
-                spawned,
-                kind: event.kind.clone(),
-                deadline,
-                asked: false,
-            },
-        );
-        Ok(())
+        if self.dropped > 0 && self.waiting.is_empty() {
+            let dropped = std::mem::take(&mut self.dropped);
+            warn!("the program of on-event has missed {dropped} events: too slow");
+        }
     }
 
-    /// One has ended, perhaps.
-    pub(crate) fn reap(&mut self, poll: &Poll, id: u64) {
-        let Some(running) = self.running.get(&id) else {
+    /// Forgets a hook that has exited.
+    pub(crate) fn finish(&mut self, helper: HelperId, exit: &HelperExit) {
+        let Some(Running { kind, terminating }) = self.running.remove(&helper) else {
             return;
         };
-        // While the body is not reaped, nobody else can have the group's number: whatever it has left there goes.
-        let _ = killpg(running.spawned.pid, Signal::SIGKILL);
-        let death = match reap(&running.spawned.pidfd) {
-            Ok(None) => return,
-            Ok(Some(death)) => death,
-            Err(_) => Death::Unknown,
-        };
-        let Some(Running {
-            spawned,
-            kind,
-            asked,
-            ..
-        }) = self.running.remove(&id)
-        else {
-            return;
-        };
-        poll.remove(&spawned.pidfd);
-        let (program, _) = spawned.exec_errors.about();
-        match (spawned.exec_errors.failure(), death) {
+        let program = &exit.program;
+        match (&exit.failure, &exit.death) {
             (Some(failure), _) => warn!("on-event, for the event {kind}: {failure}"),
-            (None, Death::Exited(0)) => debug!("{program} is done with the event {kind}"),
-            // That was told when it was asked to.
-            (None, _) if asked => {}
+            (None, Death::Exited(0)) => debug!("{program} has handled the event {kind}"),
+            // That was logged when it was terminated.
+            (None, _) if terminating => {}
             (None, death) => warn!("{program}, started for the event {kind}: {death}"),
         }
     }
 
-    /// Ends those that have had their time.
-    pub(crate) fn expire(&mut self, now: Time) {
-        for running in self
-            .running
-            .values_mut()
-            .filter(|running| running.deadline <= now)
-        {
-            let Running { kind, spawned, .. } = running;
-            let (program, _) = spawned.exec_errors.about();
-            let signal = if std::mem::replace(&mut running.asked, true) {
-                Signal::SIGKILL
-            } else {
-                warn!(
-                    "{program}, started for the event {kind}, takes too long: sending SIGTERM, then SIGKILL in 1 s"
-                );
-                Signal::SIGTERM
-            };
-            running.deadline = now + GRACE;
-            if killpg(running.spawned.pid, signal) == Err(Errno::ESRCH) {
-                // It has no session yet: it is still on its way to its program.
-                let _ = send_signal(running.spawned.pidfd.as_fd(), signal);
-            }
-        }
+    /// Ends a hook that takes too long: by SIGTERM, then by SIGKILL.
+    pub(crate) fn expire(&mut self, now: Time, processes: &mut HelperProcesses, helper: HelperId) {
+        let Some(running) = self.running.get_mut(&helper) else {
+            return;
+        };
+        let signal = if std::mem::replace(&mut running.terminating, true) {
+            Signal::SIGKILL
+        } else {
+            warn!(
+                "{}, started for the event {}, takes too long: sending SIGTERM, then SIGKILL in 1 s",
+                processes.program(helper),
+                running.kind
+            );
+            Signal::SIGTERM
+        };
+        processes.signal(helper, signal);
+        processes.set_deadline(helper, now + GRACE);
     }
 
-    /// For the next version of this program.
-    pub(crate) fn state(&self, packing: &mut Packing) -> HooksState {
-        let running = self.running.values().map(|running| HookState {
-            child: ChildState::of(&running.spawned, packing),
-            kind: running.kind.clone(),
-            deadline: running.deadline,
-            asked: running.asked,
+    /// Describes hooks and events for the next version of this program.
+    pub(crate) fn state(&self, processes: &HelperProcesses, packing: &mut Packing) -> HooksState {
+        let running = self.running.iter().filter_map(|(helper, running)| {
+            Some(HookState {
+                child: processes.child_state(*helper, packing)?,
+                kind: running.kind.clone(),
+                deadline: processes.deadline_of(*helper).unwrap_or_default(),
+                asked: running.terminating,
+            })
         });
         let running = running.collect();
-        let waiting = self.waiting.iter();
-        let waiting = waiting.map(|event| EventState {
+        let waiting = self.waiting.iter().map(|event| EventState {
             kind: event.kind.clone(),
             json: event.json.clone(),
         });
@@ -227,72 +185,84 @@ impl Hooks {
         }
     }
 
-    /// Goes on where another version was.
-    pub(crate) fn adopted(state: HooksState, unpacking: &mut Unpacking, check: bool) -> Self {
+    /// Continues where another version was.
+    pub(crate) fn adopted(
+        state: HooksState,
+        processes: &mut HelperProcesses,
+        unpacking: &mut Unpacking,
+        check: bool,
+    ) -> Self {
         let running = state.running.into_iter().map(|hook| {
-            let spawned =
-                hook.child
-                    .adopted(unpacking, check, &format!("the hook for {}", hook.kind));
-            Running {
-                spawned,
+            let what = format!("the hook for {}", hook.kind);
+            let spawned = hook.child.adopted(unpacking, check, &what);
+            let running = Running {
                 kind: hook.kind,
-                deadline: hook.deadline,
-                asked: hook.asked,
-            }
+                terminating: hook.asked,
+            };
+            let helper = processes.adopt(Kind::Hook, spawned, Some(hook.deadline));
+            (helper, running)
         });
-        let running: BTreeMap<u64, Running> = (1..).zip(running).collect();
+        let running = running.collect();
         let waiting = state.waiting.into_iter().map(|event| Waiting {
             kind: event.kind,
             json: event.json,
         });
         Self {
-            last: running.len() as u64,
             running,
             waiting: waiting.collect(),
-            lost: 0,
+            dropped: 0,
         }
     }
 
-    /// Watches all that run.
-    pub(crate) fn watch_all(&self, poll: &Poll) -> std::io::Result<()> {
-        self.running.iter().try_for_each(|(id, running)| {
-            poll.add(&running.spawned.pidfd, Token::Hook(*id), Interest::Read)
-        })
-    }
-
-    /// Nobody has more time than until then.
-    pub(crate) fn hurry(&mut self, end: Time) {
-        for running in self.running.values_mut() {
-            running.deadline = running.deadline.min(end);
+    /// Moves every deadline to `end` at the latest.
+    pub(crate) fn hurry(&self, processes: &mut HelperProcesses, end: Time) {
+        for helper in self.running.keys() {
+            let deadline = processes.deadline_of(*helper).unwrap_or(end);
+            processes.set_deadline(*helper, deadline.min(end));
         }
     }
 
-    /// When one has had its time, or can be started.
+    /// Returns the present if an event waits and there is room for another hook.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        let now = !self.waiting.is_empty() && self.running.len() < MOST_RUNNING;
-        let ends = self.running.values().map(|running| running.deadline);
-        ends.chain(now.then(Time::default)).min()
+        let startable = !self.waiting.is_empty() && self.running.len() < MAX_RUNNING;
+        startable.then(Time::default)
     }
 
-    /// Whether any runs or waits.
+    /// Whether any hook runs or any event waits.
     pub(crate) fn are_busy(&self) -> bool {
         !self.running.is_empty() || !self.waiting.is_empty()
     }
 
-    /// Their processes, which are no orphans.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.running.values().map(|running| running.spawned.pid)
-    }
-
-    /// The server leaves: nobody is left to look after them.
-    pub(crate) fn kill(&mut self) {
-        for running in self.running.values() {
-            let _ = killpg(running.spawned.pid, Signal::SIGKILL);
+    /// Kills all hooks: the server exits, and nothing would enforce their deadlines any more.
+    pub(crate) fn kill(&self, processes: &HelperProcesses) {
+        for helper in self.running.keys() {
+            processes.signal(*helper, Signal::SIGKILL);
         }
     }
 }
 
-/// Memory that is read from its beginning.
+fn launch(
+    now: Time,
+    poll: &Poll,
+    processes: &mut HelperProcesses,
+    config: &Config,
+    event: &Waiting,
+) -> Result<HelperId, HookError> {
+    let confinement =
+        Confinement::prepare(config).map_err(|error| HookError::Confinement(error.to_string()))?;
+    let executable = open_hook_program(config, &confinement)?.ok_or(HookError::NoProgram)?;
+    let argv = [CString::new(executable.path().as_os_str().as_bytes()).unwrap_or_default()];
+    let memory = memory(&event.json)?;
+    let order = Order {
+        stdin: Some(memory.as_fd()),
+        death_signal: Signal::SIGTERM,
+        confinement: &confinement,
+        ..Order::own(&executable, &argv, environment(&confinement, &event.kind))
+    };
+    Ok(processes.start(poll, Kind::Hook, order, Some(now + config.hooks.timeout))?)
+}
+
+/// Makes memory that holds these bytes and is read from the start.
 fn memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("prefork-event", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;
@@ -300,21 +270,21 @@ fn memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// The supervisor's environment without what is between it and systemd or workers; the kind of the event; and what
-/// belongs to the user that the hook runs as.
+/// Returns a hook's environment: the supervisor's without what concerns systemd or workers, the kind
+/// of the event, and the variables of the user that the hook runs as.
 fn environment(confinement: &Confinement, kind: &str) -> Vec<CString> {
-    let told = confinement.variables();
-    let not_its: Vec<&str> = ALL
+    let user = confinement.variables();
+    let removed: Vec<&str> = ALL
         .iter()
         .copied()
-        .chain([logfile::FORMAT_VARIABLE, logfile::FILE_VARIABLE])
-        .chain(told.iter().map(|(key, _)| *key))
+        .chain([logging::FORMAT_VARIABLE, logging::FILE_VARIABLE])
+        .chain(user.iter().map(|(key, _)| *key))
         .collect();
     let variable = |key: &str, value: &OsStr| {
         CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
     };
-    let mut environment = environment_without(&not_its);
+    let mut environment = environment_without(&removed);
     environment.extend(variable(PREFORK_EVENT, OsStr::new(kind)));
-    environment.extend(told.iter().filter_map(|(key, value)| variable(key, value)));
+    environment.extend(user.iter().filter_map(|(key, value)| variable(key, value)));
     environment
 }

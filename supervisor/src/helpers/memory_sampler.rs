@@ -1,17 +1,19 @@
-//! The gauge: a process that measures workers' memory, for `--max-memory`.
+//! The memory sampler: a helper process that measures the workers' memory, for `--max-memory`.
 //!
-//! A worker's proportional set size counts what it shares with its siblings once for all of them, so that eight workers of
-//! one program are not each taken for its whole size. The kernel tells it in `smaps_rollup`, for which it takes the lock of
-//! the worker's address space, and a worker can keep that for as long as it likes. So the supervisor does not ask. Every few
-//! seconds it starts a child, itself in another role, which writes what it reads into a pipe, line by line, and leaves. One
-//! that is held up has said what it knew by then and is killed; whoever held it up comes last the next time.
+//! A worker's proportional set size counts what it shares with its siblings once for all of them, so
+//! that eight workers of one program are not each taken for its whole size. The kernel computes it in
+//! `smaps_rollup` under the lock of the worker's address space, which a worker can hold for as long as
+//! it likes. So the supervisor does not ask. Every few seconds it starts a child, itself in another
+//! role, which writes what it reads into a pipe, line by line, and exits. One that is blocked has
+//! reported what it knew by then and is killed; the worker that blocked it comes last the next time.
 //!
-//! It has no place in what an upgrade hands over: the next version starts one of its own, and buries the old one as an orphan.
+//! An upgrade does not hand it over: the next version starts one of its own.
 
-use crate::helpers::terminating::Terminating;
-use crate::process::reap::reap;
-use crate::process::spawn::{Executable, Order, Spawned, spawn};
+use super::{HelperId, HelperProcesses, Kind, StartError};
+use crate::process::poll::Poll;
+use crate::process::spawn::{Executable, ExecutableError, Order};
 use crate::upgrade::environment_without;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use prefork_core::Time;
@@ -21,202 +23,202 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// The first argument of a process that plays this role.
-const ROLE: &str = "--gauge";
-/// How long after one has left the next one is started.
+const ROLE: &str = "--memory-sampler";
+/// The time between the exit of one sampler and the start of the next.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long one may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The most time that one sampler may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The gauge that runs, and when the next one does.
+/// The sampler that runs, and when the next one starts.
 #[derive(Debug, Default)]
 pub(crate) struct MemorySampler {
     running: Option<Running>,
     next: Time,
-    /// Who has held it up.
+    /// Workers that have blocked a sampler.
     slow: BTreeSet<WorkerId>,
-    /// What the operator was told that goes wrong.
-    told: BTreeSet<Trouble>,
+    /// Problems that were reported already.
+    reported: BTreeSet<Problem>,
 }
 
 #[derive(Debug)]
 struct Running {
-    spawned: Spawned,
+    helper: HelperId,
     answers: OwnedFd,
     workers: Vec<(WorkerId, Pid)>,
-    deadline: Time,
 }
 
-/// What can go wrong. Each is told once.
+/// What can go wrong. Each is reported once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Trouble {
+enum Problem {
     NoSampler,
-    HeldUp,
+    Blocked,
     Refused,
 }
 
-/// What has been measured.
+/// What was measured.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Measured {
+pub(crate) struct Samples {
     /// Bytes, by worker.
     pub(crate) memory: Vec<(WorkerId, u64)>,
-    /// Why some could not be measured, if the operator is to hear of it.
-    pub(crate) trouble: Option<String>,
-    kind: Option<Trouble>,
+    /// Why some could not be measured, if that is to be reported.
+    pub(crate) problem: Option<String>,
+    kind: Option<Problem>,
+}
+
+/// Why no sampler could be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot measure the workers' memory: {0}")]
+pub(crate) struct SamplerError(#[from] SamplerProblem);
+
+/// What of it failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SamplerProblem {
+    #[error(transparent)]
+    Program(#[from] ExecutableError),
+    #[error("no pipe: {}", .0.desc())]
+    Pipe(#[from] Errno),
+    #[error(transparent)]
+    Start(#[from] StartError),
 }
 
 impl MemorySampler {
-    /// When something is to be done: one to be started, or to be ended.
-    pub(crate) fn due(&self) -> Time {
-        self.running
-            .as_ref()
-            .map_or(self.next, |running| running.deadline)
+    /// Returns when the next sampler is to start, if none runs.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.running.is_none().then_some(self.next)
     }
 
-    /// Starts one for these workers. Whoever is told of its end calls [`end`](Self::end).
+    /// Starts a sampler for these workers.
     ///
     /// # Errors
-    /// Why there is none, in the words for the operator; the first time only.
+    /// Why there is none, the first time only.
     pub(crate) fn start(
         &mut self,
         now: Time,
+        poll: &Poll,
+        processes: &mut HelperProcesses,
         name: &str,
         mut workers: Vec<(WorkerId, Pid)>,
-    ) -> Result<Option<BorrowedFd<'_>>, String> {
+    ) -> Result<(), SamplerError> {
         self.next = now + PERIOD;
         if workers.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         self.slow
             .retain(|slow| workers.iter().any(|(worker, _)| worker == slow));
         workers.sort_by_key(|(worker, _)| (self.slow.contains(worker), *worker));
-        match launch(name, &workers) {
-            Ok((spawned, answers)) => {
-                let running = Running {
-                    spawned,
+        match launch(now, poll, processes, name, &workers) {
+            Ok((helper, answers)) => {
+                self.running = Some(Running {
+                    helper,
                     answers,
                     workers,
-                    deadline: now + PATIENCE,
-                };
-                Ok(Some(self.running.insert(running).spawned.pidfd.as_fd()))
+                });
+                Ok(())
             }
-            Err(_) if !self.told.insert(Trouble::NoSampler) => Ok(None),
-            Err(reason) => Err(format!("cannot measure the workers' memory: {reason}")),
+            Err(_) if !self.reported.insert(Problem::NoSampler) => Ok(()),
+            Err(problem) => Err(problem.into()),
         }
     }
 
-    /// It has ended, or has had its time: what it has said.
-    pub(crate) fn end(&mut self, now: Time, doomed: &mut Terminating) -> Option<Measured> {
-        let running = self.running.as_ref()?;
-        let over = running.deadline <= now;
-        let alive = matches!(reap(&running.spawned.pidfd), Ok(None));
-        if alive && !over {
-            return None;
-        }
+    /// Collects what the sampler has written: it has exited, or it has `timed_out` and is killed.
+    pub(crate) fn finish(
+        &mut self,
+        now: Time,
+        poll: &Poll,
+        processes: &mut HelperProcesses,
+        timed_out: bool,
+    ) -> Option<Samples> {
         let Running {
-            spawned,
+            helper,
             answers,
             workers,
-            ..
         } = self.running.take()?;
-        if alive {
-            doomed.kill(spawned);
+        if timed_out {
+            processes.terminate(poll, helper);
         }
         self.next = now + PERIOD;
         let mut text = String::new();
-        // It is non-blocking: whoever was killed may not be dead yet.
+        // It is non-blocking: a process that was just killed may still hold the other end.
         let _ = File::from(answers).read_to_string(&mut text);
-        let (mut measured, silent) = read(&text, &workers);
-        if over && let Some(worker) = silent {
+        let (mut samples, silent) = read(&text, &workers);
+        if timed_out && let Some(worker) = silent {
             self.slow.insert(worker);
-            if measured.kind.is_none() {
-                let trouble = format!("worker {worker} does not let its memory be measured");
-                (measured.kind, measured.trouble) = (Some(Trouble::HeldUp), Some(trouble));
+            if samples.kind.is_none() {
+                let problem = format!("worker {worker} does not let its memory be measured");
+                (samples.kind, samples.problem) = (Some(Problem::Blocked), Some(problem));
             }
         }
-        if measured.kind.is_some_and(|kind| !self.told.insert(kind)) {
-            measured.trouble = None;
+        if samples.kind.is_some_and(|kind| !self.reported.insert(kind)) {
+            samples.problem = None;
         }
-        Some(measured)
-    }
-
-    /// By whom its end is told.
-    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.running
-            .as_ref()
-            .map(|running| running.spawned.pidfd.as_fd())
-    }
-
-    /// The one that measures.
-    pub(crate) fn child(&self) -> Option<&Spawned> {
-        self.running.as_ref().map(|running| &running.spawned)
-    }
-
-    /// Its process, which is no orphan.
-    pub(crate) fn pid(&self) -> Option<Pid> {
-        self.child().map(|child| child.pid)
+        Some(samples)
     }
 }
 
-fn launch(name: &str, workers: &[(WorkerId, Pid)]) -> Result<(Spawned, OwnedFd), String> {
-    let executable = Executable::current().map_err(|error| error.to_string())?;
+fn launch(
+    now: Time,
+    poll: &Poll,
+    processes: &mut HelperProcesses,
+    name: &str,
+    workers: &[(WorkerId, Pid)],
+) -> Result<(HelperId, OwnedFd), SamplerProblem> {
+    let executable = Executable::current()?;
     let list = workers
         .iter()
         .map(|(_, pid)| pid.to_string())
         .collect::<Vec<_>>()
         .join(",");
-    let argv = [format!("{name}: gauge"), ROLE.to_owned(), list];
+    let argv = [format!("{name}: memory sampler"), ROLE.to_owned(), list];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
-    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .map_err(|errno| format!("no pipe: {}", errno.desc()))?;
-    let order = Order::own(&executable, &argv, environment_without(&ALL));
-    let spawned = spawn(Order {
+    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let order = Order {
         extras: &[theirs.as_fd()],
-        ..order
-    })
-    .map_err(|error| error.to_string())?;
-    Ok((spawned, ours))
+        ..Order::own(&executable, &argv, environment_without(&ALL))
+    };
+    let helper = processes.start(poll, Kind::MemorySampler, order, Some(now + TIMEOUT))?;
+    Ok((helper, ours))
 }
 
-/// What the lines say: `PID BYTES`, or `PID ` and why not. And who was to come next.
-fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Measured, Option<WorkerId>) {
-    let mut measured = Measured::default();
+/// Parses the lines, `PID BYTES` or `PID REASON`. Also returns the worker that was to come next.
+fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Samples, Option<WorkerId>) {
+    let mut samples = Samples::default();
     let mut lines = text
         .split_inclusive('\n')
         .filter_map(|line| line.strip_suffix('\n'));
     for (worker, pid) in workers {
         let Some(answer) = lines.next() else {
-            return (measured, Some(*worker));
+            return (samples, Some(*worker));
         };
         let Some((_, answer)) = answer
             .split_once(' ')
             .filter(|(of, _)| *of == pid.to_string())
         else {
-            return (measured, None);
+            return (samples, None);
         };
         match answer.parse() {
-            Ok(bytes) => measured.memory.push((*worker, bytes)),
-            // Gone meanwhile.
+            Ok(bytes) => samples.memory.push((*worker, bytes)),
+            // It is gone by now.
             Err(_) if answer == GONE => {}
             Err(_) => {
                 let remedy = "run the supervisor as root, or with CAP_SYS_PTRACE";
-                let trouble =
+                let problem =
                     format!("cannot measure the memory of worker {worker}: {answer} ({remedy})");
-                measured.kind = Some(Trouble::Refused);
-                measured.trouble.get_or_insert(trouble);
+                samples.kind = Some(Problem::Refused);
+                samples.problem.get_or_insert(problem);
             }
         }
     }
-    (measured, None)
+    (samples, None)
 }
 
 const GONE: &str = "gone";
 
-/// Whose memory to measure, when this process was started for that. To be asked before anything else.
+/// Returns what to measure, if this process was started for that. To be called before anything else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     (words.next()? == ROLE).then(|| Task {
@@ -228,17 +230,17 @@ pub(crate) fn task() -> Option<Task> {
     })
 }
 
-/// What this process was started to measure.
+/// The processes that this one was started to measure.
 #[derive(Debug)]
 pub(crate) struct Task {
     pids: String,
 }
 
 impl Task {
-    /// Measures, and tells.
+    /// Measures, and writes the answers.
     #[allow(unsafe_code)]
     pub(crate) fn perform(self) -> ExitCode {
-        let _ = nix::sys::prctl::set_name(c"gauge");
+        let _ = nix::sys::prctl::set_name(c"memory-sampler");
         // SAFETY: this process was started with the pipe as its first descriptor, and nobody else here knows it.
         let Ok(pipe) = (unsafe { prefork_os::adopt(FIRST_FD) }) else {
             return ExitCode::FAILURE;
@@ -265,12 +267,12 @@ impl Task {
     }
 }
 
-/// A process that is dead has no memory; ESRCH is what a body says.
+/// Whether the process is dead: a zombie answers ESRCH.
 fn is_gone(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// The proportional set size, in bytes, out of the text of `smaps_rollup` (proc(5)).
+/// Returns the proportional set size in bytes, from the text of `smaps_rollup` (proc(5)).
 fn proportional(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -289,29 +291,29 @@ mod tests {
 
     #[test]
     fn what_was_measured_is_read_line_by_line() {
-        let (measured, silent) = read("11 4096\n12 gone\n13 8192\n", &WORKERS);
+        let (samples, silent) = read("11 4096\n12 gone\n13 8192\n", &WORKERS);
         assert_eq!(
-            (measured.memory, silent),
+            (samples.memory, silent),
             (vec![(WorkerId(1), 4096), (WorkerId(3), 8192)], None)
         );
-        assert_eq!(measured.trouble, None);
-        // Half a line is none: its writer was killed.
-        let (measured, silent) = read("11 4096\n12 81", &WORKERS);
+        assert_eq!(samples.problem, None);
+        // Half a line does not count: its writer was killed.
+        let (samples, silent) = read("11 4096\n12 81", &WORKERS);
         assert_eq!(
-            (measured.memory, silent),
+            (samples.memory, silent),
             (vec![(WorkerId(1), 4096)], Some(WorkerId(2)))
         );
-        let (measured, _) = read("11 Permission denied\n12 1\n13 1\n", &WORKERS);
-        assert_eq!(measured.memory.len(), 2);
+        let (samples, _) = read("11 Permission denied\n12 1\n13 1\n", &WORKERS);
+        assert_eq!(samples.memory.len(), 2);
         assert!(
-            measured
-                .trouble
+            samples
+                .problem
                 .is_some_and(|text| text.contains("worker 1: Permission denied (run"))
         );
         assert_eq!(
             read("12 1\n", &WORKERS),
-            (Measured::default(), None),
-            "of somebody else"
+            (Samples::default(), None),
+            "of another process"
         );
     }
 

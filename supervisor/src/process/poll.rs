@@ -1,5 +1,6 @@
 //! Waiting: one epoll instance, level-triggered, with typed tokens.
 
+use crate::helpers::HelperId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use prefork_protocol::WorkerId;
 use std::io;
@@ -21,20 +22,12 @@ pub(crate) enum Token {
     Death(WorkerId),
     /// A worker says something on its channel.
     Channel(WorkerId),
-    /// The check of an upgrade has ended.
-    Upgrade,
-    /// A worker's lookout has ended.
-    ReadinessProbe(WorkerId),
+    /// A helper process has exited.
+    Helper(HelperId),
     /// A worker has written to its standard error.
     Stderr(WorkerId),
     /// Our own standard error can be written.
     StderrWriter,
-    /// An admin child has ended.
-    Admin(u64),
-    /// The gauge has ended.
-    MemorySampler,
-    /// A hook has ended.
-    Hook(u64),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -49,13 +42,9 @@ impl Token {
             Self::Client(client) => (3, client),
             Self::Death(worker) => (4, worker.0),
             Self::Channel(worker) => (5, worker.0),
-            Self::Upgrade => (6, 0),
-            Self::ReadinessProbe(worker) => (7, worker.0),
-            Self::Stderr(worker) => (8, worker.0),
-            Self::StderrWriter => (9, 0),
-            Self::Admin(child) => (10, child),
-            Self::MemorySampler => (11, 0),
-            Self::Hook(hook) => (12, hook),
+            Self::Helper(helper) => (6, helper.0),
+            Self::Stderr(worker) => (7, worker.0),
+            Self::StderrWriter => (8, 0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -69,13 +58,9 @@ impl Token {
             3 => Self::Client(number),
             4 => Self::Death(WorkerId(number)),
             5 => Self::Channel(WorkerId(number)),
-            6 => Self::Upgrade,
-            7 => Self::ReadinessProbe(WorkerId(number)),
-            8 => Self::Stderr(WorkerId(number)),
-            9 => Self::StderrWriter,
-            10 => Self::Admin(number),
-            11 => Self::MemorySampler,
-            _ => Self::Hook(number),
+            6 => Self::Helper(HelperId(number)),
+            7 => Self::Stderr(WorkerId(number)),
+            _ => Self::StderrWriter,
         }
     }
 }
@@ -176,13 +161,9 @@ mod tests {
             Token::Client(9),
             Token::Death(WorkerId(7)),
             Token::Channel(WorkerId(1 << 40)),
-            Token::Upgrade,
-            Token::ReadinessProbe(WorkerId(3)),
+            Token::Helper(HelperId(6)),
             Token::Stderr(WorkerId(3)),
             Token::StderrWriter,
-            Token::Admin(6),
-            Token::MemorySampler,
-            Token::Hook(5),
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

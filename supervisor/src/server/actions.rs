@@ -1,5 +1,6 @@
-//! What the core says is done here: each [`Action`], and the events that come of it.
+//! Performs the actions of the core, and returns the events that come of them.
 
+use super::upgrade::Preparation;
 use super::{Server, clock};
 use crate::api::report;
 use crate::control::Answer;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
 impl Server {
-    /// Tells the core, and does what it says, until there is nothing left to tell.
+    /// Passes an event to the core and performs its actions, until no further event comes of them.
     pub(crate) fn feed(&mut self, event: Event) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
@@ -30,11 +31,12 @@ impl Server {
     pub(crate) fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Prepare(generation) => match self.upgrade_before(generation) {
-                Some(event) => event,
-                None => Some(self.prepare(generation)),
+                Preparation::Now => Some(self.prepare(generation)),
+                Preparation::Pending => None,
+                Preparation::Refused(reason) => Some(Event::Refused(generation, reason)),
             },
             Action::Steer(rotation) => {
-                self.rotation = rotation;
+                self.steering.rotation = rotation;
                 self.steer();
                 None
             }
@@ -43,7 +45,7 @@ impl Server {
                 slot,
                 generation,
             } => {
-                self.store.schedule_sync(self.now);
+                self.systemd.store.schedule_sync(self.now);
                 self.spawn(worker, slot, generation)
             }
             Action::Drain {
@@ -51,37 +53,38 @@ impl Server {
                 grace,
                 empty_queue,
             } => {
-                // Away from it first, or somebody could still come when it has left.
+                // Steer away first, or a connection could still arrive when it has left.
                 self.steer_between_generations();
                 let orphaned = !self.keeps_all_addresses(worker);
-                self.hands
+                self.workers
+                    .handles
                     .get_mut(&worker)
-                    .and_then(|hand| hand.drain(grace, empty_queue || orphaned))
+                    .and_then(|handle| handle.drain(grace, empty_queue || orphaned))
             }
             Action::Abort(worker) => {
-                self.hands.get(&worker)?.signal(Signal::SIGABRT);
+                self.workers.handles.get(&worker)?.signal(Signal::SIGABRT);
                 None
             }
             Action::Kill(worker) => {
-                let hand = self.hands.get(&worker)?;
-                hand.kill_group();
-                if let Some(groups) = &self.groups {
+                let handle = self.workers.handles.get(&worker)?;
+                handle.kill_group();
+                if let Some(groups) = &self.workers.cgroups {
                     groups.kill(worker);
                 }
                 None
             }
             Action::Commit(generation) => {
-                self.accepted = generation;
+                self.generations.accepted = generation;
                 self.steer_between_generations();
-                if let Some(generation) = self.generations.get(&generation) {
+                if let Some(generation) = self.generations.get(generation) {
                     log::set_max_level(generation.config.log.level);
                 }
                 None
             }
             Action::Forget(generation) => {
-                self.generations.remove(&generation);
+                self.generations.held.remove(&generation);
                 self.steer();
-                self.store.schedule_sync(self.now);
+                self.systemd.store.schedule_sync(self.now);
                 None
             }
             Action::Report(fact) => {
@@ -89,7 +92,7 @@ impl Server {
                 None
             }
             Action::Reply(RequestId(client), verdict) => {
-                self.waiting.remove(&client);
+                self.operators.waiting.remove(&client);
                 let answer = match verdict {
                     Ok(Done::Reloaded(generation)) => Answer {
                         generation: Some(generation.0),
@@ -110,7 +113,7 @@ impl Server {
                     },
                     Err(reason) => Answer::failed(reason),
                 };
-                self.answer_settled(client, answer);
+                self.answer_quiesced(client, answer);
                 None
             }
             Action::Exit(status) => {
@@ -121,7 +124,10 @@ impl Server {
     }
 
     pub(crate) fn prepare(&mut self, id: GenerationId) -> Event {
-        let loaded = self.loader.load(&mut self.listeners, false);
+        let loaded = self
+            .generations
+            .loader
+            .load(&mut self.generations.listeners, false);
         // Looking up a host name may have taken its time.
         self.now = clock();
         match loaded {
@@ -131,7 +137,7 @@ impl Server {
                 }
                 let before = self
                     .generations
-                    .get(&self.accepted)
+                    .accepted()
                     .map(|old| old.sockets.describe());
                 for address in generation.sockets.describe() {
                     if before
@@ -142,7 +148,7 @@ impl Server {
                     }
                 }
                 let plan = generation.plan();
-                self.generations.insert(id, generation);
+                self.generations.held.insert(id, generation);
                 Event::Prepared(id, plan)
             }
             Err(error) => Event::Refused(id, error.to_string()),
@@ -152,9 +158,12 @@ impl Server {
     /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
     pub(crate) fn steer(&mut self) {
         let workers = self.core.view().workers;
-        if let Err(error) =
-            steering::steer(&self.generations, self.accepted, &self.rotation, &workers)
-            && !std::mem::replace(&mut self.steering_failed, true)
+        if let Err(error) = steering::steer(
+            &self.generations.held,
+            self.generations.accepted,
+            &self.steering.rotation,
+            &workers,
+        ) && !std::mem::replace(&mut self.steering.failed, true)
         {
             warn!("{error}; new connections are spread over all slots");
         }
@@ -162,7 +171,7 @@ impl Server {
 
     /// While a reload adds or removes addresses, not only the rotation tells who serves them.
     pub(crate) fn steer_between_generations(&mut self) {
-        if self.generations.len() > 1 {
+        if self.generations.held.len() > 1 {
             self.steer();
         }
     }
@@ -179,29 +188,29 @@ impl Server {
             slot,
             generation: id,
             name: &self.name,
-            notify: &self.notify_address,
+            notify: self.workers.notify.address(),
         };
-        let launched = match self.generations.get_mut(&id) {
-            Some(generation) => launch(self.now, generation, self.groups.as_mut(), role)
+        let launched = match self.generations.held.get_mut(&id) {
+            Some(generation) => launch(self.now, generation, self.workers.cgroups.as_mut(), role)
                 .map_err(|error| error.to_string()),
             None => Err(format!("generation {id} is not held any more")),
         };
-        let watched = launched.and_then(|hand| match self.watch(&hand) {
-            Ok(()) => Ok(hand),
+        let watched = launched.and_then(|handle| match self.watch(&handle) {
+            Ok(()) => Ok(handle),
             Err(error) => {
-                hand.kill_group();
+                handle.kill_group();
                 Err(format!("cannot watch worker {worker}: {error}"))
             }
         });
         match watched {
-            Ok(hand) => {
+            Ok(handle) => {
                 let who = WorkerRef {
                     worker,
                     slot,
                     generation: id,
                 };
-                let pid = hand.pid;
-                self.hands.insert(worker, hand);
+                let pid = handle.pid;
+                self.workers.handles.insert(worker, handle);
                 let text = format_args!("starts");
                 self.announce(report::of_worker(
                     "starting",
@@ -210,7 +219,7 @@ impl Server {
                     Some(pid),
                     text,
                 ));
-                self.look_out(worker)
+                self.probe_readiness(worker)
             }
             Err(reason) => Some(Event::Died(
                 worker,
@@ -223,41 +232,43 @@ impl Server {
     fn mend_sockets(&mut self, slot: Slot) {
         let is_shut =
             |generation: &Generation| generation.sockets.is_shut(generation.queue_of(slot));
-        if !self.generations.values().any(is_shut) {
+        if !self.generations.held.values().any(is_shut) {
             return;
         }
-        for generation in self.generations.values_mut() {
+        for generation in self.generations.held.values_mut() {
             if let Err(error) = generation.sockets.rebind_shut_down() {
                 warn!("cannot replace a listening socket that was shut down: {error}");
             }
         }
-        self.store.schedule_sync(self.now);
+        self.systemd.store.schedule_sync(self.now);
         self.steer();
     }
 
-    pub(crate) fn watch(&self, hand: &WorkerHandle) -> std::io::Result<()> {
+    pub(crate) fn watch(&self, handle: &WorkerHandle) -> std::io::Result<()> {
         self.poll
-            .add(&hand.pidfd, Token::Death(hand.id), Interest::Read)?;
-        match &hand.line {
+            .add(&handle.pidfd, Token::Death(handle.id), Interest::Read)?;
+        match &handle.line {
             Line::Channel { channel, .. } => {
                 self.poll
-                    .add(channel.as_fd(), Token::Channel(hand.id), Interest::Read)?;
+                    .add(channel.as_fd(), Token::Channel(handle.id), Interest::Read)?;
             }
             Line::Notify { .. } | Line::Closed => {}
         }
-        self.watch_stderr(hand)
+        self.watch_stderr(handle)
     }
 
     /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
     /// be it accepted already or on trial.
     pub(crate) fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
         let own = self
-            .hands
+            .workers
+            .handles
             .get(&worker)
-            .and_then(|hand| self.generations.get(&hand.generation));
+            .and_then(|handle| self.generations.get(handle.generation));
         own.is_none_or(|own| {
             let kept = |address| {
                 self.generations
+                    .held
                     .values()
                     .all(|other| other.sockets.addresses().any(|kept| kept == address))
             };

@@ -1,58 +1,46 @@
-//! The supervisor's loop: wait, translate, hand to the core, do what it says.
+//! The supervisor's loop: wait, translate, pass to the core, perform its actions.
 //!
-//! [`Server`] owns every descriptor and process. It makes no decision that outlives a line: what to do is the
-//! core's, how to do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the one
-//! thing that can take long is the look-up of host names in a configuration, which is bounded by the resolver.
+//! [`Server`] owns every descriptor and process, in groups: [`Generations`], [`Workers`],
+//! [`Helpers`], [`Operators`], [`Systemd`], [`Steering`]. Each group has one deadline and is tended
+//! once a round. The server makes no decision that outlives a line: what to do is the core's, how to
+//! do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the one
+//! thing that can take long is the look-up of host names in a configuration, which the resolver bounds.
 
+mod access_logs;
 mod actions;
-mod admin;
-mod logs;
-mod memory;
+mod generations;
+mod helpers;
 mod operators;
 mod quiesce;
-mod readiness;
 mod snapshot;
 mod stderr;
+mod systemd;
 mod takeover;
 mod upgrade;
 mod workers;
 
-use super::admin::Admin;
-use super::control::{Answer, ControlServer};
-use super::listen::Listeners;
-use crate::api::events::Journal;
-use crate::api::status::LastReload;
-use crate::generation::Generation;
+use crate::generation::LoadError;
 use crate::generation::loader::Loader;
-use crate::helpers::hooks::Hooks;
-use crate::helpers::memory_sampler::MemorySampler;
-use crate::helpers::readiness_probe::ReadinessProbes;
-use crate::helpers::terminating::Terminating;
+use crate::listen::ListenError;
+use crate::listen::Listeners;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::signals::Signals;
-use crate::server::quiesce::Quiesce;
-use crate::server::stderr::StderrForwarder;
-use crate::systemd::fd_store::FdStore;
-use crate::systemd::notify::{Notifier, NotifyServer};
-use crate::workers::cgroup;
-use crate::workers::cgroup::WorkerCgroups;
-use crate::workers::exits::{ExitCounts, ExitRecord};
-use crate::workers::handle::WorkerHandle;
-use crate::workers::leftovers::Leftovers;
+use crate::systemd::notify::NotifyServer;
+use crate::workers::cgroup::{self, CgroupError};
+use access_logs::AccessLogs;
+use generations::Generations;
+use helpers::Helpers;
 use log::{debug, error, info, warn};
-use logs::Logs;
 use nix::unistd::Gid;
-use prefork_core::{Core, Event, Fact, Time};
-use prefork_protocol::scoreboard::Totals;
-use prefork_protocol::{GenerationId, Slot, WorkerId};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use operators::Operators;
+use prefork_core::{Core, Event, Time};
+use prefork_protocol::{GenerationId, Slot};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use stderr::StderrForwarder;
+use systemd::Systemd;
 use upgrade::Upgrade;
-
-/// How long to wait before systemd is told again what it would not take.
-const TELL_AGAIN: Duration = Duration::from_millis(200);
+use workers::Workers;
 
 /// The running server.
 #[derive(Debug)]
@@ -61,198 +49,149 @@ pub(crate) struct Server {
     now: Time,
     poll: Poll,
     signals: Signals,
-    loader: Loader,
     name: String,
-    listeners: Listeners,
-    generations: BTreeMap<GenerationId, Generation>,
-    accepted: GenerationId,
-    hands: BTreeMap<WorkerId, WorkerHandle>,
-    /// What dead workers have done, by slot.
-    dead: Vec<Totals>,
-    relay: StderrForwarder,
-    leftovers: Leftovers,
-    /// What workers have died of.
-    deaths: ExitCounts,
-    /// The worker that is being buried.
-    record: Option<(WorkerId, ExitRecord)>,
-    notify: NotifyServer,
-    notify_address: OsString,
-    systemd: Notifier,
-    store: FdStore,
-    watchdog: Option<(Duration, Time)>,
-    /// The last thing that systemd would not take, and when to say it again.
-    untold: Option<(Time, Fact)>,
-    /// A reload that is done, and of which nobody has been told yet.
-    settling: Option<Quiesce>,
-    booted: bool,
-    control: ControlServer,
-    /// What has happened.
-    journal: Journal,
-    hooks: Hooks,
-    gauge: MemorySampler,
-    logs: Logs,
-    doomed: Terminating,
-    admin: Admin,
-    /// What has been done since the server started.
-    counts: Counts,
-    /// The answer to `status`, as of this time.
-    picture: Option<(Time, Vec<u8>)>,
-    /// Control clients that wait for a reload's verdict.
-    waiting: BTreeSet<u64>,
-    last_reload: Option<LastReload>,
-    /// The workers' control groups, if there are any.
-    groups: Option<WorkerCgroups>,
-    /// When to look again for dead children that are not ours, and for what dead workers have left.
-    look_for_orphans: Option<Time>,
-    rotation: Vec<Slot>,
-    steering_failed: bool,
     on_terminal: bool,
-    upgrade: Upgrade,
-    lookouts: ReadinessProbes,
+    /// All slots have been filled once.
+    booted: bool,
+    /// The exit status, once the core has given one.
     exit: Option<u8>,
+    generations: Generations,
+    workers: Workers,
+    steering: Steering,
+    helpers: Helpers,
+    operators: Operators,
+    systemd: Systemd,
+    upgrade: Upgrade,
+    stderr: StderrForwarder,
+    access_logs: AccessLogs,
 }
 
-/// What the server has done since it started, upgrades in place included.
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    /// When it started, in seconds of Unix time.
-    started: u64,
-    spawned: u64,
-    reloads: u64,
-    failed_reloads: u64,
-    /// Answers to `status`.
-    pictures: u64,
-}
-
-impl Counts {
-    fn since(started: f64) -> Self {
-        Self {
-            started: started as u64,
-            ..Self::default()
-        }
-    }
+/// Where new connections are steered to.
+#[derive(Debug, Default)]
+struct Steering {
+    rotation: Vec<Slot>,
+    /// It failed, which was reported.
+    failed: bool,
 }
 
 fn clock() -> Time {
     Time(prefork_os::monotonic())
 }
 
-/// Seconds since 1970.
+/// Returns seconds since 1970.
 fn unix_time() -> f64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// The kernel refuses what the loop is made of.
+    #[error("cannot {act}: {error}")]
+    System {
+        act: &'static str,
+        error: std::io::Error,
+    },
+    /// The configuration cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A socket cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The workers cannot have control groups.
+    #[error(transparent)]
+    Cgroups(#[from] CgroupError),
 }
 
 impl Server {
     /// Binds and prepares everything, and starts no worker yet.
     ///
     /// # Errors
-    /// Why the server cannot start, in the words for the operator.
+    /// Why the server cannot start.
     pub(crate) fn new(
         loader: Loader,
         name: String,
         mut listeners: Listeners,
-    ) -> Result<Self, String> {
-        let failed =
-            |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
+    ) -> Result<Self, StartError> {
+        let failed = |act| move |error| StartError::System { act, error };
         let signals = Signals::install().map_err(failed("install signal handlers"))?;
-        // Orphans of workers come to us, so that nobody's zombies pile up when we are PID 1's child or PID 1 itself.
+        // Orphans of workers come to us, so that zombies do not pile up with a PID 1 that ignores them.
         if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
             debug!("cannot adopt orphans: {error}");
         }
         let first = GenerationId(1);
-        let mut generation = loader
-            .load(&mut listeners, true)
-            .map_err(|error| error.to_string())?;
-        generation
-            .listen(generation.config.slots())
-            .map_err(|error| error.to_string())?;
+        let mut generation = loader.load(&mut listeners, true)?;
+        generation.listen(generation.config.slots())?;
         let notify = NotifyServer::bind(generation.meeting_place().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
-        poll.add(&signals, Token::Signals, Interest::Read)
-            .map_err(failed("watch signals"))?;
-        poll.add(&notify, Token::Notify, Interest::Read)
-            .map_err(failed("watch the notification socket"))?;
         for warning in &generation.config.warnings {
             warn!("{warning}");
         }
-        let groups = cgroup::prepare(&generation.config).map_err(|error| error.to_string())?;
+        let cgroups = cgroup::prepare(&generation.config)?;
         for address in generation.sockets.describe() {
             info!("listening on {address}");
         }
         let now = clock();
         let seed = u64::from(std::process::id()) ^ u64::try_from(now.0.as_nanos()).unwrap_or(1);
         let core = Core::new(first, generation.plan(), seed);
-        let systemd = Notifier::from_env().unwrap_or_else(|error| {
-            warn!("not telling systemd anything: {error}");
-            Notifier::default()
-        });
         for remark in listeners.close_unclaimed() {
             warn!("{remark}");
         }
-        let offered = std::env::var(prefork_protocol::environment::FDSTORE).ok();
-        let mut store = FdStore::new(now, &systemd, offered.as_deref(), &listeners.stored_names());
+        let mut systemd = Systemd::connect(now, &listeners.stored_names());
         // Before the first worker: a death from now on costs no connection that waits.
-        store.sync(now, &systemd, || listeners.storable_sockets());
-        let watchdog = systemd.watchdog_period().map(|period| (period, now));
-        Ok(Self {
+        systemd.tend(now, false, &listeners);
+        let server = Self {
             core,
             now,
             poll,
             signals,
-            loader,
             name,
-            listeners,
-            generations: BTreeMap::from([(first, generation)]),
-            accepted: first,
-            hands: BTreeMap::new(),
-            dead: vec![Totals::default(); usize::from(Slot::MAX)],
-            relay: StderrForwarder::default(),
-            leftovers: Leftovers::new(),
-            deaths: ExitCounts::default(),
-            record: None,
-            notify_address: notify.address().to_owned(),
-            notify,
-            systemd,
-            store,
-            watchdog,
-            untold: None,
-            settling: None,
-            booted: false,
-            control: ControlServer::default(),
-            journal: Journal::default(),
-            hooks: Hooks::default(),
-            gauge: MemorySampler::default(),
-            logs: Logs::default(),
-            doomed: Terminating::default(),
-            admin: Admin::default(),
-            counts: Counts::since(unix_time()),
-            picture: None,
-            waiting: BTreeSet::new(),
-            last_reload: None,
-            groups,
-            look_for_orphans: None,
-            rotation: Vec::new(),
-            steering_failed: false,
             on_terminal: leave_terminal(),
-            upgrade: Upgrade::new(),
-            lookouts: ReadinessProbes::default(),
+            booted: false,
             exit: None,
-        })
+            generations: Generations {
+                loader,
+                listeners,
+                held: BTreeMap::from([(first, generation)]),
+                accepted: first,
+            },
+            workers: Workers::new(notify, cgroups),
+            steering: Steering::default(),
+            helpers: Helpers::default(),
+            operators: Operators::new(unix_time()),
+            systemd,
+            upgrade: Upgrade::new(),
+            stderr: StderrForwarder::default(),
+            access_logs: AccessLogs::default(),
+        };
+        server
+            .watch_all()
+            .map_err(failed("watch signals and notifications"))?;
+        Ok(server)
+    }
+
+    /// Watches everything that the server holds already.
+    fn watch_all(&self) -> std::io::Result<()> {
+        self.poll
+            .add(&self.signals, Token::Signals, Interest::Read)?;
+        self.poll
+            .add(&self.workers.notify, Token::Notify, Interest::Read)?;
+        let mut handles = self.workers.handles.values();
+        handles.try_for_each(|handle| self.watch(handle))?;
+        self.helpers.processes.watch_all(&self.poll)?;
+        self.operators.control.watch_all(&self.poll)
     }
 
     /// Opens the control socket. A server without one serves all the same.
     pub(crate) fn open_control(&mut self, path: &Path) {
-        let readers = self
-            .generations
-            .get(&self.accepted)
-            .and_then(|it| it.config.control_readers.as_ref());
-        let opened = self
-            .control
-            .bind(path, readers.map(|group| Gid::from_raw(group.gid)));
-        let opened = opened.and_then(|()| {
-            let watched = self.control.watch(&self.poll);
+        let readers = self.generations.accepted();
+        let readers = readers.and_then(|it| it.config.control_readers.as_ref());
+        let readers = readers.map(|group| Gid::from_raw(group.gid));
+        let control = &mut self.operators.control;
+        let opened = control.bind(path, readers).and_then(|()| {
+            let watched = control.watch(&self.poll);
             watched.map_err(|error| format!("cannot watch the control socket: {error}"))
         });
         match opened {
@@ -261,7 +200,7 @@ impl Server {
         }
     }
 
-    /// Serves until told to stop; gives the exit status.
+    /// Serves until the core says that the server stops; returns the exit status.
     pub(crate) fn run(mut self) -> u8 {
         self.feed(Event::Tick);
         let mut farewell = None;
@@ -283,18 +222,15 @@ impl Server {
                 self.condemn_the_shut();
             }
             for token in ready {
-                self.serve(token);
+                self.dispatch(token);
             }
-            self.settle();
-            self.keep_time();
-            self.tend_relay();
-            self.advance_upgrade();
+            self.tend();
         }
-        self.settle_now();
-        self.hooks.kill();
-        self.control.finish();
-        if self.store.is_in_use() {
-            self.listeners.leave_files();
+        self.quiesce_now();
+        self.helpers.hooks.kill(&self.helpers.processes);
+        self.operators.control.finish();
+        if self.systemd.store.is_in_use() {
+            self.generations.listeners.leave_files();
         }
         info!("stopped");
         crate::logging::finish();
@@ -302,96 +238,59 @@ impl Server {
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        let alarms = self
-            .hands
-            .values()
-            .filter_map(|hand| hand.alarm.map(|(time, _)| time));
-        let control = self.control.next_deadline();
-        let watchdog = self.watchdog.map(|(_, at)| at);
-        let untold = self.untold.as_ref().map(|(at, _)| *at);
-        alarms
-            .chain(self.core.next_deadline())
-            .chain(control)
-            .chain(watchdog)
-            .chain(self.store.due())
-            .chain(untold)
-            .chain(self.settling.as_ref().map(Quiesce::deadline))
-            .chain(self.upgrade.deadline())
-            .chain(self.relay.due())
-            .chain(self.leftovers.due())
-            .chain(self.hooks.deadline())
-            .chain(self.gauge_due())
-            .chain(self.admin_due())
-            .chain(self.look_for_orphans)
-            .min()
+        [
+            self.core.next_deadline(),
+            self.workers.deadline(),
+            self.helpers_deadline(),
+            self.operators.deadline(),
+            self.systemd.deadline(),
+            self.stderr.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    fn serve(&mut self, token: Token) {
+    fn dispatch(&mut self, token: Token) {
         match token {
             Token::Signals => self.take_signals(),
             Token::Notify => self.take_notices(),
-            Token::Control => self.control.accept(self.now, &self.poll),
+            Token::Control => self.operators.control.accept(self.now, &self.poll),
             Token::Client(id) => {
-                if let Some(request) = self.control.serve(self.now, &self.poll, id) {
+                let request = self.operators.control.serve(self.now, &self.poll, id);
+                if let Some(request) = request {
                     self.answer_request(id, request);
                 }
             }
             Token::Channel(worker) => self.hear(worker),
-            Token::Death(worker) => self.reap(worker),
-            Token::Upgrade => self.hear_check(),
-            Token::ReadinessProbe(worker) => self.hear_lookout(worker),
-            Token::Stderr(worker) => self.relay(worker),
-            Token::StderrWriter => self.reopen_outlet(),
-            Token::Admin(child) => self.reap_admin(child),
-            Token::MemorySampler => self.hear_gauge(),
-            Token::Hook(hook) => self.hooks.reap(&self.poll, hook),
+            Token::Death(worker) => self.worker_exited(worker),
+            Token::Helper(helper) => self.helper_exited(helper),
+            Token::Stderr(worker) => self.forward_stderr(worker),
+            Token::StderrWriter => self.stderr_writable(),
         }
     }
 
-    fn keep_time(&mut self) {
-        let due: Vec<WorkerId> = self
-            .hands
-            .values()
-            .filter(|hand| hand.alarm.is_some_and(|(time, _)| time <= self.now))
-            .map(|hand| hand.id)
-            .collect();
-        for worker in due {
-            if let Some(event) = self.hands.get_mut(&worker).and_then(WorkerHandle::ring) {
-                self.feed(event);
-            }
-        }
-        self.control.expire(self.now, &self.poll);
-        if let Some((period, at)) = &mut self.watchdog
-            && *at <= self.now
-        {
-            // One that is not taken is followed by another.
-            let _ = self.systemd.watchdog();
-            *at = self.now + *period;
-        }
-        if let Some((_, fact)) = self.untold.take_if(|(at, _)| *at <= self.now) {
-            self.tell_systemd(&fact);
-        }
-        if self.look_for_orphans.is_some_and(|at| at <= self.now) {
-            self.reap_orphans_now();
-        }
-        self.sweep_leftovers(None);
-        self.tend_gauge();
-        self.tend_admin();
-        self.tend_logs();
-        self.tend_hooks();
-        self.store.sync(self.now, &self.systemd, || {
-            self.listeners.storable_sockets()
-        });
+    /// Does what is due, at the end of every round.
+    fn tend(&mut self) {
+        self.quiesce();
+        self.tend_workers();
+        self.operators.control.expire(self.now, &self.poll);
+        self.tend_helpers();
+        self.tend_access_logs();
+        let listeners = &self.generations.listeners;
+        self.systemd.tend(self.now, self.booted, listeners);
+        self.tend_stderr();
+        self.advance_upgrade();
     }
 }
 
-/// Takes the terminal away from standard input, and tells whether there was one. A worker is in the terminal's background:
-/// one that read from it would be stopped by SIGTTIN.
+/// Detaches standard input from the terminal, and returns whether there was one. A worker is in the
+/// terminal's background: one that read from it would be stopped by SIGTTIN.
 fn leave_terminal() -> bool {
     use std::io::IsTerminal;
     let on_terminal = std::io::stdin().is_terminal();
     if on_terminal && let Ok(nothing) = std::fs::File::open("/dev/null") {
-        // Failing that, only a program that reads its standard input notices.
+        // If it fails, only a program that reads its standard input notices.
         let _ = nix::unistd::dup2_stdin(&nothing);
     }
     on_terminal

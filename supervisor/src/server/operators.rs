@@ -1,16 +1,88 @@
-//! What operators ask, by signal or on the control socket, and what they and systemd are told.
+//! The operators' side: signals and control requests come in, answers and events go out.
 
-use super::{Server, TELL_AGAIN};
-use crate::api::events::EventRecord;
+use super::Server;
+use super::quiesce::Quiesce;
+use crate::api::events::{EventRecord, Journal};
 use crate::api::report;
 use crate::api::status::LastReload;
 use crate::api::worker_exit::to_event;
-use crate::control::{Answer, Progress, Request, event_line};
-use crate::logging as logfile;
+use crate::control::{Answer, ControlServer, Progress, Request, event_line};
+use crate::logging;
+use crate::upgrade::CountsState;
 use log::{debug, error, info};
 use nix::sys::signal::Signal;
-use prefork_core::{Command, Event, Fact, RequestId};
+use prefork_core::{Command, Event, Fact, RequestId, Time};
 use prefork_protocol::Slot;
+use std::collections::BTreeSet;
+
+/// What operators ask by, and how they are answered.
+#[derive(Debug)]
+pub(crate) struct Operators {
+    pub(crate) control: ControlServer,
+    /// What has happened.
+    pub(crate) journal: Journal,
+    /// What the server has done.
+    pub(crate) counts: Counts,
+    /// The answer to `status`, as of this time.
+    pub(crate) status_line: Option<(Time, Vec<u8>)>,
+    /// Control clients that wait for a reload's verdict.
+    pub(crate) waiting: BTreeSet<u64>,
+    pub(crate) last_reload: Option<LastReload>,
+    /// A reload that is done, and of which nothing has been reported yet.
+    pub(crate) quiesce: Option<Quiesce>,
+}
+
+/// What the server has done since it started, upgrades in place included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    /// When it started, in seconds of Unix time.
+    pub(crate) started: u64,
+    pub(crate) spawned: u64,
+    pub(crate) reloads: u64,
+    pub(crate) failed_reloads: u64,
+    /// Answers to `status`.
+    pub(crate) status_requests: u64,
+}
+
+impl Counts {
+    /// Continues to count where another version was.
+    pub(crate) fn resumed(state: &CountsState) -> Self {
+        Self {
+            started: state.started,
+            spawned: state.spawned,
+            reloads: state.reloads,
+            failed_reloads: state.failed_reloads,
+            status_requests: state.pictures,
+        }
+    }
+}
+
+impl Operators {
+    /// Those of a server that starts now.
+    pub(crate) fn new(unix_time: f64) -> Self {
+        Self {
+            control: ControlServer::default(),
+            journal: Journal::default(),
+            counts: Counts {
+                started: unix_time as u64,
+                ..Counts::default()
+            },
+            status_line: None,
+            waiting: BTreeSet::new(),
+            last_reload: None,
+            quiesce: None,
+        }
+    }
+
+    /// Returns when a control client has had its time, or a held-back verdict is reported.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let quiesce = self.quiesce.as_ref().map(Quiesce::deadline);
+        quiesce
+            .into_iter()
+            .chain(self.control.next_deadline())
+            .min()
+    }
+}
 
 impl Server {
     pub(crate) fn take_signals(&mut self) {
@@ -71,7 +143,7 @@ impl Server {
             } => self.answer_events(client, follow, since, recent),
             Request::Config => self.answer_config(client),
             Request::Reload { wait: true } => {
-                self.waiting.insert(client);
+                self.operators.waiting.insert(client);
                 self.feed(Event::Command(Command::Reload(Some(RequestId(client)))));
             }
             Request::Reload { wait: false } => {
@@ -108,7 +180,7 @@ impl Server {
         }
     }
 
-    /// Who waits for the verdict. A client that does not is answered at once.
+    /// Returns the request to answer with the verdict. A client that does not wait is answered at once.
     fn asked_by(&mut self, client: u64, waits: bool) -> Option<RequestId> {
         if !waits {
             self.answer(client, &Answer::done());
@@ -116,22 +188,25 @@ impl Server {
         waits.then_some(RequestId(client))
     }
 
-    /// Makes the picture once for all who ask in one round.
+    /// Answers with the status, which is rendered once for all clients of one round.
     fn answer_status(&mut self, client: u64) {
         if self
-            .picture
+            .operators
+            .status_line
             .as_ref()
             .is_none_or(|(made, _)| *made != self.now)
         {
-            self.counts.pictures += 1;
+            self.operators.counts.status_requests += 1;
             let answer = Answer {
                 status: serde_json::to_value(self.status()).ok(),
                 ..Answer::done()
             };
-            self.picture = Some((self.now, answer.line()));
+            self.operators.status_line = Some((self.now, answer.line()));
         }
-        if let Some((_, line)) = &self.picture {
-            self.control.send(self.now, &self.poll, client, line, true);
+        if let Some((_, line)) = &self.operators.status_line {
+            self.operators
+                .control
+                .send(self.now, &self.poll, client, line, true);
         }
     }
 
@@ -143,121 +218,95 @@ impl Server {
         recent: Option<u32>,
     ) {
         let mut lines = Vec::new();
-        for event in self.journal.after(since.unwrap_or(0), recent) {
+        for event in self.operators.journal.after(since.unwrap_or(0), recent) {
             lines.extend(event_line(&event));
         }
         if follow {
-            self.control.follow(client);
+            self.operators.control.follow(client);
         } else {
             lines.extend(Answer::done().line());
         }
-        self.control
+        self.operators
+            .control
             .send(self.now, &self.poll, client, &lines, !follow);
     }
 
     fn answer_config(&mut self, client: u64) {
-        let generation = self.generations.get(&self.accepted);
-        let config = generation.map(|generation| self.loader.explain(generation));
+        let generation = self.generations.accepted();
+        let config = generation.map(|generation| self.generations.loader.explain(generation));
         let answer = Answer {
             config: config.and_then(|config| serde_json::to_value(config).ok()),
-            generation: Some(self.accepted.0),
+            generation: Some(self.generations.accepted.0),
             ..Answer::done()
         };
         self.answer(client, &answer);
     }
 
     pub(crate) fn answer(&mut self, client: u64, answer: &Answer) {
-        self.control.answer(self.now, &self.poll, client, answer);
+        self.operators
+            .control
+            .answer(self.now, &self.poll, client, answer);
     }
 
-    /// Tells of something: in the log, in the journal, and to whoever follows.
+    /// Publishes an event: in the log, in the journal, to hooks, and to the clients that follow.
     pub(crate) fn announce(&mut self, record: EventRecord) {
         record.log();
         let level = record.level;
-        let event = self.journal.note(record);
-        let generation = self.generations.get(&self.accepted);
-        self.hooks.offer(
+        let event = self.operators.journal.note(record);
+        let generation = self.generations.accepted();
+        self.helpers.hooks.offer(
             generation.map(|generation| &generation.config.hooks),
             level,
             &event,
         );
-        if self.control.is_followed() {
+        if self.operators.control.is_followed() {
             let line = event_line(&event);
-            self.control.tell(self.now, &self.poll, &line);
+            self.operators.control.tell(self.now, &self.poll, &line);
         }
     }
 
-    /// Starts hooks for the events of this round, and ends those that take too long.
-    pub(crate) fn tend_hooks(&mut self) {
-        self.hooks.expire(self.now);
-        if let Some(generation) = self.generations.get(&self.accepted) {
-            self.hooks
-                .start_next(self.now, &self.poll, &generation.config);
-        }
-    }
-
-    /// What systemd does not take at once it is told again, or a unit could hang in "reloading".
-    pub(crate) fn tell_systemd(&mut self, fact: &Fact) {
-        let told = report::tell_systemd(&self.systemd, fact, self.booted);
-        self.untold = match told {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                Some((self.now + TELL_AGAIN, fact.clone()))
-            }
-            Err(error) => {
-                debug!("cannot tell systemd: {error}");
-                None
-            }
-            Ok(()) => self.untold.take(),
-        };
-    }
-
+    /// Reports a fact: in the log and as an event, to systemd, to clients that wait, and in the counts.
     pub(crate) fn report(&mut self, fact: &Fact) {
-        let pid = report::subject(fact)
-            .and_then(|who| self.hands.get(&who.worker))
-            .map(|hand| hand.pid);
-        match fact {
+        let handles = &self.workers.handles;
+        let handle = report::subject(fact).and_then(|who| handles.get(&who.worker));
+        let event = match fact {
             Fact::Died(who, worker_exit) => {
-                let record = self
-                    .record
-                    .as_ref()
-                    .filter(|(worker, _)| *worker == who.worker);
+                let record = handle.and_then(|handle| handle.exit.as_ref());
                 let now = prefork_os::monotonic_ms();
-                let event = to_event(*who, worker_exit, record.map(|(_, record)| record), now);
-                self.deaths.count(worker_exit.cause);
-                self.announce(event);
+                self.workers.exits.count(worker_exit.cause);
+                Some(to_event(*who, worker_exit, record, now))
             }
-            _ => {
-                if let Some(event) = report::to_event(fact, pid) {
-                    self.announce(event);
-                }
-            }
+            _ => report::to_event(fact, handle.map(|handle| handle.pid)),
+        };
+        if let Some(event) = event {
+            self.announce(event);
         }
         match fact {
-            Fact::Reloaded(..) if self.begin_to_settle(fact) => {}
+            Fact::Reloaded(..) if self.begin_quiesce(fact) => {}
             Fact::ReloadBegan(_)
             | Fact::ReloadFailed(..)
             | Fact::Stopping(_)
             | Fact::StartupFailed(_) => {
-                // The end of one thing is told before the beginning of another.
-                self.settle_now();
-                self.tell_systemd(fact);
+                // The end of one thing is reported before the beginning of another.
+                self.quiesce_now();
+                self.systemd.report(self.now, self.booted, fact);
             }
-            _ => self.tell_systemd(fact),
+            _ => self.systemd.report(self.now, self.booted, fact),
         }
         match fact {
             Fact::ServerReady(..) => self.booted = true,
-            Fact::Spawning(_) => self.counts.spawned += 1,
+            Fact::Spawning(_) => self.operators.counts.spawned += 1,
             Fact::Reloaded(generation, _) => {
-                self.counts.reloads += 1;
-                self.last_reload = Some(LastReload {
+                self.operators.counts.reloads += 1;
+                self.operators.last_reload = Some(LastReload {
                     generation: generation.0,
                     ok: true,
                     reason: None,
                 });
             }
             Fact::ReloadFailed(refused, _, reason) => {
-                self.counts.failed_reloads += 1;
-                self.last_reload = Some(LastReload {
+                self.operators.counts.failed_reloads += 1;
+                self.operators.last_reload = Some(LastReload {
                     generation: refused.0,
                     ok: false,
                     reason: Some(reason.clone()),
@@ -265,7 +314,7 @@ impl Server {
             }
             _ => {}
         }
-        if !self.waiting.is_empty()
+        if !self.operators.waiting.is_empty()
             && let Some(progress) = report::progress(fact)
         {
             let reload = self.core.view().reload.map(|view| Progress {
@@ -279,7 +328,7 @@ impl Server {
                 reload,
                 ..Answer::progress(progress)
             };
-            for client in self.waiting.clone() {
+            for client in self.operators.waiting.clone() {
                 self.answer(client, &answer);
             }
         }
@@ -287,7 +336,7 @@ impl Server {
 }
 
 fn reopen_log() {
-    match logfile::reopen() {
+    match logging::reopen() {
         Ok(true) => info!("log file reopened"),
         Ok(false) => debug!("there is no log file to reopen"),
         Err(reason) => error!("{reason}; going on with the old one"),

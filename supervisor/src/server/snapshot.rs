@@ -1,4 +1,4 @@
-//! The picture of the server that `status` tells.
+//! The status document: a snapshot of the whole server.
 
 use super::{Server, unix_time};
 use crate::api::status::{Reloads, SlotStatus, Status, WorkerStatus};
@@ -9,10 +9,10 @@ use prefork_protocol::Slot;
 use prefork_protocol::scoreboard::{LATENCY_BOUNDS_US, Totals};
 
 impl Server {
-    /// How everything is now.
+    /// Returns the status as it is now.
     pub(crate) fn status(&self) -> Status {
         let view = self.core.view();
-        let accepted = self.generations.get(&self.accepted);
+        let accepted = self.generations.accepted();
         let time = unix_time();
         let (unavailable, max_unavailable) = self.core.permits();
         let class = accepted
@@ -25,7 +25,7 @@ impl Server {
             pid: std::process::id(),
             program: crate::version::VERSION,
             time,
-            uptime: (time - self.counts.started as f64).max(0.0),
+            uptime: (time - self.operators.counts.started as f64).max(0.0),
             state: view.state,
             ready: view.ready,
             generation: view.generation.0,
@@ -37,14 +37,14 @@ impl Server {
             capacity: class.map(|class| u64::from(class.threads) * u64::from(class.connections)),
             slots: self.slots(&view),
             reload: view.reload,
-            last_reload: self.last_reload.clone(),
+            last_reload: self.operators.last_reload.clone(),
             last_upgrade: self.upgrade.last.clone(),
             reloads: Reloads {
-                ok: self.counts.reloads,
-                failed: self.counts.failed_reloads,
+                ok: self.operators.counts.reloads,
+                failed: self.operators.counts.failed_reloads,
             },
-            spawned: self.counts.spawned,
-            deaths: self.deaths.by_cause(),
+            spawned: self.operators.counts.spawned,
+            deaths: self.workers.exits.by_cause(),
             listeners: accepted
                 .map(|accepted| accepted.sockets.describe())
                 .unwrap_or_default(),
@@ -54,17 +54,18 @@ impl Server {
             agent: accepted
                 .map(|accepted| accepted.admin.agent.describe())
                 .unwrap_or_default(),
-            status_requests: self.counts.pictures,
+            status_requests: self.operators.counts.status_requests,
             latency_bounds_us: &LATENCY_BOUNDS_US,
-            last_event: self.journal.last(),
+            last_event: self.operators.journal.last(),
         }
     }
 
     fn slots(&self, view: &View) -> Vec<SlotStatus> {
-        let accepted = self.generations.get(&self.accepted);
+        let accepted = self.generations.accepted();
         let now = monotonic();
         let served = self
-            .dead
+            .workers
+            .past_totals
             .iter()
             .rposition(|totals| *totals != Totals::default());
         let served = served
@@ -80,7 +81,8 @@ impl Server {
         let count = alive.max(view.open).max(served);
         let slot = |slot: u16| {
             let mut totals = self
-                .dead
+                .workers
+                .past_totals
                 .get(usize::from(slot))
                 .copied()
                 .unwrap_or_default();
@@ -89,7 +91,7 @@ impl Server {
                 .filter_map(|worker| {
                     Some(WorkerStatus::new(
                         worker,
-                        self.hands.get(&worker.worker)?,
+                        self.workers.handles.get(&worker.worker)?,
                         now,
                     ))
                 })

@@ -1,4 +1,4 @@
-//! Workers' standard error, passed on to our own as long as somebody reads that.
+//! Workers' standard error, forwarded to our own as long as that one is read.
 
 use super::Server;
 use crate::logging::stderr::capture::Heard;
@@ -9,39 +9,41 @@ use prefork_core::Time;
 use prefork_protocol::WorkerId;
 use std::time::Duration;
 
-/// How soon a standard error that cannot be watched is tried again.
-const TRY_AGAIN: Duration = Duration::from_millis(100);
+/// The time until a standard error that cannot be watched is tried again.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// How the relay is.
+/// The state of the forwarding.
 #[derive(Debug, Default)]
 pub(crate) struct StderrForwarder {
-    /// Our own standard error is blocked: nobody's is read.
+    /// Our own standard error is blocked: no worker's is read.
     paused: bool,
     /// When it is tried again, if it cannot be watched.
     due: Option<Time>,
-    /// Who was refused last: the next one is first when it goes on.
+    /// The worker that was refused last: the next one is first when forwarding goes on.
     turn: WorkerId,
 }
 
 impl StderrForwarder {
-    pub(crate) fn due(&self) -> Option<Time> {
+    /// Returns when our own standard error is tried again.
+    pub(crate) fn deadline(&self) -> Option<Time> {
         self.due
     }
 }
 
 impl Server {
     /// A worker has written something, or can write no more.
-    pub(crate) fn relay(&mut self, worker: WorkerId) {
+    pub(crate) fn forward_stderr(&mut self, worker: WorkerId) {
         let Some(capture) = self
-            .hands
+            .workers
+            .handles
             .get_mut(&worker)
-            .and_then(|hand| hand.stderr.as_mut())
+            .and_then(|handle| handle.stderr.as_mut())
         else {
             return;
         };
         match capture.relay() {
             Heard::Flowing => {}
-            Heard::Blocked => self.relay.turn = worker,
+            Heard::Blocked => self.stderr.turn = worker,
             Heard::Ended => {
                 if let Some(pipe) = capture.descriptor() {
                     self.poll.remove(pipe);
@@ -52,85 +54,92 @@ impl Server {
     }
 
     /// Our own standard error can be written again.
-    pub(crate) fn reopen_outlet(&mut self) {
+    pub(crate) fn stderr_writable(&mut self) {
         outlet().unblock();
     }
 
-    /// At the end of every round: pauses when our own standard error is blocked, and goes on when it is not any more.
-    pub(crate) fn tend_relay(&mut self) {
-        if self.relay.due.take_if(|at| *at <= self.now).is_some() {
+    /// Pauses when our own standard error is blocked, and goes on when it is not any more.
+    pub(crate) fn tend_stderr(&mut self) {
+        if self.stderr.due.take_if(|at| *at <= self.now).is_some() {
             outlet().unblock();
         }
         let blocked = outlet().is_blocked();
-        match (blocked, self.relay.paused) {
-            (true, false) => self.pause_relay(),
-            (false, true) => self.resume_relay(),
+        match (blocked, self.stderr.paused) {
+            (true, false) => self.pause_stderr(),
+            (false, true) => self.resume_stderr(),
             (true, true) | (false, false) => {}
         }
     }
 
-    fn pause_relay(&mut self) {
-        self.relay.paused = true;
+    fn pause_stderr(&mut self) {
+        self.stderr.paused = true;
         for pipe in self
-            .hands
+            .workers
+            .handles
             .values()
-            .filter_map(|hand| hand.stderr.as_ref()?.descriptor())
+            .filter_map(|handle| handle.stderr.as_ref()?.descriptor())
         {
             self.poll.remove(pipe);
         }
-        self.wait_for_outlet();
+        self.wait_until_writable();
     }
 
-    fn resume_relay(&mut self) {
+    fn resume_stderr(&mut self) {
         outlet().with_descriptor(|stderr| self.poll.remove(stderr));
-        self.relay.due = None;
+        self.stderr.due = None;
         let lost = outlet().take_lost();
         if lost > 0 {
-            warn!(lines = lost; "{lost} lines of standard error are lost, as nobody read it");
+            warn!(lines = lost; "dropped {lost} lines of worker stderr: reader too slow");
         }
-        // Whoever was refused last has had its turn.
-        let turn = self.relay.turn;
-        let mut waiting: Vec<WorkerId> = self.hands.keys().copied().collect();
+        // The one that was refused last has had its turn.
+        let turn = self.stderr.turn;
+        let mut waiting: Vec<WorkerId> = self.workers.handles.keys().copied().collect();
         let start = waiting.partition_point(|worker| *worker <= turn);
         waiting.rotate_left(start);
         for worker in waiting {
             let capture = self
-                .hands
+                .workers
+                .handles
                 .get_mut(&worker)
-                .and_then(|hand| hand.stderr.as_mut());
+                .and_then(|handle| handle.stderr.as_mut());
             if capture.is_some_and(|capture| !capture.pass_on()) {
-                self.relay.turn = worker;
-                return self.wait_for_outlet();
+                self.stderr.turn = worker;
+                return self.wait_until_writable();
             }
         }
-        self.relay.paused = false;
-        for hand in self.hands.values() {
-            if let Err(error) = self.watch_stderr(hand) {
-                debug!("cannot watch worker {}'s standard error: {error}", hand.id);
+        self.stderr.paused = false;
+        for handle in self.workers.handles.values() {
+            if let Err(error) = self.watch_stderr(handle) {
+                debug!(
+                    "cannot watch worker {}'s standard error: {error}",
+                    handle.id
+                );
             }
         }
     }
 
-    fn wait_for_outlet(&mut self) {
+    fn wait_until_writable(&mut self) {
         let watched = outlet()
             .with_descriptor(|stderr| self.poll.add(stderr, Token::StderrWriter, Interest::Write));
         if watched.is_err() {
             // What cannot be watched can mostly be written.
-            self.relay.due = Some(self.now + TRY_AGAIN);
+            self.stderr.due = Some(self.now + RETRY);
         }
     }
 
-    /// Watches a worker's standard error, unless the relay is paused.
+    /// Watches a worker's standard error, unless forwarding is paused.
     pub(crate) fn watch_stderr(
         &self,
-        hand: &crate::workers::handle::WorkerHandle,
+        handle: &crate::workers::handle::WorkerHandle,
     ) -> std::io::Result<()> {
-        let pipe = hand
+        let pipe = handle
             .stderr
             .as_ref()
             .and_then(|capture| capture.descriptor());
-        match pipe.filter(|_| !self.relay.paused) {
-            Some(pipe) => self.poll.add(pipe, Token::Stderr(hand.id), Interest::Read),
+        match pipe.filter(|_| !self.stderr.paused) {
+            Some(pipe) => self
+                .poll
+                .add(pipe, Token::Stderr(handle.id), Interest::Read),
             None => Ok(()),
         }
     }

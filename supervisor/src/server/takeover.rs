@@ -1,33 +1,32 @@
 //! A state becomes a server again: the other half of [`upgrade`](super::upgrade).
 //!
-//! The same code checks a state, in a child that then leaves, and takes it over. It [gives up](give_up) at the first thing
-//! that is not as it should be, and drops nothing before that.
+//! The same code checks a state, in a child that then exits, and takes it over. It
+//! [gives up](give_up) at the first thing that is not as it should be, and drops nothing before that.
 
-use super::logs::Logs;
+use super::access_logs::AccessLogs;
+use super::generations::Generations;
+use super::helpers::{Helpers, HelpersState};
+use super::operators::{Counts, Operators};
+use super::stderr::StderrForwarder;
+use super::systemd::Systemd;
 use super::upgrade::Upgrade;
-use super::{Counts, Server, clock};
-use crate::admin::Admin;
+use super::workers::Workers;
+use super::{Server, Steering, clock};
 use crate::api::events::Journal;
 use crate::api::status::LastReload;
 use crate::config::{Identity, Source};
 use crate::control::{ControlServer, runtime_directory};
 use crate::generation::loader::Loader;
 use crate::generation::{AdminSockets, Generation, Origin};
-use crate::helpers::hooks::Hooks;
-use crate::helpers::memory_sampler::MemorySampler;
-use crate::helpers::readiness_probe::ReadinessProbes;
-use crate::helpers::terminating::Terminating;
 use crate::listen::{AddressSockets, ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::logging::stderr::Capture;
 use crate::logging::stderr::outlet::outlet;
-use crate::process::poll::{Interest, Poll, Token};
+use crate::process::poll::Poll;
 use crate::process::signals::Signals;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
-use crate::server::stderr::StderrForwarder;
-use crate::systemd::fd_store::FdStore;
-use crate::systemd::notify::{Notifier, NotifyServer};
+use crate::systemd::notify::NotifyServer;
 use crate::upgrade::*;
 use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
@@ -35,11 +34,11 @@ use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::leftovers::Leftovers;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use prefork_core::Core;
+use prefork_core::{Core, CoreState};
 use prefork_protocol::channel::Channel;
 use prefork_protocol::message::PROTOCOL;
-use prefork_protocol::scoreboard::{Layout, SharedRows, Totals};
-use prefork_protocol::{GenerationId, Slot};
+use prefork_protocol::scoreboard::{Layout, SharedRows};
+use prefork_protocol::{GenerationId, WorkerId};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -47,153 +46,119 @@ use std::rc::Rc;
 #[derive(Debug)]
 pub(crate) struct Resumption {
     /// The version that it had.
-    pub(crate) version: String,
+    pub(super) version: String,
     /// Who asked for the upgrade.
-    pub(crate) upgrade: UpgradeState,
+    pub(super) upgrade: UpgradeState,
     /// Signals that came and were not acted upon.
-    pub(crate) signals: Vec<i32>,
+    pub(super) signals: Vec<i32>,
     /// Descriptors that this version has no use for.
-    pub(crate) rest: Unpacking,
+    pub(super) rest: Unpacking,
 }
 
 impl Server {
-    /// Rebuilds a server from a state. What is left to be done about it is for [`resume`](Self::resume).
+    /// Rebuilds a server from a state. What is left to be done about it is for
+    /// [`resume`](Self::resume).
     pub(crate) fn take_over(task: &Task, identity: &Identity) -> (Self, Resumption) {
+        let check = task.check;
         let (state, mut unpacking) = task.read();
         let rest = &mut unpacking;
-        let expected = if task.check {
-            nix::unistd::getppid().as_raw()
+        let expected = if check {
+            nix::unistd::getppid()
         } else {
-            Pid::this().as_raw()
+            Pid::this()
         };
-        if i64::from(state.pid) != i64::from(expected) {
+        if i64::from(state.pid) != i64::from(expected.as_raw()) {
             give_up(&format!("the state is process {}'s", state.pid));
         }
+        let now = clock();
         let loader = loader(&state, identity);
+        let (generations, handles) = (state.generations, state.hands);
         let mut listeners = Listeners::adopted(runtime_directory(), state.inherited, rest);
         let groups = listeners.adopt_groups(state.groups, rest);
-        let generations: BTreeMap<GenerationId, Generation> = state
-            .generations
-            .into_iter()
-            .map(|state| (state.id, generation(state, &loader, &groups, rest)))
-            .collect();
-        if !generations.contains_key(&state.accepted) {
-            give_up(&format!(
-                "generation {}, which serves, is not in the state",
-                state.accepted
-            ));
-        }
-        let expected: Vec<_> = state.core.workers().collect();
-        let core = Core::resume(state.core).unwrap_or_else(|reason| give_up(&reason));
-        let hands: BTreeMap<_, _> = state
-            .hands
-            .into_iter()
-            .map(|state| (state.id, hand(state, rest, task.check)))
-            .collect();
-        if let Some(hand) = hands
-            .values()
-            .find(|hand| !generations.contains_key(&hand.generation))
-        {
-            give_up(&format!(
-                "worker {} is of generation {}, which is not in the state",
-                hand.id, hand.generation
-            ));
-        }
-        let found: Vec<_> = hands
-            .values()
-            .map(|hand| (hand.id, hand.slot, hand.generation))
-            .collect();
-        if found != expected {
-            give_up("the workers that are known are not those that are held");
-        }
-        let mut dead = vec![Totals::default(); usize::from(Slot::MAX)];
-        for totals in &state.totals {
-            if let Some(place) = dead.get_mut(totals.slot.index()) {
-                *place = totals.totals();
-            }
-        }
-        if !task.check {
+        let held = adopt_generations(generations, state.accepted, &loader, &groups, rest);
+        let (core, handles) = adopt_workers(state.core, handles, &held, rest, check);
+        if !check {
             outlet().resume(state.backlog);
         }
         let notify = NotifyServer::adopted(state.notify, rest);
         let control = state
             .control
-            .map(|control| ControlServer::adopted(control, rest))
-            .unwrap_or_default();
-        let systemd = if task.check {
-            Notifier::default()
-        } else {
-            Notifier::from_env().unwrap_or_default()
-        };
-        let now = clock();
+            .map(|control| ControlServer::adopted(control, rest));
         let stored: Vec<_> = state
             .stored
             .into_iter()
             .map(|one| (one.name, one.inode))
             .collect();
-        let offered = std::env::var(prefork_protocol::environment::FDSTORE).ok();
-        let store = FdStore::new(now, &systemd, offered.as_deref(), &stored);
-        let watchdog = systemd.watchdog_period().map(|period| (period, now));
-        let poll = Poll::new()
-            .unwrap_or_else(|error| give_up(&format!("cannot make an epoll instance: {error}")));
-        let signals = Signals::install()
-            .unwrap_or_else(|error| give_up(&format!("cannot install signal handlers: {error}")));
+        let systemd = if check {
+            Systemd::silent(now, &stored)
+        } else {
+            Systemd::connect(now, &stored)
+        };
+        let helpers = HelpersState {
+            hooks: state.hooks,
+            leaving: state.leaving,
+            useless: state.doomed,
+        };
+        let exits = state.deaths.into_iter().map(|one| (one.cause, one.count));
+        let cgroups = state
+            .cgroups
+            .map(|base| WorkerCgroups::adopted(base.path()));
+        let mut workers = Workers {
+            handles,
+            exits: ExitCounts::resumed(exits),
+            leftovers: Leftovers::resumed(state.foster),
+            // Some may have died during the exec.
+            orphans_due: Some(now),
+            ..Workers::new(notify, cgroups)
+        };
+        for totals in &state.totals {
+            if let Some(place) = workers.past_totals.get_mut(totals.slot.index()) {
+                *place = totals.totals();
+            }
+        }
+        let last_reload = state.last_reload.map(|last| LastReload {
+            generation: last.generation,
+            ok: last.reason.is_none(),
+            reason: last.reason,
+        });
         let server = Self {
             core,
             now,
-            poll,
-            signals,
-            loader,
-            name: identity.name.clone(),
-            listeners,
-            generations,
-            accepted: state.accepted,
-            hands,
-            dead,
-            relay: StderrForwarder::default(),
-            leftovers: Leftovers::resumed(state.foster),
-            deaths: ExitCounts::resumed(state.deaths.into_iter().map(|one| (one.cause, one.count))),
-            record: None,
-            notify_address: notify.address().to_owned(),
-            notify,
-            systemd,
-            watchdog,
-            untold: None,
-            settling: None,
-            booted: state.booted,
-            control,
-            journal: Journal::resumed(state.counts.events),
-            hooks: Hooks::adopted(state.hooks, rest, task.check),
-            gauge: MemorySampler::default(),
-            logs: Logs::default(),
-            doomed: Terminating::adopted(state.doomed, rest, task.check),
-            admin: Admin::adopted(state.leaving, now, rest, task.check),
-            counts: Counts {
-                started: state.counts.started,
-                spawned: state.counts.spawned,
-                reloads: state.counts.reloads,
-                failed_reloads: state.counts.failed_reloads,
-                pictures: state.counts.pictures,
-            },
-            picture: None,
-            waiting: state.waiting.into_iter().collect(),
-            last_reload: state.last_reload.map(|last| LastReload {
-                generation: last.generation,
-                ok: last.reason.is_none(),
-                reason: last.reason,
+            poll: Poll::new().unwrap_or_else(|error| {
+                give_up(&format!("cannot make an epoll instance: {error}"))
             }),
-            // Some may have died while nobody looked.
-            look_for_orphans: Some(now),
-            groups: state
-                .cgroups
-                .map(|base| WorkerCgroups::adopted(base.path())),
-            rotation: state.rotation,
-            store,
-            steering_failed: state.steering_failed,
+            signals: Signals::install().unwrap_or_else(|error| {
+                give_up(&format!("cannot install signal handlers: {error}"))
+            }),
+            name: identity.name.clone(),
             on_terminal: state.on_terminal,
-            upgrade: Upgrade::new(),
-            lookouts: ReadinessProbes::default(),
+            booted: state.booted,
             exit: None,
+            generations: Generations {
+                loader,
+                listeners,
+                held,
+                accepted: state.accepted,
+            },
+            workers,
+            steering: Steering {
+                rotation: state.rotation,
+                failed: state.steering_failed,
+            },
+            helpers: Helpers::adopted(helpers, now, rest, check),
+            operators: Operators {
+                control: control.unwrap_or_default(),
+                journal: Journal::resumed(state.counts.events),
+                counts: Counts::resumed(&state.counts),
+                status_line: None,
+                waiting: state.waiting.into_iter().collect(),
+                last_reload,
+                quiesce: None,
+            },
+            systemd,
+            upgrade: Upgrade::new(),
+            stderr: StderrForwarder::default(),
+            access_logs: AccessLogs::default(),
         };
         if let Err(error) = server.watch_all() {
             give_up(&format!("cannot watch everything: {error}"));
@@ -208,22 +173,61 @@ impl Server {
         (server, resumption)
     }
 
-    fn watch_all(&self) -> std::io::Result<()> {
-        self.poll
-            .add(&self.signals, Token::Signals, Interest::Read)?;
-        self.poll.add(&self.notify, Token::Notify, Interest::Read)?;
-        self.hands.values().try_for_each(|hand| self.watch(hand))?;
-        self.hooks.watch_all(&self.poll)?;
-        self.admin.watch_all(&self.poll)?;
-        self.control.watch_all(&self.poll)
-    }
-
-    /// How the accepted generation logs.
+    /// Returns how the accepted generation logs.
     pub(crate) fn log_settings(&self) -> Option<&crate::config::LogSettings> {
-        self.generations
-            .get(&self.accepted)
-            .map(|generation| &generation.config.log)
+        let accepted = self.generations.accepted();
+        accepted.map(|generation| &generation.config.log)
     }
+}
+
+fn adopt_generations(
+    states: Vec<GenerationState>,
+    accepted: GenerationId,
+    loader: &Loader,
+    groups: &[Rc<AddressSockets>],
+    unpacking: &mut Unpacking,
+) -> BTreeMap<GenerationId, Generation> {
+    let adopted = states
+        .into_iter()
+        .map(|state| (state.id, generation(state, loader, groups, unpacking)));
+    let held: BTreeMap<GenerationId, Generation> = adopted.collect();
+    if !held.contains_key(&accepted) {
+        give_up(&format!(
+            "generation {accepted}, which serves, is not in the state"
+        ));
+    }
+    held
+}
+
+/// Takes over the core and the workers, which must be the ones that the core knows.
+fn adopt_workers(
+    core: CoreState,
+    states: Vec<HandleState>,
+    generations: &BTreeMap<GenerationId, Generation>,
+    unpacking: &mut Unpacking,
+    check: bool,
+) -> (Core, BTreeMap<WorkerId, WorkerHandle>) {
+    let expected: Vec<_> = core.workers().collect();
+    let core = Core::resume(core).unwrap_or_else(|reason| give_up(&reason));
+    let handles: BTreeMap<WorkerId, WorkerHandle> = states
+        .into_iter()
+        .map(|state| (state.id, handle(state, unpacking, check)))
+        .collect();
+    let mut unheld = handles.values();
+    if let Some(handle) = unheld.find(|it| !generations.contains_key(&it.generation)) {
+        give_up(&format!(
+            "worker {} is of generation {}, which is not in the state",
+            handle.id, handle.generation
+        ));
+    }
+    let found: Vec<_> = handles
+        .values()
+        .map(|it| (it.id, it.slot, it.generation))
+        .collect();
+    if found != expected {
+        give_up("the workers that are known are not those that are held");
+    }
+    (core, handles)
 }
 
 fn loader(state: &State, identity: &Identity) -> Loader {
@@ -315,7 +319,7 @@ fn generation(
     generation
 }
 
-fn hand(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHandle {
+fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHandle {
     speaks(state.protocol, &format_args!("worker {}", state.id));
     let pidfd = unpacking.take_process(
         state.pidfd,
@@ -361,11 +365,12 @@ fn hand(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHan
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::ChannelClosed),
         }),
-        // Nobody waits for that any more: a verdict is not held back over an upgrade.
+        // A verdict is not held back over an upgrade.
         stopped_accepting: false,
         memory: None,
         // It gets the access log once more.
         reopen_count: 0,
+        exit: None,
     }
 }
 

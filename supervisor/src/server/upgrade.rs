@@ -5,13 +5,14 @@
 //! until the new one has taken over; the core sees that as a preparation that takes its time.
 
 use super::takeover::Resumption;
-use super::{Answer, Server, clock};
+use super::{Server, clock};
 use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
+use crate::control::Answer;
+use crate::helpers::{HelperExit, HelperId, Kind as HelperKind};
 use crate::logging::stderr::outlet::outlet;
-use crate::process::poll::{Interest, Token};
-use crate::process::reap::{Death, reap};
-use crate::process::spawn::{Executable, Order, Spawned, spawn};
+use crate::process::reap::Death;
+use crate::process::spawn::{Executable, Order};
 use crate::upgrade::*;
 use crate::version::VERSION;
 use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
@@ -19,8 +20,7 @@ use log::{Level, debug, info};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{SFlag, fstat, stat};
-use nix::unistd::Pid;
-use prefork_core::{Event, Time};
+use prefork_core::Event;
 use prefork_protocol::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use prefork_protocol::message::PROTOCOL;
 use prefork_protocol::{GenerationId, Slot};
@@ -45,12 +45,16 @@ pub(crate) struct Upgrade {
 #[derive(Debug)]
 struct Attempt {
     next: Executable,
-    check: Spawned,
     report: OwnedFd,
-    deadline: Time,
-    /// It may.
-    passed: bool,
+    check: Check,
     asked: Asked,
+}
+
+/// The check of a new program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Running(HelperId),
+    Passed,
 }
 
 /// Who asked for an upgrade.
@@ -62,8 +66,19 @@ struct Asked {
     reload: Option<GenerationId>,
 }
 
+/// What becomes of a reload that may need an upgrade first.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Preparation {
+    /// It needs none: this program prepares it.
+    Now,
+    /// The new program will prepare it, once it has taken over.
+    Pending,
+    /// The new program cannot take over: why.
+    Refused(String),
+}
+
 impl Upgrade {
-    /// Knows the program that runs.
+    /// Remembers the program that runs.
     pub(crate) fn new() -> Self {
         let running = stat("/proc/self/exe")
             .ok()
@@ -73,20 +88,10 @@ impl Upgrade {
             ..Self::default()
         }
     }
-
-    /// The check's process, which is no orphan.
-    pub(crate) fn pid(&self) -> Option<Pid> {
-        self.attempt.as_ref().map(|attempt| attempt.check.pid)
-    }
-
-    /// When the check is late.
-    pub(crate) fn deadline(&self) -> Option<Time> {
-        self.attempt.as_ref().map(|attempt| attempt.deadline)
-    }
 }
 
 impl Server {
-    /// Somebody asks for an upgrade; `client` waits for the verdict.
+    /// Tries an upgrade; `client` waits for the verdict.
     pub(crate) fn ask_for_upgrade(&mut self, client: Option<u64>) {
         let asked = Asked {
             clients: client.into_iter().collect(),
@@ -97,26 +102,25 @@ impl Server {
         }
     }
 
-    /// A reload is to be prepared. When this program was replaced on disk, the new one does that: then the reload's
-    /// answer, if there is one already.
-    pub(crate) fn upgrade_before(&mut self, generation: GenerationId) -> Option<Option<Event>> {
-        let there = stat(&self.loader.own_path)
+    /// A reload is to be prepared: when this program was replaced on disk, the new one does that.
+    pub(crate) fn upgrade_before(&mut self, generation: GenerationId) -> Preparation {
+        let there = stat(&self.generations.loader.own_path)
             .ok()
             .map(|status| (status.st_dev, status.st_ino));
         if there.is_none() || there == self.upgrade.running {
-            return None;
+            return Preparation::Now;
         }
         let asked = Asked {
             clients: Vec::new(),
             reload: Some(generation),
         };
-        Some(match self.try_upgrade(asked) {
-            Ok(()) => None,
-            Err((_, reason)) => Some(Event::Refused(
-                generation,
-                cannot_take_over(&self.loader.own_path, &reason),
-            )),
-        })
+        match self.try_upgrade(asked) {
+            Ok(()) => Preparation::Pending,
+            Err((_, reason)) => {
+                let path = &self.generations.loader.own_path;
+                Preparation::Refused(cannot_take_over(path, &reason))
+            }
+        }
     }
 
     /// Begins to check the program at our path, or joins a check of the very same file.
@@ -137,7 +141,7 @@ impl Server {
                 return Ok(());
             }
             debug!("the program was replaced again while it was checked");
-            self.drop_check(&attempt.check);
+            self.drop_check(attempt.check);
         }
         match self.check(&next) {
             Ok((check, report)) => {
@@ -150,13 +154,10 @@ impl Server {
                         format!("checking whether {} can take over", next.path().display());
                     self.answer(*client, &Answer::progress(progress));
                 }
-                let deadline = self.now + self.check_timeout();
                 self.upgrade.attempt = Some(Attempt {
                     next,
-                    check,
                     report,
-                    deadline,
-                    passed: false,
+                    check: Check::Running(check),
                     asked,
                 });
                 Ok(())
@@ -167,7 +168,7 @@ impl Server {
 
     /// The program that lies at our path now.
     fn next_program(&self) -> Result<Executable, String> {
-        let path = &self.loader.own_path;
+        let path = &self.generations.loader.own_path;
         let next = Executable::open(path).map_err(|error| error.to_string())?;
         if next.is_script() {
             let path = path.display();
@@ -179,7 +180,7 @@ impl Server {
     }
 
     /// Starts the new program to check the state as it is now.
-    fn check(&self, next: &Executable) -> Result<(Spawned, OwnedFd), String> {
+    fn check(&mut self, next: &Executable) -> Result<(HelperId, OwnedFd), String> {
         let failed =
             |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
         let state = self.state(&Asked::default(), &[]);
@@ -199,53 +200,42 @@ impl Server {
             LISTEN_PID,
             VARIABLE,
         ]);
-        let check = spawn(Order {
+        let order = Order {
             kept: &kept,
             ..Order::own(next, &argv, env)
-        })
-        .map_err(|error| error.to_string())?;
-        if let Err(error) = self.poll.add(&check.pidfd, Token::Upgrade, Interest::Read) {
-            self.drop_check(&check);
-            return Err(format!("cannot watch the check: {error}"));
-        }
+        };
+        let deadline = self.now + self.check_timeout();
+        let processes = &mut self.helpers.processes;
+        let check = processes
+            .start(&self.poll, HelperKind::UpgradeCheck, order, Some(deadline))
+            .map_err(|error| error.to_string())?;
         Ok((check, report))
     }
 
     fn check_timeout(&self) -> Duration {
-        let accepted = self.generations.get(&self.accepted);
+        let accepted = self.generations.accepted();
         accepted.map_or(CHECK_AT_MOST, |generation| {
             generation.config.start_timeout.min(CHECK_AT_MOST)
         })
     }
 
-    /// Whoever checks is not waited for any more; its body is an orphan's.
-    fn drop_check(&self, check: &Spawned) {
-        let _ = crate::process::spawn::send_signal(check.pidfd.as_fd(), Signal::SIGKILL);
-        let _ = nix::sys::signal::killpg(check.pid, Signal::SIGKILL);
-        self.poll.remove(&check.pidfd);
+    fn drop_check(&mut self, check: Check) {
+        if let Check::Running(helper) = check {
+            self.helpers.processes.terminate(&self.poll, helper);
+        }
     }
 
-    /// The check has ended.
-    pub(crate) fn hear_check(&mut self) {
-        let Some(mut attempt) = self.upgrade.attempt.take_if(|attempt| !attempt.passed) else {
+    /// The check has exited.
+    pub(crate) fn upgrade_checked(&mut self, exit: HelperExit) {
+        let Some(attempt) = &mut self.upgrade.attempt else {
             return;
         };
-        let death = match reap(&attempt.check.pidfd) {
-            Ok(None) => {
-                self.upgrade.attempt = Some(attempt);
-                return;
-            }
-            Ok(Some(death)) => death,
-            Err(_) => Death::Unknown,
-        };
-        self.poll.remove(&attempt.check.pidfd);
         let said = verdict(&attempt.report);
-        let reason = match (attempt.check.exec_errors.failure(), said, death) {
+        let reason = match (exit.failure, said, exit.death) {
             (Some(failure), ..) => failure.to_string(),
             (None, Ok(version), Death::Exited(0)) => {
                 debug!("version {version} can take over");
-                attempt.passed = true;
-                self.upgrade.attempt = Some(attempt);
+                attempt.check = Check::Passed;
                 return;
             }
             (None, Err(reason), _) if !reason.is_empty() => reason,
@@ -255,37 +245,40 @@ impl Server {
                 )
             }
         };
-        self.upgrade_failed(attempt.asked, &reason);
+        self.give_up_upgrade(&reason);
     }
 
-    /// At the end of every round: gives up a check that is late or in vain, and becomes the program that has passed.
+    /// The check did not exit in time.
+    pub(crate) fn upgrade_check_expired(&mut self) {
+        let timeout = self.check_timeout();
+        self.give_up_upgrade(&format!("its check did not end within {timeout:?}"));
+    }
+
+    /// Becomes the program that has passed its check, or gives up a check in vain. To be called at the
+    /// end of every round.
     pub(crate) fn advance_upgrade(&mut self) {
         let Some(attempt) = &self.upgrade.attempt else {
             return;
         };
-        let reason = if self.core.is_stopping() {
-            "the server stops".to_owned()
-        } else if attempt.passed {
-            self.hand_over()
-        } else if attempt.deadline <= self.now {
-            format!("its check did not end within {:?}", self.check_timeout())
-        } else {
-            return;
-        };
-        let Some(attempt) = self.upgrade.attempt.take() else {
-            return;
-        };
-        if !attempt.passed {
-            self.drop_check(&attempt.check);
-            self.look_for_orphans = Some(self.now);
+        if self.core.is_stopping() {
+            self.give_up_upgrade("the server stops");
+        } else if attempt.check == Check::Passed {
+            let reason = self.hand_over();
+            self.give_up_upgrade(&reason);
         }
-        self.upgrade_failed(attempt.asked, &reason);
+    }
+
+    fn give_up_upgrade(&mut self, reason: &str) {
+        if let Some(attempt) = self.upgrade.attempt.take() {
+            self.drop_check(attempt.check);
+            self.upgrade_failed(attempt.asked, reason);
+        }
     }
 
     /// Becomes the new program. Returns only why it cannot; everything is as before then.
     fn hand_over(&mut self) -> String {
-        self.settle_now();
-        // From here on signals wait for whoever goes on.
+        self.quiesce_now();
+        // From here on signals wait for the program that goes on.
         if let Err(error) = self.signals.hold() {
             return format!("cannot hold signals: {error}");
         }
@@ -317,7 +310,7 @@ impl Server {
         )
     }
 
-    /// Nothing has changed, and whoever asked is told why.
+    /// Reports to those who asked why nothing has changed.
     fn upgrade_failed(&mut self, asked: Asked, reason: &str) {
         let Asked { clients, reload } = asked;
         self.upgrade.last = Some(LastUpgrade {
@@ -331,7 +324,7 @@ impl Server {
         match reload {
             // The reload's verdict says it.
             Some(generation) => {
-                let reason = cannot_take_over(&self.loader.own_path, reason);
+                let reason = cannot_take_over(&self.generations.loader.own_path, reason);
                 self.feed(Event::Refused(generation, reason));
             }
             None => {
@@ -339,7 +332,7 @@ impl Server {
                 self.announce(
                     EventRecord::new("upgrade-failed", Level::Error, text).with("reason", reason),
                 );
-                let _ = self.systemd.status(&format!(
+                let _ = self.systemd.notifier.status(&format!(
                     "version {VERSION} goes on; the last upgrade failed: {reason}"
                 ));
             }
@@ -366,7 +359,7 @@ impl Server {
             };
             self.upgrade_failed(asked, reason);
         } else {
-            let workers = self.hands.len();
+            let workers = self.workers.handles.len();
             let text = format!(
                 "upgraded in place from version {version} to {VERSION} (pid {}): {workers} workers go on",
                 std::process::id()
@@ -393,15 +386,15 @@ impl Server {
             // What the old version could not tell systemd any more ends here.
             let status = format!("version {VERSION}: {workers} workers serve");
             let _ = match self.core.view().reload {
-                None if self.booted => self.systemd.ready(&status),
-                _ => self.systemd.status(&status),
+                None if self.booted => self.systemd.notifier.ready(&status),
+                _ => self.systemd.notifier.status(&status),
             };
             if let Some(generation) = upgrade.reload {
                 let event = self.prepare(generation);
                 self.feed(event);
             }
         }
-        self.look_out_again();
+        self.probe_readiness_again();
         self.act_on(
             signals
                 .into_iter()
@@ -410,11 +403,11 @@ impl Server {
         );
     }
 
-    /// All that the next program needs to know.
+    /// Returns all that the next program needs to know.
     fn state(&self, asked: &Asked, signals: &[Signal]) -> State {
         let packing = &mut Packing::default();
         let mut groups = Vec::new();
-        let generations = self.generations.iter().map(|(id, generation)| {
+        let generations = self.generations.held.iter().map(|(id, generation)| {
             let (backlog, sockets) = generation.sockets.state(&mut groups, packing);
             let (_, admin) = generation.admin.http.state(&mut groups, packing);
             let (_, agent) = generation.admin.agent.state(&mut groups, packing);
@@ -442,48 +435,52 @@ impl Server {
             }
         });
         let generations = generations.collect();
+        let helpers = self.helpers.state(packing);
         let totals = (0..)
             .map(Slot)
-            .zip(&self.dead)
+            .zip(&self.workers.past_totals)
             .filter(|(_, totals)| **totals != Default::default());
         State {
             version: VERSION.to_owned(),
             pid: std::process::id(),
             arguments: std::env::args_os().map(Bytes::from).collect(),
-            own_path: (&self.loader.own_path).into(),
-            inherited: self.listeners.inherited_state(packing),
+            own_path: (&self.generations.loader.own_path).into(),
+            inherited: self.generations.listeners.inherited_state(packing),
             core: self.core.state(),
-            accepted: self.accepted,
+            accepted: self.generations.accepted,
             generations,
             groups: groups.into_iter().map(|(_, group)| group).collect(),
             hands: self
-                .hands
+                .workers
+                .handles
                 .values()
-                .map(|hand| hand_state(hand, packing))
+                .map(|handle| handle_state(handle, packing))
                 .collect(),
             totals: totals
                 .map(|(slot, totals)| TotalsState::of(slot, totals))
                 .collect(),
             deaths: self
-                .deaths
+                .workers
+                .exits
                 .seen()
                 .map(|(cause, count)| DeathsState {
                     cause: cause.to_owned(),
                     count,
                 })
                 .collect(),
-            foster: self.leftovers.has_foreign_orphans(),
+            foster: self.workers.leftovers.has_foreign_orphans(),
             backlog: outlet().backlog().to_vec(),
-            notify: self.notify.state(packing),
-            control: self.control.state(packing),
-            waiting: self.waiting.iter().copied().collect(),
-            last_reload: self.last_reload.as_ref().map(|last| ReloadState {
+            notify: self.workers.notify.state(packing),
+            control: self.operators.control.state(packing),
+            waiting: self.operators.waiting.iter().copied().collect(),
+            last_reload: self.operators.last_reload.as_ref().map(|last| ReloadState {
                 generation: last.generation,
                 reason: last.reason.clone(),
             }),
             booted: self.booted,
-            rotation: self.rotation.clone(),
+            rotation: self.steering.rotation.clone(),
             stored: self
+                .systemd
                 .store
                 .stored()
                 .map(|(name, inode)| StoredState {
@@ -491,27 +488,29 @@ impl Server {
                     inode,
                 })
                 .collect(),
-            steering_failed: self.steering_failed,
+            steering_failed: self.steering.failed,
             on_terminal: self.on_terminal,
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState {
                 clients: asked.clients.clone(),
                 reload: asked.reload,
             },
-            cgroups: self.groups.as_ref().map(|groups| groups.base().into()),
+            cgroups: self
+                .workers
+                .cgroups
+                .as_ref()
+                .map(|groups| groups.base().into()),
             counts: CountsState {
-                started: self.counts.started,
-                spawned: self.counts.spawned,
-                reloads: self.counts.reloads,
-                failed_reloads: self.counts.failed_reloads,
-                events: self.journal.last(),
-                pictures: self.counts.pictures,
+                started: self.operators.counts.started,
+                spawned: self.operators.counts.spawned,
+                reloads: self.operators.counts.reloads,
+                failed_reloads: self.operators.counts.failed_reloads,
+                events: self.operators.journal.last(),
+                pictures: self.operators.counts.status_requests,
             },
-            hooks: self.hooks.state(packing),
-            leaving: self.admin.state(packing),
-            doomed: self
-                .doomed
-                .state(self.lookouts.children().chain(self.gauge.child()), packing),
+            hooks: helpers.hooks,
+            leaving: helpers.leaving,
+            doomed: helpers.useless,
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
@@ -520,8 +519,8 @@ impl Server {
     }
 }
 
-fn hand_state(hand: &WorkerHandle, packing: &mut Packing) -> HandleState {
-    let line = match &hand.line {
+fn handle_state(handle: &WorkerHandle, packing: &mut Packing) -> HandleState {
+    let line = match &handle.line {
         Line::Channel {
             channel,
             phase,
@@ -551,15 +550,15 @@ fn hand_state(hand: &WorkerHandle, packing: &mut Packing) -> HandleState {
         Line::Closed => LineState::Closed,
     };
     HandleState {
-        id: hand.id,
-        slot: hand.slot,
-        generation: hand.generation,
-        pid: hand.pid.as_raw(),
-        pidfd: packing.add(Kind::Process, &hand.pidfd),
-        exec_errors: ExecErrorsState::of(&hand.exec_errors, packing),
+        id: handle.id,
+        slot: handle.slot,
+        generation: handle.generation,
+        pid: handle.pid.as_raw(),
+        pidfd: packing.add(Kind::Process, &handle.pidfd),
+        exec_errors: ExecErrorsState::of(&handle.exec_errors, packing),
         protocol: PROTOCOL,
         line,
-        stderr: hand.stderr.as_ref().map(|capture| {
+        stderr: handle.stderr.as_ref().map(|capture| {
             let (held, cut) = capture.held();
             StderrState {
                 pipe: capture
@@ -570,13 +569,13 @@ fn hand_state(hand: &WorkerHandle, packing: &mut Packing) -> HandleState {
                 last_words: capture.last_words(),
             }
         }),
-        row: hand.rows.as_ref().map(|rows| RowState {
+        row: handle.rows.as_ref().map(|rows| RowState {
             memory: packing.add(Kind::Memory, rows),
             size: rows.layout().size,
             rows: rows.layout().rows,
         }),
-        status: hand.status.clone(),
-        alarm: hand.alarm.map(|(time, alarm)| match alarm {
+        status: handle.status.clone(),
+        alarm: handle.alarm.map(|(time, alarm)| match alarm {
             Alarm::CountsAsReady => (time, AlarmState::CountsAsReady),
             Alarm::ChannelClosed => (time, AlarmState::Mute),
         }),

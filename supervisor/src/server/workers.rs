@@ -1,32 +1,74 @@
-//! What is seen and heard of the workers while they live, and what is left when they are dead.
+//! The worker processes: what they report while they live, and what is left when they have exited.
 
 use super::Server;
 use crate::generation::Generation;
 use crate::process::reap::{reap_orphans, reap_with_usage};
+use crate::systemd::notify::NotifyServer;
 use crate::systemd::notify::WorkerNotice;
-use crate::workers::exits::{ExitRecord, end};
+use crate::workers::cgroup::WorkerCgroups;
+use crate::workers::exits::{ExitCounts, ExitRecord, end};
 use crate::workers::handle::{Line, WorkerHandle};
-use crate::workers::leftovers::Leftover;
+use crate::workers::leftovers::{Leftover, Leftovers};
 use log::{debug, warn};
 use nix::unistd::Pid;
 use prefork_core::{Event, Observation, Time, WorkerLoad, WorkerState};
+use prefork_protocol::scoreboard::Totals;
 use prefork_protocol::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// How long a server that leaves waits for the end of what its workers have left.
+/// The longest that an exiting server waits for what its workers have left, and again for hooks.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The most notices taken from foreign workers in one wake-up.
+/// The most notices taken from external programs in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
-/// How long to leave what is not gone yet of dead workers.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The time until dead processes that could not be reaped are tried again.
+const REAP_AGAIN: Duration = Duration::from_millis(100);
+
+/// The workers, and what is counted and cleaned up of those that have exited.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    pub(crate) handles: BTreeMap<WorkerId, WorkerHandle>,
+    /// What exited workers have done, by slot.
+    pub(crate) past_totals: Vec<Totals>,
+    pub(crate) exits: ExitCounts,
+    pub(crate) leftovers: Leftovers,
+    /// Where external programs notify.
+    pub(crate) notify: NotifyServer,
+    pub(crate) cgroups: Option<WorkerCgroups>,
+    /// When to reap processes that are not ours, and to look for what exited workers have left.
+    pub(crate) orphans_due: Option<Time>,
+}
+
+impl Workers {
+    /// None yet.
+    pub(crate) fn new(notify: NotifyServer, cgroups: Option<WorkerCgroups>) -> Self {
+        Self {
+            handles: BTreeMap::new(),
+            past_totals: vec![Totals::default(); usize::from(Slot::MAX)],
+            exits: ExitCounts::default(),
+            leftovers: Leftovers::new(),
+            notify,
+            cgroups,
+            orphans_due: None,
+        }
+    }
+
+    /// Returns when [`Server::tend_workers`] has something to do.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let alarms = self.handles.values();
+        let alarms = alarms.filter_map(|handle| handle.alarm.map(|(time, _)| time));
+        alarms
+            .chain(self.leftovers.due())
+            .chain(self.orphans_due)
+            .min()
+    }
+}
 
 impl Server {
     /// What the scoreboard, the notices and, if it is time, the queues say of everybody.
     pub(crate) fn look(&self) -> Observation {
-        let sample = |hand: &WorkerHandle| (hand.id, hand.sample(self.now));
-        let workers = self.hands.values().map(sample).collect();
+        let sample = |handle: &WorkerHandle| (handle.id, handle.sample(self.now));
+        let workers = self.workers.handles.values().map(sample).collect();
         let queues = self
             .core
             .wants_queues(self.now)
@@ -42,27 +84,28 @@ impl Server {
 
     /// How much everybody has to do.
     fn loads(&self, memory: bool) -> Vec<(WorkerId, WorkerLoad)> {
-        let load = |hand: &WorkerHandle| {
-            let config = &self.generations.get(&hand.generation)?.config;
-            Some((hand.id, hand.load(config, memory)))
+        let load = |handle: &WorkerHandle| {
+            let config = &self.generations.get(handle.generation)?.config;
+            Some((handle.id, handle.load(config, memory)))
         };
-        self.hands.values().filter_map(load).collect()
+        self.workers.handles.values().filter_map(load).collect()
     }
 
     /// A worker whose listening socket was shut down accepts nothing any more, whoever has done that. Its successor gets a
     /// socket that listens.
     pub(crate) fn condemn_the_shut(&mut self) {
-        let is_shut = |hand: &WorkerHandle| {
-            let generation = self.generations.get(&hand.generation);
+        let is_shut = |handle: &WorkerHandle| {
+            let generation = self.generations.get(handle.generation);
             generation.is_some_and(|generation| {
-                generation.sockets.is_shut(generation.queue_of(hand.slot))
+                generation.sockets.is_shut(generation.queue_of(handle.slot))
             })
         };
         let shut: BTreeSet<WorkerId> = self
-            .hands
+            .workers
+            .handles
             .values()
-            .filter(|hand| is_shut(hand))
-            .map(|hand| hand.id)
+            .filter(|handle| is_shut(handle))
+            .map(|handle| handle.id)
             .collect();
         if shut.is_empty() {
             return;
@@ -87,22 +130,22 @@ impl Server {
     /// How many connections wait for each slot that has a worker, or had one until a while ago.
     pub(crate) fn queues(&self) -> BTreeMap<Slot, u32> {
         let mut queues = BTreeMap::new();
-        for hand in self.hands.values() {
+        for handle in self.workers.handles.values() {
             let sockets = self
                 .generations
-                .get(&hand.generation)
+                .get(handle.generation)
                 .map(|generation| &generation.sockets);
-            if let Some(length) = sockets.and_then(|sockets| sockets.queue_length(hand.slot.0)) {
+            if let Some(length) = sockets.and_then(|sockets| sockets.queue_length(handle.slot.0)) {
                 // Two workers in a slot mostly have the same sockets.
                 queues
-                    .entry(hand.slot)
+                    .entry(handle.slot)
                     .and_modify(|most: &mut u32| *most = length.max(*most))
                     .or_insert(length);
             }
         }
         let accepted = self
             .generations
-            .get(&self.accepted)
+            .accepted()
             .filter(|accepted| accepted.serves_each_queue());
         if let Some(Generation { sockets, .. }) = accepted {
             for slot in self.core.retired() {
@@ -116,12 +159,13 @@ impl Server {
 
     pub(crate) fn take_notices(&mut self) {
         let pids: BTreeMap<Pid, WorkerId> = self
-            .hands
+            .workers
+            .handles
             .values()
-            .map(|hand| (hand.pid, hand.id))
+            .map(|handle| (handle.pid, handle.id))
             .collect();
         for _ in 0..NOTICES_AT_ONCE {
-            let received = match self.notify.receive(|pid| pids.contains_key(&pid)) {
+            let received = match self.workers.notify.receive(|pid| pids.contains_key(&pid)) {
                 Ok(Some(received)) => received,
                 Ok(None) => return,
                 Err(error) => return debug!("cannot read a notice: {error}"),
@@ -130,21 +174,23 @@ impl Server {
                 continue;
             };
             if let Some(event) = self
-                .hands
+                .workers
+                .handles
                 .get_mut(worker)
-                .and_then(|hand| hand.count_notice(self.now))
+                .and_then(|handle| handle.count_notice(self.now))
             {
                 self.feed(event);
                 continue;
             }
             for notice in received.notices {
-                if notice == WorkerNotice::Ready && !self.takes_its_word(*worker) {
+                if notice == WorkerNotice::Ready && !self.trusts_notified_readiness(*worker) {
                     continue;
                 }
                 let event = self
-                    .hands
+                    .workers
+                    .handles
                     .get_mut(worker)
-                    .and_then(|hand| hand.notice(self.now, notice));
+                    .and_then(|handle| handle.notice(self.now, notice));
                 if let Some(event) = event {
                     self.feed(event);
                 }
@@ -153,12 +199,12 @@ impl Server {
     }
 
     pub(crate) fn hear(&mut self, worker: WorkerId) {
-        let Some(hand) = self.hands.get_mut(&worker) else {
+        let Some(handle) = self.workers.handles.get_mut(&worker) else {
             return;
         };
-        let before = matches!(hand.line, Line::Channel { .. });
-        let events = hand.listen(self.now);
-        if before && matches!(hand.line, Line::Closed) {
+        let before = matches!(handle.line, Line::Channel { .. });
+        let events = handle.listen(self.now);
+        if before && matches!(handle.line, Line::Closed) {
             debug!("worker {worker} has closed its channel");
         }
         for event in events {
@@ -166,15 +212,16 @@ impl Server {
         }
     }
 
-    /// A worker is dead: its last words, its cause of death, its numbers, its leftovers.
-    pub(crate) fn reap(&mut self, worker: WorkerId) {
+    /// A worker has exited, perhaps: reaps it, and reports its last messages, its cause of death, its
+    /// numbers and its leftovers.
+    pub(crate) fn worker_exited(&mut self, worker: WorkerId) {
         self.hear(worker);
-        let Some(hand) = self.hands.get_mut(&worker) else {
+        let Some(handle) = self.workers.handles.get_mut(&worker) else {
             return;
         };
-        // While the body is not reaped, nobody else can have the group's number.
-        hand.kill_group();
-        let (death, usage) = match reap_with_usage(&hand.pidfd) {
+        // Until it is reaped, its process group's number belongs to it.
+        handle.kill_group();
+        let (death, usage) = match reap_with_usage(&handle.pidfd) {
             Ok(None) => return,
             Ok(Some((death, usage))) => (Some(death), usage),
             Err(error) => {
@@ -182,73 +229,88 @@ impl Server {
                 Default::default()
             }
         };
-        // A group tells only of what was killed in it.
+        // A group only knows of what was killed in it.
         let oom = self
-            .groups
+            .workers
+            .cgroups
             .as_mut()
             .is_some_and(|groups| groups.close(worker))
             .then_some(true);
-        let last_words = hand.stderr.take().map(|capture| {
+        let stderr_tail = handle.stderr.take().map(|capture| {
             if let Some(pipe) = capture.descriptor() {
                 self.poll.remove(pipe);
             }
             capture.reap()
         });
-        let reading = hand.reading();
-        if let Some((totals, reading)) = self.dead.get_mut(hand.slot.index()).zip(reading.as_ref())
-        {
+        let reading = handle.reading();
+        let totals = self.workers.past_totals.get_mut(handle.slot.index());
+        if let Some((totals, reading)) = totals.zip(reading.as_ref()) {
             totals.fold(reading);
         }
-        let generation = self.generations.get(&hand.generation);
         let record = ExitRecord {
-            pid: hand.pid,
+            pid: handle.pid,
             death,
-            failure: hand.exec_errors.failure(),
+            failure: handle.exec_errors.failure(),
             oom,
             usage,
             reading,
-            stderr_tail: last_words.unwrap_or_default(),
+            stderr_tail: stderr_tail.unwrap_or_default(),
         };
+        let generation = self.generations.get(handle.generation);
         let clean = generation
             .map(|generation| generation.config.clean_exit.clone())
             .unwrap_or_default();
-        let end = end(hand, &record, &clean);
-        self.poll.remove(&hand.pidfd);
-        if let Line::Channel { channel, .. } = &hand.line {
+        let end = end(handle, &record, &clean);
+        self.poll.remove(&handle.pidfd);
+        if let Line::Channel { channel, .. } = &handle.line {
             self.poll.remove(channel);
         }
-        self.stop_looking_out(worker);
-        // Whatever it has left is gone before its death is told.
-        self.leftovers.scan_now(self.now);
+        handle.exit = Some(record);
+        self.stop_probing(worker);
+        // Whatever it has left is gone before its death is reported.
+        self.workers.leftovers.scan_now(self.now);
         self.sweep_leftovers(Some(worker));
-        self.record = Some((worker, record));
         self.feed(Event::Died(worker, end));
-        self.record = None;
-        self.hands.remove(&worker);
-        self.look_for_orphans = Some(self.now);
+        self.workers.handles.remove(&worker);
+        self.workers.orphans_due = Some(self.now);
     }
 
-    /// All processes that were started here and not buried yet.
+    /// Rings alarms, reaps orphans and kills leftovers, as far as it is time.
+    pub(crate) fn tend_workers(&mut self) {
+        let handles = self.workers.handles.values();
+        let due = handles.filter(|it| it.alarm.is_some_and(|(time, _)| time <= self.now));
+        for worker in due.map(|it| it.id).collect::<Vec<_>>() {
+            let handle = self.workers.handles.get_mut(&worker);
+            if let Some(event) = handle.and_then(WorkerHandle::ring) {
+                self.feed(event);
+            }
+        }
+        if self.workers.orphans_due.is_some_and(|at| at <= self.now) {
+            self.reap_orphans_now();
+        }
+        self.sweep_leftovers(None);
+    }
+
+    /// Returns all processes that were started here and not reaped yet.
     fn children(&self) -> BTreeSet<Pid> {
-        let workers = self.hands.values().map(|hand| hand.pid);
-        workers
-            .chain(self.upgrade.pid())
-            .chain(self.lookouts.pids())
-            .chain(self.hooks.pids())
-            .chain(self.gauge.pid())
-            .chain(self.doomed.pids())
-            .chain(self.admin.pids())
-            .collect()
+        let workers = self.workers.handles.values().map(|handle| handle.pid);
+        workers.chain(self.helpers.processes.pids()).collect()
     }
 
-    /// Kills what dead workers have left, if there was reason to look; `buried` is one of them.
-    pub(crate) fn sweep_leftovers(&mut self, buried: Option<WorkerId>) {
-        if self.leftovers.due().is_none_or(|due| due > self.now) {
+    /// Kills what dead workers have left, if there was reason to look; `exited` is one of them.
+    pub(crate) fn sweep_leftovers(&mut self, exited: Option<WorkerId>) {
+        if self
+            .workers
+            .leftovers
+            .due()
+            .is_none_or(|due| due > self.now)
+        {
             return;
         }
         let known = self.children();
-        let lives = |worker| Some(worker) != buried && self.hands.contains_key(&worker);
-        for Leftover { pid, name, worker } in self.leftovers.sweep(self.now, &known, lives) {
+        let lives = |worker| Some(worker) != exited && self.workers.handles.contains_key(&worker);
+        for Leftover { pid, name, worker } in self.workers.leftovers.sweep(self.now, &known, lives)
+        {
             match worker {
                 Some(worker) => warn!(worker = worker.0, pid = pid.as_raw();
                     "killed process {pid} ({name}), which worker {worker} had left behind"),
@@ -258,24 +320,24 @@ impl Server {
         }
     }
 
-    /// The server is about to leave, and everybody is dead: whether to wait for what they have left, and for hooks.
+    /// Whether a server that exits, with all workers dead, still waits for what they have left or for
+    /// hooks.
     pub(crate) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
         let end = *farewell.get_or_insert_with(|| {
-            self.leftovers.scan_now(self.now);
+            self.workers.leftovers.scan_now(self.now);
             self.now + FAREWELL
         });
         self.sweep_leftovers(None);
-        self.leftovers.rescan_soon(self.now);
-        self.tend_hooks();
+        self.workers.leftovers.rescan_soon(self.now);
         let end_of_hooks = end + FAREWELL;
-        self.hooks.hurry(end_of_hooks);
-        self.leftovers.is_busy() && self.now < end
-            || self.hooks.are_busy() && self.now < end_of_hooks
+        let hooks = self.finish_hooks(end_of_hooks);
+        self.workers.leftovers.is_busy() && self.now < end || hooks && self.now < end_of_hooks
     }
 
+    /// Reaps every dead process that is not ours: orphans, and helpers that were killed.
     pub(crate) fn reap_orphans_now(&mut self) {
-        self.doomed.reap();
-        let unswept = self.groups.as_mut().is_some_and(|groups| {
+        self.helpers.processes.reap_terminated();
+        let unswept = self.workers.cgroups.as_mut().is_some_and(|groups| {
             groups.sweep();
             !groups.is_swept()
         });
@@ -284,16 +346,16 @@ impl Server {
             Ok(orphans) => {
                 for (pid, death) in orphans.reaped {
                     debug!("orphan {pid} {death}");
-                    self.leftovers.reaped(self.now, pid);
+                    self.workers.leftovers.reaped(self.now, pid);
                 }
-                // A body that hides others is buried in this very round; too many bodies are not.
+                // One that hides others is reaped in this very round; too many are not.
                 let soon = if orphans.full { Some(self.now) } else { None };
                 let later = orphans.hidden || unswept;
-                self.look_for_orphans = soon.or(later.then(|| self.now + LOOK_AGAIN));
+                self.workers.orphans_due = soon.or(later.then(|| self.now + REAP_AGAIN));
             }
             Err(error) => {
                 debug!("cannot reap orphans: {error}");
-                self.look_for_orphans = None;
+                self.workers.orphans_due = None;
             }
         }
     }

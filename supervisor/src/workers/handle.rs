@@ -4,6 +4,7 @@
 //! message that is out of phase, undecodable or one too many becomes [`Event::ProtocolViolation`];
 //! nothing here can fail because of what a worker sends.
 
+use super::exits::ExitRecord;
 use super::proc_stat;
 use crate::config::Config;
 use crate::logging::stderr::Capture;
@@ -55,6 +56,8 @@ pub(crate) struct WorkerHandle {
     pub(crate) memory: Option<u64>,
     /// The reopen count of the access log that it was given last.
     pub(crate) reopen_count: u64,
+    /// How it ended, from its reaping until its exit is reported.
+    pub(crate) exit: Option<ExitRecord>,
 }
 
 /// What to do about a worker at a certain time.

@@ -159,6 +159,7 @@ pub(crate) fn launch(
         stopped_accepting: false,
         memory: None,
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),
+        exit: None,
     })
 }
 

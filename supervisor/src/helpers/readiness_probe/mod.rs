@@ -1,145 +1,150 @@
-//! The lookout: a process that sees when a worker begins to wait for connections, for `--ready listen`.
+//! The readiness probe: a helper process that sees when a worker begins to wait for connections, for
+//! `--ready listen`.
 //!
-//! What `/proc` tells of a worker can block whoever asks: a thread of it that holds a lock, or memory behind a file system
-//! that does not answer, is enough. So the supervisor does not ask. For each worker that starts it starts a child, itself in
-//! another role, which looks again and again ([`eyes`]) and exits with 0 when it has seen what it was to see; the
-//! supervisor waits for that as for any other death. A lookout that is held up by its worker is one that has seen
-//! nothing yet: the deadline of the worker's start is the core's.
+//! Reading a worker's `/proc` can block: a thread of it that holds a lock, or memory behind a file
+//! system that does not answer, is enough. So the supervisor does not read it. For each worker that
+//! starts it starts a child, itself in another role, which reads again and again ([`procfs`]) and
+//! exits with 0 once the worker waits; the supervisor waits for that as for any other exit. A probe
+//! that is blocked by its worker has seen nothing yet: the deadline of the worker's start is the core's.
 //!
-//! It needs no place in what an upgrade hands over: the next version starts lookouts of its own for those that still
-//! start, and buries the old ones as orphans.
+//! An upgrade does not hand it over: the next version starts probes of its own.
 
 mod procfs;
 
+use super::{HelperExit, HelperId, HelperProcesses, Kind, StartError};
 use crate::config::LogSettings;
-use crate::helpers::terminating::Terminating;
-use crate::logging as logfile;
-use crate::process::reap::{Death, reap};
-use crate::process::spawn::{Executable, Order, Spawned, spawn};
+use crate::logging;
+use crate::process::poll::Poll;
+use crate::process::reap::Death;
+use crate::process::spawn::{Executable, ExecutableError, Order};
 use crate::upgrade::environment_without;
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use prefork_protocol::WorkerId;
 use prefork_protocol::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// The first argument of a process that plays this role.
-const ROLE: &str = "--lookout";
+const ROLE: &str = "--readiness-probe";
 /// How often it looks at first; a worker that takes its time is looked at less often.
 const PERIOD: Duration = Duration::from_millis(25);
-/// How often at least.
+/// The longest time between two looks.
 const LONGEST_PERIOD: Duration = Duration::from_millis(200);
 
-/// The lookouts of all workers that start.
+/// The probes of all workers that are starting.
 #[derive(Debug, Default)]
-pub(crate) struct ReadinessProbes(BTreeMap<WorkerId, Spawned>);
+pub(crate) struct ReadinessProbes(BTreeMap<WorkerId, HelperId>);
+
+/// Why no probe could be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot probe the readiness of worker {worker}: {problem}")]
+pub(crate) struct ProbeError {
+    worker: WorkerId,
+    problem: ProbeProblem,
+}
+
+/// What of it failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProbeProblem {
+    #[error(transparent)]
+    Program(#[from] ExecutableError),
+    #[error("{}", .0.desc())]
+    Socket(#[from] Errno),
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
 
 impl ReadinessProbes {
-    /// Has a worker looked at. Whoever is told of its end calls [`end`](Self::end).
+    /// Starts the probe of a worker, which waits on these sockets once it is ready.
     ///
     /// # Errors
-    /// Why there is no lookout, in the words for the operator.
+    /// Why there is no probe.
     pub(crate) fn start(
         &mut self,
+        poll: &Poll,
+        processes: &mut HelperProcesses,
         name: &str,
-        worker: WorkerId,
-        pid: Pid,
+        (worker, pid): (WorkerId, Pid),
         sockets: &[BorrowedFd<'_>],
         log: &LogSettings,
-    ) -> Result<BorrowedFd<'_>, String> {
-        let failed =
-            |why: &dyn std::fmt::Display| format!("cannot look out for worker {worker}: {why}");
-        let executable = Executable::current().map_err(|error| failed(&error))?;
-        let inodes = sockets
-            .iter()
-            .map(|socket| nix::sys::stat::fstat(socket).map(|status| status.st_ino));
-        let inodes: Result<Vec<u64>, _> = inodes.collect();
-        let inodes = inodes.map_err(|errno| failed(&errno.desc()))?;
-        let list = inodes
-            .iter()
-            .map(u64::to_string)
-            .collect::<Vec<_>>()
-            .join(",");
-        let argv = [
-            format!("{name}: lookout for worker {worker}"),
-            ROLE.to_owned(),
-            pid.to_string(),
-            list,
-        ];
-        let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
-        let mut env = environment_without(&[
-            NOTIFY_SOCKET,
-            WATCHDOG_USEC,
-            WATCHDOG_PID,
-            LISTEN_PID,
-            logfile::FORMAT_VARIABLE,
-            logfile::FILE_VARIABLE,
-        ]);
-        env.extend(
-            logfile::environment(log, false)
-                .into_iter()
-                .filter_map(|(key, value)| {
-                    let value: &OsStr = value.as_os_str();
-                    CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
-                }),
-        );
-        let spawned = spawn(Order::own(&executable, &argv, env)).map_err(|error| failed(&error))?;
-        Ok(self
-            .0
-            .entry(worker)
-            .insert_entry(spawned)
-            .into_mut()
-            .pidfd
-            .as_fd())
+    ) -> Result<(), ProbeError> {
+        let helper = launch(poll, processes, name, (worker, pid), sockets, log)
+            .map_err(|problem| ProbeError { worker, problem })?;
+        self.0.insert(worker, helper);
+        Ok(())
     }
 
-    /// A lookout has ended, or is not needed any more; tells how, if it has.
-    pub(crate) fn end(&mut self, worker: WorkerId, doomed: &mut Terminating) -> Option<Ended> {
-        let spawned = self.0.remove(&worker)?;
-        match reap(&spawned.pidfd) {
-            Ok(Some(Death::Exited(0))) => Some(Ended::Seen),
-            Ok(Some(Death::Exited(1))) => Some(Ended::Gone),
-            Ok(Some(death)) => Some(Ended::Failed(death.to_string())),
-            Ok(None) => {
-                doomed.kill(spawned);
-                None
-            }
-            Err(error) => Some(Ended::Failed(format!("is gone, cause unknown ({error})"))),
+    /// Forgets a probe that has exited, and returns what it has seen.
+    pub(crate) fn finish(&mut self, worker: WorkerId, exit: &HelperExit) -> ProbeResult {
+        self.0.remove(&worker);
+        match exit.death {
+            Death::Exited(0) => ProbeResult::Ready,
+            Death::Exited(1) => ProbeResult::Gone,
+            ref death => ProbeResult::Failed(death.to_string()),
         }
     }
 
-    /// By whom a lookout's end is told.
-    pub(crate) fn pidfd(&self, worker: WorkerId) -> Option<BorrowedFd<'_>> {
-        self.0.get(&worker).map(|spawned| spawned.pidfd.as_fd())
-    }
-
-    /// Those that look.
-    pub(crate) fn children(&self) -> impl Iterator<Item = &Spawned> {
-        self.0.values()
-    }
-
-    /// Their processes, which are no orphans.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.children().map(|spawned| spawned.pid)
+    /// Stops probing a worker.
+    pub(crate) fn stop(&mut self, poll: &Poll, processes: &mut HelperProcesses, worker: WorkerId) {
+        if let Some(helper) = self.0.remove(&worker) {
+            processes.terminate(poll, helper);
+        }
     }
 }
 
-/// How a lookout ended.
+fn launch(
+    poll: &Poll,
+    processes: &mut HelperProcesses,
+    name: &str,
+    (worker, pid): (WorkerId, Pid),
+    sockets: &[BorrowedFd<'_>],
+    log: &LogSettings,
+) -> Result<HelperId, ProbeProblem> {
+    let executable = Executable::current()?;
+    let inodes = sockets
+        .iter()
+        .map(|socket| nix::sys::stat::fstat(socket).map(|status| status.st_ino.to_string()));
+    let inodes: Vec<String> = inodes.collect::<Result<_, _>>()?;
+    let argv = [
+        format!("{name}: readiness probe of worker {worker}"),
+        ROLE.to_owned(),
+        pid.to_string(),
+        inodes.join(","),
+    ];
+    let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
+    let mut env = environment_without(&[
+        NOTIFY_SOCKET,
+        WATCHDOG_USEC,
+        WATCHDOG_PID,
+        LISTEN_PID,
+        logging::FORMAT_VARIABLE,
+        logging::FILE_VARIABLE,
+    ]);
+    let settings = logging::environment(log, false).into_iter();
+    env.extend(settings.filter_map(|(key, value)| {
+        CString::new([key.as_bytes(), b"=", value.as_os_str().as_bytes()].concat()).ok()
+    }));
+    let order = Order::own(&executable, &argv, env);
+    Ok(processes.start(poll, Kind::ReadinessProbe(worker), order, None)?)
+}
+
+/// What a probe has seen.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum ProbeResult {
     /// The worker waits for connections on all its sockets.
-    Seen,
+    Ready,
     /// The worker is gone.
     Gone,
-    /// Something else: what.
+    /// The probe failed: how.
     Failed(String),
 }
 
-/// Whom to look at, when this process was started for that. To be asked before anything else.
+/// Returns which process to probe, if this one was started for that. To be called before anything else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     if words.next()? != ROLE {
@@ -157,7 +162,7 @@ pub(crate) fn task() -> Option<Task> {
     })
 }
 
-/// What this process was started to look at.
+/// The process and sockets that this one was started to probe.
 #[derive(Debug)]
 pub(crate) struct Task {
     pid: String,
@@ -165,17 +170,17 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Looks until it is seen, or there is nobody to look at. The exit status is the answer.
+    /// Looks until the worker waits or is gone. The exit status is the answer.
     pub(crate) fn perform(self) -> ExitCode {
-        logfile::start_in_worker();
-        let _ = nix::sys::prctl::set_name(c"lookout");
+        logging::start_in_worker();
+        let _ = nix::sys::prctl::set_name(c"readiness-probe");
         let pid: Option<u32> = self.pid.parse().ok();
         let sockets: Result<BTreeSet<u64>, _> = self.sockets.split(',').map(str::parse).collect();
         let (Some(pid), Ok(sockets)) = (pid, sockets) else {
             return ExitCode::from(2);
         };
         let mut period = PERIOD;
-        let mut told = false;
+        let mut warned = false;
         loop {
             let look = procfs::look(pid, &sockets);
             if look.waits {
@@ -185,11 +190,12 @@ impl Task {
                 return ExitCode::FAILURE;
             }
             if let Some(error) = look.refused
-                && !std::mem::replace(&mut told, true)
+                && !std::mem::replace(&mut warned, true)
             {
                 log::warn!(
-                    "cannot see what process {pid} waits for: {error} (same user and kernel.yama.ptrace_scope=0, or CAP_SYS_PTRACE; \
-                     until then only what it watches by epoll may be seen; --ready notify and after=TIME do not look)"
+                    "cannot see what process {pid} waits for: {error} (needs the same user and \
+                     kernel.yama.ptrace_scope=0, or CAP_SYS_PTRACE; until then only what it watches \
+                     by epoll may be seen; --ready notify and after=TIME do not look)"
                 );
             }
             std::thread::sleep(period);

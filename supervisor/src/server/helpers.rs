@@ -1,0 +1,298 @@
+//! The server's side of its helper processes: when each is started, and what its exit or its deadline
+//! means.
+
+use super::Server;
+use crate::admin::Admin;
+use crate::api::events::EventRecord;
+use crate::config::Ready;
+use crate::control::Role;
+use crate::helpers::hooks::Hooks;
+use crate::helpers::memory_sampler::MemorySampler;
+use crate::helpers::readiness_probe::{ProbeResult, ReadinessProbes};
+use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
+use crate::upgrade::{ChildState, HooksState, Packing, Unpacking};
+use crate::workers::sockets::WorkerSockets;
+use log::{Level, debug, warn};
+use prefork_core::{Event, Time};
+use prefork_protocol::WorkerId;
+use std::os::fd::BorrowedFd;
+
+/// All helper processes, and what each kind of them knows.
+#[derive(Debug, Default)]
+pub(crate) struct Helpers {
+    pub(crate) processes: HelperProcesses,
+    pub(crate) admin: Admin,
+    pub(crate) hooks: Hooks,
+    sampler: MemorySampler,
+    probes: ReadinessProbes,
+}
+
+/// What the next version of this program is told of helpers.
+#[derive(Debug)]
+pub(crate) struct HelpersState {
+    pub(crate) hooks: HooksState,
+    pub(crate) leaving: Vec<ChildState>,
+    pub(crate) useless: Vec<ChildState>,
+}
+
+impl Helpers {
+    /// Describes all of them for the next version of this program.
+    pub(crate) fn state(&self, packing: &mut Packing) -> HelpersState {
+        HelpersState {
+            hooks: self.hooks.state(&self.processes, packing),
+            leaving: self.processes.admin_state(packing),
+            useless: self.processes.useless_state(packing),
+        }
+    }
+
+    /// Continues where another version was.
+    pub(crate) fn adopted(
+        state: HelpersState,
+        now: Time,
+        unpacking: &mut Unpacking,
+        check: bool,
+    ) -> Self {
+        let mut processes = HelperProcesses::default();
+        let hooks = Hooks::adopted(state.hooks, &mut processes, unpacking, check);
+        Admin::adopt_leaving(state.leaving, now, &mut processes, unpacking, check);
+        processes.adopt_useless(state.useless, unpacking, check);
+        Self {
+            processes,
+            hooks,
+            ..Self::default()
+        }
+    }
+}
+
+impl Server {
+    /// A helper process has exited.
+    pub(crate) fn helper_exited(&mut self, id: HelperId) {
+        let Some(exit) = self.helpers.processes.reap(&self.poll, id) else {
+            return;
+        };
+        match exit.kind {
+            Kind::Admin => self.admin_exited(id, &exit),
+            Kind::Hook => self.helpers.hooks.finish(id, &exit),
+            Kind::MemorySampler => self.memory_sampled(false),
+            Kind::ReadinessProbe(worker) => self.readiness_probed(worker, &exit),
+            Kind::UpgradeCheck => self.upgrade_checked(exit),
+        }
+    }
+
+    /// Deals with the helpers whose deadline has passed.
+    fn expire_helpers(&mut self) {
+        for (id, kind) in self.helpers.processes.expired(self.now) {
+            match kind {
+                // It was told to leave, and has not.
+                Kind::Admin => self.helpers.processes.terminate(&self.poll, id),
+                Kind::Hook => {
+                    let processes = &mut self.helpers.processes;
+                    self.helpers.hooks.expire(self.now, processes, id);
+                }
+                Kind::MemorySampler => self.memory_sampled(true),
+                // The core has the deadline of a worker's start.
+                Kind::ReadinessProbe(_) => {}
+                Kind::UpgradeCheck => self.upgrade_check_expired(),
+            }
+        }
+    }
+
+    /// Returns when a helper is due: to be started, or to be ended.
+    pub(crate) fn helpers_deadline(&self) -> Option<Time> {
+        let sampler = self.helpers.sampler.deadline();
+        [
+            self.helpers.processes.deadline(),
+            self.helpers.admin.deadline(self.generations.accepted()),
+            self.helpers.hooks.deadline(),
+            sampler.filter(|_| self.samples_memory()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Starts and ends helpers, as far as it is time.
+    pub(crate) fn tend_helpers(&mut self) {
+        self.expire_helpers();
+        self.sample_memory();
+        self.tend_admin();
+        self.tend_hooks();
+    }
+
+    /// Starts hooks for the events of this round.
+    pub(crate) fn tend_hooks(&mut self) {
+        if let Some(generation) = self.generations.accepted() {
+            let Helpers {
+                hooks, processes, ..
+            } = &mut self.helpers;
+            hooks.start_next(self.now, &self.poll, processes, &generation.config);
+        }
+    }
+
+    /// Gives hooks until `end` to finish; returns whether any still runs or waits.
+    pub(crate) fn finish_hooks(&mut self, end: Time) -> bool {
+        self.tend_hooks();
+        self.helpers.hooks.hurry(&mut self.helpers.processes, end);
+        self.expire_helpers();
+        self.helpers.hooks.are_busy()
+    }
+
+    fn samples_memory(&self) -> bool {
+        let limited = self
+            .generations
+            .iter()
+            .any(|(_, generation)| generation.config.max_memory.is_some());
+        limited && !self.core.is_stopping()
+    }
+
+    /// Starts a memory sampler, if it is time.
+    fn sample_memory(&mut self) {
+        let due = self.helpers.sampler.deadline();
+        if due.is_none_or(|due| due > self.now) || !self.samples_memory() {
+            return;
+        }
+        let handles = self.workers.handles.values();
+        let workers = handles.map(|handle| (handle.id, handle.pid)).collect();
+        let Helpers {
+            sampler, processes, ..
+        } = &mut self.helpers;
+        if let Err(error) = sampler.start(self.now, &self.poll, processes, &self.name, workers) {
+            warn!("{error}");
+        }
+    }
+
+    /// The memory sampler has exited, or has `timed_out`.
+    fn memory_sampled(&mut self, timed_out: bool) {
+        let Helpers {
+            sampler, processes, ..
+        } = &mut self.helpers;
+        let Some(samples) = sampler.finish(self.now, &self.poll, processes, timed_out) else {
+            return;
+        };
+        if let Some(problem) = samples.problem {
+            warn!("{problem}");
+        }
+        for (worker, bytes) in samples.memory {
+            if let Some(handle) = self.workers.handles.get_mut(&worker) {
+                handle.memory = Some(bytes);
+            }
+        }
+        let look = self.look();
+        self.feed(Event::Observation(look));
+    }
+
+    /// Starts, replaces or retires the admin child, as the accepted generation wants it.
+    fn tend_admin(&mut self) {
+        let Some(generation) = self.generations.accepted() else {
+            return;
+        };
+        let Helpers {
+            admin, processes, ..
+        } = &mut self.helpers;
+        if admin.is_outdated(generation) {
+            self.operators.control.dismiss(&self.poll);
+            admin.retire(self.now, processes);
+        }
+        let started = admin.start(self.now, &self.poll, processes, &self.name, generation);
+        let [status, events] = match started {
+            Ok(None) => return,
+            Ok(Some(ends)) => ends,
+            Err(reason) => return warn!("{reason}"),
+        };
+        let control = &mut self.operators.control;
+        let watched = control
+            .take_in(&self.poll, status, Role::Read)
+            .and_then(|()| control.take_in(&self.poll, events, Role::Read));
+        if let Err(error) = watched {
+            warn!("cannot watch the admin child: {error}");
+            // Without its connections it leaves by itself, or is killed.
+            control.dismiss(&self.poll);
+            admin.retire_failed(self.now, processes);
+        }
+    }
+
+    fn admin_exited(&mut self, id: HelperId, exit: &HelperExit) {
+        let Some(ended) = self.helpers.admin.finish(self.now, id, exit) else {
+            return;
+        };
+        let wait = ended.wait;
+        let text = format!(
+            "the admin child is dead ({}); its clients wait, and another one starts",
+            ended.how
+        );
+        let text = if wait.is_zero() {
+            text
+        } else {
+            format!("{text} in {wait:.1?}")
+        };
+        self.announce(EventRecord::new("admin-died", Level::Warn, text).with("end", ended.how));
+    }
+
+    /// Starts the readiness probe of a program that has just been started, if `--ready listen` asks
+    /// for one.
+    pub(crate) fn probe_readiness(&mut self, worker: WorkerId) -> Option<Event> {
+        let handle = self.workers.handles.get(&worker);
+        let handle = handle.filter(|handle| handle.is_awaited())?;
+        let generation = self.generations.get(handle.generation)?;
+        if generation.config.ready != Ready::Listen {
+            return None;
+        }
+        let queues = WorkerSockets::of(generation, handle.slot);
+        let sockets: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
+        let Helpers {
+            probes, processes, ..
+        } = &mut self.helpers;
+        let started = probes.start(
+            &self.poll,
+            processes,
+            &self.name,
+            (worker, handle.pid),
+            &sockets,
+            &generation.config.log,
+        );
+        let error = started.err()?;
+        Some(Event::ProtocolViolation(worker, error.to_string()))
+    }
+
+    /// Starts the probes of all workers that are not ready: those of the version before were killed.
+    pub(crate) fn probe_readiness_again(&mut self) {
+        for worker in self.workers.handles.keys().copied().collect::<Vec<_>>() {
+            if let Some(event) = self.probe_readiness(worker) {
+                self.feed(event);
+            }
+        }
+    }
+
+    /// Stops probing a worker that is gone.
+    pub(crate) fn stop_probing(&mut self, worker: WorkerId) {
+        let Helpers {
+            probes, processes, ..
+        } = &mut self.helpers;
+        probes.stop(&self.poll, processes, worker);
+    }
+
+    /// Whether a program is ready when it says so. With `--ready listen` it may say so too early, as
+    /// gunicorn does, whose master reports readiness before it has a worker.
+    pub(crate) fn trusts_notified_readiness(&self, worker: WorkerId) -> bool {
+        let handle = self.workers.handles.get(&worker);
+        let generation = handle.and_then(|handle| self.generations.get(handle.generation));
+        generation.is_none_or(|generation| generation.config.ready != Ready::Listen)
+    }
+
+    fn readiness_probed(&mut self, worker: WorkerId, exit: &HelperExit) {
+        match self.helpers.probes.finish(worker, exit) {
+            ProbeResult::Ready => {
+                let handle = self.workers.handles.get_mut(&worker);
+                if let Some(event) = handle.and_then(|handle| handle.seen_to_wait()) {
+                    self.feed(event);
+                }
+            }
+            ProbeResult::Gone => debug!("worker {worker} is gone, its readiness probe reports"),
+            ProbeResult::Failed(how) => {
+                // Without a probe its readiness would never be known.
+                let reason = format!("cannot be seen to get ready: its readiness probe {how}");
+                self.feed(Event::ProtocolViolation(worker, reason));
+            }
+        }
+    }
+}
