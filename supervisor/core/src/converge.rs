@@ -65,7 +65,7 @@ impl Core {
                     self.worker_lost(
                         now,
                         &before,
-                        format!("did not get ready within {timeout:?}{readiness}"),
+                        &format!("did not get ready within {timeout:?}{readiness}"),
                         false,
                     );
                 }
@@ -87,7 +87,7 @@ impl Core {
                         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
                         Stall::Overdue => format!("had a request in hand for {span:.1?}"),
                     };
-                    self.worker_lost(now, &before, how, false);
+                    self.worker_lost(now, &before, &how, false);
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;
@@ -172,7 +172,7 @@ impl Core {
             .as_ref()
             .filter(|candidate| candidate.generation() == generation);
         let plan = candidate
-            .and_then(|candidate| candidate.plan())
+            .and_then(super::candidate::Candidate::plan)
             .unwrap_or(self.stable.plan);
         let id = WorkerId(self.last_worker.0 + 1);
         self.last_worker = id;
@@ -349,7 +349,7 @@ impl Core {
         let candidate = self
             .candidate
             .as_ref()
-            .map(|candidate| candidate.generation());
+            .map(super::candidate::Candidate::generation);
         let useless: Vec<GenerationId> = self
             .held_generations
             .iter()

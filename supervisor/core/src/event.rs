@@ -40,7 +40,8 @@ pub enum Command {
 pub enum Event {
     /// An operator requests something.
     Command(Command),
-    /// [`Action::Prepare`] worked: the configuration is valid, its addresses are bound, its program is open.
+    /// [`Action::Prepare`] worked: the configuration is valid, its addresses are bound and its
+    /// program is open.
     Prepared(GenerationId, Plan),
     /// [`Action::Prepare`] failed, and nothing has changed.
     Refused(GenerationId, String),
@@ -111,7 +112,8 @@ pub enum Stall {
 /// An instruction to the shell, to be carried out in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Read the configuration, check it, bind what is new; answer [`Event::Prepared`] or [`Event::Refused`].
+    /// Read and check the configuration and bind new addresses; answer with [`Event::Prepared`] or
+    /// [`Event::Refused`].
     Prepare(GenerationId),
     /// Let new connections go to these slots only.
     Steer(Vec<Slot>),

@@ -118,12 +118,11 @@ impl fmt::Display for DrainReason {
 impl From<DrainReason> for Cause {
     fn from(why: DrainReason) -> Self {
         match why {
-            DrainReason::Replaced => Self::Reload,
+            DrainReason::Replaced | DrainReason::Superseded => Self::Reload,
             DrainReason::RolledBack => Self::Rollback,
             DrainReason::Retired => Self::ScaleDown,
             DrainReason::DrainAll => Self::DrainAll,
             DrainReason::Stop => Self::Stop,
-            DrainReason::Superseded => Self::Reload,
             DrainReason::Restarted => Self::Restart,
             DrainReason::Held => Self::Drain,
             DrainReason::Recycled => Self::Recycle,

@@ -11,7 +11,7 @@ pub(crate) const PLAN: Plan = Plan {
     workers: 2,
     max_workers: 4,
     surge: u16::MAX,
-    start_timeout: Duration::from_secs(60),
+    start_timeout: Duration::from_mins(1),
     heartbeat: Duration::from_secs(1),
     hang_timeout: Some(Duration::from_secs(30)),
     request_timeout: None,
@@ -29,7 +29,7 @@ pub(crate) const PLAN: Plan = Plan {
     pre_stop_delay: Duration::ZERO,
 };
 
-/// Workers that beat, were last heard of at these times, and have done so much.
+/// Returns an observation of workers with heartbeats at these times, which have done this much.
 pub(crate) fn beats(workers: &[(u64, Time, u64)]) -> Observation {
     let sample = |heard, done| WorkerSample {
         heard,
@@ -50,7 +50,7 @@ pub(crate) fn beats(workers: &[(u64, Time, u64)]) -> Observation {
     }
 }
 
-/// A core with a clock and what it last asked for.
+/// A core with a clock, and the actions of its last step.
 pub(crate) struct Stage {
     pub(crate) core: Core,
     pub(crate) now: Time,
@@ -68,7 +68,7 @@ impl Stage {
         stage
     }
 
-    /// A server whose workers `1..=plan.workers` are ready.
+    /// Returns a server whose workers `1..=plan.workers` are ready.
     pub(crate) fn serving(plan: Plan) -> Self {
         let mut stage = Self::boot(plan);
         stage.get_ready(1..=u64::from(plan.workers));
@@ -102,7 +102,7 @@ impl Stage {
         ));
     }
 
-    /// Lets time pass in steps that the core itself asks for, with every ready worker's heart beating.
+    /// Lets time pass in steps that the core asks for, with heartbeats of every ready worker.
     pub(crate) fn pass(&mut self, seconds: f64) -> Vec<Action> {
         let end = self.now + Duration::from_secs_f64(seconds);
         let mut all = Vec::new();

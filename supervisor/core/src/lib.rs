@@ -41,6 +41,7 @@ mod event;
 mod exit;
 #[cfg(test)]
 mod fixtures;
+mod float;
 mod id;
 mod limits;
 mod liveness;

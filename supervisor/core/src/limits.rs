@@ -1,5 +1,6 @@
 //! The limits at which a worker is recycled: requests, age, memory.
 
+use crate::float;
 use crate::record;
 use crate::rng::Rng;
 use crate::time::Time;
@@ -50,7 +51,7 @@ impl Limits {
             return self;
         }
         let share = 1.0 - JITTER * rng.fraction();
-        let part = |whole: u64| ((whole as f64 * share) as u64).max(1);
+        let part = |whole: u64| float::to_u64(float::from_u64(whole) * share).max(1);
         Self {
             requests: self.requests.map(part),
             age: self.age.map(|age| age.mul_f64(share)),
@@ -119,7 +120,7 @@ mod tests {
         assert_eq!(
             format!("{rng:?}"),
             before,
-            "whoever recycles nobody throws no dice"
+            "without limits no random number is drawn"
         );
     }
 

@@ -76,7 +76,7 @@ pub(crate) struct Stalled {
     /// When its queue was last observed not to have moved.
     pub(crate) stuck: Time,
     /// Whether the stall was reported.
-    pub(crate) said: bool,
+    pub(crate) reported: bool,
 }
 
 record!(Liveness {
@@ -102,7 +102,7 @@ record!(Stalled {
     since,
     sign,
     stuck,
-    said
+    reported
 });
 
 impl Liveness {

@@ -243,7 +243,7 @@ impl Core {
         let candidate = self
             .candidate
             .as_ref()
-            .map(|candidate| candidate.generation());
+            .map(super::candidate::Candidate::generation);
         let candidate = candidate.filter(|_| slot.0 < self.batch_end());
         stable
             .then_some(self.stable.id)

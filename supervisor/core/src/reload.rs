@@ -71,7 +71,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn refused(&mut self, generation: GenerationId, reason: String) {
+    pub(crate) fn refused(&mut self, generation: GenerationId, reason: &str) {
         if self
             .candidate
             .as_ref()
@@ -141,22 +141,22 @@ impl Core {
     }
 
     /// Fails the candidate and returns to the committed generation.
-    pub(crate) fn fail_candidate(&mut self, reason: String) {
+    pub(crate) fn fail_candidate(&mut self, reason: &str) {
         let Some(candidate) = self.candidate.take() else {
             return;
         };
         self.report(Fact::ReloadFailed(
             candidate.generation,
             self.stable.id,
-            reason.clone(),
+            reason.to_owned(),
         ));
         for request in candidate.requests {
-            self.reply(Some(request), Err(reason.clone()));
+            self.reply(Some(request), Err(reason.to_owned()));
         }
     }
 
     /// Abandons the candidate, if there is one, for a reason that is not its own.
     pub(crate) fn abandon_candidate(&mut self, why: &str) {
-        self.fail_candidate(why.to_owned());
+        self.fail_candidate(why);
     }
 }

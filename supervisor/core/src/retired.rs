@@ -15,7 +15,7 @@ pub(crate) struct Retired {
     /// Since when a rescue worker is wanted.
     pub(crate) rescue_since: Option<Time>,
     /// Whether stranded connections were reported.
-    pub(crate) said: bool,
+    pub(crate) reported: bool,
 }
 
 record!(Retired {
@@ -23,5 +23,5 @@ record!(Retired {
     length,
     waits,
     rescue_since,
-    said
+    reported
 });

@@ -133,7 +133,7 @@ impl Core {
             match (&liveness.stalled, liveness.trouble(now, &worker.plan)) {
                 (None, Some(trouble)) => changes.push((*id, Some(trouble))),
                 (Some(stalled), _) if liveness.is_healthy(now, &worker.plan, stalled) => {
-                    changes.push((*id, None))
+                    changes.push((*id, None));
                 }
                 (None, None) | (Some(_), _) => {}
             }
@@ -146,28 +146,25 @@ impl Core {
             let Stage::Ready { liveness, .. } = &mut worker.stage else {
                 continue;
             };
-            match trouble {
-                Some((why, span)) => {
-                    let told = self
-                        .stall_reported
-                        .get(&slot)
-                        .is_some_and(|told| now - *told < STALL_REPORT_INTERVAL);
-                    liveness.stalled = Some(Stalled {
-                        since: now,
-                        sign: false,
-                        stuck: now,
-                        said: !told,
-                    });
-                    if !told {
-                        self.stall_reported.insert(slot, now);
-                        self.report(Fact::Stalled(who, why, span));
-                    }
+            if let Some((why, span)) = trouble {
+                let reported = self
+                    .stall_reported
+                    .get(&slot)
+                    .is_some_and(|at| now - *at < STALL_REPORT_INTERVAL);
+                liveness.stalled = Some(Stalled {
+                    since: now,
+                    sign: false,
+                    stuck: now,
+                    reported: !reported,
+                });
+                if !reported {
+                    self.stall_reported.insert(slot, now);
+                    self.report(Fact::Stalled(who, why, span));
                 }
-                None => {
-                    let stalled = liveness.stalled.take();
-                    if let Some(stalled) = stalled.filter(|stalled| stalled.said) {
-                        self.report(Fact::Resumed(who, now - stalled.since));
-                    }
+            } else {
+                let stalled = liveness.stalled.take();
+                if let Some(stalled) = stalled.filter(|stalled| stalled.reported) {
+                    self.report(Fact::Resumed(who, now - stalled.since));
                 }
             }
         }

@@ -27,7 +27,7 @@ impl Core {
         match event {
             Event::Command(command) => self.command(now, command),
             Event::Prepared(generation, plan) => self.prepared(generation, plan),
-            Event::Refused(generation, reason) => self.refused(generation, reason),
+            Event::Refused(generation, reason) => self.refused(generation, &reason),
             Event::Ready(worker) => self.worker_ready(now, worker),
             Event::Observation(observation) => {
                 self.observe(now, &observation, missed);
@@ -40,7 +40,7 @@ impl Core {
             }
             Event::Leaving(worker) => self.worker_leaves(now, worker),
             Event::ProtocolViolation(worker, reason) => {
-                self.protocol_violation(now, worker, &reason)
+                self.protocol_violation(now, worker, &reason);
             }
             Event::Died(worker, end) => self.worker_died(now, worker, end),
             Event::Tick => {}
@@ -89,13 +89,13 @@ impl Core {
             }
             (Command::Stop, _) => self.stop(false),
             (_, Phase::Stopping { .. } | Phase::PreStop { .. }) => {
-                self.refuse_while_stopping(command)
+                self.refuse_while_stopping(command);
             }
             (Command::Reload(request), _) => {
-                self.pending_reload.get_or_insert_default().extend(request)
+                self.pending_reload.get_or_insert_default().extend(request);
             }
             (Command::DrainAll, Phase::Drained) => {
-                self.ignore(command, "all workers drain already")
+                self.ignore(command, "all workers drain already");
             }
             (Command::DrainAll, _) => {
                 self.abandon_candidate("all workers were asked to drain");
@@ -209,7 +209,7 @@ impl Core {
             deadline: now + worker.plan.graceful_timeout.max(MIN_WAIT),
         };
         worker.cause = Some(Cause::Left);
-        let successor = self.worker_lost(now, &before, "left unasked".to_owned(), true);
+        let successor = self.worker_lost(now, &before, "left unasked", true);
         self.report(Fact::LeavesUnasked(before.worker_ref(), successor));
     }
 
@@ -230,7 +230,7 @@ impl Core {
         ));
         self.out.push(Action::Kill(id));
         if was_occupant {
-            self.worker_lost(now, &before, reason.to_owned(), false);
+            self.worker_lost(now, &before, reason, false);
         }
     }
 
@@ -251,7 +251,7 @@ impl Core {
             self.worker_lost(
                 now,
                 &worker,
-                format!("{how}, {when}"),
+                &format!("{how}, {when}"),
                 grade == Grade::Clean,
             )
         } else {
@@ -277,7 +277,7 @@ impl Core {
         &mut self,
         now: Time,
         worker: &Worker,
-        how: String,
+        how: &str,
         orderly: bool,
     ) -> Successor {
         let reason = format!("worker {} (slot {}) {how}", worker.id, worker.slot);
@@ -286,7 +286,7 @@ impl Core {
             .as_ref()
             .is_some_and(|candidate| candidate.generation() == worker.generation)
         {
-            self.fail_candidate(reason);
+            self.fail_candidate(&reason);
             return Successor::Refused;
         }
         if worker.generation != self.stable.id {

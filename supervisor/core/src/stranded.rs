@@ -15,14 +15,14 @@ use std::time::Duration;
 
 /// How long the queue of a retired slot is watched. The kernel gives up a handshake after about a
 /// minute.
-const QUEUE_WATCH: Duration = Duration::from_secs(120);
+const QUEUE_WATCH: Duration = Duration::from_mins(2);
 /// How often it is observed.
 const TICK: Duration = Duration::from_secs(1);
 /// How long connections may wait where a sibling, or a worker draining there, is likely to accept
 /// them.
 const SIBLING_GRACE: Duration = Duration::from_secs(3);
 /// How long a rescue worker may take to empty the queue before another one is tried.
-const RESCUE_TIMEOUT: Duration = Duration::from_secs(120);
+const RESCUE_TIMEOUT: Duration = Duration::from_mins(2);
 
 impl Core {
     /// Records which slots have been retired since the last step, and which are wanted again.
@@ -50,7 +50,7 @@ impl Core {
             length: 0,
             waits: None,
             rescue_since: None,
-            said: false,
+            reported: false,
         };
         self.retired.insert(slot, retired);
     }
@@ -96,14 +96,16 @@ impl Core {
                         }
                     {
                         retired.rescue_since = Some(now);
-                        let said = std::mem::replace(&mut retired.said, true);
-                        facts.extend((!said).then_some(Fact::Stranded(*slot, length)));
+                        let reported = std::mem::replace(&mut retired.reported, true);
+                        facts.extend((!reported).then_some(Fact::Stranded(*slot, length)));
                     }
                 }
             }
             true
         });
-        facts.into_iter().for_each(|fact| self.report(fact));
+        for fact in facts {
+            self.report(fact);
+        }
     }
 
     /// Postpones everything after the supervisor was stopped for `gap`.

@@ -16,6 +16,7 @@
 //! a fluctuating load does not start and stop workers all the time.
 
 use super::load::ScaleReason;
+use crate::float;
 use crate::id::Slot;
 use crate::record;
 use crate::time::Time;
@@ -183,7 +184,7 @@ impl Policy {
         let more = need.saturating_sub(starting).min(serving);
         (stands && more > 0).then(|| {
             (
-                self.bounded(measurements, measurements.open.saturating_add(more)),
+                bounded(measurements, measurements.open.saturating_add(more)),
                 ScaleReason::Backlog(measurements.standing),
             )
         })
@@ -195,22 +196,10 @@ impl Policy {
         let share = (self.smooth / f64::from(measurements.ready.max(1)) * 100.0).clamp(0.0, 100.0);
         (observations >= BUSY_OBSERVATIONS && span >= BUSY_SPAN).then(|| {
             (
-                self.bounded(measurements, wanted),
-                ScaleReason::Busy(share.round() as u8),
+                bounded(measurements, wanted),
+                ScaleReason::Busy(u8::try_from(float::to_u64(share.round())).unwrap_or(u8::MAX)),
             )
         })
-    }
-
-    /// Limits growth to four times the ready workers: slow starters must not be outnumbered by a
-    /// short burst.
-    fn bounded(&self, measurements: &Measurements, to: u16) -> u16 {
-        let twice = measurements.open.saturating_mul(2);
-        to.min(twice).min(
-            measurements
-                .ready
-                .saturating_mul(4)
-                .saturating_add(measurements.held),
-        )
     }
 
     fn down(
@@ -248,13 +237,25 @@ impl Policy {
     }
 }
 
+/// Limits growth to four times the ready workers: slow starters must not be outnumbered by a
+/// short burst.
+fn bounded(measurements: &Measurements, to: u16) -> u16 {
+    let twice = measurements.open.saturating_mul(2);
+    to.min(twice).min(
+        measurements
+            .ready
+            .saturating_mul(4)
+            .saturating_add(measurements.held),
+    )
+}
+
 /// Returns how many workers a load needs; see the module.
 fn staffing(load: f64, requests_per_worker: Option<u32>) -> u16 {
     let requests_per_worker = f64::from(requests_per_worker.unwrap_or(1).max(1));
     let requests = load.max(0.0) * requests_per_worker;
     // A hundredth of a worker is noise.
     let wanted = (requests + requests.sqrt()) / requests_per_worker - 0.01;
-    wanted.ceil().clamp(0.0, f64::from(u16::MAX)) as u16
+    u16::try_from(float::to_u64(wanted.ceil())).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -262,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_more_workers_there_are_the_less_room_each_needs() {
+    fn the_more_workers_there_are_the_less_headroom_each_needs() {
         let sync = [0.0, 0.005, 0.2, 1.0, 4.0, 16.0].map(|load| staffing(load, Some(1)));
         assert_eq!(sync, [0, 1, 1, 2, 6, 20]);
         let threads = [0.2, 0.7, 1.0, 4.0].map(|load| staffing(load, Some(16)));
@@ -280,7 +281,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         least: 2,
         most: 16,
-        down_after: Duration::from_secs(60),
+        down_after: Duration::from_mins(1),
         may_retire: true,
     };
 
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_seen_to_have_time_is_missed_and_not_let_go_again_so_soon() {
+    fn a_wrong_step_down_without_load_figures_doubles_the_wait() {
         let mut policy = Policy::default();
         let mut now = Time::from_millis(1000);
         policy.need(now, 4);

@@ -192,7 +192,7 @@ impl Core {
             None => to,
         };
         if to <= self.open {
-            if !std::mem::replace(&mut self.autoscaler.told, true) {
+            if !std::mem::replace(&mut self.autoscaler.shortage_reported, true) {
                 self.report(Fact::NoMemory {
                     workers: self.open,
                     used: sum.memory.0,
@@ -221,7 +221,7 @@ impl Core {
 
     fn rescale(&mut self, to: u16, reason: ScaleReason) {
         let from = self.open;
-        self.autoscaler.told = false;
+        self.autoscaler.shortage_reported = false;
         self.set_open(to);
         self.report(Fact::Scaled { from, to, reason });
     }

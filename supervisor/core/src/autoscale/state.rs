@@ -24,7 +24,7 @@ pub(crate) struct Autoscaler {
     /// How many more of them there were than the workers had room for.
     pub(crate) excess: u32,
     /// Whether the lack of memory for more workers has been reported.
-    pub(crate) told: bool,
+    pub(crate) shortage_reported: bool,
 }
 
 record!(Autoscaler {
@@ -35,7 +35,7 @@ record!(Autoscaler {
     spent,
     waited,
     excess,
-    told
+    shortage_reported
 });
 
 impl Autoscaler {

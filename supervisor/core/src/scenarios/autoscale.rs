@@ -3,7 +3,7 @@
 use crate::fixtures::*;
 
 const ELASTIC: Autoscale = Autoscale {
-    down_after: Duration::from_secs(60),
+    down_after: Duration::from_mins(1),
     memory: None,
     requests_per_worker: Some(1),
 };
@@ -15,16 +15,20 @@ const PLAN: Plan = Plan {
 };
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What the workers have to do from now on.
+fn millis(time: Time) -> u64 {
+    u64::try_from(time.0.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The load of all workers from now on.
 #[derive(Clone, Copy, Default)]
 struct Work {
     /// How much of their time they are busy, from 0 to 1.
     share: f64,
-    /// Requests that each has in hand; `None` when nobody knows.
+    /// Requests in flight at each worker; `None` when unknown.
     in_flight: Option<u32>,
     /// Connections in each queue.
     queue: u32,
-    /// Bytes that each uses.
+    /// Bytes in use by each worker.
     memory: Option<u64>,
 }
 
@@ -43,8 +47,8 @@ const BUSY: Work = Work {
 const OVERLOADED: Work = Work { queue: 3, ..BUSY };
 
 impl Stage {
-    /// Lets time pass with this work, and lets workers be ready a moment after they were started. Tells each number that was
-    /// scaled to.
+    /// Lets time pass under this load, with workers ready shortly after they were started. Returns
+    /// each number that was scaled to.
     fn work(&mut self, span: Duration, work: Work) -> Vec<u16> {
         let end = self.now + span;
         let mut all = Vec::new();
@@ -71,7 +75,7 @@ impl Stage {
             let queues = ready.iter().map(|one| (one.slot, work.queue)).collect();
             let alive: Vec<_> = ready
                 .iter()
-                .map(|one| (one.worker.0, due, due.0.as_millis() as u64))
+                .map(|one| (one.worker.0, due, millis(due)))
                 .collect();
             let observation = if self.core.wants_queues(due) {
                 Observation {
@@ -86,7 +90,9 @@ impl Stage {
             all.append(&mut self.last.clone());
             let (spawned, drained) = (self.spawned(), self.drained());
             self.get_ready(spawned.into_iter().map(|(worker, ..)| worker));
-            drained.into_iter().for_each(|worker| self.leave(worker));
+            for worker in drained {
+                self.leave(worker);
+            }
         }
         self.now = end;
         self.last = all;
@@ -117,7 +123,7 @@ impl Stage {
 }
 
 #[test]
-fn a_queue_for_which_nobody_has_time_brings_more_workers_within_half_a_second() {
+fn a_queue_without_idle_workers_brings_more_within_half_a_second() {
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 3, IDLE);
     stage.work(SECOND * 3 / 2, OVERLOADED);
@@ -134,7 +140,7 @@ fn a_queue_for_which_nobody_has_time_brings_more_workers_within_half_a_second() 
 }
 
 #[test]
-fn a_queue_while_somebody_has_time_brings_nobody() {
+fn a_queue_with_an_idle_worker_brings_no_more() {
     let mut stage = Stage::serving(PLAN);
     let sizes = stage.work(
         SECOND * 20,
@@ -148,7 +154,7 @@ fn a_queue_while_somebody_has_time_brings_nobody() {
 }
 
 #[test]
-fn busy_workers_get_help_before_anybody_waits() {
+fn busy_workers_get_help_before_any_request_waits() {
     let mut stage = Stage::serving(PLAN);
     let sizes = stage.work(SECOND * 5, Work { share: 0.9, ..BUSY });
     assert_eq!(sizes.first(), Some(&3));
@@ -182,7 +188,7 @@ fn idle_workers_go_one_by_one_when_they_were_not_needed_for_long_enough() {
 }
 
 #[test]
-fn a_worker_with_a_request_in_hand_is_not_asked_to_leave() {
+fn a_worker_with_a_request_in_flight_is_not_drained() {
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 5, OVERLOADED);
     let hardly = Work {
@@ -198,7 +204,7 @@ fn a_worker_with_a_request_in_hand_is_not_asked_to_leave() {
 }
 
 #[test]
-fn a_number_set_by_hand_is_the_least_until_the_next_reload() {
+fn a_number_set_by_hand_is_the_minimum_until_the_next_reload() {
     let mut stage = Stage::serving(PLAN);
     stage.command(Command::Scale(5, None));
     assert_eq!((stage.open(), stage.core.view().bounds), (5, (5, 8)));
@@ -225,7 +231,7 @@ fn a_number_set_by_hand_is_the_least_until_the_next_reload() {
     assert_eq!(
         stage.core.view().bounds,
         (2, 8),
-        "and forgets who had set it"
+        "and forgets the manual minimum"
     );
     assert_eq!(stage.work(SECOND * 70, IDLE), [3, 2]);
     stage.command(Command::Scale(1, Some(RequestId(7))));
@@ -284,7 +290,7 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
     }
     let mut sizes = Vec::new();
     for _ in 0..40 {
-        // The one that is left is overloaded, and whoever is to help it dies.
+        // The remaining worker is overloaded, and those meant to help it die.
         stage.now += Duration::from_millis(100);
         let view = stage.core.view();
         let ready = view
@@ -300,7 +306,7 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
         let observation = Observation {
             queues: Some(vec![(Slot(0), 9)]),
             loads: vec![(ready.worker, load)],
-            ..beats(&[(ready.worker.0, stage.now, stage.now.0.as_millis() as u64)])
+            ..beats(&[(ready.worker.0, stage.now, millis(stage.now))])
         };
         stage.tell(Event::Observation(observation));
         sizes.extend(stage.sizes());
@@ -312,7 +318,7 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
 }
 
 #[test]
-fn nobody_is_started_for_whom_there_is_no_memory() {
+fn no_worker_is_started_beyond_the_memory_limit() {
     let autoscale = Autoscale {
         memory: Some(1000),
         ..ELASTIC
@@ -393,7 +399,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_use
 }
 
 #[test]
-fn a_supervisor_that_was_stopped_judges_nobody_unneeded() {
+fn a_supervisor_that_was_stopped_retires_no_worker() {
     let mut stage = Stage::serving(PLAN);
     stage.work(SECOND * 5, OVERLOADED);
     stage.work(SECOND, IDLE);

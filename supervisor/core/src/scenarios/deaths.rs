@@ -1,4 +1,4 @@
-//! What a worker died of, and what that means for its slot.
+//! Causes of worker exits, and what they mean for the slot.
 
 use crate::fixtures::*;
 
@@ -20,7 +20,7 @@ impl Stage {
             }
             _ => None,
         });
-        worker_exit.expect("every death is told")
+        worker_exit.expect("every exit is reported")
     }
 }
 
@@ -77,7 +77,7 @@ fn a_clean_end_before_ready_is_a_failure() {
 }
 
 #[test]
-fn a_trial_fails_by_a_clean_end_too() {
+fn a_candidate_fails_by_a_clean_exit_too() {
     let mut stage = Stage::serving(PLAN);
     stage.pass(5.0);
     stage.reload(PLAN);
@@ -96,7 +96,7 @@ fn a_trial_fails_by_a_clean_end_too() {
 }
 
 #[test]
-fn the_signal_that_asks_to_drain_is_clean_when_it_was_asked() {
+fn the_signal_that_requests_a_drain_is_clean_after_a_request() {
     let mut stage = Stage::serving(PLAN);
     stage.pass(5.0);
     assert_eq!(
@@ -111,7 +111,7 @@ fn the_signal_that_asks_to_drain_is_clean_when_it_was_asked() {
 }
 
 #[test]
-fn whoever_was_asked_to_leave_and_crashes_is_counted_as_a_crash() {
+fn a_draining_worker_that_crashes_is_counted_as_a_crash() {
     let mut stage = Stage::serving(PLAN);
     stage.command(Command::Stop);
     let end = ProcessEnd::unclean("killed by SIGSEGV (core dumped)", Cause::Core);
@@ -120,7 +120,7 @@ fn whoever_was_asked_to_leave_and_crashes_is_counted_as_a_crash() {
 }
 
 #[test]
-fn whoever_was_killed_died_of_what_it_was_killed_for() {
+fn a_killed_worker_exits_for_the_reason_it_was_killed() {
     let killed = || ProcessEnd::unclean("killed by SIGKILL", Cause::Signal);
     let mut stage = Stage::serving(PLAN);
     stage.tell(Event::ProtocolViolation(WorkerId(1), "garbage".to_owned()));
@@ -128,7 +128,7 @@ fn whoever_was_killed_died_of_what_it_was_killed_for() {
         verdict(&stage.end(1, killed())),
         (Cause::Protocol, Grade::Failure)
     );
-    // Its replacement does not get ready in time.
+    // Its replacement does not become ready in time.
     stage.pass(63.0);
     assert_eq!(
         verdict(&stage.end(3, killed())),
@@ -148,7 +148,7 @@ fn whoever_was_killed_died_of_what_it_was_killed_for() {
 }
 
 #[test]
-fn a_hung_worker_died_of_that_although_it_exits_by_itself() {
+fn a_hung_worker_exits_for_that_although_it_exits_by_itself() {
     let mut stage = Stage::serving(PLAN);
     stage.core.step(
         stage.now,

@@ -71,7 +71,7 @@ fn the_first_death_is_replaced_at_once_and_the_next_one_waits() {
     assert_eq!(stage.spawned(), []);
     assert!(
         stage.has(&Action::Steer(vec![Slot(1)])),
-        "nobody comes at once: steered away"
+        "the slot stays empty for a while: steered away"
     );
     assert!(
         stage
@@ -104,7 +104,7 @@ fn a_crash_loop_never_ends_the_server() {
 }
 
 #[test]
-fn a_good_reload_drains_the_old_workers_only_after_probation() {
+fn a_good_reload_drains_the_old_workers_only_after_min_ready() {
     let mut stage = Stage::serving(PLAN);
     stage.reload(PLAN);
     assert_eq!(stage.spawned(), [(3, 0, 2), (4, 1, 2)]);
@@ -156,7 +156,7 @@ fn a_program_that_exits_at_start_is_rolled_back() {
 }
 
 #[test]
-fn a_program_that_never_gets_ready_is_rolled_back() {
+fn a_program_that_never_becomes_ready_is_rolled_back() {
     let mut stage = Stage::serving(PLAN);
     stage.reload(PLAN);
     stage.get_ready([3]);
@@ -168,7 +168,7 @@ fn a_program_that_never_gets_ready_is_rolled_back() {
 }
 
 #[test]
-fn a_program_that_dies_in_probation_is_rolled_back() {
+fn a_program_that_dies_before_min_ready_is_rolled_back() {
     let mut stage = Stage::serving(PLAN);
     stage.reload(PLAN);
     stage.get_ready([3, 4]);
@@ -325,7 +325,7 @@ fn scaling_goes_up_to_the_most_and_down_to_one() {
 fn a_hung_worker_is_aborted_replaced_and_killed() {
     let mut stage = Stage::serving(PLAN);
     stage.now = Time::from_millis(30_000);
-    // Worker 2 beats, worker 1 does not; the supervisor was awake all the time.
+    // Worker 2 sends heartbeats, worker 1 does not; the supervisor was awake all the time.
     stage.core.deadline = Some(stage.now);
     stage.tell(Event::Observation(beats(&[(
         2,
@@ -341,9 +341,9 @@ fn a_hung_worker_is_aborted_replaced_and_killed() {
 }
 
 #[test]
-fn a_beat_from_the_future_does_not_save_a_hung_worker() {
+fn a_heartbeat_from_the_future_does_not_save_a_hung_worker() {
     let mut stage = Stage::serving(PLAN);
-    // It stays where it is, and every look finds it.
+    // It stays where it is, and every observation finds it.
     for ms in [1_000, 10_000, 20_000, 30_000] {
         assert!(!stage.has(&Action::Abort(WorkerId(1))));
         stage.now = Time::from_millis(ms);
@@ -357,7 +357,7 @@ fn a_beat_from_the_future_does_not_save_a_hung_worker() {
 }
 
 #[test]
-fn a_supervisor_that_was_stopped_kills_nobody() {
+fn a_supervisor_that_was_stopped_kills_no_worker() {
     let mut stage = Stage::serving(PLAN);
     stage.reload(PLAN);
     stage.now = Time::from_millis(600_000);
@@ -378,7 +378,7 @@ fn a_supervisor_that_was_stopped_kills_nobody() {
 }
 
 #[test]
-fn a_graceful_stop_drains_then_kills_who_is_late() {
+fn a_graceful_stop_drains_then_kills_late_workers() {
     let mut stage = Stage::serving(PLAN);
     stage.command(Command::Stop);
     assert_eq!(stage.drained(), [1, 2]);
@@ -486,7 +486,7 @@ fn time_in_which_the_machine_stood_still_proves_nothing() {
     assert_eq!(
         stage.drained(),
         [] as [u64; 0],
-        "2.9 s after ready, of which nobody knows about 1.9"
+        "2.9 s after ready, of which 1.9 prove nothing"
     );
     stage.pass(2.0);
     assert_eq!(stage.drained(), [1, 2]);

@@ -1,9 +1,9 @@
-//! Workers that do not get ready.
+//! Workers that do not become ready.
 
 use crate::fixtures::*;
 
 #[test]
-fn a_reload_whose_workers_do_not_get_ready_says_what_was_missing() {
+fn a_reload_whose_workers_do_not_become_ready_says_what_was_missing() {
     for (readiness, missing) in [
         (ReadinessSignal::Message, "did not get ready within 60s"),
         (ReadinessSignal::Notify, "it did not say READY=1"),

@@ -1,4 +1,4 @@
-//! Workers that are replaced for what they have done or used, and a stop that is announced.
+//! Workers that are recycled, and the pre-stop delay.
 
 use crate::fixtures::*;
 
@@ -15,7 +15,8 @@ const PLAN: Plan = Plan {
 };
 
 impl Stage {
-    /// Workers that beat and have answered so many requests, and use so much memory.
+    /// Observes workers with heartbeats that have answered this many requests and use this much
+    /// memory.
     fn see(&mut self, workers: &[(u64, u64, u64)]) {
         let sample = |requests, memory| WorkerSample {
             heard: self.now,
@@ -64,7 +65,7 @@ fn a_worker_that_has_served_enough_drains_when_the_next_one_is_ready() {
 }
 
 #[test]
-fn one_by_one_and_whoever_has_waited_longest_first() {
+fn one_by_one_and_the_longest_pending_first() {
     let mut stage = Stage::serving(PLAN);
     stage.see(&[(3, 100, 0)]);
     stage.pass(0.5);
@@ -88,7 +89,7 @@ fn one_by_one_and_whoever_has_waited_longest_first() {
 }
 
 #[test]
-fn age_and_memory_do_the_same_and_age_needs_nobody_to_look() {
+fn age_and_memory_do_the_same_and_age_needs_no_observation() {
     let recycle = Limits {
         requests: None,
         age: Some(Duration::from_secs(100)),
@@ -103,7 +104,10 @@ fn age_and_memory_do_the_same_and_age_needs_nobody_to_look() {
     assert_eq!(stage.recycled(), [4]);
     stage.get_ready([5]);
     stage.die(4);
-    let due = stage.core.next_deadline().expect("somebody gets old");
+    let due = stage
+        .core
+        .next_deadline()
+        .expect("a worker reaches its age limit");
     assert!(
         due > Time::from_millis(80_000) && due <= Time::from_millis(100_000),
         "{due:?}"
@@ -139,14 +143,14 @@ fn a_replacement_that_fails_leaves_the_old_one_and_is_tried_again_later() {
     stage.get_ready([7]);
     assert_eq!(stage.drained(), [2]);
     stage.die(2);
-    // The row of failures has ended with that.
+    // That ended the series of failures.
     stage.see(&[(7, 100, 0)]);
     stage.die(8);
     assert_eq!(stage.spawned(), [(9, 1, 1)]);
 }
 
 #[test]
-fn nobody_is_recycled_during_a_reload_or_after_a_stop_and_whoever_died_by_accident_counts() {
+fn no_worker_is_recycled_during_a_reload_or_after_a_stop_and_dead_workers_use_permits() {
     let mut stage = Stage::serving(PLAN);
     stage.die(1);
     stage.see(&[(2, 100, 0)]);
@@ -173,7 +177,7 @@ fn nobody_is_recycled_during_a_reload_or_after_a_stop_and_whoever_died_by_accide
 }
 
 #[test]
-fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
+fn a_server_serves_through_the_pre_stop_delay() {
     let mut stage = Stage::serving(Plan {
         pre_stop_delay: Duration::from_secs(10),
         ..PLAN
@@ -185,7 +189,7 @@ fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
     assert_eq!(stage.drained(), [0_u64; 0]);
     assert!(stage.core.is_stopping(), "an upgrade is not begun");
     stage.die(1);
-    assert_eq!(stage.spawned(), [(5, 0, 1)], "whoever dies is replaced");
+    assert_eq!(stage.spawned(), [(5, 0, 1)], "a dead worker is replaced");
     stage.get_ready([5]);
     stage.see(&[(2, 100, 0)]);
     assert_eq!(stage.recycled(), [0_u64; 0]);
@@ -208,7 +212,7 @@ fn a_stop_is_announced_and_everybody_is_served_meanwhile() {
 }
 
 #[test]
-fn a_second_stop_does_not_wait_for_the_announcement_and_a_third_not_for_the_drain() {
+fn a_second_stop_skips_the_pre_stop_delay_and_a_third_the_drain() {
     let plan = Plan {
         pre_stop_delay: Duration::from_secs(10),
         ..PLAN
@@ -223,7 +227,7 @@ fn a_second_stop_does_not_wait_for_the_announcement_and_a_third_not_for_the_drai
     stage.command(Command::Stop);
     stage.command(Command::StopNow);
     assert!(stage.has(&Action::Kill(WorkerId(4))));
-    // Whoever serves nobody has nobody to tell.
+    // A server without clients need not wait for a load balancer.
     let mut stage = Stage::boot(plan);
     stage.command(Command::Stop);
     assert_eq!(stage.drained().len(), 4);

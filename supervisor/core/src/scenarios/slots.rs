@@ -1,4 +1,4 @@
-//! What operators ask of slots: how many, another worker in one, none in one.
+//! Slot operations: how many slots, another worker in one, none in one.
 
 use crate::fixtures::*;
 
@@ -36,7 +36,7 @@ fn refusal(answer: Option<Result<Done, String>>) -> String {
 }
 
 #[test]
-fn scaling_tells_from_how_many_to_how_many_and_why_not() {
+fn scaling_answers_with_both_numbers_or_the_reason() {
     let mut stage = Stage::serving(PLAN);
     stage.command(Command::Scale(6, Some(ASKED)));
     assert_eq!(stage.answer(), Some(Ok(Done::Scaled { from: 4, to: 6 })));
@@ -103,13 +103,13 @@ fn a_restart_whose_worker_cannot_start_changes_nothing() {
     assert_eq!((stage.spawned(), stage.drained()), (vec![], vec![]));
     assert_eq!(stage.core.permits(), (0, 1));
     assert_eq!(stage.core.view().state, State::Serving);
-    // The crash of the one that goes on is its first.
+    // The crash of the remaining worker is its first.
     stage.die(3);
     assert_eq!(stage.spawned(), [(6, 2, 1)]);
 }
 
 #[test]
-fn a_restart_whose_worker_never_gets_ready_changes_nothing() {
+fn a_restart_whose_worker_never_becomes_ready_changes_nothing() {
     let mut stage = Stage::serving(PLAN);
     stage.restart(2);
     stage.pass(60.0);
@@ -233,7 +233,7 @@ fn a_drained_slot_stays_empty_until_it_is_restarted() {
 }
 
 #[test]
-fn a_reload_fills_a_drained_slot_if_it_is_accepted() {
+fn a_reload_fills_a_drained_slot_if_it_is_committed() {
     let mut stage = Stage::serving(PLAN);
     stage.empty(1);
     stage.die(2);
@@ -302,7 +302,7 @@ fn a_drained_slot_uses_its_permit_up() {
 }
 
 #[test]
-fn a_drained_slot_in_whose_queue_somebody_waits_is_visited_and_answered_all_the_same() {
+fn a_drained_slot_with_stranded_connections_gets_a_rescue_worker_and_its_answer() {
     let mut stage = Stage::serving(Plan {
         steals: false,
         ..PLAN
@@ -339,7 +339,7 @@ fn a_reload_wins_over_a_restart_under_way() {
 }
 
 #[test]
-fn slots_that_there_are_not_and_servers_that_leave_are_told_of() {
+fn operations_on_missing_slots_and_stopping_servers_are_refused_with_a_reason() {
     let mut stage = Stage::serving(PLAN);
     stage.restart(4);
     assert_eq!(

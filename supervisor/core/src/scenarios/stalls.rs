@@ -1,4 +1,4 @@
-//! How workers stall, hang and get well again, told as short stories.
+//! Workers stall, hang and recover.
 
 use crate::fixtures::*;
 
@@ -8,20 +8,21 @@ const PLAN: Plan = Plan {
     ..crate::fixtures::PLAN
 };
 
-/// A core, and what its workers show of themselves at every look.
+/// A core, and the samples of its workers at every observation.
 struct Stage {
     core: Core,
     now: Time,
     samples: BTreeMap<WorkerId, WorkerSample>,
     queues: BTreeMap<Slot, u32>,
-    /// These beat no more.
+    /// These send no more heartbeats.
     silent: BTreeSet<WorkerId>,
     /// Actions since the last [`Stage::pass`].
     last: Vec<Action>,
 }
 
 impl Stage {
-    /// Three workers that are ready; `Some(0)`: they count, `None`: they are programs that say nothing.
+    /// Returns three ready workers; `Some(0)`: they count, `None`: they are programs that report
+    /// nothing.
     fn serving(done: Option<u64>) -> Self {
         let mut core = Core::new(GenerationId(1), PLAN, 1);
         let sample = WorkerSample {
@@ -76,7 +77,7 @@ impl Stage {
         ));
     }
 
-    /// Lets time pass, with a look whenever the core asks for one.
+    /// Lets time pass, with an observation whenever the core asks for one.
     fn pass(&mut self, seconds: f64) {
         let end = self.now + Duration::from_secs_f64(seconds);
         self.last.clear();
@@ -121,7 +122,7 @@ impl Stage {
 }
 
 #[test]
-fn a_silent_worker_is_steered_away_from_and_back_when_it_beats_again() {
+fn a_silent_worker_leaves_the_rotation_until_its_next_heartbeat() {
     let mut stage = Stage::serving(Some(0));
     stage.pass(5.0);
     assert_eq!(stage.last, []);
@@ -138,7 +139,7 @@ fn a_silent_worker_is_steered_away_from_and_back_when_it_beats_again() {
     assert_eq!(
         stage.last,
         [],
-        "said once, and nobody is aborted before the timeout"
+        "reported once, and no worker is aborted before the timeout"
     );
     stage.silent.clear();
     stage.pass(1.1);
@@ -163,7 +164,7 @@ fn a_silent_worker_is_aborted_at_the_timeout_and_its_slot_comes_back_with_the_re
         stage.now,
         Event::Died(WorkerId(2), ProcessEnd::unclean("killed", Cause::Signal)),
     );
-    assert_eq!(stage.rotation(), [0, 2], "nobody serves slot 1 yet");
+    assert_eq!(stage.rotation(), [0, 2], "no worker serves slot 1 yet");
     stage.core.step(stage.now, Event::Ready(WorkerId(4)));
     assert_eq!(stage.rotation(), [0, 1, 2]);
 }
@@ -212,7 +213,7 @@ fn a_queue_that_moves_is_no_stall_however_long_it_is() {
 }
 
 #[test]
-fn a_worker_that_beats_is_never_aborted_for_its_queue_and_a_silent_program_is() {
+fn a_worker_with_heartbeats_is_never_aborted_for_its_queue_and_a_silent_program_is() {
     let mut stage = Stage::serving(Some(0));
     stage.queues.insert(Slot(1), 3);
     stage.pass(120.0);
@@ -259,7 +260,7 @@ fn a_program_that_may_still_be_starting_has_the_time_to_start() {
     assert_eq!((stage.stalls(), stage.aborted()), (1, vec![]));
     stage.pass(3.0);
     assert_eq!(stage.aborted(), [2]);
-    // One that has taken a connection was ready for certain.
+    // A worker that has accepted a connection was certainly ready.
     stage.queues.insert(Slot(2), 3);
     stage.pass(1.0);
     stage.queues.insert(Slot(2), 2);
@@ -268,7 +269,7 @@ fn a_program_that_may_still_be_starting_has_the_time_to_start() {
 }
 
 #[test]
-fn when_everybody_stalls_everybody_stays_in_rotation() {
+fn when_all_workers_stall_all_stay_in_rotation() {
     let mut stage = Stage::serving(Some(0));
     stage.silent.extend([WorkerId(1), WorkerId(2), WorkerId(3)]);
     stage.pass(4.0);
@@ -306,7 +307,7 @@ fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not
 }
 
 #[test]
-fn stalls_that_follow_each_other_are_told_of_once_in_a_while() {
+fn stalls_that_follow_each_other_are_reported_once_in_a_while() {
     let mut stage = Stage::serving(Some(0));
     let mut told = 0;
     for _ in 0..10 {
@@ -322,7 +323,7 @@ fn stalls_that_follow_each_other_are_told_of_once_in_a_while() {
 }
 
 #[test]
-fn a_machine_that_stood_still_makes_nobody_stalled() {
+fn a_machine_that_stood_still_makes_no_worker_stalled() {
     let mut stage = Stage::serving(Some(0));
     stage.queues.insert(Slot(1), 1);
     stage.pass(0.1);
@@ -341,7 +342,7 @@ fn a_machine_that_stood_still_makes_nobody_stalled() {
 
 #[test]
 fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
-    // Stopped when its next deadline was that of the request: a minute later, that is due no sooner.
+    // Stopped when the next deadline was the request's: a minute later, that is due no sooner.
     let mut stage = Stage::serving(Some(0));
     stage
         .samples
@@ -357,19 +358,19 @@ fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
         stage.wake();
     }
     assert_eq!(stage.core.next_deadline(), Some(Time::from_millis(11_000)));
-    stage.now += Duration::from_secs(60);
+    stage.now += Duration::from_mins(1);
     stage.wake();
     assert_eq!(stage.aborted(), [] as [u64; 0]);
     stage.pass(1.5);
     assert_eq!(stage.aborted(), [2], "it has had its time now");
-    // Stopped before it had seen the request at all.
+    // Stopped before it had observed the request.
     let mut stage = Stage::serving(Some(0));
     stage.pass(5.0);
     stage
         .samples
         .entry(WorkerId(2))
         .and_modify(|sample| sample.oldest = Some(stage.now));
-    stage.now += Duration::from_secs(60);
+    stage.now += Duration::from_mins(1);
     stage.wake();
     stage.pass(9.0);
     assert_eq!(stage.aborted(), [] as [u64; 0]);
@@ -385,7 +386,7 @@ fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
     stage.last.clear();
     stage.now += Duration::from_secs(16);
     stage.wake();
-    // A wake-up for another reason, between two looks at the queues.
+    // A wake-up for another reason, between two observations of the queues.
     stage.now += Duration::from_millis(900);
     stage
         .samples
@@ -407,7 +408,7 @@ fn a_worker_that_is_stuck_does_not_resume_because_the_supervisor_was_stopped() {
 }
 
 #[test]
-fn without_a_hang_timeout_nobody_is_watched() {
+fn without_a_hang_timeout_no_worker_is_watched() {
     let plan = Plan {
         hang_timeout: None,
         request_timeout: None,
@@ -449,7 +450,7 @@ fn a_stall_costs_fewer_wake_ups_the_longer_it_lasts() {
 }
 
 #[test]
-fn an_idle_server_is_looked_at_once_a_second() {
+fn an_idle_server_is_observed_once_a_second() {
     let mut stage = Stage::serving(Some(0));
     stage.pass(10.0);
     let mut wakes = 0;

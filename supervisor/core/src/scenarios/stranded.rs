@@ -1,13 +1,13 @@
-//! Connections that wait in the queue of a slot that is retired, told as short stories.
+//! Connections stranded in the queue of a retired slot.
 
 use crate::fixtures::*;
 
-/// A foreign program that nobody watches: what looks there are, are for stranded connections.
+/// An external program without stall detection: all observations are for stranded connections.
 const PLAN: Plan = Plan {
     workers: 3,
     heartbeat: Duration::ZERO,
     hang_timeout: None,
-    graceful_timeout: Duration::from_secs(600),
+    graceful_timeout: Duration::from_mins(10),
     steals: false,
     ..crate::fixtures::PLAN
 };
@@ -22,14 +22,14 @@ struct Stage {
 }
 
 impl Stage {
-    /// Slot 2 of three is retired, and its worker has left.
+    /// Returns a server whose slot 2 of three is retired and empty.
     fn retired(plan: Plan) -> Self {
         let mut stage = Self::retiring(plan);
         stage.die(3);
         stage
     }
 
-    /// Slot 2 of three is retired, and its worker drains.
+    /// Returns a server whose slot 2 of three is retired, with its worker draining.
     fn retiring(plan: Plan) -> Self {
         let core = Core::new(GenerationId(1), plan, 1);
         let mut stage = Self {
@@ -56,7 +56,7 @@ impl Stage {
         ));
     }
 
-    /// Lets time pass, with a look whenever the core asks for one.
+    /// Lets time pass, with an observation whenever the core asks for one.
     fn pass(&mut self, seconds: f64) {
         let end = self.now + Duration::from_secs_f64(seconds);
         self.last.clear();
@@ -130,10 +130,10 @@ impl Stage {
 }
 
 #[test]
-fn who_waits_in_a_retired_slot_gets_a_worker_until_the_queue_is_empty() {
+fn stranded_connections_get_a_rescue_worker_until_the_queue_is_empty() {
     let mut stage = Stage::retired(PLAN);
     stage.pass(30.0);
-    assert_eq!(stage.last, [], "nobody waits");
+    assert_eq!(stage.last, [], "no connection waits");
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
     assert_eq!((stage.spawned(), stage.told()), (vec![(4, 2)], 1));
@@ -141,7 +141,7 @@ fn who_waits_in_a_retired_slot_gets_a_worker_until_the_queue_is_empty() {
     assert_eq!(
         stage.rotation(),
         [0, 1],
-        "nobody is to come, only who is there already"
+        "no rescue worker, only the one that is there already"
     );
     stage.pass(5.0);
     assert_eq!(stage.last, [], "it takes its time");
@@ -163,7 +163,7 @@ fn who_waits_in_a_retired_slot_gets_a_worker_until_the_queue_is_empty() {
 }
 
 #[test]
-fn a_retired_slot_is_looked_at_once_a_second_for_two_minutes_and_then_never() {
+fn a_retired_slot_is_watched_once_a_second_for_two_minutes_and_then_never() {
     let mut stage = Stage::retired(PLAN);
     stage.pass(600.0);
     assert!(
@@ -172,7 +172,7 @@ fn a_retired_slot_is_looked_at_once_a_second_for_two_minutes_and_then_never() {
         stage.observations
     );
     assert_eq!(stage.core.next_deadline(), None);
-    // One that is not empty by then is not forgotten.
+    // A queue that is not empty by then is not forgotten.
     let mut stage = Stage::retired(PLAN);
     stage.pass(110.0);
     stage.queues.insert(Slot(2), 1);
@@ -188,7 +188,7 @@ fn a_retired_slot_is_looked_at_once_a_second_for_two_minutes_and_then_never() {
 }
 
 #[test]
-fn a_server_that_never_scaled_down_is_not_looked_at() {
+fn a_server_that_never_scaled_down_watches_no_retired_slots() {
     let mut core = Core::new(GenerationId(1), PLAN, 1);
     core.step(Time::default(), Event::Tick);
     (1..=3).for_each(|worker| _ = core.step(Time::default(), Event::Ready(WorkerId(worker))));
@@ -196,7 +196,7 @@ fn a_server_that_never_scaled_down_is_not_looked_at() {
 }
 
 #[test]
-fn siblings_that_steal_get_some_time_to_come() {
+fn siblings_that_steal_get_some_time_to_accept() {
     let mut stage = Stage::retired(Plan {
         steals: true,
         ..PLAN
@@ -217,14 +217,14 @@ fn siblings_that_steal_get_some_time_to_come() {
 }
 
 #[test]
-fn a_worker_that_drains_in_the_slot_gets_some_time_to_come() {
+fn a_worker_that_drains_in_the_slot_gets_some_time_to_accept() {
     let mut stage = Stage::retiring(PLAN);
     stage.queues.insert(Slot(2), 1);
     stage.pass(2.0);
     stage.queues.clear();
     stage.pass(10.0);
     assert_eq!(stage.last, []);
-    // It accepts no more, and has a long request in hand.
+    // It has stopped accepting, with a long request in flight.
     stage.queues.insert(Slot(2), 1);
     stage.pass(5.0);
     assert_eq!(stage.spawned(), [(4, 2)]);
@@ -240,14 +240,14 @@ fn a_worker_that_drains_in_the_slot_gets_some_time_to_come() {
 }
 
 #[test]
-fn nobody_is_started_for_them_once_the_server_stops_or_drains() {
+fn no_rescue_worker_is_started_once_the_server_stops_or_drains() {
     for command in [Command::Stop, Command::DrainAll] {
         let mut stage = Stage::retired(PLAN);
         stage.tell(Event::Command(command));
         stage.queues.insert(Slot(2), 1);
         stage.pass(20.0);
         assert_eq!(stage.spawned(), [], "{command:?}");
-        // Nor is anybody kept who is there already.
+        // Nor does a rescue worker stay that exists already.
         let mut stage = Stage::retired(PLAN);
         stage.queues.insert(Slot(2), 1);
         stage.pass(1.0);
@@ -258,7 +258,7 @@ fn nobody_is_started_for_them_once_the_server_stops_or_drains() {
 }
 
 #[test]
-fn a_scale_up_keeps_the_worker_that_came_for_them() {
+fn a_scale_up_keeps_the_rescue_worker() {
     let mut stage = Stage::retired(PLAN);
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
@@ -271,7 +271,7 @@ fn a_scale_up_keeps_the_worker_that_came_for_them() {
 }
 
 #[test]
-fn a_worker_that_fails_there_is_tried_again_with_pauses() {
+fn a_rescue_worker_that_fails_is_retried_with_back_off() {
     let mut stage = Stage::retired(PLAN);
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
@@ -289,7 +289,7 @@ fn a_worker_that_fails_there_is_tried_again_with_pauses() {
 }
 
 #[test]
-fn a_worker_that_cannot_empty_the_queue_makes_room_for_another() {
+fn a_rescue_worker_that_cannot_empty_the_queue_makes_room_for_another() {
     let mut stage = Stage::retired(PLAN);
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
@@ -303,13 +303,13 @@ fn a_worker_that_cannot_empty_the_queue_makes_room_for_another() {
 }
 
 #[test]
-fn a_reload_and_its_rollback_leave_nobody_waiting() {
+fn a_reload_and_its_rollback_strand_no_connection() {
     let mut stage = Stage::retired(PLAN);
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
     stage.tell(Event::Ready(WorkerId(4)));
     stage.tell(Event::Command(Command::Reload(None)));
-    // It is to fill slot 2 itself: the worker that is there stays until its own is ready.
+    // It will fill slot 2 itself: the rescue worker stays until its successor is ready.
     stage.tell(Event::Prepared(GenerationId(2), PLAN));
     assert_eq!(
         (stage.spawned(), stage.drained()),
@@ -326,7 +326,7 @@ fn a_reload_and_its_rollback_leave_nobody_waiting() {
 }
 
 #[test]
-fn a_slot_is_looked_at_from_when_nobody_is_steered_to_it_any_more() {
+fn a_slot_is_watched_from_when_it_leaves_the_rotation() {
     let mut stage = Stage::retired(PLAN);
     stage.tell(Event::Command(Command::Reload(None)));
     stage.tell(Event::Prepared(
@@ -335,9 +335,9 @@ fn a_slot_is_looked_at_from_when_nobody_is_steered_to_it_any_more() {
     ));
     (4..=7).for_each(|worker| stage.tell(Event::Ready(WorkerId(worker))));
     stage.tell(Event::Command(Command::DrainAll));
-    [1, 2, 4, 5, 6, 7]
-        .into_iter()
-        .for_each(|worker| stage.die(worker));
+    for worker in [1, 2, 4, 5, 6, 7] {
+        stage.die(worker);
+    }
     stage.pass(600.0);
     assert_eq!(stage.rotation(), [0, 1, 2, 3], "there is nowhere else");
     stage.tell(Event::Command(Command::Reload(None)));

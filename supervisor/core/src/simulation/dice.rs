@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// A small generator (xorshift64*, Marsaglia 2003 and Vigna 2016), so that a seed means the same everywhere.
+/// A small generator (xorshift64*, Marsaglia 2003 and Vigna 2016), so that a seed means the same
+/// everywhere.
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
@@ -13,12 +14,13 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
     }
 
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.roll() % bound
+    pub(crate) fn below<T: TryFrom<u64>>(&mut self, bound: u64) -> T {
+        let number = self.roll() % bound;
+        T::try_from(number).unwrap_or_else(|_| panic!("{number} does not fit"))
     }
 
-    pub(crate) fn percent(&mut self, rng: u64) -> bool {
-        self.below(100) < rng
+    pub(crate) fn percent(&mut self, share: u64) -> bool {
+        self.below::<u64>(100) < share
     }
 
     pub(crate) fn millis(&mut self, bound: u64) -> Duration {

@@ -2,7 +2,7 @@
 
 use super::world::*;
 
-/// Some of the slots, which in here are few.
+/// A set of slots, of which there are few here.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Slots(u64);
 
@@ -35,8 +35,8 @@ impl World {
         let times = &mut self.spawns[slot.index()];
         times.push_back(now);
         let spawns = recent(times);
-        // 0 + 0.05 + 0.1 + ... s at the fastest: ten in the first minute; each operation starts a row anew.
-        // A worker that has served for a second may leave, each time.
+        // 0 + 0.05 + 0.1 + ... s at the fastest: ten in the first minute; each operation restarts
+        // the series. A worker that has served for a second may leave, each time.
         let left = self
             .excused
             .iter()
@@ -50,7 +50,7 @@ impl World {
         );
     }
 
-    /// Nobody takes a slot out of service when there is no permit.
+    /// No operation takes a slot out of service without a permit.
     pub(crate) fn check_permits(&mut self) {
         self.operations.push_back(self.now);
         let (out, most) = self.core.permits();
@@ -61,13 +61,13 @@ impl World {
         );
     }
 
-    /// Whoever is recycled has reached a limit, and not while anything else is under way.
+    /// A recycled worker has reached a limit, and no other change is in progress.
     pub(crate) fn check_recycling(&mut self, who: WorkerRef, excess: RecycleReason) {
         self.check_permits();
         let view = self.core.view();
         let serving =
             matches!(view.state, State::Serving | State::Degraded) && view.reload.is_none();
-        invariant!(self, serving, "nobody is recycled now: {who:?} {view:?}");
+        invariant!(self, serving, "no worker is recycled now: {who:?} {view:?}");
         let limits = self
             .fates
             .get(&who.generation)
@@ -82,11 +82,11 @@ impl World {
         invariant!(
             self,
             deserved,
-            "nobody is recycled too early: {who:?} {excess:?} {limits:?}"
+            "no worker is recycled too early: {who:?} {excess:?} {limits:?}"
         );
     }
 
-    /// Whoever was to be replaced leaves when another one is ready in its slot.
+    /// A worker that is being replaced drains when its successor is ready.
     fn is_relieved(&self, who: WorkerRef) -> bool {
         let follows = |(id, process): (&WorkerId, &Process)| {
             *id != who.worker
@@ -102,12 +102,12 @@ impl World {
         invariant!(
             self,
             replacement_succeeded,
-            "the next one is ready before {who:?} drains"
+            "the replacement is ready before {who:?} drains"
         );
     }
 
-    /// The load changes the number of workers within its range and with what memory there is, and lets nobody go who has a
-    /// request in hand.
+    /// The autoscaler stays within its range and the memory limit, and drains no worker with a
+    /// request in flight.
     pub(crate) fn check_scaled(&mut self, from: u16, to: u16, reason: ScaleReason) {
         let view = self.core.view();
         self.operations.push_back(self.now);
@@ -143,7 +143,7 @@ impl World {
             invariant!(
                 self,
                 fits,
-                "nobody is started for whom there is no memory: {from}, {to}, {alive} alive"
+                "no worker is started beyond the memory limit: {from}, {to}, {alive} alive"
             );
             invariant!(
                 self,
@@ -166,13 +166,13 @@ impl World {
         invariant!(
             self,
             !busy,
-            "whoever has a request in hand is not asked to leave: slot {to}"
+            "a worker with a request in flight is not drained: slot {to}"
         );
     }
 
     /// Whether a worker that leaves cleanly now has done nothing wrong.
     pub(crate) fn excuses(&self, process: &Process) -> bool {
-        // Time in which nobody watched does not count.
+        // Time in which nothing was observed does not count.
         let watched = self
             .sleeps
             .iter()
@@ -183,11 +183,11 @@ impl World {
             && self.now - process.ready_at >= Duration::from_secs(1)
     }
 
-    /// A worker is dead, and the core has been told: of a cause that is as it was, and followed as it should be.
+    /// The core has processed a worker's exit: the cause is the right one, and so is the successor.
     pub(crate) fn check_death(&mut self, process: &Process, excused: bool) {
         let view = self.core.view();
         let Some(WorkerExit { cause, grade, .. }) = self.worker_exit.take() else {
-            invariant!(self, false, "every death is told of");
+            invariant!(self, false, "every exit is reported");
             return;
         };
         let failed = !excused && process.serves();
@@ -224,12 +224,13 @@ impl World {
         invariant!(
             self,
             !(excused && wanted) || followed,
-            "whoever leaves cleanly is followed at once: slot {}",
+            "a worker that leaves cleanly has a successor at once: slot {}",
             process.slot
         );
     }
 
-    /// A worker of the accepted generation drains only when another one serves its slot, or nobody is to.
+    /// A worker of the committed generation drains only when another one serves its slot, or none
+    /// should.
     pub(crate) fn check_drain(&self, worker: WorkerId) {
         let process = &self.processes[&worker];
         let view = self.core.view();
@@ -247,7 +248,7 @@ impl World {
             invariant!(
                 self,
                 successor,
-                "nobody takes a slot out of service: worker {worker}"
+                "no slot is taken out of service without a permit: worker {worker}"
             );
         }
         let replaces = |other: &&Process| {
@@ -270,13 +271,13 @@ impl World {
             invariant!(
                 self,
                 survived >= min_ready,
-                "a successor survives its probation first: {worker}, {survived:?}"
+                "a successor is ready for min_ready first: {worker}, {survived:?}"
             );
         }
         let is_candidate = view.reload.is_some_and(|reload| {
             process.slot.0 >= reload.passed && reload.generation != process.generation
         });
-        // Or when another one of its own generation serves there: one of the two was to replace the other.
+        // Or when another one of its own generation serves there: one was the other's replacement.
         let of_its_own = self.processes.iter().any(|(id, other)| {
             *id != worker
                 && other.slot == process.slot
@@ -288,13 +289,13 @@ impl World {
             invariant!(
                 self,
                 false,
-                "an old worker drains only after the probation of the new one: {worker}"
+                "an old worker drains only after min_ready of the new one: {worker}"
             );
         }
     }
 
-    /// The slots of the processes that are so. Worked out once a step: of all that a step costs, asking about each slot
-    /// anew was the half.
+    /// The slots of the processes that match. Computed once per step: asking for each slot again
+    /// took half of the time of a step.
     pub(crate) fn slots(&self, is_so: impl Fn(&Process) -> bool) -> Slots {
         let processes = self.processes.values().filter(|process| is_so(process));
         Slots(processes.fold(0, |slots, process| slots | 1 << process.slot.0))
@@ -323,7 +324,7 @@ impl World {
         }
         let serving = self.slots(Process::serves);
         self.check_rotation(&view, serving);
-        // Whoever is in a retired slot for a while is no part of this.
+        // Rescue workers do not count.
         let served = self.wanted(serving).count();
         if self.healthy && matches!(view.state, State::Serving) && served < self.served_before {
             let least = view.reload.map_or(view.open, |reload| {
@@ -363,13 +364,13 @@ impl World {
         self.check_stragglers(&view);
     }
 
-    /// Who has come to a slot that is retired is served, while workers can be started and do serve.
+    /// Stranded connections are served, while workers can be started and serve.
     fn check_stragglers(&mut self, view: &View) {
         if view.state != State::Serving {
             self.serving_since = self.now;
             return;
         }
-        // A worker that is there and can do nothing costs two minutes, and then its time to drain.
+        // A worker that is there and accepts nothing costs two minutes, and then its time to drain.
         let (since, patience) = match self.calm_since {
             _ if self.healthy => (self.serving_since, MINUTE),
             Some(calm) => (calm.max(self.serving_since), MINUTE * 4),
@@ -385,7 +386,7 @@ impl World {
             invariant!(
                 self,
                 waits <= patience,
-                "nobody waits for ever in a retired slot: {slot}, {waits:?}"
+                "no connection is stranded for ever: {slot}, {waits:?}"
             );
         }
     }
@@ -446,7 +447,7 @@ impl World {
         }
     }
 
-    /// Nobody is aborted who serves, or who may still recover.
+    /// No worker is aborted that serves, or that may still recover.
     pub(crate) fn check_abort(&self, worker: WorkerId) {
         let process = &self.processes[&worker];
         let Some(plan) = self.plan_of(process).filter(|_| process.ready) else {
@@ -457,7 +458,7 @@ impl World {
                 .zip(limit)
                 .is_some_and(|(since, limit)| self.now - since + error >= limit)
         };
-        // It was heard of for the last time at most a period before it fell silent.
+        // Its last heartbeat was at most a period before it fell silent.
         let period = if self.kind == Kind::Feeds {
             plan.hang_timeout.unwrap_or_default() / 2
         } else {
@@ -472,7 +473,7 @@ impl World {
                 limit
             }
         });
-        // What is taken and comes back between two looks, nobody can see.
+        // Connections accepted and replaced between two observations are invisible.
         let unseen = self
             .queues
             .get(&process.slot)
@@ -488,11 +489,12 @@ impl World {
         invariant!(
             self,
             silent || stuck || overdue,
-            "nobody is aborted before it has not served for the whole timeout: {worker}"
+            "no worker is aborted before it has not served for the whole timeout: {worker}"
         );
     }
 
-    /// Since when nobody has taken anything out of the queue of a slot, while this process was there.
+    /// Returns since when nothing has been accepted from a slot's queue while this process was
+    /// there.
     fn stuck_since(&self, process: &Process) -> Option<Time> {
         let waits = self
             .queues
@@ -501,12 +503,12 @@ impl World {
         waits.map(|queue| queue.still_since.max(process.ready_at))
     }
 
-    /// Nobody counts as stalled who is well.
+    /// No healthy worker counts as stalled.
     pub(crate) fn check_stalled(&self, who: WorkerRef, why: Stall) {
         invariant!(
             self,
             !self.stalled_supervisor,
-            "a supervisor that was stopped calls nobody stalled: {}",
+            "a supervisor that was stopped marks no worker stalled: {}",
             who.worker
         );
         let Some(process) = self.processes.get(&who.worker) else {
@@ -521,12 +523,12 @@ impl World {
         invariant!(
             self,
             reason,
-            "nobody stalls without a reason: {}, {why:?}",
+            "no worker stalls without a reason: {}, {why:?}",
             who.worker
         );
     }
 
-    /// Whoever does not serve for much longer than it may is aborted.
+    /// A worker that has not served for much longer than allowed is aborted.
     fn check_hangs(&self, id: WorkerId, process: &Process) {
         let Some(plan) = self.plan_of(process).filter(|_| process.serves()) else {
             return;
@@ -550,7 +552,8 @@ impl World {
         }
     }
 
-    /// A slot whose workers stall is not in rotation while another one can serve; one that is well again is.
+    /// A slot with stalled workers is not in rotation while another one can serve; one that has
+    /// recovered is.
     fn check_stalls(&self, view: &View) {
         let state = |id: &WorkerId| {
             view.workers
@@ -565,7 +568,7 @@ impl World {
             invariant!(
                 self,
                 !(stalled && known),
-                "who is well again is back in rotation: {id}"
+                "a recovered worker is back in rotation: {id}"
             );
         }
         let well = |(id, process): &(&WorkerId, &Process)| {

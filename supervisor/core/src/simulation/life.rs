@@ -1,14 +1,14 @@
-//! How workers live: they beat, take connections out of queues, stall, and get well again.
+//! The life of workers: they send heartbeats, accept connections, stall, and recover.
 
 use super::world::*;
 
 impl Process {
-    /// It fills its slot, well or not.
+    /// Whether it fills its slot, healthy or not.
     pub(crate) fn serves(&self) -> bool {
         self.ready && self.drained_at.is_none() && self.aborted_at.is_none() && !self.killed
     }
 
-    /// It takes what comes.
+    /// Whether it accepts connections.
     pub(crate) fn takes(&self) -> bool {
         self.serves() && self.silent_since.is_none() && !self.deaf
     }
@@ -19,7 +19,7 @@ impl World {
         self.fates.get(&process.generation).map(|fate| fate.1)
     }
 
-    /// Workers take connections, whatever the supervisor does.
+    /// Lets workers accept connections, whatever the supervisor does.
     pub(crate) fn flow(&mut self) {
         let now = self.now;
         for (slot, queue) in &mut self.queues {
@@ -30,29 +30,30 @@ impl World {
             let (mut own, others): (Vec<_>, Vec<_>) =
                 own.partition(|process| process.slot == *slot);
             let stolen = self.kind == Kind::Rust { steals: true } && !others.is_empty();
-            let taken = match own.first_mut() {
+            let accepted = match own.first_mut() {
                 _ if queue.length == 0 => 0,
-                Some(taker) => {
+                Some(acceptor) => {
                     let all = !self.kind.is_rust() || self.dice.percent(70);
                     let taken = if all {
                         queue.length
                     } else {
-                        1 + self.dice.below(queue.length.into()) as u32
+                        1 + self.dice.below::<u32>(queue.length.into())
                     };
-                    taker.done += u64::from(taken);
+                    acceptor.done += u64::from(taken);
                     taken
                 }
                 None if stolen && self.dice.percent(70) => queue.length,
                 None => 0,
             };
-            queue.length -= taken;
-            if taken > 0 || queue.length == 0 {
+            queue.length -= accepted;
+            if accepted > 0 || queue.length == 0 {
                 queue.still_since = now;
             }
         }
     }
 
-    /// Clients connect to slots in rotation. Some come late: their handshake began when their slot still was.
+    /// Lets clients connect to slots in rotation. Some are late: their handshake began when the
+    /// slot still was.
     pub(crate) fn arrive(&mut self) {
         let (now, open) = (self.now, self.core.view().open);
         self.left
@@ -67,7 +68,7 @@ impl World {
         for slot in &self.rotation {
             let queue = self.queues.entry(*slot).or_insert(Queue::new(now));
             if self.dice.percent(30) {
-                queue.length += 1 + self.dice.below(3) as u32;
+                queue.length += 1 + self.dice.below::<u32>(3);
             }
         }
     }
@@ -86,7 +87,9 @@ impl World {
                 Kind::Rust { .. } | Kind::Mute { .. } => plan.map_or(MINUTE, |plan| plan.heartbeat),
             };
             if process.silent_since.is_none() {
-                let age = self.dice.millis(1 + period.as_millis() as u64);
+                let age = self
+                    .dice
+                    .millis(1 + u64::try_from(period.as_millis()).unwrap_or(0));
                 process.heard = process.heard.max(Time(now.0.saturating_sub(age)));
             }
             let sample = WorkerSample {
@@ -132,7 +135,7 @@ impl World {
         }
     }
 
-    /// What workers have to do. Now and then all have much, or nothing.
+    /// Changes the load of workers. Now and then all have a lot, or nothing.
     fn loads(&mut self, memory: bool) -> Vec<(WorkerId, WorkerLoad)> {
         let gap = self.now - self.loaded;
         self.loaded = self.now;
@@ -150,7 +153,7 @@ impl World {
         for (id, process) in &mut self.processes {
             let works = self.load.percent(busy) || process.busy_since.is_some();
             process.in_flight = if works && counts {
-                1 + self.load.below(2) as u32
+                1 + self.load.below::<u32>(2)
             } else {
                 0
             };
@@ -166,7 +169,7 @@ impl World {
         loads
     }
 
-    /// Something holds a worker up for a while.
+    /// Holds a worker up for a while.
     pub(crate) fn hold_up(&mut self) {
         let Some(id) = self.random_worker().filter(|id| self.processes[id].ready) else {
             return;
@@ -181,11 +184,11 @@ impl World {
         };
         let span = self.dice.millis(longest);
         let (now, rust) = (self.now, self.kind.is_rust());
-        // In a healthy world, nothing lasts for so long that somebody would be aborted for it.
+        // In a healthy world, nothing lasts long enough for an abort.
         let harmless =
             |limit: Option<Duration>| !self.healthy || limit.is_none_or(|limit| limit > span * 3);
         let (may_hang, may_last) = (harmless(plan.hang_timeout), harmless(plan.request_timeout));
-        let way = self.dice.below(3);
+        let way = self.dice.below::<u64>(3);
         let Some(process) = self.processes.get_mut(&id) else {
             return;
         };
@@ -207,7 +210,8 @@ impl World {
         process.busy_since = None;
         if !process.hangs {
             if process.silent_since.is_some() {
-                // It beats as it comes back, even if it falls silent again in the same moment.
+                // It sends a heartbeat as it comes back, even if it falls silent again in the same
+                // moment.
                 process.heard = now;
             }
             (process.silent_since, process.deaf, process.well_since) = (None, false, now);

@@ -1,4 +1,4 @@
-//! The world's mechanics: what the core asks for is done, and what is due happens.
+//! The world's mechanics: carries out what the core asks for, and lets happen what is due.
 
 use super::world::*;
 
@@ -58,66 +58,9 @@ impl World {
                 slot,
                 generation,
             } => self.spawn(worker, slot, generation),
-            Action::Drain { worker, grace, .. } => {
-                let now = self.now;
-                let leaves_after = self.dice.millis(1500);
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: drain {worker}");
-                    return;
-                };
-                let (again, deaf) = (
-                    process.drained_at.is_some(),
-                    process.hangs || process.ignores_drain,
-                );
-                process.drained_at = Some((now, grace));
-                invariant!(self, !again, "a worker is drained at most once: {worker}");
-                self.check_drain(worker);
-                if !deaf {
-                    self.schedule(leaves_after, Happening::Dies(worker));
-                }
-            }
-            Action::Abort(worker) => {
-                let now = self.now;
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: abort {worker}");
-                    return;
-                };
-                process.aborted_at = Some(now);
-                invariant!(
-                    self,
-                    !self.stalled_supervisor,
-                    "a supervisor that was stopped judges nobody: abort {worker}"
-                );
-                self.check_abort(worker);
-                if self.dice.percent(50) {
-                    self.schedule(Duration::from_millis(300), Happening::Dies(worker));
-                }
-            }
-            Action::Kill(worker) => {
-                let Some(process) = self.processes.get_mut(&worker) else {
-                    invariant!(self, false, "no action names a dead worker: kill {worker}");
-                    return;
-                };
-                process.killed = true;
-                invariant!(
-                    self,
-                    !self.stalled_supervisor,
-                    "a supervisor that was stopped judges nobody: kill {worker}"
-                );
-                let over =
-                    |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
-                let late = process
-                    .drained_at
-                    .is_some_and(|(at, grace)| over(Some(at), grace));
-                let deserved =
-                    late || over(process.aborted_at, ABORT_GRACE) || process.violated_protocol;
-                invariant!(
-                    self,
-                    deserved || self.stops_now,
-                    "nobody is killed who may still finish: {worker}"
-                );
-                self.schedule(Duration::from_millis(2), Happening::Dies(worker));
-            }
+            Action::Drain { worker, grace, .. } => self.drain(worker, grace),
+            Action::Abort(worker) => self.abort(worker),
+            Action::Kill(worker) => self.kill(worker),
             Action::Forget(generation) => {
                 let alive = self
                     .processes
@@ -126,7 +69,7 @@ impl World {
                 invariant!(
                     self,
                     !alive,
-                    "a generation is forgotten only when nobody of it is alive: {generation}"
+                    "a generation is forgotten only when no worker of it is alive: {generation}"
                 );
                 self.fates.remove(&generation);
             }
@@ -139,7 +82,83 @@ impl World {
                     "a request is answered exactly once: {request:?}"
                 );
             }
-            Action::Report(Fact::ReloadFailed(..)) => {
+            Action::Report(fact) => self.hear(fact),
+            Action::Commit(_) => {}
+            Action::Exit(_) => {
+                invariant!(
+                    self,
+                    self.processes.is_empty(),
+                    "the exit comes when no worker is alive"
+                );
+                self.exited = true;
+            }
+        }
+    }
+
+    fn drain(&mut self, worker: WorkerId, grace: Duration) {
+        let now = self.now;
+        let leaves_after = self.dice.millis(1500);
+        let Some(process) = self.processes.get_mut(&worker) else {
+            invariant!(self, false, "no action names a dead worker: drain {worker}");
+            return;
+        };
+        let (again, deaf) = (
+            process.drained_at.is_some(),
+            process.hangs || process.ignores_drain,
+        );
+        process.drained_at = Some((now, grace));
+        invariant!(self, !again, "a worker is drained at most once: {worker}");
+        self.check_drain(worker);
+        if !deaf {
+            self.schedule(leaves_after, Happening::Dies(worker));
+        }
+    }
+
+    fn abort(&mut self, worker: WorkerId) {
+        let now = self.now;
+        let Some(process) = self.processes.get_mut(&worker) else {
+            invariant!(self, false, "no action names a dead worker: abort {worker}");
+            return;
+        };
+        process.aborted_at = Some(now);
+        invariant!(
+            self,
+            !self.stalled_supervisor,
+            "a supervisor that was stopped aborts no worker: {worker}"
+        );
+        self.check_abort(worker);
+        if self.dice.percent(50) {
+            self.schedule(Duration::from_millis(300), Happening::Dies(worker));
+        }
+    }
+
+    fn kill(&mut self, worker: WorkerId) {
+        let Some(process) = self.processes.get_mut(&worker) else {
+            invariant!(self, false, "no action names a dead worker: kill {worker}");
+            return;
+        };
+        process.killed = true;
+        invariant!(
+            self,
+            !self.stalled_supervisor,
+            "a supervisor that was stopped kills no worker: {worker}"
+        );
+        let over = |since: Option<Time>, grace| since.is_some_and(|at| self.now - at >= grace);
+        let late = process
+            .drained_at
+            .is_some_and(|(at, grace)| over(Some(at), grace));
+        let deserved = late || over(process.aborted_at, ABORT_GRACE) || process.violated_protocol;
+        invariant!(
+            self,
+            deserved || self.stops_now,
+            "no worker is killed that may still finish: {worker}"
+        );
+        self.schedule(Duration::from_millis(2), Happening::Dies(worker));
+    }
+
+    fn hear(&mut self, fact: Fact) {
+        match fact {
+            Fact::ReloadFailed(..) => {
                 let open = self.core.view().open;
                 if let Some(before) = self.open_at_reload.take() {
                     invariant!(
@@ -149,42 +168,35 @@ impl World {
                     );
                 }
             }
-            Action::Report(Fact::Resized(_, to)) => {
+            Fact::Resized(_, to) => {
                 self.open_at_reload = None;
                 self.by_hand = Some(to);
-                // Scaling up and down again before the new workers are ready may take the ready one away.
+                // Scaling up and down again before the new workers are ready may drain the ready
+                // one.
                 self.served_before = 0;
                 self.operations.push_back(self.now);
             }
-            Action::Report(Fact::Holding(_)) => self.served_before = 0,
-            Action::Report(Fact::Stopping(_)) => self.stopping = true,
-            Action::Report(Fact::Recycling(who, excess)) => self.check_recycling(who, excess),
-            Action::Report(Fact::Restarting(_)) => self.check_permits(),
-            Action::Report(Fact::Draining(who, DrainReason::Recycled | DrainReason::Restarted)) => {
-                self.check_relieved(who)
+            Fact::Holding(_) => self.served_before = 0,
+            Fact::Stopping(_) => self.stopping = true,
+            Fact::Recycling(who, excess) => self.check_recycling(who, excess),
+            Fact::Restarting(_) => self.check_permits(),
+            Fact::Draining(who, DrainReason::Recycled | DrainReason::Restarted) => {
+                self.check_relieved(who);
             }
-            Action::Report(Fact::Scaled { from, to, reason }) => {
-                self.check_scaled(from, to, reason)
+            Fact::Scaled { from, to, reason } => {
+                self.check_scaled(from, to, reason);
             }
-            Action::Report(Fact::StartupFailed(_)) => self.stops_now = true,
-            Action::Report(Fact::Stalled(who, why, _)) => self.check_stalled(who, why),
-            Action::Report(Fact::Died(_, worker_exit)) => self.worker_exit = Some(worker_exit),
-            Action::Report(Fact::Reloaded(..)) => self.by_hand = None,
-            Action::Report(_) | Action::Commit(_) => {}
-            Action::Exit(_) => {
-                invariant!(
-                    self,
-                    self.processes.is_empty(),
-                    "the exit comes when nobody is alive"
-                );
-                self.exited = true;
-            }
+            Fact::StartupFailed(_) => self.stops_now = true,
+            Fact::Stalled(who, why, _) => self.check_stalled(who, why),
+            Fact::Died(_, worker_exit) => self.worker_exit = Some(worker_exit),
+            Fact::Reloaded(..) => self.by_hand = None,
+            _ => {}
         }
     }
 
-    /// How a process may end.
+    /// Returns how a process ends.
     fn end(&mut self) -> ProcessEnd {
-        match self.dice.below(3) {
+        match self.dice.below::<u64>(3) {
             0 => ProcessEnd {
                 manner: Manner::Clean,
                 ..ProcessEnd::unclean("exited with status 0", Cause::Exit)
@@ -201,7 +213,7 @@ impl World {
         invariant!(
             self,
             !self.stopping,
-            "nobody is spawned after a stop: worker {worker}"
+            "no worker is spawned after a stop: {worker}"
         );
         let in_slot: Vec<_> = self
             .processes
@@ -263,9 +275,9 @@ impl World {
         self.processes.insert(worker, process);
     }
 
-    pub(crate) fn happen(&mut self, happening: Happening) {
+    pub(crate) fn happen(&mut self, happening: &Happening) {
         self.wake();
-        match happening {
+        match *happening {
             Happening::Ready(worker) => {
                 let Some(process) = self.processes.get_mut(&worker) else {
                     return;
@@ -314,7 +326,7 @@ impl World {
         }
     }
 
-    /// Goes on to whatever comes first: a happening, or the core's own deadline (or `limit`).
+    /// Advances to whatever comes first: a happening, or the core's own deadline (or `limit`).
     pub(crate) fn advance(&mut self, limit: Time) {
         let next = self.queue.peek().map(|Reverse((time, ..))| *time);
         let due = self.core.next_deadline();
@@ -328,7 +340,7 @@ impl World {
             && let Some(Reverse((_, _, key))) = self.queue.pop()
         {
             if let Some(happening) = self.happenings.remove(&key) {
-                self.happen(happening);
+                self.happen(&happening);
             }
         } else {
             self.wake();

@@ -48,12 +48,12 @@ impl World {
         }
         if self.seed.is_multiple_of(3) {
             self.stop();
-            self.advance_by(Duration::from_secs(300));
+            self.advance_by(Duration::from_mins(5));
             invariant!(self, self.exited, "a stop ends");
             invariant!(
                 self,
                 self.unanswered.is_empty(),
-                "everybody who asked gets a verdict"
+                "every request gets an answer"
             );
         } else {
             self.settle();
@@ -67,24 +67,25 @@ impl World {
         }
     }
 
-    /// Once nothing fails any more, the last reload that was asked for is done and all is of one piece.
+    /// Checks that once nothing fails any more, the last requested reload is done and the server is
+    /// uniform.
     fn settle(&mut self) {
         self.calm = true;
         self.calm_since = Some(self.now);
         for (fate, _) in self.fates.values_mut() {
             *fate = Fate::Good;
         }
-        self.advance_by(Duration::from_secs(600));
+        self.advance_by(Duration::from_mins(10));
         for slot in self.core.view().held {
             self.step(Event::Command(Command::Restart(slot, None)));
         }
-        self.advance_by(Duration::from_secs(60));
+        self.advance_by(Duration::from_mins(1));
         if self.core.view().state == State::Draining {
             self.reload();
-            self.advance_by(Duration::from_secs(600));
+            self.advance_by(Duration::from_mins(10));
         }
         if self.exited {
-            // A first start that was given up before the calm.
+            // The first start was given up before the calm.
             return;
         }
         let view = self.core.view();
@@ -106,7 +107,7 @@ impl World {
         invariant!(
             self,
             self.unanswered.is_empty(),
-            "everybody who asked gets a verdict: {:?}",
+            "every request gets an answer: {:?}",
             self.unanswered
         );
         invariant!(
@@ -114,7 +115,7 @@ impl World {
             self.slots(Process::serves).count() == usize::from(view.open),
             "calm means that every slot is served: {view:?}"
         );
-        // Somebody is recycled now and then.
+        // Workers are recycled now and then.
         let recycles = self
             .fates
             .values()

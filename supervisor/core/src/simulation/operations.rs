@@ -1,13 +1,13 @@
-//! What operators do, and what befalls workers.
+//! What operators request, and what befalls workers.
 
 use super::world::*;
 
 impl World {
     pub(crate) fn random_worker(&mut self) -> Option<WorkerId> {
-        let count = self.processes.len() as u64;
+        let count = u64::try_from(self.processes.len()).unwrap_or(u64::MAX);
         (count > 0)
             .then(|| self.dice.below(count))
-            .and_then(|n| self.processes.keys().nth(n as usize).copied())
+            .and_then(|n| self.processes.keys().nth(n).copied())
     }
 
     pub(crate) fn reload(&mut self) {
@@ -20,14 +20,14 @@ impl World {
         self.step(Event::Command(Command::Reload(request)));
     }
 
-    /// Another worker in a slot, none in one, or another number of slots.
+    /// Replaces a slot's worker, drains a slot, or changes the number of slots.
     fn ask_of_a_slot(&mut self) {
-        let slot = Slot(self.dice.below(8) as u16);
+        let slot = Slot(self.dice.below(8));
         let request = self.dice.percent(50).then(|| {
             self.next_request += 1;
             RequestId(self.next_request)
         });
-        let command = match self.dice.below(10) {
+        let command = match self.dice.below::<u64>(10) {
             0..5 => Command::Restart(slot, request),
             5..8 => Command::Drain(slot, request),
             _ => Command::Scale(slot.0 + 1, request),
@@ -39,10 +39,10 @@ impl World {
 
     pub(crate) fn operate(&mut self) {
         self.wake();
-        match self.dice.below(if self.healthy { 50 } else { 100 }) {
+        match self.dice.below::<u64>(if self.healthy { 50 } else { 100 }) {
             0..20 => self.reload(),
             20..30 => {
-                let by = self.dice.below(5) as i32 - 2;
+                let by = i32::from(self.dice.below::<u8>(5)) - 2;
                 self.step(Event::Command(Command::Resize(by)));
             }
             30..40 => self.hold_up(),
@@ -53,7 +53,7 @@ impl World {
             }
             52..72 => {
                 if let Some(worker) = self.random_worker() {
-                    self.happen(Happening::Dies(worker));
+                    self.happen(&Happening::Dies(worker));
                 }
             }
             72..82 => {
@@ -78,7 +78,7 @@ impl World {
             }
             88..92 => {
                 if self.dice.percent(30) {
-                    // Nobody has seen yet that this holds somebody up.
+                    // No observation has found yet that this holds a request up.
                     self.hold_up();
                 }
                 let from = self.now;
@@ -115,7 +115,7 @@ impl World {
                 }
             }
             94..96 => {
-                // A worker that is dead or never was.
+                // A worker that has exited or never existed.
                 self.step(Event::Ready(WorkerId(1 << 40)));
                 self.step(Event::Died(
                     WorkerId(0),

@@ -1,9 +1,9 @@
-//! Upgrades in place at random: the core is written down and read back, and what goes on must be the same core.
+//! Random upgrades in place: the core is encoded and decoded, and must be the same core.
 
 use super::world::*;
 
 impl World {
-    /// A step of the core, now and then over an upgrade.
+    /// Steps the core, now and then across an upgrade.
     pub(crate) fn step_core(&mut self, event: Event) -> Vec<Action> {
         if !self.upgrades.percent(1) {
             return self.core.step(self.now, event);

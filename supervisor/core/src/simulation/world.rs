@@ -6,13 +6,14 @@ pub(crate) use crate::fixtures::*;
 pub(crate) use std::cmp::Reverse;
 pub(crate) use std::collections::{BinaryHeap, HashMap, VecDeque};
 
-/// What waits in a slot's queue.
+/// The connections in a slot's queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Queue {
     pub(crate) length: u32,
-    /// When it last was empty, or something was taken out of it.
+    /// When it was last empty, or something was accepted from it.
     pub(crate) still_since: Time,
-    /// How long it was at the last look, and since when, as far as looks can tell, nothing was taken out of it.
+    /// Its length at the last observation, and since when, as far as observations show, nothing was
+    /// accepted from it.
     pub(crate) seen: u32,
     pub(crate) seen_since: Time,
 }
@@ -37,10 +38,14 @@ pub(crate) enum Happening {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what is wrong with a process is independent of each other"
+)]
 pub(crate) struct Process {
     pub(crate) slot: Slot,
     pub(crate) generation: GenerationId,
-    /// It came to a retired slot, for who waits there.
+    /// It is a rescue worker in a retired slot.
     pub(crate) visits: bool,
     pub(crate) ready: bool,
     pub(crate) ready_at: Time,
@@ -50,22 +55,26 @@ pub(crate) struct Process {
     pub(crate) drained_at: Option<(Time, Duration)>,
     pub(crate) aborted_at: Option<Time>,
     pub(crate) killed: bool,
-    /// It gives no sign of life and takes no connections.
+    /// It gives no sign of life and accepts no connections.
     pub(crate) silent_since: Option<Time>,
-    /// It beats, and takes no connections.
+    /// It sends heartbeats but accepts no connections.
     pub(crate) deaf: bool,
     /// When its longest-running handler began.
     pub(crate) busy_since: Option<Time>,
-    /// Something has been wrong with it, which ended then.
+    /// It was in trouble, which ended then.
     pub(crate) troubled: bool,
     pub(crate) well_since: Time,
     pub(crate) heard: Time,
     pub(crate) done: u64,
-    /// Requests in hand at the last look, and time spent with them.
+    /// Requests in flight at the last observation, and time spent on them.
     pub(crate) in_flight: u32,
     pub(crate) spent: Duration,
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "what has happened to a world is independent of each other"
+)]
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) verbose: bool,
@@ -77,22 +86,22 @@ pub(crate) struct World {
     pub(crate) sequence: usize,
     pub(crate) processes: BTreeMap<WorkerId, Process>,
     pub(crate) fates: BTreeMap<GenerationId, (Fate, Plan)>,
-    /// Nothing fails and nothing is asked for any more.
+    /// Nothing fails and nothing is requested any more.
     pub(crate) calm: bool,
     /// A world in which no program is bad and no worker dies unasked.
     pub(crate) healthy: bool,
     pub(crate) exited: bool,
     pub(crate) stopping: bool,
     pub(crate) stops_now: bool,
-    /// Who has left cleanly after having served for a while: when, and where.
+    /// Clean exits of workers that had served for a while: when, and where.
     pub(crate) excused: VecDeque<(Time, Slot)>,
-    /// What was told last of a death.
+    /// The last exit that was reported.
     pub(crate) worker_exit: Option<WorkerExit>,
     /// The supervisor itself was stopped, and has just come back.
     pub(crate) stalled_supervisor: bool,
     pub(crate) rotation: Vec<Slot>,
     pub(crate) spawns: Vec<VecDeque<Time>>,
-    /// Times of whatever may spawn without being a retry.
+    /// Times of events that may spawn workers without being retries.
     pub(crate) operations: VecDeque<Time>,
     pub(crate) next_request: u64,
     pub(crate) unanswered: Vec<RequestId>,
@@ -103,21 +112,22 @@ pub(crate) struct World {
     /// When the supervisor was stopped.
     pub(crate) sleeps: Vec<(Time, Time)>,
     pub(crate) heard_at: Time,
-    /// Decides when the supervisor is upgraded. Of its own, so that a seed means the same with and without.
+    /// Decides when the supervisor is upgraded. Separate, so that a seed means the same with and
+    /// without.
     pub(crate) upgrades: Dice,
     pub(crate) kind: Kind,
     pub(crate) queues: BTreeMap<Slot, Queue>,
     /// When a slot was last in rotation.
     pub(crate) left: BTreeMap<Slot, Time>,
-    /// Since when it has served, as far as the core says.
+    /// Since when the server has served, according to the core.
     pub(crate) serving_since: Time,
     pub(crate) calm_since: Option<Time>,
-    /// The number that was set by hand since the last reload.
+    /// The number set by hand since the last reload.
     pub(crate) by_hand: Option<u16>,
     /// How busy workers are, in percent; and what decides it.
     pub(crate) busy: u64,
     pub(crate) load: Dice,
-    /// When loads were last looked at.
+    /// When loads were last observed.
     pub(crate) loaded: Time,
 }
 

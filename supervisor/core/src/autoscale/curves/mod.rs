@@ -22,10 +22,10 @@ use shapes::Curve;
 use std::time::Duration;
 use world::{Outcome, World};
 
-/// Workers of one request at a time, as stock apps are by `--class sync`.
+/// Returns a plan for workers of one request at a time, as stock apps are with `--class sync`.
 fn plan(workers: u16, most: u16) -> Plan {
     let autoscale = Autoscale {
-        down_after: Duration::from_secs(60),
+        down_after: Duration::from_mins(1),
         memory: None,
         requests_per_worker: Some(1),
     };
@@ -44,7 +44,7 @@ fn seed() -> u64 {
         .unwrap_or(1)
 }
 
-/// A curve's three ways: two workers, sixteen, and as many as the load needs.
+/// The three runs of a curve: two workers, sixteen, and as many as the load needs.
 struct Trio {
     curve: Curve,
     two: Outcome,
@@ -99,7 +99,7 @@ fn what_clients_notice_and_what_it_costs_on_each_curve() {
         );
         assert!(
             trio.autoscaled.answered == trio.sixteen.answered,
-            "{name}: nobody is lost"
+            "{name}: no request is lost"
         );
     }
 }
@@ -114,7 +114,7 @@ fn a_rush_is_met_within_seconds() {
 }
 
 #[test]
-fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
+fn teeth_that_are_shorter_than_the_wait_stop_hardly_any_worker() {
     let trio = Trio::of(Curve::sawtooth(45.0));
     let spawned = trio.autoscaled.spawned;
     assert!(
@@ -123,7 +123,7 @@ fn teeth_that_are_shorter_than_the_wait_stop_hardly_anybody() {
     );
 }
 
-/// Writes the table and the pictures of `docs/autoscaling.md`.
+/// Writes the table and the pictures of `docs/adaptive.md`.
 #[test]
 #[ignore = "run by scripts/autoscaling-plots"]
 fn draw() {

@@ -3,17 +3,18 @@
 use super::shapes::Curve;
 use super::world::Outcome;
 use super::{Trio, seed};
+use crate::float;
 use std::fmt::Write;
 use std::path::Path;
 
-/// A picture's size, and the part of it in which curves are.
+/// A picture's size, and the part of it with curves.
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 50.0;
 const RIGHT: f64 = 740.0;
-/// How long a stretch of time is of which the 99th percentile is drawn, in seconds.
+/// The span of one 99th percentile in the picture, in seconds.
 const STRETCH: f64 = 10.0;
 
-/// One curve in the table: worker-seconds and latencies of the three ways.
+/// Returns one row of the table: worker-seconds and latencies of the three runs.
 pub(crate) fn row(trio: &Trio) -> String {
     let of = |outcome: &Outcome| {
         let p = |share| span(outcome.percentile(share, |_| true));
@@ -64,7 +65,7 @@ pub(crate) fn write(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// One axis: from a value to a place.
+/// An axis: maps a value to a position.
 struct Axis {
     values: (f64, f64),
     places: (f64, f64),
@@ -125,9 +126,9 @@ fn picture(trio: &Trio) -> String {
         text(LEFT - 6.0, latency.place(power) + 4.0, "end", words);
     }
     let step = if length > 1000.0 { 5 } else { 1 };
-    for minute in (0..=(length / 60.0) as u64).step_by(step) {
+    for minute in (0..=float::to_u64(length / 60.0)).step_by(step) {
         text(
-            time.place(minute as f64 * 60.0),
+            time.place(float::from_u64(minute) * 60.0),
             438.0,
             "middle",
             &minute.to_string(),
@@ -135,7 +136,7 @@ fn picture(trio: &Trio) -> String {
     }
     text(RIGHT, 455.0, "end", "minutes");
     for (index, (name, colour)) in COLOURS.iter().enumerate() {
-        let x = 540.0 + 70.0 * index as f64;
+        let x = 540.0 + 70.0 * float::from_len(index);
         let _ = writeln!(
             svg,
             "<rect x=\"{x}\" y=\"26\" width=\"16\" height=\"4\" fill=\"{colour}\"/>"
@@ -152,10 +153,10 @@ fn picture(trio: &Trio) -> String {
     for workers in [0.0, 4.0, 8.0, 12.0, 16.0] {
         rule(&mut svg, count.place(workers));
     }
-    let work: Vec<(f64, f64)> = (0..=length as u64)
+    let work: Vec<(f64, f64)> = (0..=float::to_u64(length))
         .map(|second| {
-            let work = trio.curve.rate(second as f64) * trio.curve.service.as_secs_f64();
-            (time.place(second as f64), count.place(work))
+            let work = trio.curve.rate(float::from_u64(second)) * trio.curve.service.as_secs_f64();
+            (time.place(float::from_u64(second)), count.place(work))
         })
         .collect();
     let mut area = format!("{:.1},{:.1} ", LEFT, count.place(0.0));
@@ -165,6 +166,13 @@ fn picture(trio: &Trio) -> String {
         "<polygon points=\"{area} {RIGHT:.1},{:.1}\" fill=\"#ddd\"/>",
         count.place(0.0)
     );
+    curves(&mut svg, trio, &time, &count, &latency);
+    svg + "</svg>\n"
+}
+
+/// Draws workers and latencies of the three runs.
+fn curves(svg: &mut String, trio: &Trio, time: &Axis, count: &Axis, latency: &Axis) {
+    let length = trio.curve.length.as_secs_f64();
     for ((_, colour), outcome) in COLOURS
         .iter()
         .zip([&trio.two, &trio.autoscaled, &trio.sixteen])
@@ -177,18 +185,17 @@ fn picture(trio: &Trio) -> String {
             if !steps.is_empty() {
                 steps.push((time.place(*at), before));
             }
-            steps.push((time.place(*at), count.place(*workers as f64)));
+            steps.push((time.place(*at), count.place(float::from_len(*workers))));
         }
         steps.extend(steps.last().map(|(_, place)| (RIGHT, *place)));
-        line(&mut svg, colour, &steps);
-        let stretches = (0..(length / STRETCH) as u64).filter_map(|stretch| {
-            let from = stretch as f64 * STRETCH;
+        line(svg, colour, &steps);
+        let stretches = (0..float::to_u64(length / STRETCH)).filter_map(|stretch| {
+            let from = float::from_u64(stretch) * STRETCH;
             let p99 = outcome.percentile(0.99, |at| (from..from + STRETCH).contains(&at));
             (p99 > 0.0).then(|| (time.place(from + STRETCH / 2.0), latency.place(p99.log10())))
         });
-        line(&mut svg, colour, &stretches.collect::<Vec<_>>());
+        line(svg, colour, &stretches.collect::<Vec<_>>());
     }
-    svg + "</svg>\n"
 }
 
 fn points(points: &[(f64, f64)]) -> String {

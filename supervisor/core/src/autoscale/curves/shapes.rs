@@ -1,5 +1,6 @@
 //! The curves: how many requests a second there are at each time.
 
+use crate::float;
 use std::time::Duration;
 
 /// A curve.
@@ -11,7 +12,7 @@ pub(crate) struct Curve {
     pub(crate) length: Duration,
     /// How long a request takes on average.
     pub(crate) service: Duration,
-    /// When everybody comes at once, if that happens: the first seconds of it are for nobody's 99th percentile.
+    /// When the rush begins, if there is one: percentiles leave out its first seconds.
     pub(crate) rush: Option<f64>,
     shape: Shape,
 }
@@ -20,7 +21,7 @@ pub(crate) struct Curve {
 enum Shape {
     Diurnal,
     Flash,
-    /// With a period of so many seconds.
+    /// With this period in seconds.
     Sawtooth(f64),
     /// Requests in each second.
     Recorded(Vec<f64>),
@@ -30,43 +31,43 @@ enum Shape {
 const NEW: f64 = 5.0;
 
 impl Curve {
-    /// A day, squeezed into half an hour: little at night, two peaks.
+    /// Returns a day, squeezed into half an hour: little at night, two peaks.
     pub(crate) fn diurnal() -> Self {
         Self {
             name: "diurnal",
             title: "A day in half an hour",
-            length: Duration::from_secs(1800),
+            length: Duration::from_mins(30),
             service: Duration::from_millis(100),
             rush: None,
             shape: Shape::Diurnal,
         }
     }
 
-    /// Twenty times as many as before, from one moment to the next, and then they go away slowly.
+    /// Returns a flash crowd: twenty times the load at once, which then fades slowly.
     pub(crate) fn flash_crowd() -> Self {
         Self {
             name: "flash-crowd",
             title: "A flash crowd",
-            length: Duration::from_secs(900),
+            length: Duration::from_mins(15),
             service: Duration::from_millis(100),
             rush: Some(300.0),
             shape: Shape::Flash,
         }
     }
 
-    /// Up for so many seconds, down at once, and again.
+    /// Returns a sawtooth: up for this many seconds, down at once, and again.
     pub(crate) fn sawtooth(period: f64) -> Self {
         Self {
             name: "sawtooth",
             title: "A sawtooth of 90 seconds",
-            length: Duration::from_secs(900),
+            length: Duration::from_mins(15),
             service: Duration::from_millis(100),
             rush: None,
             shape: Shape::Sawtooth(period),
         }
     }
 
-    /// What our own load client and server have done in seven minutes.
+    /// Returns seven minutes recorded with our own load client and server.
     pub(crate) fn recorded() -> Self {
         let lines = include_str!("recorded.txt")
             .lines()
@@ -82,7 +83,7 @@ impl Curve {
         }
     }
 
-    /// Requests a second at this time.
+    /// Returns the requests per second at this time.
     pub(crate) fn rate(&self, at: f64) -> f64 {
         match &self.shape {
             Shape::Diurnal => {
@@ -96,19 +97,22 @@ impl Curve {
                 after => 5.0 + 95.0 * (-(after - 120.0) / 60.0).exp(),
             },
             Shape::Sawtooth(period) => 5.0 + 85.0 * (at % period) / period,
-            Shape::Recorded(counts) => counts.get(at as usize).copied().unwrap_or(0.0),
+            Shape::Recorded(counts) => usize::try_from(float::to_u64(at))
+                .ok()
+                .and_then(|second| counts.get(second).copied())
+                .unwrap_or(0.0),
         }
     }
 
-    /// The highest rate.
+    /// Returns the highest rate.
     pub(crate) fn most(&self) -> f64 {
         let seconds = 0..self.length.as_secs() * 10;
         seconds
-            .map(|tenth| self.rate(tenth as f64 / 10.0))
+            .map(|tenth| self.rate(float::from_u64(tenth) / 10.0))
             .fold(1.0, f64::max)
     }
 
-    /// Whether a request of that time has come in a rush that nobody could know of.
+    /// Whether a request of that time belongs to the unforeseeable start of a rush.
     pub(crate) fn is_rush(&self, at: f64) -> bool {
         self.rush
             .is_some_and(|rush| (rush..rush + NEW).contains(&at))

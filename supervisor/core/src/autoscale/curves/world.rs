@@ -2,10 +2,11 @@
 
 use super::shapes::Curve;
 use crate::fixtures::*;
+use crate::float;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// How long a worker takes to get ready, and to leave when it has nothing to do.
+/// How long a worker takes to become ready, and to leave when it is idle.
 const START: Duration = Duration::from_millis(300);
 const LEAVE: Duration = Duration::from_millis(5);
 
@@ -23,27 +24,27 @@ struct Process {
     born: Time,
     ready: bool,
     draining: bool,
-    /// When the request came that it has in hand, and when that began.
+    /// When its request in flight arrived, and when its handling began.
     in_flight: Option<(Time, Time)>,
-    /// What it has spent with others before.
+    /// Time spent on earlier requests.
     spent: Duration,
     done: u64,
 }
 
-/// What became of it.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) answered: u64,
     pub(crate) worker_seconds: f64,
     pub(crate) spawned: u64,
-    /// When each request came and how long it took, in seconds.
+    /// When each request arrived and how long it took, in seconds.
     pub(crate) took: Vec<(f64, f64)>,
     /// The number of ready workers, from each of these seconds on.
     pub(crate) workers: Vec<(f64, usize)>,
 }
 
 impl Outcome {
-    /// A percentile of how long requests took, of those that came at times that count.
+    /// Returns a percentile of the latency of requests that arrived at the given times.
     pub(crate) fn percentile(&self, share: f64, counts: impl Fn(f64) -> bool) -> f64 {
         let mut took: Vec<f64> = self
             .took
@@ -52,13 +53,13 @@ impl Outcome {
             .map(|(_, took)| *took)
             .collect();
         took.sort_by(f64::total_cmp);
-        let last = took.len().saturating_sub(1);
-        took.get(((last as f64) * share).round() as usize)
+        let last = float::from_len(took.len().saturating_sub(1));
+        took.get(float::to_index((last * share).round()))
             .copied()
             .unwrap_or(0.0)
     }
 
-    /// How long after this time so many workers served.
+    /// Returns how long after this time this many workers served.
     pub(crate) fn met_after(&self, at: f64, workers: usize) -> f64 {
         let met = self
             .workers
@@ -81,27 +82,27 @@ impl Dice {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
+        float::from_u64(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) / float::from_u64(1 << 53)
     }
 
     fn exponential(&mut self, mean: f64) -> Duration {
         Duration::from_secs_f64(-mean * (1.0 - self.roll()).ln())
     }
 
-    /// How long a request takes: half of it always the same, half by chance.
+    /// Returns how long a request takes: half of it constant, half random.
     fn service(&mut self, mean: f64) -> Duration {
         Duration::from_secs_f64(mean / 2.0) + self.exponential(mean / 2.0)
     }
 }
 
-/// Somebody who waits: since when, and how long it will take.
+/// A request that waits: since when, and how long it will take.
 type Request = (Time, Duration);
 
 pub(crate) struct World<'a> {
     curve: &'a Curve,
     core: Core,
     now: Time,
-    /// Who comes when and how long it takes is the same for every number of workers; where it goes is another matter.
+    /// Arrivals and their durations are the same for every number of workers; their slots are not.
     clients: Dice,
     rng: Dice,
     due: BinaryHeap<Reverse<(Time, u64, Happening)>>,
@@ -142,10 +143,10 @@ impl<'a> World<'a> {
         (self.now - self.began).as_secs_f64()
     }
 
-    /// Lets the curve pass, and everybody be answered.
+    /// Runs the curve until every request is answered.
     pub(crate) fn run(mut self) -> Outcome {
         self.tell(Event::Tick);
-        // The server is up before anybody comes.
+        // The server is up before the first request.
         self.pass(self.now + Duration::from_secs(2));
         self.began = self.now;
         self.outcome.workers.push((0.0, self.serving()));
@@ -164,7 +165,7 @@ impl<'a> World<'a> {
             .values()
             .any(|process| process.in_flight.is_some())
         {
-            self.pass(self.now + Duration::from_secs(60));
+            self.pass(self.now + Duration::from_mins(1));
         }
         self.outcome.worker_seconds = seconds;
         self.outcome
@@ -195,7 +196,8 @@ impl<'a> World<'a> {
         self.now = end;
     }
 
-    /// Thinned out of arrivals at the highest rate, so that they are by chance at any rate (Lewis and Shedler, 1979).
+    /// Thins arrivals at the highest rate, so that they are random at any rate (Lewis and Shedler,
+    /// 1979).
     fn next_arrival(&mut self) {
         let mut at = self.now;
         loop {
@@ -244,7 +246,7 @@ impl<'a> World<'a> {
     }
 
     fn arrive(&mut self) {
-        let chosen = (self.rng.roll() * self.rotation.len() as f64) as usize;
+        let chosen = float::to_index(self.rng.roll() * float::from_len(self.rotation.len()));
         let Some(slot) = self.rotation.get(chosen).copied() else {
             return;
         };
@@ -265,7 +267,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// A worker that has time takes the next one: of its own queue, else of the first that has any.
+    /// Lets an idle worker accept the next connection: from its own queue, else from the first that
+    /// has any.
     fn take(&mut self, id: WorkerId) {
         let Some(slot) = self.processes.get(&id).map(|process| process.slot) else {
             return;
@@ -324,7 +327,11 @@ impl<'a> World<'a> {
             in_flight: Some(u32::from(process.in_flight.is_some())),
             ..WorkerLoad::default()
         };
-        let length = |slot: Slot| self.queues.get(&slot).map_or(0, |queue| queue.len() as u32);
+        let length = |slot: Slot| {
+            self.queues
+                .get(&slot)
+                .map_or(0, |queue| u32::try_from(queue.len()).unwrap_or(u32::MAX))
+        };
         let queues = self.core.wants_queues(self.now).then(|| {
             self.processes
                 .values()
@@ -374,7 +381,7 @@ impl<'a> World<'a> {
                     self.note_workers();
                 }
                 Action::Abort(worker) | Action::Kill(worker) => {
-                    panic!("nobody is killed: {worker}")
+                    panic!("no worker is killed: {worker}")
                 }
                 _ => {}
             }
