@@ -323,7 +323,7 @@ fn a_pipe_whose_reader_is_stuck_delays_no_request() {
         "{:?}",
         began.elapsed()
     );
-    server.wait_for_log("lines of the access log are lost");
+    server.wait_for_log("lines of the access log: ");
     let report = load.finish();
     report.assert_flawless();
     let mut reader = std::fs::OpenOptions::new()
@@ -394,7 +394,7 @@ fn a_slow_request_is_told_and_a_flood_of_them_is_not() {
         );
         if class == "async" {
             let load = start(Plan::kept_alive(&server.address(), 40).http("/?ms=30", None));
-            server.wait_for_log("more slow requests were not told");
+            server.wait_for_log("more slow requests suppressed");
             load.finish().assert_flawless();
             let told = server.log().count("slow request:");
             assert!(told < 200, "{told}");

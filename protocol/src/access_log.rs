@@ -1,7 +1,8 @@
 //! The notation of access log lines, which the supervisor checks and workers write by.
 //!
-//! A format is text with variables, as in nginx: `$remote_addr`, `${status}`, `$http_user_agent`. Two formats have names:
-//! `combined` and `json`. One that begins with `escape=json ` has its values escaped for JSON.
+//! A format is text with variables, as in nginx: `$remote_addr`, `${status}`, `$http_user_agent`.
+//! Two formats have names: `combined` and `json`. One that begins with `escape=json ` has its
+//! values escaped for JSON.
 
 use std::fmt;
 use thiserror::Error;
@@ -13,11 +14,16 @@ const MAX_TEXT: usize = 2048;
 /// What stands before a format whose values are to be escaped for JSON.
 const ESCAPE_JSON: &str = "escape=json ";
 
-const COMBINED: &str = r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent""#;
+const COMBINED: &str = concat!(
+    r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "#,
+    r#""$http_referer" "$http_user_agent""#
+);
 const JSON: &str = concat!(
-    r#"{"time":"$time_iso8601","remote_addr":"$remote_addr","method":"$request_method","uri":"$request_uri","#,
+    r#"{"time":"$time_iso8601","remote_addr":"$remote_addr","method":"$request_method","#,
+    r#""uri":"$request_uri","#,
     r#""protocol":"$server_protocol","status":$status,"body_bytes_sent":$body_bytes_sent,"#,
-    r#""request_time":$request_time,"host":"$http_host","referer":"$http_referer","user_agent":"$http_user_agent","#,
+    r#""request_time":$request_time,"host":"$http_host","referer":"$http_referer","#,
+    r#""user_agent":"$http_user_agent","#,
     r#""worker":$worker,"slot":$slot,"pid":$pid,"connection":$connection,"#,
     r#""connection_requests":$connection_requests}"#
 );
@@ -35,7 +41,7 @@ pub enum Piece {
 
 macro_rules! variables {
     ($($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+) => {
-        /// What a line can tell.
+        /// What a line can contain.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Variable {$(
             $(#[doc = $doc])+
@@ -94,10 +100,11 @@ variables! {
     Generation = "generation",
 }
 
-/// How values are made harmless.
+/// How values are escaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Escape {
-    /// Quotes, backslashes, control characters and all that is no ASCII as `\xHH`; what is missing is a dash.
+    /// Quotes, backslashes, control characters and all that is no ASCII as `\xHH`; what is missing
+    /// is a dash.
     Hex,
     /// As in JSON's strings; what is missing is empty.
     Json,
@@ -122,7 +129,10 @@ pub enum FormatError {
     #[error("`${{` has no `}}`")]
     Unclosed,
     /// There is no such variable.
-    #[error("`${0}` is no variable of the access log (they are {known} and $http_NAME)", known = known())]
+    #[error(
+        "`${0}` is no variable of the access log (they are {known} and $http_NAME)",
+        known = known()
+    )]
     UnknownVariable(String),
 }
 
@@ -141,7 +151,8 @@ fn known() -> String {
 /// use prefork_protocol::access_log::{Format, Piece, Variable};
 /// let format: Format = "$status ${http_host}".parse()?;
 /// let header = Piece::Header("host".to_owned());
-/// assert_eq!(format.pieces, [Piece::Variable(Variable::Status), Piece::Text(" ".to_owned()), header]);
+/// let space = Piece::Text(" ".to_owned());
+/// assert_eq!(format.pieces, [Piece::Variable(Variable::Status), space, header]);
 /// assert!("$stauts".parse::<Format>().unwrap_err().to_string().contains("$status"));
 /// # Ok::<(), prefork_protocol::access_log::FormatError>(())
 /// ```
@@ -151,7 +162,7 @@ pub struct Format {
     pub written: String,
     /// Its parts.
     pub pieces: Vec<Piece>,
-    /// How values are made harmless.
+    /// How values are escaped.
     pub escape: Escape,
 }
 
@@ -210,18 +221,15 @@ fn pieces(text: &str) -> Result<Vec<Piece>, FormatError> {
         }
         rest = &rest[at + 1..];
         let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        let name = match rest.strip_prefix('{') {
-            Some(inner) => {
-                let end = inner.find('}').ok_or(FormatError::Unclosed)?;
-                rest = &inner[end + 1..];
-                &inner[..end]
-            }
-            None => {
-                let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
-                let (name, after) = rest.split_at(end);
-                rest = after;
-                name
-            }
+        let name = if let Some(inner) = rest.strip_prefix('{') {
+            let end = inner.find('}').ok_or(FormatError::Unclosed)?;
+            rest = &inner[end + 1..];
+            &inner[..end]
+        } else {
+            let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+            let (name, after) = rest.split_at(end);
+            rest = after;
+            name
         };
         pieces.push(variable(name)?);
     }

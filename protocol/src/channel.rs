@@ -1,7 +1,9 @@
-//! A worker's line to its supervisor: a `SOCK_SEQPACKET` Unix socketpair, one message a packet.
+//! The channel of a worker to its supervisor: a `SOCK_SEQPACKET` Unix socketpair, one message a
+//! packet.
 //!
-//! The two ends have different types, so that sending a message the wrong way does not compile. Neither end ever
-//! blocks. The channel does not know what a message means, nor which one is allowed at what time.
+//! The two ends have different types, so that sending a message the wrong way does not compile.
+//! Neither end ever blocks. The channel does not know what a message means, nor which one is
+//! allowed at what time.
 
 use crate::message::{ToSupervisor, ToWorker};
 use crate::wire::{self, MAX_PACKET, WireError};
@@ -109,12 +111,14 @@ impl<Out: bincode::Encode, In: bincode::Decode<()>> Channel<Out, In> {
     /// Takes one message, if there is one.
     ///
     /// # Errors
-    /// [`ChannelError::Wire`] for bytes that are no message: the other side is not to be believed again.
+    /// [`ChannelError::Wire`] for bytes that are no message: the other side must not be trusted
+    /// again.
     pub fn receive(&self) -> Result<Received<In>, ChannelError> {
         let mut buffer = [0_u8; MAX_PACKET];
         let mut received = sys::receive_packet(self.socket.as_fd(), &mut buffer);
         if matches!(&received, Err(error) if error.kind() == io::ErrorKind::ConnectionReset) {
-            // It has gone without reading everything, which is told once, before what it had sent.
+            // The peer has exited without reading everything, which is reported once, before what
+            // it had sent.
             received = sys::receive_packet(self.socket.as_fd(), &mut buffer);
         }
         let (length, cut) = match received {
@@ -162,8 +166,8 @@ impl SupervisorEnd {
 }
 
 impl WorkerEnd {
-    /// Takes one message, if there is one, with the descriptor that has come along. A supervisor never takes any: workers
-    /// have nothing to give.
+    /// Receives one message, if there is one, with the descriptor that came along. A supervisor
+    /// never accepts descriptors.
     ///
     /// # Errors
     /// As for [`receive`](Self::receive).
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_without_reading_is_heard_to_the_end() {
+    fn messages_of_a_peer_that_exits_without_reading_are_received() {
         let (supervisor, worker) = pair().expect("a socketpair");
         let drain = ToWorker::Drain(Drain {
             deadline_ms: 1,

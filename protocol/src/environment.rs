@@ -1,20 +1,27 @@
-//! What a worker finds in its environment: systemd's contract for any program, and a little more for programs
-//! that link the `worker` crate.
+//! The environment of a worker: systemd's contract for any program, and a little more for programs
+//! that link `prefork-worker`.
 //!
-//! | variable | meaning | source |
-//! |---|---|---|
-//! | `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES` | listening sockets: descriptors from 3 on, for whom, their names | sd_listen_fds(3) |
-//! | `NOTIFY_SOCKET` | where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` | sd_notify(3) |
-//! | `WATCHDOG_USEC`, `WATCHDOG_PID` | say `WATCHDOG=1` at least this often (optional) | sd_watchdog_enabled(3) |
-//! | `PREFORK_WORKER` | the worker's id; whatever carries it is killed when that worker is dead | here |
-//! | `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS` | which slot, which generation, how many workers (of a range, the most) | here |
-//! | `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD` | descriptors of the channel and the scoreboard, for Rust workers only | here |
-//! | `PREFORK_ACCEPT` | `own`, `steal` or `shared`: whose queues to take connections from, for Rust workers only | here |
-//! | `PREFORK_SIBLINGS` | `N,M`: so many sockets of other slots to watch, and to look at now and then; their descriptors follow the scoreboard's | here |
-//! | `PREFORK_EVENT` | the kind of the event that a program of `--on-event` is started for; workers have none | here |
-//! | `PREFORK_ACCESS_LOG`, `PREFORK_ACCESS_FORMAT` | the descriptor of the access log, and how its lines look, for Rust workers only | here |
-//! | `PREFORK_SLOW_LOG` | milliseconds from which on a request is slow, for Rust workers only | here |
-//! | `PREFORK_CORE_DUMPS` | `on`, `abort` or `off`: when to leave a core dump, and so whether others may look into the process, for Rust workers only | here |
+//! * `LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`: listening sockets: descriptors from 3 on, for
+//!   whom, their names (sd_listen_fds(3))
+//! * `NOTIFY_SOCKET`: where to send `READY=1`, `STATUS=`, `WATCHDOG=1`, `STOPPING=1` (sd_notify(3))
+//! * `WATCHDOG_USEC`, `WATCHDOG_PID`: say `WATCHDOG=1` at least this often (optional)
+//!   (sd_watchdog_enabled(3))
+//! * `PREFORK_WORKER`: the worker's id; whatever carries it is killed when that worker is dead
+//! * `PREFORK_SLOT`, `PREFORK_GENERATION`, `PREFORK_WORKERS`: which slot, which generation, how
+//!   many workers (of a range, the most)
+//! * `PREFORK_CHANNEL`, `PREFORK_SCOREBOARD`: descriptors of the channel and the scoreboard, for
+//!   Rust workers only
+//! * `PREFORK_ACCEPT`: `own`, `steal` or `shared`: whose queues to take connections from, for Rust
+//!   workers only
+//! * `PREFORK_SIBLINGS`: `N,M`: how many sockets of other slots to watch, and to poll; their
+//!   descriptors follow the scoreboard's
+//! * `PREFORK_EVENT`: the kind of the event that a program of `--on-event` is started for; workers
+//!   have none
+//! * `PREFORK_ACCESS_LOG`, `PREFORK_ACCESS_FORMAT`: the descriptor of the access log, and the
+//!   format of its lines, for Rust workers only
+//! * `PREFORK_SLOW_LOG`: milliseconds from which on a request is slow, for Rust workers only
+//! * `PREFORK_CORE_DUMPS`: `on`, `abort` or `off`: when to leave a core dump, and so whether other
+//!   processes may inspect it, for Rust workers only
 
 use crate::access_log::{Format, FormatError};
 use crate::channel::{Channel, WorkerEnd};
@@ -69,7 +76,8 @@ pub const PREFORK_SLOW_LOG: &str = "PREFORK_SLOW_LOG";
 /// The kind of the event that a hook is started for.
 pub const PREFORK_EVENT: &str = "PREFORK_EVENT";
 
-/// Every variable of the contract. A supervisor removes them from what it inherited before it sets its own.
+/// Every variable of the contract. A supervisor removes them from what it inherited before it sets
+/// its own.
 pub const ALL: [&str; 20] = [
     LISTEN_FDS,
     LISTEN_PID,
@@ -116,9 +124,9 @@ pub struct WorkerEnvironment {
     pub listeners: Vec<Inherited>,
     /// Whose queues to take connections from.
     pub accept: Accept,
-    /// Sockets of the next slots around the ring, nearest first: to be watched like the worker's own.
+    /// Sockets of the next slots around the ring, nearest first: watched like the worker's own.
     pub watched: Vec<OwnedFd>,
-    /// Sockets of the slots beyond: to be looked at now and then, as somebody may be left in them.
+    /// Sockets of the slots beyond: polled at each heartbeat, as connections may be left in them.
     pub polled: Vec<OwnedFd>,
     /// Where a line for each request goes, and how it looks.
     pub access: Option<(OwnedFd, Format)>,
@@ -167,7 +175,8 @@ pub fn is_worker() -> bool {
     std::env::var_os(PREFORK_CHANNEL).is_some()
 }
 
-/// Takes the listening sockets that systemd (or a supervisor) handed to this process; none when there are none.
+/// Takes the listening sockets that systemd (or a supervisor) handed to this process; none when
+/// there are none.
 ///
 /// # Errors
 /// When the variables contradict each other or name descriptors that are not open.
@@ -187,7 +196,8 @@ pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
     let mut names = names.split(':').filter(|name| !name.is_empty());
     (FIRST_FD..FIRST_FD.saturating_add(count.max(0)))
         .map(|fd| {
-            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken
+            // once.
             let socket =
                 unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
                     variable: LISTEN_FDS,
@@ -203,7 +213,8 @@ pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
 }
 
 impl WorkerEnvironment {
-    /// Takes what the supervisor left in the environment, or `None` when this process is no Rust worker.
+    /// Takes what the supervisor left in the environment, or `None` when this process is no Rust
+    /// worker.
     ///
     /// # Errors
     /// When the variables contradict each other or name descriptors that are not open.
@@ -220,7 +231,8 @@ impl WorkerEnvironment {
         let accept = parsed(PREFORK_ACCEPT)?.unwrap_or_default();
         let Siblings { watched, polled } = parsed(PREFORK_SIBLINGS)?.unwrap_or_default();
         let take = |variable: &'static str, fd: RawFd| {
-            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken once.
+            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken
+            // once.
             unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
                 variable,
                 fd,

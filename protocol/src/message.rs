@@ -11,13 +11,14 @@
 //!     |                                      |   ... finishes, exits 0
 //! ```
 //!
-//! Heartbeats and counters do not travel here: they are in the [scoreboard](crate::scoreboard), so that a busy
-//! worker makes no system call for them and a flood of them cannot exist.
+//! Heartbeats and counters do not travel here: they are in the [scoreboard](crate::scoreboard), so
+//! that a busy worker makes no system call for them and a flood of them cannot exist.
 //!
-//! **Compatibility.** Variants and fields are only ever appended, and [`PROTOCOL`] goes up when a side could be sent what
-//! it does not understand. ([`ToWorker::Reopen`] has left it as it was: only those are sent it who were started with an access
-//! log, and whoever knows how to write one knows this message. So a server without one can be upgraded in place to a
-//! version that has it.) The golden tests below fail when bytes of an existing message change.
+//! **Compatibility.** Variants and fields are only ever appended, and [`PROTOCOL`] goes up when a
+//! side could receive what it does not understand. ([`ToWorker::Reopen`] left it unchanged: only
+//! workers that were started with an access log receive it, and a version that can write one knows
+//! the message. So a server without an access log can be upgraded in place to a version that has
+//! it.) The golden tests below fail when bytes of an existing message change.
 
 use crate::settings::WorkerSettings;
 use bincode::{Decode, Encode};
@@ -26,22 +27,23 @@ use prefork_core::{GenerationId, Slot, WorkerId};
 /// The version of this protocol, said by both sides in their first packet.
 pub const PROTOCOL: u16 = 1;
 
-/// The longest reason or status text that a worker may send, in bytes. Longer ones are cut by the sender.
+/// The longest reason or status text that a worker may send, in bytes. Longer ones are cut by the
+/// sender.
 pub const MAX_TEXT: usize = 1024;
 
-/// What the supervisor tells a worker.
+/// A message from the supervisor to a worker.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum ToWorker {
     /// The first packet. It is in the socket before the worker runs.
     Welcome(Welcome),
-    /// Stop accepting, finish what is in hand, leave.
+    /// Stop accepting, finish active requests, exit.
     Drain(Drain),
-    /// Write the access log to the descriptor that comes with this message from now on. Only to workers that were started
-    /// with one.
+    /// Write the access log to the descriptor that comes with this message from now on. Only to
+    /// workers that were started with one.
     Reopen,
 }
 
-/// Who the worker is and how it is to serve.
+/// The identity of a worker, and how it is to serve.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct Welcome {
     /// [`PROTOCOL`] of the supervisor.
@@ -61,13 +63,13 @@ pub struct Welcome {
 /// How to drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Drain {
-    /// Milliseconds until the supervisor kills whoever is still there.
+    /// Milliseconds until the supervisor kills the worker.
     pub deadline_ms: u64,
-    /// Nobody follows in this slot: accept what already waits in its own queue before leaving.
+    /// No worker follows in this slot: accept what already waits in its own queue before leaving.
     pub empty_queue: bool,
 }
 
-/// What a worker tells the supervisor.
+/// A message from a worker to the supervisor.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum ToSupervisor {
     /// The first packet: the protocol that the worker speaks.
@@ -84,7 +86,7 @@ pub enum ToSupervisor {
     },
     /// It has stopped accepting, as it was asked to.
     Draining,
-    /// What it is doing, in words, for `supervisor status`.
+    /// What it is doing, as text for `supervisor status`.
     Status {
         /// One sentence, at most [`MAX_TEXT`] bytes.
         text: String,

@@ -1,17 +1,19 @@
 //! Shared memory in which workers count and beat, and which the supervisor reads.
 //!
-//! Every worker has a sealed memory file of its own, which nobody but that worker and the supervisor has: a worker that
-//! writes what it likes, or goes on writing after its time, spoils its own numbers and nobody else's. In it, every serving
-//! thread has a [`Row`] that nobody else writes. So counting needs no locked instruction, and threads do not wait for each
-//! other's cache lines; what a worker has done is the sum of its [rows](SharedRows).
+//! Every worker has a sealed memory file of its own, shared with the supervisor only: a worker that
+//! writes arbitrary values, or writes for too long, spoils only its own numbers. Each serving
+//! thread is the only writer of its [`Row`] in that file. So counting needs no locked instruction,
+//! and threads do not wait for each other's cache lines; the worker's figures are the sum of its
+//! [rows](SharedRows).
 //!
-//! The supervisor believes none of it: a number is a number, and only the heartbeat and the oldest request of a
-//! worker that serves, and whether its counters move, have consequences (for that worker). What a dead worker leaves behind is [folded](Totals::fold) into its slot, so
-//! that a slot's totals never go back.
+//! The supervisor trusts none of it: a number is a number, and only the heartbeat, the oldest
+//! request of a worker that serves, and whether its counters move, have consequences (for that
+//! worker). What a dead worker leaves behind is [folded](Totals::fold) into its slot, so that a
+//! slot's totals never decrease.
 //!
-//! **Between versions.** A row's fields are only ever appended, and it never gets shorter. Who takes over rows that another
-//! version has made is told their [layout](Layout): fields that an older version does not have are zero, and those
-//! that a newer one has added are not looked at.
+//! **Between versions.** A row's fields are only ever appended, and it never gets shorter. A
+//! supervisor that takes over rows of another version receives their [layout](Layout): fields that
+//! an older version lacks read as zero, and those that a newer one has added are ignored.
 
 use prefork_os::{AnyBytes, SharedMemory, monotonic_ms, sealed_memory};
 use serde::Serialize;
@@ -21,8 +23,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// The upper ends of the latency buckets, in microseconds. A request that took exactly as long belongs to the bucket; what took
-/// longer than the last belongs to one more.
+/// The upper ends of the latency buckets, in microseconds. A request that took exactly as long
+/// belongs to the bucket; one more bucket holds what took longer than the last.
 pub const LATENCY_BOUNDS_US: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
@@ -31,7 +33,7 @@ pub const LATENCY_BOUNDS_US: [u64; 14] = [
 /// How many latency buckets there are.
 pub const BUCKETS: usize = LATENCY_BOUNDS_US.len() + 1;
 
-/// The bucket of a request that took so many microseconds.
+/// Returns the bucket of a request that took this many microseconds.
 ///
 /// ```
 /// use prefork_protocol::scoreboard::{BUCKETS, bucket};
@@ -45,7 +47,8 @@ pub fn bucket(took_us: u64) -> usize {
         .unwrap_or(LATENCY_BOUNDS_US.len())
 }
 
-/// What one serving thread writes, and nobody else. Times are milliseconds of [`monotonic_ms`], 0 meaning never.
+/// What one serving thread writes, as its only writer. Times are milliseconds of [`monotonic_ms`],
+/// 0 meaning never.
 ///
 /// The order of the fields is the layout that another process reads by: new ones go to the end.
 #[repr(C, align(128))]
@@ -69,7 +72,11 @@ pub struct Row {
 // SAFETY: every field is an AtomicU64 or an array of them.
 unsafe impl AnyBytes for Row {}
 
-/// Adds to a number that nobody else writes.
+const _: () = assert!(
+    size_of::<Row>() == Layout::SIZE as usize && align_of::<Row>() == Layout::ALIGN as usize
+);
+
+/// Adds to a number that has no other writer.
 fn add(number: &AtomicU64, more: u64) -> u64 {
     let sum = number.load(Relaxed).wrapping_add(more);
     number.store(sum, Relaxed);
@@ -77,24 +84,25 @@ fn add(number: &AtomicU64, more: u64) -> u64 {
 }
 
 impl Row {
-    /// The thread is alive: to be called from a thread that serves, since a helper thread would go on
-    /// beating for a server that hangs. Any one of several serving threads keeps the worker alive.
+    /// Records that the thread is alive. Call it from a thread that serves, since a helper thread
+    /// would go on beating for a server that hangs. Any one of several serving threads keeps the
+    /// worker alive.
     pub fn beat(&self) {
         self.heartbeat.store(monotonic_ms(), Relaxed);
     }
 
-    /// A connection was accepted.
+    /// Counts an accepted connection.
     pub fn connection_opened(&self) {
         add(&self.connections, 1);
         add(&self.open, 1);
     }
 
-    /// A connection that was counted as opened is gone.
+    /// Counts a connection, counted as opened, that is gone.
     pub fn connection_closed(&self) {
         add(&self.open, 1_u64.wrapping_neg());
     }
 
-    /// A request (or, for a raw protocol, a connection's service) begins, now.
+    /// Counts a request that begins now (or, for a raw protocol, a connection's service).
     pub fn request_begun(&self, now_ms: u64) {
         if add(&self.busy, 1) == 1 {
             self.busy_since.store(now_ms, Relaxed);
@@ -102,8 +110,8 @@ impl Row {
         }
     }
 
-    /// A request that was counted as begun was answered after so many microseconds, or its client is gone. `failed`: the
-    /// response had a status of 500 or more.
+    /// Counts a request, counted as begun, that was answered after this many microseconds, or whose
+    /// client is gone. `failed`: the response had a status of 500 or more.
     pub fn request_ended(&self, took_us: u64, failed: bool) {
         add(&self.requests, 1);
         add(&self.busy_us, took_us);
@@ -117,14 +125,15 @@ impl Row {
         }
     }
 
-    /// So many bytes were received from clients, and sent to them.
+    /// Counts bytes received from clients, and sent to them.
     pub fn add_bytes(&self, received: u64, sent: u64) {
         add(&self.bytes_in, received);
         add(&self.bytes_out, sent);
     }
 
-    /// Corrects the start of the oldest request whose handler runs, which a thread that has several knows better than the
-    /// row: 0 for none. A response that its client is slow to read is no handler's fault.
+    /// Corrects the start of the oldest request whose handler runs, 0 for none: a thread that has
+    /// several knows better than the row. A response that its client is slow to read is not the
+    /// handler's fault.
     pub fn set_oldest(&self, started_ms: u64) {
         self.oldest.store(started_ms, Relaxed);
     }
@@ -141,9 +150,9 @@ pub struct Reading {
     pub connections: u64,
     /// Connections open now.
     pub open: u64,
-    /// Requests in hand now.
+    /// Active requests.
     pub busy: u64,
-    /// Since when at least one request has been in hand.
+    /// Since when at least one request has been active.
     pub busy_since: u64,
     /// When the handler that has been running longest began.
     pub oldest: u64,
@@ -153,9 +162,9 @@ pub struct Reading {
     pub bytes_in: u64,
     /// Bytes sent to clients.
     pub bytes_out: u64,
-    /// The sum of how long all answered requests were in hand, in microseconds.
+    /// The sum of the durations of all answered requests, in microseconds.
     pub busy_us: u64,
-    /// How many requests were in hand for how long: by [`LATENCY_BOUNDS_US`].
+    /// How many requests took how long: by [`LATENCY_BOUNDS_US`].
     pub latency: [u64; BUCKETS],
 }
 
@@ -209,7 +218,7 @@ impl Reading {
     }
 }
 
-/// What all dead workers of a slot have done.
+/// The totals of all dead workers of a slot.
 ///
 /// ```
 /// use prefork_protocol::scoreboard::{Reading, Totals};
@@ -229,14 +238,14 @@ pub struct Totals {
     pub bytes_in: u64,
     /// Bytes sent to clients.
     pub bytes_out: u64,
-    /// The sum of how long all answered requests were in hand, in microseconds.
+    /// The sum of the durations of all answered requests, in microseconds.
     pub busy_us: u64,
-    /// How many requests were in hand for how long: by [`LATENCY_BOUNDS_US`].
+    /// How many requests took how long: by [`LATENCY_BOUNDS_US`].
     pub latency: [u64; BUCKETS],
 }
 
 impl Totals {
-    /// Adds what a worker has done. Saturates, since the numbers may be lies.
+    /// Adds what a worker has done. Saturates, since the numbers are untrusted.
     pub fn fold(&mut self, reading: &Reading) {
         for (sum, more) in [
             (&mut self.requests, reading.requests),
@@ -269,14 +278,16 @@ pub struct Layout {
 
 impl Layout {
     /// Rows are aligned to this, so their size is a multiple of it.
-    const ALIGN: u32 = align_of::<Row>() as u32;
+    const ALIGN: u32 = 128;
+    /// The size of a row of this version.
+    const SIZE: u32 = 256;
     /// More than any worker has threads.
     const MOST: u32 = 1 << 16;
 
-    /// As this version makes it, for a worker with so many serving threads.
+    /// The layout of this version, for a worker with this many serving threads.
     pub fn of(threads: u16) -> Self {
         Self {
-            size: size_of::<Row>() as u32,
+            size: Self::SIZE,
             rows: u32::from(threads.max(1)),
         }
     }
@@ -305,7 +316,7 @@ pub struct SharedRows {
 }
 
 impl SharedRows {
-    /// Makes them for a worker with so many serving threads, all zero.
+    /// Creates the rows of a worker with this many serving threads, all zero.
     ///
     /// # Errors
     /// When the system refuses the memory.
@@ -314,10 +325,11 @@ impl SharedRows {
         Self::open(sealed_memory("prefork-rows", layout.bytes()?)?, layout)
     }
 
-    /// Maps what somebody else has made, another version perhaps.
+    /// Maps rows that another process has made, perhaps of another version.
     ///
     /// # Errors
-    /// When `file` is shorter than it should be or cannot be mapped, or when there are no such rows.
+    /// When `file` is shorter than it should be or cannot be mapped, or when there are no
+    /// such rows.
     pub fn open(file: OwnedFd, layout: Layout) -> io::Result<Self> {
         Ok(Self {
             memory: SharedMemory::map(file.as_fd(), layout.bytes()?)?,
@@ -349,8 +361,8 @@ impl SharedRows {
         all
     }
 
-    /// How long requests have been in hand so far, until `now_ms`: of a worker whose threads have one at a time each, the time
-    /// that they were busy.
+    /// Returns how long requests have been active so far, until `now_ms`: for a worker whose
+    /// threads have one at a time each, the time that they were busy.
     pub fn busy_time(&self, now_ms: u64) -> Duration {
         let of_row = |row: usize| {
             let reading = self.read_row(row);
@@ -530,11 +542,11 @@ mod tests {
     }
 
     #[test]
-    fn lies_add_up_to_no_more_than_the_largest_number() {
-        let lie = Reading::from_fields(|_| u64::MAX);
+    fn totals_saturate() {
+        let reading = Reading::from_fields(|_| u64::MAX);
         let mut totals = Totals::default();
-        totals.fold(&lie);
-        totals.fold(&lie);
+        totals.fold(&reading);
+        totals.fold(&reading);
         assert_eq!(
             (totals.requests, totals.busy_us, totals.latency),
             (u64::MAX, u64::MAX, [u64::MAX; BUCKETS])

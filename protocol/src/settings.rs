@@ -1,4 +1,5 @@
-//! How a worker is to serve: decided by the supervisor's configuration, sent in the [welcome](crate::message::Welcome).
+//! How a worker is to serve: decided by the supervisor's configuration, sent in the
+//! [welcome](crate::message::Welcome).
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
@@ -6,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
-/// A worker's concurrency, which is two numbers: serving threads, and connections that each may have in hand.
+/// A worker's concurrency, which is two numbers: serving threads, and active connections of each.
 ///
 /// ```
 /// use prefork_protocol::settings::{Class, ClassName};
@@ -17,13 +18,13 @@ use thiserror::Error;
 pub struct Class {
     /// Serving threads, each with an event loop of its own.
     pub threads: u16,
-    /// Connections a thread has in hand at most.
+    /// The most active connections of a thread.
     pub connections: u32,
 }
 
 impl Class {
-    /// The two numbers of a named class: `threads` counts for [`ClassName::Threads`] only, `connections` for
-    /// [`ClassName::Async`] only.
+    /// The two numbers of a named class: `threads` counts for [`ClassName::Threads`] only,
+    /// `connections` for [`ClassName::Async`] only.
     pub fn new(name: ClassName, threads: u16, connections: u32) -> Self {
         match name {
             ClassName::Sync => Self {
@@ -69,7 +70,7 @@ impl ClassName {
     /// All of them, in the order in which the documentation names them.
     pub const ALL: [Self; 3] = [Self::Sync, Self::Threads, Self::Async];
 
-    /// The word for it, as on the command line.
+    /// Returns its name, as on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sync => "sync",
@@ -113,7 +114,7 @@ impl Accept {
     /// All of them, in the order in which the documentation names them.
     pub const ALL: [Self; 3] = [Self::Own, Self::Steal, Self::Shared];
 
-    /// The word for it, as on the command line.
+    /// Returns its name, as on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Own => "own",
@@ -140,12 +141,14 @@ impl FromStr for Accept {
     }
 }
 
-/// Everything a Rust worker needs to know to serve. Durations are milliseconds; 0 switches a timeout off.
+/// Everything a Rust worker needs to know to serve. Durations are milliseconds; 0 switches a
+/// timeout off.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct WorkerSettings {
     /// Threads and connections per thread.
     pub class: Class,
-    /// The stock app to run, such as `hello` or `files:/srv/www`. A program that brings its own service ignores it.
+    /// The stock app to run, such as `hello` or `files:/srv/www`. A program that brings its own
+    /// service ignores it.
     pub app: String,
     /// How often a serving thread beats in the scoreboard.
     pub heartbeat_ms: u64,

@@ -1,12 +1,14 @@
 //! The wire format: bincode 2 in its `standard()` configuration, one message a packet.
 //!
-//! This is the only module that names bincode. The crate has no maintainer (RUSTSEC-2025-0141), so it is pinned,
-//! kept behind these two functions, and its bytes are guarded by golden tests: a maintained fork that writes
-//! the same bytes can take its place here without anything else noticing.
+//! This is the only module that names bincode. The crate has no maintainer (RUSTSEC-2025-0141), so
+//! it is pinned, kept behind these two functions, and its bytes are guarded by golden tests: a
+//! maintained fork that writes the same bytes can take its place here without anything else
+//! noticing.
 //!
-//! What is read here comes from a process that may have been taken over. bincode's own limit counts memory and
-//! not bytes on the wire, does not hold for encoding, and says nothing about what is left over; hence the checks
-//! around it. Message types must not contain recursive types, maps, or vectors of zero-sized elements.
+//! What is read here comes from a process that may have been taken over. bincode's own limit counts
+//! memory and not bytes on the wire, does not hold for encoding, and says nothing about what is
+//! left over; hence the checks around it. Message types must not contain recursive types, maps, or
+//! vectors of zero-sized elements.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use thiserror::Error;
@@ -14,7 +16,8 @@ use thiserror::Error;
 /// The longest packet that either side may send, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// What decoding one packet may take up in memory, in bytes. Strings and byte vectors cost what they are long.
+/// What decoding one packet may take up in memory, in bytes. Strings and byte vectors cost what
+/// they are long.
 const MEMORY: usize = 4 * MAX_PACKET;
 
 const CONFIG: Configuration<LittleEndian, Varint, Limit<MEMORY>> =
@@ -55,11 +58,12 @@ pub fn encode<T: bincode::Encode>(message: &T) -> Result<Vec<u8>, WireError> {
     }
 }
 
-/// Reads the one message in a packet. Never panics and never allocates more than a few packets' worth,
-/// whatever the bytes are.
+/// Reads the one message in a packet. Never panics and never allocates more than a few packets'
+/// worth, whatever the bytes are.
 ///
 /// # Errors
-/// Any [`WireError`]; the packet is then to be thrown away, and its sender not to be believed again.
+/// Any [`WireError`]; the packet is then to be thrown away, and its sender not to be
+/// believed again.
 pub fn decode<T: bincode::Decode<()>>(packet: &[u8]) -> Result<T, WireError> {
     if packet.len() > MAX_PACKET {
         return Err(WireError::TooLong(packet.len()));

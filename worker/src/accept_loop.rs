@@ -1,6 +1,6 @@
 //! A serving thread: its runtime, its accept loop, its heartbeat.
 //!
-//! Every class is this loop with other numbers. See [`crate::serving_thread`] for when it accepts.
+//! Every class is this loop with other numbers. [`crate::serving_thread`] decides when it accepts.
 
 use crate::accept::{Acceptor, Listeners};
 use crate::connection::Connection;
@@ -18,13 +18,14 @@ use std::{io, task};
 use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
-/// How long to wait after the system has refused a connection for want of descriptors or memory.
+/// How long to wait after accepting has failed for lack of descriptors or memory.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// How long after its start a thread begins to take its siblings' connections: they have all begun to take their own.
+/// How long after its start a thread begins to accept from its siblings' queues: by then they
+/// accept from their own.
 const SIBLING_DELAY: Duration = Duration::from_millis(100);
 
-/// The whole life of a serving thread.
+/// Runs a serving thread, from its start to its end.
 pub(crate) fn thread(
     control: &Arc<Control>,
     index: usize,
@@ -83,11 +84,12 @@ pub(crate) fn thread(
         thread.begin_drain();
         let empty_queue = *phase.borrow() == WorkerPhase::Drain { empty_queue: true };
         if empty_queue {
-            // Nobody follows: they would wait for ever. The limits do not hold for the last ones.
+            // No worker follows in this slot, so what is left in its queue would wait forever: the
+            // limits do not hold for it.
             while let Ok(Some(socket)) = acceptor.take_own() {
                 take(socket);
             }
-            // These may still have an owner, or are left by one who panicked.
+            // These queues may still have an owner, or have lost theirs.
             while thread.capacity() == Capacity::Available
                 && let Ok(Some(socket)) = acceptor.take_siblings()
             {
@@ -132,7 +134,7 @@ async fn accept(thread: &Rc<ServingThread>, acceptor: &Acceptor, take: impl Fn(O
             Ok(Some(socket)) => {
                 refused = false;
                 take(socket);
-                // Let it be served before the next one is taken.
+                // Serve it before the next one is accepted.
                 tokio::task::yield_now().await;
             }
             Ok(None) if thread.draining() => std::future::pending().await,
@@ -140,7 +142,8 @@ async fn accept(thread: &Rc<ServingThread>, acceptor: &Acceptor, take: impl Fn(O
             Err(error) => {
                 if !refused {
                     log::warn!(
-                        "cannot accept connections: {error}; trying again every {ACCEPT_RETRY_DELAY:?}"
+                        "cannot accept connections: {error}; trying again every \
+                         {ACCEPT_RETRY_DELAY:?}"
                     );
                     refused = true;
                 }
@@ -151,12 +154,13 @@ async fn accept(thread: &Rc<ServingThread>, acceptor: &Acceptor, take: impl Fn(O
     }
 }
 
-/// How long there will be no room, unless something changes; `Some(None)`: for ever.
+/// Returns how long there will be no capacity unless something changes; `Some(None)` means
+/// indefinitely, `None` that there is capacity.
 async fn wait_for_capacity(thread: &ServingThread) -> Option<Option<Duration>> {
     if thread.capacity() == Capacity::Available {
         return None;
     }
-    // Often there is room again as soon as everything that can go on has done so.
+    // Often there is capacity again as soon as every task that can run has run.
     tokio::task::yield_now().await;
     match thread.capacity() {
         Capacity::Available => None,
@@ -165,13 +169,13 @@ async fn wait_for_capacity(thread: &ServingThread) -> Option<Option<Duration>> {
     }
 }
 
-/// A connection, or `None` when there is no room for one any more.
+/// Polls for a connection; `None` when there is no capacity for one any more.
 fn poll_accept(
     thread: &ServingThread,
     acceptor: &Acceptor,
     cx: &mut task::Context<'_>,
 ) -> task::Poll<io::Result<Option<OwnedFd>>> {
-    // Asked again at each wake-up: by now a silent connection may have sent its request.
+    // Checked again at each wake-up: by now a silent connection may have sent its request.
     if thread.draining() || thread.capacity() != Capacity::Available {
         return task::Poll::Ready(Ok(None));
     }
@@ -183,7 +187,7 @@ fn take(thread: &Rc<ServingThread>, served: &dyn Serve, socket: OwnedFd) {
     served.serve(thread, Arc::new(Connection::new(socket)));
 }
 
-/// Beats and sweeps, for ever.
+/// Beats and sweeps until the thread ends.
 async fn tick(
     thread: Rc<ServingThread>,
     acceptor: Weak<Acceptor>,
@@ -208,7 +212,7 @@ async fn tick(
         } else {
             tokio::select! {
                 () = tokio::time::sleep(period) => (),
-                _ = phase.wait_for(|phase| matches!(phase, WorkerPhase::Drain { .. })) => thread.begin_drain(),
+                _ = phase.wait_for(|phase| phase.is_drain()) => thread.begin_drain(),
             }
         }
     }

@@ -1,7 +1,7 @@
-//! From a request to its response: the handler, and everything that is put around it.
+//! From a request to its response: the handler and what surrounds it.
 //!
-//! Counting, the limits on bodies and time, panics, `Connection: close` while draining. It knows nothing of
-//! sockets and bytes; [`crate::http_connection`] does.
+//! It enforces the limits on bodies and time, catches panics, and sets `Connection: close` while
+//! draining. It knows nothing of sockets and bytes; [`crate::http_connection`] does.
 
 use crate::body::{Body, ResponseBody};
 use crate::connection::Peek;
@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-/// What came of a handler.
+/// How a handler ended.
 enum Outcome<B> {
     Response(Response<B>),
     Refused(StatusCode, &'static str),
@@ -41,7 +41,8 @@ where
     guard.start_log_record(&request);
     let h2 = guard.connection.state().h2;
     if !request.body().is_end_stream() {
-        // Nobody sends another request behind one with a body before that is answered (RFC 9112, 9.3.2).
+        // No client sends another request behind one with a body before that is answered (RFC 9112,
+        // 9.3.2).
         guard.connection.state().input_ends_with_request = true;
     }
     let limit = guard.thread.settings.max_body_bytes;
@@ -67,12 +68,13 @@ where
             request.map(|body| Body::counted(body, limit, flag)),
         )
         .await;
-        match exceeded.load(Relaxed) {
-            true => Outcome::Refused(
+        if exceeded.load(Relaxed) {
+            Outcome::Refused(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "The request body is too long.\n",
-            ),
-            false => outcome,
+            )
+        } else {
+            outcome
         }
     };
     Ok(match outcome {
@@ -103,14 +105,15 @@ where
     })
 }
 
-/// Whether the response that is about to go out is to be the connection's last.
+/// Returns whether the response that is about to be sent must be the connection's last.
 fn must_close(guard: &RequestGuard) -> bool {
     let thread = &guard.thread;
     let asked = thread.draining() || (thread.handler_permits.is_some() && thread.has_waiting());
     if !asked {
         return false;
     }
-    // Requests that the client has already sent behind this one would be cut off: answer them first, for a while.
+    // Closing would cut off requests that the client has already sent behind this one: answer them
+    // first, for a while.
     let state = guard.connection.state();
     let alone = state.input_ends_with_request && state.stash.is_empty();
     drop(state);
@@ -136,19 +139,19 @@ where
         },
     );
     let timeout = guard.thread.settings.request_timeout_ms;
-    let result = match timeout {
-        0 => caught.await,
-        _ => match tokio::time::timeout(Duration::from_millis(timeout), caught).await {
-            Ok(result) => result,
-            Err(_) => {
-                guard.handler_ended();
-                log::warn!("a handler took longer than {timeout} ms; its client gets 503");
-                return Outcome::Refused(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "The request took too long.\n",
-                );
-            }
-        },
+    let result = if timeout == 0 {
+        caught.await
+    } else {
+        let limit = Duration::from_millis(timeout);
+        let Ok(result) = tokio::time::timeout(limit, caught).await else {
+            guard.handler_ended();
+            log::warn!("a handler took longer than {timeout} ms; its client gets 503");
+            return Outcome::Refused(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The request took too long.\n",
+            );
+        };
+        result
     };
     guard.handler_ended();
     match result {

@@ -4,7 +4,7 @@ use crate::error::BoxError;
 use crate::request::RequestGuard;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 use std::fmt;
@@ -15,8 +15,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
-/// A request's body. It ends with an error when it is longer than `max_body_bytes`; the client then gets 413,
-/// whatever the handler answers.
+/// A request's body. It ends with an error when it is longer than `max_body_bytes`; the client then
+/// gets 413, whatever the handler answers.
 pub struct Body(Kind);
 
 enum Kind {
@@ -68,8 +68,7 @@ impl http_body::Body for Body {
             Kind::Announced(body) => Pin::new(body).poll_frame(cx).map_err(BoxError::from),
             Kind::Counted { body, exceeded } => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
-                if matches!(&frame, Some(Err(error)) if error.is::<http_body_util::LengthLimitError>())
-                {
+                if matches!(&frame, Some(Err(error)) if error.is::<LengthLimitError>()) {
                     exceeded.store(true, Relaxed);
                 }
                 Poll::Ready(frame)

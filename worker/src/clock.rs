@@ -11,7 +11,8 @@ pub(crate) fn now_ms() -> u64 {
     })
 }
 
-/// The time at which a request begins or ends, in microseconds of the same clock: one precise reading for each.
+/// The time at which a request begins or ends, in microseconds of the same clock: one precise
+/// reading for each.
 pub(crate) fn now_us() -> u64 {
     // A build that does not count needs no precision, as there was none before there was counting.
     if cfg!(feature = "uncounted") {

@@ -1,17 +1,19 @@
-//! One connection's socket, and what its three parties know of each other.
+//! A connection's socket, and the state that its three parties share.
 //!
-//! hyper reads and writes through [`crate::io::Io`], the handler's wrapper ([`crate::answer`]) begins and ends
-//! requests, and the connection's task ([`crate::http_connection`]) decides when it is over. They meet here. Everything runs
-//! on one thread, except that an upgraded connection may be taken elsewhere by its handler; hence the mutex, which
-//! is never waited for.
+//! hyper reads and writes through [`crate::io::Io`], the handler's wrapper ([`crate::request`])
+//! begins and ends requests, and the connection's task ([`crate::http_connection`]) decides when it
+//! is over. Everything runs on one thread, except that a handler may move an upgraded connection
+//! elsewhere; hence the mutex, which is never contended.
 //!
-//! **Writing is collected.** hyper's small writes gather in `write_buffer` and go to the socket once, when the connection's
-//! task has been polled: sixteen pipelined answers are one system call. (hyper's own `pipeline_flush` would do
-//! that too, but it loses every collected answer when a connection closes while unread bytes follow a request.)
+//! **Writes are collected.** hyper's small writes gather in `write_buffer` and go to the socket
+//! once, when the connection's task has been polled: sixteen pipelined responses are one system
+//! call. (hyper's own `pipeline_flush` would do that too, but it loses every collected response
+//! when a connection closes while unread bytes follow a request.)
 //!
-//! **Reading comes first.** tokio is goaway_sent_at of a connection only when there is nothing to read from it. A new one's
-//! request is mostly there already: whoever waits for tokio to say so leaves the thread to others, one of which may block it
-//! for long, while a sibling would have had time. (And it saves system calls.)
+//! **Reading comes first.** tokio registers a connection only when there is nothing to read from
+//! it. A new connection's request is mostly there already: waiting for tokio to say so would give
+//! way to other tasks, one of which may block the thread for long, while a sibling would have been
+//! idle. (And it saves system calls.)
 
 use crate::clock::now_ms;
 use crate::sys;
@@ -29,9 +31,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
-/// From this many collected bytes on, writes go to the socket at once.
+/// From this many collected bytes on, writes go to the socket immediately.
 const WRITE_BUFFER_LIMIT: usize = 8 * 1024;
-/// A buffer of collected answers that grew beyond this is given back when it is empty.
+/// A write buffer that grew beyond this is freed when it is empty.
 const MAX_IDLE_BUFFER: usize = 1024;
 /// How long a closed connection is read on.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -62,7 +64,7 @@ pub(crate) enum SweepAction {
     CheckUpgraded,
 }
 
-/// What a non-consuming look at the socket found.
+/// The result of a non-consuming read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peek {
     /// Bytes wait to be read.
@@ -73,12 +75,13 @@ pub(crate) enum Peek {
     Closed,
 }
 
-/// The socket and the shared knowledge.
+/// The socket and the shared state.
 pub(crate) struct Connection {
-    /// Made when it is to be read for the second time, or when there is something to wait for. Dropped before the socket, whose number it watches.
+    /// Registered before the second read, or when there is something to wait for. Dropped before
+    /// the socket, whose number it watches.
     readiness: OnceLock<io::Result<AsyncFd<RawFd>>>,
     socket: OwnedFd,
-    /// The serving thread's, whoever has the connection by then.
+    /// The serving thread's runtime, wherever the connection is used.
     runtime: Handle,
     /// Nothing was read from it yet.
     unread: AtomicBool,
@@ -88,7 +91,7 @@ pub(crate) struct Connection {
     /// How many of these were counted.
     counted: (AtomicU64, AtomicU64),
     state: Mutex<ConnectionState>,
-    /// The client's address in words, and its port; asked for when somebody wants to tell of it.
+    /// The client's address as text, and its port; looked up when first needed.
     peer: OnceLock<(String, u16)>,
     /// Its number among this worker's connections.
     serial: u64,
@@ -98,6 +101,10 @@ pub(crate) struct Connection {
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
 /// The shared knowledge.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "independent facts, which combine freely"
+)]
 pub(crate) struct ConnectionState {
     /// Where the connection is.
     pub(crate) phase: ConnectionPhase,
@@ -107,18 +114,18 @@ pub(crate) struct ConnectionState {
     pub(crate) in_flight: u32,
     /// Requests begun.
     pub(crate) requests: u32,
-    /// The first bytes tell HTTP/1 from HTTP/2; until they do, this is true.
+    /// True until the first bytes have distinguished HTTP/1 from HTTP/2.
     pub(crate) sniffing: bool,
     /// The client speaks HTTP/2.
     pub(crate) h2: bool,
-    /// GOAWAY was said, at this time.
+    /// When GOAWAY was sent.
     pub(crate) goaway_sent_at: Option<u64>,
-    /// hyper has let go of it after `101 Switching Protocols` or CONNECT.
+    /// hyper has handed it over after `101 Switching Protocols` or CONNECT.
     pub(crate) upgraded: bool,
-    /// All that hyper has of this connection belongs to the request being answered: closing after it cuts
-    /// nothing off.
+    /// All that hyper has received belongs to the request being answered: closing after the
+    /// response cuts nothing off.
     pub(crate) input_ends_with_request: bool,
-    /// It is we who close: the client may still be sending.
+    /// The worker closes: the client may still be sending.
     pub(crate) closing: bool,
     /// hyper waits until it can write.
     pub(crate) write_blocked: bool,
@@ -126,7 +133,7 @@ pub(crate) struct ConnectionState {
     pub(crate) stash: Vec<u8>,
     /// The last bytes of an unfinished head, in which its end may begin.
     pub(crate) head_tail: Vec<u8>,
-    /// To be carried write_buffer by the connection's task.
+    /// The action that the connection's task is to carry out.
     pub(crate) sweep_action: Option<SweepAction>,
     /// Wakes the connection's task.
     pub(crate) waker: Option<Waker>,
@@ -169,7 +176,7 @@ impl Connection {
         }
     }
 
-    /// What to wait with.
+    /// Returns the registration with the event loop, made on first use.
     fn readiness(&self) -> io::Result<&AsyncFd<RawFd>> {
         let readiness = self.readiness.get_or_init(|| {
             let _entered = self.runtime.enter();
@@ -181,12 +188,13 @@ impl Connection {
         readiness.as_ref().map_err(|error| error.kind().into())
     }
 
-    /// The shared knowledge. Never held across a call that could ask for it again.
+    /// The shared state. Never held across a call that could lock it again.
     pub(crate) fn state(&self) -> MutexGuard<'_, ConnectionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many bytes were received and sent since this was asked for the last time; `None`: none. For the serving thread.
+    /// Returns how many bytes were received and sent since the last call; `None` when there were
+    /// none. For the serving thread.
     pub(crate) fn take_byte_counts(&self) -> Option<(u64, u64)> {
         let (received, sent) = (self.received.load(Relaxed), self.sent.load(Relaxed));
         let was = (self.counted.0.load(Relaxed), self.counted.1.load(Relaxed));
@@ -198,8 +206,8 @@ impl Connection {
         Some((received.wrapping_sub(was.0), sent.wrapping_sub(was.1)))
     }
 
-    /// Receives by `receive`, which tells how many bytes it got and for how many there was room. 0 bytes mean that
-    /// the client has closed its side.
+    /// Receives by `receive`, which returns how many bytes it got and how many it could have taken.
+    /// 0 bytes mean that the client has closed its side.
     pub(crate) fn poll_receive(
         &self,
         cx: &mut Context<'_>,
@@ -222,7 +230,7 @@ impl Connection {
             match receive(&self.socket()) {
                 Ok((got, room)) => {
                     add(&self.received, got);
-                    // A short read has emptied the socket; asking again would be a system call for nothing.
+                    // A short read has emptied the socket; reading again would waste a system call.
                     if 0 < got && got < room {
                         guard.clear_ready();
                     }
@@ -267,7 +275,8 @@ impl Connection {
         }
     }
 
-    /// Takes bytes for the client: a few are collected until [`Connection::poll_flush`], many go at once.
+    /// Takes bytes for the client: a few are collected until [`Connection::poll_flush`], many go at
+    /// once.
     pub(crate) fn poll_write(
         &self,
         cx: &mut Context<'_>,
@@ -294,7 +303,7 @@ impl Connection {
         Poll::Ready(Ok(total))
     }
 
-    /// Sends what was collected. An error is kept for whoever writes next, too.
+    /// Sends what was collected. Later writes fail after an error, too.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state();
         self.poll_drain_out(cx, &mut state)
@@ -324,7 +333,7 @@ impl Connection {
         Poll::Ready(Ok(()))
     }
 
-    /// The client's IP address in words (`unix:` for a Unix socket), and its port.
+    /// Returns the client's IP address as text (`unix:` for a Unix socket), and its port.
     pub(crate) fn peer(&self) -> &(String, u16) {
         self.peer.get_or_init(|| {
             match self
@@ -344,7 +353,7 @@ impl Connection {
         self.serial
     }
 
-    /// Looks into the socket without taking anything, whatever the event loop knows by now.
+    /// Peeks into the socket, whatever the event loop knows by now.
     pub(crate) fn peek(&self) -> Peek {
         let mut byte = [MaybeUninit::uninit(); 1];
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
@@ -356,7 +365,7 @@ impl Connection {
         }
     }
 
-    /// Tells the client that nothing more comes. What it still sends is accepted.
+    /// Closes the sending side. What the client still sends is accepted.
     pub(crate) fn half_close(&self) {
         let _ = self.socket().shutdown(std::net::Shutdown::Write);
     }
@@ -369,8 +378,9 @@ impl Connection {
         add(&self.sent, sent.unwrap_or(0));
     }
 
-    /// Waits until the client has closed, and throws away what it sends until then. At most a second: closing
-    /// a socket with unread bytes sends a reset, which can overtake the last answer and destroy it.
+    /// Waits until the client has closed, and discards what it sends until then, for at most a
+    /// second: closing a socket with unread bytes sends a reset, which can overtake the last
+    /// response and destroy it.
     pub(crate) async fn linger(&self) {
         let read = async {
             let mut waste = [MaybeUninit::uninit(); 4096];
@@ -387,13 +397,14 @@ impl Connection {
         let _ = tokio::time::timeout(LINGER_TIMEOUT, read).await;
     }
 
-    /// The descriptor, for reading options and addresses.
+    /// Returns the socket, for reading options and addresses.
     pub(crate) fn socket(&self) -> SockRef<'_> {
         SockRef::from(&self.socket)
     }
 }
 
-/// Adds to a sum that one task at a time adds to: whoever reads from, or writes to, the connection.
+/// Adds to a sum that one task at a time adds to: the one that reads from, or writes to, the
+/// connection.
 fn add(sum: &AtomicU64, bytes: usize) {
     sum.store(sum.load(Relaxed).wrapping_add(bytes as u64), Relaxed);
 }
@@ -406,14 +417,14 @@ fn is_transient(error: &io::Error) -> bool {
 }
 
 impl ConnectionState {
-    /// A request begins: its head is complete.
+    /// Begins a request: its head is complete.
     pub(crate) fn begin(&mut self) {
         self.phase = ConnectionPhase::Busy;
         self.in_flight += 1;
         self.requests = self.requests.saturating_add(1);
     }
 
-    /// A request has ended, now.
+    /// Ends a request.
     pub(crate) fn end(&mut self, now_ms: u64) {
         self.in_flight = self.in_flight.saturating_sub(1);
         if self.in_flight == 0 {
@@ -422,18 +433,18 @@ impl ConnectionState {
         }
     }
 
-    /// Somebody else than hyper has the connection from now on.
+    /// Notes that a handler has taken the connection over from hyper.
     pub(crate) fn upgrade(&mut self) {
         self.upgraded = true;
         self.phase = ConnectionPhase::Busy;
     }
 
-    /// Whether all that was written is on its way.
+    /// Returns whether all that was written has been sent.
     pub(crate) fn all_sent(&self) -> bool {
         self.write_buffer.is_empty() && !self.write_blocked
     }
 
-    /// Since when not a byte of a request has been here; `None` while there is one.
+    /// Returns since when no byte of a request has been received; `None` while there is one.
     pub(crate) fn silent_since(&self) -> Option<u64> {
         match self.phase {
             ConnectionPhase::New | ConnectionPhase::Idle if !self.upgraded => Some(self.since),
@@ -441,7 +452,7 @@ impl ConnectionState {
         }
     }
 
-    /// Has the connection's task carry write_buffer a sweep_action.
+    /// Has the connection's task carry out an action.
     pub(crate) fn request_action(&mut self, sweep_action: SweepAction) {
         self.sweep_action = Some(sweep_action);
         if let Some(waker) = &self.waker {

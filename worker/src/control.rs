@@ -1,7 +1,7 @@
 //! What the main thread and the serving threads of a worker share.
 //!
-//! The main thread watches the channel and the signals; serving threads serve. The main thread sets the
-//! [`WorkerPhase`], serving threads send [`ThreadReport`]s and ring the wakeup.
+//! The main thread watches the channel and the signals; serving threads serve. The main thread sets
+//! the [`WorkerPhase`], serving threads send [`ThreadReport`]s and wake it up.
 
 use crate::access_log::AccessLog;
 use crate::error::StartError;
@@ -30,7 +30,14 @@ pub(crate) enum WorkerPhase {
     },
 }
 
-/// What a serving thread tells.
+impl WorkerPhase {
+    /// Returns whether the worker drains.
+    pub(crate) fn is_drain(self) -> bool {
+        matches!(self, Self::Drain { .. })
+    }
+}
+
+/// What a serving thread reports.
 #[derive(Debug)]
 pub(crate) enum ThreadReport {
     /// Its service is made, or why not.
@@ -48,7 +55,7 @@ pub(crate) enum ThreadReport {
 pub(crate) struct Control {
     /// How to serve.
     pub(crate) settings: Arc<WorkerSettings>,
-    /// Set before [`WorkerPhase::Drain`] is announced, for those who do not wait for announcements.
+    /// Set before [`WorkerPhase::Drain`] is announced, for code that does not await announcements.
     pub(crate) draining: Arc<AtomicBool>,
     /// The phase, to be awaited.
     pub(crate) phase: watch::Sender<WorkerPhase>,
@@ -96,7 +103,7 @@ impl Control {
         self.wakeup.as_fd()
     }
 
-    /// Makes the wakeup silent again.
+    /// Clears the wake-up.
     pub(crate) fn clear_wakeup(&self) {
         let _ = self.wakeup.read();
     }

@@ -1,10 +1,12 @@
 //! One HTTP connection, from its acceptance to its last byte.
 //!
-//! The task here drives hyper, flushes what hyper wrote, and carries out the verdicts of the thread's sweep
-//! (timeouts, drain). Nothing is timed per connection: hyper's own timers are off.
+//! The task here drives hyper, flushes what hyper wrote, and carries out the actions that the
+//! thread's sweep requests (timeouts, drain). Nothing is timed per connection: hyper's own timers
+//! are off.
 //!
-//! *Invariant*: a connection is closed on our own accord only when hyper holds nothing of a request, a look into the
-//! socket finds nothing either, and then by closing the sending side first and reading on for a while.
+//! *Invariant*: the worker closes a connection on its own accord only when hyper holds nothing of a
+//! request and a peek into the socket finds nothing either, and then by closing the sending side
+//! first and reading on for a while.
 
 use crate::answer::answer;
 use crate::clock::now_ms;
@@ -39,7 +41,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Spawn {
 }
 
 impl Builders {
-    /// As the thread's settings want it.
+    /// Builds them from the thread's settings.
     pub(crate) fn new(thread: &ServingThread) -> Self {
         let head = thread.settings.max_head_bytes;
         let mut h1 = http1::Builder::new();
@@ -60,7 +62,7 @@ impl Builders {
 enum End {
     /// Both sides are done with each other.
     Close,
-    /// We stop, and the client may not know yet.
+    /// The worker closes, and the client may not know yet.
     Linger,
 }
 
@@ -79,7 +81,7 @@ pub(crate) async fn serve<S>(
         end = Some(serve_h2(&thread, &connection, &builders.h2, &service).await);
     }
     if let Some(End::Linger) = end {
-        // It is no connection in hand any more.
+        // It no longer counts as an active connection.
         let lingering = connection_guard.linger();
         connection.half_close();
         connection.linger().await;
@@ -95,7 +97,7 @@ enum Step {
     IsH2,
 }
 
-/// Polls hyper, sends what it wrote, and looks for verdicts.
+/// Polls hyper, sends what it wrote, and checks for an action that the sweep requests.
 fn step<C>(
     conn: Pin<&mut C>,
     thread: &ServingThread,
@@ -160,7 +162,8 @@ where
                 state.closing = true;
                 drop(state);
                 connection.send_last(
-                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\n\
+                      content-length: 0\r\n\r\n",
                 );
                 return Some(End::Linger);
             }
@@ -182,7 +185,8 @@ where
                 if parts.read_buf.is_empty() {
                     return Some(End::Linger);
                 }
-                // The beginning of a request came in one read with the one before. It is owed an answer.
+                // The beginning of a request arrived in one read with the previous one. It must be
+                // answered.
                 let mut state = connection.state();
                 state.stash = parts.read_buf.to_vec();
                 state.phase = ConnectionPhase::Head;
@@ -197,7 +201,7 @@ where
     }
 }
 
-/// What to do when hyper is done with an HTTP/1 connection.
+/// Decides how to end a connection that hyper has finished.
 async fn over(
     thread: &Rc<ServingThread>,
     connection: &Arc<Connection>,
@@ -206,7 +210,7 @@ async fn over(
     if let Err(error) = &result {
         log::debug!("connection ended: {error}");
     }
-    // Held by the thread's list, the caller, and whoever took the connection over.
+    // Held by the thread's list, the caller, and the handler that took the connection over.
     if result.is_ok() && Arc::strong_count(connection) > ServingThread::HOLDERS {
         connection.state().upgrade();
         thread.wait_for_upgraded(connection).await;
@@ -218,10 +222,9 @@ async fn over(
         state.closing || state.phase == ConnectionPhase::Head || !state.stash.is_empty()
     };
     match connection.peek() {
-        Peek::Closed => End::Close,
         Peek::Bytes => End::Linger,
         Peek::Nothing if ours => End::Linger,
-        Peek::Nothing => End::Close,
+        Peek::Nothing | Peek::Closed => End::Close,
     }
 }
 
@@ -265,7 +268,7 @@ where
                 connection.state().goaway_sent_at = Some(now_ms());
                 conn.as_mut().graceful_shutdown();
             }
-            // It was told to go away, has nothing to wait for, and stays.
+            // GOAWAY was sent, no stream is open, and the client stays.
             Step::SweepAction(SweepAction::CloseIdle) => {
                 if connection.state().in_flight == 0 {
                     return End::Linger;

@@ -1,9 +1,11 @@
-//! What hyper reads from and writes to: a [`Connection`] with a few opinions.
+//! What hyper reads from and writes to: a [`Connection`] with two additions.
 //!
-//! * The first bytes tell HTTP/2 with prior knowledge from HTTP/1. Nothing is read ahead for that and no buffer is
+//! * The first bytes distinguish HTTP/2 with prior knowledge from HTTP/1. Nothing is read ahead for
+//!   that and no buffer is kept: an ordinary connection costs one comparison.
 //!   kept: on an ordinary connection it costs one comparison.
-//! * Reads keep the account by which a drain knows whether closing after an answer would cut off another request.
-//!   While draining, a request is handed to hyper alone, even when the client sends several at once.
+//! * Reads track whether closing after a response would cut off another request. While draining,
+//!   hyper receives one request at a time, even when the client sends several at once. While
+//!   draining, a request is handed to hyper alone, even when the client sends several at once.
 
 use crate::clock::now_ms;
 use crate::connection::{Connection, ConnectionPhase};
@@ -36,7 +38,7 @@ impl Io {
         }
     }
 
-    /// Gives hyper bytes that were received earlier, or none when there are none.
+    /// Gives hyper bytes that were received earlier; returns whether there were any.
     fn take_stashed(&self, cursor: &mut ReadBufCursor<'_>) -> bool {
         let mut state = self.connection.state();
         if state.stash.is_empty() || state.sniffing {
@@ -79,7 +81,7 @@ impl Read for Io {
         mut cursor: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         if self.connection.state().h2 && self.connection.state().sniffing {
-            // Found out below; these bytes are for the HTTP/2 connection that takes over.
+            // Detected below; these bytes are for the HTTP/2 connection that takes over.
             return Poll::Pending;
         }
         if self.take_stashed(&mut cursor) {
@@ -106,7 +108,7 @@ impl Read for Io {
                 Ok((got, room))
             }))?;
             if got == 0 {
-                // What was held back while it could have been a preface is all there will be.
+                // What was held back as a possible preface is all there will be.
                 let mut state = self.connection.state();
                 state.sniffing = false;
                 drop(state);
@@ -129,7 +131,7 @@ impl Read for Io {
     }
 }
 
-/// What becomes of received bytes.
+/// What happens to received bytes.
 enum Keep {
     /// hyper has them.
     Yes,
@@ -138,7 +140,7 @@ enum Keep {
 }
 
 impl Io {
-    /// Looks at what was just received, and decides whether hyper may have it as it is.
+    /// Inspects what was just received, and decides whether hyper may have it as it is.
     fn account(&self, bytes: &[u8]) -> Keep {
         if bytes.is_empty() {
             return Keep::Yes;
@@ -195,7 +197,8 @@ impl Write for Io {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The connection's task flushes when it has been polled. Nobody does that for an upgraded one.
+        // The connection's task flushes after polling hyper. An upgraded connection has no such
+        // task.
         if self.connection.state().upgraded {
             self.connection.poll_flush(cx)
         } else {
@@ -207,7 +210,7 @@ impl Write for Io {
         let blocked = self.connection.poll_flush(cx);
         self.connection.state().write_blocked = blocked.is_pending();
         ready!(blocked)?;
-        // How to close is the connection's task's business, except that it has none with an upgraded one.
+        // The connection's task decides how to close, except that an upgraded connection has none.
         if self.connection.state().upgraded {
             self.connection.half_close();
         }

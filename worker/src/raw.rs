@@ -32,15 +32,15 @@ use tokio::sync::watch;
 /// # let _ = prefork_worker::Service::raw(|_| async { Ok(Greeter) });
 /// ```
 pub trait RawService: 'static {
-    /// Serves one connection; it is closed when this returns. An error is logged at debug level and ends this
-    /// connection only, and so does a panic.
+    /// Serves one connection; it is closed when this returns. An error is logged at debug level and
+    /// ends this connection only, and so does a panic.
     ///
     /// While the worker drains, a connection is waited for until the supervisor's deadline: see
     /// [`Stream::signal`] to leave earlier.
     fn serve(&self, stream: Stream) -> impl Future<Output = io::Result<()>>;
 }
 
-/// Tells when the worker drains.
+/// Resolves when the worker drains.
 #[derive(Debug, Clone)]
 pub struct DrainSignal(watch::Receiver<WorkerPhase>);
 
@@ -48,14 +48,12 @@ impl DrainSignal {
     /// Waits until the worker drains.
     pub async fn draining(mut self) {
         // An error means that the worker is at its end.
-        let _ = self
-            .0
-            .wait_for(|phase| matches!(phase, WorkerPhase::Drain { .. }))
-            .await;
+        let _ = self.0.wait_for(|phase| phase.is_drain()).await;
     }
 }
 
-/// A client's connection. Read and write it by tokio's `AsyncReadExt` and `AsyncWriteExt`; writes are not buffered.
+/// A client's connection. Read and write it by tokio's `AsyncReadExt` and `AsyncWriteExt`; writes
+/// are not buffered.
 pub struct Stream {
     connection: Arc<Connection>,
     phase: watch::Receiver<WorkerPhase>,
@@ -71,23 +69,24 @@ impl std::fmt::Debug for Stream {
 }
 
 impl Stream {
-    /// The client's address; `None` for Unix sockets.
+    /// Returns the client's address; `None` for Unix sockets.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.connection.socket().peer_addr().ok()?.as_socket()
     }
 
-    /// A handle by which to wait for the drain while the stream is being read.
+    /// Returns a handle with which to wait for the drain while the stream is being read.
     pub fn signal(&self) -> DrainSignal {
         DrainSignal(self.phase.clone())
     }
 
-    /// How long a client may still be silent while the worker drains.
+    /// Returns how long a client may still be silent while the worker drains.
     pub fn drain_idle(&self) -> Duration {
         self.drain_idle
     }
 
-    /// Ends the connection so that the client surely gets what was written: closes the sending side, and reads on until
-    /// the client has closed too, for at most a second. Merely dropping a stream with unread bytes resets it.
+    /// Ends the connection so that the client receives what was written: closes the sending side,
+    /// and reads on until the client has closed too, for at most a second. Merely dropping a stream
+    /// with unread bytes resets it.
     pub async fn finish(self) {
         self.connection.half_close();
         self.connection.linger().await;

@@ -50,11 +50,12 @@ pub(crate) trait Serve {
 }
 
 impl Service {
-    /// HTTP/1.1 and HTTP/2 with prior knowledge, by any tower service, an axum `Router` for instance.
+    /// HTTP/1.1 and HTTP/2 with prior knowledge, by any tower service, an axum `Router` for
+    /// instance.
     ///
-    /// `make` runs once in each serving thread, within that thread's tokio runtime. An error means that the worker cannot
-    /// start; its text is shown to the operator. Nothing needs to be `Send`: a service never leaves its thread. It is
-    /// cloned for each request.
+    /// `make` runs once in each serving thread, within that thread's tokio runtime. An error means
+    /// that the worker cannot start, and the operator reads its text. Nothing needs to be `Send`: a
+    /// service never leaves its thread. It is cloned for each request.
     pub fn http<M, F, S>(make: M) -> Self
     where
         M: Fn(Context) -> F + Send + Sync + 'static,

@@ -1,19 +1,23 @@
-//! What a serving thread knows of its connections, and its sweep.
+//! The connections of a serving thread: their list, the thread's capacity, and its sweep.
 //!
-//! One [`ServingThread`] per serving thread, used by it alone. It keeps the list of open connections, decides whether
-//! there is room for one more, and looks over all of them now and then ("sweep"): timeouts, drain, the oldest
-//! request for the scoreboard. One timer per thread does for ten thousand connections, and an idle thread wakes
-//! once a heartbeat.
+//! One [`ServingThread`] per serving thread, used by it alone. It keeps the list of open
+//! connections, decides whether there is capacity for one more, and checks all of them periodically
+//! ("sweep"): timeouts, drain, the oldest request for the scoreboard. One timer per thread suffices
+//! for ten thousand connections, and an idle thread wakes once a heartbeat.
 //!
-//! **Capacity.** A thread accepts only what it can serve now, because what it has accepted dies with it and waits behind its
-//! slow requests, while a sibling may be free:
-//! * at most [`Class::connections`](prefork_protocol::settings::Class::connections) open ones; and
-//! * at most [`MAX_UNSTARTED`] whose first request has not handler_starts. A connection counts as unstarted until its handler starts, or
+//! **Capacity.** A thread accepts only what it can serve now: what it has accepted dies with it and
+//! waits behind its slow requests, while a sibling may be idle. It has
+//! * at most [`Class::connections`](prefork_protocol::settings::Class::connections) open
+//!   connections; and
+//! * at most [`MAX_UNSTARTED`] whose first request has not begun. A connection counts as unstarted
+//!   until its handler starts, or for [`SILENCE_GRACE_MS`]: a client that connects and stays silent
+//!   must not keep others out.
 //!   for [`SILENCE_GRACE_MS`]: whoever connects and says nothing must not keep others out.
 //!
-//! A thread that serves one connection at a time does not count those which have been silent for
-//! [`SILENCE_GRACE_MS`] (new ones and kept-alive ones), up to [`MAX_SILENT`] of them; should two wake up at the same time, their
-//! handlers take turns. While others wait in the queue, its answers say `Connection: close`.
+//! A thread that serves one connection at a time does not count those that have been silent for
+//! [`SILENCE_GRACE_MS`] (new ones and kept-alive ones), up to [`MAX_SILENT`] of them; if two become
+//! active at the same time, their handlers take turns. While others wait in the queue, its
+//! responses say `Connection: close`.
 
 use crate::access_log::{ClockText, Completion, escaped_uri};
 use crate::clock::now_ms;
@@ -29,26 +33,26 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 
-/// Connections accepted and not yet handler_starts to be answered.
+/// The most connections that are accepted and not yet being answered.
 const MAX_UNSTARTED: usize = 4;
 /// How long a silent connection counts.
 const SILENCE_GRACE_MS: u64 = 100;
-/// Silent connections that a one-at-a-time thread keeps open.
+/// The most silent connections that a one-at-a-time thread keeps open.
 const MAX_SILENT: usize = 256;
-/// LogRecord that a thread keeps.
+/// The most unused log records that a thread keeps.
 const MAX_SPARE_RECORDS: usize = 64;
-/// How much of a slow request's target is told, in bytes.
+/// How much of a slow request's target is logged, in bytes.
 const MAX_TARGET: usize = 500;
-/// No request is in hand.
+/// The start of a handler that does not run.
 const NO_REQUEST: u64 = u64::MAX;
 
-/// A serving thread's own knowledge.
+/// A serving thread's own state.
 pub(crate) struct ServingThread {
     /// The worker's settings.
     pub(crate) settings: Arc<WorkerSettings>,
     /// One permit, in classes that run one handler at a time.
     pub(crate) handler_permits: Option<Arc<Semaphore>>,
-    /// Told whenever there may be room, or a connection is gone.
+    /// Notified when there may be capacity, or a connection is gone.
     pub(crate) changed: Notify,
     control: Arc<Control>,
     index: usize,
@@ -58,9 +62,11 @@ pub(crate) struct ServingThread {
     lingering: Cell<usize>,
     /// Waiting connections: address of the connection, and since when.
     unstarted: RefCell<Vec<(*const Connection, u64)>>,
-    /// When the handler of each request in hand began; [`NO_REQUEST`] for free tickets, and when none runs.
+    /// When the handler of each active request began; [`NO_REQUEST`] for free tickets, and when
+    /// none runs.
     handler_starts: RefCell<Vec<u64>>,
-    /// The earliest of these, or earlier: [`handler`](ServingThread::handler) tells why.
+    /// The earliest of these, or earlier: see
+    /// [`set_handler_start`](ServingThread::set_handler_start).
     oldest: Cell<u64>,
     tickets: RefCell<Vec<usize>>,
     drained_at: Cell<Option<u64>>,
@@ -70,7 +76,8 @@ pub(crate) struct ServingThread {
     spare: RefCell<Vec<LogRecord>>,
 }
 
-/// What was written down of a request for the logs: the beginning of its line, and what a slow one was.
+/// What was written down of a request for the logs: the beginning of its line, and what a slow one
+/// was.
 #[derive(Default)]
 pub(crate) struct LogRecord {
     line: Vec<u8>,
@@ -82,14 +89,14 @@ pub(crate) struct LogRecord {
 pub(crate) enum Capacity {
     /// For one more connection.
     Available,
-    /// After so many milliseconds, unless something changes before.
+    /// In this many milliseconds, unless something changes before.
     AvailableIn(u64),
     /// None until something changes.
     Full,
 }
 
 impl ServingThread {
-    /// Who holds a [`Connection`] while it is served: the list here, and its task.
+    /// The owners of a [`Connection`] while it is served: the list here, and its task.
     pub(crate) const HOLDERS: usize = 2;
 
     pub(crate) fn new(control: Arc<Control>, index: usize) -> Self {
@@ -116,7 +123,7 @@ impl ServingThread {
         }
     }
 
-    /// Whether the worker drains.
+    /// Returns whether the worker drains.
     pub(crate) fn draining(&self) -> bool {
         self.control.draining.load(Relaxed)
     }
@@ -130,7 +137,8 @@ impl ServingThread {
         Arc::clone(&self.control.draining)
     }
 
-    /// Whether the drain has lasted so long that clients which always have another request on its way are cut.
+    /// Returns whether the drain has lasted so long that clients that always have another request
+    /// on its way are cut off.
     pub(crate) fn drain_idle_elapsed(&self) -> bool {
         self.drained_at
             .get()
@@ -144,12 +152,12 @@ impl ServingThread {
         }
     }
 
-    /// How to look into the listeners' queues.
+    /// Sets the check for connections that wait in the listeners' queues.
     pub(crate) fn set_queue_probe(&self, peek: Box<dyn Fn() -> bool>) {
         *self.queue_probe.borrow_mut() = Some(peek);
     }
 
-    /// Whether somebody waits to be accepted.
+    /// Returns whether a connection waits to be accepted.
     pub(crate) fn has_waiting(&self) -> bool {
         self.queue_probe
             .borrow()
@@ -157,7 +165,7 @@ impl ServingThread {
             .is_some_and(|peek| peek())
     }
 
-    /// Whether there is room for one more connection.
+    /// Returns whether there is capacity for one more connection.
     pub(crate) fn capacity(&self) -> Capacity {
         let now = now_ms();
         if self.handler_permits.is_some() {
@@ -193,7 +201,7 @@ impl ServingThread {
         }
     }
 
-    /// Whether every connection is gone, lingering ones too.
+    /// Returns whether every connection is gone, lingering ones too.
     pub(crate) fn is_empty(&self) -> bool {
         self.open.get() == 0 && self.lingering.get() == 0
     }
@@ -203,14 +211,14 @@ impl ServingThread {
         self.control.row(self.index)
     }
 
-    /// Counts, except in a build that shows what counting costs.
+    /// Counts, except in a build that measures what counting costs.
     fn count(&self, what: impl FnOnce(&Row)) {
         if cfg!(not(feature = "uncounted")) {
             what(self.row());
         }
     }
 
-    /// Counts the bytes that have gone through a connection since the last time.
+    /// Counts the bytes that a connection has transferred since the last call.
     pub(crate) fn count_bytes(&self, connection: &Connection) {
         if cfg!(not(feature = "uncounted"))
             && let Some((received, sent)) = connection.take_byte_counts()
@@ -219,7 +227,7 @@ impl ServingThread {
         }
     }
 
-    /// A request begins; what is returned ends it.
+    /// Begins a request, and returns the ticket that ends it.
     pub(crate) fn request_begun(&self, connection: &Arc<Connection>, now_ms: u64) -> usize {
         self.count(|row| row.request_begun(now_ms));
         self.mark_started(connection);
@@ -230,7 +238,8 @@ impl ServingThread {
         })
     }
 
-    /// The handler of a request begins (at a time), or has ended: what remains of the request is up to its client.
+    /// Sets when the handler of a request began, or that it has ended: what remains of the request
+    /// is up to its client.
     pub(crate) fn set_handler_start(&self, ticket: usize, began: Option<u64>) {
         let began = began.unwrap_or(NO_REQUEST);
         let was = std::mem::replace(&mut self.handler_starts.borrow_mut()[ticket], began);
@@ -238,8 +247,9 @@ impl ServingThread {
         if began < oldest {
             self.publish_oldest(began);
         } else if was == oldest && was != NO_REQUEST && self.settings.request_timeout_ms > 0 {
-            // Otherwise the next beat is early enough. But the supervisor kills a worker whose oldest handler is
-            // overdue, and a thread that is held up by another handler does not beat.
+            // Otherwise the next heartbeat is early enough. But the supervisor kills a worker whose
+            // oldest handler is overdue, and a thread that is held up by another handler does not
+            // beat.
             self.refresh_oldest();
         }
     }
@@ -261,7 +271,7 @@ impl ServingThread {
             .set_oldest(if oldest == NO_REQUEST { 0 } else { oldest });
     }
 
-    /// A request has ended, after so many microseconds.
+    /// Ends a request that took this many microseconds.
     pub(crate) fn request_ended(&self, ticket: usize, took_us: u64, failed: bool) {
         self.set_handler_start(ticket, None);
         self.count(|row| row.request_ended(took_us, failed));
@@ -276,7 +286,7 @@ impl ServingThread {
         }
     }
 
-    /// Writes down what the logs need of a request; `None` when there are none.
+    /// Records what the logs need of a request; `None` when there are no logs.
     pub(crate) fn start_log_record<B>(
         &self,
         connection: &Connection,
@@ -301,7 +311,7 @@ impl ServingThread {
         Some(record)
     }
 
-    /// A request that was written down has ended.
+    /// Logs a request that has ended.
     pub(crate) fn log_request(
         &self,
         connection: &Connection,
@@ -330,7 +340,7 @@ impl ServingThread {
         }
     }
 
-    /// Hands on what was written down.
+    /// Passes buffered log lines on.
     pub(crate) fn flush_logs(&self) {
         if let Some(access) = &self.control.access {
             access.flush(self.index);
@@ -352,13 +362,14 @@ impl ServingThread {
         }
     }
 
-    /// A sign of life, and the oldest handler for the scoreboard.
+    /// Beats, and publishes the oldest handler on the scoreboard.
     pub(crate) fn beat(&self) {
         self.row().beat();
         self.refresh_oldest();
     }
 
-    /// How long until the next sweep: never longer than a heartbeat, and short enough for the shortest timeout.
+    /// Returns how long until the next sweep: never longer than a heartbeat, and short enough for
+    /// the shortest timeout.
     pub(crate) fn period(&self) -> Duration {
         let settings = &self.settings;
         let heartbeat = settings.heartbeat_ms.max(10);
@@ -378,7 +389,7 @@ impl ServingThread {
         Duration::from_millis(heartbeat.min(sweep))
     }
 
-    /// Looks over all connections and tells those that are overdue.
+    /// Checks all connections, and requests an action of those that are overdue.
     pub(crate) fn sweep(&self) {
         let now = now_ms();
         let settings = &self.settings;
@@ -429,7 +440,7 @@ impl ServingThread {
         }
     }
 
-    /// Waits until whoever took an upgraded connection over has let go of it.
+    /// Waits until the handler that took an upgraded connection over has dropped it.
     pub(crate) async fn wait_for_upgraded(&self, connection: &Arc<Connection>) {
         std::future::poll_fn(|cx| {
             let mut state = connection.state();
@@ -446,7 +457,7 @@ impl ServingThread {
     }
 }
 
-/// A connection's index in its thread's list, given up when dropped.
+/// A connection's entry in its thread's list, removed on drop.
 pub(crate) struct ConnectionGuard {
     thread: Rc<ServingThread>,
     index: usize,
@@ -474,7 +485,7 @@ impl ConnectionGuard {
         }
     }
 
-    /// The connection is not in hand any more, but not closed yet either.
+    /// Ends the connection as an active one, although it is not closed yet.
     pub(crate) fn linger(mut self) -> Self {
         self.release();
         self.lingering = true;

@@ -1,9 +1,10 @@
-//! The slow-request log: a warning for each request that took long, never a flood of them.
+//! The slow-request log: a warning for each request that took long, rate-limited.
 
 use crate::clock::now_ms;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-/// How many a worker tells in a second, in the long run and at once.
+/// How many requests a worker logs per second, sustained and in a burst.
 const PER_SECOND: u64 = 10;
 
 /// The worker's, shared by its threads.
@@ -35,14 +36,14 @@ impl SlowLog {
         }
     }
 
-    /// Tells of a request, if not too many were reported.
+    /// Logs a request, unless the rate limit is reached.
     pub(crate) fn report(&self, request: &[u8], status: u16, took_us: u64, body: u64, peer: &str) {
         let Some(suppressed) = self.take(now_ms()) else {
             return;
         };
         warn_suppressed(suppressed);
         let request = String::from_utf8_lossy(request);
-        let took = took_us as f64 / 1e6;
+        let took = Duration::from_micros(took_us).as_secs_f64();
         let status = if status == 0 {
             "no answer".to_owned()
         } else {
@@ -53,7 +54,7 @@ impl SlowLog {
         );
     }
 
-    /// Tells how many suppressed, when there is room for that.
+    /// Logs how many requests were suppressed, when the rate limit permits.
     pub(crate) fn report_suppressed(&self) {
         let waits = self
             .bucket
@@ -66,7 +67,7 @@ impl SlowLog {
         }
     }
 
-    /// Takes a token, and how many had none.
+    /// Takes a token, and returns how many requests had none.
     fn take(&self, now: u64) -> Option<u64> {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let gained = now.saturating_sub(bucket.since).saturating_mul(PER_SECOND);

@@ -19,7 +19,7 @@ fn is_served(address: SocketAddr) {
 }
 
 #[test]
-fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
+fn a_sibling_serves_the_queue_of_a_stopped_worker() {
     for class in ONE_BY_ONE {
         let ((first, first_address), (second, second_address)) = (tcp(), tcp());
         let stopped = Worker::start_with(
@@ -50,7 +50,8 @@ fn who_waits_for_a_stopped_worker_is_served_by_its_sibling() {
     }
 }
 
-/// Stops it, and waits until every thread has: a running one could still take a connection, and keep it.
+/// Stops it, and waits until every thread has: a running one could still take a connection, and
+/// keep it.
 fn stop(worker: &Worker) {
     worker.signal(libc::SIGSTOP);
     let stopped = |path: std::path::PathBuf| {
@@ -68,7 +69,7 @@ fn stop(worker: &Worker) {
 }
 
 #[test]
-fn who_comes_behind_a_request_that_blocks_its_worker_stays_in_the_queue() {
+fn a_connection_behind_a_blocking_request_stays_in_the_queue() {
     let (listener, address) = tcp();
     let worker = Worker::start(settings("block", ASYNC), &[&listener]);
     stop(&worker);
@@ -80,7 +81,7 @@ fn who_comes_behind_a_request_that_blocks_its_worker_stays_in_the_queue() {
         })
         .into();
     worker.signal(libc::SIGCONT);
-    until("the first request is in hand", || worker.row().busy == 1);
+    until("the first request is active", || worker.row().busy == 1);
     // There a sibling with time finds them.
     let queue = socket2::SockRef::from(&listener);
     assert_eq!(std::iter::from_fn(|| queue.accept().ok()).count(), 3);
@@ -89,7 +90,7 @@ fn who_comes_behind_a_request_that_blocks_its_worker_stays_in_the_queue() {
 }
 
 #[test]
-fn who_was_left_in_a_far_queue_is_found() {
+fn a_connection_left_in_a_polled_queue_is_found() {
     for class in ONE_BY_ONE {
         let ((own, own_address), (polled, far_address)) = (tcp(), tcp());
         let worker = Worker::start_with(
@@ -129,7 +130,8 @@ fn a_connection_wakes_one_of_the_workers_who_could_take_it() {
         is_served(address);
     }
     let after: u64 = workers.iter().map(switches).sum();
-    // One for the connection, one for its request, one for its end; seven for the connection alone if all woke up.
+    // One for the connection, one for its request, one for its end; seven for the connection alone
+    // if all woke up.
     assert!(
         after - before <= 350,
         "{} context switches for 100 connections",

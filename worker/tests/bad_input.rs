@@ -114,7 +114,8 @@ fn an_unread_body_does_not_destroy_the_answer() {
         let (worker, address) = Worker::serving("test:axum", ASYNC);
         let mut connection = client(address);
         let body = "x".repeat(60_000);
-        let head = "POST /ignore HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 60000\r\n\r\n";
+        let head = "POST /ignore HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Length: 60000\r\n\r\n";
         connection.send(&format!("{head}{body}"));
         assert_eq!(connection.answer().unwrap().text(), "ignored");
         assert!(connection.at_end());
@@ -124,7 +125,7 @@ fn an_unread_body_does_not_destroy_the_answer() {
 }
 
 #[test]
-fn a_panic_gets_500_and_costs_nobody_else_anything() {
+fn a_panic_gets_500_and_affects_no_other_request() {
     refused("test:axum", b"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n", 500);
 }
 
@@ -193,7 +194,7 @@ fn random_bytes_end_no_worker() {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
-            bytes.push((seed >> 24) as u8);
+            bytes.push(seed.to_le_bytes()[3]);
         }
         let _ = connect(address).write_all(&bytes);
     }

@@ -54,7 +54,7 @@ fn a_request_in_hand_is_finished_and_says_close() {
             let (mut worker, address) = Worker::serving(app, class(name));
             let mut connection = client(address);
             connection.send("GET /?ms=400 HTTP/1.1\r\nHost: x\r\n\r\n");
-            until("it is in hand", || worker.row().busy == 1);
+            until("it is active", || worker.row().busy == 1);
             worker.drain(false);
             let answer = connection.answer().unwrap();
             assert_eq!(answer.status, 200);
@@ -71,7 +71,7 @@ fn draining_is_said_although_a_handler_blocks() {
     let (mut worker, address) = Worker::serving("block", THREADS);
     let mut connection = client(address);
     connection.send("GET /?ms=3000 HTTP/1.1\r\nHost: x\r\n\r\n");
-    until("it is in hand", || worker.row().busy == 1);
+    until("it is active", || worker.row().busy == 1);
     let began = Instant::now();
     worker.drain(false);
     assert_eq!(worker.hear(), Some(ToSupervisor::Draining));
@@ -111,7 +111,7 @@ fn pipelined_requests_are_all_answered() {
         let request = format!("GET {app} HTTP/1.1\r\nHost: x\r\n\r\n");
         if app == "/wait" {
             connection.send(&request.repeat(3));
-            until("the first is in hand", || worker.row().busy == 1);
+            until("the first is active", || worker.row().busy == 1);
             worker.drain(false);
         } else {
             worker.drain(false);
@@ -120,7 +120,8 @@ fn pipelined_requests_are_all_answered() {
         }
         let mut closed = false;
         for number in 0..3 {
-            // What was sent long ago is owed an answer only for as long as a drain waits for idle clients.
+            // What was sent long ago is owed an answer only for as long as a drain waits for idle
+            // clients.
             match connection.answer() {
                 Some(answer) => closed = answer.closes(),
                 None => assert!(number > 0 && closed && app == "/wait", "{number} {app}"),
@@ -206,7 +207,7 @@ fn saturated_pipelining_clients_lose_nothing() {
 }
 
 #[test]
-fn what_waits_in_the_queue_is_served_when_nobody_follows() {
+fn the_queue_is_served_when_no_worker_follows() {
     for name in ClassName::ALL {
         let (listener, address) = tcp();
         let mut worker = Worker::start(settings("block", class(name)), &[&listener]);

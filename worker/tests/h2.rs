@@ -138,7 +138,8 @@ fn saturated_http2_clients_lose_nothing() {
                 local.spawn_local(async move {
                     let (mut sender, _) = connect_h2(address).await;
                     while !stop.get() {
-                        // A client that was told to go away knows that this request was not processed.
+                        // A client that was told to go away knows that this request was not
+                        // processed.
                         if sender.is_closed() || sender.ready().await.is_err() {
                             sender = connect_h2(address).await.0;
                             continue;
@@ -158,7 +159,8 @@ fn saturated_http2_clients_lose_nothing() {
                             Err(mut error) => {
                                 // Handed back: not a byte of it was sent.
                                 let unsent = error.take_message().is_some();
-                                // Or refused by GOAWAY, which tells the client that nobody has begun it.
+                                // Or refused by GOAWAY, which tells the client that nobody has
+                                // begun it.
                                 let text = format!("{:?}", error.error());
                                 let refused = text.contains("GoAway(b\"\", NO_ERROR, Remote)");
                                 assert!(unsent || refused, "lost: {text}");

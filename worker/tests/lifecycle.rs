@@ -31,7 +31,7 @@ fn a_worker_leaves_soon_after_its_supervisor_is_gone() {
     let (mut worker, address) = Worker::serving("block", THREADS);
     let mut connection = client(address);
     connection.send("GET /?ms=30000 HTTP/1.1\r\nHost: x\r\n\r\n");
-    until("it is in hand", || worker.row().busy == 1);
+    until("it is active", || worker.row().busy == 1);
     let began = Instant::now();
     drop(worker.channel.take());
     worker.exit();
@@ -55,7 +55,7 @@ fn signals_drain() {
         let (mut worker, address) = Worker::serving("sleep", ASYNC);
         let mut connection = client(address);
         connection.send("GET /?ms=300 HTTP/1.1\r\nHost: x\r\n\r\n");
-        until("it is in hand", || worker.row().busy == 1);
+        until("it is active", || worker.row().busy == 1);
         worker.signal(signal);
         assert!(connection.answer().unwrap().closes());
         drop(connection);
@@ -100,8 +100,9 @@ fn a_worker_is_idle_when_it_has_nothing_to_do() {
     let before = switches();
     std::thread::sleep(Duration::from_secs(2));
     let woke = switches() - before;
-    // At most five heartbeats fall into the time, and tokio's timer wheel wakes up to twice for each (once to
-    // move the timer to a finer level). The rest is for what was still going on at the start.
+    // At most five heartbeats fall into the time, and tokio's timer wheel wakes up to twice for
+    // each (once to move the timer to a finer level). The rest is for what was still going on at
+    // the start.
     assert!(
         woke <= 12,
         "{woke} wake-ups in two seconds with a heartbeat of 500 ms"

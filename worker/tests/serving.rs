@@ -1,4 +1,4 @@
-//! Each class serves, and nobody is held up by somebody else's slow handler or silence.
+//! Each class serves, and no client is held up by another one's slow handler or silence.
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;
@@ -98,7 +98,7 @@ fn sync_serves_one_at_a_time() {
         "{:?}",
         began.elapsed()
     );
-    assert!(most <= 1, "{most} requests were in hand");
+    assert!(most <= 1, "{most} requests were active");
     for client in clients {
         assert_eq!(client.join().unwrap().status, 200);
     }
@@ -112,7 +112,7 @@ fn async_serves_many_slow_requests_at_once() {
     let clients: Vec<_> = (0..30)
         .map(|_| thread::spawn(move || get(address, "/?ms=1000")))
         .collect();
-    until("all are in hand", || worker.row().busy == 30);
+    until("all are active", || worker.row().busy == 30);
     assert!(began.elapsed() < Duration::from_secs(10));
     for client in clients {
         assert_eq!(client.join().unwrap().status, 200);
@@ -121,7 +121,7 @@ fn async_serves_many_slow_requests_at_once() {
 }
 
 #[test]
-fn clients_that_say_nothing_hold_nobody_up() {
+fn silent_clients_hold_up_no_others() {
     for name in ClassName::ALL {
         let (worker, address) = Worker::serving("hello", class(name));
         let mut silent: Vec<_> = (0..20).map(|_| client(address)).collect();
@@ -166,7 +166,7 @@ fn the_scoreboard_counts_and_beats() {
     assert_eq!((row.connections, row.open, row.busy), (1, 1, 0));
     until("both are counted", || worker.row().requests == 2);
     connection.send("GET /?ms=700 HTTP/1.1\r\nHost: x\r\n\r\n");
-    until("the request is in hand", || worker.row().busy == 1);
+    until("the request is active", || worker.row().busy == 1);
     let oldest = worker.row().oldest;
     assert!(oldest > 0);
     // Others come and go; the oldest stays the oldest.
@@ -224,9 +224,9 @@ fn bytes_errors_and_latencies_are_counted_to_the_last() {
         "{row:?}"
     );
     // Bytes that are no request count, too, and what is answered to them.
-    let mut stranger = client(address);
-    stranger.send("nonsense\r\n\r\n");
-    assert_eq!(stranger.answer().unwrap().status, 400);
+    let mut malformed = client(address);
+    malformed.send("nonsense\r\n\r\n");
+    assert_eq!(malformed.answer().unwrap().status, 400);
     until("these, too", || {
         worker.row().bytes_in == row.bytes_in + 12 && worker.row().bytes_out > row.bytes_out
     });
@@ -237,8 +237,8 @@ fn bytes_errors_and_latencies_are_counted_to_the_last() {
 fn a_raw_connection_is_a_request_and_its_bytes_are_counted_while_it_lasts() {
     let (worker, address) = Worker::serving("echo", ASYNC);
     let mut connection = connect(address);
-    connection.write_all(&[b'x'; 20_000]).unwrap();
-    connection.read_exact(&mut [0; 20_000]).unwrap();
+    connection.write_all(&vec![b'x'; 20_000]).unwrap();
+    connection.read_exact(&mut vec![0; 20_000]).unwrap();
     until("all is counted", || {
         (worker.row().bytes_in, worker.row().bytes_out) == (20_000, 20_000)
     });
@@ -254,7 +254,7 @@ fn the_oldest_request_moves_on_under_constant_load() {
     let mut first = client(address);
     let mut second = client(address);
     first.send("GET /?ms=300 HTTP/1.1\r\nHost: x\r\n\r\n");
-    until("one is in hand", || worker.row().busy == 1);
+    until("one is active", || worker.row().busy == 1);
     let began = worker.row().oldest;
     thread::sleep(Duration::from_millis(100));
     second.send("GET /?ms=900 HTTP/1.1\r\nHost: x\r\n\r\n");

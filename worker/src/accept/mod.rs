@@ -1,12 +1,15 @@
-//! Taking connections out of the queues of inherited listeners.
+//! Accepts connections from the queues of inherited listeners.
 //!
-//! A thread takes from its own slot's queues first and from its siblings' when nothing waits there, one connection
-//! for each time that it wakes up. It decides nothing else: when to accept, and how many, is up to the serving thread.
-//! A listener's file description is shared with other processes, so a queue that was ready may be empty by now.
+//! A thread accepts from its own slot's queues first and from its siblings' when nothing waits
+//! there, one connection per wake-up. It decides nothing else: when to accept, and how many, is up
+//! to the serving thread. Other processes share a listener's file description, so a queue that was
+//! ready may be empty by now.
 //!
-//! **Who is woken.** The kernel wakes one of those who wait for a queue: the one who has watched it longest. So a
-//! thread begins to watch its siblings' queues [a little later](Acceptor::watch_siblings) than its own, and anew at each
-//! [heartbeat](Acceptor::beat): whoever owns a queue is ahead of everybody else. Of a queue that all share, whoever has just taken a connection goes to the end of the line.
+//! **Who is woken.** The kernel wakes one of the processes that wait for a queue: the one that has
+//! watched it longest. So a thread begins to watch its siblings' queues [a little
+//! later](Acceptor::watch_siblings) than its own, and again at each [heartbeat](Acceptor::beat):
+//! the owner of a queue stays first in line. A thread that accepts from a queue shared by all goes
+//! to the end of the line.
 
 mod watch;
 
@@ -26,16 +29,16 @@ use watch::{TokioEpoll, Watch};
 /// The listeners of a worker, which its threads share.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    /// Its own, then the watched ones of its siblings, then the polled ones.
+    /// The worker's own, then the watched ones of its siblings, then the polled ones.
     sockets: Vec<OwnedFd>,
     own: Range<usize>,
     watched: Range<usize>,
-    /// Which of its own are everybody's.
+    /// Which of its own are shared by all workers.
     shared: Vec<bool>,
 }
 
 impl Listeners {
-    /// Those that a worker has inherited, by whose they are.
+    /// The listeners that a worker has inherited.
     pub(crate) fn new(
         own: Vec<OwnedFd>,
         watched: Vec<OwnedFd>,
@@ -57,7 +60,7 @@ impl Listeners {
         }
     }
 
-    /// Takes one connection out of a queue, if there is one. There is none in a socket that was shut down.
+    /// Accepts one connection from a queue, if there is one. A socket that was shut down has none.
     fn take(&self, index: usize) -> io::Result<Option<OwnedFd>> {
         match take(self.sockets[index].as_fd()) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
@@ -65,7 +68,7 @@ impl Listeners {
         }
     }
 
-    /// Whether somebody waits in one of these queues.
+    /// Returns whether a connection waits in one of these queues.
     fn has_waiting(&self, queues: Range<usize>) -> bool {
         let mut fds: Vec<_> = self.sockets[queues]
             .iter()
@@ -79,7 +82,7 @@ fn take(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     match sys::accept(listener) {
         Ok(connection) => Ok(Some(connection)),
         Err(error) => match error.raw_os_error() {
-            // The rest are connections that died in the queue: the next one may be well.
+            // The last two are connections that died in the queue: the next one may be fine.
             Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED | libc::EPROTO) => Ok(None),
             _ => Err(error),
         },
@@ -104,7 +107,7 @@ impl AsRawFd for Listener {
     }
 }
 
-/// The queues that one thread takes connections from.
+/// The queues that one thread accepts connections from.
 pub(crate) struct Acceptor {
     listeners: Arc<Listeners>,
     /// Of its own and the watched queues.
@@ -112,9 +115,9 @@ pub(crate) struct Acceptor {
     watching: Cell<bool>,
     /// Whether it watches the watched queues, too.
     watching_siblings: Cell<bool>,
-    /// How often it has accepted: whose turn it is.
+    /// How often it has accepted: which queue is next.
     turn: Cell<usize>,
-    /// Whether somebody was seen in a polled queue, and who is to be told of it.
+    /// Whether a connection was seen in a polled queue, and the task to wake for it.
     polled_waiting: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
@@ -123,13 +126,14 @@ impl Acceptor {
     /// Watches nothing before [`resume`](Self::resume). To be called within a tokio runtime.
     pub(crate) fn new(listeners: Arc<Listeners>) -> io::Result<Self> {
         let event_loop = TokioEpoll::of_this_thread()?;
-        // Without the event loop every worker would be woken for every connection: the watched queues become polled ones.
-        let watched = if event_loop.is_some() {
+        // Without the event loop every worker would be woken for every connection, so the watched
+        // queues are polled, too.
+        let count = if event_loop.is_some() {
             listeners.watched.end
         } else {
             listeners.own.end
         };
-        let watches = (0..watched).map(|index| {
+        let watches = (0..count).map(|index| {
             let listener = Listener {
                 all: Arc::clone(&listeners),
                 index,
@@ -163,15 +167,16 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Watches nothing for a while. A thread that has no room and is about to wait for something else must not be woken
-    /// for a connection that somebody else has time for.
+    /// Stops watching for a while. A thread that has no capacity and is about to wait for something
+    /// else must not be woken for a connection that an idle sibling could serve.
     pub(crate) fn pause(&self) {
         if self.watching.replace(false) {
             self.watches.iter().for_each(Watch::end);
         }
     }
 
-    /// Watches the watched queues, too, from now on. Workers start together: by now their owners watch them.
+    /// Watches the siblings' queues from now on. Workers start together: by now the owners watch
+    /// them.
     pub(crate) fn watch_siblings(&self) {
         self.watching_siblings.set(true);
         self.listeners
@@ -180,10 +185,11 @@ impl Acceptor {
             .for_each(|index| self.rearm(index));
     }
 
-    /// Lets the owners of the watched queues go first, and looks into its own and the polled ones.
+    /// Lets the owners of the watched queues go first, and checks its own and the polled ones.
     pub(crate) fn beat(&self) {
-        // Whoever was woken for a connection may have taken another one at the same time and have no room any more. The kernel
-        // wakes nobody else for it, and siblings that could look are busy.
+        // The process that was woken for a connection may have accepted another one at the same
+        // time and have no capacity any more. The kernel wakes no other process for it, and
+        // siblings that could check are busy.
         if self.watching.get() && self.has_waiting() {
             self.listeners
                 .own
@@ -207,7 +213,7 @@ impl Acceptor {
         }
     }
 
-    /// Waits until a queue has something, and takes one connection out of it.
+    /// Waits until a queue has a connection, and accepts it.
     pub(crate) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
         for index in self.in_turn() {
             let taken = match self.watches.get(index) {
@@ -233,17 +239,17 @@ impl Acceptor {
         Poll::Pending
     }
 
-    /// Takes one connection from its own queues if there is one, without waiting.
+    /// Accepts one connection from its own queues if there is one, without waiting.
     pub(crate) fn take_own(&self) -> io::Result<Option<OwnedFd>> {
         self.take_of(self.listeners.own.clone())
     }
 
-    /// Takes one connection from a sibling's queue if there is one, without waiting.
+    /// Accepts one connection from a sibling's queue if there is one, without waiting.
     pub(crate) fn take_siblings(&self) -> io::Result<Option<OwnedFd>> {
         self.take_of(self.listeners.own.end..self.listeners.sockets.len())
     }
 
-    /// Whether somebody waits in its own queues.
+    /// Returns whether a connection waits in its own queues.
     pub(crate) fn has_waiting(&self) -> bool {
         self.listeners.has_waiting(self.listeners.own.clone())
     }
@@ -254,8 +260,9 @@ impl Acceptor {
             .transpose()
     }
 
-    /// All queues in the order in which they are asked: its own, watched, polled. Within the first two another one comes first each
-    /// time, so that a busy address does not starve another.
+    /// Returns all queues in the order in which to try them: own, watched, polled. Within the first
+    /// two groups another one comes first each time, so that a busy address does not starve
+    /// another.
     fn in_turn(&self) -> impl Iterator<Item = usize> + use<> {
         let turn = self.turn.get();
         let rotate = move |queues: Range<usize>| {
@@ -268,7 +275,7 @@ impl Acceptor {
             .chain(polled)
     }
 
-    /// Goes to the end of the line of those who wait for a queue.
+    /// Goes to the end of the line of processes that wait for a queue.
     fn rearm(&self, index: usize) {
         if let Some(watch) = self.watches.get(index).filter(|_| self.watching.get()) {
             watch.end();

@@ -1,15 +1,17 @@
-//! Waiting for a listener so that one connection wakes one of all that wait for it.
+//! Waits for a listener so that one connection wakes one of all waiting processes.
 //!
-//! The kernel does that for descriptors in the very epoll instance in which a thread sleeps, if they are registered with
-//! `EPOLLEXCLUSIVE` (epoll_ctl(2)). Registered in an instance that is itself watched by another one, every connection
-//! wakes every worker. The instance in which a thread sleeps is tokio's, and tokio can set no such flag: so a listener
-//! is registered by tokio, and then registered again in the same instance with the same data and this flag. What the
-//! data means stays tokio's secret. `docs/accepting.md` compares this with the other ways.
+//! The kernel does that for descriptors in the very epoll instance in which a thread sleeps, if
+//! they are registered with `EPOLLEXCLUSIVE` (epoll_ctl(2)). Registered in an instance that another
+//! one watches, every connection wakes every worker. The instance in which a thread sleeps is
+//! tokio's, and tokio cannot set that flag: so tokio registers a listener, and this module
+//! registers it again in the same instance with the same data and the flag. The meaning of the data
+//! stays private to tokio. `docs/accepting.md` compares this with the alternatives.
 //!
-//! *Invariant*: the data of a registration is what tokio gave for this very descriptor, and tokio keeps what it refers to
-//! for as long as the [`AsyncFd`] lives; that removes the registration when it is dropped.
+//! *Invariant*: the data of a registration is what tokio gave for this very descriptor, and tokio
+//! keeps what it refers to for as long as the [`AsyncFd`] lives; the registration is removed when
+//! that is dropped.
 //!
-//! The flag also makes the event level-triggered: it comes again for as long as somebody waits.
+//! The flag also makes the event level-triggered: it is repeated for as long as a connection waits.
 
 use crate::sys;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
@@ -26,8 +28,8 @@ use tokio::io::unix::AsyncFd;
 pub(super) struct TokioEpoll(Rc<Epoll>);
 
 impl TokioEpoll {
-    /// Finds it: it is the one that watches a descriptor which only this thread has asked tokio to watch. `None` where
-    /// `/proc` does not tell.
+    /// Finds it: the one that watches a descriptor which only this thread has asked tokio to watch.
+    /// `None` where `/proc` is not readable.
     pub(super) fn of_this_thread() -> io::Result<Option<Self>> {
         let sign = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let sign = sys::watch(OwnedFd::from(sign), Interest::READABLE)?;
@@ -38,7 +40,8 @@ impl TokioEpoll {
             open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
         let watches = |number: RawFd| data_of(number, sign.as_raw_fd()).is_some();
         for number in numbers.filter(|number| watches(*number)) {
-            // Between the look and the copy another thread may have put something else there: look at the copy.
+            // Between the check and the copy another thread may have put something else there:
+            // check the copy.
             if let Ok(copy) = sys::duplicate(number)
                 && watches(copy.as_raw_fd())
             {
@@ -68,7 +71,7 @@ fn data_of(epoll: RawFd, watched: RawFd) -> Option<u64> {
 /// A listener that the thread's event loop knows.
 pub(super) struct Watch<T: AsRawFd> {
     listener: AsyncFd<T>,
-    /// The instance, and tokio's data; without it tokio watches in its own way, and does so always.
+    /// The instance, and tokio's data; without it tokio watches in its own way, and always.
     exclusive: Option<(Rc<Epoll>, u64)>,
     /// It does not listen any more.
     shut: Cell<bool>,
@@ -91,7 +94,7 @@ impl<T: AsRawFd + AsFd> Watch<T> {
         })
     }
 
-    /// Watches it, behind everybody who does so already.
+    /// Watches it, behind every process that already does.
     pub(super) fn begin(&self) -> io::Result<()> {
         let Some((epoll, data)) = self.exclusive.as_ref().filter(|_| !self.shut.get()) else {
             return Ok(());
@@ -108,14 +111,14 @@ impl<T: AsRawFd + AsFd> Watch<T> {
         }
     }
 
-    /// Waits until the queue has something, and has `take` look what. A listener that was shut down never has: for as long as
-    /// it is watched, the kernel says that it has ended.
+    /// Waits until the queue has something, and calls `take` to accept it. A listener that was shut
+    /// down never has: for as long as it is watched, the kernel reports that it has ended.
     pub(super) fn poll_take(
         &self,
         cx: &mut Context<'_>,
         take: impl Fn(BorrowedFd<'_>) -> io::Result<Option<OwnedFd>>,
     ) -> Poll<io::Result<OwnedFd>> {
-        // tokio keeps in mind for ever that it has ended.
+        // tokio remembers forever that it has ended.
         while !self.shut.get() {
             let mut guard = ready!(self.listener.poll_read_ready(cx))?;
             let taken = match take(self.listener.get_ref().as_fd()) {
@@ -128,7 +131,8 @@ impl<T: AsRawFd + AsFd> Watch<T> {
                 taken => taken?,
             };
             if taken.is_none() || self.exclusive.is_some() {
-                // Whoever is still there is told of again; in tokio's own way that holds for newcomers only.
+                // The kernel reports remaining connections again; in tokio's own way it reports new
+                // ones only.
                 guard.clear_ready();
             }
             if let Some(connection) = taken {

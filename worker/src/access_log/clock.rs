@@ -1,9 +1,9 @@
-//! The time of day in words, made once a second.
+//! The time of day as text, formatted once a second.
 
 use crate::sys;
 use std::io::Write;
 
-/// A serving thread's.
+/// A serving thread's cached time.
 #[derive(Default)]
 pub(crate) struct ClockText {
     second: i64,
@@ -17,17 +17,17 @@ const MONTHS: [&str; 12] = [
 ];
 
 impl ClockText {
-    /// Looks at the time.
+    /// Updates the time.
     pub(super) fn look(&mut self) {
         let (second, milliseconds) = sys::time_of_day();
         self.milliseconds = milliseconds;
         if second != self.second || self.local.is_empty() {
             self.second = second;
-            self.tell(&sys::local_time(second));
+            self.format(&sys::local_time(second));
         }
     }
 
-    fn tell(&mut self, time: &sys::LocalTime) {
+    fn format(&mut self, time: &sys::LocalTime) {
         let sys::LocalTime {
             year,
             month,
@@ -42,7 +42,10 @@ impl ClockText {
             offset.unsigned_abs() / 3600,
             offset.unsigned_abs() / 60 % 60,
         );
-        let name = MONTHS.get(month as usize - 1).unwrap_or(&"???");
+        let month_index = usize::try_from(month - 1).ok();
+        let name = month_index
+            .and_then(|index| MONTHS.get(index))
+            .unwrap_or(&"???");
         self.local.clear();
         self.iso.clear();
         // A Vec takes everything.
@@ -52,7 +55,8 @@ impl ClockText {
         );
         let _ = write!(
             self.iso,
-            "{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{sign}{hours:02}:{minutes:02}"
+            "{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}\
+             {sign}{hours:02}:{minutes:02}"
         );
     }
 
@@ -86,7 +90,7 @@ mod tests {
             second: 4,
             offset: -12_600,
         };
-        clock.tell(&time);
+        clock.format(&time);
         assert_eq!(clock.local(), b"01/Mar/2026:02:03:04 -0330");
         assert_eq!(clock.iso(), b"2026-03-01T02:03:04-03:30");
     }

@@ -1,7 +1,7 @@
-//! How a line is made: what the request's head tells at once, what is known at its end later.
+//! Renders a line: first what the request's head says, later what is known at its end.
 //!
-//! Between the two, a [`MARK`] stands in the line for each part that is missing. Nothing else can be one: all values
-//! are escaped, and no format has control characters.
+//! Between the two, a [`MARK`] stands in the line for each missing part. Nothing else can be one:
+//! all values are escaped, and no format has control characters.
 
 use super::clock::ClockText;
 use crate::context::Context;
@@ -12,9 +12,9 @@ use std::io::Write;
 
 /// Stands for what is not known yet.
 const MARK: u8 = 0;
-/// What a part takes at most that no client chooses.
+/// The longest value that no client chooses.
 const SHORT: usize = 48;
-/// What is left for each of the parts to come, however long one is.
+/// What is reserved for each later value, however long one is.
 const SHARE: usize = 96;
 
 enum Part {
@@ -24,13 +24,14 @@ enum Part {
     Completion,
 }
 
-/// A format that is ready to be written by.
+/// A format that is compiled for writing.
 pub(super) struct Template {
     parts: Vec<Part>,
     /// The parts that are known at the end, in their order.
     completion: Vec<Variable>,
     escape: Escape,
-    /// How many bytes of a line are left for what clients choose, and how many such parts there are.
+    /// How many bytes of a line are left for what clients choose, and how many such parts there
+    /// are.
     budget: usize,
     long: usize,
     needs_clock: bool,
@@ -131,7 +132,7 @@ impl Template {
         }
     }
 
-    /// Writes what the head tells, with marks for the rest.
+    /// Writes what the head says, with marks for the rest.
     pub(super) fn begin<B>(&self, line: &mut Vec<u8>, request: &Request<B>, peer: &str, port: u16) {
         let mut budget = Budget {
             left: self.budget,
@@ -144,7 +145,7 @@ impl Template {
                 Part::Header(name) => {
                     let value = request.headers().get(name).map(http::HeaderValue::as_bytes);
                     budget.put(line, |line, limit| {
-                        self.value(line, value.unwrap_or_default(), limit)
+                        self.value(line, value.unwrap_or_default(), limit);
                     });
                 }
                 Part::Early(Variable::RemoteAddr) => line.extend_from_slice(peer.as_bytes()),
@@ -177,7 +178,7 @@ impl Template {
                 line.extend_from_slice(protocol(request.version()));
             }
             Variable::RequestMethod => {
-                self.value(line, request.method().as_str().as_bytes(), limit)
+                self.value(line, request.method().as_str().as_bytes(), limit);
             }
             Variable::RequestUri => with_target(uri, |target| self.value(line, target, limit)),
             Variable::Uri => self.value(line, uri.path().as_bytes(), limit),
@@ -190,7 +191,7 @@ impl Template {
                     .map(http::HeaderValue::as_bytes);
                 self.value(line, named.or(host).unwrap_or_default(), limit);
             }
-            // All others are short or completion.
+            // All others are short, or known at the end.
             _ => (),
         }
     }
@@ -228,7 +229,7 @@ impl Template {
                     let (second, milliseconds) = clock.unix();
                     seconds(out, second, milliseconds);
                 }
-                // Its client has gone before there was an answer: nginx's number for that.
+                // The client left before there was a response: nginx's number for that.
                 Variable::Status => number(
                     out,
                     if completion.status == 0 {
@@ -251,7 +252,8 @@ impl Template {
     }
 }
 
-/// What is left of a line for what clients choose: whoever comes first may have much, but nobody gets nothing.
+/// The bytes of a line left for values that clients choose: an early one may have much, and each
+/// gets a share.
 struct Budget {
     left: usize,
     parts: usize,
@@ -361,7 +363,7 @@ mod tests {
     use super::*;
     use prefork_protocol::{GenerationId, Slot, WorkerId};
 
-    fn line(format: &str, request: &Request<()>) -> String {
+    fn render(format: &str, request: &Request<()>) -> String {
         let context = Context {
             slot: Slot(2),
             generation: GenerationId(3),
@@ -393,12 +395,14 @@ mod tests {
     #[test]
     fn a_line_tells_what_its_format_asks_for() {
         let request = request("/a?b=c", b"test");
-        let told = line(
-            "$remote_addr:$remote_port \"$request\" $uri $args $status $body_bytes_sent $request_time $connection/$connection_requests $worker $slot $generation $http_user_agent $http_x $remote_user",
+        let line = render(
+            "$remote_addr:$remote_port \"$request\" $uri $args $status $body_bytes_sent $request_time \
+             $connection/$connection_requests $worker $slot $generation \
+             $http_user_agent $http_x $remote_user",
             &request,
         );
         assert_eq!(
-            told,
+            line,
             "192.0.2.1:4711 \"GET /a?b=c HTTP/1.1\" /a b=c 200 12 1.023 5/6 7 2 3 test - -\n"
         );
     }
@@ -406,14 +410,14 @@ mod tests {
     #[test]
     fn nothing_that_a_client_sends_makes_a_second_line_or_ends_a_quotation() {
         let request = request("/\"q", b"a\"b\\c\td\xff\xc3\xa4");
-        let told = line("\"$request_uri\" \"$http_user_agent\"", &request);
-        assert_eq!(told, "\"/\\x22q\" \"a\\x22b\\x5Cc\\x09d\\xFF\\xC3\\xA4\"\n");
-        let told = line(
+        let line = render("\"$request_uri\" \"$http_user_agent\"", &request);
+        assert_eq!(line, "\"/\\x22q\" \"a\\x22b\\x5Cc\\x09d\\xFF\\xC3\\xA4\"\n");
+        let line = render(
             "escape=json {\"u\":\"$request_uri\",\"a\":\"$http_user_agent\"}",
             &request,
         );
         assert_eq!(
-            told,
+            line,
             "{\"u\":\"/\\\"q\",\"a\":\"a\\\"b\\\\c\\u0009d\\u00ffä\"}\n"
         );
     }
@@ -423,14 +427,14 @@ mod tests {
         let long = "x".repeat(8000);
         for agent in [b"\"".repeat(8000), b"y".repeat(8000), b"z".to_vec()] {
             for format in ["combined", "json", "$request $http_user_agent $uri $args"] {
-                let told = line(format, &request(&format!("/{long}"), &agent));
+                let line = render(format, &request(&format!("/{long}"), &agent));
                 assert!(
-                    told.len() <= MAX_LINE && told.ends_with('\n'),
+                    line.len() <= MAX_LINE && line.ends_with('\n'),
                     "{format}: {}",
-                    told.len()
+                    line.len()
                 );
-                assert!(told.len() > MAX_LINE / 2, "{format}: {}", told.len());
-                assert!(format != "json" || told.ends_with("}\n"));
+                assert!(line.len() > MAX_LINE / 2, "{format}: {}", line.len());
+                assert!(format != "json" || line.ends_with("}\n"));
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The access log: a line for each request that a service was asked to answer.
 //!
-//! A serving thread renders a line in two steps, at the request's head and at its end ([`line`]), into a buffer of its own.
-//! Full buffers, and every buffer at each beat, go to the writer's thread ([`writer`]), so that no request waits for a disk or
-//! for the reader of a pipe.
+//! A serving thread renders a line in two steps, at the request's head and at its end ([`line`]),
+//! into a buffer of its own. Full buffers, and every buffer at each heartbeat, go to the writer's
+//! thread ([`writer`]), so that no request waits for a disk or for the reader of a pipe.
 //!
-//! *Invariant*: what is handed to the writer is whole lines, each at most [`MAX_LINE`](prefork_protocol::access_log::MAX_LINE) bytes.
+//! *Invariant*: the writer receives whole lines, each at most
+//! [`MAX_LINE`](prefork_protocol::access_log::MAX_LINE) bytes.
 
 mod clock;
 mod line;
@@ -23,13 +24,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use writer::Writer;
 
-/// A buffer is handed on when it has so many bytes.
+/// A buffer of this many bytes is passed on.
 const FULL: usize = 32 * 1024;
 
 /// The worker's access log, shared by its threads.
 pub(crate) struct AccessLog {
     template: Template,
-    /// One for each serving thread, which has it nearly always for itself.
+    /// One for each serving thread, nearly never contended.
     buffers: Vec<Mutex<Vec<u8>>>,
     writer: Writer,
 }
@@ -54,7 +55,7 @@ impl AccessLog {
         self.writer.reopen(descriptor);
     }
 
-    /// Hands on what a thread has.
+    /// Passes a thread's buffer on.
     pub(crate) fn flush(&self, thread: usize) {
         if let Some(buffer) = self.buffers.get(thread) {
             let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,18 +63,18 @@ impl AccessLog {
         }
     }
 
-    /// Writes everything down, for at most `limit`. Nothing is written after that.
+    /// Writes everything, for at most `limit`. Nothing is written after that.
     pub(crate) fn finish(&self, limit: Duration) {
         (0..self.buffers.len()).for_each(|thread| self.flush(thread));
         self.writer.finish(limit);
     }
 
-    /// The first part of a request's line.
+    /// Renders the first part of a request's line.
     pub(crate) fn begin<B>(&self, line: &mut Vec<u8>, request: &Request<B>, peer: &str, port: u16) {
         self.template.begin(line, request, peer, port);
     }
 
-    /// A request's line is complete.
+    /// Completes a request's line.
     pub(crate) fn end(
         &self,
         thread: usize,

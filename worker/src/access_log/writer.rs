@@ -1,8 +1,8 @@
-//! Whoever writes the access log: a thread that may wait for a disk or for the reader of a pipe, as nobody else may.
+//! The thread that writes the access log: it alone may wait for a disk or for the reader of a pipe.
 //!
-//! Each write is of whole lines. A file takes many of them at once, since it is only ever appended to; anything else
-//! as many as it takes or refuses as a whole (`PIPE_BUF`). What cannot be written before too much waits is lost, counted
-//! and reported.
+//! Each write is of whole lines: to a file many at a time, since it is only ever appended to; to
+//! anything else as many as it accepts or refuses as a whole (`PIPE_BUF`). Lines that cannot be
+//! written before the queue is full are dropped, counted and reported.
 
 use crate::sys;
 use memchr::memrchr;
@@ -14,9 +14,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-/// Bytes that may wait to be written.
+/// The most bytes that may wait to be written.
 const MAX_QUEUED: usize = 1 << 20;
-/// How often whoever waits for a reader looks whether it is to do something else.
+/// How often a wait for the reader checks for something else to do.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How often losses are reported at most.
 const LOSS_REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,9 +28,9 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// There is something to do.
+    /// Notified when there is something to do.
     work: Condvar,
-    /// Something is done.
+    /// Notified when something is done.
     done: Condvar,
 }
 
@@ -63,12 +63,12 @@ impl Writer {
                     reason: String::new(),
                     reported: None,
                 }
-                .run(&theirs)
+                .run(&theirs);
             })?;
         Ok(Self { shared })
     }
 
-    /// Has lines written, if there is room.
+    /// Queues lines, unless the queue is full.
     pub(super) fn push(&self, lines: Vec<u8>) {
         if lines.is_empty() {
             return;
@@ -90,7 +90,7 @@ impl Writer {
         self.shared.work.notify_one();
     }
 
-    /// Waits until everything is written, for at most `limit`; what is not is lost.
+    /// Waits until everything is written, for at most `limit`; the rest is dropped.
     pub(super) fn finish(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.shared.state();
@@ -115,9 +115,7 @@ impl Writer {
                 .sum::<u64>();
         drop(state);
         if lost > 0 {
-            log::warn!(
-                "{lost} lines of the access log are lost: whoever reads it, or its disk, is too slow"
-            );
+            log::warn!("dropped {lost} lines of the access log: its reader or disk is too slow");
         }
     }
 }
@@ -127,7 +125,7 @@ struct Output {
     descriptor: OwnedFd,
     regular: bool,
     socket: bool,
-    /// The last line is not complete there.
+    /// The last line was not written completely.
     torn: bool,
 }
 
@@ -144,7 +142,7 @@ impl Output {
         }
     }
 
-    /// How many of the lines to write at once.
+    /// Returns how many bytes to write at once.
     fn portion(&self, lines: &[u8]) -> usize {
         if self.regular || lines.len() <= MAX_LINE {
             return lines.len();
@@ -162,7 +160,8 @@ impl Output {
         Ok(written)
     }
 
-    /// Whether it takes something within a moment. Asked first, since it may be a blocking descriptor of others.
+    /// Returns whether it can be written to within a moment. Asked first, since it may be a
+    /// blocking descriptor of another process.
     fn has_room(&self, wait: Duration) -> bool {
         let mut fds = [PollFd::new(self.descriptor.as_fd(), PollFlags::POLLOUT)];
         let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
@@ -170,7 +169,7 @@ impl Output {
     }
 }
 
-/// The thread's own.
+/// The thread's own state.
 struct WriterThread {
     file: Output,
     lost: u64,
@@ -190,7 +189,7 @@ impl WriterThread {
                 }
                 let lost = std::mem::take(&mut state.lost);
                 if lost > 0 {
-                    self.record_loss(lost, "whoever reads it, or its disk, is too slow");
+                    self.record_loss(lost, "its reader or disk is too slow");
                 }
                 if state.leave {
                     return;
@@ -243,7 +242,7 @@ impl WriterThread {
                 }
                 let lost = std::mem::take(&mut state.lost);
                 drop(state);
-                self.record_loss(lost, "whoever reads it is too slow");
+                self.record_loss(lost, "its reader is too slow");
                 if self.due().is_some_and(|wait| wait.is_zero()) {
                     self.report_losses();
                 }
@@ -252,16 +251,16 @@ impl WriterThread {
             match self.file.write(&rest[..portion]) {
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                // Somebody else was faster.
+                // Another process was faster.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    thread::sleep(Duration::from_millis(1))
+                    thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => return self.record_loss(count(rest), &error.to_string()),
             }
         }
     }
 
-    /// LogRecord a loss, and tells the first one at once.
+    /// Records a loss.
     fn record_loss(&mut self, lines: u64, reason: &str) {
         if lines > 0 {
             self.lost += lines;
@@ -269,7 +268,7 @@ impl WriterThread {
         }
     }
 
-    /// How long until losses are to be reported; `None`: there are none.
+    /// Returns how long until losses are reported; `None` when there are none.
     fn due(&self) -> Option<Duration> {
         let until = self.reported.map_or(Duration::ZERO, |reported| {
             LOSS_REPORT_INTERVAL.saturating_sub(reported.elapsed())
@@ -280,7 +279,7 @@ impl WriterThread {
     fn report_losses(&mut self) {
         let lost = std::mem::take(&mut self.lost);
         self.reported = Some(Instant::now());
-        log::warn!("{lost} lines of the access log are lost: {}", self.reason);
+        log::warn!("dropped {lost} lines of the access log: {}", self.reason);
     }
 }
 
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_reads_holds_up_nobody_and_gets_whole_lines() {
+    fn an_unread_pipe_blocks_no_request_and_receives_whole_lines() {
         let (read, write) = nix::unistd::pipe().expect("a pipe");
         let writer = Writer::start(write).expect("a thread");
         let line = format!("{}\n", "x".repeat(999));

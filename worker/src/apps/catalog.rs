@@ -7,7 +7,7 @@ use thiserror::Error;
 pub const NAMES: [(&str, &str); 7] = [
     (
         "hello",
-        "HTTP: answers `Hello, client!`, with headers that tell worker, slot and generation",
+        "HTTP: answers `Hello, client!`, with headers that name worker, slot and generation",
     ),
     (
         "files:DIR",

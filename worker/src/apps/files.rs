@@ -1,8 +1,10 @@
-//! `files:DIR`: static files, by tower-http's `ServeDir`: ranges, ETags, conditional requests, `index.html`.
+//! `files:DIR`: static files, by tower-http's `ServeDir`: ranges, ETags, conditional requests,
+//! `index.html`.
 //!
-//! `ServeDir` keeps `..` out but follows symbolic connections wherever they lead. So the path is resolved here first, and
-//! what really lies outside of DIR is not there. Whoever can make symlinks inside DIR while a request is being
-//! answered could still win a race between the two; such people must not be given write access to DIR.
+//! `ServeDir` keeps `..` out but follows symbolic links wherever they lead. So the path is resolved
+//! here first, and a file that really lies outside of DIR is not found. A user who can make
+//! symlinks inside DIR while a request is being answered could still win a race between the two; do
+//! not give such users write access to DIR.
 
 use super::catalog::AppError;
 use crate::body::Body;

@@ -1,4 +1,5 @@
-//! `sleep`, `burn` and `block`: take up time in the three ways in which a handler can. For tests and measurements.
+//! `sleep`, `burn` and `block`: take up time in the three ways in which a handler can. For tests
+//! and measurements.
 
 use super::headers::headers;
 use crate::body::Body;

@@ -113,7 +113,10 @@ impl Worker {
         sources.extend([theirs.as_raw_fd(), memory.as_raw_fd()]);
         sources.extend(watched.iter().chain(*polled).map(|fd| fd.as_raw_fd()));
         let script = if *without_proc {
-            r#"export LISTEN_PID=$$; exec unshare -m sh -c 'mount -t tmpfs none /proc && exec "$@"' sh "$@""#
+            concat!(
+                r#"export LISTEN_PID=$$; exec unshare -m sh -c "#,
+                r#"'mount -t tmpfs none /proc && exec "$@"' sh "$@""#
+            )
         } else {
             r#"export LISTEN_PID=$$; exec "$@""#
         };
@@ -144,8 +147,8 @@ impl Worker {
                 for (index, &fd) in sources.iter().enumerate() {
                     high[index] = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100);
                 }
-                for (index, &fd) in high[..sources.len()].iter().enumerate() {
-                    if libc::dup2(fd, 3 + index as RawFd) < 0 {
+                for (&fd, target) in high[..sources.len()].iter().zip(3..) {
+                    if libc::dup2(fd, target) < 0 {
                         return Err(std::io::Error::last_os_error());
                     }
                 }
@@ -233,7 +236,7 @@ impl Worker {
 
     pub fn signal(&self, signal: i32) {
         // SAFETY: plain system call; the child is not reaped yet.
-        unsafe { libc::kill(self.child.id() as i32, signal) };
+        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
     }
 
     /// Drains and expects a clean exit.
