@@ -256,6 +256,21 @@ struct Entry {
     text: String,
 }
 
+/// Paragraphs of a help text as sentences in one line; what is in brackets stays as it is.
+fn paragraphs(text: &str) -> String {
+    text.trim()
+        .split("\n\n")
+        .fold(String::new(), |line, paragraph| {
+            let words = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+            let stop = if line.is_empty() || line.ends_with('.') || words.starts_with('[') {
+                ""
+            } else {
+                "."
+            };
+            format!("{line}{stop} {words}").trim_start().to_owned()
+        })
+}
+
 /// The manual's headings with their options.
 fn options() -> Vec<(String, Vec<Entry>)> {
     let plain = |text: &str| {
@@ -279,7 +294,7 @@ fn options() -> Vec<(String, Vec<Entry>)> {
                 let flag = flag.trim();
                 (flag.starts_with("--") && flag.contains('<')).then(|| Entry {
                     flag: flag.to_owned(),
-                    text: plain(text).split_whitespace().collect::<Vec<_>>().join(" "),
+                    text: paragraphs(&plain(text)),
                 })
             })
             .collect();
@@ -303,7 +318,10 @@ fn rendered_options() -> String {
             let (text, default) = match text.split_once(" [default: ") {
                 Some((text, default)) => (
                     text,
-                    format!(" Default: {}.", default.trim_end_matches(']')),
+                    format!(
+                        " Default: {}.",
+                        default.trim_end_matches(']').replace("] [", "; ")
+                    ),
                 ),
                 None => (text, String::new()),
             };

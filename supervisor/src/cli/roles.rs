@@ -16,8 +16,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// The whole program of a server with a service of its own. Call it first in `main`, with nothing opened and no
-/// thread started before.
+/// The whole program of a server with a service of its own. Call it first in `main`, with nothing
+/// opened and no thread started before.
 pub fn main(service: Service) -> ExitCode {
     let name = std::env::args_os().next().map(PathBuf::from);
     let name = name
@@ -168,17 +168,19 @@ fn serve(
         (Control::Path(path), _) => server.open_control(path),
         (Control::Default, Some(path)) => server.open_control(&path),
         (Control::Default, None) => {
-            info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set")
+            info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set");
         }
     }
     ExitCode::from(server.run())
 }
 
-/// Goes on with a running server that another version of this program has handed over, or checks whether we could.
+/// Goes on with a running server that another version of this program has handed over, or checks
+/// whether we could.
 fn take_over(identity: &Identity, task: Task) -> ExitCode {
     let (mut server, resumption) = Server::take_over(&task, identity);
     if task.check {
-        // Who has become another user may not be able to open again what is open now, and would go on without a log.
+        // Who has become another user may not be able to open again what is open now, and would go
+        // on without a log.
         if let Some(Err(reason)) = server.log_settings().map(logfile::can_start) {
             handover::give_up(&reason);
         }
@@ -203,7 +205,8 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
     }
 }
 
-/// Validates everything that can be known without serving; an instance that serves is not disturbed.
+/// Validates everything that can be known without serving; an instance that serves is not
+/// disturbed.
 fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     let loader = loader(source, inherited);
     let mut config = match loader.config() {
@@ -221,11 +224,9 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
     if let Err(reason) = confined {
         return fail(&reason);
     }
-    let warnings: String = config
-        .warnings
-        .iter()
-        .map(|warning| format!("warning: {warning}\n"))
-        .collect();
+    let warnings = config.warnings.iter().fold(String::new(), |text, warning| {
+        text + "warning: " + warning + "\n"
+    });
     let _ = std::io::stderr().write_all(warnings.as_bytes());
     if effective {
         print(config.render().as_bytes())
@@ -247,7 +248,10 @@ fn find(source: &Source) -> Result<PathBuf, ExitCode> {
         Ok((Control::Default, name)) => place::of_running_server(source.file(), name.as_deref()),
     };
     path.ok_or_else(|| {
-        fail("cannot tell where the control socket is (name it with --control, or set XDG_RUNTIME_DIR)")
+        fail(
+            "cannot tell where the control socket is (name it with --control, or set \
+            XDG_RUNTIME_DIR)",
+        )
     })
 }
 

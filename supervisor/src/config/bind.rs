@@ -9,7 +9,8 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// An address to listen on, as `--bind` writes it. [`Display`](fmt::Display) writes what [`FromStr`] reads.
+/// An address to listen on, as `--bind` writes it. [`Display`](fmt::Display) writes what
+/// [`FromStr`] reads.
 ///
 /// ```
 /// use prefork_supervisor::internals::Bind;
@@ -22,7 +23,8 @@ use std::str::FromStr;
 pub enum Bind {
     /// `HOST:PORT`.
     Tcp {
-        /// An IPv4 address, an IPv6 address without brackets (perhaps with `%zone`), or a name to be looked up.
+        /// An IPv4 address, an IPv6 address without brackets (perhaps with `%zone`), or a name to
+        /// be looked up.
         host: String,
         /// The port; 0 lets the kernel choose one.
         port: u16,
@@ -40,7 +42,8 @@ pub enum Bind {
     },
     /// `fd://N`: an inherited listening socket, by its number.
     Fd(RawFd),
-    /// `fd://NAME`: the inherited listening sockets of that name in `LISTEN_FDNAMES`. There may be several.
+    /// `fd://NAME`: the inherited listening sockets of that name in `LISTEN_FDNAMES`. There may be
+    /// several.
     Inherited(String),
 }
 
@@ -95,7 +98,8 @@ fn tcp(text: &str) -> Result<Bind, InvalidValue> {
     let Some((host, port)) = text.rsplit_once(':').filter(|_| !text.ends_with(']')) else {
         return Err(match text.parse::<u16>() {
             Ok(port) => invalid!(
-                "`{text}` names no host (write 127.0.0.1:{port}, or 0.0.0.0:{port} and [::]:{port} for everyone)"
+                "`{text}` names no host (write 127.0.0.1:{port}, or 0.0.0.0:{port} and \
+                 [::]:{port} for everyone)"
             ),
             Err(_) => invalid!("`{text}` names no port (write it like {text}:8000)"),
         });
@@ -109,7 +113,8 @@ fn tcp(text: &str) -> Result<Bind, InvalidValue> {
         })?;
     if matches!(host, "" | "*") {
         return Err(invalid!(
-            "`{text}` names no host (for every address bind 0.0.0.0:{port} for IPv4 and [::]:{port} for IPv6)"
+            "`{text}` names no host (for every address bind 0.0.0.0:{port} for IPv4 and \
+             [::]:{port} for IPv6)"
         ));
     }
     Ok(Bind::Tcp {
@@ -181,7 +186,8 @@ fn unix_socket(text: &str, rest: &str) -> Result<Bind, InvalidValue> {
             Some(("group", name)) if !name.is_empty() => group.replace(name.to_owned()).is_some(),
             _ => {
                 return Err(invalid!(
-                    "`{text}`: `{part}` is no option of a Unix socket (there are mode=0660, owner=USER and group=GROUP)"
+                    "`{text}`: `{part}` is no option of a Unix socket (there are mode=0660, \
+                     owner=USER and group=GROUP)"
                 ));
             }
         };
@@ -217,7 +223,8 @@ fn inherited(text: &str, rest: &str) -> Result<Bind, InvalidValue> {
         return match rest.parse() {
             Ok(fd @ 3..) => Ok(Bind::Fd(fd)),
             Ok(fd) => Err(invalid!(
-                "`{text}`: descriptor {fd} is standard input, output or error (inherited sockets start at 3)"
+                "`{text}`: descriptor {fd} is standard input, output or error (inherited sockets \
+                 start at 3)"
             )),
             Err(_) => Err(invalid!("`{text}`: `{rest}` is no descriptor")),
         };
@@ -309,101 +316,112 @@ mod tests {
         }
     }
 
+    /// What is written, and what is said of it.
+    const SLIPS: &[(&str, &str)] = &[
+        (
+            "",
+            "no address is given (write HOST:PORT, unix:/PATH or fd://N)",
+        ),
+        (
+            "8000",
+            "`8000` names no host (write 127.0.0.1:8000, or 0.0.0.0:8000 and [::]:8000 for \
+                 everyone)",
+        ),
+        (
+            ":80",
+            "`:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for \
+                 IPv6)",
+        ),
+        (
+            "*:80",
+            "`*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 \
+                 for IPv6)",
+        ),
+        (
+            "localhost",
+            "`localhost` names no port (write it like localhost:8000)",
+        ),
+        (
+            "::1",
+            "`::1` needs brackets and a port (write it like [::1]:8000)",
+        ),
+        ("[::1]", "`[::1]` names no port (write it like [::1]:8000)"),
+        (
+            "fe80::1%lo:80",
+            "`fe80::1%lo:80`: an IPv6 address needs brackets (write it like [::1]:8000)",
+        ),
+        ("[::g]:80", "`[::g]:80`: `::g` is no IPv6 address"),
+        (
+            "[::1%]:80",
+            "`[::1%]:80`: `::1%` names no network interface after `%`",
+        ),
+        (
+            "a:65536",
+            "`a:65536`: `65536` is no port (write a number from 0 to 65535)",
+        ),
+        (
+            "a:+80",
+            "`a:+80`: `+80` is no port (write a number from 0 to 65535)",
+        ),
+        ("a:", "`a:`: `` is no port (write a number from 0 to 65535)"),
+        (
+            "127.0.0.256:80",
+            "`127.0.0.256:80`: `127.0.0.256` is no IPv4 address (write four numbers from 0 \
+                 to 255)",
+        ),
+        ("a b:80", "`a b:80`: `a b` is no host name"),
+        ("-a:80", "`-a:80`: `-a` is no host name"),
+        (
+            "http://a:80",
+            "`http://a:80` is a URL (write HOST:PORT, unix:/PATH or fd://N)",
+        ),
+        (
+            "/run/a",
+            "`/run/a` names no kind of address (write unix:/PATH for a Unix socket)",
+        ),
+        (
+            "unix:a",
+            "`unix:a`: the path must start with `/` (write it like unix:/run/app.sock)",
+        ),
+        ("unix:/a/", "/a/ is a directory (name the socket in it)"),
+        (
+            "unix:/a,mode=0888",
+            "`unix:/a,mode=0888`: `mode=0888` is no mode (write octal digits up to 0777, \
+                 like mode=0660)",
+        ),
+        (
+            "unix:/a,mode=1777",
+            "`unix:/a,mode=1777`: `mode=1777` is no mode (write octal digits up to 0777, \
+                 like mode=0660)",
+        ),
+        (
+            "unix:/a,user=b",
+            "`unix:/a,user=b`: `user=b` is no option of a Unix socket (there are mode=0660, \
+                 owner=USER and group=GROUP)",
+        ),
+        (
+            "unix:/a,owner=b,owner=c",
+            "`unix:/a,owner=b,owner=c`: `owner=c` is the second of its kind (leave one out)",
+        ),
+        (
+            "fd://",
+            "`fd://` names no inherited socket (write fd://3, or fd://NAME as in \
+                 LISTEN_FDNAMES)",
+        ),
+        (
+            "fd://1",
+            "`fd://1`: descriptor 1 is standard input, output or error (inherited sockets \
+                 start at 3)",
+        ),
+        (
+            "fd://99999999999",
+            "`fd://99999999999`: `99999999999` is no descriptor",
+        ),
+    ];
+
     #[test]
     fn each_slip_gets_a_sentence() {
-        let table = [
-            (
-                "",
-                "no address is given (write HOST:PORT, unix:/PATH or fd://N)",
-            ),
-            (
-                "8000",
-                "`8000` names no host (write 127.0.0.1:8000, or 0.0.0.0:8000 and [::]:8000 for everyone)",
-            ),
-            (
-                ":80",
-                "`:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
-            ),
-            (
-                "*:80",
-                "`*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
-            ),
-            (
-                "localhost",
-                "`localhost` names no port (write it like localhost:8000)",
-            ),
-            (
-                "::1",
-                "`::1` needs brackets and a port (write it like [::1]:8000)",
-            ),
-            ("[::1]", "`[::1]` names no port (write it like [::1]:8000)"),
-            (
-                "fe80::1%lo:80",
-                "`fe80::1%lo:80`: an IPv6 address needs brackets (write it like [::1]:8000)",
-            ),
-            ("[::g]:80", "`[::g]:80`: `::g` is no IPv6 address"),
-            (
-                "[::1%]:80",
-                "`[::1%]:80`: `::1%` names no network interface after `%`",
-            ),
-            (
-                "a:65536",
-                "`a:65536`: `65536` is no port (write a number from 0 to 65535)",
-            ),
-            (
-                "a:+80",
-                "`a:+80`: `+80` is no port (write a number from 0 to 65535)",
-            ),
-            ("a:", "`a:`: `` is no port (write a number from 0 to 65535)"),
-            (
-                "127.0.0.256:80",
-                "`127.0.0.256:80`: `127.0.0.256` is no IPv4 address (write four numbers from 0 to 255)",
-            ),
-            ("a b:80", "`a b:80`: `a b` is no host name"),
-            ("-a:80", "`-a:80`: `-a` is no host name"),
-            (
-                "http://a:80",
-                "`http://a:80` is a URL (write HOST:PORT, unix:/PATH or fd://N)",
-            ),
-            (
-                "/run/a",
-                "`/run/a` names no kind of address (write unix:/PATH for a Unix socket)",
-            ),
-            (
-                "unix:a",
-                "`unix:a`: the path must start with `/` (write it like unix:/run/app.sock)",
-            ),
-            ("unix:/a/", "/a/ is a directory (name the socket in it)"),
-            (
-                "unix:/a,mode=0888",
-                "`unix:/a,mode=0888`: `mode=0888` is no mode (write octal digits up to 0777, like mode=0660)",
-            ),
-            (
-                "unix:/a,mode=1777",
-                "`unix:/a,mode=1777`: `mode=1777` is no mode (write octal digits up to 0777, like mode=0660)",
-            ),
-            (
-                "unix:/a,user=b",
-                "`unix:/a,user=b`: `user=b` is no option of a Unix socket (there are mode=0660, owner=USER and group=GROUP)",
-            ),
-            (
-                "unix:/a,owner=b,owner=c",
-                "`unix:/a,owner=b,owner=c`: `owner=c` is the second of its kind (leave one out)",
-            ),
-            (
-                "fd://",
-                "`fd://` names no inherited socket (write fd://3, or fd://NAME as in LISTEN_FDNAMES)",
-            ),
-            (
-                "fd://1",
-                "`fd://1`: descriptor 1 is standard input, output or error (inherited sockets start at 3)",
-            ),
-            (
-                "fd://99999999999",
-                "`fd://99999999999`: `99999999999` is no descriptor",
-            ),
-        ];
-        for (text, message) in table {
+        for (text, message) in SLIPS {
             assert_eq!(text.parse::<Bind>(), Err(invalid!("{message}")), "{text}");
         }
         let long = format!("unix:/{}", "a".repeat(107));

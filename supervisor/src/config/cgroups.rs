@@ -34,7 +34,10 @@ impl ConfigValue for WorkerCount {
         }
         let most = Slot::MAX;
         let number: i128 = text.parse().map_err(|_| {
-            invalid!("`{text}` is no whole number (write one from 1 to {most}, a range like 2..16, or auto)")
+            invalid!(
+                "`{text}` is no whole number (write one from 1 to {most}, a range like \
+                2..16, or auto)"
+            )
         })?;
         u16::try_from(number)
             .ok()
@@ -96,7 +99,8 @@ impl ConfigValue for Cpus {
         if !(0.01..=1024.0).contains(&number) {
             return Err(invalid!("{text} is out of range (0.01 to 1024)"));
         }
-        Ok((number * 1000.0).round() as u32)
+        let thousandths = format!("{:.0}", number * 1000.0);
+        thousandths.parse().map_err(|_| wrong())
     }
 
     fn write(value: &u32) -> String {
@@ -116,7 +120,8 @@ impl ConfigValue for Cgroups {
                 Ok(Self::Path(PathBuf::from(path)))
             }
             _ => Err(invalid!(
-                "`{text}` is no control group (write auto, off, or a directory like /sys/fs/cgroup/web)"
+                "`{text}` is no control group (write auto, off, or a directory like \
+                 /sys/fs/cgroup/web)"
             )),
         }
     }

@@ -1,7 +1,7 @@
 //! The command line: its shape, its help, its man page.
 //!
-//! `-h` is a page with what most people need, `--help` and the man page tell everything. What is true of
-//! every option is said once, after the list.
+//! `-h` is a page with what most people need, `--help` and the man page tell everything. What is
+//! true of every option is said once, after the list.
 
 use super::options::{Applies, Options, PREFIX, Preset};
 use super::reader::Parsed;
@@ -23,7 +23,8 @@ pub struct Identity {
     pub version: String,
     /// What it is, in a sentence.
     pub about: String,
-    /// Whether it brings a service of its own, so that it runs neither a stock app nor another program.
+    /// Whether it brings a service of its own, so that it runs neither a stock app nor another
+    /// program.
     pub linked: bool,
 }
 
@@ -398,8 +399,8 @@ impl CommandLine {
             json,
             config,
             options: Options {
-                control,
                 name,
+                control,
                 ..Options::default()
             },
             program: Vec::new(),
@@ -494,11 +495,15 @@ fn summary(identity: &Identity) -> clap::Error {
     command(identity)
         .mut_args(|arg| {
             let position = order(&arg);
-            arg.hide(position.is_none())
+            let hidden = arg.is_hide_set() || position.is_none();
+            arg.hide(hidden)
                 .help_heading(None)
                 .display_order(position.unwrap_or_default())
         })
-        .help_template("{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}")
+        .help_template(
+            "{about-with-newline}\n{usage-heading} \
+            {usage}\n\n{before-help}Options:\n{options}{after-help}",
+        )
         .override_usage(usage)
         .before_help(commands)
         .after_help(more)
@@ -510,7 +515,8 @@ fn examples(identity: &Identity) -> String {
     let name = &identity.name;
     let own = format!("{name} check --config /etc/{name}.toml\n  {name} reload --wait");
     let others = format!(
-        "{name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  {name} --workers 4 -- python3 app.py\n  "
+        "{name} --app files:/srv/www --bind 0.0.0.0:80 --bind '[::]:80'\n  {name} --workers 4 -- \
+         python3 app.py\n  "
     );
     let others = if identity.linked { "" } else { &others };
     format!("Examples:\n  {name} --workers 8\n  {others}{own}")

@@ -37,8 +37,8 @@ impl Config {
         }
     }
 
-    /// Returns how many requests one worker serves at a time; `None` where that does not measure how
-    /// busy it is: in class async, whose handlers wait more than they work, and for an external
+    /// Returns how many requests one worker serves at a time; `None` where that does not measure
+    /// how busy it is: in class async, whose handlers wait more than they work, and for an external
     /// program, which does not report.
     pub fn requests_per_worker(&self) -> Option<u32> {
         let class = self.class();
@@ -59,8 +59,8 @@ impl Config {
         })
     }
 
-    /// Returns `WATCHDOG_USEC` for external programs: one that has answered the watchdog once must go
-    /// on doing so.
+    /// Returns `WATCHDOG_USEC` for external programs: one that has answered the watchdog once must
+    /// go on doing so.
     pub fn worker_watchdog(&self) -> Option<Duration> {
         self.hang_timeout
     }

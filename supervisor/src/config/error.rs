@@ -8,8 +8,8 @@ use std::sync::Arc;
 /// The status with which a program exits that was configured wrongly.
 pub(crate) const USAGE: i32 = 2;
 
-/// Everything that is wrong with a configuration. Displays one problem after the other, each with its place and
-/// its remedy.
+/// Everything that is wrong with a configuration. Displays one problem after the other, each with
+/// its place and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
     /// Never empty.
@@ -117,22 +117,23 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The text with control characters escaped: what somebody wrote into a file must not steer a terminal or make a
-/// second line in the log.
+/// The text with control characters escaped: what somebody wrote into a file must not steer a
+/// terminal or make a second line in the log.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() {
-            shown.extend(c.escape_default())
+            shown.extend(c.escape_default());
         } else {
-            shown.push(c)
+            shown.push(c);
         }
     }
     shown
 }
 
 impl ConfigError {
-    /// All problems in one line, without the lines of the file: for the log and for a reload's verdict.
+    /// All problems in one line, without the lines of the file: for the log and for a reload's
+    /// verdict.
     pub fn brief(&self) -> String {
         let brief =
             |problem: &Problem| format!("{}: {}", problem.place, printable(&problem.message));

@@ -2,7 +2,7 @@
 
 use super::error::{File, Place, Problem};
 use super::layer::{Layer, Origin};
-use super::options::{Options, SETTINGS, setting};
+use super::options::{Options, SETTINGS, Setting, setting};
 use super::reader::{ConfigValue, InvalidValue, Parsed, Text};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -164,7 +164,8 @@ pub(crate) fn parse(
         if setting(name).is_some() {
             let path = file.path.display();
             warnings.push(format!(
-                "{path}: env.{name} is a variable for the workers (to set `{name}`, move its line above `[env]`)"
+                "{path}: env.{name} is a variable for the workers (to set `{name}`, move its \
+                 line above `[env]`)"
             ));
         }
     }
@@ -218,7 +219,7 @@ fn unknown(key: &str, table: bool) -> String {
     }
     let names: Vec<_> = SETTINGS
         .iter()
-        .map(|setting| setting.name())
+        .map(Setting::name)
         .chain(["command".to_owned()])
         .collect();
     match nearest(key, names.iter().map(String::as_str)) {

@@ -86,7 +86,8 @@ impl std::fmt::Debug for Surroundings<'_> {
 }
 
 impl<'a> Surroundings<'a> {
-    /// Returns those of this process: the CPUs that its affinity mask and its cgroup's quota leave it.
+    /// Returns those of this process: the CPUs that its affinity mask and its cgroup's quota leave
+    /// it.
     pub fn of_process(inherited: &'a [String], check_app: &'a CheckApp) -> Self {
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),

@@ -1,16 +1,17 @@
 //! The configuration: what was typed → what is true.
 //!
-//! [`Source`] holds the command line and the environment of this process. [`Source::load`] reads the
-//! file that they name, lays the four layers over each other (flag, environment, file, default), checks
-//! everything that can be known without serving, and returns a [`Config`]. Nothing downstream checks
-//! again. A reload calls it again.
+//! [`Source`] holds the command line and the environment of this process. [`Source::load`] reads
+//! the file that they name, lays the four layers over each other (flag, environment, file,
+//! default), checks everything that can be known without serving, and returns a [`Config`]. Nothing
+//! downstream checks again. A reload calls it again.
 //!
-//! The module deliberately does not know how anything is done that it configures: it opens no socket,
-//! starts no process and logs nothing.
+//! The module deliberately does not know how anything is done that it configures: it opens no
+//! socket, starts no process and logs nothing.
 //!
 //! Start reading at the table in `options.rs`; each option is one row there, and the module's
 //! documentation says what else a new one needs.
 
+mod admin;
 mod bind;
 mod cgroups;
 mod clean_exits;
@@ -34,6 +35,7 @@ mod toml_text;
 mod types;
 mod values;
 
+pub(crate) use admin::Admin;
 pub use bind::Bind;
 pub(crate) use clean_exits::CleanExits;
 pub use command_line::Identity;
@@ -48,5 +50,5 @@ pub(crate) use sandbox::{Limit, Sandbox, SandboxMode, Seccomp};
 pub use source::Source;
 pub(crate) use source::{Explained, Invocation};
 pub(crate) use types::{
-    AccessTarget, Admin, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
+    AccessTarget, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };

@@ -2,28 +2,28 @@
 //!
 //! A row holds all that there is to say about an option: its name, which gives the flag
 //! (`--max-workers`), the variable (`SUPERVISOR_MAX_WORKERS`) and the key in the file
-//! (`max-workers`); its help; the kind of its value, which reads and writes it; what `--help` shows in
-//! place of the value; its default; the workers to which it applies; and its place in [`Config`].
-//! A default is text, which is read by the same reader as what a user types.
+//! (`max-workers`); its help; the kind of its value, which reads and writes it; what `--help` shows
+//! in place of the value; its default; the workers to which it applies; and its place in
+//! [`Config`]. A default is text, which is read by the same reader as what a user types.
 //!
 //! # A new option
 //!
-//! One row, and whatever uses the new field of [`Config`]. Only if the option is of an unusual kind,
-//! something else must be touched:
+//! One row, and whatever uses the new field of [`Config`]. Only if the option is of an unusual
+//! kind, something else must be touched:
 //!
-//! * A new kind of value: an `impl ConfigValue` in [`values`](super::values), or `keywords!` for an
-//!   enum.
-//! * A check against other options: in [`resolve`](super::resolve). The row stays as it is.
+//! * A new kind of value: an `impl ConfigValue` in `values.rs`, or `keywords!` for an enum.
+//! * A check against other options: in `resolve.rs`. The row stays as it is.
 //! * A field that is made of several options, like `Config::sandbox`: the row ends with
 //!   `in |config| ..`, which finds the option's value in the configuration, and the field stands in
-//!   the block `checked` after the table. The compiler then asks for the field in `resolve`.
-//! * An option that most people need: its name in `COMMON` in
-//!   [`command_line`](super::command_line), so that `-h` shows it.
+//!   the block `checked` after the table. The compiler then asks for the field in `resolve.rs`.
+//! * An option that most people need: its name in `COMMON` in `command_line.rs`, so
+//!   that `-h` shows it.
 //!
-//! Tests ask for a line in `docs/configuration.md`, and name it.
+//! `UPDATE_DOCS=1 cargo test --test docs` then writes it into `docs/configuration.md`.
 //!
 //! The table does not know what options mean together, nor which program is to run.
 
+use super::admin::Admin;
 use super::bind::Bind;
 use super::cgroups::{Cpus, WorkerCount};
 use super::clean_exits::CleanExits;
@@ -33,7 +33,7 @@ use super::reader::{InvalidValue, OptionValue, Parsed, Text};
 use super::ready::Ready;
 use super::sandbox::{Limit, Permission, Sandbox, SandboxMode, Seccomp};
 use super::types::{
-    AccessTarget, Admin, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
+    AccessTarget, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };
 use super::values::{
     DAY, FilePath, LogFile, OrOff, ServerName, Size, StopSignal, Time, Variable, Whole, YEAR,
@@ -134,7 +134,8 @@ macro_rules! settings {
     (
         $($heading:literal {$(
             $(#[doc = $doc:literal])+
-            $name:ident: ($($type:tt)+) as $value:literal = $how:ident($preset:literal), $applies:ident
+            $name:ident: ($($type:tt)+) as $value:literal
+                = $how:ident($preset:literal), $applies:ident
             $(=> $field:ty $(, $if_set:ident)?;)?
             $(in |$config:ident| $written:expr;)?
         )+})+
@@ -171,7 +172,7 @@ macro_rules! settings {
         #[derive(Debug, Clone, PartialEq)]
         pub struct Config {
             $($($(
-                #[doc = concat!("The option `", stringify!($name), "`; its row tells what it does.")]
+                #[doc = concat!("The option `", stringify!($name), "`, as its row describes it.")]
                 pub $name: $field,
             )?)+)+
             $(
@@ -276,8 +277,8 @@ settings! {
     "Listening" {
         /// Listen on this address
         ///
-        /// HOST:PORT, unix:/PATH[,mode=0660][,owner=USER][,group=GROUP], or an inherited socket: fd://N
-        /// by its number, fd://NAME by its name in LISTEN_FDNAMES. Can be repeated.
+        /// HOST:PORT, unix:/PATH[,mode=0660][,owner=USER][,group=GROUP], or an inherited socket:
+        /// fd://N by its number, fd://NAME by its name in LISTEN_FDNAMES. Can be repeated.
         bind: (Vec<Parsed<Bind>>) as "ADDRESS" = Given("127.0.0.1:8000"), All
             in |config| Some(config.binds.clone());
         /// Let N connections wait in each listening socket's queue
@@ -306,7 +307,8 @@ settings! {
             = Computed("twice the workers, at least 8; of a range, its end"), All
             in |config| Some(config.max_workers);
         /// Retire a worker when it has not been needed for this long
-        scale_down_after: (Parsed<Time<1_000, DAY>>) as "DURATION" = Given("60s"), Range => Duration;
+        scale_down_after: (Parsed<Time<1_000, DAY>>) as "DURATION" = Given("60s"), Range
+            => Duration;
         /// Start no more workers while all of them together use this much memory
         scale_up_memory: (Parsed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE|off"
             = Given("off"), Range => Option<u64>;
@@ -352,9 +354,11 @@ settings! {
     "Sandbox" {
         /// Choose what happens when the kernel lacks a part of the workers' sandbox
         ///
-        /// strict refuses to start, best-effort warns and goes on, off runs workers without a sandbox.
+        /// strict refuses to start, best-effort warns and goes on, off runs workers without a
+        /// sandbox.
         sandbox: (Parsed<SandboxMode>) as "strict|best-effort|off"
-            = Computed("best-effort for stock apps, with --user, and where another option asks for a part"),
+            = Computed("best-effort for stock apps, with --user, and where another option asks \
+                for a part"),
             All in |config| Some(config.sandbox.mode);
         /// Let workers read and execute what is below PATH
         ///
@@ -385,8 +389,8 @@ settings! {
             in |config| Some(config.sandbox.private_tmp);
         /// Limit a resource of each worker
         ///
-        /// NAME is as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or stack. Can be
-        /// repeated.
+        /// NAME is as, core, cpu, data, fsize, memlock, msgqueue, nofile, nproc, sigpending or
+        /// stack. Can be repeated.
         limit: (Vec<Parsed<Limit>>) as "NAME=SOFT[:HARD]" = Computed("the supervisor's"), All
             in |config| Some(config.limits.clone());
     }
@@ -412,15 +416,16 @@ settings! {
         stop_signal: (Parsed<StopSignal>) as "SIGNAL" = Given("TERM"), External => Signal;
         /// Treat these exit statuses and signals as a clean exit
         ///
-        /// A worker that has served for a second and exits cleanly is replaced without a delay. The stop
-        /// signal is always clean for a worker that was asked to drain.
-        clean_exit: (Parsed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE"), All => CleanExits;
+        /// A worker that has served for a second and exits cleanly is replaced without a delay. The
+        /// stop signal is always clean for a worker that was asked to drain.
+        clean_exit: (Parsed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE"), All
+            => CleanExits;
     }
     "Control groups" {
         /// Put each worker into its own control group
         ///
-        /// auto creates them below the supervisor's own group, if that was delegated. DIR is a control
-        /// group that the supervisor may use. Read at start only.
+        /// auto creates them below the supervisor's own group, if that was delegated. DIR is a
+        /// control group that the supervisor may use. Read at start only.
         cgroups: (Parsed<Cgroups>) as "auto|off|DIR" = Given("auto"), All => Cgroups;
         /// Limit the memory of a worker's control group
         ///
@@ -435,11 +440,11 @@ settings! {
         start_timeout: (Parsed<Time<100, DAY>>) as "DURATION" = Given("60s"), All => Duration;
         /// Choose when an external program counts as ready
         ///
-        /// notify: it sends READY=1. after=DURATION: it sends READY=1, or has run for this long without
-        /// sending anything. auto: after=1s. listen: it waits for connections on all its sockets. channel: as Rust
-        /// workers do in any case.
-        ready: (Parsed<Ready>) as "auto|notify|after=DURATION|listen|channel" = Given("auto"), External
-            => Ready;
+        /// notify: it sends READY=1. after=DURATION: it sends READY=1, or has run for this long
+        /// without sending anything. auto: after=1s. listen: it waits for connections on all its
+        /// sockets. channel: as Rust workers do in any case.
+        ready: (Parsed<Ready>) as "auto|notify|after=DURATION|listen|channel"
+            = Given("auto"), External => Ready;
         /// Replace a worker that hangs this long
         ///
         /// A worker hangs when it shows no sign of life, or does not accept from its queue. It is
@@ -466,7 +471,8 @@ settings! {
     "Privileges" {
         /// Run workers as this user
         ///
-        /// By name or number. Workers get its group and all its other groups. Sets HOME, USER, LOGNAME and SHELL. Needs root.
+        /// By name or number. Workers get its group and all its other groups. Sets HOME, USER,
+        /// LOGNAME and SHELL. Needs root.
         user: (Parsed<Name>) as "USER" = Computed("the supervisor's"), All
             in |config| config.privileges.user.as_ref().map(|user| user.written.clone());
         /// Run workers as this group, by name or number
@@ -514,8 +520,8 @@ settings! {
             in |config| Some(config.log.file.clone());
         /// Capture workers' standard error, or let them inherit the supervisor's
         ///
-        /// A captured one goes through the supervisor, which forwards whole lines and logs the last ones
-        /// when a worker dies.
+        /// A captured one goes through the supervisor, which forwards whole lines and logs the last
+        /// ones when a worker dies.
         worker_stderr: (Parsed<WorkerStderr>) as "capture|inherit" = Given("capture"), All
             => WorkerStderr;
         /// Log each request to this file
@@ -526,7 +532,8 @@ settings! {
         /// Format these lines as combined, as JSON, or in nginx's notation
         ///
         /// For example '$remote_addr "$request" $status'.
-        access_log_format: (Parsed<Format>) as "combined|json|FORMAT" = Given("combined"), Rust => Format;
+        access_log_format: (Parsed<Format>) as "combined|json|FORMAT" = Given("combined"), Rust
+            => Format;
         /// Warn of a request that takes longer
         slow_log: (Parsed<OrOff<Time<1, DAY>>>) as "DURATION|off" = Given("off"), Rust
             => Option<Duration>;
@@ -580,7 +587,8 @@ settings! {
             => Option<NamedGroup>, if_set;
         /// Create the control socket at this path
         control: (Parsed<Control>) as "PATH|off"
-            = Computed("prefork.sock, or prefork-NAME.sock, in $RUNTIME_DIRECTORY, else in $XDG_RUNTIME_DIR"),
+            = Computed("prefork.sock, or prefork-NAME.sock, in $RUNTIME_DIRECTORY, else in \
+                $XDG_RUNTIME_DIR"),
             All in |config| Some(config.control.clone());
     }
     checked {
@@ -594,7 +602,8 @@ settings! {
         max_workers: u16;
         /// The number of workers follows the load.
         range: bool;
-        /// Variables to add to the workers' environment. None is one that the supervisor sets itself.
+        /// Variables to add to the workers' environment. None is one that the supervisor sets
+        /// itself.
         env: BTreeMap<String, String>;
         /// How workers are confined.
         sandbox: Sandbox;

@@ -1,7 +1,7 @@
 //! Whom workers and the supervisor run as, and what they may keep: users, groups, capabilities.
 //!
-//! Names are looked up here, in the user database of the machine, so that `check` finds the wrong ones. Whether this
-//! process can become such a user is not known here.
+//! Names are looked up here, in the user database of the machine, so that `check` finds the wrong
+//! ones. Whether this process can become such a user is not known here.
 
 use super::reader::{ConfigValue, InvalidValue, invalid, keywords};
 use super::toml_text::quoted;
@@ -22,7 +22,8 @@ pub struct Privileges {
     pub groups: Vec<NamedGroup>,
     /// The capabilities that workers keep.
     pub keep: Capabilities,
-    /// Whether nothing that workers execute may gain privileges; `None`: as their identity makes sense.
+    /// Whether nothing that workers execute may gain privileges; `None`: as their identity makes
+    /// sense.
     pub no_new_privileges: Option<bool>,
     /// When a worker leaves a core dump.
     pub core_dumps: CoreDumps,
@@ -52,7 +53,8 @@ impl Privileges {
             .collect()
     }
 
-    /// Returns whether workers run as another user or group than the one that started the supervisor.
+    /// Returns whether workers run as another user or group than the one that started the
+    /// supervisor.
     pub fn change_identity(&self) -> bool {
         self.user.is_some()
             || self.group.is_some()
@@ -385,9 +387,14 @@ impl ConfigValue for Capabilities {
         if name == "all" {
             return Ok(Self::ALL);
         }
-        NAMES.iter().position(|known| *known == name).map(|number| Self(1 << number)).ok_or_else(|| {
+        NAMES
+            .iter()
+            .position(|known| *known == name)
+            .map(|number| Self(1 << number))
+            .ok_or_else(|| {
             invalid!(
-                "`{}` is no capability (write a name of capabilities(7), like net_bind_service, or all)",
+                "`{}` is no capability (write a name of capabilities(7), like net_bind_service, \
+                 or all)",
                 text.escape_debug()
             )
         })

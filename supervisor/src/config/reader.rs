@@ -1,5 +1,5 @@
 //! How a value gets from text or from the file into a type, and back into the file: the machinery
-//! that all [kinds of values](super::values) share.
+//! that all kinds of values share.
 //!
 //! It does not know which options there are.
 
@@ -37,7 +37,8 @@ pub(crate) trait ConfigValue: Clone + fmt::Debug + Send + Sync + 'static {
     /// Reads it, or says what is wrong with it.
     fn read(text: &str) -> Result<Self::Resolved, InvalidValue>;
 
-    /// Writes it as the file has it: what [`read`](Self::read) reads, in quotes unless it is a number.
+    /// Writes it as the file has it: what [`read`](Self::read) reads, in quotes unless it is a
+    /// number.
     fn write(value: &Self::Resolved) -> String;
 
     /// Reads one entry of a table.
@@ -52,10 +53,13 @@ pub(crate) trait ConfigValue: Clone + fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// Implements [`ConfigValue`] for an enum whose values are keywords, and `as_str`, which names them.
+/// Implements [`ConfigValue`] for an enum whose values are keywords, and `as_str`, which names
+/// them.
 macro_rules! keywords {
     (
-        $type:ident { $first:ident = $example:literal $(, $variant:ident = $keyword:literal)* $(,)? },
+        $type:ident {
+            $first:ident = $example:literal $(, $variant:ident = $keyword:literal)* $(,)?
+        },
         $complaint:literal
     ) => {
         impl $type {
@@ -108,7 +112,7 @@ impl ConfigValue for Text {
     }
 }
 
-/// A value of one layer, as it stands in [`Options`](super::options::Options).
+/// A value of one layer, as it stands in `Options`.
 #[derive(Debug, Clone)]
 pub(crate) struct Parsed<T: ConfigValue>(pub(crate) T::Resolved);
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 /// What tells that a worker is ready to serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
-    /// What fits most: a Rust worker's channel; of another program, as [`After`](Self::After) a second.
+    /// What fits most: a Rust worker's channel; of another program, as [`After`](Self::After) a
+    /// second.
     Auto,
     /// It says so, and nothing else counts.
     Notify,
@@ -60,7 +61,8 @@ impl ConfigValue for Ready {
             _ => match text.strip_prefix("after=") {
                 Some(time) => Time::<0, DAY>::read(time).map(Self::After),
                 None => Err(invalid!(
-                    "`{text}` is no way to get ready (choose auto, notify, after=TIME, listen or channel)"
+                    "`{text}` is no way to get ready (choose auto, notify, after=TIME, listen or \
+                     channel)"
                 )),
             },
         }
@@ -93,7 +95,8 @@ mod tests {
         for (text, message) in [
             (
                 "after",
-                "`after` is no way to get ready (choose auto, notify, after=TIME, listen or channel)",
+                "`after` is no way to get ready (choose auto, notify, after=TIME, listen or \
+                 channel)",
             ),
             ("after=3", "`3` has no unit (write it like 3s or 3ms)"),
         ] {

@@ -6,9 +6,9 @@ use super::types::Program;
 use std::fmt::{Display, Write};
 
 impl Config {
-    /// Returns every option with its value, as a file that gives this configuration again. A program's
-    /// arguments that are not UTF-8 cannot be written in a file; they come out with replacement
-    /// characters.
+    /// Returns every option with its value, as a file that gives this configuration again. A
+    /// program's arguments that are not UTF-8 cannot be written in a file; they come out with
+    /// replacement characters.
     pub fn render(&self) -> String {
         let mut page = Page(String::new());
         if let Program::Command(words) = &self.program {

@@ -1,8 +1,9 @@
 //! Layers → [`Config`]: what the options mean together.
 //!
-//! Each field of [`Checked`] is made here by a function of its name. What only refuses a combination
-//! of values is a function named `check_`.
+//! Each field of [`Checked`] is made here by a function of its name. What only refuses a
+//! combination of values is a function named `check_`.
 
+use super::admin::Admin;
 use super::bind::Bind;
 use super::cgroups::WorkerCount;
 use super::error::{ConfigError, Place, Problem};
@@ -13,14 +14,14 @@ use super::privileges::{Account, Capabilities, CoreDumps, LookupError, NamedGrou
 use super::reader::{ConfigValue, OptionValue, Parsed};
 use super::ready::Ready;
 use super::sandbox::{Limit, Sandbox, SandboxMode, Seccomp};
-use super::types::{Admin, Control, LogSettings, Program};
+use super::types::{Control, LogSettings, Program};
 use prefork_protocol::Slot;
 use prefork_protocol::settings::ClassName;
 use std::collections::BTreeSet;
 
 /// Why an external program cannot be asked for what only Rust workers have.
-const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always uses \
-                          it (choose auto, notify, listen or after=TIME for another one)";
+const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always \
+                          uses it (choose auto, notify, listen or after=TIME for another one)";
 
 /// Why a supervisor that is neither root nor the workers' user cannot see what they wait for.
 const NO_SIGHT: &str = "listen cannot look into workers of another user than supervisor-user \
@@ -60,22 +61,22 @@ pub(crate) fn resolve(
         workers,
         max_workers,
         range,
-        env: resolve_option(&all.env).into_iter().collect(),
+        env: resolve_option(all.env.as_ref()).into_iter().collect(),
         sandbox,
-        limits: Limit::last_of_each(resolve_option(&all.limit)),
+        limits: Limit::last_of_each(resolve_option(all.limit.as_ref())),
         privileges,
         log: LogSettings {
-            level: resolve_option(&all.log_level),
-            format: resolve_option(&all.log_format),
-            file: resolve_option(&all.log_file),
+            level: resolve_option(all.log_level.as_ref()),
+            format: resolve_option(all.log_format.as_ref()),
+            file: resolve_option(all.log_file.as_ref()),
         },
         admin,
         hooks: Hooks {
-            program: given(&all.on_event),
-            kinds: resolve_option(&all.on_event_kinds),
-            timeout: resolve_option(&all.on_event_timeout),
+            program: given(all.on_event.as_ref()),
+            kinds: resolve_option(all.on_event_kinds.as_ref()),
+            timeout: resolve_option(all.on_event_timeout.as_ref()),
         },
-        control: given(&all.control).unwrap_or(Control::Default),
+        control: given(all.control.as_ref()).unwrap_or(Control::Default),
         warnings: resolver.warnings,
     };
     let problems = resolver.problems;
@@ -87,13 +88,13 @@ pub(crate) fn resolve(
 }
 
 /// Returns the value of an option that is a list or has a default.
-fn resolve_option<V: OptionValue + Clone>(option: &Option<V>) -> V::Resolved {
-    V::resolve(option.clone())
+fn resolve_option<V: OptionValue + Clone>(option: Option<&V>) -> V::Resolved {
+    V::resolve(option.cloned())
 }
 
 /// Returns the value of an option that may be unset.
-fn given<T: ConfigValue>(option: &Option<Parsed<T>>) -> Option<T::Resolved> {
-    option.as_ref().map(|Parsed(value)| value.clone())
+fn given<T: ConfigValue>(option: Option<&Parsed<T>>) -> Option<T::Resolved> {
+    option.map(|Parsed(value)| value.clone())
 }
 
 /// The layers, and what has been found in them.
@@ -137,7 +138,7 @@ impl Resolver<'_> {
             return if linked {
                 Program::Linked
             } else {
-                Program::App(resolve_option(&self.all.app))
+                Program::App(resolve_option(self.all.app.as_ref()))
             };
         };
         let name = if layer.program.is_empty() {
@@ -151,7 +152,7 @@ impl Resolver<'_> {
             refuse("this program serves a service of its own (leave it out)".to_owned());
             return Program::Linked;
         }
-        match given(&layer.options.app) {
+        match given(layer.options.app.as_ref()) {
             None => Program::Command(layer.program.clone()),
             Some(app) if layer.program.is_empty() => {
                 if let Err(error) = (self.around.check_app)(&app) {
@@ -174,25 +175,26 @@ impl Resolver<'_> {
         let stock = matches!(program, Program::App(_));
         let sandbox = Sandbox {
             mode: SandboxMode::Off,
-            read_only: resolve_option(&all.read_only),
-            writable: resolve_option(&all.writable),
-            tcp_bind: given(&all.tcp_bind).unwrap_or(!stock),
-            seccomp: given(&all.seccomp).unwrap_or(Seccomp::Off),
-            private_tmp: given(&all.private_tmp).unwrap_or(false),
+            read_only: resolve_option(all.read_only.as_ref()),
+            writable: resolve_option(all.writable.as_ref()),
+            tcp_bind: given(all.tcp_bind.as_ref()).unwrap_or(!stock),
+            seccomp: given(all.seccomp.as_ref()).unwrap_or(Seccomp::Off),
+            private_tmp: given(all.private_tmp.as_ref()).unwrap_or(false),
         };
         let asking: Vec<_> = [
             ("read-only", !sandbox.read_only.is_empty()),
             ("writable", !sandbox.writable.is_empty()),
-            ("tcp-bind", given(&all.tcp_bind) == Some(false)),
+            ("tcp-bind", given(all.tcp_bind.as_ref()) == Some(false)),
             ("seccomp", sandbox.seccomp != Seccomp::Off),
             ("private-tmp", sandbox.private_tmp),
         ]
         .into_iter()
         .filter_map(|(name, asks)| asks.then_some(name))
         .collect();
-        // Workers that have a user of their own are not meant to reach each other or the supervisor.
+        // Workers that have a user of their own are not meant to reach each other or the
+        // supervisor.
         let apart = stock || all.user.is_some();
-        let mode = given(&all.sandbox).unwrap_or(if apart || !asking.is_empty() {
+        let mode = given(all.sandbox.as_ref()).unwrap_or(if apart || !asking.is_empty() {
             SandboxMode::BestEffort
         } else {
             SandboxMode::Off
@@ -205,7 +207,7 @@ impl Resolver<'_> {
             }
             return Sandbox::OFF;
         }
-        let seccomp = match given(&all.seccomp) {
+        let seccomp = match given(all.seccomp.as_ref()) {
             None if apart => Seccomp::Enforce,
             _ => sandbox.seccomp,
         };
@@ -218,7 +220,7 @@ impl Resolver<'_> {
 
     /// Returns the fewest and the most workers, and whether their number is a range.
     fn workers(&mut self) -> (u16, u16, bool) {
-        let count = resolve_option(&self.all.workers);
+        let count = resolve_option(self.all.workers.as_ref());
         let workers = match count {
             WorkerCount::Auto => u16::try_from(self.around.cpus)
                 .unwrap_or(Slot::MAX)
@@ -229,7 +231,7 @@ impl Resolver<'_> {
             WorkerCount::Range(_, most) => Some(most),
             WorkerCount::Auto | WorkerCount::Fixed(_) => None,
         };
-        let max_workers = given(&self.all.max_workers)
+        let max_workers = given(self.all.max_workers.as_ref())
             .or(end)
             .unwrap_or_else(|| workers.saturating_mul(2).clamp(8, Slot::MAX));
         if let Some(most) = end.filter(|most| *most != max_workers) {
@@ -253,7 +255,7 @@ impl Resolver<'_> {
 
     /// Returns the addresses; without any, what was inherited.
     fn binds(&mut self) -> Vec<Bind> {
-        let binds = resolve_option(&self.all.bind);
+        let binds = resolve_option(self.all.bind.as_ref());
         if binds.is_empty() {
             self.refuse(
                 "bind",
@@ -293,8 +295,8 @@ impl Resolver<'_> {
     /// Returns what the admin child serves. It shares no address with the workers.
     fn admin(&mut self, binds: &[Bind]) -> Admin {
         let mut taken: Vec<Bind> = binds.to_vec();
-        let http = resolve_option(&self.all.admin);
-        let agent = resolve_option(&self.all.agent);
+        let http = resolve_option(self.all.admin.as_ref());
+        let agent = resolve_option(self.all.agent.as_ref());
         for (name, list) in [("admin", &http), ("agent", &agent)] {
             for bind in list {
                 if matches!(bind, Bind::Fd(_) | Bind::Inherited(_)) {
@@ -313,8 +315,8 @@ impl Resolver<'_> {
         }
         let serves = !http.is_empty() || !agent.is_empty();
         let root = nix::unistd::geteuid().is_root();
-        let user =
-            given(&self.all.admin_user).or_else(|| (serves && root).then(|| "nobody".to_owned()));
+        let user = given(self.all.admin_user.as_ref())
+            .or_else(|| (serves && root).then(|| "nobody".to_owned()));
         let found = user.map(|name| Account::with_group(&name)).transpose();
         let user = found.unwrap_or_else(|error| {
             self.refuse("admin-user", error.to_string());
@@ -325,7 +327,7 @@ impl Resolver<'_> {
 
     /// Refuses a working directory that does not exist.
     fn check_directory(&mut self) {
-        let directory = given(&self.all.directory);
+        let directory = given(self.all.directory.as_ref());
         if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
             let message = format!(
                 "{} is no directory (make it, or name another)",
@@ -338,10 +340,14 @@ impl Resolver<'_> {
     /// Looks up all users and groups, and returns as whom workers and the supervisor run.
     fn privileges(&mut self) -> Privileges {
         let all = self.all;
-        let user = self.account("user", given(&all.user), all.group.is_some());
-        let supervisor_user = self.account("supervisor-user", given(&all.supervisor_user), false);
-        let group = given(&all.group).and_then(|name| self.group("group", &name));
-        let groups = resolve_option(&all.groups)
+        let user = self.account("user", given(all.user.as_ref()), all.group.is_some());
+        let supervisor_user = self.account(
+            "supervisor-user",
+            given(all.supervisor_user.as_ref()),
+            false,
+        );
+        let group = given(all.group.as_ref()).and_then(|name| self.group("group", &name));
+        let groups = resolve_option(all.groups.as_ref())
             .iter()
             .filter_map(|name| self.group("groups", name))
             .collect();
@@ -349,10 +355,10 @@ impl Resolver<'_> {
             user,
             group,
             groups,
-            keep: resolve_option(&all.keep_cap)
+            keep: resolve_option(all.keep_cap.as_ref())
                 .into_iter()
                 .fold(Capabilities::NONE, Capabilities::and),
-            no_new_privileges: given(&all.no_new_privileges),
+            no_new_privileges: given(all.no_new_privileges.as_ref()),
             core_dumps: CoreDumps::On,
             supervisor_user,
         };
@@ -362,7 +368,7 @@ impl Resolver<'_> {
             CoreDumps::On
         };
         Privileges {
-            core_dumps: given(&all.core_dumps).unwrap_or(preset),
+            core_dumps: given(all.core_dumps.as_ref()).unwrap_or(preset),
             ..found
         }
     }
@@ -399,7 +405,7 @@ impl Resolver<'_> {
         }
         let uid = |account: &Option<Account>| account.as_ref().map(|account| account.uid);
         let (user, own) = (uid(&privileges.user), uid(&privileges.supervisor_user));
-        match resolve_option(&self.all.ready) {
+        match resolve_option(self.all.ready.as_ref()) {
             Ready::Channel => self.refuse("ready", NO_CHANNEL),
             Ready::Listen if user.is_some() && own.is_some() && user != own => {
                 self.refuse("ready", NO_SIGHT);
@@ -420,10 +426,10 @@ impl Resolver<'_> {
             // How Rust workers get ready in any case.
             let natural = setting.name() == "ready"
                 && matches!(
-                    resolve_option(&self.all.ready),
+                    resolve_option(self.all.ready.as_ref()),
                     Ready::Auto | Ready::Channel
                 );
-            let class = resolve_option(&self.all.class);
+            let class = resolve_option(self.all.class.as_ref());
             if let Some(reason) = unused(setting.applies, program, class, range)
                 && !natural
             {

@@ -73,12 +73,12 @@ impl Sandbox {
 impl Limit {
     /// The last word on each resource.
     pub(crate) fn last_of_each(list: impl IntoIterator<Item = Self>) -> Vec<Self> {
-        let mut last: Vec<Self> = Vec::new();
+        let mut kept: Vec<Self> = Vec::new();
         for limit in list {
-            last.retain(|earlier| earlier.resource != limit.resource);
-            last.push(limit);
+            kept.retain(|earlier| earlier.resource != limit.resource);
+            kept.push(limit);
         }
-        last
+        kept
     }
 
     /// The name of its resource.

@@ -4,7 +4,7 @@ use super::command_line::{CommandLine, Identity, Subcommand, parse};
 use super::error::{ConfigError, File, Place, Problem, printable};
 use super::file::{self, nearest};
 use super::layer::{Layer, Origin, Surroundings};
-use super::options::{Config, Options, PREFIX, SETTINGS, setting};
+use super::options::{Config, Options, PREFIX, SETTINGS, Setting, setting};
 use super::reader::{Parsed, invalid};
 use super::resolve::resolve;
 use super::types::Control;
@@ -27,7 +27,8 @@ pub struct Invocation {
     pub source: Source,
 }
 
-/// The command line and the environment, kept so that a reload can read the file again beneath them.
+/// The command line and the environment, kept so that a reload can read the file again beneath
+/// them.
 #[derive(Debug, Clone)]
 pub struct Source {
     flags: Options,
@@ -58,8 +59,8 @@ impl Source {
     /// Reads the command line and the environment of this process.
     ///
     /// # Errors
-    /// When the command line is wrong, and also for `--help` and `--version`: [`clap::Error::exit`] does the right
-    /// thing for each.
+    /// When the command line is wrong, and also for `--help` and `--version`: [`clap::Error::exit`]
+    /// does the right thing for each.
     pub fn from_process(identity: &Identity) -> Result<Invocation, clap::Error> {
         Self::from_parts(identity, std::env::args_os(), std::env::vars_os())
     }
@@ -107,8 +108,8 @@ impl Source {
         self.config.as_deref()
     }
 
-    /// This source with the file as it is now: whatever is loaded from it is the same. A file that cannot be read is
-    /// left to [`load`](Self::load), which says why.
+    /// This source with the file as it is now: whatever is loaded from it is the same. A file that
+    /// cannot be read is left to [`load`](Self::load), which says why.
     #[must_use]
     pub fn frozen(&self) -> Self {
         Self {
@@ -138,7 +139,8 @@ impl Source {
         self.read.as_ref().map(|file| file.text.as_str())
     }
 
-    /// Reads the file and gives what is true now. To be called at start, at each reload and to check.
+    /// Reads the file and gives what is true now. To be called at start, at each reload and to
+    /// check.
     ///
     /// # Errors
     /// Everything that is wrong, each with its place and its remedy.
@@ -152,8 +154,8 @@ impl Source {
         resolve(&layers, self.linked, around, warnings)
     }
 
-    /// Where the running server's control socket is, and the server's name, for the acts that ask it something. Nothing
-    /// else in the file needs to be right.
+    /// Where the running server's control socket is, and the server's name, for the acts that ask
+    /// it something. Nothing else in the file needs to be right.
     ///
     /// # Errors
     /// When one of the settings, or the file that would hold them, is wrong.
@@ -179,7 +181,8 @@ impl Source {
         }
     }
 
-    /// Every setting of a configuration that was loaded from this source, with its value and with who set it.
+    /// Every setting of a configuration that was loaded from this source, with its value and with
+    /// who set it.
     pub fn explain(&self, config: &Config) -> Vec<Explained> {
         let layers = self.layers(&mut Vec::new(), &mut Vec::new());
         let table: toml::Table = config.render().parse().unwrap_or_default();
@@ -237,10 +240,11 @@ impl Source {
 
     fn environment(&self, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Layer {
         let mut options = Options::default();
-        let names: Vec<_> = SETTINGS.iter().map(|setting| setting.name()).collect();
+        let names: Vec<_> = SETTINGS.iter().map(Setting::name).collect();
         for (key, value) in &self.environment {
             let Some(setting) = SETTINGS.iter().find(|setting| setting.variable() == *key) else {
-                // Others use the prefix too (supervisord does), so only what looks like a slip is worth a word.
+                // Others use the prefix too (supervisord does), so only what looks like a slip is
+                // worth a word.
                 let near = nearest(&key[PREFIX.len()..], names.iter().map(String::as_str));
                 if let Some(near) = near.filter(|_| key != CONFIG).and_then(setting) {
                     let near = near.variable();

@@ -1,21 +1,8 @@
 //! What a [`Config`](super::Config) is made of, as far as it has no file of its own.
 
-use super::bind::Bind;
-use super::privileges::Account;
 use std::ffi::OsString;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
-
-/// What the admin child serves, and as which user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// Addresses for HTTP: TCP or Unix.
-    pub http: Vec<Bind>,
-    /// Addresses for HAProxy's agent-check: TCP or Unix.
-    pub agent: Vec<Bind>,
-    /// Its user; `None`: the supervisor's, which is not root then.
-    pub user: Option<Account>,
-}
 
 /// What a worker runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,8 @@
-//! Kinds of values: how each is read and written, on the command line, in the environment and in the
-//! file alike.
+//! Kinds of values: how each is read and written, on the command line, in the environment and in
+//! the file alike.
 //!
-//! A reader says what is wrong and how to write it right. It does not know which option it reads for;
-//! the caller puts the option's name in front.
+//! A reader says what is wrong and how to write it right. It does not know which option it reads
+//! for; the caller puts the option's name in front.
 
 use super::reader::{ConfigValue, InvalidValue, Parsed, Text, invalid, keywords};
 use super::toml_text::quoted;
@@ -112,7 +112,8 @@ impl<const MIN: u64, const MAX: u64> ConfigValue for Time<MIN, MAX> {
     }
 }
 
-/// A number of bytes from `MIN` to `MAX`. `KB`, `MB`, `GB` are decimal; `KiB`, `MiB`, `GiB` are binary.
+/// A number of bytes from `MIN` to `MAX`. `KB`, `MB`, `GB` are decimal; `KiB`, `MiB`, `GiB` are
+/// binary.
 #[derive(Debug, Clone)]
 pub(crate) struct Size<const MIN: u64, const MAX: u64>;
 

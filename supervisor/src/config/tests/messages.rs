@@ -24,181 +24,193 @@ app.toml:3:12: threads: is text here; write the number without quotes, like 8
     );
 }
 
+/// What is written, and what is said of it.
+const SLIPS: &[(&str, &str)] = &[
+    (
+        "workers = ",
+        "1:11: the value is missing (write it after the `=`, or leave the line out)",
+    ),
+    (
+        "class = async",
+        "1:9: text needs quotes (write it like \"async\")",
+    ),
+    (
+        "workers = 1\nworkers = 2",
+        "2:1: is set twice in this file (leave one out)",
+    ),
+    (
+        "a b = 3",
+        "1:3: key with no value, expected `=` (the file is TOML; write lines like workers = 8)",
+    ),
+    (
+        "[server]\nworkers = 2",
+        "1:2: server: unknown section (the only one is [env]; every other setting stands \
+             above it)",
+    ),
+    (
+        "max_workers = 3",
+        "1:1: max_workers: unknown setting (did you mean `max-workers`?)",
+    ),
+    (
+        "comand = [\"a\"]",
+        "1:1: comand: unknown setting (did you mean `command`?)",
+    ),
+    (
+        "xyzzy = 3",
+        "1:1: xyzzy: unknown setting (the settings are the options of --help, without their \
+             dashes)",
+    ),
+    (
+        "config = \"x\"",
+        "1:1: config: a file cannot name another one (leave the line out)",
+    ),
+    (
+        "hang-timeout = 30",
+        "1:16: hang-timeout: `30` has no unit (write it like 30s or 30ms); `off` switches it \
+             off",
+    ),
+    (
+        "hang-timeout = false",
+        "1:16: hang-timeout: `false` is no duration (write it like 30s, 500ms or 1m 30s); \
+             `off` switches it off",
+    ),
+    (
+        "graceful-timeout = \"2 weeks\"",
+        "1:20: graceful-timeout: 2 weeks is out of range (0s to 1day)",
+    ),
+    (
+        "bind = [\"[::1]:80\", \"*:80\"]",
+        "1:21: bind: `*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and \
+             [::]:80 for IPv6)",
+    ),
+    (
+        "bind = []",
+        "1:8: bind: the list is empty (name an address, or leave it out)",
+    ),
+    (
+        "bind = [\"[::1]:80\", \"[0::1]:80\"]",
+        "1:8: bind: [::1]:80 is named twice (leave one out)",
+    ),
+    (
+        "bind = \"fd://web\"",
+        "1:8: bind: no inherited socket is named web (none was inherited)",
+    ),
+    (
+        "workers = [1]",
+        "1:11: workers: is a list here; write one value, like 8",
+    ),
+    (
+        "[workers]",
+        "1:1: workers: is a table or a date here; write one value, like 8",
+    ),
+    (
+        "workers = 99999999999999999999",
+        "1:11: workers: 99999999999999999999 is out of range (1 to 1024)",
+    ),
+    (
+        "workers = 1.5",
+        "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, a range like \
+             2..16, or auto)",
+    ),
+    (
+        "[env]\nLISTEN_FDS = 1",
+        "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose \
+             another name)",
+    ),
+    (
+        "env = \"A\"",
+        "1:7: env: `A` sets no variable (write it like KEY=VALUE)",
+    ),
+    (
+        "command = \"a b\"",
+        "1:11: command: is no list of words; write it like [\"python3\", \"app.py\"]",
+    ),
+    (
+        "command = []",
+        "1:11: command: is no list of words; write it like [\"python3\", \"app.py\"]",
+    ),
+    (
+        "command = [\"a\"]\napp = \"hello\"",
+        "1:11: command: a program cannot serve beside the app `hello` (leave one of them out)",
+    ),
+    (
+        "app = \"helo\"",
+        "1:7: app: there is no app `helo` (choose one of hello, files:DIR, sleep, burn, \
+             block, echo, greeter)",
+    ),
+    (
+        "workers = 4\nmax-workers = 2",
+        "2:15: max-workers: 2 is less than the 4 workers (raise it, or leave it out)",
+    ),
+    (
+        "workers = \"4..2\"",
+        "1:11: workers: 4..2 ends before it begins (write 2..4)",
+    ),
+    (
+        "workers = \"0..3\"",
+        "1:11: workers: 0 in 0..3 is out of range (1 to 1024)",
+    ),
+    (
+        "workers = \"2..\"",
+        "1:11: workers: `2..` is no range (write its two ends, like 2..16)",
+    ),
+    (
+        "workers = \"2...4\"",
+        "1:11: workers: `2...4` is no range (write its two ends, like 2..16)",
+    ),
+    (
+        "workers = \"2..16\"\nmax-workers = 8",
+        "2:15: max-workers: 8 is not the end of the range 2..16 of workers (leave it out)",
+    ),
+    (
+        "surge = 0",
+        "1:9: surge: `0` is neither `all` nor a number from 1 to 1024",
+    ),
+    (
+        "stop-signal = \"KILL\"",
+        "1:15: stop-signal: SIGKILL cannot be caught, so no worker could drain (choose TERM, QUIT or INT; KILL \
+             follows at graceful-timeout by itself)",
+    ),
+    (
+        "stop-signal = \"15\"",
+        "1:15: stop-signal: `15` is no signal (write a name, like TERM, QUIT or INT)",
+    ),
+    (
+        "max-head = \"1KB\"",
+        "1:12: max-head: 1KB is out of range (8KiB to 16MiB)",
+    ),
+    (
+        "max-body = \"1TB\"",
+        "1:12: max-body: `1TB` is no size (write it like 64KiB, 10MB or 65536); `off` \
+             switches it off",
+    ),
+    (
+        "directory = \"/none\"",
+        "1:13: directory: /none is no directory (make it, or name another)",
+    ),
+    (
+        "control = \"/run/\"",
+        "1:11: control: /run/ is a directory (name the socket in it)",
+    ),
+    (
+        "class = \"fast\"",
+        "1:9: class: `fast` is no worker class (choose sync, threads or async)",
+    ),
+    (
+        "log-level = \"loud\"",
+        "1:13: log-level: `loud` is no log level (choose off, error, warn, info, debug or \
+             trace)",
+    ),
+    (
+        "log-format = \"xml\"",
+        "1:14: log-format: `xml` is no log format (choose text or json)",
+    ),
+    ("log-file = \"\"", "1:12: log-file: `` is no path"),
+];
+
 #[test]
 fn each_slip_in_a_file_gets_a_sentence() {
-    let table = [
-        (
-            "workers = ",
-            "1:11: the value is missing (write it after the `=`, or leave the line out)",
-        ),
-        (
-            "class = async",
-            "1:9: text needs quotes (write it like \"async\")",
-        ),
-        (
-            "workers = 1\nworkers = 2",
-            "2:1: is set twice in this file (leave one out)",
-        ),
-        (
-            "a b = 3",
-            "1:3: key with no value, expected `=` (the file is TOML; write lines like workers = 8)",
-        ),
-        (
-            "[server]\nworkers = 2",
-            "1:2: server: unknown section (the only one is [env]; every other setting stands above it)",
-        ),
-        (
-            "max_workers = 3",
-            "1:1: max_workers: unknown setting (did you mean `max-workers`?)",
-        ),
-        (
-            "comand = [\"a\"]",
-            "1:1: comand: unknown setting (did you mean `command`?)",
-        ),
-        (
-            "xyzzy = 3",
-            "1:1: xyzzy: unknown setting (the settings are the options of --help, without their dashes)",
-        ),
-        (
-            "config = \"x\"",
-            "1:1: config: a file cannot name another one (leave the line out)",
-        ),
-        (
-            "hang-timeout = 30",
-            "1:16: hang-timeout: `30` has no unit (write it like 30s or 30ms); `off` switches it off",
-        ),
-        (
-            "hang-timeout = false",
-            "1:16: hang-timeout: `false` is no duration (write it like 30s, 500ms or 1m 30s); `off` switches it off",
-        ),
-        (
-            "graceful-timeout = \"2 weeks\"",
-            "1:20: graceful-timeout: 2 weeks is out of range (0s to 1day)",
-        ),
-        (
-            "bind = [\"[::1]:80\", \"*:80\"]",
-            "1:21: bind: `*:80` names no host (for every address bind 0.0.0.0:80 for IPv4 and [::]:80 for IPv6)",
-        ),
-        (
-            "bind = []",
-            "1:8: bind: the list is empty (name an address, or leave it out)",
-        ),
-        (
-            "bind = [\"[::1]:80\", \"[0::1]:80\"]",
-            "1:8: bind: [::1]:80 is named twice (leave one out)",
-        ),
-        (
-            "bind = \"fd://web\"",
-            "1:8: bind: no inherited socket is named web (none was inherited)",
-        ),
-        (
-            "workers = [1]",
-            "1:11: workers: is a list here; write one value, like 8",
-        ),
-        (
-            "[workers]",
-            "1:1: workers: is a table or a date here; write one value, like 8",
-        ),
-        (
-            "workers = 99999999999999999999",
-            "1:11: workers: 99999999999999999999 is out of range (1 to 1024)",
-        ),
-        (
-            "workers = 1.5",
-            "1:11: workers: `1.5` is no whole number (write one from 1 to 1024, a range like 2..16, or auto)",
-        ),
-        (
-            "[env]\nLISTEN_FDS = 1",
-            "1:1: env: LISTEN_FDS is set for each worker by the supervisor itself (choose another name)",
-        ),
-        (
-            "env = \"A\"",
-            "1:7: env: `A` sets no variable (write it like KEY=VALUE)",
-        ),
-        (
-            "command = \"a b\"",
-            "1:11: command: is no list of words; write it like [\"python3\", \"app.py\"]",
-        ),
-        (
-            "command = []",
-            "1:11: command: is no list of words; write it like [\"python3\", \"app.py\"]",
-        ),
-        (
-            "command = [\"a\"]\napp = \"hello\"",
-            "1:11: command: a program cannot serve beside the app `hello` (leave one of them out)",
-        ),
-        (
-            "app = \"helo\"",
-            "1:7: app: there is no app `helo` (choose one of hello, files:DIR, sleep, burn, block, echo, greeter)",
-        ),
-        (
-            "workers = 4\nmax-workers = 2",
-            "2:15: max-workers: 2 is less than the 4 workers (raise it, or leave it out)",
-        ),
-        (
-            "workers = \"4..2\"",
-            "1:11: workers: 4..2 ends before it begins (write 2..4)",
-        ),
-        (
-            "workers = \"0..3\"",
-            "1:11: workers: 0 in 0..3 is out of range (1 to 1024)",
-        ),
-        (
-            "workers = \"2..\"",
-            "1:11: workers: `2..` is no range (write its two ends, like 2..16)",
-        ),
-        (
-            "workers = \"2...4\"",
-            "1:11: workers: `2...4` is no range (write its two ends, like 2..16)",
-        ),
-        (
-            "workers = \"2..16\"\nmax-workers = 8",
-            "2:15: max-workers: 8 is not the end of the range 2..16 of workers (leave it out)",
-        ),
-        (
-            "surge = 0",
-            "1:9: surge: `0` is neither `all` nor a number from 1 to 1024",
-        ),
-        (
-            "stop-signal = \"KILL\"",
-            "1:15: stop-signal: SIGKILL cannot be caught, so no worker could drain (choose TERM, QUIT or INT; KILL \
-             follows at graceful-timeout by itself)",
-        ),
-        (
-            "stop-signal = \"15\"",
-            "1:15: stop-signal: `15` is no signal (write a name, like TERM, QUIT or INT)",
-        ),
-        (
-            "max-head = \"1KB\"",
-            "1:12: max-head: 1KB is out of range (8KiB to 16MiB)",
-        ),
-        (
-            "max-body = \"1TB\"",
-            "1:12: max-body: `1TB` is no size (write it like 64KiB, 10MB or 65536); `off` switches it off",
-        ),
-        (
-            "directory = \"/none\"",
-            "1:13: directory: /none is no directory (make it, or name another)",
-        ),
-        (
-            "control = \"/run/\"",
-            "1:11: control: /run/ is a directory (name the socket in it)",
-        ),
-        (
-            "class = \"fast\"",
-            "1:9: class: `fast` is no worker class (choose sync, threads or async)",
-        ),
-        (
-            "log-level = \"loud\"",
-            "1:13: log-level: `loud` is no log level (choose off, error, warn, info, debug or trace)",
-        ),
-        (
-            "log-format = \"xml\"",
-            "1:14: log-format: `xml` is no log format (choose text or json)",
-        ),
-        ("log-file = \"\"", "1:12: log-file: `` is no path"),
-    ];
-    for (text, message) in table {
+    for (text, message) in SLIPS {
         assert_eq!(brief(text), format!("app.toml:{message}"), "{text}");
     }
 }
@@ -303,7 +315,8 @@ fn errors_of_the_command_line_name_the_flag() {
     );
     assert_eq!(
         first(&["--workers", "-1"]),
-        "error: invalid value '-1' for '--workers <N|MIN..MAX|auto>': -1 is out of range (1 to 1024)"
+        "error: invalid value '-1' for '--workers <N|MIN..MAX|auto>': -1 is out of range (1 to \
+         1024)"
     );
     assert_eq!(
         first(&["--hang-timeout", "30"]),
@@ -367,7 +380,8 @@ fn a_setting_without_effect_is_warned_of() {
     assert_eq!(
         file("[env]\nworkers = 8").unwrap().warnings,
         [
-            "app.toml: env.workers is a variable for the workers (to set `workers`, move its line above `[env]`)"
+            "app.toml: env.workers is a variable for the workers (to set `workers`, move its \
+             line above `[env]`)"
         ]
     );
 }
@@ -382,11 +396,13 @@ fn users_groups_and_capabilities_that_do_not_exist_are_named_with_the_remedy() {
         ),
         (
             ["--supervisor-user", "nosuchuser"],
-            "--supervisor-user: there is no user `nosuchuser` (create it with useradd, or name another)",
+            "--supervisor-user: there is no user `nosuchuser` (create it with useradd, or name \
+             another)",
         ),
         (
             ["--user", "4000000000"],
-            "--user: user 4000000000 is not in the user database, so its group is unknown (add it there, or set group, too)",
+            "--user: user 4000000000 is not in the user database, so its group is unknown (add \
+             it there, or set group, too)",
         ),
         (
             ["--group", "nosuchgroup"],
@@ -402,7 +418,8 @@ fn users_groups_and_capabilities_that_do_not_exist_are_named_with_the_remedy() {
     let capability = message(&["--keep-cap", "CAP_FLY"]);
     assert!(
         capability.contains(
-            "`CAP_FLY` is no capability (write a name of capabilities(7), like net_bind_service, or all)"
+            "`CAP_FLY` is no capability (write a name of capabilities(7), like net_bind_service, \
+             or all)"
         ),
         "{capability}"
     );

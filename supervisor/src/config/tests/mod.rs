@@ -237,7 +237,8 @@ fn a_range_of_workers_says_how_few_and_how_many_there_may_be() {
     assert_eq!(
         useless.warnings,
         [
-            "--scale-down-after: has no effect with a fixed number of workers (give a range, like --workers 2..16)"
+            "--scale-down-after: has no effect with a fixed number of workers (give a range, \
+             like --workers 2..16)"
         ]
     );
     assert_eq!((useless.range, useless.slots()), (false, 4));
