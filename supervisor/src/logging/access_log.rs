@@ -1,7 +1,9 @@
-//! The access log's file: opened by the supervisor, written by workers, which may be another user's or in a sandbox.
+//! The access log's file: opened by the supervisor, written by workers, which may run as another user
+//! or in a sandbox.
 //!
-//! A generation has one, which every worker of it inherits. The file is only ever appended to. When its path names another
-//! file (somebody has rotated it), it is opened anew, and the workers get the new one through their channels.
+//! A generation has one, which each of its workers inherits. The file is only ever appended to. When
+//! its path names another file (it was rotated), it is reopened, and the workers get the new one
+//! through their channels.
 
 use crate::config::AccessTarget;
 use nix::fcntl::OFlag;
@@ -18,15 +20,15 @@ pub(crate) struct AccessLog {
     target: AccessTarget,
     descriptor: OwnedFd,
     identity: (u64, u64),
-    /// How often it was opened: workers that were given an older one are to get it anew.
+    /// How often it was opened: workers with a lower count get it again.
     pub(crate) reopen_count: u64,
 }
 
 impl AccessLog {
-    /// Opens it. Nothing is waited for, not even the reader of a named pipe.
+    /// Opens it without waiting, not even for the reader of a named pipe.
     ///
     /// # Errors
-    /// Why it cannot be, in the words for the operator.
+    /// Why it cannot be opened.
     pub(crate) fn open(target: &AccessTarget) -> Result<Self, String> {
         let descriptor = match target {
             AccessTarget::Stdout => stdout().map_err(|error| {
@@ -37,7 +39,7 @@ impl AccessLog {
         Ok(Self::of(target.clone(), descriptor, 1))
     }
 
-    /// Goes on with what another version of this program has opened. Every worker gets it once more.
+    /// Continues with what another version of this program has opened. Every worker gets it again.
     pub(crate) fn adopted(target: &AccessTarget, descriptor: OwnedFd) -> Self {
         Self::of(target.clone(), descriptor, 2)
     }
@@ -52,10 +54,10 @@ impl AccessLog {
         }
     }
 
-    /// Opens it anew, if its path names another file by now, or `anyway`. Whether it has.
+    /// Reopens it if its path names another file by now, or `anyway`. Returns whether it did.
     ///
     /// # Errors
-    /// When it cannot be opened; the old one goes on being written.
+    /// When it cannot be opened; the old one stays in use.
     pub(crate) fn reopen(&mut self, anyway: bool) -> Result<bool, String> {
         let AccessTarget::File(path) = &self.target else {
             return Ok(false);
@@ -71,7 +73,7 @@ impl AccessLog {
         Ok(true)
     }
 
-    /// What kind of file it is.
+    /// Returns what kind of file it is.
     pub(crate) fn kind(&self) -> SFlag {
         fstat(&self.descriptor).map_or(SFlag::empty(), |status| {
             SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
@@ -92,7 +94,7 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
         .append(true)
         .create(!pipe)
         .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits());
-    // With a reading end of our own, a pipe's reader may come late, leave and come again.
+    // With a read end of our own, a pipe's reader may come late, leave and return.
     let with_reader = pipe
         .then(|| options.clone().read(true).open(path).ok())
         .flatten();
@@ -100,7 +102,8 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Our standard output, as an open file of its own where that can be had: being non-blocking is then nobody else's matter.
+/// Opens our standard output as an open file of its own, where that is possible: then O_NONBLOCK
+/// affects no other process.
 fn stdout() -> io::Result<OwnedFd> {
     let status = fstat(io::stdout())?;
     let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());

@@ -1,14 +1,15 @@
 //! The log: one line per decision, for people or for machines, to stderr, the journal or a file.
 //!
-//! The same code runs in the supervisor and in its Rust workers, which find their settings in the environment.
-//! A log file heals itself: whoever writes looks about once a second whether the path still names the file it has
-//! open, so workers need not be told when the file was rotated. USR1 makes the supervisor look at once.
+//! The same code runs in the supervisor and in its Rust workers, which find their settings in the
+//! environment. A log file recovers from rotation by itself: each writer checks about once a second
+//! whether the path still names its open file, so workers need no signal. USR1 makes the supervisor
+//! check at once.
 
 pub(crate) mod access_log;
 pub(crate) mod stderr;
 
 use crate::config::{LogFormat, LogSettings};
-use crate::logging::stderr::outlet::LogOutlet;
+use crate::logging::stderr::writer::LogWriter;
 use env_logger::{Builder, Target, WriteStyle};
 use log::kv::{Key, Value, VisitSource};
 use log::{Level, LevelFilter, Record};
@@ -20,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Tells a worker how its lines look.
+/// The format of a worker's lines.
 pub(crate) const FORMAT_VARIABLE: &str = "PREFORK_LOG_FORMAT";
-/// Tells a worker which file they go to.
+/// The file that they go to.
 pub(crate) const FILE_VARIABLE: &str = "PREFORK_LOG_FILE";
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -32,18 +33,15 @@ static FILE: OnceLock<LogFile> = OnceLock::new();
 /// A worker's format when its lines end on the supervisor's terminal, although it does not write there itself.
 const COLOUR: &str = "colour";
 
-/// Starts logging in a supervisor, whose standard error may be full or stopped: it does not wait for its reader. To be
+/// Starts logging in a supervisor, without ever waiting for the reader of its standard error. To be
 /// called once in a process.
-///
-/// # Errors
-/// When the log file cannot be opened; the text names it.
 pub(crate) fn start(settings: &LogSettings) -> Result<(), String> {
-    begin(settings, Some(Box::new(LogOutlet)), colours())
+    begin(settings, Some(Box::new(LogWriter)), colours())
 }
 
-/// Gives whoever reads standard error a last chance. To be called before the process leaves.
+/// Gives the reader of standard error a last chance. To be called before the process exits.
 pub(crate) fn finish() {
-    crate::logging::stderr::outlet::outlet().finish();
+    crate::logging::stderr::writer::stderr_writer().finish();
 }
 
 /// Whether lines on standard error are to have colours.
@@ -114,7 +112,8 @@ pub(crate) fn start_in_worker() {
     }
 }
 
-/// What a worker needs in its environment to log like the supervisor. `captured`: its standard error is a pipe to us.
+/// Returns what a worker needs in its environment to log like the supervisor. `captured`: its
+/// standard error is a pipe to us.
 pub(crate) fn environment(settings: &LogSettings, captured: bool) -> Vec<(&'static str, PathBuf)> {
     let format = match settings.format {
         LogFormat::Json => "json",
@@ -126,10 +125,10 @@ pub(crate) fn environment(settings: &LogSettings, captured: bool) -> Vec<(&'stat
     environment
 }
 
-/// Opens the log file anew, if there is one: it was rotated.
+/// Reopens the log file, if there is one: it was rotated.
 ///
 /// # Errors
-/// When it cannot be opened; the old one goes on being written.
+/// When it cannot be opened; the old one stays in use.
 pub(crate) fn reopen() -> Result<bool, String> {
     match FILE.get() {
         None => Ok(false),
@@ -166,7 +165,7 @@ fn cannot_open(path: &Path, error: &io::Error) -> String {
     )
 }
 
-/// syslog(3)'s number for a level, which journald takes from a line's `<n>` prefix.
+/// Returns syslog(3)'s number for a level, which journald takes from a line's `<n>` prefix.
 fn priority(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -204,7 +203,7 @@ fn json(out: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result
     writeln!(out, "{}", serde_json::Value::Object(fields.0))
 }
 
-/// A file that is appended to, and opened anew when its path names another one.
+/// A file that is appended to, and reopened when its path names another one.
 struct LogFile {
     path: PathBuf,
     open: Mutex<Option<Open>>,
@@ -251,7 +250,7 @@ impl LogFile {
             .map(|about| (about.dev(), about.ino()));
         if there != Some(open.identity) {
             drop(guard);
-            // Failing that, the old file goes on being written.
+            // If it fails, the old file stays in use.
             let _ = self.reopen();
         }
     }

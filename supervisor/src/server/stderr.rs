@@ -1,8 +1,8 @@
 //! Workers' standard error, forwarded to our own as long as that one is read.
 
 use super::Server;
-use crate::logging::stderr::capture::Heard;
-use crate::logging::stderr::outlet::outlet;
+use crate::logging::stderr::capture::ReadOutcome;
+use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::{Interest, Token};
 use log::{debug, warn};
 use prefork_core::Time;
@@ -41,10 +41,10 @@ impl Server {
         else {
             return;
         };
-        match capture.relay() {
-            Heard::Flowing => {}
-            Heard::Blocked => self.stderr.turn = worker,
-            Heard::Ended => {
+        match capture.forward() {
+            ReadOutcome::Flowing => {}
+            ReadOutcome::Blocked => self.stderr.turn = worker,
+            ReadOutcome::Ended => {
                 if let Some(pipe) = capture.descriptor() {
                     self.poll.remove(pipe);
                 }
@@ -55,15 +55,15 @@ impl Server {
 
     /// Our own standard error can be written again.
     pub(crate) fn stderr_writable(&mut self) {
-        outlet().unblock();
+        stderr_writer().unblock();
     }
 
     /// Pauses when our own standard error is blocked, and goes on when it is not any more.
     pub(crate) fn tend_stderr(&mut self) {
         if self.stderr.due.take_if(|at| *at <= self.now).is_some() {
-            outlet().unblock();
+            stderr_writer().unblock();
         }
-        let blocked = outlet().is_blocked();
+        let blocked = stderr_writer().is_blocked();
         match (blocked, self.stderr.paused) {
             (true, false) => self.pause_stderr(),
             (false, true) => self.resume_stderr(),
@@ -85,11 +85,11 @@ impl Server {
     }
 
     fn resume_stderr(&mut self) {
-        outlet().with_descriptor(|stderr| self.poll.remove(stderr));
+        stderr_writer().with_descriptor(|stderr| self.poll.remove(stderr));
         self.stderr.due = None;
-        let lost = outlet().take_lost();
-        if lost > 0 {
-            warn!(lines = lost; "dropped {lost} lines of worker stderr: reader too slow");
+        let dropped = stderr_writer().take_dropped();
+        if dropped > 0 {
+            warn!(lines = dropped; "dropped {dropped} lines of worker stderr: reader too slow");
         }
         // The one that was refused last has had its turn.
         let turn = self.stderr.turn;
@@ -102,7 +102,7 @@ impl Server {
                 .handles
                 .get_mut(&worker)
                 .and_then(|handle| handle.stderr.as_mut());
-            if capture.is_some_and(|capture| !capture.pass_on()) {
+            if capture.is_some_and(|capture| !capture.try_write()) {
                 self.stderr.turn = worker;
                 return self.wait_until_writable();
             }
@@ -119,7 +119,7 @@ impl Server {
     }
 
     fn wait_until_writable(&mut self) {
-        let watched = outlet()
+        let watched = stderr_writer()
             .with_descriptor(|stderr| self.poll.add(stderr, Token::StderrWriter, Interest::Write));
         if watched.is_err() {
             // What cannot be watched can mostly be written.

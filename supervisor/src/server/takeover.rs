@@ -21,7 +21,7 @@ use crate::generation::{AdminSockets, Generation, Origin};
 use crate::listen::{AddressSockets, ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::logging::stderr::Capture;
-use crate::logging::stderr::outlet::outlet;
+use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::Poll;
 use crate::process::signals::Signals;
 use crate::process::spawn::Executable;
@@ -78,7 +78,7 @@ impl Server {
         let held = adopt_generations(generations, state.accepted, &loader, &groups, rest);
         let (core, handles) = adopt_workers(state.core, handles, &held, rest, check);
         if !check {
-            outlet().resume(state.backlog);
+            stderr_writer().resume(state.backlog);
         }
         let notify = NotifyServer::adopted(state.notify, rest);
         let control = state

@@ -10,7 +10,7 @@ use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
 use crate::control::Answer;
 use crate::helpers::{HelperExit, HelperId, Kind as HelperKind};
-use crate::logging::stderr::outlet::outlet;
+use crate::logging::stderr::writer::stderr_writer;
 use crate::process::reap::Death;
 use crate::process::spawn::{Executable, Order};
 use crate::upgrade::*;
@@ -469,7 +469,7 @@ impl Server {
                 })
                 .collect(),
             foster: self.workers.leftovers.has_foreign_orphans(),
-            backlog: outlet().backlog().to_vec(),
+            backlog: stderr_writer().backlog().to_vec(),
             notify: self.workers.notify.state(packing),
             control: self.operators.control.state(packing),
             waiting: self.operators.waiting.iter().copied().collect(),
@@ -566,7 +566,7 @@ fn handle_state(handle: &WorkerHandle, packing: &mut Packing) -> HandleState {
                     .map(|pipe| packing.add(Kind::Pipe, &pipe)),
                 held: held.to_vec(),
                 cut: cut.map(<[u8]>::to_vec),
-                last_words: capture.last_words(),
+                last_words: capture.tail(),
             }
         }),
         row: handle.rows.as_ref().map(|rows| RowState {

@@ -240,7 +240,7 @@ impl Server {
             if let Some(pipe) = capture.descriptor() {
                 self.poll.remove(pipe);
             }
-            capture.reap()
+            capture.finish()
         });
         let reading = handle.reading();
         let totals = self.workers.past_totals.get_mut(handle.slot.index());

@@ -1,6 +1,6 @@
-//! A worker's standard error: a pipe, the line that is not yet whole, and the last words.
+//! A worker's standard error: a pipe, the line that is not yet complete, and the tail of the output.
 
-use super::outlet::{PIECE, outlet};
+use super::writer::{PIECE, stderr_writer};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 use std::collections::VecDeque;
@@ -9,103 +9,105 @@ use std::io;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// How much is read at a time. A worker that writes without end has its turn, and then the others have theirs.
+/// The most bytes that are read at a time, so that a worker that writes without end leaves others
+/// their turn.
 const AT_ONCE: usize = 16 << 10;
-/// How much is read after a worker's death, at most: its children may write on.
+/// The most bytes that are read after a worker's death: its children may write on.
 const AFTER_DEATH: usize = 1 << 20;
-/// How much of the last words is kept.
-pub(crate) const LAST_WORDS: usize = 4096;
+/// The length of the tail, in bytes.
+pub(crate) const TAIL: usize = 4096;
+
 /// What a worker writes to its standard error.
 #[derive(Debug)]
 pub(crate) struct Capture {
-    /// `None` when everybody who could write has closed it.
+    /// `None` when every process that could write has closed it.
     pipe: Option<File>,
-    /// What was read and not passed on: the beginning of a line, or, while our own standard error is blocked, at most
-    /// what is read at a time.
+    /// What was read and not forwarded: the beginning of a line, or, while our own standard error is
+    /// blocked, at most what is read at a time.
     held: Vec<u8>,
-    /// The line at the beginning of `held` is the rest of one that was cut and had this priority, such as `<4>`, or none.
+    /// The priority, such as `<4>` or nothing, of a line whose rest begins `held`, if it was cut.
     cut: Option<Vec<u8>>,
-    last_words: VecDeque<u8>,
+    tail: VecDeque<u8>,
 }
 
-/// What came of reading.
+/// The outcome of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Heard {
-    /// Something, or nothing for now; what could be passed on was.
+pub(crate) enum ReadOutcome {
+    /// Everything that was read has been forwarded, as far as its lines are complete.
     Flowing,
-    /// Something that cannot be passed on now.
+    /// Something cannot be forwarded now.
     Blocked,
-    /// Nothing more will come. Before the descriptor is dropped, it is not to be watched any more.
+    /// The end. The descriptor must be unwatched before it is dropped.
     Ended,
 }
 
 impl Capture {
-    /// A new pipe; the worker gets the other end.
+    /// Makes a pipe; the worker gets the other end.
     ///
     /// # Errors
-    /// When there can be none.
+    /// Those of pipe2(2) and fcntl(2).
     pub(crate) fn open() -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        // Each end has a description of its own: the worker's blocks, as it would expect.
+        // Each end is an open file of its own: the worker's blocks, as it would expect.
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok((Self::adopted(Some(ours), Vec::new(), &[], None), theirs))
     }
 
-    /// Goes on where another version of the program was.
+    /// Continues where another version of the program was.
     pub(crate) fn adopted(
         pipe: Option<OwnedFd>,
         held: Vec<u8>,
-        last_words: &[u8],
+        tail: &[u8],
         cut: Option<Vec<u8>>,
     ) -> Self {
         Self {
             pipe: pipe.map(File::from),
             held,
             cut,
-            last_words: last_words.iter().copied().collect(),
+            tail: tail.iter().copied().collect(),
         }
     }
 
-    /// The pipe's end that is to be watched.
+    /// Returns the end of the pipe that is to be watched.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.pipe.as_ref().map(AsFd::as_fd)
     }
 
-    /// What was read and not passed on, and the priority of the line that it begins with, if that was cut.
+    /// Returns what was read and not forwarded, and the priority of its first line, if that was cut.
     pub(crate) fn held(&self) -> (&[u8], Option<&[u8]>) {
         (&self.held, self.cut.as_deref())
     }
 
-    /// The last that was read.
-    pub(crate) fn last_words(&self) -> Vec<u8> {
-        self.last_words.iter().copied().collect()
+    /// Returns the last bytes that were read.
+    pub(crate) fn tail(&self) -> Vec<u8> {
+        self.tail.iter().copied().collect()
     }
 
-    /// Reads once, and passes on.
-    pub(crate) fn relay(&mut self) -> Heard {
-        if !self.pass_on() {
-            return Heard::Blocked;
+    /// Reads once and forwards what it can.
+    pub(crate) fn forward(&mut self) -> ReadOutcome {
+        if !self.try_write() {
+            return ReadOutcome::Blocked;
         }
         match self.read() {
             Ok(0) => {
-                self.end(&mut |lines| outlet().pass_on(lines));
-                Heard::Ended
+                self.end(&mut |lines| stderr_writer().try_write(lines));
+                ReadOutcome::Ended
             }
-            Ok(_) if self.pass_on() => Heard::Flowing,
-            Ok(_) => Heard::Blocked,
-            Err(_) => Heard::Flowing,
+            Ok(_) if self.try_write() => ReadOutcome::Flowing,
+            Ok(_) => ReadOutcome::Blocked,
+            Err(_) => ReadOutcome::Flowing,
         }
     }
 
-    /// Passes on what is held, in whole lines; `false` when that is not possible now.
-    pub(crate) fn pass_on(&mut self) -> bool {
-        self.deal(&mut |lines| outlet().pass_on(lines), false)
+    /// Forwards what is held, in whole lines. Returns whether that was possible.
+    pub(crate) fn try_write(&mut self) -> bool {
+        self.emit(&mut |lines| stderr_writer().try_write(lines), false)
     }
 
-    /// The worker is dead: reads what it has left in the pipe, passes it on now or later, and gives its last words.
-    pub(crate) fn reap(mut self) -> Vec<u8> {
-        let mut bequeath = |lines: &[u8]| {
-            outlet().bequeath(lines);
+    /// Reads what a dead worker has left in the pipe, forwards it now or later, and returns the tail.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        let mut write_or_queue = |lines: &[u8]| {
+            stderr_writer().write_or_queue(lines);
             true
         };
         let mut read = 0;
@@ -114,18 +116,18 @@ impl Capture {
                 Ok(count @ 1..) => read += count,
                 Ok(0) | Err(_) => break,
             }
-            self.deal(&mut bequeath, false);
+            self.emit(&mut write_or_queue, false);
         }
-        self.end(&mut bequeath);
-        self.last_words()
+        self.end(&mut write_or_queue);
+        self.tail()
     }
 
-    /// Nothing follows: the last line is whole, with or without its end. The pipe is closed by whoever owns this.
+    /// Completes the last line, as nothing follows. The owner closes the pipe.
     fn end(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) {
-        self.deal(take, true);
+        self.emit(take, true);
     }
 
-    /// Lets go of the pipe.
+    /// Closes the pipe.
     pub(crate) fn close(&mut self) {
         self.pipe = None;
     }
@@ -138,16 +140,17 @@ impl Capture {
         let count = pipe.read(&mut buffer)?;
         let read = &buffer[..count];
         self.held.extend_from_slice(read);
-        let last = &read[read.len().saturating_sub(LAST_WORDS)..];
-        let over = (self.last_words.len() + last.len()).saturating_sub(LAST_WORDS);
-        self.last_words.drain(..over);
-        self.last_words.extend(last);
+        let last = &read[read.len().saturating_sub(TAIL)..];
+        let over = (self.tail.len() + last.len()).saturating_sub(TAIL);
+        self.tail.drain(..over);
+        self.tail.extend(last);
         Ok(count)
     }
 
-    /// Gives out what is held, in whole lines and in pieces of at most [`PIECE`] bytes. A line that does not fit is cut,
-    /// and each part of it is a line with its priority. `take` tells whether it has taken a piece.
-    fn deal(&mut self, take: &mut dyn FnMut(&[u8]) -> bool, last: bool) -> bool {
+    /// Passes what is held to `take`, in whole lines and in pieces of at most [`PIECE`] bytes. A line
+    /// that does not fit is cut, and each part becomes a line with its priority. `take` returns whether
+    /// it took the piece.
+    fn emit(&mut self, take: &mut dyn FnMut(&[u8]) -> bool, last: bool) -> bool {
         let mut at = 0;
         let taken = loop {
             let rest = &self.held[at..];
@@ -183,14 +186,14 @@ impl Capture {
         };
         self.held.drain(..at);
         if self.held.is_empty() {
-            // Thousands of quiet workers hold nothing.
+            // Thousands of silent workers hold no memory.
             self.held = Vec::new();
         }
         taken
     }
 }
 
-/// journald's priority at the beginning of a line, such as `<4>`, or nothing.
+/// Returns journald's priority at the beginning of a line, such as `<4>`, or nothing.
 fn priority_of(line: &[u8]) -> Vec<u8> {
     match line {
         [b'<', b'0'..=b'7', b'>', ..] => line[..3].to_vec(),
@@ -223,7 +226,7 @@ mod tests {
 
     fn dealt(capture: &mut Capture, last: bool) -> Vec<Vec<u8>> {
         let mut pieces = Vec::new();
-        capture.deal(
+        capture.emit(
             &mut |piece| {
                 pieces.push(piece.to_vec());
                 true
@@ -271,20 +274,20 @@ mod tests {
     #[test]
     fn what_is_refused_is_held() {
         let mut capture = capture(b"one\ntwo\n");
-        assert!(!capture.deal(&mut |_| false, false));
+        assert!(!capture.emit(&mut |_| false, false));
         assert_eq!(capture.held().0, b"one\ntwo\n");
     }
 
     #[test]
-    fn the_last_words_are_the_last_4_kib() {
+    fn the_tail_are_the_last_4_kib() {
         let (mut capture, theirs) = Capture::open().expect("a pipe");
         for number in 0..2000 {
             nix::unistd::write(&theirs, format!("line {number}\n").as_bytes()).expect("room");
             while capture.read().is_ok_and(|count| count > 0) {}
             capture.held.clear();
         }
-        let words = capture.last_words();
-        assert_eq!(words.len(), LAST_WORDS);
+        let words = capture.tail();
+        assert_eq!(words.len(), TAIL);
         assert!(words.ends_with(b"line 1999\n"));
         drop(theirs);
         assert!(matches!(capture.read(), Ok(0)));

@@ -1,13 +1,14 @@
-//! Standard error: our own, which must never block us, and those of the workers, which are read and passed on.
+//! Standard error: our own, which must never block us, and that of the workers, which is forwarded.
 //!
-//! Each worker writes into a pipe. What comes out is kept for a while (a worker's last words) and goes to our own
-//! standard error in whole lines, so that lines of several workers are never torn into each other. When nobody reads
-//! ours, nobody's is read either: then workers wait for it, as they would if they wrote there themselves.
+//! Each worker writes into a pipe. What comes out is recorded for its exit report (the tail) and goes
+//! to our own standard error in whole lines, so that lines of several workers are never mixed. While
+//! ours is not read, no worker's is read either: workers then wait for it, as they would if they wrote
+//! there themselves.
 //!
-//! * [`outlet`] – our own standard error;
+//! * [`writer`] – our own standard error;
 //! * [`capture`] – a worker's.
 
 pub(crate) mod capture;
-pub(crate) mod outlet;
+pub(crate) mod writer;
 
 pub(crate) use capture::Capture;

@@ -1,10 +1,10 @@
-//! Our own standard error, written to by whoever must not wait for its reader.
+//! Our own standard error, written without waiting for its reader.
 //!
-//! A pipe or a terminal is opened once more, without blocking: the description that we were given belongs to others, too,
-//! who may rely on its blocking. Where that is not possible, it is asked beforehand whether it can be written; a file
-//! always can. What cannot be written now waits in a bounded backlog: the log's lines up to one bound, then they are
-//! counted and lost; what dead workers have left, up to a lower one; and what living workers write not at all, since
-//! their pipes can hold it.
+//! A pipe or a terminal is opened once more, without blocking: the open file that we were given is
+//! shared with other processes, which may rely on its blocking. Where that is not possible, it is
+//! polled before each write; a file can always be written. What cannot be written now waits in a
+//! bounded backlog: the log's lines up to one bound, then they are counted and dropped; what dead
+//! workers have left, up to a lower one; what living workers write never, since their pipes hold it.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, send};
@@ -17,72 +17,72 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most bytes that a pipe which can be written takes without blocking, and takes whole (`PIPE_BUF`).
+/// The most bytes that a writable pipe takes at once and without blocking (`PIPE_BUF`).
 pub(crate) const PIECE: usize = 4096;
-/// The most that waits of what dead workers have left.
-const ESTATES: usize = 256 << 10;
-/// The most that waits at all, so that the log has room left.
-const BACKLOG: usize = ESTATES + (64 << 10);
-/// How long the reader may take for the last lines when the server is gone.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// The most bytes that dead workers have in the backlog.
+const MAX_DEAD_BACKLOG: usize = 256 << 10;
+/// The most bytes in the backlog, so that the log has room left.
+const MAX_BACKLOG: usize = MAX_DEAD_BACKLOG + (64 << 10);
+/// The most time that the reader has for the last lines when the server exits.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-static OUTLET: Mutex<StderrWriter> = Mutex::new(StderrWriter {
-    way: None,
+static WRITER: Mutex<StderrWriter> = Mutex::new(StderrWriter {
+    mode: None,
     backlog: Vec::new(),
     refused: false,
-    lost: 0,
+    dropped: 0,
 });
 
 /// How it is written.
 #[derive(Debug)]
-enum Way {
-    /// By a description of our own that does not block.
+enum WriteMode {
+    /// By an open file of our own that does not block.
     Own(File),
-    /// As a socket, which can be told not to block each time.
+    /// As a socket, by sends that do not block.
     Socket,
-    /// Asked beforehand, a piece at a time.
-    Asked,
+    /// By a poll before each write, a piece at a time.
+    Polled,
 }
 
 /// Our own standard error.
 #[derive(Debug)]
 pub(crate) struct StderrWriter {
-    way: Option<Way>,
+    mode: Option<WriteMode>,
     /// What is to be written before anything else.
     backlog: Vec<u8>,
     /// A living worker's lines were not taken.
     refused: bool,
     /// Lines that found no room.
-    lost: u64,
+    dropped: u64,
 }
 
-/// The one that there is.
-pub(crate) fn outlet() -> MutexGuard<'static, StderrWriter> {
-    OUTLET.lock().unwrap_or_else(PoisonError::into_inner)
+/// Returns the writer of this process.
+pub(crate) fn stderr_writer() -> MutexGuard<'static, StderrWriter> {
+    WRITER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl StderrWriter {
     /// Writes whole lines of a worker, at most a [`PIECE`], or nothing: then `false`.
-    pub(crate) fn pass_on(&mut self, lines: &[u8]) -> bool {
+    pub(crate) fn try_write(&mut self, lines: &[u8]) -> bool {
         let written = if self.flush() { self.write(lines) } else { 0 };
         self.refused = written == 0 && !lines.is_empty();
         if !self.refused {
-            // A line that was begun is the first thing to go on with.
+            // The rest of a line goes out before anything else.
             self.backlog.extend_from_slice(&lines[written..]);
         }
         !self.refused
     }
 
     /// Writes whole lines of a dead worker now or later, if there is room for them.
-    pub(crate) fn bequeath(&mut self, lines: &[u8]) {
-        self.queue(lines, ESTATES);
+    pub(crate) fn write_or_queue(&mut self, lines: &[u8]) {
+        self.queue(lines, MAX_DEAD_BACKLOG);
     }
 
     fn queue(&mut self, lines: &[u8], most: usize) {
         let written = if self.flush() { self.write(lines) } else { 0 };
         let rest = &lines[written..];
         if written == 0 && self.backlog.len() + rest.len() > most {
-            self.lost += 1 + rest[..rest.len().saturating_sub(1)]
+            self.dropped += 1 + rest[..rest.len().saturating_sub(1)]
                 .iter()
                 .filter(|byte| **byte == b'\n')
                 .count() as u64;
@@ -91,7 +91,7 @@ impl StderrWriter {
         }
     }
 
-    /// Writes what waits; `false` while something still does.
+    /// Writes the backlog. Returns whether it is empty now.
     pub(crate) fn flush(&mut self) -> bool {
         if !self.backlog.is_empty() {
             let backlog = std::mem::take(&mut self.backlog);
@@ -102,7 +102,7 @@ impl StderrWriter {
         self.backlog.is_empty()
     }
 
-    /// It may be possible to write again.
+    /// Tries again: standard error may be writable.
     pub(crate) fn unblock(&mut self) {
         self.refused = !self.flush();
     }
@@ -112,51 +112,51 @@ impl StderrWriter {
         self.refused || !self.backlog.is_empty()
     }
 
-    /// How many lines were lost since the last call.
-    pub(crate) fn take_lost(&mut self) -> u64 {
-        std::mem::take(&mut self.lost)
+    /// Returns how many lines were dropped since the last call.
+    pub(crate) fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
-    /// What waits, for the next version of the program.
+    /// Returns the backlog, for the next version of the program.
     pub(crate) fn backlog(&self) -> &[u8] {
         &self.backlog
     }
 
-    /// Goes on with what another version had to write. To be called before anything is written.
+    /// Continues with the backlog of another version. To be called before anything is written.
     pub(crate) fn resume(&mut self, backlog: Vec<u8>) {
         self.backlog = backlog;
     }
 
-    /// Watches it, or ceases to: by the descriptor that tells when it can be written.
+    /// Calls `act` with the descriptor by which it can be watched for being writable.
     pub(crate) fn with_descriptor<T>(&mut self, act: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
-        match self.way() {
-            Way::Own(file) => act(file.as_fd()),
-            Way::Socket | Way::Asked => act(io::stderr().as_fd()),
+        match self.mode() {
+            WriteMode::Own(file) => act(file.as_fd()),
+            WriteMode::Socket | WriteMode::Polled => act(io::stderr().as_fd()),
         }
     }
 
-    /// Gives whoever reads a last chance. To be called when the server is gone.
+    /// Gives the reader a last chance. To be called when the server exits.
     pub(crate) fn finish(&mut self) {
-        let end = Instant::now() + FAREWELL;
+        let end = Instant::now() + FLUSH_TIMEOUT;
         while !self.flush() && Instant::now() < end {
-            let patience = PollTimeout::from(10_u8);
+            let timeout = PollTimeout::from(10_u8);
             self.with_descriptor(|descriptor| {
                 let _ =
-                    nix::poll::poll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], patience);
+                    nix::poll::poll(&mut [PollFd::new(descriptor, PollFlags::POLLOUT)], timeout);
             });
         }
     }
 
-    fn way(&mut self) -> &mut Way {
-        self.way.get_or_insert_with(Way::find)
+    fn mode(&mut self) -> &mut WriteMode {
+        self.mode.get_or_insert_with(WriteMode::find)
     }
 
-    /// Writes what can be written now, and tells how much. When nobody is left to read, that is everything.
+    /// Writes what can be written now, and returns how much: all of it when no reader is left.
     fn write(&mut self, bytes: &[u8]) -> usize {
-        let way = self.way();
+        let mode = self.mode();
         let mut written = 0;
         while written < bytes.len() {
-            match way.write(&bytes[written..]) {
+            match mode.write(&bytes[written..]) {
                 Ok(0) => break,
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -168,7 +168,7 @@ impl StderrWriter {
     }
 }
 
-impl Way {
+impl WriteMode {
     fn find() -> Self {
         let stderr = io::stderr();
         let format = fstat(&stderr).map_or(SFlag::empty(), |status| {
@@ -183,10 +183,10 @@ impl Way {
                 .write(true)
                 .custom_flags(flags)
                 .open("/proc/self/fd/2");
-            // A pipe that nobody reads, or another user's.
-            return again.map_or(Self::Asked, Self::Own);
+            // A pipe without a reader, or of another user.
+            return again.map_or(Self::Polled, Self::Own);
         }
-        Self::Asked
+        Self::Polled
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -196,10 +196,10 @@ impl Way {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                 Ok(send(io::stderr().as_raw_fd(), bytes, flags)?)
             }
-            Self::Asked => {
+            Self::Polled => {
                 let stderr = io::stderr();
-                let mut asked = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-                if nix::poll::poll(&mut asked, PollTimeout::ZERO)? == 0 {
+                let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+                if nix::poll::poll(&mut polled, PollTimeout::ZERO)? == 0 {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 Ok(nix::unistd::write(
@@ -211,13 +211,13 @@ impl Way {
     }
 }
 
-/// Where the supervisor's log goes. A line is written, waits, or is counted as lost; never is waited for it.
+/// The sink of the supervisor's log. A line is written, queued or dropped; it never blocks.
 #[derive(Debug)]
-pub(crate) struct LogOutlet;
+pub(crate) struct LogWriter;
 
-impl Write for LogOutlet {
+impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        outlet().queue(line, BACKLOG);
+        stderr_writer().queue(line, MAX_BACKLOG);
         Ok(line.len())
     }
 
@@ -232,16 +232,16 @@ mod tests {
     use std::io::Read;
     use std::os::fd::OwnedFd;
 
-    /// An outlet into a pipe that can be filled.
-    fn outlet() -> (StderrWriter, File) {
+    /// A writer into a pipe that can be filled.
+    fn stderr_writer() -> (StderrWriter, File) {
         let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).expect("a pipe");
         let [reader, writer]: [File; 2] = [reader, writer].map(|end: OwnedFd| end.into());
         (
             StderrWriter {
-                way: Some(Way::Own(writer)),
+                mode: Some(WriteMode::Own(writer)),
                 backlog: Vec::new(),
                 refused: false,
-                lost: 0,
+                dropped: 0,
             },
             reader,
         )
@@ -258,34 +258,34 @@ mod tests {
 
     #[test]
     fn workers_lines_are_written_or_refused_and_the_log_waits() {
-        let (mut outlet, mut reader) = outlet();
+        let (mut writer, mut reader) = stderr_writer();
         let line = [[b'x'; PIECE - 1].as_slice(), b"\n"].concat();
         let mut count = 0;
-        while outlet.pass_on(&line) {
+        while writer.try_write(&line) {
             count += 1;
         }
-        outlet.queue(b"log\n", BACKLOG);
-        outlet.bequeath(b"last words\n");
-        assert!(outlet.is_blocked() && !outlet.pass_on(b"worker\n"));
+        writer.queue(b"log\n", MAX_BACKLOG);
+        writer.write_or_queue(b"dead\n");
+        assert!(writer.is_blocked() && !writer.try_write(b"worker\n"));
         let read_so_far = read(&mut reader).len();
         assert_eq!(read_so_far, count * PIECE);
-        assert!(outlet.pass_on(b"worker\n") && !outlet.is_blocked());
-        assert_eq!(read(&mut reader), b"log\nlast words\nworker\n");
+        assert!(writer.try_write(b"worker\n") && !writer.is_blocked());
+        assert_eq!(read(&mut reader), b"log\ndead\nworker\n");
     }
 
     #[test]
     fn what_finds_no_room_is_counted() {
-        let (mut outlet, mut reader) = outlet();
-        while outlet.pass_on(&[b'\n'; PIECE]) {}
+        let (mut writer, mut reader) = stderr_writer();
+        while writer.try_write(&[b'\n'; PIECE]) {}
         let line = [[b'y'; 999].as_slice(), b"\n"].concat();
-        (0..1000).for_each(|_| outlet.bequeath(&line));
-        assert!(outlet.backlog.len() <= ESTATES);
-        let before = outlet.take_lost();
+        (0..1000).for_each(|_| writer.write_or_queue(&line));
+        assert!(writer.backlog.len() <= MAX_DEAD_BACKLOG);
+        let before = writer.take_dropped();
         assert!(before > 700, "{before}");
-        (0..1000).for_each(|_| outlet.queue(&line, BACKLOG));
-        assert!(outlet.backlog.len() <= BACKLOG && outlet.backlog.len() > ESTATES);
-        assert!(outlet.take_lost() > 900);
-        while !outlet.flush() {
+        (0..1000).for_each(|_| writer.queue(&line, MAX_BACKLOG));
+        assert!(writer.backlog.len() <= MAX_BACKLOG && writer.backlog.len() > MAX_DEAD_BACKLOG);
+        assert!(writer.take_dropped() > 900);
+        while !writer.flush() {
             read(&mut reader);
         }
         assert!(read(&mut reader).ends_with(b"y\n"));
@@ -293,8 +293,8 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_gone_holds_nobody_up() {
-        let (mut outlet, reader) = outlet();
+        let (mut writer, reader) = stderr_writer();
         drop(reader);
-        assert!(outlet.pass_on(b"nobody reads this\n") && !outlet.is_blocked());
+        assert!(writer.try_write(b"without a reader\n") && !writer.is_blocked());
     }
 }
