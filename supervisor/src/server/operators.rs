@@ -52,7 +52,7 @@ impl Counts {
             spawned: state.spawned,
             reloads: state.reloads,
             failed_reloads: state.failed_reloads,
-            status_requests: state.pictures,
+            status_requests: state.status_requests,
         }
     }
 }

@@ -72,7 +72,7 @@ impl Server {
         }
         let now = clock();
         let loader = loader(&state, identity);
-        let (generations, handles) = (state.generations, state.hands);
+        let (generations, handles) = (state.generations, state.workers);
         let mut listeners = Listeners::adopted(runtime_directory(), state.inherited, rest);
         let groups = listeners.adopt_groups(state.groups, rest);
         let held = adopt_generations(generations, state.accepted, &loader, &groups, rest);
@@ -97,7 +97,7 @@ impl Server {
         let helpers = HelpersState {
             hooks: state.hooks,
             leaving: state.leaving,
-            useless: state.doomed,
+            useless: state.terminating,
         };
         let exits = state.deaths.into_iter().map(|one| (one.cause, one.count));
         let cgroups = state
@@ -106,7 +106,7 @@ impl Server {
         let mut workers = Workers {
             handles,
             exits: ExitCounts::resumed(exits),
-            leftovers: Leftovers::resumed(state.foster),
+            leftovers: Leftovers::resumed(state.foreign_orphans),
             // Some may have died during the exec.
             orphans_due: Some(now),
             ..Workers::new(notify, cgroups)
@@ -357,7 +357,7 @@ fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerH
         line,
         stderr: state.stderr.map(|state| {
             let pipe = state.pipe.map(|pipe| unpacking.take(pipe, Kind::Pipe));
-            Capture::adopted(pipe, state.held, &state.last_words, state.cut)
+            Capture::adopted(pipe, state.held, &state.stderr_tail, state.cut)
         }),
         rows: state.row.map(|state| rows(&state, unpacking)),
         status: state.status,

@@ -450,7 +450,7 @@ impl Server {
             accepted: self.generations.accepted,
             generations,
             groups: groups.into_iter().map(|(_, group)| group).collect(),
-            hands: self
+            workers: self
                 .workers
                 .handles
                 .values()
@@ -468,7 +468,7 @@ impl Server {
                     count,
                 })
                 .collect(),
-            foster: self.workers.leftovers.has_foreign_orphans(),
+            foreign_orphans: self.workers.leftovers.has_foreign_orphans(),
             backlog: stderr_writer().backlog().to_vec(),
             notify: self.workers.notify.state(packing),
             control: self.operators.control.state(packing),
@@ -506,11 +506,11 @@ impl Server {
                 reloads: self.operators.counts.reloads,
                 failed_reloads: self.operators.counts.failed_reloads,
                 events: self.operators.journal.last(),
-                pictures: self.operators.counts.status_requests,
+                status_requests: self.operators.counts.status_requests,
             },
             hooks: helpers.hooks,
             leaving: helpers.leaving,
-            doomed: helpers.useless,
+            terminating: helpers.useless,
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]
@@ -566,7 +566,7 @@ fn handle_state(handle: &WorkerHandle, packing: &mut Packing) -> HandleState {
                     .map(|pipe| packing.add(Kind::Pipe, &pipe)),
                 held: held.to_vec(),
                 cut: cut.map(<[u8]>::to_vec),
-                last_words: capture.tail(),
+                stderr_tail: capture.tail(),
             }
         }),
         row: handle.rows.as_ref().map(|rows| RowState {

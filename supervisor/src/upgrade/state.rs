@@ -1,8 +1,9 @@
-//! What one version of the supervisor tells the next.
+//! The state that one version of the supervisor hands to the next.
 //!
-//! Every struct is a [record](prefork_core::record), so that fields can be appended: that is the only change there may be
-//! without a new [`FORMAT`](super::FORMAT). The test at the end compares every byte with those of the first release.
-//! A configuration is handed over as what it was made of, not as what became of it: the other version reads it itself.
+//! Every struct is a [record](prefork_core::record), so that fields can be appended: the only change
+//! that needs no new [`FORMAT`](super::FORMAT). A test compares every byte with those of the first
+//! release. A configuration is handed over as its sources, not as its result: the other version parses
+//! them itself.
 
 use super::descriptors::{Descriptor, Fd, Kind, Packing, Unpacking};
 use crate::control::Role;
@@ -15,7 +16,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// A name of the system's: any bytes.
+/// An operating-system string: any bytes.
 #[derive(Debug, Clone, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub(crate) struct Bytes(pub(crate) Vec<u8>);
 
@@ -50,7 +51,7 @@ macro_rules! states {
 }
 
 states! {
-    /// The whole.
+    /// The whole state.
     State {
         version: String,
         pid: u32,
@@ -62,11 +63,11 @@ states! {
         accepted: GenerationId,
         generations: Vec<GenerationState>,
         groups: Vec<GroupState>,
-        hands: Vec<HandleState>,
+        workers: Vec<HandleState>,
         totals: Vec<TotalsState>,
         deaths: Vec<DeathsState>,
         backlog: Vec<u8>,
-        foster: bool,
+        foreign_orphans: bool,
         notify: NotifyState,
         control: Option<ControlState>,
         waiting: Vec<u64>,
@@ -80,15 +81,15 @@ states! {
         upgrade: UpgradeState,
         cgroups: Option<Bytes>,
     } added {
-        counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, pictures: 0 },
+        counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, status_requests: 0 },
         hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new() },
         leaving: Vec<ChildState> = Vec::new(),
-        doomed: Vec<ChildState> = Vec::new(),
+        terminating: Vec<ChildState> = Vec::new(),
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }
 
-    /// The upgrade itself: who waits for its verdict, and which reload asked for it.
+    /// The upgrade itself: the clients that wait for its verdict, and the reload that asked for it.
     UpgradeState { clients: Vec<u64>, reload: Option<GenerationId> }
 
     /// A socket that the supervisor was started with.
@@ -113,7 +114,7 @@ states! {
     /// A program.
     ProgramState { descriptor: Fd, path: Bytes, script: bool }
 
-    /// A generation's part of a group: its first so many sockets.
+    /// A generation's part of an address: the number of its sockets.
     EntryState { group: u32, sockets: u32 }
 
     /// The sockets of an address.
@@ -166,23 +167,23 @@ states! {
         novelty: Vec<u64> = vec![7],
     }
 
-    /// A child that is no worker: it leaves by itself, or is nobody's any more.
+    /// A helper process: it exits by itself, or is to be reaped.
     ChildState { pid: i32, pidfd: Fd, exec_errors: ExecErrorsState }
 
     /// The pipe on which a child tells of a failed exec.
     ExecErrorsState { pipe: Fd, program: String, directory: String }
 
-    /// A worker's standard error: the pipe, what was read and not passed on, whether that goes on with a line that was cut,
-    /// and the last words.
-    StderrState { pipe: Option<Fd>, held: Vec<u8>, cut: Option<Vec<u8>>, last_words: Vec<u8> }
+    /// A worker's standard error: the pipe, what was read and not forwarded, the priority of a line
+    /// that was cut, and the tail.
+    StderrState { pipe: Option<Fd>, held: Vec<u8>, cut: Option<Vec<u8>>, stderr_tail: Vec<u8> }
 
-    /// A Rust worker's line.
+    /// The line of a Rust worker.
     ChannelState { channel: Fd, phase: PhaseState, draining: bool }
 
-    /// Any other worker's.
+    /// The line of an external program.
     NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
 
-    /// A worker's rows of the scoreboard: their memory, how many bytes of it are a row, and how many rows there are.
+    /// A worker's rows of the scoreboard: their memory, the size of a row in bytes, and their number.
     RowState { memory: Fd, size: u32 } added { rows: u32 = 1 }
 
     /// What dead workers of a slot have done.
@@ -198,15 +199,15 @@ states! {
     DeathsState { cause: String, count: u64 }
 
     /// What has been done since the server started.
-    CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 } added { pictures: u64 = 0 }
+    CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 } added { status_requests: u64 = 0 }
 
     /// Hooks that run, and events that wait for one.
     HooksState { running: Vec<HookState>, waiting: Vec<EventState> }
 
-    /// A hook, and when it is asked to end, or killed.
+    /// A hook, and when it gets SIGTERM, or SIGKILL.
     HookState { child: ChildState, kind: String, deadline: Time, asked: bool }
 
-    /// An event as a hook is told of it.
+    /// An event as a hook reads it.
     EventState { kind: String, json: Vec<u8> }
 
     /// The socket on which programs notify.
@@ -343,13 +344,14 @@ impl ChildState {
 }
 
 impl State {
-    /// The numbers of all descriptors in it.
+    /// Returns the numbers of all descriptors in it.
     pub(crate) fn kept(&self) -> impl Iterator<Item = std::os::fd::RawFd> {
         self.descriptors.iter().map(|descriptor| descriptor.fd.0)
     }
 }
 
-/// An access log that is a file or a pipe; anything else is opened anew. (By kinds of descriptors that all versions know.)
+/// An access log that is a file or a pipe; anything else is reopened. (By kinds of descriptors that all
+/// versions know.)
 #[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
 pub(crate) enum AccessState {
     File(Fd),
@@ -364,7 +366,7 @@ pub(crate) enum KindState {
     Inherited(Fd),
 }
 
-/// How a worker talks.
+/// How a worker talks to the supervisor.
 #[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
 pub(crate) enum LineState {
     Channel(ChannelState),
@@ -380,7 +382,7 @@ pub(crate) enum PhaseState {
     Ready,
 }
 
-/// What is to be done about a worker at a time.
+/// What to do about a worker at a time.
 #[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
 pub(crate) enum AlarmState {
     CountsAsReady,

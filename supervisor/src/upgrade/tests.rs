@@ -168,7 +168,7 @@ fn sample() -> State {
             pipe: (id > 1).then_some(fd(23)),
             held: b"li".to_vec(),
             cut: (id == 3).then(|| b"<4>".to_vec()),
-            last_words: b"line\nli".to_vec(),
+            stderr_tail: b"line\nli".to_vec(),
         }),
         row: (id != 4).then_some(RowState {
             memory: fd(8),
@@ -259,7 +259,7 @@ fn sample() -> State {
             ),
             group(KeyState::Fd(3), KindState::Inherited(fd(43))),
         ],
-        hands: vec![
+        workers: vec![
             hand(
                 1,
                 channel(PhaseState::Silent),
@@ -299,7 +299,7 @@ fn sample() -> State {
             count: 3,
         }],
         backlog: b"torn".to_vec(),
-        foster: true,
+        foreign_orphans: true,
         notify: NotifyState {
             socket: fd(10),
             address: Bytes::from("@x"),
@@ -349,14 +349,14 @@ fn sample() -> State {
             reloads: 0,
             failed_reloads: 0,
             events: 0,
-            pictures: 0,
+            status_requests: 0,
         },
         hooks: HooksState {
             running: Vec::new(),
             waiting: Vec::new(),
         },
         leaving: Vec::new(),
-        doomed: Vec::new(),
+        terminating: Vec::new(),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -386,7 +386,7 @@ fn grown() -> State {
         group: 0,
         sockets: 1,
     }];
-    if let Some(rows) = &mut state.hands[2].row {
+    if let Some(rows) = &mut state.workers[2].row {
         *rows = RowState {
             size: 256,
             rows: 16,
@@ -399,7 +399,7 @@ fn grown() -> State {
         reloads: 2,
         failed_reloads: 1,
         events: 70,
-        pictures: 12,
+        status_requests: 12,
     };
     let child = |pid: i32| ChildState {
         pid,
@@ -422,7 +422,7 @@ fn grown() -> State {
             json: b"{}\n".to_vec(),
         }],
     };
-    (state.leaving, state.doomed) = (vec![child(4712)], vec![child(4713)]);
+    (state.leaving, state.terminating) = (vec![child(4712)], vec![child(4713)]);
     if let Some(control) = &mut state.control {
         control.readers = Some(4);
         control.clients[0] = ClientState {
