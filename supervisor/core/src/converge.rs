@@ -231,7 +231,10 @@ impl Core {
             let why = self.why_leave(worker);
             let grace = match worker.stage {
                 Stage::Ready { .. } => worker.plan.graceful_timeout.max(MIN_WAIT),
-                _ => worker.plan.graceful_timeout.clamp(MIN_WAIT, UNREADY_GRACE),
+                Stage::Starting { .. }
+                | Stage::Draining { .. }
+                | Stage::Aborting { .. }
+                | Stage::Killed => worker.plan.graceful_timeout.clamp(MIN_WAIT, UNREADY_GRACE),
             };
             let slot = worker.slot;
             let followed = self

@@ -179,7 +179,11 @@ impl Core {
     pub(crate) fn pre_stop_until(&self) -> Option<Time> {
         match self.phase {
             Phase::PreStop { until } => Some(until),
-            _ => None,
+            Phase::Booting
+            | Phase::Serving
+            | Phase::Drained
+            | Phase::Stopping { .. }
+            | Phase::Gone => None,
         }
     }
 

@@ -67,7 +67,7 @@ impl Core {
                 self.supersede_replacements();
             }
             // A stop came in between; `forget` drops the generation.
-            _ => {}
+            Some(_) | None => {}
         }
     }
 

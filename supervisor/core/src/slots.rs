@@ -301,12 +301,12 @@ impl Core {
             return;
         };
         worker.replacement = Some(replacement);
-        let told = match replacement {
+        let fact = match replacement {
             Replacement::Restart => Some(Fact::Restarting(worker.worker_ref())),
             Replacement::Recycle => Self::recycling(worker),
             Replacement::Superseded => None,
         };
-        if let Some(fact) = told {
+        if let Some(fact) = fact {
             self.report(fact);
         }
     }

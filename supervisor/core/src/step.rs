@@ -142,7 +142,11 @@ impl Core {
     fn stop(&mut self, now: bool) {
         let status = match self.phase {
             Phase::Stopping { status, .. } => status,
-            _ => 0,
+            Phase::Booting
+            | Phase::Serving
+            | Phase::Drained
+            | Phase::Gone
+            | Phase::PreStop { .. } => 0,
         };
         let already = matches!(self.phase, Phase::Stopping { now: true, .. });
         self.abandon_all_requests();

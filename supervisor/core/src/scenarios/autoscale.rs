@@ -2,7 +2,7 @@
 
 use crate::fixtures::*;
 
-const ELASTIC: Autoscale = Autoscale {
+const AUTOSCALE: Autoscale = Autoscale {
     down_after: Duration::from_mins(1),
     memory: None,
     requests_per_worker: Some(1),
@@ -10,7 +10,7 @@ const ELASTIC: Autoscale = Autoscale {
 const PLAN: Plan = Plan {
     workers: 2,
     max_workers: 8,
-    autoscale: Some(ELASTIC),
+    autoscale: Some(AUTOSCALE),
     ..crate::fixtures::PLAN
 };
 const SECOND: Duration = Duration::from_secs(1);
@@ -321,7 +321,7 @@ fn workers_that_cannot_start_do_not_make_it_grow() {
 fn no_worker_is_started_beyond_the_memory_limit() {
     let autoscale = Autoscale {
         memory: Some(1000),
-        ..ELASTIC
+        ..AUTOSCALE
     };
     let mut stage = Stage::serving(Plan {
         autoscale: Some(autoscale),
@@ -335,12 +335,12 @@ fn no_worker_is_started_beyond_the_memory_limit() {
         },
     );
     assert_eq!(sizes, [3], "a fourth one would use 1200 bytes");
-    let told: Vec<_> = stage
+    let reported: Vec<_> = stage
         .facts()
         .filter(|fact| matches!(fact, Fact::NoMemory { .. }))
         .collect();
     assert_eq!(
-        told,
+        reported,
         [&Fact::NoMemory {
             workers: 3,
             used: 900
@@ -374,7 +374,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues_and_by_the_time_that_it_use
     let plan = Plan {
         autoscale: Some(Autoscale {
             requests_per_worker: None,
-            ..ELASTIC
+            ..AUTOSCALE
         }),
         steals: false,
         ..PLAN

@@ -309,17 +309,17 @@ fn a_request_that_is_overdue_costs_its_worker_and_one_that_ends_in_time_does_not
 #[test]
 fn stalls_that_follow_each_other_are_reported_once_in_a_while() {
     let mut stage = Stage::serving(Some(0));
-    let mut told = 0;
+    let mut reported = 0;
     for _ in 0..10 {
         stage.queues.insert(Slot(1), 1);
         stage.pass(1.4);
         assert_eq!(stage.rotation(), [0, 2]);
-        told += stage.stalls();
+        reported += stage.stalls();
         stage.queues.insert(Slot(1), 0);
         stage.pass(0.6);
         assert_eq!(stage.rotation(), [0, 1, 2]);
     }
-    assert_eq!(told, 2, "in 20 s");
+    assert_eq!(reported, 2, "in 20 s");
 }
 
 #[test]

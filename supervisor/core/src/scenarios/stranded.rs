@@ -117,7 +117,7 @@ impl Stage {
         self.last.iter().filter_map(drain).collect()
     }
 
-    fn told(&self) -> usize {
+    fn reported(&self) -> usize {
         self.last
             .iter()
             .filter(|action| matches!(action, Action::Report(Fact::Stranded(..))))
@@ -136,7 +136,7 @@ fn stranded_connections_get_a_rescue_worker_until_the_queue_is_empty() {
     assert_eq!(stage.last, [], "no connection waits");
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
-    assert_eq!((stage.spawned(), stage.told()), (vec![(4, 2)], 1));
+    assert_eq!((stage.spawned(), stage.reported()), (vec![(4, 2)], 1));
     stage.tell(Event::Ready(WorkerId(4)));
     assert_eq!(
         stage.rotation(),
@@ -156,7 +156,7 @@ fn stranded_connections_get_a_rescue_worker_until_the_queue_is_empty() {
     stage.queues.insert(Slot(2), 1);
     stage.pass(1.0);
     assert_eq!(
-        (stage.spawned(), stage.told()),
+        (stage.spawned(), stage.reported()),
         (vec![(5, 2)], 0),
         "again, but it is said once"
     );
@@ -299,7 +299,7 @@ fn a_rescue_worker_that_cannot_empty_the_queue_makes_room_for_another() {
     stage.pass(2.0);
     assert_eq!(stage.drained(), [(4, true)]);
     stage.pass(4.0);
-    assert_eq!((stage.spawned(), stage.told()), (vec![(5, 2)], 0));
+    assert_eq!((stage.spawned(), stage.reported()), (vec![(5, 2)], 0));
 }
 
 #[test]

@@ -361,11 +361,11 @@ impl World {
             self.check_hangs(*id, process);
         }
         self.check_stalls(&view);
-        self.check_stragglers(&view);
+        self.check_stranded(&view);
     }
 
     /// Stranded connections are served, while workers can be started and serve.
-    fn check_stragglers(&mut self, view: &View) {
+    fn check_stranded(&mut self, view: &View) {
         if view.state != State::Serving {
             self.serving_since = self.now;
             return;
