@@ -78,12 +78,11 @@ fn a_panics_message_is_in_the_last_words() {
         .args(["--ready", "after=0s", "--env", "RUST_BACKTRACE=0"]);
     setup.file(
         "panics.rs",
-        "use std::{io::Read, net::TcpListener, os::fd::FromRawFd};
-        fn main() {
-            let listener = unsafe { TcpListener::from_raw_fd(3) };
-            listener.set_nonblocking(false).expect(\"a socket\");
-            let (mut client, _) = listener.accept().expect(\"a client\");
-            let _ = client.read(&mut [0; 64]);
+        "fn main() {
+            let go = std::env::args().nth(1).expect(\"a file to wait for\");
+            while !std::path::Path::new(&go).exists() {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
             panic!(\"the cup is empty\");
         }",
     );
@@ -96,8 +95,9 @@ fn a_panics_message_is_in_the_last_words() {
         .arg(setup.path("panics"));
     assert!(compiler.status().expect("rustc").success());
     let program = setup.path("panics");
-    let server = setup.program([program]).start();
-    server.connect().write_all(b"x").expect("sent");
+    let go = setup.path("go");
+    let server = setup.program([&program, &go]).start();
+    std::fs::write(&go, "").expect("written");
     let line = line_of(&server, "exit");
     let (end, words) = line
         .split_once("; stderr: ")

@@ -158,10 +158,8 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
     ask_all(&server, 2, program);
     wait_until("the pipe to be full", LONG, || {
         let reader = OpenOptions::new().read(true).open(&pipe).expect("the pipe");
-        let mut waiting: i32 = 0;
-        waits(&reader, &mut waiting);
         // Short writes leave half of its pages empty.
-        waiting >= 30_000
+        waiting(&reader) >= 30_000
     });
     let memory = server.process().resident_kib();
     for round in 2..=4 {
@@ -201,11 +199,8 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
 }
 
 /// How many bytes wait in a pipe.
-#[allow(unsafe_code)]
-fn waits(pipe: &File, count: &mut i32) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: FIONREAD writes one int, which `count` is.
-    unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, count) };
+fn waiting(pipe: &File) -> usize {
+    prefork_os::testing::bytes_waiting(pipe).expect("a pipe")
 }
 
 #[test]

@@ -26,7 +26,7 @@
 use crate::access_log::{Format, FormatError};
 use crate::channel::{Channel, WorkerEnd};
 use crate::settings::{Accept, SettingError};
-use prefork_os as sys;
+use prefork_os::adopt;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::str::FromStr;
@@ -102,7 +102,7 @@ pub const ALL: [&str; 20] = [
 ];
 
 /// The first inherited descriptor, by systemd's convention.
-pub const FIRST_FD: RawFd = 3;
+pub const FIRST_FD: RawFd = prefork_os::spawn::FIRST_FD;
 
 /// A listening socket that was inherited, with the name it was given.
 #[derive(Debug)]
@@ -179,12 +179,8 @@ pub fn is_worker() -> bool {
 /// there are none.
 ///
 /// # Errors
-/// When the variables contradict each other or name descriptors that are not open.
-///
-/// # Safety
-/// To be called once, before anything else in the process opens or owns descriptors from 3 on.
-#[allow(unsafe_code)]
-pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
+/// When the variables contradict each other or name descriptors that are not open, or were taken.
+pub fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
     let Some(pid) = number::<u32>(LISTEN_PID)? else {
         return Ok(Vec::new());
     };
@@ -196,14 +192,11 @@ pub unsafe fn take_listeners() -> Result<Vec<Inherited>, EnvironmentError> {
     let mut names = names.split(':').filter(|name| !name.is_empty());
     (FIRST_FD..FIRST_FD.saturating_add(count.max(0)))
         .map(|fd| {
-            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken
-            // once.
-            let socket =
-                unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
-                    variable: LISTEN_FDS,
-                    fd,
-                    error,
-                })?;
+            let socket = adopt(fd).map_err(|error| EnvironmentError::Descriptor {
+                variable: LISTEN_FDS,
+                fd,
+                error,
+            })?;
             Ok(Inherited {
                 name: names.next().unwrap_or("unknown").to_owned(),
                 socket,
@@ -217,12 +210,8 @@ impl WorkerEnvironment {
     /// worker.
     ///
     /// # Errors
-    /// When the variables contradict each other or name descriptors that are not open.
-    ///
-    /// # Safety
-    /// To be called once, before anything else in the process opens or owns descriptors from 3 on.
-    #[allow(unsafe_code)]
-    pub unsafe fn take() -> Result<Option<Self>, EnvironmentError> {
+    /// When the variables contradict each other or name descriptors that are not open, or were taken.
+    pub fn take() -> Result<Option<Self>, EnvironmentError> {
         let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else {
             return Ok(None);
         };
@@ -231,9 +220,7 @@ impl WorkerEnvironment {
         let accept = parsed(PREFORK_ACCEPT)?.unwrap_or_default();
         let Siblings { watched, polled } = parsed(PREFORK_SIBLINGS)?.unwrap_or_default();
         let take = |variable: &'static str, fd: RawFd| {
-            // SAFETY: by the caller's promise nobody else owns these descriptors, and each is taken
-            // once.
-            unsafe { sys::adopt(fd) }.map_err(|error| EnvironmentError::Descriptor {
+            adopt(fd).map_err(|error| EnvironmentError::Descriptor {
                 variable,
                 fd,
                 error,
@@ -253,8 +240,7 @@ impl WorkerEnvironment {
         Ok(Some(Self {
             access,
             slow_ms: number(PREFORK_SLOW_LOG)?,
-            // SAFETY: as above.
-            listeners: unsafe { take_listeners() }?,
+            listeners: take_listeners()?,
             channel: Channel::from_socket(take(PREFORK_CHANNEL, channel)?),
             scoreboard: take(PREFORK_SCOREBOARD, scoreboard)?,
             accept,

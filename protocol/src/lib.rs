@@ -14,6 +14,7 @@
 //! speak (that is `prefork-worker`). It holds no thread, no event loop and no global state.
 //!
 //! Start reading at [`message`]; `docs/glossary.md` defines every term.
+#![forbid(unsafe_code)]
 
 pub mod access_log;
 pub mod channel;

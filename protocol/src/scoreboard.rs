@@ -15,7 +15,7 @@
 //! supervisor that takes over rows of another version receives their [layout](Layout): fields that
 //! an older version lacks read as zero, and those that a newer one has added are ignored.
 
-use prefork_os::{AnyBytes, SharedMemory, monotonic_ms, sealed_memory};
+use prefork_os::{SharedMemory, monotonic_ms, sealed_memory, shared_row};
 use serde::Serialize;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,30 +47,28 @@ pub fn bucket(took_us: u64) -> usize {
         .unwrap_or(LATENCY_BOUNDS_US.len())
 }
 
-/// What one serving thread writes, as its only writer. Times are milliseconds of [`monotonic_ms`],
-/// 0 meaning never.
-///
-/// The order of the fields is the layout that another process reads by: new ones go to the end.
-#[repr(C, align(128))]
-#[derive(Debug, Default)]
-pub struct Row {
-    heartbeat: AtomicU64,
-    requests: AtomicU64,
-    connections: AtomicU64,
-    open: AtomicU64,
-    busy: AtomicU64,
-    busy_since: AtomicU64,
-    oldest: AtomicU64,
-    errors: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    busy_us: AtomicU64,
-    latency: [AtomicU64; BUCKETS],
+shared_row! {
+    /// What one serving thread writes, as its only writer. Times are milliseconds of [`monotonic_ms`],
+    /// 0 meaning never.
+    ///
+    /// The order of the fields is the layout that another process reads by: new ones go to the end.
+    #[repr(C, align(128))]
+    #[derive(Debug, Default)]
+    pub struct Row {
+        heartbeat: AtomicU64,
+        requests: AtomicU64,
+        connections: AtomicU64,
+        open: AtomicU64,
+        busy: AtomicU64,
+        busy_since: AtomicU64,
+        oldest: AtomicU64,
+        errors: AtomicU64,
+        bytes_in: AtomicU64,
+        bytes_out: AtomicU64,
+        busy_us: AtomicU64,
+        latency: [AtomicU64; BUCKETS],
+    }
 }
-
-#[allow(unsafe_code)]
-// SAFETY: every field is an AtomicU64 or an array of them.
-unsafe impl AnyBytes for Row {}
 
 const _: () = assert!(
     size_of::<Row>() == Layout::SIZE as usize && align_of::<Row>() == Layout::ALIGN as usize

@@ -25,6 +25,7 @@
 //! * `logging` – the log, and the standard error of workers, which goes through it.
 //!
 //! Start reading at `server`.
+#![forbid(unsafe_code)]
 
 mod admin;
 mod api;

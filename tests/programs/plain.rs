@@ -19,7 +19,8 @@ struct PollFd {
     revents: i16,
 }
 
-// The standard library has no signals and no poll.
+// The standard library has no signals, no poll, and no safe way to take an inherited socket: the only
+// place outside prefork-os with `unsafe`, as rustc compiles this without any crate.
 unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
     fn write(fd: i32, bytes: *const u8, length: usize) -> isize;

@@ -16,12 +16,12 @@
 //! idle. (And it saves system calls.)
 
 use crate::clock::now_ms;
-use crate::sys;
+use prefork_os::tokio::LazilyWatched;
 use socket2::SockRef;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -77,10 +77,8 @@ pub(crate) enum Peek {
 
 /// The socket and the shared state.
 pub(crate) struct Connection {
-    /// Registered before the second read, or when there is something to wait for. Dropped before
-    /// the socket, whose number it watches.
-    readiness: OnceLock<io::Result<AsyncFd<RawFd>>>,
-    socket: OwnedFd,
+    /// Watched before the second read, or when there is something to wait for.
+    socket: LazilyWatched,
     /// The serving thread's runtime, wherever the connection is used.
     runtime: Handle,
     /// Nothing was read from it yet.
@@ -145,8 +143,7 @@ impl Connection {
     /// Takes over an accepted socket. To be called within the serving thread's runtime.
     pub(crate) fn new(socket: OwnedFd) -> Self {
         Self {
-            readiness: OnceLock::new(),
-            socket,
+            socket: LazilyWatched::new(socket, Interest::READABLE | Interest::WRITABLE),
             runtime: Handle::current(),
             unread: AtomicBool::new(true),
             received: AtomicU64::new(0),
@@ -178,14 +175,7 @@ impl Connection {
 
     /// Returns the registration with the event loop, made on first use.
     fn readiness(&self) -> io::Result<&AsyncFd<RawFd>> {
-        let readiness = self.readiness.get_or_init(|| {
-            let _entered = self.runtime.enter();
-            sys::watch(
-                self.socket.as_raw_fd(),
-                Interest::READABLE | Interest::WRITABLE,
-            )
-        });
-        readiness.as_ref().map_err(|error| error.kind().into())
+        self.socket.watch(&self.runtime)
     }
 
     /// The shared state. Never held across a call that could lock it again.
@@ -258,7 +248,7 @@ impl Connection {
             add(&self.sent, sent);
             Ok(sent)
         };
-        if self.readiness.get().is_none() {
+        if !self.socket.is_watched() {
             match send() {
                 Err(error) if is_transient(&error) => (),
                 other => return Poll::Ready(other),

@@ -9,10 +9,10 @@
 
 use crate::clock::now_ms;
 use crate::connection::{Connection, ConnectionPhase};
-use crate::sys;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use memchr::memmem;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -94,17 +94,16 @@ impl Read for Io {
             let mut undecided = false;
             let got = ready!(self.connection.poll_receive(cx, |socket| {
                 let room = cursor.remaining();
-                let got = sys::read_into(
-                    &mut cursor,
-                    |buffer| socket.recv(buffer),
-                    |bytes| match self.account(bytes) {
-                        Keep::Yes => true,
-                        Keep::Stashed => {
-                            undecided = true;
-                            false
+                let got =
+                    prefork_os::hyper::receive(socket.as_fd(), &mut cursor, |bytes| {
+                        match self.account(bytes) {
+                            Keep::Yes => true,
+                            Keep::Stashed => {
+                                undecided = true;
+                                false
+                            }
                         }
-                    },
-                )?;
+                    })?;
                 Ok((got, room))
             }))?;
             if got == 0 {

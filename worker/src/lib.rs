@@ -17,6 +17,7 @@
 //! Start reading at `run.rs` (the process), then `accept_loop.rs` (a serving thread),
 //! `serving_thread.rs` (its capacity and timeouts), `accept/` (the queues it accepts from, and who
 //! is woken), `http_connection.rs` (an HTTP connection) and `connection.rs` (the socket).
+#![forbid(unsafe_code)]
 
 mod accept;
 mod accept_loop;
@@ -39,7 +40,6 @@ mod run;
 mod service;
 mod serving_thread;
 mod slow_log;
-mod sys;
 
 pub use {bytes, http, http_body, tower_service};
 

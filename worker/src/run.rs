@@ -11,8 +11,8 @@ use crate::error::{BoxError, StartError};
 use crate::main_thread::{self, MainThread};
 use crate::service::Service;
 use crate::slow_log::SlowLog;
-use crate::sys;
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::signal::Signal::SIGPIPE;
 use prefork_protocol::access_log::Format;
 use prefork_protocol::channel::{Received, WorkerEnd};
 use prefork_protocol::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
@@ -70,13 +70,12 @@ struct Start {
 impl Start {
     /// Takes over what the supervisor left in the environment, and waits for the welcome.
     fn begin() -> Result<(WorkerEnd, Self), StartError> {
-        #[allow(unsafe_code)]
-        // SAFETY: `run` asks its caller to call it before anything else owns descriptors.
-        let environment = unsafe { WorkerEnvironment::take() }?.ok_or(StartError::NotAWorker)?;
-        sys::ignore_sigpipe();
+        let environment = WorkerEnvironment::take()?.ok_or(StartError::NotAWorker)?;
+        // A closed socket is an error of write(2) to a server, not a reason to die.
+        let _ = prefork_os::signal::ignore(SIGPIPE);
         match std::env::var(PREFORK_CORE_DUMPS).as_deref() {
-            Ok("abort") => sys::hide(true),
-            Ok("off") => sys::hide(false),
+            Ok("abort") => prefork_os::process::forbid_inspection(true),
+            Ok("off") => prefork_os::process::forbid_inspection(false),
             _ => {}
         }
         let signals = main_thread::register_signals().map_err(StartError::Signals)?;

@@ -1,4 +1,5 @@
 //! Whose queues a worker takes connections from, and who is woken for them.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
 mod harness;

@@ -1,4 +1,5 @@
 //! The stock apps.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;

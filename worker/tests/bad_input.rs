@@ -1,4 +1,5 @@
 //! Whatever a client sends, it gets the right refusal, and the worker goes on.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;

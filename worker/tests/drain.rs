@@ -1,4 +1,5 @@
 //! A drain loses no request, whatever the clients are doing at that moment.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;

@@ -1,4 +1,5 @@
 //! HTTP/2 with prior knowledge.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 mod harness;
 use bytes::Bytes;

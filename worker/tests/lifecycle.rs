@@ -1,7 +1,9 @@
 //! Starting, failing to start, and leaving.
-#![allow(clippy::unwrap_used, unsafe_code)]
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;
+use nix::sys::socket::{MsgFlags, send};
 use prefork_protocol::message::ToSupervisor;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
@@ -67,8 +69,7 @@ fn signals_drain() {
 fn nonsense_from_the_supervisor_ends_the_worker() {
     let (mut worker, _) = Worker::serving("hello", ASYNC);
     let fd = worker.channel.as_ref().unwrap().as_fd().as_raw_fd();
-    // SAFETY: sends bytes of ours on a descriptor of ours.
-    unsafe { libc::send(fd, b"\xffnonsense".as_ptr().cast(), 9, 0) };
+    send(fd, b"\xffnonsense", MsgFlags::empty()).unwrap();
     assert_eq!(worker.exit().code(), Some(1));
 }
 

@@ -1,4 +1,5 @@
 //! Each class serves, and no client is held up by another one's slow handler or silence.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 mod harness;
 use harness::*;

@@ -30,7 +30,6 @@
 //! * `snapshot`, `view` – the core as another process and `supervisor status` get it.
 //!
 //! *Invariant*: nothing in here waits. Whatever must be waited for is a state with a deadline.
-
 #![forbid(unsafe_code)]
 
 mod autoscale;

@@ -69,7 +69,7 @@ impl Task {
         let mut next = FIRST_FD;
         let mut adopt = || {
             next += 1;
-            adopted(next - 1)
+            prefork_os::adopt(next - 1)
         };
         let http = (0..self.http)
             .map(|_| Door::open(adopt()?))
@@ -126,12 +126,6 @@ fn spawn(budget: &Budget, task: impl Future<Output = ()> + 'static) {
         })
         .await;
     });
-}
-
-#[allow(unsafe_code)]
-fn adopted(number: RawFd) -> std::io::Result<OwnedFd> {
-    // SAFETY: this process was started with these descriptors, and takes each once.
-    unsafe { prefork_os::adopt(number) }
 }
 
 fn stream(socket: OwnedFd) -> std::io::Result<tokio::net::UnixStream> {

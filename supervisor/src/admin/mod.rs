@@ -279,11 +279,8 @@ fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, 
 }
 
 /// Workers come first, also where the kernel shares the processors among sessions.
-#[allow(unsafe_code)]
 fn be_modest(pid: Pid) {
-    let id = libc::id_t::try_from(pid.as_raw()).unwrap_or_default();
-    // SAFETY: a plain system call on integers.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, id, 19) };
+    let _ = prefork_os::process::set_nice(pid, 19);
     // Takes no lock of the child's.
     let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "19");
 }

@@ -53,9 +53,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
             None => prefork_worker::apps::by_name(&settings.app),
         });
     }
-    // SAFETY: nothing in this process has opened or taken a descriptor yet.
-    #[allow(unsafe_code)]
-    let inherited = unsafe { take_listeners() };
+    let inherited = take_listeners();
     let invocation = Source::from_process(identity).unwrap_or_else(|error| error.exit());
     let inherited = match inherited {
         Ok(inherited) => inherited,
@@ -221,8 +219,8 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
         })?;
         confinement.add_sandbox(&mut config, &program)
     });
-    if let Err(reason) = confined {
-        return fail(&reason);
+    if let Err(error) = confined {
+        return fail(&error.to_string());
     }
     let warnings = config.warnings.iter().fold(String::new(), |text, warning| {
         text + "warning: " + warning + "\n"

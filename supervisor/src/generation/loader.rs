@@ -135,6 +135,6 @@ pub(crate) fn open_hook_program(
     };
     let path = std::env::var_os("PATH");
     let find = || Executable::find(program.as_os_str(), path.as_deref(), Path::new("."));
-    let found = confinement.with_eyes(find).map_err(LoadError::hook)?;
+    let found = confinement.with_fsuid(find).map_err(LoadError::hook)?;
     found.map(Some).map_err(LoadError::hook)
 }

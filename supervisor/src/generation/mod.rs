@@ -60,8 +60,8 @@ impl Generation {
 
     /// Returns a directory in which workers can reach a socket of ours: the runtime directory, if
     /// they can enter it.
-    pub(crate) fn meeting_place(&self) -> Option<PathBuf> {
-        self.confinement.meeting_place()
+    pub(crate) fn socket_directory(&self) -> Option<PathBuf> {
+        self.confinement.socket_directory()
     }
 
     /// Makes the sockets of the first `slots` slots listen. None ever stops listening.

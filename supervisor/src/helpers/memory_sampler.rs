@@ -238,11 +238,10 @@ pub(crate) struct Task {
 
 impl Task {
     /// Measures, and writes the answers.
-    #[allow(unsafe_code)]
     pub(crate) fn perform(self) -> ExitCode {
         let _ = nix::sys::prctl::set_name(c"memory-sampler");
-        // SAFETY: this process was started with the pipe as its first descriptor, and nobody else here knows it.
-        let Ok(pipe) = (unsafe { prefork_os::adopt(FIRST_FD) }) else {
+        // The process was started with the pipe as its first descriptor.
+        let Ok(pipe) = prefork_os::adopt(FIRST_FD) else {
             return ExitCode::FAILURE;
         };
         let mut pipe = File::from(pipe);

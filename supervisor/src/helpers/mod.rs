@@ -95,7 +95,7 @@ impl HelperProcesses {
         order: Order<'_>,
         deadline: Option<Time>,
     ) -> Result<HelperId, StartError> {
-        let id = self.adopt(kind, spawn(order)?, deadline);
+        let id = self.adopt(kind, spawn(&order)?, deadline);
         if let Err(error) = self.watch(poll, id) {
             self.terminate(poll, id);
             return Err(error.into());

@@ -1,20 +1,15 @@
 //! Signals, turned into something that an event loop can wait for.
 //!
-//! A handler only counts the signal and wakes the loop through an eventfd. So of each kind at least one is seen,
-//! however many come, and SIGTTIN and SIGTTOU, which mean "one more" and "one fewer", are all seen. What a signal
-//! means is decided elsewhere.
-#![allow(unsafe_code)]
+//! A handler only counts the signal and wakes the loop through an eventfd. So of each kind at least one
+//! is seen, however many come, and SIGTTIN and SIGTTOU, which mean "one more" and "one fewer", are all
+//! seen. What a signal means is decided elsewhere.
 
-use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask};
-use signal_hook::SigId;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use prefork_os::signal::{Counted, ignore};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The signals that are caught, in the order in which [`Signals::take`] tells them.
+/// The signals that are caught, in the order in which [`Signals::take`] returns them.
 pub(crate) const CAUGHT: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGINT,
@@ -28,68 +23,24 @@ pub(crate) const CAUGHT: [Signal; 10] = [
     Signal::SIGTTOU,
 ];
 
-/// The most signals of a counted kind that one [`Signals::take`] tells: as many as there can be slots.
+/// The most signals of a counted kind that one [`Signals::take`] returns: as many as there can be slots.
 const COUNTED_AT_ONCE: u32 = prefork_protocol::Slot::MAX as u32;
 
-/// The signals of this process, caught as long as it lives. Afterwards they are swallowed, not back to default.
+/// The signals of this process, caught as long as it lives. Afterwards they are swallowed, not back to
+/// default.
 #[derive(Debug)]
-pub(crate) struct Signals {
-    shared: Arc<Shared>,
-    registered: Vec<SigId>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    /// How often each of `CAUGHT` came since the last `take`.
-    counts: [AtomicU32; CAUGHT.len()],
-    wake: EventFd,
-}
-
-impl Shared {
-    /// What the handler does: async-signal-safe, and errno stays as the interrupted code left it.
-    fn came(&self, index: usize) {
-        let errno = Errno::last_raw();
-        if let Some(count) = self.counts.get(index) {
-            count.fetch_add(1, Ordering::SeqCst);
-        }
-        // It fails only when the loop has 2^64 wake-ups to read.
-        let _ = self.wake.write(1);
-        Errno::set_raw(errno);
-    }
-}
+pub(crate) struct Signals(Counted);
 
 impl Signals {
-    /// Catches [`CAUGHT`], also where the process was started with some of them blocked or ignored, and ignores
-    /// SIGPIPE.
+    /// Catches [`CAUGHT`], also where the process was started with some of them blocked or ignored, and
+    /// ignores SIGPIPE.
     ///
     /// # Errors
     /// Those of eventfd(2) and sigaction(2).
     pub(crate) fn install() -> io::Result<Self> {
-        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let shared = Arc::new(Shared {
-            counts: Default::default(),
-            wake,
-        });
-        let mut this = Self {
-            shared,
-            registered: Vec::new(),
-        };
-        for (index, signal) in CAUGHT.into_iter().enumerate() {
-            let shared = Arc::clone(&this.shared);
-            // SAFETY: `came` is async-signal-safe: atomics, one write(2), errno restored, no allocation, no panic.
-            // The last reference is dropped by an unregister, never in the handler.
-            let id = unsafe {
-                signal_hook::low_level::register(signal as i32, move || shared.came(index))
-            }?;
-            this.registered.push(id);
-        }
-        // SAFETY: SIG_IGN runs no code of ours.
-        unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
-        pthread_sigmask(
-            SigmaskHow::SIG_UNBLOCK,
-            Some(&CAUGHT.into_iter().collect::<SigSet>()),
-            None,
-        )?;
+        let this = Self(Counted::install(&CAUGHT)?);
+        ignore(Signal::SIGPIPE)?;
+        this.go_on()?;
         Ok(this)
     }
 
@@ -117,17 +68,11 @@ impl Signals {
         )?)
     }
 
-    /// The signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which are told as often
-    /// as they were delivered (the kernel itself merges what comes while one is pending).
+    /// Returns the signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which
+    /// are returned as often as they were delivered (the kernel itself merges what comes while one is
+    /// pending).
     pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
-        // First the wake-up, then the counts: a signal in between costs an empty call, and is not lost.
-        let _ = self.shared.wake.read();
-        let counts = self
-            .shared
-            .counts
-            .each_ref()
-            .map(|count| count.swap(0, Ordering::SeqCst));
-        CAUGHT.into_iter().zip(counts).flat_map(|(signal, count)| {
+        self.0.take().into_iter().flat_map(|(signal, count)| {
             let most = match signal {
                 Signal::SIGTTIN | Signal::SIGTTOU => COUNTED_AT_ONCE,
                 _ => 1,
@@ -138,42 +83,27 @@ impl Signals {
 }
 
 impl AsFd for Signals {
-    /// Readable when [`take`](Self::take) has something to tell.
+    /// Readable when [`take`](Self::take) has something to return.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.wake.as_fd()
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        for id in self.registered.drain(..) {
-            signal_hook::low_level::unregister(id);
-        }
+        self.0.as_fd()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::signal::raise;
     use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
+    use prefork_os::testing::fork;
 
-    /// Runs a test in a process of its own: signals are the whole process's, and would interrupt other tests.
+    /// Runs a test in a process of its own: signals are the whole process's, and would interrupt other
+    /// tests.
     fn alone(test: fn() -> Result<(), u32>) {
-        // SAFETY: the child allocates, which glibc allows after fork, and takes no lock that other tests hold.
-        let ForkResult::Parent { child } = (unsafe { fork() }).expect("fork") else {
-            let line = test().err().unwrap_or(0);
-            // SAFETY: ends the child without the harness's exit handlers. Lines above 255 wrap, but never to 0.
-            unsafe {
-                libc::_exit(if line == 0 {
-                    0
-                } else {
-                    (line % 255) as i32 + 1
-                })
-            }
-        };
+        // Lines above 255 wrap, but never to 0.
+        let status = |line: u32| (line % 255) as i32 + 1;
+        let child = fork(|| test().err().map_or(0, status)).expect("fork");
         let status = waitpid(child, None).expect("reaped");
         assert_eq!(
             status,
@@ -222,9 +152,7 @@ mod tests {
     #[test]
     fn signals_that_were_blocked_or_ignored_at_the_start_are_caught() {
         alone(|| {
-            // SAFETY: SIG_IGN runs no code of ours.
-            unsafe { nix::sys::signal::signal(Signal::SIGINT, SigHandler::SigIgn) }
-                .map_err(|_| line!())?;
+            ignore(Signal::SIGINT).map_err(|_| line!())?;
             pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
                 .map_err(|_| line!())?;
             raise(Signal::SIGHUP).map_err(|_| line!())?;

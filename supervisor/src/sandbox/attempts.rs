@@ -4,15 +4,19 @@
 use super::*;
 use crate::config::{Identity, Source, Surroundings};
 use crate::sandbox::rules::Kernel;
+use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, setsockopt,
     socket, sockopt,
 };
+use nix::sys::stat::Mode;
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork, getpid};
-use std::ffi::CStr;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use nix::unistd::{Pid, getpid};
+use prefork_os::testing;
+use std::ffi::{CStr, c_int};
+use std::io::{IoSliceMut, PipeWriter, Read, Write, pipe};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 fn config(args: &[&str]) -> Config {
     let args = ["supervisor"].iter().chain(args);
@@ -51,7 +55,7 @@ struct Targets {
     free: OwnedFd,
 }
 
-type Attempt = fn(&Targets) -> libc::c_long;
+type Attempt = fn(&Targets) -> Result<(), Errno>;
 
 /// Name, act, and its errno when free, with Landlock alone, and with both.
 const ATTEMPTS: [(&str, Attempt, [c_int; 3]); 22] = [
@@ -63,47 +67,47 @@ const ATTEMPTS: [(&str, Attempt, [c_int; 3]); 22] = [
     ("open a Unix socket", |_| unix_socket(), [0, 0, libc::EPERM]),
     (
         "read /etc/passwd",
-        |_| opened(c"/etc/passwd", libc::O_RDONLY),
+        |_| opened(c"/etc/passwd", OFlag::O_RDONLY),
         [0, libc::EACCES, libc::EACCES],
     ),
     (
         "write /dev/zero",
-        |_| opened(c"/dev/zero", libc::O_WRONLY),
+        |_| opened(c"/dev/zero", OFlag::O_WRONLY),
         [0, libc::EACCES, libc::EACCES],
     ),
     (
         "write /dev/null",
-        |_| opened(c"/dev/null", libc::O_WRONLY),
+        |_| opened(c"/dev/null", OFlag::O_WRONLY),
         [0, 0, 0],
     ),
     (
         "read its own /proc",
-        |_| opened(c"/proc/self/stat", libc::O_RDONLY),
+        |_| opened(c"/proc/self/stat", OFlag::O_RDONLY),
         [0, 0, 0],
     ),
     (
         "read another's /proc",
-        |_| opened(c"/proc/1/stat", libc::O_RDONLY),
+        |_| opened(c"/proc/1/stat", OFlag::O_RDONLY),
         [0, libc::EACCES, libc::EACCES],
     ),
     (
         "load a library",
-        |_| opened(c"/usr/lib", libc::O_RDONLY),
+        |_| opened(c"/usr/lib", OFlag::O_RDONLY),
         [0, 0, 0],
     ),
     (
         "signal the supervisor",
-        |on| kill(on.supervisor),
+        |on| signal(on.supervisor),
         [0, libc::EPERM, libc::EPERM],
     ),
     (
         "signal a sibling",
-        |on| kill(on.sibling),
+        |on| signal(on.sibling),
         [0, libc::EPERM, libc::EPERM],
     ),
     (
         "ptrace a sibling",
-        |on| ptrace(on.sibling),
+        |on| testing::ptrace_seize(on.sibling),
         [0, libc::EPERM, libc::EPERM],
     ),
     (
@@ -133,23 +137,23 @@ const ATTEMPTS: [(&str, Attempt, [c_int; 3]); 22] = [
     ),
     (
         "set another option of a socket",
-        |on| backlog_option(&on.free),
+        |on| option(&on.free, libc::SO_KEEPALIVE, 1),
         [0, 0, 0],
     ),
-    ("fork", |_| forked(0), [0, 0, libc::EPERM]),
+    ("fork", |_| testing::clone_and_exit(0), [0, 0, libc::EPERM]),
     (
         "a user namespace",
-        |_| forked(libc::CLONE_NEWUSER),
+        |_| testing::clone_and_exit(libc::CLONE_NEWUSER),
         [0, 0, libc::EPERM],
     ),
     (
         "clone3",
-        |_| clone3(),
+        |_| testing::clone3(),
         [libc::EINVAL, libc::EINVAL, libc::ENOSYS],
     ),
     (
         "io_uring",
-        |_| io_uring(),
+        |_| testing::io_uring_setup(),
         [libc::EFAULT, libc::EFAULT, libc::EPERM],
     ),
     (
@@ -159,97 +163,46 @@ const ATTEMPTS: [(&str, Attempt, [c_int; 3]); 22] = [
     ),
 ];
 
-fn tcp_bind() -> libc::c_long {
-    // SAFETY: zeros are a socket address of no family; the fields that count are set.
-    unsafe {
-        let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0);
-        if socket < 0 {
-            return -1;
-        }
-        let mut address: libc::sockaddr_in = std::mem::zeroed();
-        address.sin_family = libc::AF_INET as libc::sa_family_t;
-        address.sin_addr.s_addr = u32::from_be(0x7f00_0001);
-        libc::bind(
-            socket,
-            (&raw const address).cast(),
-            size_of_val(&address) as libc::socklen_t,
-        )
-        .into()
-    }
+fn tcp_bind() -> Result<(), Errno> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    bind(socket.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))
 }
 
-fn unix_socket() -> libc::c_long {
-    // SAFETY: integers only.
-    unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into() }
+fn unix_socket() -> Result<(), Errno> {
+    socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map(drop)
 }
 
-fn opened(path: &CStr, how: c_int) -> libc::c_long {
-    // SAFETY: the path ends with a NUL.
-    unsafe { libc::open(path.as_ptr(), how).into() }
+fn opened(path: &CStr, how: OFlag) -> Result<(), Errno> {
+    nix::fcntl::open(path, how | OFlag::O_CLOEXEC, Mode::empty()).map(drop)
 }
 
-fn kill(pid: Pid) -> libc::c_long {
-    // SAFETY: integers only.
-    unsafe { libc::kill(pid.as_raw(), 0).into() }
+fn signal(pid: Pid) -> Result<(), Errno> {
+    nix::sys::signal::kill(pid, None)
 }
 
-fn ptrace(pid: Pid) -> libc::c_long {
-    // SAFETY: no data is passed; the end of the tracer is the end of the trace.
-    unsafe {
-        libc::syscall(
-            libc::SYS_ptrace,
-            libc::PTRACE_SEIZE,
-            pid.as_raw(),
-            0_usize,
-            0_usize,
-        )
-    }
+fn memory(pid: Pid) -> Result<(), Errno> {
+    let mut byte = [0];
+    let there = RemoteIoVec { base: 0, len: 1 };
+    process_vm_readv(pid, &mut [IoSliceMut::new(&mut byte)], &[there]).map(drop)
 }
 
-fn memory(pid: Pid) -> libc::c_long {
-    let mut byte = 0_u8;
-    let here = libc::iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
-    };
-    let there = libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 1,
-    };
-    // SAFETY: one byte may be written to `byte`.
-    unsafe {
-        libc::syscall(
-            libc::SYS_process_vm_readv,
-            pid.as_raw(),
-            &raw const here,
-            1_usize,
-            &raw const there,
-            1_usize,
-            0_usize,
-        )
-    }
+fn option(socket: &OwnedFd, option: c_int, value: c_int) -> Result<(), Errno> {
+    testing::set_socket_option(socket, option, value)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
-fn option(
-    socket: &OwnedFd,
-    option: c_int,
-    value: *const libc::c_void,
-    length: usize,
-) -> libc::c_long {
-    // SAFETY: the callers' values are valid for reads of the length.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            value,
-            length as libc::socklen_t,
-        )
-        .into()
-    }
-}
-
-fn attach(socket: &OwnedFd) -> libc::c_long {
+fn attach(socket: &OwnedFd) -> Result<(), Errno> {
     let mut code = libc::sock_filter {
         code: 6,
         jt: 0,
@@ -260,64 +213,20 @@ fn attach(socket: &OwnedFd) -> libc::c_long {
         len: 1,
         filter: &raw mut code,
     };
-    option(
-        socket,
-        libc::SO_ATTACH_REUSEPORT_CBPF,
-        (&raw const program).cast(),
-        size_of_val(&program),
-    )
+    setsockopt(socket, sockopt::AttachReusePortCbpf, &program)
 }
 
-fn detach(socket: &OwnedFd) -> libc::c_long {
-    let zero: c_int = 0;
-    option(socket, 68, (&raw const zero).cast(), size_of_val(&zero))
-}
-
-fn backlog_option(socket: &OwnedFd) -> libc::c_long {
-    let one: c_int = 1;
-    option(
-        socket,
-        libc::SO_KEEPALIVE,
-        (&raw const one).cast(),
-        size_of_val(&one),
-    )
-}
-
-fn forked(flags: c_int) -> libc::c_long {
-    // SAFETY: like fork; the child leaves at once.
-    unsafe {
-        let child = libc::syscall(
-            libc::SYS_clone,
-            libc::c_long::from(flags | libc::SIGCHLD),
-            0_usize,
-            0_usize,
-            0_usize,
-            0_usize,
-        );
-        if child == 0 {
-            libc::_exit(0);
-        }
-        child
-    }
-}
-
-fn clone3() -> libc::c_long {
-    // SAFETY: a size of 0 is refused before anything is read.
-    unsafe { libc::syscall(libc::SYS_clone3, 0_usize, 0_usize) }
-}
-
-fn io_uring() -> libc::c_long {
-    // SAFETY: a null pointer is refused.
-    unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0_usize) }
+fn detach(socket: &OwnedFd) -> Result<(), Errno> {
+    option(socket, 68, 0)
 }
 
 /// A file that may be executed by its mode, and is no program: so that nothing is executed.
 static NO_PROGRAM: std::sync::OnceLock<std::ffi::CString> = std::sync::OnceLock::new();
 
-fn execute() -> libc::c_long {
+fn execute() -> Result<(), Errno> {
     let path = NO_PROGRAM.get().unwrap();
-    // SAFETY: the path ends with a NUL, and no arguments are allowed on Linux.
-    unsafe { libc::syscall(libc::SYS_execve, path.as_ptr(), 0_usize, 0_usize) }
+    let none: [&CStr; 0] = [];
+    nix::unistd::execve(path, &none, &none).map(|never| match never {})
 }
 
 /// A listener in a group of its own, locked or not, with a steering program.
@@ -333,74 +242,64 @@ fn listener(locked: bool) -> OwnedFd {
     bind(one.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
     assert!(getsockname::<SockaddrIn>(one.as_raw_fd()).is_ok());
     listen(&one, Backlog::new(1).unwrap()).unwrap();
-    assert_eq!(attach(&one), 0, "a program");
+    attach(&one).unwrap();
     if locked {
         prefork_os::lock_filter(&one).unwrap();
     }
     one
 }
 
-/// A process that confines itself, tells so, and waits until its pipe is closed.
-fn sibling(confinement: &Confinement) -> (Pid, std::io::PipeReader, std::io::PipeWriter) {
-    let (mut told, tell) = std::io::pipe().unwrap();
-    let (stay, end) = std::io::pipe().unwrap();
-    // SAFETY: the child makes async-signal-safe calls only.
-    let ForkResult::Parent { child } = (unsafe { fork() }).unwrap() else {
-        // SAFETY: as above.
-        unsafe {
-            libc::close(end.as_raw_fd());
-            let entered = enter(confinement).is_ok();
-            libc::write(tell.as_raw_fd(), (&raw const entered).cast(), 1);
-            libc::read(stay.as_raw_fd(), (&raw const entered).cast_mut().cast(), 1);
-            libc::_exit(0)
-        }
-    };
+/// Starts a process that confines itself, reports that, and waits until its pipe is closed.
+fn sibling(confinement: &Confinement) -> (Pid, PipeWriter) {
+    let (mut reports, mut report) = pipe().unwrap();
+    let (mut stay, end) = pipe().unwrap();
+    // The child must not hold the end that it waits for.
+    let mut ends = vec![end];
+    let child = testing::fork(|| {
+        ends.clear();
+        let entered = confinement.steps().enter().is_ok();
+        let _ = report.write_all(&[u8::from(entered)]);
+        let _ = stay.read(&mut [0]);
+        0
+    })
+    .unwrap();
+    drop(report);
     let mut entered = [0];
-    told.read_exact(&mut entered).unwrap();
+    reports.read_exact(&mut entered).unwrap();
     assert_eq!(entered, [1]);
-    (child, stay, end)
+    (child, ends.remove(0))
 }
 
-fn enter(confinement: &Confinement) -> Result<(), (Stage, c_int)> {
-    confinement.surrender()?;
-    confinement.confine()?;
-    confinement.seal()
-}
-
-/// The errno of each attempt, in a process of its own.
+/// Returns the errno of each attempt, in a process of its own.
 fn tried(confinement: &Confinement, locked: OwnedFd, free: OwnedFd) -> Vec<c_int> {
-    let (sibling, stay, end) = sibling(confinement);
+    let (sibling, end) = sibling(confinement);
     let on = Targets {
         supervisor: getpid(),
         sibling,
         locked,
         free,
     };
-    let (mut told, tell) = std::io::pipe().unwrap();
-    // SAFETY: the child makes async-signal-safe calls only.
-    let ForkResult::Parent { child } = (unsafe { fork() }).unwrap() else {
-        let to: RawFd = tell.as_raw_fd();
-        let say = |errno: c_int| {
-            let bytes = errno.to_ne_bytes();
-            // SAFETY: valid for reads of its length.
-            unsafe { libc::write(to, bytes.as_ptr().cast(), bytes.len()) };
-        };
-        if let Err((_, errno)) = enter(confinement) {
-            say(-errno);
-        } else {
-            for (_, attempt, _) in ATTEMPTS {
-                let failed = attempt(&on) < 0;
-                say(if failed { Errno::last_raw() } else { 0 });
+    let (mut reports, mut report) = pipe().unwrap();
+    let child = testing::fork(|| {
+        let mut say = |errno: c_int| report.write_all(&errno.to_ne_bytes()).is_ok();
+        match confinement.steps().enter() {
+            Err((_, errno)) => {
+                say(-(errno as c_int));
+            }
+            Ok(()) => {
+                for (_, attempt, _) in ATTEMPTS {
+                    say(attempt(&on).map_or_else(|errno| errno as c_int, |()| 0));
+                }
             }
         }
-        // SAFETY: ends the child without the harness's exit handlers.
-        unsafe { libc::_exit(0) }
-    };
-    drop(tell);
+        0
+    })
+    .unwrap();
+    drop(report);
     let mut bytes = Vec::new();
-    told.read_to_end(&mut bytes).unwrap();
+    reports.read_to_end(&mut bytes).unwrap();
     waitpid(child, None).unwrap();
-    drop((stay, end));
+    drop(end);
     waitpid(sibling, None).unwrap();
     bytes
         .chunks_exact(4)
@@ -492,7 +391,9 @@ fn a_kernel_that_lacks_a_part_is_refused_or_told_of_once() {
     ] {
         assert!(warnings[0].contains(part), "{part}: {warnings:?}");
     }
-    let refused = on(old, &["--sandbox", "strict", "--private-tmp", "on"]).unwrap_err();
+    let refused = on(old, &["--sandbox", "strict", "--private-tmp", "on"])
+        .unwrap_err()
+        .to_string();
     assert!(
         refused.starts_with("the sandbox cannot be strict") && refused.contains("6.12"),
         "{refused}"
@@ -549,8 +450,11 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
     let here = tempfile::tempdir_in("/tmp").unwrap();
     let path = here.path().to_str().unwrap();
     let served = format!("files:{path}");
-    let refused =
-        |args: &[&str]| Sandbox::prepare_for(fine, &mut config(args), &program, None).unwrap_err();
+    let refused = |args: &[&str]| {
+        Sandbox::prepare_for(fine, &mut config(args), &program, None)
+            .unwrap_err()
+            .to_string()
+    };
     for args in [
         ["--directory", path],
         ["--app", &served],
@@ -567,11 +471,11 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
         refused(&["--read-only", "/nowhere"]),
         "read-only: cannot open /nowhere: No such file or directory (check the path)"
     );
-    let mut foreign = config(&["--read-only", "/srv", "--", "/bin/sh", path]);
-    Sandbox::prepare_for(fine, &mut foreign, &program, None).unwrap();
+    let mut external = config(&["--read-only", "/srv", "--", "/bin/sh", path]);
+    Sandbox::prepare_for(fine, &mut external, &program, None).unwrap();
     assert!(
-        foreign.warnings[0].contains(&format!("workers cannot open {path}")),
+        external.warnings[0].contains(&format!("workers cannot open {path}")),
         "{:?}",
-        foreign.warnings
+        external.warnings
     );
 }

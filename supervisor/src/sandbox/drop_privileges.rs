@@ -1,17 +1,18 @@
-//! What the supervisor itself gives up at its start: `--supervisor-user`.
+//! How the supervisor itself drops privileges at its start: `--supervisor-user`.
 //!
-//! Before it binds, since only one user's sockets can share an address; after it has read its configuration and
-//! opened its log. The capabilities that it keeps are ambient, so that an upgrade in place keeps them.
-#![allow(unsafe_code)]
+//! Before it binds, since only one user's sockets can share an address; after it has read its
+//! configuration and opened its log. The capabilities that it keeps are ambient, so that an upgrade in
+//! place keeps them.
 
 use super::identity::Own;
+use super::{ConfinementError, access_check};
 use crate::config::{Account, Bind, Capabilities, Config, Privileges};
-use crate::sandbox::access_check as reach;
+use prefork_os::process::ResetByUserChange;
 
-/// What became of the supervisor.
+/// What the supervisor is after it has dropped its privileges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Dropped {
-    /// Who it is now, what it keeps, and what it can no longer do, in one line for the log.
+    /// Its user, what it keeps, and what it can no longer do, in one line for the log.
     pub remark: String,
     /// It can no longer do something that was asked for.
     pub warns: bool,
@@ -21,7 +22,7 @@ pub(crate) struct Dropped {
 ///
 /// # Errors
 /// Why it cannot, and the remedy.
-pub(crate) fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
+pub(crate) fn become_user(config: &Config) -> Result<Option<Dropped>, ConfinementError> {
     let own = Own::now()?;
     let Some(user) = config
         .privileges
@@ -42,20 +43,23 @@ pub(crate) fn become_user(config: &Config) -> Result<Option<Dropped>, String> {
         bounds,
     );
     if let Some(missing) = own.lacks(&identity) {
-        return Err(format!(
-            "the supervisor cannot become user {user}: it runs as user {} without {missing} (start it as root, or leave supervisor-user out)",
-            own.uid
-        ));
+        return Err(ConfinementError::SupervisorUser {
+            user: user.to_string(),
+            uid: own.uid,
+            missing,
+        });
     }
-    let traits = reach::Traits::now();
-    identity.assume().map_err(|(_, errno)| {
-        format!("the supervisor cannot become user {user}: {}", errno.desc())
-    })?;
-    traits.restore();
+    let reset = ResetByUserChange::save();
+    let refused = |(_, errno)| ConfinementError::SupervisorUserRefused {
+        user: user.to_string(),
+        errno,
+    };
+    identity.assume().map_err(refused)?;
+    reset.restore();
     Ok(Some(dropped(config, user, keep)))
 }
 
-/// What is to be said when workers are root without anybody having asked for that.
+/// Returns a warning for workers that are root without being configured so.
 pub(crate) fn warn_of_root(config: &Config) -> Option<&'static str> {
     let chosen = config.privileges.user.is_some();
     (nix::unistd::geteuid().is_root() && !chosen).then_some(
@@ -63,7 +67,7 @@ pub(crate) fn warn_of_root(config: &Config) -> Option<&'static str> {
     )
 }
 
-/// The capabilities without which the server could not do what it is configured for.
+/// Returns the capabilities without which the server could not do what it is configured for.
 fn needed(config: &Config, user: &Account) -> Capabilities {
     let Privileges { keep, .. } = &config.privileges;
     // Sooner or later a reload asks for a low port.
@@ -101,12 +105,13 @@ fn dropped(config: &Config, user: &Account, keep: Capabilities) -> Dropped {
         .log
         .file
         .as_deref()
-        .filter(|path| reach::can_write(path).is_err());
+        .filter(|path| access_check::can_write(path).is_err());
     if let Some(path) = log {
         lost.push(format!("reopen log file {}", path.display()));
     }
     let remark = format!(
-        "the supervisor is user {user} from here on and keeps {keep}; until a restart as root it cannot {}, nor reach what only root can",
+        "the supervisor is user {user} from here on and keeps {keep}; \
+         until a restart as root it cannot {}, nor reach what only root can",
         lost.join(", ")
     );
     Dropped {

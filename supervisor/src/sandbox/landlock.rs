@@ -1,15 +1,17 @@
 //! Landlock: which files a worker can open, which processes it can touch, whether it binds ports.
 //!
-//! The parent opens every path and tries the rules; the child makes a ruleset of its own of them and enters it. Of its
-//! own, since two of the places only exist there: its `/proc/self`, and its `/tmp`. And since each ruleset is a domain
-//! of its own, no worker can trace, or read the memory of, its sibling or the supervisor.
-#![allow(unsafe_code)]
+//! The parent opens every path and tries the rules; the child makes a ruleset of its own of them and
+//! enters it. Of its own, since two of the paths only exist there: its `/proc/self`, and its `/tmp`. And
+//! since each ruleset is a domain of its own, no worker can trace, or read the memory of, its sibling or
+//! the supervisor.
 
-use crate::process::spawn::Stage;
 use nix::errno::Errno;
+use prefork_os::landlock::{Handled, Rule, Ruleset};
 use std::borrow::Cow;
-use std::ffi::{CStr, c_int, c_long};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+pub(crate) use prefork_os::landlock::abi;
 
 /// Rights to files, as the kernel numbers them. Each is known since the ABI that [`known`] tells.
 mod right {
@@ -145,173 +147,50 @@ impl Wanted {
     }
 }
 
-/// The version of the kernel's Landlock; 0 where there is none.
-pub(crate) fn abi() -> u32 {
-    const VERSION: c_int = 1;
-    // SAFETY: asked for its version, the call reads no memory.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<u8>(),
-            0_usize,
-            VERSION,
-        )
-    };
-    u32::try_from(version).unwrap_or(0)
-}
-
-/// `struct landlock_ruleset_attr`. An older kernel, which knows fewer fields, takes the rest for zeros, as it is then.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Handled {
-    files: u64,
-    net: u64,
-    scopes: u64,
-}
-
-/// `struct landlock_path_beneath_attr`.
-#[repr(C, packed)]
-struct PathBeneath {
-    access: u64,
-    parent: c_int,
-}
-
-/// A path and what may be done beneath it.
-#[derive(Debug)]
-pub(crate) struct Rule {
-    place: OwnedFd,
-    access: u64,
-}
-
-impl Rule {
-    /// A rule for what an `O_PATH` descriptor names.
-    pub(crate) fn new(place: OwnedFd, access: u64) -> Result<Self, Errno> {
-        use nix::sys::stat::SFlag;
-        let mode = SFlag::from_bits_truncate(nix::sys::stat::fstat(&place)?.st_mode);
-        let directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
-        Ok(Self {
-            place,
-            access: if directory {
-                access
-            } else {
-                access & OF_A_FILE
-            },
-        })
-    }
-}
-
-/// A domain that a child can enter.
-#[derive(Debug)]
-pub(crate) struct Landlock {
-    handled: Handled,
-    rules: Vec<Rule>,
-    /// Paths that name something else, or nothing, in the parent, or may do so by the time that they are needed.
-    own: Own,
-}
-
-/// Paths that the child opens, and what may be done there.
-pub(crate) type Own = Vec<(Cow<'static, CStr>, u64)>;
-
-impl Landlock {
-    /// Makes and tries it. `None` on a kernel that has none.
-    ///
-    /// # Errors
-    /// The kernel's, when it does not take the rules.
-    pub(crate) fn prepare(
-        wanted: Wanted,
-        abi: u32,
-        mut rules: Vec<Rule>,
-        own: Own,
-    ) -> Result<Option<Self>, Errno> {
-        if abi == 0 {
-            return Ok(None);
-        }
-        let handled = wanted.handled(abi);
-        if !wanted.files && handled.files & REFER != 0 {
-            // Files may be moved about as ever.
-            let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-            let root = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
-            rules.push(Rule {
-                place: root,
-                access: REFER,
-            });
-        }
-        let prepared = Self {
-            handled,
-            rules,
-            own,
-        };
-        // SAFETY: the ruleset was just made for us, and nobody else knows it.
-        drop(unsafe { OwnedFd::from_raw_fd(prepared.ruleset().map_err(Errno::from_raw)?) });
-        Ok(Some(prepared))
-    }
-
-    /// In the child: from here on, and for everything that it executes. Needs `no_new_privs`.
-    pub(crate) fn enter(&self) -> Result<(), (Stage, c_int)> {
-        let failed = |errno| (Stage::Landlock, errno);
-        let ruleset = self.ruleset().map_err(failed)?;
-        for (path, access) in &self.own {
-            // SAFETY: the path ends with a NUL.
-            let place = unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
-            // What is not there cannot be seen either.
-            if place >= 0 {
-                self.allow(ruleset, place, *access).map_err(failed)?;
-            }
-        }
-        // SAFETY: a system call on integers. Both kinds of descriptors are closed on exec, or before.
-        done(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) })
-            .map(drop)
-            .map_err(failed)
-    }
-
-    /// Async-signal-safe, as a child is to use it.
-    fn ruleset(&self) -> Result<RawFd, c_int> {
-        let size = size_of::<Handled>();
-        // SAFETY: `handled` is valid for reads of its size.
-        let ruleset = done(unsafe {
-            libc::syscall(
-                libc::SYS_landlock_create_ruleset,
-                &raw const self.handled,
-                size,
-                0,
-            )
-        })?;
-        for rule in &self.rules {
-            self.allow(ruleset, rule.place.as_raw_fd(), rule.access)?;
-        }
-        Ok(ruleset)
-    }
-
-    fn allow(&self, ruleset: RawFd, place: RawFd, access: u64) -> Result<(), c_int> {
-        const PATH_BENEATH: c_int = 1;
-        let access = access & self.handled.files;
-        if access == 0 {
-            return Ok(());
-        }
-        let rule = PathBeneath {
-            access,
-            parent: place,
-        };
-        // SAFETY: `rule` is what PATH_BENEATH stands for, and valid for reads.
-        done(unsafe {
-            libc::syscall(
-                libc::SYS_landlock_add_rule,
-                ruleset,
-                PATH_BENEATH,
-                &raw const rule,
-                0,
-            )
-        })
-        .map(drop)
-    }
-}
-
-fn done(result: c_long) -> Result<c_int, c_int> {
-    if result < 0 {
-        Err(Errno::last_raw())
+/// Returns a rule for what an `O_PATH` descriptor names.
+///
+/// # Errors
+/// Those of fstat(2).
+pub(crate) fn rule(path: OwnedFd, access: u64) -> Result<Rule, Errno> {
+    use nix::sys::stat::SFlag;
+    let mode = SFlag::from_bits_truncate(nix::sys::stat::fstat(&path)?.st_mode);
+    let directory = mode & SFlag::S_IFMT == SFlag::S_IFDIR;
+    let access = if directory {
+        access
     } else {
-        Ok(result as c_int)
+        access & OF_A_FILE
+    };
+    Ok(Rule { path, access })
+}
+
+/// Paths that the child opens, with their rights: they name something else, or nothing, in the parent,
+/// or may do so by the time that they are needed.
+pub(crate) type Late = Vec<(Cow<'static, CStr>, u64)>;
+
+/// Prepares and tries a ruleset. `None` on a kernel that has none.
+///
+/// # Errors
+/// The kernel's, when it does not accept the rules.
+pub(crate) fn prepare(
+    wanted: Wanted,
+    abi: u32,
+    mut rules: Vec<Rule>,
+    late: Late,
+) -> Result<Option<Ruleset>, Errno> {
+    if abi == 0 {
+        return Ok(None);
     }
+    let handled = wanted.handled(abi);
+    if !wanted.files && handled.files & REFER != 0 {
+        // Files may be moved about as ever.
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty())?;
+        rules.push(Rule {
+            path: root,
+            access: REFER,
+        });
+    }
+    Ruleset::prepare(handled, rules, late).map(Some)
 }
 
 #[cfg(test)]
@@ -405,12 +284,12 @@ mod tests {
     fn this_kernels_rulesets_can_be_made() {
         let abi = abi();
         for wanted in [ALL, LITTLE] {
-            let made = Landlock::prepare(wanted, abi, Vec::new(), Vec::new()).expect("a ruleset");
+            let made = prepare(wanted, abi, Vec::new(), Vec::new()).expect("a ruleset");
             assert_eq!(made.is_some(), abi > 0);
         }
         // As on kernels that know less.
         for abi in 1..=abi {
-            Landlock::prepare(LITTLE, abi, Vec::new(), Vec::new()).expect("a ruleset");
+            prepare(LITTLE, abi, Vec::new(), Vec::new()).expect("a ruleset");
         }
     }
 }

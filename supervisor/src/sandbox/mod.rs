@@ -1,19 +1,15 @@
-//! What a worker may not do: prepared before the fork, entered between fork and exec, so that it holds for any program.
+//! What a worker may not do: prepared before the fork, entered between fork and exec, so that it holds
+//! for any program.
 //!
-//! The order is fixed, since each step takes away what an earlier one needs: control group, private directories
-//! (mounts need privileges), limits, identity (users, groups, capabilities), and, when nothing can be regained,
-//! Landlock and at last seccomp. The parent-death signal is set after the identity: the kernel forgets it whenever
-//! credentials change.
-//!
-//! Everything here that can fail for reasons of the configuration or of the kernel fails in the parent, when a
-//! generation is made; what the child does allocates nothing and is async-signal-safe.
-#![allow(unsafe_code)]
+//! Everything here that can fail for reasons of the configuration or of the kernel fails in the parent,
+//! when a generation is made. How a child enters it, and in which order, is
+//! [`prefork_os::confinement`]'s.
 
 mod access_check;
 #[cfg(test)]
 mod attempts;
-mod capabilities;
 mod drop_privileges;
+mod error;
 mod identity;
 mod landlock;
 mod limits;
@@ -23,87 +19,92 @@ mod seccomp;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crate::sandbox::drop_privileges::{Dropped, become_user, warn_of_root};
+pub(crate) use drop_privileges::{Dropped, become_user, warn_of_root};
+pub(crate) use error::ConfinementError;
 
 use super::control::runtime_directory;
 use crate::config::{Config, CoreDumps, Program};
-use crate::process::spawn::{Executable, Stage, check};
-use crate::sandbox::rules::Sandbox;
-use identity::{Identity, Own};
-use limits::Limits;
+use crate::process::spawn::Executable;
+use identity::Own;
 use nix::errno::Errno;
-use std::ffi::{OsString, c_int};
+use prefork_os::confinement::Confinement as Steps;
+use prefork_os::fsuid::with_fsuid;
+use rules::Sandbox;
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// What a child gives up on its way to its program.
 #[derive(Debug)]
 pub(crate) struct Confinement {
-    /// Who it becomes.
-    identity: Identity,
-    /// Who that is, if it is somebody else.
+    steps: Steps,
+    /// Who it becomes, in words, if that is not who the supervisor is.
     whom: Option<String>,
-    /// What its environment says about that.
+    /// The variables of its environment that say so.
     variables: Vec<(&'static str, OsString)>,
-    /// Nothing that it executes may gain privileges, such as by set-user-id bits.
-    no_new_privs: bool,
-    limits: Limits,
-    sandbox: Sandbox,
 }
 
 /// A child that is as free as the supervisor.
 pub(crate) static FREE: Confinement = Confinement {
-    identity: Identity::SAME,
+    steps: Steps::NONE,
     whom: None,
     variables: Vec::new(),
-    no_new_privs: false,
-    limits: Limits::NONE,
-    sandbox: Sandbox::NONE,
 };
 
 impl Confinement {
     /// Prepares what a configuration asks for, but its sandbox.
     ///
     /// # Errors
-    /// What cannot be had here, and the remedy.
-    pub(crate) fn prepare(config: &Config) -> Result<Self, String> {
+    /// What cannot be had here.
+    pub(crate) fn prepare(config: &Config) -> Result<Self, ConfinementError> {
         let privileges = &config.privileges;
         let own = Own::now()?;
+        let user = privileges.user.as_ref();
+        let mut limits = limits::prepare(&config.limits)?;
+        match privileges.core_dumps {
+            // The last one counts.
+            CoreDumps::Off => limits.push(limits::NO_CORE),
+            CoreDumps::On | CoreDumps::Abort => {}
+        }
         Ok(Self {
-            identity: identity::of_workers(&own, privileges)?,
-            whom: identity::name_of_workers(privileges),
-            variables: identity::variables(
-                privileges
-                    .user
-                    .as_ref()
-                    .or(privileges.supervisor_user.as_ref()),
-            ),
-            no_new_privs: identity::renounces(&own, privileges),
-            limits: match privileges.core_dumps {
-                CoreDumps::Off => Limits::prepare(&config.limits)?.without_core(),
-                CoreDumps::On | CoreDumps::Abort => Limits::prepare(&config.limits)?,
+            steps: Steps {
+                identity: identity::of_workers(&own, privileges)?,
+                no_new_privs: identity::no_new_privs(&own, privileges),
+                limits,
+                ..Steps::NONE
             },
-            sandbox: Sandbox::NONE,
+            whom: identity::name_of_workers(privileges),
+            variables: identity::variables(user.or(privileges.supervisor_user.as_ref())),
         })
     }
 
-    /// Adds the sandbox that a configuration asks for, now that the program is known; what it goes without is added to
-    /// the configuration's warnings.
+    /// Adds the sandbox that a configuration asks for, now that the program is known; what it goes
+    /// without is added to the configuration's warnings.
     ///
     /// # Errors
-    /// What cannot be had here, and the remedy.
+    /// What cannot be had here.
     pub(crate) fn add_sandbox(
         &mut self,
         config: &mut Config,
         program: &Executable,
-    ) -> Result<(), String> {
-        let meeting_place = self.meeting_place();
-        self.sandbox = Sandbox::prepare(config, program, meeting_place.as_deref())?;
-        self.no_new_privs |= self.sandbox.needs_no_new_privs();
+    ) -> Result<(), ConfinementError> {
+        let directory = self.socket_directory();
+        let sandbox = Sandbox::prepare(config, program, directory.as_deref())?;
+        self.steps.no_new_privs |= sandbox.needs_no_new_privs();
+        self.steps.private_tmp = sandbox.private_tmp;
+        self.steps.landlock = sandbox.landlock;
+        self.steps.filter = sandbox.filter;
         Ok(())
     }
 
-    /// A directory in which workers can reach a socket of ours: the runtime directory, if they can go there.
-    pub(crate) fn meeting_place(&self) -> Option<PathBuf> {
+    /// Returns the steps that a child takes.
+    pub(crate) fn steps(&self) -> &Steps {
+        &self.steps
+    }
+
+    /// Returns a directory in which workers can connect to a socket of ours: the runtime directory, if
+    /// they can enter it.
+    pub(crate) fn socket_directory(&self) -> Option<PathBuf> {
         if !self.is_other() {
             return runtime_directory();
         }
@@ -113,116 +114,84 @@ impl Confinement {
         [runtime_directory(), run]
             .into_iter()
             .flatten()
-            .find(|place| self.reaches(place))
+            .find(|directory| self.can_enter(directory))
     }
 
-    /// Opens the program of the workers, as they can, and looks whether they can reach what else is named for them.
+    /// Opens the program of the workers with the rights that they have, and checks that they can use
+    /// what else is named for them.
     ///
     /// # Errors
-    /// What they cannot reach, and the remedy.
-    pub(crate) fn program(
+    /// What they cannot use.
+    pub(crate) fn program<E: Display>(
         &self,
         config: &Config,
-        open: impl FnOnce() -> Result<Executable, String>,
-    ) -> Result<Executable, String> {
+        open: impl FnOnce() -> Result<Executable, E>,
+    ) -> Result<Executable, ConfinementError> {
+        let failed = |error: E| error.to_string();
         // Our own program is started by descriptor: wherever it lies, nobody looks for it.
         let Program::Command(_) = config.program else {
-            let own = open()?;
-            self.reach(
-                config.log.file.as_deref(),
-                "write log file",
-                access_check::can_write,
-            )?;
-            self.reach(
-                config.directory.as_deref(),
-                "enter directory",
-                access_check::can_enter,
-            )?;
+            let own = open().map_err(failed);
+            let own = own.map_err(|reason| ConfinementError::Program { reason })?;
+            let log = config.log.file.as_deref();
+            self.check(log, "write log file", access_check::can_write)?;
+            self.check_directory(config)?;
             return Ok(own);
         };
-        self.reach(
-            config.directory.as_deref(),
-            "enter directory",
-            access_check::can_enter,
-        )?;
-        let whom = || {
-            self.whom
-                .as_ref()
-                .map_or(String::new(), |whom| format!(", as {whom}"))
-        };
-        self.with_eyes(open)?.map_err(|error| error + &whom())
-    }
-
-    fn reach(
-        &self,
-        path: Option<&Path>,
-        act: &str,
-        can: impl FnOnce(&Path) -> Result<(), Errno>,
-    ) -> Result<(), String> {
-        let (Some(path), Some(whom)) = (path, &self.whom) else {
-            return Ok(());
-        };
-        let seen = self.with_eyes(|| can(path))?;
-        seen.map_err(|errno| {
-            let path = path.display();
-            format!("workers cannot {act} {path} as {whom}: {} (give it to them with chown or chmod, or name another)", errno.desc())
+        self.check_directory(config)?;
+        self.with_fsuid(open)?.map_err(|error| {
+            let reason = failed(error);
+            match self.whom.clone() {
+                Some(whom) => ConfinementError::ProgramAs { reason, whom },
+                None => ConfinementError::Program { reason },
+            }
         })
     }
 
-    /// Whether the workers are somebody else than the supervisor.
-    pub(crate) fn is_other(&self) -> bool {
-        self.identity.uid.is_some() || self.identity.gid.is_some() || self.identity.groups.is_some()
+    fn check_directory(&self, config: &Config) -> Result<(), ConfinementError> {
+        let directory = config.directory.as_deref();
+        self.check(directory, "enter directory", access_check::can_enter)
     }
 
-    /// Does something with the rights to files that the workers have, and gives what came of it.
+    fn check(
+        &self,
+        path: Option<&Path>,
+        act: &'static str,
+        can: impl FnOnce(&Path) -> Result<(), Errno>,
+    ) -> Result<(), ConfinementError> {
+        let (Some(path), Some(whom)) = (path, &self.whom) else {
+            return Ok(());
+        };
+        let checked = self.with_fsuid(|| can(path))?;
+        checked.map_err(|errno| ConfinementError::Access {
+            act,
+            path: path.to_owned(),
+            whom: whom.clone(),
+            errno,
+        })
+    }
+
+    /// Returns whether the workers are another user than the supervisor, or have other groups.
+    pub(crate) fn is_other(&self) -> bool {
+        let identity = &self.steps.identity;
+        identity.uid.is_some() || identity.gid.is_some() || identity.groups.is_some()
+    }
+
+    /// Calls a function with the rights to files that the workers have, and returns its result.
     ///
     /// # Errors
-    /// When this process must not be somebody else for a moment.
-    pub(crate) fn with_eyes<T>(&self, act: impl FnOnce() -> T) -> Result<T, String> {
-        access_check::with_eyes_of(&Own::now()?, &self.identity, act)
+    /// When this process must not act as another user for a moment.
+    pub(crate) fn with_fsuid<T>(&self, act: impl FnOnce() -> T) -> Result<T, ConfinementError> {
+        with_fsuid(&self.steps.identity, act).map_err(ConfinementError::Fsuid)
     }
 
-    /// Whether the workers can reach a directory.
-    pub(crate) fn reaches(&self, directory: &Path) -> bool {
-        let seen = self.with_eyes(|| access_check::can_enter(directory));
-        seen.is_ok_and(|seen| seen.is_ok())
+    /// Returns whether the workers can enter a directory.
+    pub(crate) fn can_enter(&self, directory: &Path) -> bool {
+        let checked = self.with_fsuid(|| access_check::can_enter(directory));
+        checked.is_ok_and(|checked| checked.is_ok())
     }
 
-    /// Variables of its environment, unless the configuration sets them.
+    /// Returns variables of its environment, unless the configuration sets them.
     pub(crate) fn variables(&self) -> &[(&'static str, OsString)] {
         &self.variables
-    }
-
-    /// What needs privileges, and their surrender. In the child, before its descriptors and directory.
-    pub(crate) fn surrender(&self) -> Result<(), (Stage, c_int)> {
-        if let Some(private_tmp) = &self.sandbox.private_tmp {
-            private_tmp.enter()?;
-        }
-        self.limits.set()?;
-        self.identity
-            .assume()
-            .map_err(|(stage, errno)| (stage, errno as c_int))
-    }
-
-    /// What only takes away. In the child, while the descriptors of the parent are still there.
-    pub(crate) fn confine(&self) -> Result<(), (Stage, c_int)> {
-        if self.no_new_privs {
-            // SAFETY: a plain system call on integers.
-            check(Stage::NoNewPrivileges, unsafe {
-                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            })?;
-        }
-        if let Some(landlock) = &self.sandbox.landlock {
-            landlock.enter()?;
-        }
-        Ok(())
-    }
-
-    /// The last step before exec; from here on, system calls may fail.
-    pub(crate) fn seal(&self) -> Result<(), (Stage, c_int)> {
-        if let Some(filter) = &self.sandbox.filter {
-            filter.enter()?;
-        }
-        Ok(())
     }
 }

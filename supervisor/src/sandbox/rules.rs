@@ -1,15 +1,17 @@
 //! The sandbox of a generation's workers, put together of what its parts can do here.
 
-use super::landlock::{Landlock, Rule, Wanted};
-use super::private_tmp::PrivateTmp;
-use super::seccomp::{Filter, Profile};
-use super::{landlock, private_tmp, seccomp};
+use super::landlock::Wanted;
+use super::seccomp::Profile;
+use super::{ConfinementError, landlock, private_tmp, seccomp};
 use crate::config::{Config, Program, SandboxMode, Seccomp};
 use crate::process::spawn::Executable;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, access};
+use prefork_os::landlock::{Rule, Ruleset};
+use prefork_os::private_tmp::PrivateTmp;
+use prefork_os::seccomp::Filter;
 use std::borrow::Cow;
 use std::ffi::{CString, OsStr};
 use std::io::Read;
@@ -17,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Programs and their libraries, wherever a distribution keeps them.
+/// Programs and their libraries, wherever a distribution has them.
 const PROGRAMS: [&str; 9] = [
     "/usr",
     "/bin",
@@ -29,8 +31,8 @@ const PROGRAMS: [&str; 9] = [
     "/nix/store",
     "/gnu/store",
 ];
-/// What programs look into.
-const LOOKED_INTO: [&str; 7] = [
+/// Where programs read about the machine and its configuration.
+const READABLE: [&str; 7] = [
     "/etc",
     "/proc",
     "/sys/devices/system",
@@ -39,7 +41,7 @@ const LOOKED_INTO: [&str; 7] = [
     "/run/systemd/resolve",
     "/run/resolvconf",
 ];
-/// Devices that are no devices.
+/// Devices without hardware.
 const DEVICES: [&str; 6] = [
     "/dev/null",
     "/dev/zero",
@@ -49,7 +51,7 @@ const DEVICES: [&str; 6] = [
     "/dev/tty",
 ];
 
-/// What the dynamic loader of a stock app takes.
+/// Where the dynamic loader of a stock app finds libraries.
 const LIBRARIES: [&str; 10] = [
     "/lib",
     "/lib32",
@@ -62,7 +64,7 @@ const LIBRARIES: [&str; 10] = [
     "/nix/store",
     "/gnu/store",
 ];
-/// How it finds them, and how the C library counts CPUs.
+/// What tells it where, and how the C library counts CPUs.
 const LOADER: [&str; 3] = [
     "/etc/ld.so.cache",
     "/etc/ld.so.preload",
@@ -85,16 +87,16 @@ impl Kernel {
         Self {
             landlock: landlock::abi(),
             seccomp: seccomp::available(how),
-            private_tmp: PrivateTmp::prepare().err(),
+            private_tmp: private_tmp::prepare().err(),
         }
     }
 }
 
-/// Whatever of the sandbox is to be entered.
+/// The parts of a sandbox that are to be entered.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) private_tmp: Option<PrivateTmp>,
-    pub(crate) landlock: Option<Landlock>,
+    pub(crate) landlock: Option<Ruleset>,
     pub(crate) filter: Option<Filter>,
 }
 
@@ -107,35 +109,38 @@ impl Sandbox {
     };
 
     /// Prepares what a configuration asks for, and adds to its warnings.
+    ///
+    /// # Errors
+    /// What cannot be had here.
     pub(crate) fn prepare(
         config: &mut Config,
         program: &Executable,
-        meeting_place: Option<&Path>,
-    ) -> Result<Self, String> {
+        socket_directory: Option<&Path>,
+    ) -> Result<Self, ConfinementError> {
         let kernel = Kernel::probe(config.sandbox.seccomp);
-        Self::prepare_for(kernel, config, program, meeting_place)
+        Self::prepare_for(kernel, config, program, socket_directory)
     }
 
     pub(crate) fn prepare_for(
         kernel: Kernel,
         config: &mut Config,
         program: &Executable,
-        meeting_place: Option<&Path>,
-    ) -> Result<Self, String> {
+        socket_directory: Option<&Path>,
+    ) -> Result<Self, ConfinementError> {
         let sandbox = &config.sandbox;
         if sandbox.mode == SandboxMode::Off {
             return Ok(Self::NONE);
         }
         let stock = matches!(config.program, Program::App(_));
-        let foreign = matches!(config.program, Program::Command(_));
+        let external = matches!(config.program, Program::Command(_));
         // Where the notification socket will have a path, which every program understands and no scope forbids.
         let usable = |place: &&Path| access(*place, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
-        let notices = meeting_place.filter(usable);
+        let notices = socket_directory.filter(usable);
         let wanted = Wanted {
             files: stock || !sandbox.read_only.is_empty() || !sandbox.writable.is_empty(),
             tcp_bind: !sandbox.tcp_bind,
-            // A program that is to speak to an abstract notification socket must be let to.
-            abstract_sockets: !foreign || notices.is_some(),
+            // A program that needs an abstract notification socket must be allowed to use it.
+            abstract_sockets: !external || notices.is_some(),
         };
         let mut missing: Vec<String> = wanted
             .missing(kernel.landlock)
@@ -155,31 +160,25 @@ impl Sandbox {
         if !missing.is_empty() {
             let missing = missing.join("; ");
             if sandbox.mode == SandboxMode::Strict {
-                return Err(format!(
-                    "the sandbox cannot be strict, since this is missing here: {missing} \
-                     (choose --sandbox best-effort to go on without)"
-                ));
+                return Err(ConfinementError::Strict(missing));
             }
             warnings.push(format!(
                 "the workers' sandbox lacks what is missing here: {missing}"
             ));
         }
 
-        let private_tmp = match sandbox.private_tmp && kernel.private_tmp.is_none() {
-            true => {
-                refuse_hidden(config, program, notices)?;
-                let unmountable =
-                    |errno: Errno| format!("cannot have a private /tmp: {}", errno.desc());
-                Some(PrivateTmp::prepare().map_err(unmountable)?)
-            }
-            false => None,
+        let private_tmp = if sandbox.private_tmp && kernel.private_tmp.is_none() {
+            refuse_hidden(config, program, notices)?;
+            Some(private_tmp::prepare().map_err(ConfinementError::PrivateTmp)?)
+        } else {
+            None
         };
-        let mut own = Vec::new();
+        let mut late = Vec::new();
         let rules = if wanted.files {
-            let tmp = private_tmp.iter().flat_map(PrivateTmp::places);
-            own.extend(tmp.map(|place| (Cow::Borrowed(place), landlock::WRITE)));
+            let tmp = private_tmp.iter().flat_map(|tmp| &tmp.0);
+            late.extend(tmp.map(|path| (Cow::Borrowed(*path), landlock::WRITE)));
             // Other programs get all of /proc: they ask it about the machine, too.
-            own.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
+            late.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
             // A script is whatever lies at its path when it is started.
             let script = program.is_script().then(|| program.path().to_owned());
             let interpreter = script.as_deref().and_then(interpreter);
@@ -187,24 +186,20 @@ impl Sandbox {
                 .into_iter()
                 .chain(interpreter)
                 .filter_map(|path| CString::new(path.into_os_string().into_vec()).ok());
-            own.extend(names.map(|name| (Cow::Owned(name), landlock::RUN_FILE)));
+            late.extend(names.map(|name| (Cow::Owned(name), landlock::RUN_FILE)));
             rules(config, program, &mut warnings)?
         } else {
             Vec::new()
         };
-        let landlock = Landlock::prepare(wanted, kernel.landlock, rules, own).map_err(|errno| {
-            format!(
-                "the kernel does not take the workers' Landlock rules: {}",
-                errno.desc()
-            )
-        })?;
+        let landlock = landlock::prepare(wanted, kernel.landlock, rules, late)
+            .map_err(ConfinementError::Rules)?;
         let profile = if stock {
             Profile::Stock
         } else {
             Profile::Other
         };
         let filter = if kernel.seccomp {
-            Filter::prepare(profile, sandbox.seccomp)?
+            seccomp::prepare(profile, sandbox.seccomp)?
         } else {
             None
         };
@@ -222,25 +217,25 @@ impl Sandbox {
         Ok(prepared)
     }
 
-    /// Whether a part of it can only be entered by who renounces new privileges.
+    /// Returns whether a part of it can be entered only without new privileges.
     pub(crate) fn needs_no_new_privs(&self) -> bool {
         self.landlock.is_some() || self.filter.is_some()
     }
 }
 
-/// The paths that workers may use, and how.
+/// Returns the paths that workers may use, and how.
 fn rules(
     config: &Config,
     program: &Executable,
     warnings: &mut Vec<String>,
-) -> Result<Vec<Rule>, String> {
+) -> Result<Vec<Rule>, ConfinementError> {
     let stock = matches!(config.program, Program::App(_));
     let mut rules = Vec::new();
     let mut allow_what_is_there = |paths: &[&str], access| {
         for path in paths {
             rules.extend(
-                place(Path::new(path))
-                    .and_then(|place| Rule::new(place, access))
+                opened(Path::new(path))
+                    .and_then(|opened| landlock::rule(opened, access))
                     .ok(),
             );
         }
@@ -252,17 +247,16 @@ fn rules(
         allow_what_is_there(&["/dev/urandom"], landlock::READ);
     } else {
         allow_what_is_there(&PROGRAMS, landlock::RUN);
-        allow_what_is_there(&LOOKED_INTO, landlock::READ);
+        allow_what_is_there(&READABLE, landlock::READ);
         allow_what_is_there(&DEVICES, landlock::DEVICE);
     }
 
-    let own = program.as_fd().try_clone_to_owned().map_err(|error| {
-        format!(
-            "cannot keep the descriptor of {}: {error} (raise the limit of open files)",
-            program.path().display()
-        )
+    let own = program.as_fd().try_clone_to_owned();
+    let own = own.map_err(|error| ConfinementError::Descriptor {
+        path: program.path().to_owned(),
+        error,
     })?;
-    rules.extend(Rule::new(own, landlock::RUN).ok());
+    rules.extend(landlock::rule(own, landlock::RUN).ok());
 
     if let Program::App(app) = &config.program
         && let Some(served) = app.strip_prefix("files:")
@@ -288,7 +282,8 @@ fn rules(
             for word in words.iter().skip(1).map(|word| here.join(word)) {
                 if word.exists() && !is_visible(config, &word) {
                     warnings.push(format!(
-                        "workers cannot open {}, which is among the program's arguments (add --read-only for it or its directory)",
+                        "workers cannot open {}, which is among the program's arguments \
+                         (add --read-only for it or its directory)",
                         word.display()
                     ));
                 }
@@ -298,7 +293,7 @@ fn rules(
     Ok(rules)
 }
 
-/// Where a Rust worker makes its log file.
+/// Returns where a Rust worker makes its log file.
 fn log_directory(config: &Config) -> Option<PathBuf> {
     let file = config
         .directory
@@ -311,23 +306,21 @@ fn log_directory(config: &Config) -> Option<PathBuf> {
     })
 }
 
-fn place(path: &Path) -> Result<OwnedFd, Errno> {
+fn opened(path: &Path) -> Result<OwnedFd, Errno> {
     open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-fn named(setting: &str, path: &Path, access: u64) -> Result<Rule, String> {
-    place(path)
-        .and_then(|place| Rule::new(place, access))
-        .map_err(|errno| {
-            format!(
-                "{setting}: cannot open {}: {} (check the path)",
-                path.display(),
-                errno.desc()
-            )
+fn named(setting: &'static str, path: &Path, access: u64) -> Result<Rule, ConfinementError> {
+    opened(path)
+        .and_then(|opened| landlock::rule(opened, access))
+        .map_err(|errno| ConfinementError::Path {
+            setting,
+            path: path.to_owned(),
+            errno,
         })
 }
 
-/// The program in a script's first line.
+/// Returns the program in a script's first line.
 fn interpreter(script: &Path) -> Option<PathBuf> {
     let mut start = [0_u8; 256];
     let length = std::fs::File::open(script)
@@ -342,13 +335,13 @@ fn interpreter(script: &Path) -> Option<PathBuf> {
     Some(PathBuf::from(OsStr::from_bytes(word)))
 }
 
-/// Whether a path is below one that a program may read.
+/// Returns whether a path is below one that a program may read.
 fn is_visible(config: &Config, path: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let path = real(path);
     let always = PROGRAMS
         .iter()
-        .chain(&LOOKED_INTO)
+        .chain(&READABLE)
         .chain(&DEVICES)
         .map(Path::new);
     let named = config
@@ -362,12 +355,12 @@ fn is_visible(config: &Config, path: &Path) -> bool {
         .any(|visible| path.starts_with(real(visible)))
 }
 
-/// A private `/tmp` hides what is in the machine's: nothing that a worker needs may be there.
+/// Checks that nothing that a worker needs is hidden by a private `/tmp`.
 fn refuse_hidden(
     config: &Config,
     program: &Executable,
     notices: Option<&Path>,
-) -> Result<(), String> {
+) -> Result<(), ConfinementError> {
     let mut needed: Vec<(String, PathBuf)> = Vec::new();
     let mut need = |what: &str, path: &Path| needed.push((what.to_owned(), path.to_owned()));
     if program.is_script() {
@@ -420,9 +413,6 @@ fn refuse_hidden(
         .find(|(_, path)| private_tmp::hidden(path))
     {
         None => Ok(()),
-        Some((what, path)) => Err(format!(
-            "private-tmp: workers would not see {} ({what}); put it elsewhere, or leave private-tmp off",
-            path.display()
-        )),
+        Some((what, path)) => Err(ConfinementError::Hidden { path, what }),
     }
 }

@@ -7,12 +7,11 @@
 //! Both lists refuse `SO_DETACH_REUSEPORT_BPF` and its siblings. The kernel lets every holder of a listening socket detach
 //! the program that steers its group, even if the socket is locked; only a filter of system calls prevents that. Hence both
 //! refuse io_uring, too, which would do the same calls past the filter.
-#![allow(unsafe_code)]
 
+use super::ConfinementError;
 use crate::config::Seccomp;
-use crate::process::spawn::Stage;
 use libc::c_long;
-use nix::errno::Errno;
+use prefork_os::seccomp::{Filter, is_available};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is, SeccompCondition,
     SeccompFilter, SeccompRule, sock_filter,
@@ -264,82 +263,48 @@ pub(crate) enum Profile {
     Other,
 }
 
-/// A filter that a child can enter.
-#[derive(Debug)]
-pub(crate) struct Filter(BpfProgram);
-
-impl Filter {
-    /// Compiles it.
-    ///
-    /// # Errors
-    /// The compiler's, which would be our mistake.
-    pub(crate) fn prepare(profile: Profile, how: Seccomp) -> Result<Option<Self>, String> {
-        let refuse = match how {
-            Seccomp::Off => return Ok(None),
-            Seccomp::Log => SeccompAction::Log,
-            Seccomp::Enforce => SeccompAction::Errno(libc::EPERM as u32),
-        };
-        let (rules, others, listed) = match profile {
-            Profile::Stock => (stock(), refuse, SeccompAction::Allow),
-            Profile::Other => (others(), SeccompAction::Allow, refuse),
-        };
-        let compiled = rules
-            .and_then(|rules| SeccompFilter::new(rules, others, listed, ARCHITECTURE))
-            .and_then(BpfProgram::try_from)
-            .map_err(|error| format!("cannot compile the filter of system calls: {error}"))?;
-        let mut program = if how == Seccomp::Enforce {
-            prologue()
-        } else {
-            Vec::new()
-        };
-        program.extend(compiled);
-        Ok(Some(Self(program)))
-    }
-
-    /// In the child, as its last step. Needs `no_new_privs`.
-    pub(crate) fn enter(&self) -> Result<(), (Stage, c_int)> {
-        /// `struct sock_fprog`.
-        #[repr(C)]
-        struct Program {
-            length: libc::c_ushort,
-            filter: *const sock_filter,
-        }
-        let program = Program {
-            length: self.0.len() as libc::c_ushort,
-            filter: self.0.as_ptr(),
-        };
-        // SAFETY: the program is valid for reads of its length; the kernel copies it.
-        let done = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                0,
-                &raw const program,
-            )
-        };
-        if done < 0 {
-            Err((Stage::Seccomp, Errno::last_raw()))
-        } else {
-            Ok(())
-        }
+/// Compiles a filter, unless there is to be none.
+///
+/// # Errors
+/// The compiler's, which would be our mistake.
+pub(crate) fn prepare(profile: Profile, how: Seccomp) -> Result<Option<Filter>, ConfinementError> {
+    let refuse = match how {
+        Seccomp::Off => return Ok(None),
+        Seccomp::Log => SeccompAction::Log,
+        Seccomp::Enforce => SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+    };
+    let (rules, others, listed) = match profile {
+        Profile::Stock => (stock(), refuse, SeccompAction::Allow),
+        Profile::Other => (others(), SeccompAction::Allow, refuse),
+    };
+    let compiled = rules
+        .and_then(|rules| SeccompFilter::new(rules, others, listed, ARCHITECTURE))
+        .and_then(BpfProgram::try_from)
+        .map_err(|error| ConfinementError::Compile(error.to_string()))?;
+    let prologue = if how == Seccomp::Enforce {
+        prologue()
+    } else {
+        Vec::new()
+    };
+    let program = prologue.into_iter().chain(compiled);
+    let program = program.map(|instruction| libc::sock_filter {
+        code: instruction.code,
+        jt: instruction.jt,
+        jf: instruction.jf,
+        k: instruction.k,
+    });
+    match Filter::new(program.collect()) {
+        Some(filter) => Ok(Some(filter)),
+        None => Err(ConfinementError::Compile("it is too long".to_owned())),
     }
 }
 
-/// Whether the kernel can filter as it is asked to.
+/// Returns whether the kernel can filter as it is asked to.
 pub(crate) fn available(how: Seccomp) -> bool {
-    let action = match how {
-        Seccomp::Off => return true,
-        Seccomp::Log => libc::SECCOMP_RET_LOG,
-        Seccomp::Enforce => libc::SECCOMP_RET_ERRNO,
-    };
-    // SAFETY: the action is valid for reads.
-    unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_GET_ACTION_AVAIL,
-            0,
-            &raw const action,
-        ) == 0
+    match how {
+        Seccomp::Off => true,
+        Seccomp::Log => is_available(libc::SECCOMP_RET_LOG),
+        Seccomp::Enforce => is_available(libc::SECCOMP_RET_ERRNO),
     }
 }
 

@@ -123,7 +123,7 @@ impl Server {
         let first = GenerationId(1);
         let mut generation = loader.load(&mut listeners, true)?;
         generation.listen(generation.config.slots())?;
-        let notify = NotifyServer::bind(generation.meeting_place().as_deref())
+        let notify = NotifyServer::bind(generation.socket_directory().as_deref())
             .map_err(failed("make the notification socket"))?;
         let poll = Poll::new().map_err(failed("make an epoll instance"))?;
         for warning in &generation.config.warnings {

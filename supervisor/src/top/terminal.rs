@@ -185,20 +185,9 @@ fn give_back() {
 }
 
 /// Columns and lines of the terminal that standard output is.
-#[allow(unsafe_code)]
 fn size() -> (usize, usize) {
-    let mut size = libc::winsize {
-        ws_row: 0,
-        ws_col: 0,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: the kernel writes a winsize to where one is.
-    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
-    match (told, size.ws_col, size.ws_row) {
-        (0, columns, lines) if columns > 0 && lines > 0 => (columns.into(), lines.into()),
-        _ => USUAL,
-    }
+    prefork_os::terminal::size(io::stdout())
+        .map_or(USUAL, |(columns, lines)| (columns.into(), lines.into()))
 }
 
 /// The keys that were pressed.

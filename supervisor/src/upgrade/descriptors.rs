@@ -1,8 +1,7 @@
 //! The descriptors that cross an exec: by number, and told apart from whatever else may have that number.
-#![allow(unsafe_code)]
 
 use super::give_up;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use prefork_core::record;
@@ -102,9 +101,7 @@ impl Unpacking {
                     "descriptor {number} is named twice, or is a standard one"
                 ));
             }
-            // SAFETY: this program owns no descriptor yet except those that `super` opened, which no state can name
-            // (they are newer, or named in the environment); each of the table is taken once.
-            let owned = unsafe { prefork_os::adopt(number) }.unwrap_or_else(|error| {
+            let owned = prefork_os::adopt(number).unwrap_or_else(|error| {
                 give_up(&format!(
                     "descriptor {number}, which should be a {kind:?}: {error}"
                 ))
@@ -177,18 +174,4 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     text.lines()
         .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
-}
-
-/// Has descriptors survive an exec, or not.
-pub(crate) fn keep_over_exec(descriptors: impl IntoIterator<Item = RawFd>, keep: bool) {
-    let flag = if keep {
-        FdFlag::empty()
-    } else {
-        FdFlag::FD_CLOEXEC
-    };
-    for number in descriptors {
-        // SAFETY: the flag of a descriptor that is open is changed and nothing else; a closed one is an error.
-        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
-        let _ = fcntl(descriptor, FcntlArg::F_SETFD(flag));
-    }
 }

@@ -17,7 +17,6 @@
 //!
 //! *Invariant*: whoever reads a state never returns an error and never unwinds, since a destructor would close or
 //! remove what still belongs to the server: it gives up (`give_up`), which leaves the process by `exit` or by `exec`.
-#![allow(unsafe_code)]
 
 mod descriptors;
 #[cfg(feature = "next")]
@@ -31,13 +30,15 @@ pub(crate) use state::*;
 
 use crate::process::spawn::Executable;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use prefork_core::record;
+use prefork_os::environment::remove_variables;
+use prefork_os::exec::exec_with;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Mutex, PoisonError};
 
@@ -75,11 +76,11 @@ enum Way {
     /// There is nothing to give up: a panic is a panic.
     None,
     /// Tell the supervisor, which waits for it, and exit.
-    Report(RawFd),
+    Report(OwnedFd),
     /// Exec the program that wrote the state.
     Back {
         memory: RawFd,
-        previous: RawFd,
+        previous: OwnedFd,
         descriptors: Vec<RawFd>,
         again: bool,
     },
@@ -114,6 +115,11 @@ pub(crate) fn task() -> Option<Task> {
     let failed = std::env::var(FAILED_VARIABLE).ok();
     // An exec by descriptor leaves the descriptor's number as the name.
     let _ = own_name().map(|name| nix::sys::prctl::set_name(&name));
+    let other = prefork_os::adopt(other).unwrap_or_else(|error| {
+        give_up(&format!(
+            "descriptor {other}, which comes with the state, cannot be taken: {error}"
+        ))
+    });
     *way() = if check {
         Way::Report(other)
     } else {
@@ -125,14 +131,11 @@ pub(crate) fn task() -> Option<Task> {
         }
     };
     std::panic::set_hook(Box::new(|panic| give_up(&panic.to_string())));
-    // SAFETY: this is the program's first act, in its only thread: nobody else reads the environment, and nobody owns
-    // a descriptor. Workers, and the next program, must not find the variables.
-    let memory = unsafe {
-        std::env::remove_var(VARIABLE);
-        std::env::remove_var(FAILED_VARIABLE);
-        prefork_os::adopt(memory)
-    };
-    let memory = memory.unwrap_or_else(|error| give_up(&format!("the state is not open: {error}")));
+    // Workers, and the next program, must not find the variables.
+    remove_variables(&[VARIABLE, FAILED_VARIABLE])
+        .unwrap_or_else(|error| give_up(&format!("cannot remove {VARIABLE}: {error}")));
+    let memory = prefork_os::adopt(memory)
+        .unwrap_or_else(|error| give_up(&format!("the state is not open: {error}")));
     let task = Task {
         memory,
         check,
@@ -158,7 +161,7 @@ impl Task {
 
     /// The check has passed: says so, and leaves.
     pub(crate) fn pass(self) -> ! {
-        if let Way::Report(report) = *way() {
+        if let Way::Report(report) = &*way() {
             say(report, &format!("ok {}", crate::version::VERSION));
         }
         std::process::exit(0)
@@ -167,10 +170,8 @@ impl Task {
     /// The server is taken over: there is no way back, and panics are what they are. When this is the old program
     /// again: why.
     pub(crate) fn complete(self) -> Option<String> {
-        if let Way::Back { previous, .. } = std::mem::replace(&mut *way(), Way::None) {
-            // SAFETY: it was opened for us alone, and is not in the table.
-            drop(unsafe { OwnedFd::from_raw_fd(previous) });
-        }
+        // Closes the old program.
+        *way() = Way::None;
         drop(std::panic::take_hook());
         self.failed
     }
@@ -183,7 +184,7 @@ pub(crate) fn give_up(reason: &str) -> ! {
         Way::None => {
             let _ = writeln!(io::stderr(), "error: {reason}");
         }
-        Way::Report(report) => say(report, &format!("no {reason}")),
+        Way::Report(report) => say(&report, &format!("no {reason}")),
         Way::Back {
             memory,
             previous,
@@ -192,15 +193,7 @@ pub(crate) fn give_up(reason: &str) -> ! {
         } => {
             let _ = writeln!(io::stderr(), "error: cannot take over: {reason}");
             if !again {
-                let kept: Vec<RawFd> = descriptors
-                    .iter()
-                    .copied()
-                    .chain([memory, previous])
-                    .collect();
-                descriptors::keep_over_exec(kept, true);
-                // SAFETY: it was opened for us alone, and this process does not go on.
-                let program = unsafe { OwnedFd::from_raw_fd(previous) };
-                let error = exec(&program, memory, previous, Some(&reason));
+                let error = exec(&previous, memory, &previous, Some(&reason), &descriptors);
                 let _ = writeln!(
                     io::stderr(),
                     "error: cannot go back to the old program: {error}"
@@ -228,11 +221,9 @@ fn plain(reason: &str) -> String {
         .collect()
 }
 
-fn say(report: RawFd, text: &str) {
-    // SAFETY: the pipe was opened for us alone.
-    let mut pipe = unsafe { File::from_raw_fd(report) };
-    let _ = pipe.write_all(text.as_bytes());
-    let _ = pipe.into_raw_fd();
+fn say(report: &OwnedFd, text: &str) {
+    // Far below PIPE_BUF: written whole or not at all.
+    let _ = nix::unistd::write(report, text.as_bytes());
 }
 
 /// What a check said: the version that can take over, or why it cannot.
@@ -349,18 +340,20 @@ pub(crate) fn execute(
     memory: &OwnedFd,
     previous: &OwnedFd,
 ) -> Errno {
-    let kept = || {
-        state
-            .kept()
-            .chain([memory.as_raw_fd(), previous.as_raw_fd()])
-    };
-    descriptors::keep_over_exec(kept(), true);
-    let errno = exec(next, memory.as_raw_fd(), previous.as_raw_fd(), None);
-    descriptors::keep_over_exec(kept(), false);
-    errno
+    let descriptors: Vec<RawFd> = state.kept().collect();
+    exec(next, memory.as_raw_fd(), previous, None, &descriptors)
 }
 
-fn exec(program: &impl AsFd, memory: RawFd, previous: RawFd, failed: Option<&str>) -> Errno {
+/// Becomes a program, which inherits the state and the descriptors in it.
+fn exec(
+    program: &impl AsFd,
+    memory: RawFd,
+    previous: &OwnedFd,
+    failed: Option<&str>,
+    descriptors: &[RawFd],
+) -> Errno {
+    let previous = previous.as_raw_fd();
+    let kept = [descriptors, &[memory, previous]].concat();
     let words = |words: Vec<OsString>| {
         words
             .into_iter()
@@ -371,14 +364,5 @@ fn exec(program: &impl AsFd, memory: RawFd, previous: RawFd, failed: Option<&str
     let mut more = vec![format!("{VARIABLE}={memory}:{previous}").into()];
     more.extend(failed.map(|reason| format!("{FAILED_VARIABLE}={reason}").into()));
     environment.extend(words(more));
-    match nix::unistd::execveat(
-        program,
-        c"",
-        &arguments,
-        &environment,
-        AtFlags::AT_EMPTY_PATH,
-    ) {
-        Ok(never) => match never {},
-        Err(errno) => errno,
-    }
+    exec_with(program, &arguments, &environment, &kept)
 }

@@ -12,12 +12,10 @@
 //! ```
 //!
 //! Sources: cgroup-v2.rst of the kernel's documentation, and systemd's CGROUP_DELEGATION.md.
-#![allow(unsafe_code)]
 
 use crate::config::{Cgroups as Wanted, Config};
 use log::{debug, info, warn};
 use prefork_protocol::WorkerId;
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -174,23 +172,7 @@ fn delegated() -> Result<PathBuf, CgroupError> {
 
 /// Whether an extended attribute of this name is `1`.
 fn has_mark(path: &Path, name: &str) -> bool {
-    let (Ok(path), Ok(name)) = (
-        CString::new(path.as_os_str().as_bytes()),
-        CString::new(name),
-    ) else {
-        return false;
-    };
-    let mut value = [0_u8; 8];
-    // SAFETY: both strings end with NUL, and `value` is valid for writes of its length.
-    let length = unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    length == 1 && value[0] == b'1'
+    prefork_os::file::attribute::<8>(path, name).is_ok_and(|value| value == b"1")
 }
 
 /// Returns the directory of the group that this process is in.

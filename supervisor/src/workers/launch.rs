@@ -133,7 +133,7 @@ pub(crate) fn launch(
         cgroup: group.as_ref().map(AsFd::as_fd),
         confinement: &generation.confinement,
     };
-    let spawned = spawn(order)?;
+    let spawned = spawn(&order)?;
     let alarm = match line {
         Line::Notify { .. } => generation
             .config

@@ -9,10 +9,10 @@
 //! A process with the id of a living worker belongs to that worker. Each scan is bounded. On a
 //! kernel that does not list a process's children, nothing is killed.
 
-use crate::process::spawn::{pidfd_open, send_signal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use prefork_core::Time;
+use prefork_os::pidfd::{self, send_signal};
 use prefork_protocol::WorkerId;
 use prefork_protocol::environment::PREFORK_WORKER;
 use std::collections::BTreeSet;
@@ -186,7 +186,9 @@ fn kill_descendants(parent: Pid, worker: Option<WorkerId>, found: &mut Vec<Lefto
             }
             // Its pid may be reused by now. The pidfd is opened first and checked then, so that it
             // names the right process.
-            let Ok(pidfd) = pidfd_open(pid) else { continue };
+            let Ok(pidfd) = pidfd::open(pid) else {
+                continue;
+            };
             let Some(about) = About::read(pid) else {
                 continue;
             };

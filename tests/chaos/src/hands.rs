@@ -4,11 +4,11 @@
 //! close a connection in between. What still waits in a queue is in nobody's hands.
 
 use crate::client::Name;
-use crate::sys::ProcessFd;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockaddrStorage, getpeername};
+use prefork_os::pidfd;
 use std::collections::HashSet;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 use testkit::process::Process;
 
@@ -19,7 +19,7 @@ use testkit::process::Process;
 pub(crate) fn hold(worker: Process) -> Result<HashSet<Name>, String> {
     let failed =
         |what: &str, error: &dyn std::fmt::Display| format!("{what} of {}: {error}", worker.0);
-    let process = ProcessFd::open(worker).map_err(|error| failed("the process", &error))?;
+    let process = pidfd::open(worker.pid()).map_err(|error| failed("the process", &error))?;
     worker.signal(Signal::SIGSTOP);
     wait_until_stopped(worker)?;
     let entries = std::fs::read_dir(format!("/proc/{}/fd", worker.0));
@@ -38,8 +38,7 @@ pub(crate) fn hold(worker: Process) -> Result<HashSet<Name>, String> {
         if !is_socket {
             continue;
         }
-        let copy = process
-            .copy(number)
+        let copy = pidfd::copy_descriptor(process.as_fd(), number)
             .map_err(|error| failed("a socket", &error))?;
         // A listener has no peer, and the peer of a channel has no name.
         let peer = getpeername::<SockaddrStorage>(copy.as_raw_fd()).ok();

@@ -21,6 +21,7 @@
 //! * A worker that is to be killed is stopped first, and what it holds is read from outside. Exactly those connections
 //!   may fail. What waits in a queue is in nobody's hands, and must be answered.
 //! * An answer after more than `--late` is told, since workers are stopped for seconds on purpose.
+#![forbid(unsafe_code)]
 
 pub mod client;
 mod hands;
@@ -32,7 +33,6 @@ pub mod report;
 mod run;
 pub mod service;
 pub mod subject;
-mod sys;
 
 pub use pattern::Pattern;
 pub use run::{Event, Journal, Kill, Runner};

@@ -1,5 +1,6 @@
 //! A server whose worker in slot 0 is a villain as long as the file that `VILLAIN` names exists: the kind of villain is
 //! what the file says. Everybody else is a good worker.
+#![forbid(unsafe_code)]
 
 mod row;
 mod villain;

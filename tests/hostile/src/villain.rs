@@ -1,7 +1,7 @@
 //! Every kind of villain. None of them returns, and none accepts connections.
 
 use crate::row::{CONNECTIONS, HEARTBEAT, REQUESTS, Row};
-use nix::sys::signal::{SigHandler, Signal, raise, signal};
+use nix::sys::signal::{Signal, raise};
 use nix::sys::socket::{
     ControlMessage, MsgFlags, Shutdown, sendmsg, setsockopt, shutdown, sockopt,
 };
@@ -27,9 +27,7 @@ struct Villain {
 
 /// Plays it to the process's end.
 pub(crate) fn play(kind: &str) -> ! {
-    #[allow(unsafe_code)]
-    // SAFETY: `main` calls this first, before anything is opened.
-    let environment = unsafe { WorkerEnvironment::take() };
+    let environment = WorkerEnvironment::take();
     let environment = environment.ok().flatten().unwrap_or_else(|| exit(90));
     let villain = Villain {
         channel: environment.channel.into(),
@@ -310,7 +308,6 @@ fn idle() -> ! {
     }
 }
 
-#[allow(unsafe_code)]
 fn ignore_signals() {
     for one in [
         Signal::SIGTERM,
@@ -319,7 +316,6 @@ fn ignore_signals() {
         Signal::SIGHUP,
         Signal::SIGABRT,
     ] {
-        // SAFETY: ignoring a signal runs no code of ours.
-        let _ = unsafe { signal(one, SigHandler::SigIgn) };
+        let _ = prefork_os::signal::ignore(one);
     }
 }

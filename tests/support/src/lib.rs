@@ -12,6 +12,7 @@
 //!
 //! It knows the supervisor only from outside: its command line, its log, its control socket and its sockets. Nothing
 //! here links the code under test, so that a mistake there cannot hide behind the same mistake here.
+#![forbid(unsafe_code)]
 
 pub mod address;
 pub mod browser;

@@ -20,6 +20,11 @@ struct Stat {
 }
 
 impl Process {
+    /// Returns its number.
+    pub fn pid(self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0).expect("a pid"))
+    }
+
     fn read(self, file: &str) -> Option<String> {
         fs::read(format!("/proc/{}/{file}", self.0))
             .ok()
@@ -130,7 +135,7 @@ impl Process {
     /// # Panics
     /// When the signal may not be sent.
     pub fn signal(self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.0).expect("a pid"));
+        let pid = self.pid();
         assert!(
             matches!(kill(pid, signal), Ok(()) | Err(Errno::ESRCH)),
             "cannot signal process {}",

@@ -13,14 +13,14 @@
 
 mod watch;
 
-use crate::sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prefork_os::tokio::Watched;
 use prefork_protocol::settings::Accept;
 use socket2::SockRef;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use tokio::io::Interest;
@@ -30,7 +30,7 @@ use watch::{TokioEpoll, Watch};
 #[derive(Debug)]
 pub(crate) struct Listeners {
     /// The worker's own, then the watched ones of its siblings, then the polled ones.
-    sockets: Vec<OwnedFd>,
+    sockets: Vec<Arc<OwnedFd>>,
     own: Range<usize>,
     watched: Range<usize>,
     /// Which of its own are shared by all workers.
@@ -51,7 +51,12 @@ impl Listeners {
             .map(|socket| accept == Accept::Shared || !of_slot(socket))
             .collect();
         let ends = (own.len(), own.len() + watched.len());
-        let sockets = own.into_iter().chain(watched).chain(polled).collect();
+        let sockets = own
+            .into_iter()
+            .chain(watched)
+            .chain(polled)
+            .map(Arc::new)
+            .collect();
         Self {
             sockets,
             own: 0..ends.0,
@@ -79,7 +84,7 @@ impl Listeners {
 }
 
 fn take(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    match sys::accept(listener) {
+    match prefork_os::socket::accept(listener) {
         Ok(connection) => Ok(Some(connection)),
         Err(error) => match error.raw_os_error() {
             // The last two are connections that died in the queue: the next one may be fine.
@@ -89,29 +94,11 @@ fn take(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// One of the listeners, as tokio holds it.
-struct Listener {
-    all: Arc<Listeners>,
-    index: usize,
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.all.sockets[self.index].as_fd()
-    }
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
-    }
-}
-
 /// The queues that one thread accepts connections from.
 pub(crate) struct Acceptor {
     listeners: Arc<Listeners>,
     /// Of its own and the watched queues.
-    watches: Vec<Watch<Listener>>,
+    watches: Vec<Watch>,
     watching: Cell<bool>,
     /// Whether it watches the watched queues, too.
     watching_siblings: Cell<bool>,
@@ -133,14 +120,10 @@ impl Acceptor {
         } else {
             listeners.own.end
         };
-        let watches = (0..count).map(|index| {
-            let listener = Listener {
-                all: Arc::clone(&listeners),
-                index,
-            };
+        let watches = listeners.sockets[..count].iter().map(|listener| {
             Watch::new(
                 event_loop.as_ref(),
-                sys::watch(listener, Interest::READABLE)?,
+                Watched::new(Arc::clone(listener), Interest::READABLE)?,
             )
         });
         Ok(Self {

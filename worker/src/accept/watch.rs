@@ -8,21 +8,22 @@
 //! stays private to tokio. `docs/accepting.md` compares this with the alternatives.
 //!
 //! *Invariant*: the data of a registration is what tokio gave for this very descriptor, and tokio
-//! keeps what it refers to for as long as the [`AsyncFd`] lives; the registration is removed when
+//! keeps what it refers to for as long as the [`Watched`] lives; the registration is removed when
 //! that is dropped.
 //!
 //! The flag also makes the event level-triggered: it is repeated for as long as a connection waits.
 
-use crate::sys;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use prefork_os::descriptor::duplicate;
+use prefork_os::tokio::Watched;
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::{fs, io};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 /// The epoll instance in which this thread's tokio runtime sleeps.
 pub(super) struct TokioEpoll(Rc<Epoll>);
@@ -32,7 +33,7 @@ impl TokioEpoll {
     /// `None` where `/proc` is not readable.
     pub(super) fn of_this_thread() -> io::Result<Option<Self>> {
         let sign = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let sign = sys::watch(OwnedFd::from(sign), Interest::READABLE)?;
+        let sign = Watched::new(Arc::new(OwnedFd::from(sign)), Interest::READABLE)?;
         let Ok(open) = fs::read_dir("/proc/self/fd") else {
             return Ok(None);
         };
@@ -42,7 +43,7 @@ impl TokioEpoll {
         for number in numbers.filter(|number| watches(*number)) {
             // Between the check and the copy another thread may have put something else there:
             // check the copy.
-            if let Ok(copy) = sys::duplicate(number)
+            if let Ok(copy) = duplicate(number)
                 && watches(copy.as_raw_fd())
             {
                 return Ok(Some(Self(Rc::new(Epoll(copy)))));
@@ -69,17 +70,17 @@ fn data_of(epoll: RawFd, watched: RawFd) -> Option<u64> {
 }
 
 /// A listener that the thread's event loop knows.
-pub(super) struct Watch<T: AsRawFd> {
-    listener: AsyncFd<T>,
+pub(super) struct Watch {
+    listener: Watched,
     /// The instance, and tokio's data; without it tokio watches in its own way, and always.
     exclusive: Option<(Rc<Epoll>, u64)>,
     /// It does not listen any more.
     shut: Cell<bool>,
 }
 
-impl<T: AsRawFd + AsFd> Watch<T> {
+impl Watch {
     /// Prepares it: it is not watched before [`begin`](Self::begin).
-    pub(super) fn new(event_loop: Option<&TokioEpoll>, listener: AsyncFd<T>) -> io::Result<Self> {
+    pub(super) fn new(event_loop: Option<&TokioEpoll>, listener: Watched) -> io::Result<Self> {
         let watched = listener.get_ref().as_raw_fd();
         let exclusive = event_loop.and_then(|TokioEpoll(epoll)| {
             Some((Rc::clone(epoll), data_of(epoll.0.as_raw_fd(), watched)?))

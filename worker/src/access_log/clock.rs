@@ -1,6 +1,7 @@
 //! The time of day as text, formatted once a second.
 
-use crate::sys;
+use nix::time::{ClockId, clock_gettime};
+use prefork_os::clock::{LocalTime, local_time};
 use std::io::Write;
 
 /// A serving thread's cached time.
@@ -16,19 +17,29 @@ const MONTHS: [&str; 12] = [
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
 ];
 
+/// Returns seconds since 1970, and milliseconds, at a resolution of a few milliseconds.
+fn time_of_day() -> (i64, u32) {
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or((0, 0), |now| {
+        (
+            now.tv_sec(),
+            u32::try_from(now.tv_nsec() / 1_000_000).unwrap_or(0),
+        )
+    })
+}
+
 impl ClockText {
     /// Updates the time.
     pub(super) fn look(&mut self) {
-        let (second, milliseconds) = sys::time_of_day();
+        let (second, milliseconds) = time_of_day();
         self.milliseconds = milliseconds;
         if second != self.second || self.local.is_empty() {
             self.second = second;
-            self.format(&sys::local_time(second));
+            self.format(&local_time(second));
         }
     }
 
-    fn format(&mut self, time: &sys::LocalTime) {
-        let sys::LocalTime {
+    fn format(&mut self, time: &LocalTime) {
+        let LocalTime {
             year,
             month,
             day,
@@ -81,7 +92,7 @@ mod tests {
     #[test]
     fn both_notations() {
         let mut clock = ClockText::default();
-        let time = sys::LocalTime {
+        let time = LocalTime {
             year: 2026,
             month: 3,
             day: 1,

@@ -4,12 +4,12 @@
 //! anything else as many as it accepts or refuses as a whole (`PIPE_BUF`). Lines that cannot be
 //! written before the queue is full are dropped, counted and reported.
 
-use crate::sys;
 use memchr::memrchr;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::MsgFlags;
 use prefork_protocol::access_log::MAX_LINE;
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -152,12 +152,22 @@ impl Output {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.torn {
-            sys::put(self.descriptor.as_fd(), b"\n", self.socket)?;
+            self.write_once(b"\n")?;
             self.torn = false;
         }
-        let written = sys::put(self.descriptor.as_fd(), bytes, self.socket)?;
+        let written = self.write_once(bytes)?;
         self.torn = written > 0 && bytes.get(written - 1) != Some(&b'\n');
         Ok(written)
+    }
+
+    /// Writes as far as one call goes; to a socket without waiting for its reader.
+    fn write_once(&self, bytes: &[u8]) -> nix::Result<usize> {
+        if self.socket {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            nix::sys::socket::send(self.descriptor.as_raw_fd(), bytes, flags)
+        } else {
+            nix::unistd::write(&self.descriptor, bytes)
+        }
     }
 
     /// Returns whether it can be written to within a moment. Asked first, since it may be a

@@ -1,8 +1,10 @@
 //! A supervisor just good enough to run one worker: sockets, channel, scoreboard, environment.
-#![allow(dead_code, unsafe_code, clippy::unwrap_used, unreachable_pub)]
+#![allow(dead_code, clippy::unwrap_used, unreachable_pub)]
 
 mod probe;
 
+use nix::unistd::Pid;
+use prefork_os::testing;
 use prefork_protocol::channel::{Received, SupervisorEnd, pair};
 use prefork_protocol::message::{Drain, PROTOCOL, ToSupervisor, ToWorker, Welcome};
 use prefork_protocol::scoreboard::{Reading, SharedRows};
@@ -11,7 +13,6 @@ use prefork_protocol::{GenerationId, Slot, WorkerId};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -140,22 +141,7 @@ impl Worker {
             )
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        // SAFETY: only async-signal-safe calls, on memory that was allocated before.
-        unsafe {
-            command.pre_exec(move || {
-                let mut high = [0; 16];
-                for (index, &fd) in sources.iter().enumerate() {
-                    high[index] = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100);
-                }
-                for (&fd, target) in high[..sources.len()].iter().zip(3..) {
-                    if libc::dup2(fd, target) < 0 {
-                        return Err(std::io::Error::last_os_error());
-                    }
-                }
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        testing::pass_descriptors(&mut command, sources);
         let child = command.spawn().unwrap();
         Self {
             child,
@@ -235,8 +221,8 @@ impl Worker {
     }
 
     pub fn signal(&self, signal: i32) {
-        // SAFETY: plain system call; the child is not reaped yet.
-        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
+        // The child is not reaped yet.
+        testing::kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 
     /// Drains and expects a clean exit.

@@ -1,6 +1,5 @@
 //! Which slots get new connections, and which process may decide that. Real sockets on the
 //! loopback device.
-#![allow(unsafe_code)]
 
 use super::*;
 use nix::errno::Errno;
@@ -14,22 +13,7 @@ pub(crate) fn slots(set: &ListenSet) -> &reuseport_group::ReuseportGroup {
 
 /// The packets that a socket threw away.
 fn drops(socket: &OwnedFd) -> u32 {
-    // Its last field is the one that matters: SK_MEMINFO_DROPS.
-    let mut values = [0_u32; 9];
-    let mut length = size_of_val(&values) as libc::socklen_t;
-    // SAFETY: `values` is valid for writes of `length` bytes.
-    let done = unsafe {
-        let into = values.as_mut_ptr().cast();
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            into,
-            &raw mut length,
-        )
-    };
-    assert_eq!((done, length), (0, 36));
-    values[8]
+    prefork_os::testing::dropped_packets(socket).expect("counted")
 }
 
 /// A program that returns `index`, whatever comes.
@@ -48,17 +32,8 @@ fn attach(socket: &OwnedFd, index: u32) -> nix::Result<()> {
 }
 
 fn set_int(socket: &OwnedFd, option: libc::c_int, value: libc::c_int) -> nix::Result<()> {
-    // SAFETY: the value is an int, valid for reads of its size.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw const value).cast(),
-            4,
-        )
-    };
-    Errno::result(done).map(drop)
+    prefork_os::testing::set_socket_option(socket, option, value)
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
 }
 
 /// A connection that leaves nothing behind when it is dropped, so that ports do not run out.

@@ -1,8 +1,10 @@
 use super::executable::ExecutableError;
 use super::*;
 use crate::process::reap::{Death, reap, reap_orphans};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
+use prefork_os::testing;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -58,7 +60,7 @@ impl<'a> Shell<'a> {
 
     fn spawn(&self) -> Spawned {
         let shell = Executable::open("/bin/sh").expect("a shell");
-        spawn(self.order(&shell)).expect("spawn")
+        spawn(&self.order(&shell)).expect("spawn")
     }
 }
 
@@ -181,7 +183,7 @@ fn a_failed_exec_comes_back_with_program_errno_and_remedy() {
     let path = directory.path().join("garbage");
     write_program(&path, "no program");
     let executable = Executable::open(&path).expect("it is executable");
-    let spawned = spawn(Shell::new("").order(&executable)).expect("spawn");
+    let spawned = spawn(&Shell::new("").order(&executable)).expect("spawn");
     assert_eq!(death(&spawned), Death::Exited(127));
     let failure = spawned.exec_errors.failure().expect("a report");
     assert_eq!(
@@ -221,7 +223,7 @@ fn a_missing_directory_and_a_missing_interpreter_are_named() {
     let path = directory.path().join("script");
     write_program(&path, "#!/no/such/interpreter\n");
     let script = Executable::open(&path).expect("executable");
-    let spawned = spawn(Shell::new("").order(&script)).expect("spawn");
+    let spawned = spawn(&Shell::new("").order(&script)).expect("spawn");
     death(&spawned);
     let failure = spawned.exec_errors.failure().expect("a report");
     assert!(
@@ -249,7 +251,7 @@ fn scripts_run_by_path_from_any_directory() {
     let mut shell = Shell::new("");
     shell.listeners.push(writer.as_fd());
     shell.directory = Some(c("/usr"));
-    let spawned = spawn(shell.order(&program)).expect("spawn");
+    let spawned = spawn(&shell.order(&program)).expect("spawn");
     drop(shell);
     drop(writer);
     let mut text = String::new();
@@ -280,7 +282,7 @@ fn a_replaced_program_still_starts_as_it_was() {
     let other = directory.path().join("other");
     write_program(&other, "garbage");
     std::fs::rename(&other, &path).expect("rename");
-    let spawned = spawn(Shell::new("exit 5").order(&old)).expect("spawn");
+    let spawned = spawn(&Shell::new("exit 5").order(&old)).expect("spawn");
     assert_eq!(
         death(&spawned),
         Death::Exited(5),
@@ -350,18 +352,13 @@ fn a_supervisors_death_takes_its_workers_along() {
     shell.listeners.push(writer.as_fd());
     let executable = Executable::open("/bin/sh").expect("a shell");
     let order = shell.order(&executable);
-    let mut plan = Plan::new(&order, writer.as_raw_fd());
-    // SAFETY: the child makes only async-signal-safe calls: fork, perform, pause.
-    let ForkResult::Parent { child } = (unsafe { nix::unistd::fork() }).expect("fork") else {
-        plan.parent = nix::unistd::getpid();
-        // SAFETY: as above.
-        if unsafe { libc::fork() } == 0 {
-            plan.perform();
-        }
+    let child = testing::fork(|| {
+        let _worker = spawn(&order);
         loop {
             nix::unistd::pause();
         }
-    };
+    })
+    .expect("fork");
     drop(shell);
     drop(writer);
     let mut text = [0; 3];
@@ -380,8 +377,7 @@ fn a_supervisors_death_takes_its_workers_along() {
 fn every_kind_of_death_is_told() {
     let death_by = |signal: i32| {
         let spawned = Shell::new("while :; do :; done").spawn();
-        // SAFETY: sends a signal to a child that was not yet reaped. nix knows no real-time signals.
-        assert_eq!(unsafe { libc::kill(spawned.pid.as_raw(), signal) }, 0);
+        testing::kill(spawned.pid, signal).expect("it is not reaped yet");
         let told = death(&spawned);
         assert_eq!(
             reap(&spawned.pidfd).expect("waitid"),
@@ -422,13 +418,9 @@ fn every_kind_of_death_is_told() {
 }
 
 #[test]
-fn orphans_are_buried_and_known_children_keep_their_status() {
+fn orphans_are_reaped_and_known_children_keep_their_status() {
     // In a process of its own, whose only children are the test's: the harness has others.
-    // SAFETY: the child allocates, which glibc allows after fork; it takes no lock of the harness, prints nothing.
-    let ForkResult::Parent { child } = (unsafe { nix::unistd::fork() }).expect("fork") else {
-        // SAFETY: ends the child without the harness's exit handlers.
-        unsafe { libc::_exit(bury().map_or_else(|line| line, |()| 0)) }
-    };
+    let child = testing::fork(|| reaps().map_or_else(|line| line, |()| 0)).expect("fork");
     let status = nix::sys::wait::waitpid(child, None).expect("reaped");
     assert_eq!(
         status,
@@ -438,7 +430,7 @@ fn orphans_are_buried_and_known_children_keep_their_status() {
 }
 
 /// The line that failed, as an exit status, is all that a forked test can safely tell.
-fn bury() -> Result<(), i32> {
+fn reaps() -> Result<(), i32> {
     let fact = |fact: bool, line: u32| {
         if fact {
             Ok(())
@@ -465,8 +457,8 @@ fn bury() -> Result<(), i32> {
         line!(),
     )?;
     wait_readable(&worker.pidfd);
-    let (mut buried, mut hidden) = (0, false);
-    while buried < 70 {
+    let (mut reaped, mut hidden) = (0, false);
+    while reaped < 70 {
         let orphans = reap_orphans(|pid| pid == worker.pid).map_err(|_| 2)?;
         fact(
             orphans
@@ -479,7 +471,7 @@ fn bury() -> Result<(), i32> {
             orphans.reaped.len() <= crate::process::reap::ORPHANS_AT_ONCE,
             line!(),
         )?;
-        buried += orphans.reaped.len();
+        reaped += orphans.reaped.len();
         if orphans.hidden && orphans.reaped.is_empty() && !hidden {
             hidden = true;
             let told = reap(&worker.pidfd).map_err(|_| 3)?;

@@ -1,14 +1,13 @@
 //! The TUN device, made and set up by ioctl(2): nothing outside the kernel is needed.
 
-#![allow(unsafe_code)]
-
 use super::{NEAR_V4, NEAR_V6, NotPossible, failed};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
+use prefork_os::testing::Interface;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::mem::zeroed;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
@@ -45,24 +44,19 @@ impl Device {
     pub(super) fn make() -> Result<Self, NotPossible> {
         // The device will be where the file was opened.
         let file = open()?;
-        let mut request = named(NAME);
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_TUN_EXCL) as libc::c_short;
-        command(&file, libc::TUNSETIFF, &mut request)
+        let interface = interface(NAME)?;
+        interface
+            .make_tun(&file)
             .map_err(failed("cannot make a TUN device"))?;
-        let line = control(AddressFamily::Inet)?;
-        for (what, address) in [
-            (libc::SIOCSIFADDR, u32::from(NEAR_V4)),
-            (libc::SIOCSIFNETMASK, 0xffff_0000),
-        ] {
-            let mut request = named(NAME);
-            request.ifr_ifru.ifru_addr = internet(address);
-            command(&line, what, &mut request)
-                .map_err(failed("cannot give the TUN device an address"))?;
-        }
-        let index = raise(NAME)?;
+        interface
+            .set_v4(NEAR_V4, Ipv4Addr::new(255, 255, 0, 0))
+            .map_err(failed("cannot give the TUN device an address"))?;
+        raise(NAME)?;
+        let index = interface
+            .index()
+            .map_err(failed(&format!("cannot find {NAME}")))?;
         lengthen_queue(index).map_err(failed("cannot lengthen its queue"))?;
-        let has_v6 = add_v6(index).is_ok();
+        let has_v6 = interface.add_v6(NEAR_V6).is_ok();
         Ok(Self { file, has_v6 })
     }
 
@@ -118,18 +112,15 @@ impl Statistics {
     }
 }
 
-/// Raises an interface of this thread's namespace, and tells its index.
-pub(super) fn raise(name: &str) -> Result<libc::c_int, NotPossible> {
-    let line = control(AddressFamily::Inet)?;
-    let mut request = named(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    command(&line, libc::SIOCSIFFLAGS, &mut request)
-        .map_err(failed(&format!("cannot raise {name}")))?;
-    let mut request = named(name);
-    command(&line, libc::SIOCGIFINDEX, &mut request)
-        .map_err(failed(&format!("cannot find {name}")))?;
-    // SAFETY: SIOCGIFINDEX succeeded, so that the kernel wrote this field.
-    Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+/// Raises an interface of this thread's namespace.
+pub(super) fn raise(name: &str) -> Result<(), NotPossible> {
+    interface(name)?
+        .raise()
+        .map_err(failed(&format!("cannot raise {name}")))
+}
+
+fn interface(name: &str) -> Result<Interface, NotPossible> {
+    Interface::named(name).map_err(failed("cannot make a socket"))
 }
 
 /// Sets the length of a device's queue by rtnetlink(7), since the ioctl for it demands to be root outside as well.
@@ -161,52 +152,5 @@ fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
     match error.map_or(libc::EPROTO, |bytes| -i32::from_ne_bytes(bytes)) {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-fn add_v6(index: libc::c_int) -> Result<(), NotPossible> {
-    let line = control(AddressFamily::Inet6)?;
-    let address = libc::in6_addr {
-        s6_addr: NEAR_V6.octets(),
-    };
-    let mut request = libc::in6_ifreq {
-        ifr6_addr: address,
-        ifr6_prefixlen: 64,
-        ifr6_ifindex: index,
-    };
-    command(&line, libc::SIOCSIFADDR, &mut request)
-        .map_err(failed("cannot give it an IPv6 address"))
-}
-
-fn control(family: AddressFamily) -> Result<std::os::fd::OwnedFd, NotPossible> {
-    socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(|error| failed("cannot make a socket")(error.into()))
-}
-
-fn named(name: &str) -> libc::ifreq {
-    // SAFETY: ifreq consists of integers, for which all-zero bytes are valid.
-    let mut request: libc::ifreq = unsafe { zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed() as libc::c_char;
-    }
-    request
-}
-
-fn internet(address: u32) -> libc::sockaddr {
-    // SAFETY: sockaddr consists of integers, for which all-zero bytes are valid.
-    let mut general: libc::sockaddr = unsafe { zeroed() };
-    general.sa_family = libc::AF_INET as libc::sa_family_t;
-    // After the family come two bytes of port, then the address in network order.
-    for (to, from) in general.sa_data[2..].iter_mut().zip(address.to_be_bytes()) {
-        *to = from.cast_signed() as libc::c_char;
-    }
-    general
-}
-
-fn command<T>(file: &impl AsFd, what: libc::Ioctl, request: &mut T) -> io::Result<()> {
-    // SAFETY: each command here takes an ifreq or, on an IPv6 socket, an in6_ifreq; the caller passes that, alive and writable.
-    match unsafe { libc::ioctl(file.as_fd().as_raw_fd(), what, std::ptr::from_mut(request)) } {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -1,17 +1,21 @@
-//! What the child does between fork and exec: async-signal-safe calls only, no allocation, no way back.
-#![allow(unsafe_code)]
+//! What the child does between fork and exec: async-signal-safe calls only, no allocation, no way
+//! back.
+//!
+//! *Invariant*: each step takes away what an earlier one needs, so their order is fixed: session,
+//! control group, private directories, limits, identity, parent-death signal, `no_new_privs`,
+//! Landlock, signals, descriptors and directory, and at last the filter of system calls.
 
-use super::{Order, REPORT, Stage};
-use crate::sandbox::Confinement;
+use super::{Command, FIRST_FD, REPORT, Stage};
+use crate::confinement::Confinement;
 use nix::errno::Errno;
 use nix::unistd::Pid;
-use prefork_protocol::environment::{FIRST_FD, LISTEN_PID, WATCHDOG_PID};
-use std::ffi::{CStr, c_char, c_int};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::convert::Infallible;
+use std::ffi::{CStr, c_char, c_int, c_long};
+use std::os::fd::{AsRawFd, RawFd};
 
-/// Everything the child needs, made before the fork so that the child need not allocate. It holds pointers into
-/// `order` and into its own buffers, which all live until after the fork.
-pub(crate) struct Plan<'a> {
+/// Everything the child needs, made before the fork so that the child need not allocate. It holds
+/// pointers into the command and into its own buffers, which all live until after the fork.
+pub(super) struct Plan<'a> {
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     /// Owns the variables that hold the child's pid, which `env` points to.
@@ -30,7 +34,7 @@ pub(crate) struct Plan<'a> {
     death_signal: c_int,
     cgroup: Option<RawFd>,
     confinement: &'a Confinement,
-    pub(crate) parent: Pid,
+    parent: Pid,
     report: RawFd,
 }
 
@@ -38,17 +42,18 @@ pub(crate) struct Plan<'a> {
 const PID_ROOM: usize = 11;
 
 impl<'a> Plan<'a> {
-    pub(crate) fn new(order: &'a Order<'_>, report: RawFd) -> Self {
+    pub(super) fn new(command: &Command<'a>, report: RawFd) -> Self {
         let mut pid_variables = Vec::new();
         let mut pid_fields = Vec::new();
-        let mut env: Vec<*const c_char> = Vec::with_capacity(order.env.len() + 1);
-        for variable in &order.env {
+        let mut env: Vec<*const c_char> = Vec::with_capacity(command.env.len() + 1);
+        for variable in command.env {
             let name = variable
                 .to_bytes()
                 .split(|byte| *byte == b'=')
                 .next()
                 .unwrap_or_default();
-            if name != LISTEN_PID.as_bytes() && name != WATCHDOG_PID.as_bytes() {
+            let mut named = command.pid_variables.iter();
+            if !named.any(|with_pid| with_pid.as_bytes() == name) {
                 env.push(variable.as_ptr());
                 continue;
             }
@@ -60,16 +65,15 @@ impl<'a> Plan<'a> {
             pid_variables.push(text);
         }
         env.push(std::ptr::null());
-        let argv = order
+        let argv = command
             .argv
             .iter()
             .map(|argument| argument.as_ptr())
             .chain([std::ptr::null()])
             .collect();
-        let sources: Vec<RawFd> = order
-            .listeners
+        let sources: Vec<RawFd> = command
+            .descriptors
             .iter()
-            .chain(order.extras)
             .map(|descriptor| descriptor.as_raw_fd())
             .collect();
         Self {
@@ -79,28 +83,25 @@ impl<'a> Plan<'a> {
             pid_fields,
             parked: vec![-1; sources.len()],
             sources,
-            stdin: order.stdin.map(|descriptor| descriptor.as_raw_fd()),
-            stderr: order.stderr.map(|descriptor| descriptor.as_raw_fd()),
-            kept: order.kept,
-            executable: order.executable.as_fd().as_raw_fd(),
-            script: order.executable.script(),
-            directory: order.directory,
-            death_signal: order.death_signal as c_int,
-            cgroup: order.cgroup.map(|group| group.as_raw_fd()),
-            confinement: order.confinement,
+            stdin: command.stdin.map(|descriptor| descriptor.as_raw_fd()),
+            stderr: command.stderr.map(|descriptor| descriptor.as_raw_fd()),
+            kept: command.kept,
+            executable: command.program.as_raw_fd(),
+            script: command.script,
+            directory: command.directory,
+            death_signal: command.death_signal as c_int,
+            cgroup: command.cgroup.map(|group| group.as_raw_fd()),
+            confinement: command.confinement,
             parent: nix::unistd::getpid(),
             report,
         }
     }
 
     /// The child's whole life until exec. Async-signal-safe throughout.
-    pub(crate) fn perform(&mut self) -> ! {
-        let (stage, errno) = match self.become_program() {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        };
+    pub(super) fn perform(&mut self) -> ! {
+        let Err((stage, errno)) = self.become_program();
         let mut report = [stage as u8; REPORT];
-        report[1..].copy_from_slice(&errno.to_ne_bytes());
+        report[1..].copy_from_slice(&(errno as c_int).to_ne_bytes());
         // SAFETY: `report` is valid for reads of its length; `_exit` runs no destructor and no atexit handler.
         unsafe {
             libc::write(self.report, report.as_ptr().cast(), report.len());
@@ -108,66 +109,72 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn become_program(&mut self) -> Result<std::convert::Infallible, (Stage, c_int)> {
-        // A session of its own, not only a group: whoever is in another session cannot join its group, by which we tell who speaks.
-        // SAFETY: plain system calls on integers; `setsid`, `prctl`, `getppid` and `_exit` are async-signal-safe.
-        unsafe {
-            check(Stage::Group, libc::setsid())?;
-        }
+    fn become_program(&mut self) -> Result<Infallible, (Stage, Errno)> {
+        // A session of its own, not only a group: a process of another session cannot join its group,
+        // by which we know who speaks.
+        // SAFETY: setsid takes nothing and touches no memory.
+        check(Stage::Group, unsafe { libc::setsid() })?;
         if let Some(cgroup) = self.cgroup {
             // SAFETY: one byte of a literal is read.
             let written = unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) };
-            check(Stage::Cgroup, written as c_int)?;
+            checked(Stage::Cgroup, written as c_long)?;
         }
-        self.confinement.surrender()?;
-        // SAFETY: as above.
-        unsafe {
-            check(
-                Stage::DeathSignal,
-                libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0),
-            )?;
-            // The supervisor may have died before the line above. Then no signal comes, and nobody reads a report.
-            if libc::getppid() != self.parent.as_raw() {
-                libc::_exit(127);
-            }
+        self.confinement.drop_privileges()?;
+        // SAFETY: prctl takes integers here, and touches no memory.
+        check(Stage::DeathSignal, unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0)
+        })?;
+        // The parent may have died before the line above. Then no signal comes, and nobody reads a
+        // report.
+        // SAFETY: getppid takes nothing and touches no memory.
+        if unsafe { libc::getppid() } != self.parent.as_raw() {
+            // SAFETY: _exit runs no destructor and no atexit handler.
+            unsafe { libc::_exit(127) };
         }
-        self.confinement.confine()?;
+        self.confinement.restrict()?;
         reset_signals();
         let executable = self.place_descriptors()?;
-        // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two arrays end
-        // with a null pointer; each pid field has PID_ROOM bytes.
-        unsafe {
-            if let Some(directory) = self.directory {
-                check(Stage::Directory, libc::chdir(directory.as_ptr()))?;
-            }
-            let pid = libc::getpid();
-            for field in &self.pid_fields {
-                write_pid(pid, *field);
-            }
-            self.confinement.seal()?;
-            match self.script {
-                Some(path) => libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()),
-                None => libc::syscall(
-                    libc::SYS_execveat,
-                    executable,
-                    c"".as_ptr(),
-                    self.argv.as_ptr(),
-                    self.env.as_ptr(),
-                    libc::AT_EMPTY_PATH,
-                ) as c_int,
-            };
+        if let Some(directory) = self.directory {
+            // SAFETY: the path ends with a NUL.
+            check(Stage::Directory, unsafe { libc::chdir(directory.as_ptr()) })?;
         }
-        Err((Stage::Exec, errno()))
+        // SAFETY: getpid takes nothing and touches no memory.
+        let pid = unsafe { libc::getpid() };
+        for field in &self.pid_fields {
+            // SAFETY: each field has PID_ROOM bytes in one of the plan's own buffers.
+            unsafe { write_pid(pid, *field) };
+        }
+        self.confinement.filter()?;
+        // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two
+        // arrays end with a null pointer.
+        unsafe {
+            match self.script {
+                Some(path) => {
+                    libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr());
+                }
+                None => {
+                    libc::syscall(
+                        libc::SYS_execveat,
+                        executable,
+                        c"".as_ptr(),
+                        self.argv.as_ptr(),
+                        self.env.as_ptr(),
+                        libc::AT_EMPTY_PATH,
+                    );
+                }
+            }
+        }
+        Err((Stage::Exec, Errno::last()))
     }
 
-    /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above, and closes
-    /// the rest. Returns the executable's new number.
-    fn place_descriptors(&mut self) -> Result<RawFd, (Stage, c_int)> {
+    /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above, and
+    /// closes the rest. Returns the executable's new number.
+    fn place_descriptors(&mut self) -> Result<RawFd, (Stage, Errno)> {
         let stage = Stage::Descriptors;
         if !self.kept.is_empty() {
-            // Everything that the supervisor opens is closed on exec, unless that is taken back here.
+            // Everything that the parent opens is closed on exec, unless that is taken back here.
             for descriptor in self.kept {
-                // SAFETY: a plain system call on integers.
+                // SAFETY: F_SETFD changes the flags of a descriptor and touches no memory.
                 check(stage, unsafe { libc::fcntl(*descriptor, libc::F_SETFD, 0) })?;
             }
             return Ok(self.executable);
@@ -175,8 +182,8 @@ impl<'a> Plan<'a> {
         let count = self.sources.len() as RawFd;
         let (report, executable) = (FIRST_FD + count, FIRST_FD + count + 1);
         let above = executable + 1;
-        // SAFETY: plain system calls on integers. Nothing in the child owns a descriptor by a Rust value that
-        // would still be used: it never returns.
+        // SAFETY: these calls take integers and touch no memory. Nothing in the child owns a
+        // descriptor by a Rust value that would still be used: it never returns.
         unsafe {
             for (source, target) in [
                 (self.stdin, libc::STDIN_FILENO),
@@ -207,22 +214,23 @@ impl<'a> Plan<'a> {
                 libc::dup3(self.executable, executable, libc::O_CLOEXEC),
             )?;
             self.report = check(stage, libc::dup3(self.report, report, libc::O_CLOEXEC))?;
-            check(
+            checked(
                 stage,
-                libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0) as c_int,
+                libc::syscall(libc::SYS_close_range, above, libc::c_uint::MAX, 0),
             )?;
         }
         Ok(executable)
     }
 }
 
-/// Default action for every signal, then an empty mask. A signal that came since the fork acts here.
+/// Resets every signal to its default action, then empties the mask. A signal that came since the fork
+/// acts here.
 fn reset_signals() {
     /// What the kernel takes as a set of signals.
     const SET: usize = size_of::<u64>();
-    // SAFETY: zeros are SIG_DFL without flags in the kernel's own layout (at most four words), and an empty set;
-    // both calls only read them. The C library's wrapper would refuse two signals, which exec then passes on
-    // ignored. KILL and STOP are refused, as they should be.
+    // SAFETY: zeros are SIG_DFL without flags in the kernel's own layout (at most four words), and an
+    // empty set; both calls only read them. The C library's wrapper would refuse two signals, which
+    // exec then passes on ignored. KILL and STOP are refused, as they should be.
     unsafe {
         let zeros = [0_u64; 4];
         for signal in 1..=64 {
@@ -266,15 +274,14 @@ unsafe fn write_pid(pid: c_int, field: *mut u8) {
     unsafe { field.add(length).write(0) };
 }
 
-/// A step's failure, from what its system call has returned.
-pub(crate) fn check(stage: Stage, result: c_int) -> Result<c_int, (Stage, c_int)> {
-    if result < 0 {
-        Err((stage, errno()))
-    } else {
-        Ok(result)
-    }
+/// Returns what a step's system call has returned, or the step and its errno.
+fn check(stage: Stage, returned: c_int) -> Result<c_int, (Stage, Errno)> {
+    Errno::result(returned).map_err(|errno| (stage, errno))
 }
 
-fn errno() -> c_int {
-    Errno::last_raw()
+/// As [`check`], for calls that return a word.
+fn checked(stage: Stage, returned: c_long) -> Result<(), (Stage, Errno)> {
+    Errno::result(returned)
+        .map(drop)
+        .map_err(|errno| (stage, errno))
 }
