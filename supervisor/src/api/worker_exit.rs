@@ -2,7 +2,7 @@
 
 use super::events::EventRecord;
 use crate::process::reap::{Death, Usage};
-use crate::workers::exits::ExitRecord;
+use crate::workers::handle::ExitRecord;
 use log::Level;
 use nix::sys::signal::Signal;
 use prefork_core::{Cause, Grade, Successor, WorkerExit, WorkerRef};

@@ -12,6 +12,7 @@ pub(crate) mod hooks;
 pub(crate) mod memory_sampler;
 pub(crate) mod readiness_probe;
 
+pub(crate) use crate::process::poll::HelperId;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::reap::{Death, reap};
 use crate::process::spawn::{ExecFailure, Order, SpawnError, Spawned, send_signal, spawn};
@@ -24,10 +25,6 @@ use prefork_protocol::WorkerId;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
-
-/// One helper process. Counts from 1 and is never reused while the server runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HelperId(pub(crate) u64);
 
 /// What a helper process is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

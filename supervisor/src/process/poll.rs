@@ -1,11 +1,14 @@
 //! Waiting: one epoll instance, level-triggered, with typed tokens.
 
-use crate::helpers::HelperId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use prefork_protocol::WorkerId;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
+
+/// One helper process. Counts from 1 and is never reused while the server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct HelperId(pub(crate) u64);
 
 /// Whose descriptor is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

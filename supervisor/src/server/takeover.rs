@@ -9,7 +9,7 @@ use super::helpers::{Helpers, HelpersState};
 use super::operators::{Counts, Operators};
 use super::stderr::StderrForwarder;
 use super::systemd::Systemd;
-use super::upgrade::Upgrade;
+use super::upgrade::{Resumption, Upgrade};
 use super::workers::Workers;
 use super::{Server, Steering, clock};
 use crate::api::events::Journal;
@@ -41,19 +41,6 @@ use prefork_protocol::scoreboard::{Layout, SharedRows};
 use prefork_protocol::{GenerationId, WorkerId};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-
-/// What a server that was taken over has still to do.
-#[derive(Debug)]
-pub(crate) struct Resumption {
-    /// The version that it had.
-    pub(super) version: String,
-    /// Who asked for the upgrade.
-    pub(super) upgrade: UpgradeState,
-    /// Signals that came and were not acted upon.
-    pub(super) signals: Vec<i32>,
-    /// Descriptors that this version has no use for.
-    pub(super) rest: Unpacking,
-}
 
 impl Server {
     /// Rebuilds a server from a state. What is left to be done about it is for

@@ -4,7 +4,6 @@
 //! process become the new program. A reload that finds the supervisor's own program replaced on disk is put off
 //! until the new one has taken over; the core sees that as a preparation that takes its time.
 
-use super::takeover::Resumption;
 use super::{Server, clock};
 use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
@@ -75,6 +74,19 @@ pub(crate) enum Preparation {
     Pending,
     /// The new program cannot take over: why.
     Refused(String),
+}
+
+/// What a server that was taken over has still to do.
+#[derive(Debug)]
+pub(crate) struct Resumption {
+    /// The version that it had.
+    pub(super) version: String,
+    /// Who asked for the upgrade.
+    pub(super) upgrade: UpgradeState,
+    /// Signals that came and were not acted upon.
+    pub(super) signals: Vec<i32>,
+    /// Descriptors that this version has no use for.
+    pub(super) rest: Unpacking,
 }
 
 impl Upgrade {

@@ -1,17 +1,14 @@
-//! Worker exits: what is known of an exited worker, what its exit status says about the cause, and
-//! how many workers have exited for which cause.
+//! Worker exits: what an exit status says about the cause, and how many workers have exited for
+//! which cause.
 //!
 //! The cause is decided by the core ([`Cause`]); this module supplies what the system knows. How an
 //! exit is reported is a matter of the API.
 
 use crate::config::CleanExits;
-use crate::process::reap::{Death, Usage};
-use crate::process::spawn::ExecFailure;
-use crate::workers::handle::{Line, WorkerHandle};
+use crate::process::reap::Death;
+use crate::workers::handle::{ExitRecord, Line, WorkerHandle};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use prefork_core::{Cause, Manner, ProcessEnd};
-use prefork_protocol::scoreboard::Reading;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -52,23 +49,6 @@ impl ExitCounts {
                 .collect(),
         }
     }
-}
-
-/// What is known of an exited worker.
-#[derive(Debug)]
-pub(crate) struct ExitRecord {
-    pub(crate) pid: Pid,
-    /// How it ended; `None` when that is not known.
-    pub(crate) death: Option<Death>,
-    /// Why it did not become its program.
-    pub(crate) failure: Option<ExecFailure>,
-    /// Whether the kernel killed it for want of memory; `None` when that is not known.
-    pub(crate) oom: Option<bool>,
-    pub(crate) usage: Usage,
-    /// Its rows of the scoreboard; an external program has none.
-    pub(crate) reading: Option<Reading>,
-    /// The end of what it has written to its standard error.
-    pub(crate) stderr_tail: Vec<u8>,
 }
 
 /// Returns what a worker's exit says about its cause.

@@ -4,11 +4,11 @@
 //! message that is out of phase, undecodable or one too many becomes [`Event::ProtocolViolation`];
 //! nothing here can fail because of what a worker sends.
 
-use super::exits::ExitRecord;
 use super::proc_stat;
 use crate::config::Config;
 use crate::logging::stderr::Capture;
-use crate::process::spawn::ExecErrors;
+use crate::process::reap::{Death, Usage};
+use crate::process::spawn::{ExecErrors, ExecFailure};
 use crate::systemd::notify::WorkerNotice;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -58,6 +58,23 @@ pub(crate) struct WorkerHandle {
     pub(crate) reopen_count: u64,
     /// How it ended, from its reaping until its exit is reported.
     pub(crate) exit: Option<ExitRecord>,
+}
+
+/// What is known of an exited worker.
+#[derive(Debug)]
+pub(crate) struct ExitRecord {
+    pub(crate) pid: Pid,
+    /// How it ended; `None` when that is not known.
+    pub(crate) death: Option<Death>,
+    /// Why it did not become its program.
+    pub(crate) failure: Option<ExecFailure>,
+    /// Whether the kernel killed it for want of memory; `None` when that is not known.
+    pub(crate) oom: Option<bool>,
+    pub(crate) usage: Usage,
+    /// Its rows of the scoreboard; an external program has none.
+    pub(crate) reading: Option<Reading>,
+    /// The end of what it has written to its standard error.
+    pub(crate) stderr_tail: Vec<u8>,
 }
 
 /// What to do about a worker at a certain time.
