@@ -1,9 +1,12 @@
 #!/bin/bash
-# What the benchmarks have in common; sourced by them with their name in BENCH. Leaves an empty directory in `work`, ends the
-# processes in `pids` at exit, and needs two cores.
+# What the benchmarks have in common; sourced by them with their name in BENCH. Leaves an empty
+# directory in `work`, ends the processes in `pids` at exit, and needs two cores.
 
 PATH=$PATH:/usr/sbin
-[ "$(nproc)" -ge 2 ] || { echo "$BENCH: needs two cores, one for the server and one for the client" >&2; exit 2; }
+[ "$(nproc)" -ge 2 ] || {
+    echo "$BENCH: needs two cores, one for the server and one for the client" >&2
+    exit 2
+}
 
 work=$(mktemp -d)
 pids=()
@@ -55,7 +58,8 @@ free_port() {
 # Waits until a server answers rightly.
 await() { # PORT PATH BODY
     for _ in {1..200}; do
-        "$target/loadclient" --fresh 1 --count 1 --path "$2" --expect "$3" "127.0.0.1:$1" >"$work/first" 2>&1 && return
+        "$target/loadclient" --fresh 1 --count 1 --path "$2" --expect "$3" "127.0.0.1:$1" \
+            >"$work/first" 2>&1 && return
         sleep 0.05
     done
     echo "$BENCH: no right answer at port $1" >&2
@@ -64,4 +68,7 @@ await() { # PORT PATH BODY
 }
 
 # Prints the median of the numbers in standard input.
-median() { sort -n | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+median() {
+    sort -n | awk '{ v[NR] = $1 }
+        END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}

@@ -204,7 +204,7 @@ fn what_cannot_be_installed_is_said_with_the_remedy() {
         (
             vec!["--prefiks=/usr"],
             2,
-            "unknown word --prefiks=/usr (--help lists the options)",
+            "unknown argument --prefiks=/usr (--help lists the options)",
         ),
         (vec!["--prefix"], 2, "--prefix needs a value"),
         (vec!["--prefix=usr"], 2, "usr does not begin with /"),
