@@ -1,6 +1,7 @@
-//! Installation by script and by Debian package, upgrade under load, and that nothing is left afterwards.
+//! Installation by script and by Debian package, upgrade under load, removal without leftovers, and
+//! Debian's own package `supervisor` as a neighbour.
 //!
-//! What a package does to a system happens under a throw-away systemd, whose root is a copy: see `inside_package`.
+//! Packages are installed under a throw-away systemd, whose root is a copy: see `inside_package`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -156,7 +157,7 @@ fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
 }
 
 #[test]
-fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
+fn a_configuration_of_the_operator_is_neither_overwritten_nor_removed() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
     let config = here.join("etc/prefork/config.toml");
@@ -175,7 +176,7 @@ fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
         "workers = 3\n"
     );
     std::fs::remove_dir_all(here.join("etc")).expect("removed");
-    // And the example, when somebody has changed it.
+    // The same holds for a changed example.
     install(here, &[]);
     std::fs::write(&config, "workers = 4\n").expect("written");
     std::fs::write(config.with_file_name("shop.toml"), "workers = 5\n").expect("written");
@@ -195,7 +196,7 @@ fn a_configuration_that_is_somebodys_is_neither_overwritten_nor_removed() {
 }
 
 #[test]
-fn what_cannot_be_installed_is_said_with_the_remedy() {
+fn an_installation_that_fails_says_why_with_the_remedy() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = format!("--destdir={}", directory.path().display());
     let binary = format!("--binary={BINARY}");
@@ -446,7 +447,7 @@ fn inside_package() {
         "/usr/bin/supervisor"
     );
 
-    // A second site, and a configuration of one's own.
+    // A second instance, and a changed configuration.
     let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n";
     std::fs::write("/etc/prefork/config.toml", config).expect("written");
     std::fs::write("/etc/prefork/shop.toml", config.replace("8000", "8001")).expect("written");
@@ -527,7 +528,7 @@ fn inside_package() {
     assert!(!Path::new("/etc/prefork/config.toml").exists());
     assert!(
         Path::new("/etc/prefork/shop.toml").exists(),
-        "nobody else's does not go"
+        "a configuration that the package did not install stays"
     );
     assert!(!command(&["systemctl", "cat", UNIT.0]).status.success());
     let left = said(&[
@@ -561,7 +562,7 @@ fn inside_neighbours() {
         .collect();
     let neighbour = Unit("supervisor.service");
     let v4: Address = "127.0.0.1:8000".parse().expect("an address");
-    // supervisord answers on its own socket with its own pid, and runs what it was told to run.
+    // supervisord answers on its own socket with its own pid, and runs its configured program.
     let they_answer = || {
         let pid = neighbour.pid();
         assert!(neighbour.is_active(), "{}", neighbour.journal());
@@ -572,7 +573,7 @@ fn inside_neighbours() {
         });
         pid
     };
-    // Ours serves, and root's commands reach it without being told where it is.
+    // Ours serves, and root's commands find it without --control.
     let we_answer = || {
         let pid = UNIT.pid();
         assert!(UNIT.is_active(), "{}", UNIT.journal());

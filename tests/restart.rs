@@ -1,6 +1,6 @@
-//! A supervisor that is restarted, or dies, under a real systemd that keeps its listening sockets.
+//! A supervisor that is restarted, or dies, under a real systemd that stores its listening sockets.
 //!
-//! Each scenario is an ignored test of this very program, which runs inside: it may do with systemd as it likes.
+//! Each scenario is an ignored test of this very program, which runs inside a throw-away systemd.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -116,8 +116,8 @@ fn restart() {
     assert!(systemctl(&["restart", UNIT]), "{}", journal());
 }
 
-/// Nobody was turned away, and nobody who waited in a queue was forgotten.
-fn assert_nobody_turned_away(report: &Report) {
+/// No connection was refused, and every queued one was answered.
+fn assert_none_refused(report: &Report) {
     for failure in [
         Failure::Refused,
         Failure::ConnectReset,
@@ -206,8 +206,8 @@ fn inside_kills() {
     for load in loads {
         let report = load.finish();
         println!("{report}");
-        assert_nobody_turned_away(&report);
-        // Whoever waited is answered; what a killed worker had in its hands is lost.
+        assert_none_refused(&report);
+        // Queued requests are answered; only the active ones of a killed worker are lost.
         assert_eq!(report.answered + report.failed(), report.requests);
         assert!(report.failed() <= 5 * 4 * 4, "{report}");
     }
@@ -228,7 +228,7 @@ fn inside_changes_addresses() {
     restart();
     load.wait_for_more(50);
     wait_until("the other sockets to be closed", LONG, || stored() == 5);
-    wait_until("nobody there", LONG, || {
+    wait_until("no server there", LONG, || {
         v6.connect().is_err() && unix.connect().is_err()
     });
     assert!(
@@ -250,7 +250,7 @@ fn inside_changes_addresses() {
     .expect("written");
     assert!(systemctl(&["reload", UNIT]), "{}", journal());
     wait_until("the other sockets to be closed", LONG, || stored() == 5);
-    wait_until("nobody there", LONG, || {
+    wait_until("no server there", LONG, || {
         v6.connect().is_err() && unix.connect().is_err()
     });
     restart();
@@ -261,8 +261,8 @@ fn inside_changes_addresses() {
 #[test]
 #[ignore = "runs under a systemd of its own"]
 fn inside_keeps_admin_addresses() {
-    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\nadmin = \"127.0.0.1:9100\"\n\
-                  agent = \"127.0.0.1:9101\"\n";
+    let config = "bind = \"127.0.0.1:8000\"\nworkers = 2\nmin-ready = \"100ms\"\n\
+                  admin = \"127.0.0.1:9100\"\nagent = \"127.0.0.1:9101\"\n";
     install(config, "");
     // Two slots and the key; and these two.
     wait_until("the sockets to be stored", LONG, || stored() == 5);
@@ -302,12 +302,12 @@ fn inside_without_a_store() {
     }
     assert_eq!(stored(), 0);
     assert!(!journal().contains("stored"), "{}", journal());
-    // So that the directory itself stays, and tells whether the file went.
+    // The directory itself stays, and shows whether the file is removed.
     change_unit("FileDescriptorStoreMax=0\nRuntimeDirectoryPreserve=yes");
     restart();
     assert!(Path::new(UNIX).exists());
     assert!(systemctl(&["stop", UNIT]));
-    assert!(!Path::new(UNIX).exists(), "nobody keeps the socket");
+    assert!(!Path::new(UNIX).exists(), "the socket is not stored");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! The shipped units under a real systemd: reloads, several sockets, upgrades, the watchdog, the journal, stopping, several
-//! sites, the hardening; and what a newer systemd can do besides.
+//! The shipped units under a real systemd: reloads, several sockets, upgrades, the watchdog, the
+//! journal, stopping, several instances, the hardening; and what only a newer systemd can do.
 //!
-//! Each scenario is an ignored test of this very program, which runs inside: it may do with systemd as it likes.
+//! Each scenario is an ignored test of this very program, which runs inside a throw-away systemd.
 
 #[path = "service/loosened.rs"]
 mod loosened;
@@ -53,7 +53,7 @@ fn sockets_of_several_units_are_told_apart_by_name() {
 }
 
 #[test]
-fn an_upgrade_keeps_the_main_pid_and_what_is_kept() {
+fn an_upgrade_keeps_the_main_pid_and_the_stored_sockets() {
     under_systemd("upgrades", "inside_upgrades");
 }
 
@@ -68,13 +68,13 @@ fn the_journal_knows_how_bad_each_line_is() {
 }
 
 #[test]
-fn a_stop_answers_what_is_in_hand() {
+fn a_stop_answers_active_requests() {
     under_systemd("a stop", "inside_stops");
 }
 
 #[test]
-fn two_sites_do_not_touch_each_other() {
-    under_systemd("two sites", "inside_two_sites");
+fn two_instances_do_not_touch_each_other() {
+    under_systemd("two instances", "inside_two_instances");
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_newer_systemd_reloads_by_signal_and_waits_for_it() {
 
 #[test]
 fn a_newer_systemd_keeps_sockets_over_stop_and_start() {
-    under_newer_systemd("a kept store", "newer::inside_preserves");
+    under_newer_systemd("a preserved FD store", "newer::inside_preserves");
 }
 
 #[test]
@@ -182,8 +182,8 @@ fn begin(changes: &str) {
     PLAIN.must("start");
 }
 
-/// Nobody was turned away, and nobody who waited was forgotten.
-fn assert_nobody_turned_away(report: &Report) {
+/// No connection was refused, and every waiting one was answered.
+fn assert_none_refused(report: &Report) {
     let turned_away = [
         Failure::Refused,
         Failure::ConnectReset,
@@ -257,7 +257,7 @@ fn inside_upgrades() {
     configure("");
     begin("");
     let pid = PLAIN.pid();
-    // Nobody's but its own: a user who exists while it runs.
+    // A dynamic user, which exists only while the service runs.
     let user: u32 = said(&["stat", "--format=%u", &format!("/proc/{pid}")])
         .parse()
         .expect("a number");
@@ -305,7 +305,7 @@ fn inside_upgrades() {
     assert!(!PLAIN.try_to("reload"));
     assert_eq!((PLAIN.pid(), PLAIN.is_active()), (pid.clone(), true));
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    // What was kept before the upgrades is still right for whoever comes after them.
+    // Sockets stored before the upgrades still serve the next supervisor.
     PLAIN.must("restart");
     assert_eq!(PLAIN.stored(), 3, "{}", PLAIN.journal());
     load.wait_for_more(50);
@@ -319,7 +319,7 @@ fn inside_upgrades() {
     load.wait_for_more(50);
     let report = load.finish();
     println!("{report}");
-    assert_nobody_turned_away(&report);
+    assert_none_refused(&report);
     assert_eq!(PLAIN.stored(), 3);
 }
 
@@ -342,7 +342,7 @@ fn inside_watched() {
     load.wait_for_more(50);
     let report = load.finish();
     println!("{report}");
-    assert_nobody_turned_away(&report);
+    assert_none_refused(&report);
     assert_eq!(PLAIN.stored(), 3);
 }
 
@@ -393,17 +393,18 @@ fn inside_logs() {
         "{}",
         PLAIN.journal()
     );
-    // A foreign program's lines are the journal's too.
+    // An external program's lines go to the journal, too.
     write(
         "/opt/app.sh",
-        "#!/bin/sh\necho '<4>take care' >&2\necho '<3>all is lost' >&2\necho well >&2\nsleep 1000\n",
+        "#!/bin/sh\necho '<4>take care' >&2\necho '<3>all is lost' >&2\necho well >&2\n\
+         sleep 1000\n",
     );
     configure("ready = \"after=100ms\"\ncommand = [\"/bin/sh\", \"/opt/app.sh\"]");
     PLAIN.must("reload");
     assert_eq!(entry("take care").0, "4");
     assert_eq!(entry("all is lost").0, "3");
     assert_eq!(entry("well").0, "6");
-    // And by the words that people use.
+    // And by the option that operators use.
     let bad = said(&[
         "journalctl",
         "--no-pager",
@@ -425,7 +426,7 @@ fn inside_stops() {
     begin("");
     for round in 0..3 {
         let load = start(Plan::fresh(&v4(), 8).http("/?ms=1500", None).count(8));
-        // All eight are in hand when it is told to stop.
+        // All eight are active when the stop begins.
         wait_until("eight requests", LONG, || {
             let status: serde_json::Value =
                 serde_json::from_str(&said(&[BINARY, "status", "--json"])).expect("JSON");
@@ -449,10 +450,10 @@ fn inside_stops() {
 
 #[test]
 #[ignore = "runs under a systemd of its own"]
-fn inside_two_sites() {
+fn inside_two_instances() {
     let [shop, blog] = [Unit("prefork@shop.service"), Unit("prefork@blog.service")];
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    let site = |name: &str, port: u16, more: &str| {
+    let instance = |name: &str, port: u16, more: &str| {
         let text = format!("bind = [\"127.0.0.1:{port}\", \"unix:/run/prefork-{name}/app.sock\"]");
         let path = format!("/etc/prefork/{name}.toml");
         write(
@@ -464,7 +465,7 @@ fn inside_two_sites() {
     // The plain one, too.
     configure("");
     PLAIN.must("start");
-    let files = [site("shop", 8001, ""), site("blog", 8002, "")];
+    let files = [instance("shop", 8001, ""), instance("blog", 8002, "")];
     shop.must("start");
     blog.must("start");
     let pid = |file: &str| {
@@ -487,7 +488,7 @@ fn inside_two_sites() {
         shop.must("reload");
         assert_eq!(places.each_ref().map(generation), [round, 1, 1]);
     }
-    site("shop", 8001, "nonsense = 1");
+    instance("shop", 8001, "nonsense = 1");
     assert!(!shop.try_to("reload"));
     assert_eq!(places.each_ref().map(generation), [4, 1, 1]);
     said(&[BINARY, "reload", "--wait", "--config", &files[1]]);
@@ -550,7 +551,8 @@ fn inside_hardened() {
     // A port that needs a capability, an address of each kind, and a place to write to.
     write(
         CONFIG,
-        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/prefork/app.sock\"]\nworkers = 2\nmin-ready = \"50ms\"\n",
+        "bind = [\"127.0.0.1:80\", \"[::1]:80\", \"unix:/run/prefork/app.sock\"]\n\
+         workers = 2\nmin-ready = \"50ms\"\n",
     );
     PLAIN.must("restart");
     for place in ["127.0.0.1:80", "[::1]:80", "unix:/run/prefork/app.sock"] {
@@ -560,7 +562,7 @@ fn inside_hardened() {
     for word in ["cannot", "denied", "not permitted"] {
         assert!(!journal.contains(word), "{journal}");
     }
-    // What systemd says about the unit as it is; the README tells people the same number.
+    // How systemd rates the unit; docs/systemd.md has the same number.
     let verdict = said(&["systemd-analyze", "--no-pager", "security", PLAIN.0]);
     let verdict = verdict.lines().last().unwrap_or_default();
     println!("{verdict}");

@@ -1,4 +1,5 @@
-//! systemd: the notification protocol against a socket of our own, and the real unit under a real systemd.
+//! systemd: the notification protocol against a socket of our own, and the real unit under a real
+//! systemd.
 
 use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
 use std::path::Path;
@@ -8,7 +9,7 @@ use testkit::load::{Plan, run};
 use testkit::notify::NotifySocket;
 use testkit::{LONG, Server, Setup, root, skipped};
 
-/// A server that tells a socket of ours.
+/// A server that notifies a socket of ours.
 fn notifying(prepare: impl FnOnce(Setup) -> Setup) -> (Server, NotifySocket) {
     let setup =
         prepare(Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"]));
@@ -25,7 +26,7 @@ fn monotonic_usec() -> u64 {
 }
 
 #[test]
-fn ready_is_said_only_when_the_workers_are_ready() {
+fn ready_is_sent_only_when_the_workers_are_ready() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor")).workers(2);
     let mut socket = NotifySocket::new(&setup.path("")).expect("a notification socket");
     let path = socket.path().to_owned();
@@ -89,7 +90,7 @@ fn a_failed_reload_ends_with_ready_too_and_the_status_tells_why() {
 }
 
 #[test]
-fn stopping_is_said_before_the_end() {
+fn stopping_is_sent_before_the_end() {
     let (mut server, mut socket) = notifying(|setup| setup.workers(2));
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
@@ -120,7 +121,7 @@ fn the_watchdog_is_fed_also_during_a_long_reload() {
 }
 
 #[test]
-fn nobody_to_tell_and_a_full_socket_delay_nobody() {
+fn a_missing_and_a_full_notification_socket_delay_nothing() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(2)
         .args(["--min-ready", "0s"]);
@@ -128,7 +129,7 @@ fn nobody_to_tell_and_a_full_socket_delay_nobody() {
     let mut server = setup.env("NOTIFY_SOCKET", gone).start();
     server.reload();
     run(&Plan::fresh(&server.address(), 4).count(50)).assert_flawless();
-    // Nobody reads this one, so that it fills up.
+    // This one is never read, so that it fills up.
     let (mut server, _socket) = notifying(|setup| setup.workers(1).args(["--drain-idle", "0s"]));
     for _ in 0..12 {
         server.reload();
@@ -138,7 +139,8 @@ fn nobody_to_tell_and_a_full_socket_delay_nobody() {
 
 #[test]
 fn lines_for_the_journal_begin_with_a_priority() {
-    // stderr is the journal when JOURNAL_STREAM names its device and inode; the wrapper knows only after it runs.
+    // stderr is the journal when JOURNAL_STREAM names its device and inode, which only the running
+    // wrapper knows.
     let script = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"";
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(1)
@@ -230,7 +232,7 @@ fn the_unit_verifies_and_is_hardened() {
             let score: Option<f64> = verdict
                 .split_whitespace()
                 .find_map(|word| word.parse().ok());
-            // What the README tells people.
+            // The number in docs/systemd.md.
             assert!(score.is_some_and(|score| score <= 1.5), "{verdict}");
         }
     }

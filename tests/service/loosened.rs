@@ -1,4 +1,4 @@
-//! What the lines of `scripts/loosen.conf` are for, taken from that file, so that it holds what it says.
+//! What the lines of `scripts/loosen.conf` achieve. They are read from that file.
 
 use super::{PLAIN, begin, body, configure, v4};
 use std::path::Path;

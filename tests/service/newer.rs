@@ -19,7 +19,7 @@ fn inside_notify_reload() {
         PLAIN.must("reload");
         (0..20).for_each(|_| assert_eq!(body(&v4()), text));
     }
-    // systemd has no word for a reload of this kind that failed: the status has it, and nothing is changed.
+    // systemd cannot report a failed reload of this kind: the status has it, and nothing changes.
     configure("nonsense = 1");
     PLAIN.try_to("reload");
     wait_until("an active service", LONG, || {
@@ -39,7 +39,7 @@ fn inside_notify_reload() {
 fn inside_preserves() {
     configure("");
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
-    // systemd forgets a stopped unit, with its sockets, unless somebody wants it: it has to be enabled.
+    // systemd forgets a stopped unit, with its sockets, unless another unit wants it.
     said(&["systemctl", "add-wants", "throw-away.target", PLAIN.0]);
     PLAIN.drop_in("FileDescriptorStorePreserve=yes");
     PLAIN.must("start");
@@ -57,7 +57,7 @@ fn inside_preserves() {
     }
     load.wait_for_more(50);
     load.finish().assert_flawless();
-    // Who wants the addresses back says so.
+    // Releasing the addresses takes an explicit command.
     PLAIN.must("stop");
     said(&["systemctl", "clean", "--what=fdstore", PLAIN.0]);
     wait_until("the address to be free", LONG, || v4().connect().is_err());

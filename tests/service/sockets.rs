@@ -102,7 +102,7 @@ fn inside_many_sockets() {
         config(&names);
         PLAIN.must("reload");
         check(&names);
-        // A name that nobody has given.
+        // A name that no socket has.
         config(&["red", "violet"]);
         assert!(!PLAIN.try_to("reload"));
         assert!(PLAIN.journal().contains("violet"), "{}", PLAIN.journal());

@@ -9,10 +9,12 @@ systemctl daemon-reload
 systemctl start $UNIT
 check "it starts" '[ "$(prop ActiveState)" = active ]'
 sleep 5
-check "a live supervisor is left alone" '[ "$(prop NRestarts)" = 0 ] && [ "$(prop ActiveState)" = active ]'
+check "a live supervisor is left alone" \
+    '[ "$(prop NRestarts)" = 0 ] && [ "$(prop ActiveState)" = active ]'
 pid=$(prop MainPID)
 kill -STOP "$pid"
-check "a hung one is killed and restarted" 'until_true "[ \"\$(prop NRestarts)\" -ge 1 ] && [ \"\$(prop ActiveState)\" = active ]"'
+check "a hung one is killed and restarted" \
+    'until_true "[ \"\$(prop NRestarts)\" -ge 1 ] && [ \"\$(prop ActiveState)\" = active ]"'
 check "the journal says why" 'journalctl -u $UNIT --no-pager | grep -q "Watchdog timeout"'
 check "it serves again" '[[ $(get 127.0.0.1 8000) == *"Hello, client!"* ]]'
 systemctl stop $UNIT

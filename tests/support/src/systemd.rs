@@ -15,7 +15,8 @@ pub fn run(test: &str, units: &[PathBuf], shown: &[&Path], program: &Path, argum
     boot(test, &[], units, shown, program, arguments);
 }
 
-/// As [`run`], under a newer systemd than the machine's: the one that `scripts/newer-systemd` has fetched.
+/// As [`run`], under a newer systemd than the machine's: the one that `scripts/newer-systemd` has
+/// fetched.
 ///
 /// # Panics
 /// As [`run`].

@@ -1,4 +1,5 @@
-//! A unit under a systemd that [`systemd::run`](crate::systemd::run) has booted. For programs that run inside.
+//! A unit under a systemd that [`systemd::run`](crate::systemd::run) has booted. For programs that
+//! run inside.
 
 use crate::wait::{LONG, wait_until};
 use std::path::{Path, PathBuf};
