@@ -1,10 +1,10 @@
 //! Hooks: the program of `--on-event`, started once for each event that it subscribes to.
 //!
-//! The event lies in memory that is the program's standard input, so that writing it never blocks. A
-//! hook runs as the workers' user, outside their sandbox, in a session of its own, with none of our
-//! descriptors. All of it is bounded: the hooks that run at a time, the events that wait, the time of
-//! each. The supervisor never waits for one while it serves, and a hook's failure is a line in the log
-//! and no event: otherwise a failing hook would be started for its own failure.
+//! The event lies in memory that is the program's standard input, so that writing it never blocks.
+//! A hook runs as the workers' user, outside their sandbox, in a session of its own, with none of
+//! our descriptors. All of it is bounded: the hooks that run at a time, the events that wait, the
+//! time of each. The supervisor never waits for one while it serves, and a hook's failure is a line
+//! in the log and no event: otherwise a failing hook would be started for its own failure.
 //!
 //! An upgrade hands over the hooks that run and the events that wait.
 
@@ -270,8 +270,8 @@ fn memory(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Returns a hook's environment: the supervisor's without what concerns systemd or workers, the kind
-/// of the event, and the variables of the user that the hook runs as.
+/// Returns a hook's environment: the supervisor's without what concerns systemd or workers, the
+/// kind of the event, and the variables of the user that the hook runs as.
 fn environment(confinement: &Confinement, kind: &str) -> Vec<CString> {
     let user = confinement.variables();
     let removed: Vec<&str> = ALL

@@ -1,11 +1,12 @@
 //! The memory sampler: a helper process that measures the workers' memory, for `--max-memory`.
 //!
-//! A worker's proportional set size counts what it shares with its siblings once for all of them, so
-//! that eight workers of one program are not each taken for its whole size. The kernel computes it in
-//! `smaps_rollup` under the lock of the worker's address space, which a worker can hold for as long as
-//! it likes. So the supervisor does not ask. Every few seconds it starts a child, itself in another
-//! role, which writes what it reads into a pipe, line by line, and exits. One that is blocked has
-//! reported what it knew by then and is killed; the worker that blocked it comes last the next time.
+//! A worker's proportional set size counts what it shares with its siblings once for all of them,
+//! so that eight workers of one program are not each taken for its whole size. The kernel computes
+//! it in `smaps_rollup` under the lock of the worker's address space, which a worker can hold for
+//! as long as it likes. So the supervisor does not ask. Every few seconds it starts a child, itself
+//! in another role, which writes what it reads into a pipe, line by line, and exits. One that is
+//! blocked has reported what it knew by then and is killed; the worker that blocked it comes last
+//! the next time.
 //!
 //! An upgrade does not hand it over: the next version starts one of its own.
 
@@ -218,7 +219,8 @@ fn read(text: &str, workers: &[(WorkerId, Pid)]) -> (Samples, Option<WorkerId>) 
 
 const GONE: &str = "gone";
 
-/// Returns what to measure, if this process was started for that. To be called before anything else.
+/// Returns what to measure, if this process was started for that. To be called before anything
+/// else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     (words.next()? == ROLE).then(|| Task {

@@ -1,4 +1,5 @@
-//! Helper processes: processes of the server's own, each for one thing that the loop must not wait for.
+//! Helper processes: processes of the server's own, each for one thing that the loop must not wait
+//! for.
 //!
 //! [`HelperProcesses`] owns all of them, from fork to reaping: their pidfds, their deadlines, and
 //! those that were killed and are not reaped yet. What a helper is for, and what its exit means, is
@@ -140,7 +141,8 @@ impl HelperProcesses {
     /// Reaps a helper that has exited; `None` while it lives, and for one that was terminated.
     pub(crate) fn reap(&mut self, poll: &Poll, id: HelperId) -> Option<HelperExit> {
         let helper = self.running.get(&id)?;
-        // Until the process is reaped, its group's number belongs to it: whatever it left there goes.
+        // Until the process is reaped, its group's number belongs to it: whatever it left there
+        // goes.
         let _ = killpg(helper.spawned.pid, Signal::SIGKILL);
         let death = match reap(&helper.spawned.pidfd) {
             Ok(None) => return None,
@@ -231,8 +233,8 @@ impl HelperProcesses {
         Some(ChildState::of(&helper.spawned, packing))
     }
 
-    /// Describes the admin children for the next version. Their connections end with this one, which
-    /// tells them to leave.
+    /// Describes the admin children for the next version. Their connections end with this one,
+    /// which tells them to leave.
     pub(crate) fn admin_state(&self, packing: &mut Packing) -> Vec<ChildState> {
         self.states(packing, |it| it.kind == Kind::Admin && !it.terminating)
     }

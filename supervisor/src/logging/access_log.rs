@@ -1,9 +1,9 @@
-//! The access log's file: opened by the supervisor, written by workers, which may run as another user
-//! or in a sandbox.
+//! The access log's file: opened by the supervisor, written by workers, which may run as another
+//! user or in a sandbox.
 //!
-//! A generation has one, which each of its workers inherits. The file is only ever appended to. When
-//! its path names another file (it was rotated), it is reopened, and the workers get the new one
-//! through their channels.
+//! A generation has one, which each of its workers inherits. The file is only ever appended to.
+//! When its path names another file (it was rotated), it is reopened, and the workers get the new
+//! one through their channels.
 
 use crate::config::AccessTarget;
 use nix::fcntl::OFlag;

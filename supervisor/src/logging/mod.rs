@@ -30,7 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 static FILE: OnceLock<LogFile> = OnceLock::new();
 
-/// A worker's format when its lines end on the supervisor's terminal, although it does not write there itself.
+/// A worker's format when its lines end on the supervisor's terminal, although it does not write
+/// there itself.
 const COLOUR: &str = "colour";
 
 /// Starts logging in a supervisor, without ever waiting for the reader of its standard error. To be

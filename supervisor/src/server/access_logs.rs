@@ -27,8 +27,8 @@ impl Server {
         }
     }
 
-    /// Reopens logs whose path names another file, or all of them, and passes them to the workers that
-    /// have an older one.
+    /// Reopens logs whose path names another file, or all of them, and passes them to the workers
+    /// that have an older one.
     pub(crate) fn reopen_access_logs(&mut self, anyway: bool) {
         self.access_logs.checked = self.now;
         let mut problem = None;
@@ -64,7 +64,7 @@ impl Server {
                         debug!(
                             "worker {} cannot be given the access log: {error}",
                             handle.id
-                        )
+                        );
                     }
                 }
             }

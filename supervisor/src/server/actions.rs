@@ -155,7 +155,8 @@ impl Server {
         }
     }
 
-    /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said once.
+    /// A failure leaves connections to the kernel's own spreading, which knows of no rotation. Said
+    /// once.
     pub(crate) fn steer(&mut self) {
         let workers = self.core.view().workers;
         if let Err(error) = steering::steer(
@@ -257,8 +258,8 @@ impl Server {
         self.watch_stderr(handle)
     }
 
-    /// Whether everything that a worker listens on is listened on by every generation: by whoever follows it, that is,
-    /// be it accepted already or on trial.
+    /// Whether everything that a worker listens on is listened on by every generation: by whoever
+    /// follows it, that is, be it accepted already or on trial.
     pub(crate) fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
         let own = self
             .workers

@@ -1,5 +1,5 @@
-//! The server's side of its helper processes: when each is started, and what its exit or its deadline
-//! means.
+//! The server's side of its helper processes: when each is started, and what its exit or its
+//! deadline means.
 
 use super::Server;
 use crate::admin::Admin;
@@ -11,6 +11,7 @@ use crate::helpers::memory_sampler::MemorySampler;
 use crate::helpers::readiness_probe::{ProbeResult, ReadinessProbes};
 use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
 use crate::upgrade::{ChildState, HooksState, Packing, Unpacking};
+use crate::workers::handle::WorkerHandle;
 use crate::workers::sockets::WorkerSockets;
 use log::{Level, debug, warn};
 use prefork_core::{Event, Time};
@@ -254,7 +255,8 @@ impl Server {
         Some(Event::ProtocolViolation(worker, error.to_string()))
     }
 
-    /// Starts the probes of all workers that are not ready: those of the version before were killed.
+    /// Starts the probes of all workers that are not ready: those of the version before were
+    /// killed.
     pub(crate) fn probe_readiness_again(&mut self) {
         for worker in self.workers.handles.keys().copied().collect::<Vec<_>>() {
             if let Some(event) = self.probe_readiness(worker) {
@@ -271,8 +273,8 @@ impl Server {
         probes.stop(&self.poll, processes, worker);
     }
 
-    /// Whether a program is ready when it says so. With `--ready listen` it may say so too early, as
-    /// gunicorn does, whose master reports readiness before it has a worker.
+    /// Whether a program is ready when it says so. With `--ready listen` it may say so too early,
+    /// as gunicorn does, whose master reports readiness before it has a worker.
     pub(crate) fn trusts_notified_readiness(&self, worker: WorkerId) -> bool {
         let handle = self.workers.handles.get(&worker);
         let generation = handle.and_then(|handle| self.generations.get(handle.generation));
@@ -283,7 +285,7 @@ impl Server {
         match self.helpers.probes.finish(worker, exit) {
             ProbeResult::Ready => {
                 let handle = self.workers.handles.get_mut(&worker);
-                if let Some(event) = handle.and_then(|handle| handle.seen_to_wait()) {
+                if let Some(event) = handle.and_then(WorkerHandle::seen_to_wait) {
                     self.feed(event);
                 }
             }

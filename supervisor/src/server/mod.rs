@@ -2,9 +2,10 @@
 //!
 //! [`Server`] owns every descriptor and process, in groups: [`Generations`], [`Workers`],
 //! [`Helpers`], [`Operators`], [`Systemd`], [`Steering`]. Each group has one deadline and is tended
-//! once a round. The server makes no decision that outlives a line: what to do is the core's, how to
-//! do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the one
-//! thing that can take long is the look-up of host names in a configuration, which the resolver bounds.
+//! once a round. The server makes no decision that outlives a line: what to do is the core's, how
+//! to do it is the leaf modules'. One thread, and nothing here waits except in [`Server::run`]; the
+//! one thing that can take long is the look-up of host names in a configuration, which the resolver
+//! bounds.
 
 mod access_logs;
 mod actions;
@@ -23,6 +24,7 @@ use crate::generation::LoadError;
 use crate::generation::loader::Loader;
 use crate::listen::ListenError;
 use crate::listen::Listeners;
+use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::{Interest, Poll, Token};
 use crate::process::signals::Signals;
 use crate::systemd::notify::NotifyServer;
@@ -37,6 +39,7 @@ use prefork_core::{Core, Event, Time};
 use prefork_protocol::{GenerationId, Slot};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use stderr::StderrForwarder;
 use systemd::Systemd;
 use upgrade::Upgrade;
@@ -78,10 +81,10 @@ fn clock() -> Time {
     Time(prefork_os::monotonic())
 }
 
-/// Returns seconds since 1970.
-fn unix_time() -> f64 {
+/// Returns the time since 1970.
+fn unix_time() -> Duration {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0.0, |since| since.as_secs_f64())
+    since.unwrap_or_default()
 }
 
 /// Why a server cannot start.
@@ -116,7 +119,8 @@ impl Server {
     ) -> Result<Self, StartError> {
         let failed = |act| move |error| StartError::System { act, error };
         let signals = Signals::install().map_err(failed("install signal handlers"))?;
-        // Orphans of workers come to us, so that zombies do not pile up with a PID 1 that ignores them.
+        // Orphans of workers come to us, so that zombies do not pile up with a PID 1 that ignores
+        // them.
         if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
             debug!("cannot adopt orphans: {error}");
         }
@@ -209,7 +213,8 @@ impl Server {
             let ready = match self.poll.wait(timeout) {
                 Ok(ready) => ready,
                 Err(error) => {
-                    // It cannot happen with descriptors of our own; a loop that spins would hide it.
+                    // It cannot happen with descriptors of our own; a loop that spins would hide
+                    // it.
                     error!("cannot wait for events: {error}");
                     return 1;
                 }
@@ -266,7 +271,7 @@ impl Server {
             Token::Death(worker) => self.worker_exited(worker),
             Token::Helper(helper) => self.helper_exited(helper),
             Token::Stderr(worker) => self.forward_stderr(worker),
-            Token::StderrWriter => self.stderr_writable(),
+            Token::StderrWriter => stderr_writer().unblock(),
         }
     }
 

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use prefork_core::{Command, Event, Fact, RequestId, Time};
 use prefork_protocol::Slot;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What operators ask by, and how they are answered.
 #[derive(Debug)]
@@ -59,12 +60,12 @@ impl Counts {
 
 impl Operators {
     /// Those of a server that starts now.
-    pub(crate) fn new(unix_time: f64) -> Self {
+    pub(crate) fn new(unix_time: Duration) -> Self {
         Self {
             control: ControlServer::default(),
             journal: Journal::default(),
             counts: Counts {
-                started: unix_time as u64,
+                started: unix_time.as_secs(),
                 ..Counts::default()
             },
             status_line: None,
@@ -112,7 +113,8 @@ impl Server {
                 _ => {}
             }
         }
-        // Quick stop before stop before upgrade before reload before scale, whatever the order in which they came.
+        // Quick stop before stop before upgrade before reload before scale, whatever the order in
+        // which they came.
         commands.sort_by_key(|command| match command {
             Command::StopNow => 0,
             Command::Stop => 1,
@@ -180,7 +182,8 @@ impl Server {
         }
     }
 
-    /// Returns the request to answer with the verdict. A client that does not wait is answered at once.
+    /// Returns the request to answer with the verdict. A client that does not wait is answered at
+    /// once.
     fn asked_by(&mut self, client: u64, waits: bool) -> Option<RequestId> {
         if !waits {
             self.answer(client, &Answer::done());
@@ -265,7 +268,8 @@ impl Server {
         }
     }
 
-    /// Reports a fact: in the log and as an event, to systemd, to clients that wait, and in the counts.
+    /// Reports a fact: in the log and as an event, to systemd, to clients that wait, and in the
+    /// counts.
     pub(crate) fn report(&mut self, fact: &Fact) {
         let handles = &self.workers.handles;
         let handle = report::subject(fact).and_then(|who| handles.get(&who.worker));

@@ -1,11 +1,11 @@
-//! The end of a reload, as far as it is reported: the new generation serves, and the old one accepts
-//! nothing more.
+//! The end of a reload, as far as it is reported: the new generation serves, and the old one
+//! accepts nothing more.
 //!
-//! The core commits a generation when its workers are good, and only then asks the old ones to drain.
-//! For a moment these may still accept a connection. A client that waits for the verdict (`supervisor
-//! reload --wait`, and so `systemctl reload`) relies on it that the next request gets the new code. So
-//! a good verdict is held back until every old worker has reported that it stopped accepting, or is
-//! dead; a program that never reports it has a second.
+//! The core commits a generation when its workers are good, and only then asks the old ones to
+//! drain. For a moment these may still accept a connection. A client that waits for the verdict
+//! (`supervisor reload --wait`, and so `systemctl reload`) relies on it that the next request gets
+//! the new code. So a good verdict is held back until every old worker has reported that it stopped
+//! accepting, or is dead; a program that never reports it has a second.
 //!
 //! This is never part of an upgrade's state: what is held back is reported before.
 
@@ -77,8 +77,8 @@ impl Server {
         }
     }
 
-    /// Reports what was held back: something else is about to be reported, or the server is about to
-    /// be handed over.
+    /// Reports what was held back: something else is about to be reported, or the server is about
+    /// to be handed over.
     pub(crate) fn quiesce_now(&mut self) {
         let Some(Quiesce { fact, answers, .. }) = self.operators.quiesce.take() else {
             return;

@@ -7,6 +7,7 @@ use prefork_core::View;
 use prefork_os::monotonic;
 use prefork_protocol::Slot;
 use prefork_protocol::scoreboard::{LATENCY_BOUNDS_US, Totals};
+use std::time::Duration;
 
 impl Server {
     /// Returns the status as it is now.
@@ -14,6 +15,7 @@ impl Server {
         let view = self.core.view();
         let accepted = self.generations.accepted();
         let time = unix_time();
+        let started = Duration::from_secs(self.operators.counts.started);
         let (unavailable, max_unavailable) = self.core.permits();
         let class = accepted
             .filter(|accepted| accepted.has_channel())
@@ -24,8 +26,8 @@ impl Server {
             instance: accepted.and_then(|accepted| accepted.config.name.clone()),
             pid: std::process::id(),
             program: crate::version::VERSION,
-            time,
-            uptime: (time - self.operators.counts.started as f64).max(0.0),
+            time: time.as_secs_f64(),
+            uptime: time.saturating_sub(started).as_secs_f64(),
             state: view.state,
             ready: view.ready,
             generation: view.generation.0,
@@ -96,9 +98,9 @@ impl Server {
                     ))
                 })
                 .collect();
-            workers
-                .iter()
-                .for_each(|worker| totals.fold(&worker.scoreboard));
+            for worker in &workers {
+                totals.fold(&worker.scoreboard);
+            }
             SlotStatus {
                 slot,
                 open: slot < view.open,

@@ -1,9 +1,11 @@
 //! Workers' standard error, forwarded to our own as long as that one is read.
 
 use super::Server;
+use crate::logging::stderr::Capture;
 use crate::logging::stderr::capture::ReadOutcome;
 use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::{Interest, Token};
+use crate::workers::handle::WorkerHandle;
 use log::{debug, warn};
 use prefork_core::Time;
 use prefork_protocol::WorkerId;
@@ -51,11 +53,6 @@ impl Server {
                 capture.close();
             }
         }
-    }
-
-    /// Our own standard error can be written again.
-    pub(crate) fn stderr_writable(&mut self) {
-        stderr_writer().unblock();
     }
 
     /// Pauses when our own standard error is blocked, and goes on when it is not any more.
@@ -128,14 +125,8 @@ impl Server {
     }
 
     /// Watches a worker's standard error, unless forwarding is paused.
-    pub(crate) fn watch_stderr(
-        &self,
-        handle: &crate::workers::handle::WorkerHandle,
-    ) -> std::io::Result<()> {
-        let pipe = handle
-            .stderr
-            .as_ref()
-            .and_then(|capture| capture.descriptor());
+    pub(crate) fn watch_stderr(&self, handle: &WorkerHandle) -> std::io::Result<()> {
+        let pipe = handle.stderr.as_ref().and_then(Capture::descriptor);
         match pipe.filter(|_| !self.stderr.paused) {
             Some(pipe) => self
                 .poll

@@ -77,8 +77,8 @@ impl Systemd {
             .sync(now, &self.notifier, || listeners.storable_sockets());
     }
 
-    /// Notifies systemd of a fact. One that it does not take is sent again later, or a unit could hang
-    /// in "reloading".
+    /// Notifies systemd of a fact. One that it does not take is sent again later, or a unit could
+    /// hang in "reloading".
     pub(crate) fn report(&mut self, now: Time, booted: bool, fact: &Fact) {
         let sent = report::tell_systemd(&self.notifier, fact, booted);
         self.unsent = match sent {

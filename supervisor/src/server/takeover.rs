@@ -1,7 +1,7 @@
 //! A state becomes a server again: the other half of [`upgrade`](super::upgrade).
 //!
-//! The same code checks a state, in a child that then exits, and takes it over. It
-//! [gives up](give_up) at the first thing that is not as it should be, and drops nothing before that.
+//! The same code checks a state, in a child that then exits, and takes it over. It [gives
+//! up](give_up) at the first thing that is not as it should be, and drops nothing before that.
 
 use super::access_logs::AccessLogs;
 use super::generations::Generations;
@@ -27,7 +27,10 @@ use crate::process::signals::Signals;
 use crate::process::spawn::Executable;
 use crate::sandbox::Confinement;
 use crate::systemd::notify::NotifyServer;
-use crate::upgrade::*;
+use crate::upgrade::{
+    AccessState, AlarmState, Bytes, GenerationState, HandleState, Kind, LineState, PhaseState,
+    ProgramState, RowState, State, Task, Unpacking, give_up,
+};
 use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
 use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};

@@ -1,8 +1,9 @@
 //! The upgrade in place: when it is tried, what becomes of it, and how a server becomes a state.
 //!
-//! A check is a child that the loop does not wait for: it has a pidfd and a deadline. Only when it has passed does this
-//! process become the new program. A reload that finds the supervisor's own program replaced on disk is put off
-//! until the new one has taken over; the core sees that as a preparation that takes its time.
+//! A check is a child that the loop does not wait for: it has a pidfd and a deadline. Only when it
+//! has passed does this process become the new program. A reload that finds the supervisor's own
+//! program replaced on disk is put off until the new one has taken over; the core sees that as a
+//! preparation that takes its time.
 
 use super::{Server, clock};
 use crate::api::events::EventRecord;
@@ -12,7 +13,12 @@ use crate::helpers::{HelperExit, HelperId, Kind as HelperKind};
 use crate::logging::stderr::writer::stderr_writer;
 use crate::process::reap::Death;
 use crate::process::spawn::{Executable, Order};
-use crate::upgrade::*;
+use crate::upgrade::{
+    AccessState, AlarmState, Bytes, ChannelState, CountsState, DeathsState, ExecErrorsState,
+    GenerationState, HandleState, Kind, LineState, NoticesState, Packing, PhaseState, ProgramState,
+    ReloadState, RowState, State, StderrState, StoredState, TotalsState, Unpacking, UpgradeState,
+    VARIABLE, check_arguments, environment_without, execute, seal, verdict,
+};
 use crate::version::VERSION;
 use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
 use log::{Level, debug, info};
@@ -22,6 +28,7 @@ use nix::sys::stat::{SFlag, fstat, stat};
 use prefork_core::Event;
 use prefork_protocol::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WATCHDOG_USEC};
 use prefork_protocol::message::PROTOCOL;
+use prefork_protocol::scoreboard::Totals;
 use prefork_protocol::{GenerationId, Slot};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -266,8 +273,8 @@ impl Server {
         self.give_up_upgrade(&format!("its check did not end within {timeout:?}"));
     }
 
-    /// Becomes the program that has passed its check, or gives up a check in vain. To be called at the
-    /// end of every round.
+    /// Becomes the program that has passed its check, or gives up a check in vain. To be called at
+    /// the end of every round.
     pub(crate) fn advance_upgrade(&mut self) {
         let Some(attempt) = &self.upgrade.attempt else {
             return;
@@ -333,25 +340,23 @@ impl Server {
         for client in clients {
             self.answer(client, &Answer::failed(reason));
         }
-        match reload {
+        if let Some(generation) = reload {
             // The reload's verdict says it.
-            Some(generation) => {
-                let reason = cannot_take_over(&self.generations.loader.own_path, reason);
-                self.feed(Event::Refused(generation, reason));
-            }
-            None => {
-                let text = format!("upgrade failed, version {VERSION} goes on: {reason}");
-                self.announce(
-                    EventRecord::new("upgrade-failed", Level::Error, text).with("reason", reason),
-                );
-                let _ = self.systemd.notifier.status(&format!(
-                    "version {VERSION} goes on; the last upgrade failed: {reason}"
-                ));
-            }
+            let reason = cannot_take_over(&self.generations.loader.own_path, reason);
+            self.feed(Event::Refused(generation, reason));
+        } else {
+            let text = format!("upgrade failed, version {VERSION} goes on: {reason}");
+            self.announce(
+                EventRecord::new("upgrade-failed", Level::Error, text).with("reason", reason),
+            );
+            let _ = self.systemd.notifier.status(&format!(
+                "version {VERSION} goes on; the last upgrade failed: {reason}"
+            ));
         }
     }
 
-    /// This process has become the program that it was to become; or `failed` to, and is the old one again.
+    /// This process has become the program that it was to become; or `failed` to, and is the old
+    /// one again.
     pub(crate) fn resume(&mut self, resumption: Resumption, failed: Option<&str>) {
         self.now = clock();
         let Resumption {
@@ -451,7 +456,7 @@ impl Server {
         let totals = (0..)
             .map(Slot)
             .zip(&self.workers.past_totals)
-            .filter(|(_, totals)| **totals != Default::default());
+            .filter(|(_, totals)| **totals != Totals::default());
         State {
             version: VERSION.to_owned(),
             pid: std::process::id(),

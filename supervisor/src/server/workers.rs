@@ -92,8 +92,8 @@ impl Server {
         self.workers.handles.values().filter_map(load).collect()
     }
 
-    /// A worker whose listening socket was shut down accepts nothing any more, whoever has done that. Its successor gets a
-    /// socket that listens.
+    /// A worker whose listening socket was shut down accepts nothing any more, whoever has done
+    /// that. Its successor gets a socket that listens.
     pub(crate) fn condemn_the_shut(&mut self) {
         let is_shut = |handle: &WorkerHandle| {
             let generation = self.generations.get(handle.generation);
@@ -213,8 +213,8 @@ impl Server {
         }
     }
 
-    /// A worker has exited, perhaps: reaps it, and reports its last messages, its cause of death, its
-    /// numbers and its leftovers.
+    /// A worker has exited, perhaps: reaps it, and reports its last messages, its cause of death,
+    /// its numbers and its leftovers.
     pub(crate) fn worker_exited(&mut self, worker: WorkerId) {
         self.hear(worker);
         let Some(handle) = self.workers.handles.get_mut(&worker) else {
@@ -321,8 +321,8 @@ impl Server {
         }
     }
 
-    /// Whether a server that exits, with all workers dead, still waits for what they have left or for
-    /// hooks.
+    /// Whether a server that exits, with all workers dead, still waits for what they have left or
+    /// for hooks.
     pub(crate) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
         let end = *farewell.get_or_insert_with(|| {
             self.workers.leftovers.scan_now(self.now);

@@ -1,11 +1,12 @@
-//! The readiness probe: a helper process that sees when a worker begins to wait for connections, for
-//! `--ready listen`.
+//! The readiness probe: a helper process that sees when a worker begins to wait for connections,
+//! for `--ready listen`.
 //!
 //! Reading a worker's `/proc` can block: a thread of it that holds a lock, or memory behind a file
 //! system that does not answer, is enough. So the supervisor does not read it. For each worker that
 //! starts it starts a child, itself in another role, which reads again and again ([`procfs`]) and
 //! exits with 0 once the worker waits; the supervisor waits for that as for any other exit. A probe
-//! that is blocked by its worker has seen nothing yet: the deadline of the worker's start is the core's.
+//! that is blocked by its worker has seen nothing yet: the deadline of the worker's start is the
+//! core's.
 //!
 //! An upgrade does not hand it over: the next version starts probes of its own.
 
@@ -144,7 +145,8 @@ pub(crate) enum ProbeResult {
     Failed(String),
 }
 
-/// Returns which process to probe, if this one was started for that. To be called before anything else.
+/// Returns which process to probe, if this one was started for that. To be called before anything
+/// else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     if words.next()? != ROLE {

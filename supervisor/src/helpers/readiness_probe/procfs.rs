@@ -1,9 +1,9 @@
 //! What can be seen of a process that waits for connections, from outside.
 //!
-//! A socket is waited on when it is watched for reading by an epoll instance of the process or one of its descendants, or
-//! when one of their threads is in accept, poll or select with it. Sockets are told apart by inode, so that it does not matter
-//! under which numbers a program has them. Not seen: io_uring, and 32-bit programs on a 64-bit kernel, whose system
-//! calls have other numbers.
+//! A socket is waited on when it is watched for reading by an epoll instance of the process or one
+//! of its descendants, or when one of their threads is in accept, poll or select with it. Sockets
+//! are told apart by inode, so that it does not matter under which numbers a program has them. Not
+//! seen: io_uring, and 32-bit programs on a 64-bit kernel, whose system calls have other numbers.
 //!
 //! Everything read here is bounded: processes, threads, descriptors, the length of what is polled.
 

@@ -1,4 +1,5 @@
-//! A worker's standard error: a pipe, the line that is not yet complete, and the tail of the output.
+//! A worker's standard error: a pipe, the line that is not yet complete, and the tail of the
+//! output.
 
 use super::writer::{PIECE, stderr_writer};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -22,8 +23,8 @@ pub(crate) const TAIL: usize = 4096;
 pub(crate) struct Capture {
     /// `None` when every process that could write has closed it.
     pipe: Option<File>,
-    /// What was read and not forwarded: the beginning of a line, or, while our own standard error is
-    /// blocked, at most what is read at a time.
+    /// What was read and not forwarded: the beginning of a line, or, while our own standard error
+    /// is blocked, at most what is read at a time.
     held: Vec<u8>,
     /// The priority, such as `<4>` or nothing, of a line whose rest begins `held`, if it was cut.
     cut: Option<Vec<u8>>,
@@ -73,7 +74,8 @@ impl Capture {
         self.pipe.as_ref().map(AsFd::as_fd)
     }
 
-    /// Returns what was read and not forwarded, and the priority of its first line, if that was cut.
+    /// Returns what was read and not forwarded, and the priority of its first line, if that was
+    /// cut.
     pub(crate) fn held(&self) -> (&[u8], Option<&[u8]>) {
         (&self.held, self.cut.as_deref())
     }
@@ -104,7 +106,8 @@ impl Capture {
         self.emit(&mut |lines| stderr_writer().try_write(lines), false)
     }
 
-    /// Reads what a dead worker has left in the pipe, forwards it now or later, and returns the tail.
+    /// Reads what a dead worker has left in the pipe, forwards it now or later, and returns the
+    /// tail.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let mut write_or_queue = |lines: &[u8]| {
             stderr_writer().write_or_queue(lines);
@@ -147,9 +150,9 @@ impl Capture {
         Ok(count)
     }
 
-    /// Passes what is held to `take`, in whole lines and in pieces of at most [`PIECE`] bytes. A line
-    /// that does not fit is cut, and each part becomes a line with its priority. `take` returns whether
-    /// it took the piece.
+    /// Passes what is held to `take`, in whole lines and in pieces of at most [`PIECE`] bytes. A
+    /// line that does not fit is cut, and each part becomes a line with its priority. `take`
+    /// returns whether it took the piece.
     fn emit(&mut self, take: &mut dyn FnMut(&[u8]) -> bool, last: bool) -> bool {
         let mut at = 0;
         let taken = loop {

@@ -4,7 +4,8 @@
 //! shared with other processes, which may rely on its blocking. Where that is not possible, it is
 //! polled before each write; a file can always be written. What cannot be written now waits in a
 //! bounded backlog: the log's lines up to one bound, then they are counted and dropped; what dead
-//! workers have left, up to a lower one; what living workers write never, since their pipes hold it.
+//! workers have left, up to a lower one; what living workers write never, since their pipes hold
+//! it.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{MsgFlags, send};
@@ -82,10 +83,8 @@ impl StderrWriter {
         let written = if self.flush() { self.write(lines) } else { 0 };
         let rest = &lines[written..];
         if written == 0 && self.backlog.len() + rest.len() > most {
-            self.dropped += 1 + rest[..rest.len().saturating_sub(1)]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count() as u64;
+            let lines = rest.split_inclusive(|byte| *byte == b'\n').count();
+            self.dropped += u64::try_from(lines).unwrap_or(u64::MAX);
         } else {
             self.backlog.extend_from_slice(rest);
         }
