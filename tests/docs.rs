@@ -216,7 +216,11 @@ fn the_glossary_is_one_sorted_page() {
 
 #[test]
 fn examples_in_the_documents_are_those_that_compile() {
-    const SHOWN: &[(&str, &str)] = &[("docs/rust-services.md", "examples/axum.rs")];
+    const SHOWN: &[(&str, &str)] = &[
+        ("README.md", "examples/hello.rs"),
+        ("docs/rust-services.md", "examples/hello.rs"),
+        ("docs/rust-services.md", "examples/axum.rs"),
+    ];
     for (document, example) in SHOWN {
         let code = read(example);
         let code = code.lines().filter(|line| !line.starts_with("//!"));
@@ -256,32 +260,43 @@ struct Entry {
     text: String,
 }
 
-/// Paragraphs of a help text as sentences in one line; what is in brackets stays as it is.
-fn paragraphs(text: &str) -> String {
-    text.trim()
-        .split("\n\n")
-        .fold(String::new(), |line, paragraph| {
-            let words = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-            let stop = if line.is_empty() || line.ends_with('.') || words.starts_with('[') {
-                ""
-            } else {
-                "."
-            };
-            format!("{line}{stop} {words}").trim_start().to_owned()
-        })
+/// Text without the marks of roff. Paragraphs become sentences.
+fn plain(roff: &str) -> String {
+    let mut text = String::new();
+    for line in roff.lines() {
+        if line.is_empty() || line.starts_with('.') {
+            end_sentence(&mut text);
+        } else {
+            text.push_str(line);
+            text.push(' ');
+        }
+    }
+    let marks = [
+        ("\\fB", ""),
+        ("\\fI", ""),
+        ("\\fR", ""),
+        ("\\-", "-"),
+        ("\\&", ""),
+    ];
+    let quotes = [("\\*(Aq", "'"), ("\\(aq", "'")];
+    let text = marks
+        .iter()
+        .chain(&quotes)
+        .fold(text, |text, (mark, plain)| text.replace(mark, plain));
+    text.trim().to_owned()
+}
+
+fn end_sentence(text: &mut String) {
+    let end = text.trim_end().len();
+    text.truncate(end);
+    if !text.is_empty() && !text.ends_with('.') {
+        text.push('.');
+    }
+    text.push(' ');
 }
 
 /// The manual's headings with their options.
 fn options() -> Vec<(String, Vec<Entry>)> {
-    let plain = |text: &str| {
-        text.replace("\\fB", "")
-            .replace("\\fI", "")
-            .replace("\\fR", "")
-            .replace("\\-", "-")
-            .replace("\\*(Aq", "'")
-            .replace("\\(aq", "'")
-            .replace("\\&", "")
-    };
     let manual = supervisor("man");
     let mut found: Vec<(String, Vec<Entry>)> = Vec::new();
     for section in manual.split("\n.SH ").skip(1) {
@@ -291,10 +306,9 @@ fn options() -> Vec<(String, Vec<Entry>)> {
             .filter_map(|entry| {
                 let (flag, text) = entry.split_once('\n')?;
                 let flag = plain(flag);
-                let flag = flag.trim();
-                (flag.starts_with("--") && flag.contains('<')).then(|| Entry {
-                    flag: flag.to_owned(),
-                    text: paragraphs(&plain(text)),
+                (flag.starts_with('-') && flag.contains('<')).then(|| Entry {
+                    flag,
+                    text: plain(text),
                 })
             })
             .collect();
@@ -305,7 +319,26 @@ fn options() -> Vec<(String, Vec<Entry>)> {
     found
 }
 
-/// Markdown of the options, wrapped.
+/// Markdown of an option: what it does, its default, the workers to which it applies.
+fn rendered(entry: &Entry) -> String {
+    let text = entry.text.split(" [env: ").next().unwrap_or_default();
+    let (text, notes) = text.split_once("[default: ").unwrap_or((text, ""));
+    let mut text = text.to_owned();
+    end_sentence(&mut text);
+    if let Some((default, scope)) = notes.split_once(']') {
+        text.push_str("Default: ");
+        text.push_str(default);
+        end_sentence(&mut text);
+        if let Some(scope) = scope.trim().strip_prefix("[for ") {
+            text.push_str("Only for ");
+            text.push_str(scope.trim_end_matches(['.', ']']));
+            end_sentence(&mut text);
+        }
+    }
+    format!("`{}` — {}", entry.flag, text.trim().replace('*', "\\*"))
+}
+
+/// Markdown of all options, wrapped.
 fn rendered_options() -> String {
     let mut page = String::new();
     for (heading, entries) in options() {
@@ -313,23 +346,10 @@ fn rendered_options() -> String {
         heading[..1].make_ascii_uppercase();
         let heading = if heading == "Http" { "HTTP" } else { &heading };
         let _ = write!(page, "\n### {heading}\n\n");
-        for Entry { flag, text } in entries {
-            let text = text.split(" [env: ").next().unwrap_or_default();
-            let (text, default) = match text.split_once(" [default: ") {
-                Some((text, default)) => (
-                    text,
-                    format!(
-                        " Default: {}.",
-                        default.trim_end_matches(']').replace("] [", "; ")
-                    ),
-                ),
-                None => (text, String::new()),
-            };
-            let end = if text.ends_with('.') { "" } else { "." };
-            let text = format!("`{flag}` — {text}{end}{default}").replace('*', "\\*");
+        for entry in entries {
             let mut line = "-".to_owned();
             // A flag and its value stay on one line.
-            for word in text.replace(" <", "\u{a0}<").split(' ') {
+            for word in rendered(&entry).replace(" <", "\u{a0}<").split(' ') {
                 if line.chars().count() + 1 + word.chars().count() > WIDTH {
                     page.push_str(&line);
                     page.push('\n');
