@@ -3,8 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use std::sync::OnceLock;
 use prefork_supervisor::internals::{Config, Identity, Source, Surroundings};
+use prefork_worker::apps::AppError;
+use std::sync::OnceLock;
 
 fn load(text: &str) -> Result<Config, String> {
     static SOURCE: OnceLock<Source> = OnceLock::new();
@@ -19,7 +20,7 @@ fn load(text: &str) -> Result<Config, String> {
         if app == "hello" {
             Ok(())
         } else {
-            Err(format!("{app} is no app"))
+            Err(AppError::Unknown(app.to_owned()))
         }
     };
     let around = Surroundings {
