@@ -71,7 +71,7 @@ fn a_rush_is_met_at_once_and_whoever_came_for_it_leaves_when_it_is_over() {
     wait_until("every request is counted", LONG, || {
         requests(&server) == before + answered
     });
-    assert!(server.log().count("connections wait and nobody has time") > 0);
+    assert!(server.log().count("connections waiting, no idle worker") > 0);
     assert!(server.log().count("was not needed for") >= 4, "one by one");
     assert_eq!(server.log().count("ERROR"), 0);
 }

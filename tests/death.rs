@@ -190,7 +190,10 @@ fn a_hang_is_told() {
     let server = setup().workers(2).args(["--hang-timeout", "1s"]).start();
     server.ready()[0].signal(SIGSTOP);
     let line = line_of(&server, "hang");
-    assert!(line.contains("ERROR") && line.contains("follows"), "{line}");
+    assert!(
+        line.contains("ERROR") && line.contains("replaces it"),
+        "{line}"
+    );
     assert!(!line.contains("not by this server"), "{line}");
 }
 
@@ -314,7 +317,10 @@ fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warni
     );
     server.reload();
     let line = server.wait_for_log(") died (exit): exited with status 31");
-    assert!(line.contains("WARN") && line.contains("follows"), "{line}");
+    assert!(
+        line.contains("WARN") && line.contains("replaces it"),
+        "{line}"
+    );
     server.reload();
     server.wait_for_log(") is gone (reload): killed by SIGTERM");
 }

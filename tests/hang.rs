@@ -218,7 +218,7 @@ fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
         .expect("sent");
     // The worker's other threads beat: only the request itself tells.
     let line = server.wait_for_log("sending SIGABRT");
-    assert!(line.contains("has had a request in hand for"), "{line}");
+    assert!(line.contains("has had an active request for"), "{line}");
     let hung = wait_for("the worker that is gone", LONG, || {
         before
             .iter()

@@ -58,7 +58,7 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
     );
     assert!(!last.runs());
     server.wait_for_log(
-        "slot 1 has no worker, but connections wait in its queue; starting one for them",
+        "slot 1 has no worker, but connections wait in its queue; starting a rescue worker",
     );
     // Whoever came for them leaves again.
     wait_until("one worker to be left", LONG, || {

@@ -186,9 +186,9 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
     };
     screen.wait_for("serving");
     screen.keys(&["R"]);
-    screen.wait_for("reload configuration and program? y does it");
+    screen.wait_for("reload configuration and program? [y/N]");
     screen.keys(&["n"]);
-    screen.wait_for("nothing was done");
+    screen.wait_for("cancelled");
     assert_eq!(server.generation(), 1);
     screen.keys(&["R", "y"]);
     screen.wait_for("done: generation 2 serves");
@@ -207,7 +207,7 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
         screen.slots() == [0, 1, 2]
     });
     screen.keys(&["Home", "Up", "d"]);
-    screen.wait_for("drain slot 2 and hold it empty? y does it");
+    screen.wait_for("drain slot 2 and hold it empty? [y/N]");
     screen.keys(&["y"]);
     screen.wait_for("done: slot 2 is empty");
     screen.wait_for("held");

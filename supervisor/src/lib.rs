@@ -51,7 +51,7 @@ pub use version::VERSION;
 /// What the fuzz targets and the documentation's examples reach. Not a part of the interface.
 #[doc(hidden)]
 pub mod internals {
+    pub use crate::api::request::Request;
     pub use crate::config::{Bind, Config, Hooks, Identity, Source, Surroundings};
-    pub use crate::control::Request;
     pub use crate::systemd::notify::{WorkerNotice, parse};
 }

@@ -1,9 +1,9 @@
-//! The child's life: it adopts what it was given, serves, and leaves when the supervisor has let go of it.
+//! The process of the admin child: it adopts its sockets, serves, and exits when the supervisor closes its connections.
 
 use super::budget::Budget;
-use super::connection::{Seats, serve};
+use super::connection::{Limiter, serve};
 use super::source::Source;
-use super::{ROLE, agent};
+use super::{ROLE, agent_check};
 use prefork_protocol::environment::FIRST_FD;
 use std::future::poll_fn;
 use std::net::TcpListener;
@@ -15,12 +15,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
-/// How long whoever is being served when the child is to leave has for that.
+/// How long active clients have when the child is to exit.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long nobody is accepted when the system refuses that.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How long no client is accepted after accept(2) has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Whom to serve, when this process was started for that. To be asked before anything else.
+/// Returns the task of this process, if it was started as an admin child. Call it before anything else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     if words.next()? != ROLE {
@@ -38,7 +38,7 @@ pub(crate) fn task() -> Option<Task> {
     })
 }
 
-/// How many sockets this process has inherited, of each kind. Its two connections follow them.
+/// The number of inherited sockets of each kind, which are followed by the two connections to the supervisor.
 #[derive(Debug)]
 pub(crate) struct Task {
     http: RawFd,
@@ -46,7 +46,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Serves until the supervisor lets go.
+    /// Serves until the supervisor closes the connections.
     pub(crate) fn perform(self) -> ExitCode {
         let _ = nix::sys::prctl::set_name(c"admin");
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
@@ -58,7 +58,7 @@ impl Task {
         match LocalSet::new().block_on(&runtime, self.serve()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // It goes where the supervisor's log does.
+                // Standard error is that of the supervisor's log.
                 eprintln!("admin child: {error}");
                 ExitCode::FAILURE
             }
@@ -72,49 +72,54 @@ impl Task {
             prefork_os::adopt(next - 1)
         };
         let http = (0..self.http)
-            .map(|_| Door::open(adopt()?))
+            .map(|_| Listener::open(adopt()?))
             .collect::<std::io::Result<Vec<_>>>()?;
         let agent = (0..self.agent)
-            .map(|_| Door::open(adopt()?))
+            .map(|_| Listener::open(adopt()?))
             .collect::<std::io::Result<Vec<_>>>()?;
         let (status, events) = (stream(adopt()?)?, stream(adopt()?)?);
         let (source, gone) = Source::open(status, events);
-        // Whoever fills the seats of one kind takes none of the other's.
-        let (seats, checks) = (Seats::default(), Seats::default());
+        // Separate limits: clients of one kind cannot exhaust those of the other.
+        let (http_limiter, agent_limiter) = (Limiter::default(), Limiter::default());
         let budget = Budget::new();
-        for door in http {
-            let (source, seats, budget) = (source.clone(), seats.clone(), budget.clone());
+        for listener in http {
+            let (source, limiter, budget) = (source.clone(), http_limiter.clone(), budget.clone());
             spawn(
                 &budget.clone(),
-                door.receive(move |client| {
-                    if let Some(seat) = seats.take() {
-                        spawn(&budget, serve(client, source.clone(), seat, budget.clone()));
+                listener.accept(move |client| {
+                    if let Some(permit) = limiter.acquire() {
+                        spawn(
+                            &budget,
+                            serve(client, source.clone(), permit, budget.clone()),
+                        );
                     }
                 }),
             );
         }
-        for door in agent {
-            let (source, seats, budget) = (source.clone(), checks.clone(), budget.clone());
+        for listener in agent {
+            let (source, limiter, budget) = (source.clone(), agent_limiter.clone(), budget.clone());
             spawn(
                 &budget.clone(),
-                door.receive(move |client| {
-                    if let Some(seat) = seats.take() {
-                        spawn(&budget, agent::answer(client, source.clone(), seat));
+                listener.accept(move |client| {
+                    if let Some(permit) = limiter.acquire() {
+                        spawn(&budget, agent_check::answer(client, source.clone(), permit));
                     }
                 }),
             );
         }
         gone.wait().await;
-        seats.close();
-        checks.close();
-        // Whoever waits in the queues is the next child's.
-        let _ = tokio::time::timeout(GRACE, async { tokio::join!(seats.empty(), checks.empty()) })
-            .await;
+        http_limiter.close();
+        agent_limiter.close();
+        // Clients still in the queues are the next child's.
+        let _ = tokio::time::timeout(GRACE, async {
+            tokio::join!(http_limiter.idle(), agent_limiter.idle())
+        })
+        .await;
         Ok(())
     }
 }
 
-/// Has something done that clients cause, within the budget.
+/// Spawns a task on behalf of a client, within the budget.
 fn spawn(budget: &Budget, task: impl Future<Output = ()> + 'static) {
     let budget = budget.clone();
     tokio::task::spawn_local(async move {
@@ -134,17 +139,18 @@ fn stream(socket: OwnedFd) -> std::io::Result<tokio::net::UnixStream> {
     tokio::net::UnixStream::from_std(stream)
 }
 
-/// A client, of either kind of socket.
+/// A connection of a client, of either kind of socket.
 pub(crate) trait Client: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Client for T {}
 
 /// A listening socket.
-enum Door {
+#[derive(Debug)]
+enum Listener {
     Tcp(tokio::net::TcpListener),
     Unix(tokio::net::UnixListener),
 }
 
-impl Door {
+impl Listener {
     fn open(socket: OwnedFd) -> std::io::Result<Self> {
         let domain = socket2::SockRef::from(&socket).domain()?;
         if domain == socket2::Domain::UNIX {
@@ -157,7 +163,7 @@ impl Door {
         Ok(Self::Tcp(tokio::net::TcpListener::from_std(listener)?))
     }
 
-    async fn receive(self, mut welcome: impl FnMut(Box<dyn Client>)) {
+    async fn accept(self, mut serve: impl FnMut(Box<dyn Client>)) {
         loop {
             let client: std::io::Result<Box<dyn Client>> = match &self {
                 Self::Tcp(listener) => listener
@@ -171,12 +177,12 @@ impl Door {
             };
             match client {
                 Ok(client) => {
-                    welcome(client);
-                    // However many wait, they are welcomed one by one.
+                    serve(client);
+                    // Accepts are interleaved with the clients' tasks.
                     tokio::task::yield_now().await;
                 }
                 // Descriptors have run out, or the client is gone already.
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One HTTP connection, and what it may cost: a seat, a short head, some seconds.
+//! One HTTP connection and its limits: a permit, a short head, some seconds.
 
 use super::budget::Budget;
 use super::child::Client;
@@ -14,170 +14,178 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// Connections at the same time. For whoever comes beyond, the one that has been doing nothing for longest has to go.
-const SEATS: usize = 256;
-/// Those of them that may be told of events.
-const LISTENERS: usize = 32;
+/// Concurrent connections. For one more, the one that has been idle for longest is evicted.
+const MAX_CONNECTIONS: usize = 256;
+/// Those of them that may follow events.
+const MAX_FOLLOWERS: usize = 32;
 /// How long a request's head may take.
-const HEAD: Duration = Duration::from_secs(5);
-/// How long a connection may last, if it is not told of events.
-const LIFE: Duration = Duration::from_secs(30);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, if it does not follow events.
+const LIFETIME: Duration = Duration::from_secs(30);
 /// How long it has for its last answer after that.
-const LAST: Duration = Duration::from_secs(2);
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 /// The longest head of a request, in bytes.
-const LONGEST_HEAD: usize = 8 << 10;
+const MAX_HEAD: usize = 8 << 10;
 
-/// The seats of all connections.
+/// The permits of all connections of a kind.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Seats(Rc<Taken>);
+pub(crate) struct Limiter(Rc<Permits>);
 
 #[derive(Debug, Default)]
-struct Taken {
-    seats: Cell<usize>,
-    /// All that were taken, the oldest first; some are free again.
-    order: RefCell<VecDeque<Weak<Seat>>>,
-    listeners: Cell<usize>,
+struct Permits {
+    connections: Cell<usize>,
+    /// All that were issued, the oldest first; some have been returned.
+    order: RefCell<VecDeque<Weak<Permit>>>,
+    followers: Cell<usize>,
     closed: Cell<bool>,
     left: Notify,
     closing: Notify,
 }
 
-/// One of them. It is free again when this is dropped.
+/// The permit of a connection. Dropping it returns it.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    taken: Rc<Taken>,
-    listens: Cell<bool>,
-    /// It asks for something just now.
-    asks: Cell<bool>,
-    /// It has asked for something, now or earlier.
+pub(crate) struct Permit {
+    permits: Rc<Permits>,
+    follows: Cell<bool>,
+    /// A request is active.
+    active: Cell<bool>,
+    /// There was a request, now or earlier.
     has_asked: Notify,
-    /// Its client does not read what it is told.
-    pub(crate) doomed: Notify,
+    /// The connection is to be closed at once.
+    pub(crate) evicted: Notify,
 }
 
-impl Seats {
-    /// Takes one, if there is any, or if somebody can be let go of.
-    pub(crate) fn take(&self) -> Option<Rc<Seat>> {
-        let Taken {
-            seats,
+impl Limiter {
+    /// Issues a permit, if one is free or can be freed.
+    pub(crate) fn acquire(&self) -> Option<Rc<Permit>> {
+        let Permits {
+            connections,
             order,
             closed,
             ..
         } = &*self.0;
-        if closed.get() || seats.get() >= SEATS && !self.let_go() {
+        if closed.get() || connections.get() >= MAX_CONNECTIONS && !self.evict_idle() {
             return None;
         }
-        seats.set(seats.get() + 1);
-        let seat = Rc::new(Seat {
-            taken: Rc::clone(&self.0),
-            listens: Cell::new(false),
-            asks: Cell::new(false),
+        connections.set(connections.get() + 1);
+        let permit = Rc::new(Permit {
+            permits: Rc::clone(&self.0),
+            follows: Cell::new(false),
+            active: Cell::new(false),
             has_asked: Notify::new(),
-            doomed: Notify::new(),
+            evicted: Notify::new(),
         });
         let mut order = order.borrow_mut();
-        order.retain(|seat| seat.strong_count() > 0);
-        order.push_back(Rc::downgrade(&seat));
-        Some(seat)
+        order.retain(|permit| permit.strong_count() > 0);
+        order.push_back(Rc::downgrade(&permit));
+        Some(permit)
     }
 
-    /// Lets go of the oldest connection that asks for nothing.
-    fn let_go(&self) -> bool {
-        let idle = |seat: &Rc<Seat>| !seat.asks.get() && !seat.listens.get();
+    /// Evicts the oldest connection without an active request; returns whether there was one.
+    fn evict_idle(&self) -> bool {
+        let idle = |permit: &Rc<Permit>| !permit.active.get() && !permit.follows.get();
         let mut order = self.0.order.borrow_mut();
-        let place = order
+        let index = order
             .iter()
-            .position(|seat| seat.upgrade().is_some_and(|seat| idle(&seat)));
-        let seat = place.and_then(|place| order.remove(place)?.upgrade());
-        seat.inspect(|seat| seat.doomed.notify_one()).is_some()
+            .position(|permit| permit.upgrade().is_some_and(|permit| idle(&permit)));
+        let permit = index.and_then(|index| order.remove(index)?.upgrade());
+        permit
+            .inspect(|permit| permit.evicted.notify_one())
+            .is_some()
     }
 
-    /// Nobody gets one any more, and whoever has one is to finish.
+    /// Issues no more permits, and asks all connections to finish.
     pub(crate) fn close(&self) {
         self.0.closed.set(true);
         self.0.closing.notify_waiters();
     }
 
-    /// Waits until all are free.
-    pub(crate) async fn empty(&self) {
-        while self.0.seats.get() > 0 {
+    /// Waits until all permits are returned.
+    pub(crate) async fn idle(&self) {
+        while self.0.connections.get() > 0 {
             self.0.left.notified().await;
         }
     }
 }
 
-impl Seat {
-    /// Asks for something, or does not any more.
-    pub(crate) fn asks(&self, asks: bool) {
-        self.asks.set(asks);
-        if asks {
+impl Permit {
+    /// Notes whether a request is active.
+    pub(crate) fn set_active(&self, active: bool) {
+        self.active.set(active);
+        if active {
             self.has_asked.notify_one();
         }
     }
 
-    /// Asks for events; false when too many are told of them already.
-    pub(crate) fn listen(&self) -> bool {
-        let (listeners, listens) = (&self.taken.listeners, &self.listens);
-        if !listens.get() && listeners.get() < LISTENERS {
-            listeners.set(listeners.get() + 1);
-            listens.set(true);
+    /// Lets the connection follow events; false when too many do.
+    pub(crate) fn follow(&self) -> bool {
+        let (followers, follows) = (&self.permits.followers, &self.follows);
+        if !follows.get() && followers.get() < MAX_FOLLOWERS {
+            followers.set(followers.get() + 1);
+            follows.set(true);
         }
-        listens.get()
+        follows.get()
     }
 }
 
-impl Drop for Seat {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.taken.seats.set(self.taken.seats.get() - 1);
-        if self.listens.get() {
-            self.taken.listeners.set(self.taken.listeners.get() - 1);
+        let permits = &self.permits;
+        permits.connections.set(permits.connections.get() - 1);
+        if self.follows.get() {
+            permits.followers.set(permits.followers.get() - 1);
         }
-        self.taken.left.notify_one();
+        permits.left.notify_one();
     }
 }
 
-/// Serves a client, as long as it may stay.
-pub(crate) async fn serve(client: Box<dyn Client>, source: Source, seat: Rc<Seat>, budget: Budget) {
-    let of_service = Rc::clone(&seat);
+/// Serves a client for as long as its limits allow.
+pub(crate) async fn serve(
+    client: Box<dyn Client>,
+    source: Source,
+    permit: Rc<Permit>,
+    budget: Budget,
+) {
+    let of_service = Rc::clone(&permit);
     let service = service_fn(move |request| {
-        let (source, seat, budget) = (source.clone(), Rc::clone(&of_service), budget.clone());
+        let (source, permit, budget) = (source.clone(), Rc::clone(&of_service), budget.clone());
         async move {
-            // However many requests a client sends at once.
+            // Also for pipelined requests.
             budget.spend();
-            seat.asks(true);
-            let answered = answer(request, source, Rc::clone(&seat)).await;
-            seat.asks(false);
+            permit.set_active(true);
+            let answered = answer(request, source, Rc::clone(&permit)).await;
+            permit.set_active(false);
             answered
         }
     });
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(LONGEST_HEAD);
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(client), service));
-    let closing = seat.taken.closing.notified();
+    let closing = permit.permits.closing.notified();
     let life = async {
         loop {
-            tokio::time::sleep(LIFE).await;
-            if !seat.listens.get() {
+            tokio::time::sleep(LIFETIME).await;
+            if !permit.follows.get() {
                 return;
             }
         }
     };
     tokio::select! {
         _ = &mut connection => return,
-        () = seat.doomed.notified() => return,
+        () = permit.evicted.notified() => return,
         () = closing => {}
         () = life => {}
     }
-    if !seat.listens.get() {
-        // What it asks for first may be on its way, and hyper would close at once.
+    if !permit.follows.get() {
+        // Its first request may be on the way, and hyper would close at once.
         tokio::select! {
             _ = &mut connection => return,
-            _ = tokio::time::timeout(LAST, seat.has_asked.notified()) => {}
+            _ = tokio::time::timeout(LAST_ANSWER, permit.has_asked.notified()) => {}
         }
         connection.as_mut().graceful_shutdown();
-        let _ = tokio::time::timeout(LAST, connection).await;
+        let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
     }
 }

@@ -1,8 +1,8 @@
-//! What is served where.
+//! The routes: status, metrics, health, events and the dashboard.
 
-use super::connection::Seat;
+use super::connection::Permit;
 use super::metrics::Format;
-use super::source::{Following, Source, Told};
+use super::source::{Following, NumberedEvent, Source};
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -10,7 +10,6 @@ use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use serde_json::json;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::pin::Pin;
@@ -23,19 +22,21 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The dashboard: one page that needs nothing else.
 const DASHBOARD: &str = include_str!("dashboard.html");
-/// Whatever the page does, it does by itself, and asks nobody but us.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// The page loads nothing, and requests nothing but from this server.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
+                      script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; \
+                      frame-ancestors 'none'";
 
-/// How long a listener may take to read an event.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often whoever listens is told that we are here.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+/// How long a client may take to read an event.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often an idle stream of events has a keep-alive comment.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Answers a request.
 pub(crate) async fn answer(
     request: Request<Incoming>,
     source: Source,
-    seat: Rc<Seat>,
+    permit: Rc<Permit>,
 ) -> Result<Response<Body>, Infallible> {
     let head = request.method() == Method::HEAD;
     let mut response = if !head && request.method() != Method::GET {
@@ -55,7 +56,7 @@ pub(crate) async fn answer(
             "/readyz" => readiness(&source).await,
             "/status" => status(&source).await,
             "/events" if head => typed(StatusCode::OK, "text/event-stream", ""),
-            "/events" => events(&request, &source, &seat),
+            "/events" => events(&request, &source, &permit),
             _ => plain(
                 StatusCode::NOT_FOUND,
                 "not here; there are /, /metrics, /healthz, /readyz, /status and /events\n",
@@ -101,6 +102,7 @@ fn page() -> Response<Body> {
 }
 
 const SILENT: &str = "the supervisor does not answer\n";
+const SILENT_JSON: &str = "{\"error\":\"the supervisor does not answer\"}\n";
 
 async fn metrics(headers: &HeaderMap, source: &Source) -> Response<Body> {
     let accept = headers
@@ -109,12 +111,16 @@ async fn metrics(headers: &HeaderMap, source: &Source) -> Response<Body> {
         .unwrap_or_default();
     let format = Format::wanted(accept);
     match source.status().await {
-        Some(picture) => typed(StatusCode::OK, format.media_type(), picture.metrics(format)),
+        Some(snapshot) => typed(
+            StatusCode::OK,
+            format.media_type(),
+            snapshot.metrics(format),
+        ),
         None => plain(StatusCode::SERVICE_UNAVAILABLE, SILENT),
     }
 }
 
-/// Whether the server lives: its supervisor answers.
+/// Liveness: the supervisor answers.
 async fn health(source: &Source) -> Response<Body> {
     match source.status().await {
         Some(_) => plain(StatusCode::OK, "ok\n"),
@@ -122,12 +128,12 @@ async fn health(source: &Source) -> Response<Body> {
     }
 }
 
-/// Whether it should be sent clients.
+/// Readiness: whether load balancers should send clients.
 async fn readiness(source: &Source) -> Response<Body> {
     match source.status().await {
-        Some(picture) if picture.status["ready"] == true => plain(StatusCode::OK, "ready\n"),
-        Some(picture) => {
-            let state = picture.status["state"].as_str().unwrap_or("unknown");
+        Some(snapshot) if snapshot.status.ready => plain(StatusCode::OK, "ready\n"),
+        Some(snapshot) => {
+            let state = snapshot.status.state;
             plain(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("not ready: {state}\n"),
@@ -139,19 +145,19 @@ async fn readiness(source: &Source) -> Response<Body> {
 
 async fn status(source: &Source) -> Response<Body> {
     let (code, body) = match source.status().await {
-        Some(picture) => (StatusCode::OK, picture.json()),
-        None => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            format!("{}\n", json!({ "error": SILENT.trim_end() })).into(),
-        ),
+        Some(snapshot) => (StatusCode::OK, snapshot.json()),
+        None => (StatusCode::SERVICE_UNAVAILABLE, SILENT_JSON.into()),
     };
     typed(code, "application/json", body)
 }
 
 /// Server-Sent Events (WHATWG HTML, section 9.2): the last ones, then each as it happens.
-fn events(request: &Request<Incoming>, source: &Source, seat: &Rc<Seat>) -> Response<Body> {
-    if !seat.listen() {
-        return plain(StatusCode::SERVICE_UNAVAILABLE, "too many listen already\n");
+fn events(request: &Request<Incoming>, source: &Source, permit: &Rc<Permit>) -> Response<Body> {
+    if !permit.follow() {
+        return plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many clients follow the events already\n",
+        );
     }
     let last = request
         .headers()
@@ -163,7 +169,7 @@ fn events(request: &Request<Incoming>, source: &Source, seat: &Rc<Seat>) -> Resp
         .and_then(|query| query.strip_prefix("since=")?.parse().ok());
     let following = source.follow(last.or(asked).unwrap_or(0));
     let (sender, receiver) = mpsc::channel(4);
-    tokio::task::spawn_local(tell(following, sender, Rc::clone(seat)));
+    tokio::task::spawn_local(stream_events(following, sender, Rc::clone(permit)));
     let mut response = Response::new(Feed(receiver).boxed_unsync());
     response
         .headers_mut()
@@ -171,36 +177,36 @@ fn events(request: &Request<Incoming>, source: &Source, seat: &Rc<Seat>) -> Resp
     response
 }
 
-async fn tell(mut following: Following, sender: mpsc::Sender<Bytes>, seat: Rc<Seat>) {
-    // Something at once, so that the client knows that it listens.
+async fn stream_events(mut following: Following, sender: mpsc::Sender<Bytes>, permit: Rc<Permit>) {
+    // The first bytes come at once, so that the client knows that the stream is open.
     let mut text = "retry: 1000\n\n".to_owned();
     loop {
         match tokio::time::timeout(
-            PATIENCE,
+            READ_TIMEOUT,
             sender.send(Bytes::from(std::mem::take(&mut text))),
         )
         .await
         {
             Ok(Ok(())) => {}
-            // It has gone.
+            // The client has gone.
             Ok(Err(_)) => return,
-            Err(_) => return seat.doomed.notify_one(),
+            Err(_) => return permit.evicted.notify_one(),
         }
-        match tokio::time::timeout(SIGN_OF_LIFE, following.next()).await {
-            Ok(Some(new)) => new.iter().for_each(|told| append(&mut text, told)),
-            // It comes back and says what it has heard last.
+        match tokio::time::timeout(KEEP_ALIVE, following.next()).await {
+            Ok(Some(new)) => new.iter().for_each(|event| append(&mut text, event)),
+            // It reconnects, and names the last event it has received.
             Ok(None) => return,
             Err(_) => text.push_str(":\n\n"),
         }
     }
 }
 
-/// JSON has no line ends, so that an event is one line of data.
-fn append(text: &mut String, told: &Told) {
-    let _ = write!(text, "id: {}\ndata: {}\n\n", told.seq, told.json);
+/// Appends an event. JSON has no line ends, so it is one line of data.
+fn append(text: &mut String, event: &NumberedEvent) {
+    let _ = write!(text, "id: {}\ndata: {}\n\n", event.seq, event.json);
 }
 
-/// A body that is written as it goes.
+/// A body that is written bit by bit.
 struct Feed(mpsc::Receiver<Bytes>);
 
 impl http_body::Body for Feed {

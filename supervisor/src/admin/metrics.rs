@@ -1,12 +1,13 @@
 //! The status as metrics, in the text format of Prometheus (0.0.4) or as OpenMetrics (1.0).
 //!
-//! Numbers that only grow come from totals in which dead workers count, so they never go back. `docs/metrics.md` lists all,
-//! and a test compares.
+//! Counters come from totals that include dead workers, so they never go back. `docs/metrics.md` lists all metrics, and a
+//! test compares.
 
-use serde_json::Value;
-use std::fmt::Write;
+use crate::api::status::{SlotStatus, State, Status, Totals, WorkerState, WorkerStatus};
+use std::fmt;
+use std::fmt::{Display, Write};
 
-/// Which of the two.
+/// The two formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Prometheus,
@@ -14,7 +15,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What a client wants that accepts this.
+    /// Returns the format for a client with this `Accept` header.
     pub(crate) fn wanted(accept: &str) -> Self {
         if accept.contains("application/openmetrics-text") {
             Self::OpenMetrics
@@ -23,7 +24,7 @@ impl Format {
         }
     }
 
-    /// What it is called in a response's head.
+    /// Returns its media type.
     pub(crate) fn media_type(self) -> &'static str {
         match self {
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
@@ -35,28 +36,23 @@ impl Format {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Counter,
-    MemorySampler,
+    Gauge,
     Histogram,
     Info,
 }
 
-const STATES: [&str; 6] = [
-    "starting", "serving", "degraded", "draining", "pre-stop", "stopping",
-];
-const WORKER_STATES: [&str; 6] = [
-    "starting", "ready", "stalled", "draining", "aborting", "killed",
-];
-
-/// Everything that the status tells, as metrics.
-pub(crate) fn render(status: &Value, format: Format) -> String {
+/// Renders the status as metrics.
+pub(crate) fn render(status: &Status, format: Format) -> String {
     let mut page = Page {
         format,
         text: String::new(),
-        family: String::new(),
-        kind: Kind::MemorySampler,
+        family: "",
+        kind: Kind::Gauge,
     };
     page.server(status);
-    page.slots(status);
+    page.counts(status);
+    page.slot_counters(status);
+    page.slot_gauges(&status.slots);
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }
@@ -66,383 +62,345 @@ pub(crate) fn render(status: &Value, format: Format) -> String {
 struct Page {
     format: Format,
     text: String,
-    family: String,
+    family: &'static str,
     kind: Kind,
 }
 
-type Labels<'a> = &'a [(&'a str, &'a str)];
+type Labels<'a> = &'a [(&'a str, &'a dyn Display)];
+
+/// A duration in microseconds, written in seconds without a loss.
+#[derive(Debug, Clone, Copy)]
+struct Seconds {
+    us: u64,
+    /// A whole number gets a fraction, too, as OpenMetrics wants of a bound.
+    fraction: bool,
+}
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, us) = (self.us / 1_000_000, self.us % 1_000_000);
+        match us {
+            0 if self.fraction => write!(f, "{seconds}.0"),
+            0 => write!(f, "{seconds}"),
+            _ => {
+                let fraction = format!("{us:06}");
+                write!(f, "{seconds}.{}", fraction.trim_end_matches('0'))
+            }
+        }
+    }
+}
 
 impl Page {
-    fn server(&mut self, status: &Value) {
-        let number = |name: &str| status[name].as_f64().unwrap_or(0.0);
-        let yes = |yes: bool| f64::from(u8::from(yes));
-        let word = |name: &str| status[name].as_str().unwrap_or_default();
-        self.family("prefork_build", Kind::Info, "Which version serves.");
+    fn server(&mut self, status: &Status) {
+        self.family("prefork_build", Kind::Info, "The version that serves.");
+        let instance = status.instance.as_deref().unwrap_or_default();
         self.sample(
-            &[
-                ("version", word("program")),
-                ("instance_name", word("instance")),
-            ],
-            1.0,
+            &[("version", &status.program), ("instance_name", &instance)],
+            1,
         );
         self.one(
             "prefork_ready",
-            "Whether everybody who comes is served and the server stays.",
-            yes(status["ready"] == true),
+            "Whether every new connection is served and the server stays.",
+            u8::from(status.ready),
         );
         self.family(
             "prefork_state",
-            Kind::MemorySampler,
-            "What the server does: 1 for the state that it is in.",
+            Kind::Gauge,
+            "The server's phase: 1 for the current one.",
         );
-        for state in STATES {
-            self.sample(&[("state", state)], yes(status["state"] == state));
+        for state in State::ALL {
+            self.sample(&[("state", &state)], u8::from(status.state == state));
         }
         self.one(
             "prefork_start_time_seconds",
-            "When the server started, upgrades in place included.",
-            number("time") - number("uptime"),
+            "Start time of the server in Unix time; unchanged by upgrades in place.",
+            status.time - status.uptime,
         );
         self.one(
             "prefork_generation",
             "The generation that serves.",
-            number("generation"),
+            status.generation,
         );
         self.one(
             "prefork_slots",
             "Slots that are to be filled.",
-            number("workers"),
+            status.workers,
         );
         self.one(
             "prefork_slots_min",
-            "The fewest slots that there may be.",
-            number("min_workers"),
+            "Lower bound of the number of slots.",
+            status.min_workers,
         );
         self.one(
             "prefork_slots_max",
-            "The most slots that there may be.",
-            number("max_workers"),
+            "Upper bound of the number of slots.",
+            status.max_workers,
         );
         self.one(
             "prefork_slots_unavailable",
-            "Slots that are not whole.",
-            number("unavailable"),
+            "Slots that are not healthy.",
+            status.unavailable,
         );
         self.one(
             "prefork_slots_unavailable_limit",
             "Slots that may be taken out of service on purpose.",
-            number("max_unavailable"),
+            status.max_unavailable,
         );
-        self.family(
-            "prefork_workers",
-            Kind::MemorySampler,
-            "Workers that are alive, by what they do.",
-        );
-        let all: Vec<&Value> = list(&status["slots"])
-            .iter()
-            .flat_map(|slot| list(&slot["workers"]))
-            .collect();
-        for state in WORKER_STATES {
-            let count = all.iter().filter(|worker| worker["state"] == state).count();
-            self.sample(&[("state", state)], count as f64);
+    }
+
+    fn counts(&mut self, status: &Status) {
+        self.family("prefork_workers", Kind::Gauge, "Live workers by state.");
+        let workers = || status.slots.iter().flat_map(|slot| &slot.workers);
+        for state in WorkerState::ALL {
+            let count = workers().filter(|worker| worker.state == state).count();
+            self.sample(&[("state", &state)], count);
         }
-        self.family(
-            "prefork_workers_spawned",
-            Kind::Counter,
-            "Workers that were started.",
-        );
-        self.sample(&[], number("spawned"));
+        self.family("prefork_workers_spawned", Kind::Counter, "Workers started.");
+        self.sample(&[], status.spawned);
         self.family(
             "prefork_worker_deaths",
             Kind::Counter,
-            "Workers that have died, by cause.",
+            "Worker exits by cause.",
         );
-        for (cause, count) in status["deaths"].as_object().into_iter().flatten() {
-            self.sample(&[("cause", cause)], count.as_f64().unwrap_or(0.0));
+        for (cause, count) in &status.deaths {
+            self.sample(&[("cause", cause)], count);
         }
-        self.family(
-            "prefork_reloads",
-            Kind::Counter,
-            "Reloads, by how they ended.",
-        );
-        for result in ["ok", "failed"] {
-            self.sample(
-                &[("result", result)],
-                status["reloads"][result].as_f64().unwrap_or(0.0),
-            );
+        self.family("prefork_reloads", Kind::Counter, "Reloads by result.");
+        for (result, count) in [("ok", status.reloads.ok), ("failed", status.reloads.failed)] {
+            self.sample(&[("result", &result)], count);
         }
         self.one(
             "prefork_reload_in_progress",
-            "Whether a reload is under way.",
-            yes(status["reload"].is_object()),
+            "Whether a reload is in progress.",
+            u8::from(status.reload.is_some()),
         );
-        self.family("prefork_events", Kind::Counter, "Events that were told.");
-        self.sample(&[], number("last_event"));
+        self.family("prefork_events", Kind::Counter, "Events emitted.");
+        self.sample(&[], status.last_event);
         self.family(
             "prefork_status_requests",
             Kind::Counter,
-            "Pictures of the server that were made.",
+            "Status snapshots rendered.",
         );
-        self.sample(&[], number("status_requests"));
+        self.sample(&[], status.status_requests);
     }
 
-    fn slots(&mut self, status: &Value) {
-        let slots = list(&status["slots"]);
-        let total = |name: &'static str| move |slot: &Value| slot["totals"][name].as_f64();
-        self.each(
-            "prefork_slot_requests",
-            Kind::Counter,
-            "Requests answered.",
-            slots,
-            total("requests"),
-        );
-        self.each(
-            "prefork_slot_errors",
-            Kind::Counter,
-            "Requests answered with a status of 500 or more.",
-            slots,
-            total("errors"),
-        );
-        self.each(
-            "prefork_slot_connections",
-            Kind::Counter,
-            "Connections accepted.",
-            slots,
-            total("connections"),
-        );
-        self.each(
-            "prefork_slot_received_bytes",
-            Kind::Counter,
-            "Bytes received from clients.",
-            slots,
-            total("bytes_in"),
-        );
-        self.each(
-            "prefork_slot_sent_bytes",
-            Kind::Counter,
-            "Bytes sent to clients.",
-            slots,
-            total("bytes_out"),
-        );
+    fn slot_counters(&mut self, status: &Status) {
+        let slots = &status.slots;
+        let counters: [(&str, &str, fn(&Totals) -> u64); 5] = [
+            ("prefork_slot_requests", "Requests answered.", |totals| {
+                totals.requests
+            }),
+            (
+                "prefork_slot_errors",
+                "Requests answered with a status of 500 or more.",
+                |totals| totals.errors,
+            ),
+            (
+                "prefork_slot_connections",
+                "Connections accepted.",
+                |totals| totals.connections,
+            ),
+            (
+                "prefork_slot_received_bytes",
+                "Bytes received from clients.",
+                |totals| totals.bytes_in,
+            ),
+            (
+                "prefork_slot_sent_bytes",
+                "Bytes sent to clients.",
+                |totals| totals.bytes_out,
+            ),
+        ];
+        for (family, help, of) in counters {
+            self.each(family, Kind::Counter, help, slots, |slot| {
+                Some(of(&slot.totals))
+            });
+        }
         self.family(
             "prefork_slot_request_duration_seconds",
             Kind::Histogram,
-            "How long requests were in hand.",
+            "Duration of requests in the worker.",
         );
-        let bounds: Vec<f64> = list(&status["latency_bounds_us"])
-            .iter()
-            .filter_map(Value::as_f64)
-            .map(|us| us / 1e6)
-            .collect();
         for slot in slots {
-            self.histogram(&name(slot), &slot["totals"], &bounds);
+            self.histogram(slot.slot, &slot.totals, &status.latency_bounds_us);
         }
-        let sum = |field: &'static str| {
-            move |slot: &Value| {
-                Some(
-                    list(&slot["workers"])
-                        .iter()
-                        .filter_map(|one| one["scoreboard"][field].as_f64())
-                        .sum(),
-                )
-            }
+    }
+
+    fn slot_gauges(&mut self, slots: &[SlotStatus]) {
+        let sum = |slot: &SlotStatus, of: fn(&WorkerStatus) -> u64| {
+            let values = slot.workers.iter().map(of);
+            Some(values.fold(0, u64::saturating_add))
         };
         self.each(
             "prefork_slot_open_connections",
-            Kind::MemorySampler,
-            "Connections open now.",
+            Kind::Gauge,
+            "Open connections.",
             slots,
-            sum("open"),
+            |slot| sum(slot, |worker| worker.scoreboard.open),
         );
         self.each(
             "prefork_slot_requests_in_hand",
-            Kind::MemorySampler,
-            "Requests in hand now.",
+            Kind::Gauge,
+            "Active requests.",
             slots,
-            sum("busy"),
+            |slot| sum(slot, |worker| worker.scoreboard.busy),
         );
         self.each(
             "prefork_slot_queue",
-            Kind::MemorySampler,
-            "Connections that wait to be accepted, where the slot has a queue of its own.",
+            Kind::Gauge,
+            "Connections waiting to be accepted, where the slot has its own queue.",
             slots,
-            |slot| slot["queue"].as_f64(),
+            |slot| slot.queue,
         );
         self.each(
             "prefork_slot_queue_limit",
-            Kind::MemorySampler,
+            Kind::Gauge,
             "Connections that may wait.",
             slots,
-            |slot| slot["backlog"].as_f64(),
+            |slot| Some(slot.backlog),
         );
-        let most = |field: &'static str| {
-            move |slot: &Value| {
-                list(&slot["workers"])
-                    .iter()
-                    .filter_map(|one| one[field].as_f64())
-                    .reduce(f64::max)
-            }
-        };
         self.each(
             "prefork_slot_oldest_request_seconds",
-            Kind::MemorySampler,
-            "For how long the oldest request has been in a handler's hands; 0 when none is.",
+            Kind::Gauge,
+            "Age of the oldest request that a handler works on; 0 without any.",
             slots,
-            move |slot| Some(most("oldest_age")(slot).unwrap_or(0.0)),
+            |slot| {
+                let ages = slot.workers.iter().filter_map(|worker| worker.oldest_age);
+                Some(ages.fold(0.0, f64::max))
+            },
         );
         self.each(
             "prefork_slot_in_rotation",
-            Kind::MemorySampler,
-            "Whether new connections go to the slot.",
+            Kind::Gauge,
+            "Whether new connections are steered to the slot.",
             slots,
-            |slot| Some(f64::from(u8::from(slot["in_rotation"] == true))),
+            |slot| Some(u8::from(slot.in_rotation)),
         );
         self.each(
             "prefork_slot_memory_bytes",
-            Kind::MemorySampler,
+            Kind::Gauge,
             "Proportional set size of the slot's workers, with max-memory.",
             slots,
             |slot| {
-                let known: Vec<f64> = list(&slot["workers"])
-                    .iter()
-                    .filter_map(|one| one["memory"].as_f64())
-                    .collect();
-                (!known.is_empty()).then(|| known.iter().sum())
+                let known = slot.workers.iter().filter_map(|worker| worker.memory);
+                known.reduce(u64::saturating_add)
             },
         );
     }
 
-    /// A bucket counts what fell into it and into those below it (Prometheus, *Histograms and summaries*).
-    fn histogram(&mut self, slot: &str, totals: &Value, bounds: &[f64]) {
-        let mut count = 0.0;
-        let buckets = list(&totals["latency"]);
-        for (index, bucket) in buckets.iter().enumerate() {
-            count += bucket.as_f64().unwrap_or(0.0);
-            let bound = bounds
-                .get(index)
-                .map_or("+Inf".to_owned(), |bound| decimal(*bound, self.format));
-            self.line("_bucket", &[("slot", slot), ("le", &bound)], count);
+    /// Writes a histogram, in which a bucket counts the requests of the buckets below it, too (Prometheus, *Histograms and
+    /// summaries*).
+    fn histogram(&mut self, slot: u16, totals: &Totals, bounds: &[u64]) {
+        let fraction = self.format == Format::OpenMetrics;
+        let mut count: u64 = 0;
+        for (index, bucket) in totals.latency.iter().enumerate() {
+            count = count.saturating_add(*bucket);
+            let bound = bounds.get(index).map(|us| Seconds { us: *us, fraction });
+            let bound: &dyn Display = match &bound {
+                Some(bound) => bound,
+                None => &"+Inf",
+            };
+            self.line("_bucket", &[("slot", &slot), ("le", bound)], count);
         }
-        self.line(
-            "_sum",
-            &[("slot", slot)],
-            totals["busy_us"].as_f64().unwrap_or(0.0) / 1e6,
-        );
-        self.line("_count", &[("slot", slot)], count);
+        let sum = Seconds {
+            us: totals.busy_us,
+            fraction: false,
+        };
+        self.line("_sum", &[("slot", &slot)], sum);
+        self.line("_count", &[("slot", &slot)], count);
     }
 
-    fn one(&mut self, name: &str, help: &str, value: f64) {
-        self.family(name, Kind::MemorySampler, help);
+    fn one(&mut self, name: &'static str, help: &str, value: impl Display) {
+        self.family(name, Kind::Gauge, help);
         self.sample(&[], value);
     }
 
-    fn each(
+    fn each<T: Display>(
         &mut self,
-        family: &str,
+        family: &'static str,
         kind: Kind,
         help: &str,
-        slots: &[Value],
-        value: impl Fn(&Value) -> Option<f64>,
+        slots: &[SlotStatus],
+        value: impl Fn(&SlotStatus) -> Option<T>,
     ) {
         self.family(family, kind, help);
         for slot in slots {
             if let Some(value) = value(slot) {
-                self.sample(&[("slot", &name(slot))], value);
+                self.sample(&[("slot", &slot.slot)], value);
             }
         }
     }
 
-    fn family(&mut self, name: &str, kind: Kind, help: &str) {
-        (self.family, self.kind) = (name.to_owned(), kind);
-        // OpenMetrics names a family without the ending that its samples have.
-        let (told, word) = match (self.format, kind) {
-            (Format::OpenMetrics, Kind::Counter) => (name.to_owned(), "counter"),
-            (Format::OpenMetrics, Kind::Info) => (name.to_owned(), "info"),
-            (Format::Prometheus, Kind::Counter) => (format!("{name}_total"), "counter"),
-            (Format::Prometheus, Kind::Info) => (format!("{name}_info"), "gauge"),
-            (_, Kind::MemorySampler) => (name.to_owned(), "gauge"),
-            (_, Kind::Histogram) => (name.to_owned(), "histogram"),
+    fn family(&mut self, name: &'static str, kind: Kind, help: &str) {
+        (self.family, self.kind) = (name, kind);
+        // OpenMetrics names a family without the suffix of its samples.
+        let (suffix, word) = match (self.format, kind) {
+            (Format::OpenMetrics, Kind::Counter) => ("", "counter"),
+            (Format::OpenMetrics, Kind::Info) => ("", "info"),
+            (Format::Prometheus, Kind::Counter) => ("_total", "counter"),
+            (Format::Prometheus, Kind::Info) => ("_info", "gauge"),
+            (_, Kind::Gauge) => ("", "gauge"),
+            (_, Kind::Histogram) => ("", "histogram"),
         };
-        // A string takes every line, here and below.
-        let _ = write!(self.text, "# HELP {told} {help}\n# TYPE {told} {word}\n");
+        // Writing into a string cannot fail, here and below.
+        let _ = writeln!(self.text, "# HELP {name}{suffix} {help}");
+        let _ = writeln!(self.text, "# TYPE {name}{suffix} {word}");
         let unit = ["seconds", "bytes"]
             .into_iter()
-            .find(|unit| name.ends_with(&format!("_{unit}")));
+            .find(|unit| name.rsplit('_').next() == Some(unit));
         if let (Format::OpenMetrics, Some(unit)) = (self.format, unit) {
-            let _ = writeln!(self.text, "# UNIT {told} {unit}");
+            let _ = writeln!(self.text, "# UNIT {name}{suffix} {unit}");
         }
     }
 
-    fn sample(&mut self, labels: Labels<'_>, value: f64) {
-        let ending = match self.kind {
+    fn sample(&mut self, labels: Labels<'_>, value: impl Display) {
+        let suffix = match self.kind {
             Kind::Counter => "_total",
             Kind::Info => "_info",
-            Kind::MemorySampler | Kind::Histogram => "",
+            Kind::Gauge | Kind::Histogram => "",
         };
-        self.line(ending, labels, value);
+        self.line(suffix, labels, value);
     }
 
-    fn line(&mut self, ending: &str, labels: Labels<'_>, value: f64) {
-        self.text.push_str(&self.family);
-        self.text.push_str(ending);
+    fn line(&mut self, suffix: &str, labels: Labels<'_>, value: impl Display) {
+        self.text.push_str(self.family);
+        self.text.push_str(suffix);
         for (index, (name, value)) in labels.iter().enumerate() {
-            let _ = write!(
-                self.text,
-                "{}{name}=\"{}\"",
-                if index == 0 { '{' } else { ',' },
-                escaped(value)
-            );
+            let separator = if index == 0 { '{' } else { ',' };
+            let _ = write!(self.text, "{separator}{name}=\"");
+            escape_into(&mut self.text, &value.to_string());
+            self.text.push('"');
         }
         if !labels.is_empty() {
             self.text.push('}');
         }
-        let _ = writeln!(
-            self.text,
-            " {}",
-            if value.is_finite() { value } else { 0.0 }
-        );
+        let _ = writeln!(self.text, " {value}");
     }
 }
 
-/// OpenMetrics wants a bound to look like a number with a fraction.
-fn decimal(bound: f64, format: Format) -> String {
-    if format == Format::OpenMetrics && bound.fract() == 0.0 {
-        format!("{bound:.1}")
-    } else {
-        bound.to_string()
+/// Appends a label's value, escaped.
+fn escape_into(text: &mut String, value: &str) {
+    for letter in value.chars() {
+        match letter {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            _ => text.push(letter),
+        }
     }
-}
-
-fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn name(slot: &Value) -> String {
-    slot["slot"].to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::api::status::tests::document;
 
-    fn status() -> Value {
-        let totals = json!({"requests":5,"connections":3,"errors":1,"bytes_in":10,"bytes_out":20,"busy_us":1_500_000,"latency":[2,1,2]});
-        json!({
-            "program":"1.2.3","instance":"a\"b\\c","ready":true,"state":"serving","time":1000.5,"uptime":100.0,
-            "generation":2,"workers":2,"deaths":{"hang":4},"reloads":{"ok":1,"failed":2},"spawned":9,"last_event":70,
-            "latency_bounds_us":[500,1_000_000],
-            "slots":[{"slot":0,"totals":totals,"queue":3,"backlog":64,"in_rotation":true,"workers":[
-                {"state":"ready","memory":4096,"oldest_age":0.5,"scoreboard":{"open":2,"busy":1}}]},
-                {"slot":1,"totals":totals,"queue":null,"backlog":64,"in_rotation":false,"workers":[]}]
-        })
+    fn status() -> Status {
+        Status {
+            instance: Some("a\"b\\c".into()),
+            reload: None,
+            ..document()
+        }
     }
 
     #[test]
@@ -450,7 +408,7 @@ mod tests {
         let text = render(&status(), Format::Prometheus);
         let line =
             |wanted: &str| assert!(text.lines().any(|line| line == wanted), "{wanted}\n{text}");
-        line(r#"prefork_build_info{version="1.2.3",instance_name="a\"b\\c"} 1"#);
+        line(r#"prefork_build_info{version="1.0",instance_name="a\"b\\c"} 1"#);
         line(r#"prefork_slot_request_duration_seconds_bucket{slot="0",le="0.0005"} 2"#);
         line(r#"prefork_slot_request_duration_seconds_bucket{slot="0",le="1"} 3"#);
         line(r#"prefork_slot_request_duration_seconds_bucket{slot="0",le="+Inf"} 5"#);
@@ -459,8 +417,10 @@ mod tests {
         line(r#"prefork_worker_deaths_total{cause="hang"} 4"#);
         line(r#"prefork_slot_queue{slot="0"} 3"#);
         line(r#"prefork_slot_memory_bytes{slot="0"} 4096"#);
-        line("prefork_start_time_seconds 900.5");
-        assert!(!text.contains("slot_queue{slot=\"1\"}"), "nobody knows it");
+        line(r#"prefork_slot_oldest_request_seconds{slot="0"} 0.5"#);
+        line(r#"prefork_slot_oldest_request_seconds{slot="1"} 0"#);
+        line("prefork_start_time_seconds 100");
+        assert!(!text.contains("slot_queue{slot=\"1\"}"), "it is not known");
         assert!(!text.contains("# EOF"));
         let text = render(&status(), Format::OpenMetrics);
         assert!(
@@ -472,9 +432,19 @@ mod tests {
             "{text}"
         );
         assert!(
-            render(&json!({}), Format::Prometheus).contains("prefork_ready 0"),
+            render(&Status::default(), Format::Prometheus).contains("prefork_ready 0"),
             "whatever is missing is 0"
         );
+    }
+
+    #[test]
+    fn seconds_are_exact() {
+        let whole = |us| Seconds {
+            us,
+            fraction: false,
+        };
+        let texts = [0, 1, 500, 1_500_000, 2_000_000].map(|us| whole(us).to_string());
+        assert_eq!(texts, ["0", "0.000001", "0.0005", "1.5", "2"]);
     }
 
     #[test]
@@ -483,7 +453,7 @@ mod tests {
         let types = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-        let told: std::collections::BTreeSet<&str> = types.collect();
+        let rendered: std::collections::BTreeSet<&str> = types.collect();
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         let page =
             std::fs::read_to_string(root.join("../docs/metrics.md")).expect("the documentation");
@@ -494,7 +464,7 @@ mod tests {
             rows.map(|name| format!("prefork_{name}")).collect();
         let documented: std::collections::BTreeSet<&str> =
             documented.iter().map(String::as_str).collect();
-        assert_eq!(told, documented);
+        assert_eq!(rendered, documented);
         for file in ["alerts.yml", "grafana-dashboard.json"] {
             let text = std::fs::read_to_string(root.join("../scripts").join(file)).expect("a file");
             let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -504,7 +474,7 @@ mod tests {
                     .find_map(|end| word.strip_suffix(end))
                     .unwrap_or(word);
                 assert!(
-                    told.contains(word) || told.contains(family),
+                    rendered.contains(word) || rendered.contains(family),
                     "{file} uses {word}, which is no metric"
                 );
             }

@@ -10,9 +10,9 @@
 //! * this file – the supervisor's side: starting one, letting go of one;
 //! * `child` – the child's life; `budget` – how much of a processor it takes; `connection` – one HTTP connection, and what it
 //!   may cost;
-//! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as metrics; `agent` – as a line for HAProxy.
+//! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as metrics; `agent_check` – as a line for HAProxy.
 
-mod agent;
+mod agent_check;
 mod budget;
 mod child;
 mod connection;
@@ -41,13 +41,13 @@ use std::time::Duration;
 
 /// The first argument of a process that plays this role.
 const ROLE: &str = "--admin-child";
-/// How long one may take to finish what it has in hand.
-const FAREWELL: Duration = Duration::from_secs(8);
-/// One that has lived so long has not failed.
-const STEADY: Duration = Duration::from_secs(30);
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// Descriptors of the child: its clients, and a few of its own.
-const DESCRIPTORS: u64 = 1024;
+/// How long a retired child has for its active requests before it is killed.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(8);
+/// The uptime after which an exit does not count as a failure.
+const MIN_UPTIME: Duration = Duration::from_secs(30);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// The child's limit of descriptors: its clients, and a few of its own.
+const MAX_DESCRIPTORS: u64 = 1024;
 
 /// The child that serves, and when the next one is started. Children that were told to leave are
 /// only helper processes with a deadline.
@@ -62,20 +62,20 @@ pub(crate) struct Admin {
 struct Serving {
     helper: HelperId,
     /// What it was started for.
-    task: Wanted,
+    task: ChildTask,
     since: Time,
 }
 
 /// What a child is wanted for: as long as that is the same, it is the same child.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+struct ChildTask {
     http: Vec<AddressId>,
     agent: Vec<AddressId>,
     user: Option<u32>,
 }
 
-impl Wanted {
-    fn by(generation: &Generation) -> Option<Self> {
+impl ChildTask {
+    fn of(generation: &Generation) -> Option<Self> {
         let AdminSockets { http, agent } = &generation.admin;
         let user = generation.config.admin.user.as_ref().map(|user| user.uid);
         let wanted = Self {
@@ -106,7 +106,7 @@ impl Admin {
     ) {
         for child in state {
             let spawned = child.adopted(unpacking, check, "the admin child");
-            processes.adopt(Kind::Admin, spawned, Some(now + FAREWELL));
+            processes.adopt(Kind::Admin, spawned, Some(now + RETIRE_TIMEOUT));
         }
     }
 
@@ -115,13 +115,13 @@ impl Admin {
     pub(crate) fn is_outdated(&self, generation: &Generation) -> bool {
         self.serving
             .as_ref()
-            .is_some_and(|serving| Some(&serving.task) != Wanted::by(generation).as_ref())
+            .is_some_and(|serving| Some(&serving.task) != ChildTask::of(generation).as_ref())
     }
 
     /// Lets the child that serves leave: its connections have been closed.
     pub(crate) fn retire(&mut self, now: Time, processes: &mut HelperProcesses) {
         if let Some(serving) = self.serving.take() {
-            processes.set_deadline(serving.helper, now + FAREWELL);
+            processes.set_deadline(serving.helper, now + RETIRE_TIMEOUT);
         }
     }
 
@@ -143,9 +143,9 @@ impl Admin {
         processes: &mut HelperProcesses,
         name: &str,
         generation: &Generation,
-    ) -> Result<Option<[UnixStream; 2]>, String> {
+    ) -> Result<Option<[UnixStream; 2]>, StartError> {
         let Some(task) =
-            Wanted::by(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
+            ChildTask::of(generation).filter(|_| self.serving.is_none() && self.not_before <= now)
         else {
             return Ok(None);
         };
@@ -177,7 +177,7 @@ impl Admin {
             Some(failure) => failure.to_string(),
             None => exit.death.to_string(),
         };
-        if now - serving.since >= STEADY {
+        if now - serving.since >= MIN_UPTIME {
             self.failures = 0;
         }
         Some(Ended {
@@ -191,7 +191,7 @@ impl Admin {
             0 => Duration::ZERO,
             n => Duration::from_millis(250)
                 .saturating_mul(1 << n.min(10))
-                .min(LONGEST_WAIT),
+                .min(MAX_BACKOFF),
         };
         self.failures = self.failures.saturating_add(1);
         self.not_before = now + wait;
@@ -201,8 +201,19 @@ impl Admin {
     /// Returns when a child can be started for a generation that wants one.
     pub(crate) fn deadline(&self, generation: Option<&Generation>) -> Option<Time> {
         let wanted =
-            self.serving.is_none() && generation.is_some_and(|one| Wanted::by(one).is_some());
+            self.serving.is_none() && generation.is_some_and(|one| ChildTask::of(one).is_some());
         wanted.then_some(self.not_before)
+    }
+}
+
+/// The admin child cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start the admin child: {0}")]
+pub(crate) struct StartError(Box<dyn std::error::Error>);
+
+impl StartError {
+    fn new(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Self(error.into())
     }
 }
 
@@ -211,11 +222,9 @@ fn launch(
     processes: &mut HelperProcesses,
     name: &str,
     generation: &Generation,
-) -> Result<(HelperId, [UnixStream; 2]), String> {
-    let failed = |why: &dyn std::fmt::Display| format!("cannot start the admin child: {why}");
-    let executable = Executable::current().map_err(|error| failed(&error))?;
-    let confinement =
-        confinement(&generation.config, &executable).map_err(|reason| failed(&reason))?;
+) -> Result<(HelperId, [UnixStream; 2]), StartError> {
+    let executable = Executable::current().map_err(StartError::new)?;
+    let confinement = confinement(&generation.config, &executable)?;
     let socket = |set: &ListenSet| -> Vec<_> {
         // Sockets that stand alone are slot 0's.
         set.for_slot(0)
@@ -225,9 +234,9 @@ fn launch(
     };
     let own =
         |sockets: Vec<std::io::Result<_>>| sockets.into_iter().collect::<std::io::Result<Vec<_>>>();
-    let http = own(socket(&generation.admin.http)).map_err(|error| failed(&error))?;
-    let agent = own(socket(&generation.admin.agent)).map_err(|error| failed(&error))?;
-    let pair = || UnixStream::pair().map_err(|error| failed(&error));
+    let http = own(socket(&generation.admin.http)).map_err(StartError::new)?;
+    let agent = own(socket(&generation.admin.agent)).map_err(StartError::new)?;
+    let pair = || UnixStream::pair().map_err(StartError::new);
     let ((our_status, status), (our_events, events)) = (pair()?, pair()?);
     let listeners: Vec<BorrowedFd<'_>> = http.iter().chain(&agent).map(AsFd::as_fd).collect();
     let argv = [
@@ -246,7 +255,7 @@ fn launch(
     };
     let helper = processes
         .start(poll, Kind::Admin, order, None)
-        .map_err(|error| failed(&error))?;
+        .map_err(StartError::new)?;
     if let Some(pid) = processes.pid(helper) {
         be_modest(pid);
     }
@@ -254,7 +263,7 @@ fn launch(
 }
 
 /// What the child gives up: what the worker of a stock app that serves no file gives up, and its user.
-fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, String> {
+fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, StartError> {
     let mut own = config.clone();
     own.program = Program::App("hello".to_owned());
     own.sandbox = Sandbox {
@@ -270,11 +279,13 @@ fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, 
         soft: Some(most),
         hard: Some(most),
     };
-    own.limits = vec![most(Resource::RLIMIT_NOFILE, DESCRIPTORS)];
+    own.limits = vec![most(Resource::RLIMIT_NOFILE, MAX_DESCRIPTORS)];
     own.log.file = None;
     own.privileges = own.privileges.of_admin(own.admin.user.clone());
-    let mut confinement = Confinement::prepare(&own)?;
-    confinement.add_sandbox(&mut own, executable)?;
+    let mut confinement = Confinement::prepare(&own).map_err(StartError::new)?;
+    confinement
+        .add_sandbox(&mut own, executable)
+        .map_err(StartError::new)?;
     Ok(confinement)
 }
 

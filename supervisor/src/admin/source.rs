@@ -1,13 +1,13 @@
-//! What the child is told: the server's status, when somebody asks for it, and events, as they happen.
+//! What the child knows: the server's status, requested when a client needs it, and events as they happen.
 //!
-//! At most one request is under way, and what it gives is good for a while: whoever asks meanwhile gets the same. So the
-//! supervisor makes four pictures a second at most, however many scrapers there are.
+//! At most one request is in progress, and its answer is fresh for a while: clients that come meanwhile get the same. So
+//! the supervisor renders at most four snapshots a second, however many scrapers there are.
 
 use super::metrics::{Format, render};
-use crate::control::Request;
+use crate::api::answer::{Answer, Json};
+use crate::api::request::Request;
+use crate::api::status::Status;
 use bytes::Bytes;
-use serde_json::Value;
-use serde_json::value::RawValue;
 use std::cell::{OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -17,37 +17,38 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-/// How long a picture is good for.
+/// How long a snapshot is fresh.
 const FRESH: Duration = Duration::from_millis(250);
-/// How long whoever asks waits for one.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// How many wait for one at most.
-const MOST_WAITING: usize = 512;
-/// How many events are kept for whoever comes late, and how many may wait for one that is slow.
-const KEPT: usize = 200;
-const BEHIND: usize = 256;
+/// How long a client waits for one.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The most clients that wait for one.
+const MAX_WAITING: usize = 512;
+/// Events kept for clients that come later, and the most that a slow client may be behind.
+const MAX_EVENTS: u16 = 200;
+const MAX_BEHIND: usize = 256;
 
-/// The status at one time, and what was made of it for whoever has asked. It is made once, however many ask.
+/// The status at one time, and what is rendered of it: once, however many clients ask.
 #[derive(Debug)]
-pub(crate) struct Picture {
-    pub(crate) status: Value,
+pub(crate) struct Snapshot {
+    pub(crate) status: Status,
     prometheus: OnceCell<Bytes>,
     open_metrics: OnceCell<Bytes>,
-    json: OnceCell<Bytes>,
+    /// The status as the supervisor has written it, in one line.
+    json: Bytes,
 }
 
-impl Picture {
-    fn new(status: Value) -> Self {
-        let (prometheus, open_metrics, json) = Default::default();
-        Self {
-            status,
-            prometheus,
-            open_metrics,
-            json,
-        }
+impl Snapshot {
+    /// Reads the status; `None` when it is not one.
+    fn read(json: &Json<Status>) -> Option<Self> {
+        Some(Self {
+            status: json.read().ok()?,
+            prometheus: OnceCell::new(),
+            open_metrics: OnceCell::new(),
+            json: (json.text().to_owned() + "\n").into(),
+        })
     }
 
-    /// As metrics.
+    /// Returns it as metrics.
     pub(crate) fn metrics(&self, format: Format) -> Bytes {
         let page = match format {
             Format::Prometheus => &self.prometheus,
@@ -57,36 +58,34 @@ impl Picture {
             .clone()
     }
 
-    /// As JSON, in one line.
+    /// Returns it as JSON, in one line.
     pub(crate) fn json(&self) -> Bytes {
-        self.json
-            .get_or_init(|| (self.status.to_string() + "\n").into())
-            .clone()
+        self.json.clone()
     }
 }
 
 /// An event in JSON, with its number.
 #[derive(Debug, Clone)]
-pub(crate) struct Told {
+pub(crate) struct NumberedEvent {
     pub(crate) seq: u64,
     pub(crate) json: Rc<str>,
 }
 
-/// Where the child knows everything from.
+/// The child's source of status and events.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    asks: mpsc::Sender<oneshot::Sender<Rc<Picture>>>,
+    asks: mpsc::Sender<oneshot::Sender<Rc<Snapshot>>>,
     events: Rc<RefCell<Recent>>,
 }
 
 #[derive(Debug)]
 struct Recent {
-    kept: VecDeque<Told>,
+    events: VecDeque<NumberedEvent>,
     /// Numbers only: events themselves belong to one thread.
     news: broadcast::Sender<u64>,
 }
 
-/// Becomes true when the supervisor has let go.
+/// Becomes true when the supervisor has closed the connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Gone(watch::Receiver<bool>);
 
@@ -97,7 +96,8 @@ impl Gone {
     }
 }
 
-/// Events as they happen, for one listener.
+/// Events as they happen, for one client.
+#[derive(Debug)]
 pub(crate) struct Following {
     events: Rc<RefCell<Recent>>,
     news: broadcast::Receiver<u64>,
@@ -105,29 +105,29 @@ pub(crate) struct Following {
 }
 
 impl Source {
-    /// Begins to listen on the two connections.
+    /// Starts to use the two connections.
     pub(crate) fn open(status: UnixStream, events: UnixStream) -> (Self, Gone) {
-        let (asks, mut asked) = mpsc::channel(MOST_WAITING);
+        let (asks, mut asked) = mpsc::channel(MAX_WAITING);
         let (gone, is_gone) = watch::channel(false);
         let gone = Rc::new(gone);
         let recent = Rc::new(RefCell::new(Recent {
-            kept: VecDeque::new(),
-            news: broadcast::channel(BEHIND).0,
+            events: VecDeque::new(),
+            news: broadcast::channel(MAX_BEHIND).0,
         }));
         let end = Rc::clone(&gone);
         tokio::task::spawn_local(async move {
-            let last = paint(status, &mut asked).await;
+            let last = serve_status(status, &mut asked).await;
             let _ = end.send(true);
-            // Who is in hand is told how it was: an upgrade may go on for a while.
+            // Clients that are being served get the last status: an upgrade may take a while.
             while let Some(asks) = asked.recv().await {
-                if let Some(picture) = &last {
-                    let _ = asks.send(Rc::clone(picture));
+                if let Some(snapshot) = &last {
+                    let _ = asks.send(Rc::clone(snapshot));
                 }
             }
         });
-        let told = Rc::clone(&recent);
+        let events_recent = Rc::clone(&recent);
         tokio::task::spawn_local(async move {
-            listen(events, told).await;
+            receive_events(events, events_recent).await;
             let _ = gone.send(true);
         });
         (
@@ -139,14 +139,17 @@ impl Source {
         )
     }
 
-    /// How the server is; `None` when it does not answer.
-    pub(crate) async fn status(&self) -> Option<Rc<Picture>> {
-        let (answer, picture) = oneshot::channel();
+    /// Returns the status; `None` when the supervisor does not answer.
+    pub(crate) async fn status(&self) -> Option<Rc<Snapshot>> {
+        let (answer, snapshot) = oneshot::channel();
         self.asks.try_send(answer).ok()?;
-        tokio::time::timeout(PATIENCE, picture).await.ok()?.ok()
+        tokio::time::timeout(STATUS_TIMEOUT, snapshot)
+            .await
+            .ok()?
+            .ok()
     }
 
-    /// The last events after number `since`, and all that follow.
+    /// Follows the events after number `since`.
     pub(crate) fn follow(&self, since: u64) -> Following {
         Following {
             events: Rc::clone(&self.events),
@@ -157,15 +160,15 @@ impl Source {
 }
 
 impl Following {
-    /// The next events, as many as there are; `None` when too many were missed, or there will be no more.
-    pub(crate) async fn next(&mut self) -> Option<Vec<Told>> {
+    /// Returns the next events, as many as there are; `None` when too many were missed, or there will be no more.
+    pub(crate) async fn next(&mut self) -> Option<Vec<NumberedEvent>> {
         loop {
-            let new: Vec<Told> = self
+            let new: Vec<NumberedEvent> = self
                 .events
                 .borrow()
-                .kept
+                .events
                 .iter()
-                .filter(|told| told.seq > self.last)
+                .filter(|event| event.seq > self.last)
                 .cloned()
                 .collect();
             if let Some(newest) = new.last() {
@@ -177,17 +180,17 @@ impl Following {
     }
 }
 
-/// Answers whoever asks for the status, until the connection ends; returns the last picture.
-async fn paint(
+/// Serves requests for the status until the connection ends; returns the last snapshot.
+async fn serve_status(
     stream: UnixStream,
-    asked: &mut mpsc::Receiver<oneshot::Sender<Rc<Picture>>>,
-) -> Option<Rc<Picture>> {
+    asked: &mut mpsc::Receiver<oneshot::Sender<Rc<Snapshot>>>,
+) -> Option<Rc<Snapshot>> {
     let mut stream = BufReader::new(stream);
-    let mut last: Option<(Instant, Rc<Picture>)> = None;
+    let mut last: Option<(Instant, Rc<Snapshot>)> = None;
     loop {
         let asks = tokio::select! {
             asks = asked.recv() => asks,
-            // Nobody has asked: that can only be the end.
+            // No request is open: input can only be the end.
             _ = stream.fill_buf() => None,
         };
         let Some(asks) = asks else { break };
@@ -198,48 +201,44 @@ async fn paint(
             let new = ask(&mut stream).await;
             let goes_on = new.is_some();
             last = new
-                .map(|picture| (Instant::now(), Rc::new(picture)))
+                .map(|snapshot| (Instant::now(), Rc::new(snapshot)))
                 .or(last);
             goes_on
         };
-        if let Some((_, picture)) = &last {
-            let _ = asks.send(Rc::clone(picture));
+        if let Some((_, snapshot)) = &last {
+            let _ = asks.send(Rc::clone(snapshot));
             while let Ok(asks) = asked.try_recv() {
-                let _ = asks.send(Rc::clone(picture));
+                let _ = asks.send(Rc::clone(snapshot));
             }
         }
         if !goes_on {
             break;
         }
     }
-    last.map(|(_, picture)| picture)
+    last.map(|(_, snapshot)| snapshot)
 }
 
-/// Asks the supervisor; `None` when it has let go.
-async fn ask(stream: &mut BufReader<UnixStream>) -> Option<Picture> {
+/// Requests the status from the supervisor; `None` when it has closed the connection.
+async fn ask(stream: &mut BufReader<UnixStream>) -> Option<Snapshot> {
     stream
         .get_mut()
-        .write_all(&request(&Request::Status))
+        .write_all(&Request::Status.line())
         .await
         .ok()?;
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
-    status_in(&line).map(Picture::new)
+    let answer: Answer = serde_json::from_str(&line).ok()?;
+    Snapshot::read(&answer.status?)
 }
 
-fn status_in(line: &str) -> Option<Value> {
-    let mut answer: Value = serde_json::from_str(line).ok()?;
-    answer.get_mut("status").map(Value::take)
-}
-
-/// Keeps events, and tells that there are new ones, until the connection ends.
-async fn listen(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
+/// Receives events, and wakes the clients that follow, until the connection ends.
+async fn receive_events(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
     let follow = Request::Events {
         follow: true,
         since: None,
-        recent: Some(KEPT as u32),
+        recent: Some(MAX_EVENTS.into()),
     };
-    if stream.write_all(&request(&follow)).await.is_err() {
+    if stream.write_all(&follow.line()).await.is_err() {
         return;
     }
     let mut stream = BufReader::new(stream);
@@ -249,40 +248,25 @@ async fn listen(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
         if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
             return;
         }
-        let Some(told) = event_in(&line) else {
+        let Some(event) = event_in(&line) else {
             continue;
         };
         let mut recent = recent.borrow_mut();
-        let seq = told.seq;
-        if recent.kept.len() >= KEPT {
-            recent.kept.pop_front();
+        let seq = event.seq;
+        if recent.events.len() >= usize::from(MAX_EVENTS) {
+            recent.events.pop_front();
         }
-        recent.kept.push_back(told);
-        // Nobody may be listening.
+        recent.events.push_back(event);
+        // It fails when no client follows.
         let _ = recent.news.send(seq);
     }
 }
 
-fn event_in(line: &str) -> Option<Told> {
-    #[derive(serde::Deserialize)]
-    struct Line<'a> {
-        #[serde(borrow)]
-        event: &'a RawValue,
-    }
-    #[derive(serde::Deserialize)]
-    struct Number {
-        seq: u64,
-    }
-    let Line { event } = serde_json::from_str(line).ok()?;
-    let Number { seq } = serde_json::from_str(event.get()).ok()?;
-    Some(Told {
-        seq,
-        json: event.get().into(),
+fn event_in(line: &str) -> Option<NumberedEvent> {
+    let answer: Answer = serde_json::from_str(line).ok()?;
+    let json = answer.event?;
+    Some(NumberedEvent {
+        seq: json.read().ok()?.seq,
+        json: json.text().into(),
     })
-}
-
-fn request(request: &Request) -> Vec<u8> {
-    let mut line = serde_json::to_vec(request).unwrap_or_default();
-    line.push(b'\n');
-    line
 }

@@ -1,27 +1,28 @@
-//! Events: what is told to people in a line of the log is told to machines as an *event*, in JSON.
+//! Events: what people read as a line of the log, machines read as an *event* in JSON.
 //!
-//! [`EventRecord`] is the one form that a fact gets before anybody hears of it: the log writes its text, and its fields if it
-//! writes JSON; the [`Journal`] numbers it and keeps the last ones for whoever asks, as the JSON that he gets: that is a
-//! third of what their parts would take. Numbers go on over an upgrade in place; the journal itself begins anew.
+//! An [`EventRecord`] is the one form of a fact before it is published: the log writes its text, and its fields if it
+//! writes JSON; the [`Journal`] numbers it and keeps the last ones as JSON, which takes a third of the memory of their
+//! parts. Numbers continue over an upgrade in place; the journal itself starts empty.
 
 use log::{Level, Record};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
-/// How many events are kept.
-const KEPT: usize = 512;
+/// Events kept for clients.
+const MAX_EVENTS: usize = 512;
 
-/// Something that has happened, in words and in fields.
+/// Something that has happened, as text and as fields.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct EventRecord {
-    /// What it is, as in `reload-failed`. It never changes.
+    /// Its kind, as in `reload-failed`. A kind never changes its name.
     pub(crate) kind: &'static str,
     pub(crate) level: Level,
     pub(crate) text: String,
-    /// Everything in it that a machine may want, by name.
+    /// The facts in the text, by name.
     pub(crate) fields: Vec<(&'static str, Value)>,
 }
 
@@ -35,7 +36,7 @@ impl EventRecord {
         }
     }
 
-    /// With one field more.
+    /// Adds a field.
     #[must_use]
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.fields.push((name, value.into()));
@@ -76,47 +77,58 @@ impl EventRecord {
     }
 }
 
-/// An event: what was told, with its number and its time.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// An event: a record with its number and its time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Event {
     /// Counts from 1 and is never used again.
     pub(crate) seq: u64,
-    /// When, in UTC, as RFC 3339 has it.
+    /// When, in UTC, by RFC 3339.
     pub(crate) time: String,
     /// See [`EventRecord::kind`].
-    pub(crate) kind: &'static str,
+    pub(crate) kind: Cow<'static, str>,
     /// `error`, `warn`, `info`, `debug`.
-    pub(crate) level: String,
+    pub(crate) level: Cow<'static, str>,
     pub(crate) text: String,
     #[serde(flatten)]
     pub(crate) fields: Map<String, Value>,
 }
 
+fn level_word(level: Level) -> &'static str {
+    match level {
+        Level::Error => "error",
+        Level::Warn => "warn",
+        Level::Info => "info",
+        Level::Debug => "debug",
+        Level::Trace => "trace",
+    }
+}
+
 /// The last events.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    /// By number, in JSON.
-    kept: VecDeque<(u64, Box<RawValue>)>,
+    /// Each with its number, as JSON.
+    events: VecDeque<(u64, Box<RawValue>)>,
     last: u64,
 }
 
 impl Journal {
-    /// Goes on counting where another version was.
+    /// Continues to count where another version was.
     pub(crate) fn resumed(last: u64) -> Self {
         Self {
-            kept: VecDeque::new(),
+            events: VecDeque::new(),
             last,
         }
     }
 
-    /// Numbers what was told, and keeps it.
+    /// Numbers a record, and keeps the event.
     pub(crate) fn note(&mut self, record: EventRecord) -> Event {
         self.last += 1;
         let event = Event {
             seq: self.last,
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            kind: record.kind,
-            level: record.level.as_str().to_ascii_lowercase(),
+            kind: record.kind.into(),
+            level: level_word(record.level).into(),
             text: record.text,
             fields: record
                 .fields
@@ -125,27 +137,27 @@ impl Journal {
                 .collect(),
         };
         if let Ok(json) = serde_json::value::to_raw_value(&event) {
-            if self.kept.len() >= KEPT {
-                self.kept.pop_front();
+            if self.events.len() >= MAX_EVENTS {
+                self.events.pop_front();
             }
-            self.kept.push_back((event.seq, json));
+            self.events.push_back((event.seq, json));
         }
         event
     }
 
-    /// The number of the newest.
+    /// Returns the number of the newest event.
     pub(crate) fn last(&self) -> u64 {
         self.last
     }
 
-    /// The last `recent` of those after number `since`, oldest first, in JSON.
+    /// Returns the last `recent` of the events after number `since`, oldest first, as JSON.
     pub(crate) fn after(&self, since: u64, recent: Option<u32>) -> impl Iterator<Item = &RawValue> {
-        let first = self.kept.partition_point(|(seq, _)| *seq <= since);
+        let first = self.events.partition_point(|(seq, _)| *seq <= since);
         let recent = recent
             .and_then(|recent| usize::try_from(recent).ok())
-            .unwrap_or(KEPT);
-        self.kept
-            .range(first.max(self.kept.len().saturating_sub(recent))..)
+            .unwrap_or(MAX_EVENTS);
+        self.events
+            .range(first.max(self.events.len().saturating_sub(recent))..)
             .map(|(_, json)| json.as_ref())
     }
 }
@@ -156,21 +168,21 @@ mod tests {
 
     fn numbers(journal: &Journal, since: u64, recent: Option<u32>) -> Vec<u64> {
         let number = |json: &RawValue| {
-            let event: Value = serde_json::from_str(json.get()).expect("JSON");
-            event["seq"].as_u64().expect("a number")
+            let event: Event = serde_json::from_str(json.get()).expect("an event");
+            event.seq
         };
         journal.after(since, recent).map(number).collect()
     }
 
     #[test]
-    fn the_journal_keeps_the_last_ones_and_never_numbers_two_alike() {
+    fn the_journal_keeps_the_last_events_and_never_reuses_a_number() {
         let mut journal = Journal::resumed(7);
-        for _ in 0..KEPT + 3 {
+        for _ in 0..MAX_EVENTS + 3 {
             journal.note(EventRecord::new("ready", Level::Info, "a worker is ready"));
         }
-        let last = 7 + KEPT as u64 + 3;
+        let last = 7 + MAX_EVENTS as u64 + 3;
         assert_eq!(journal.last(), last);
-        assert_eq!(numbers(&journal, 0, None).len(), KEPT);
+        assert_eq!(numbers(&journal, 0, None).len(), MAX_EVENTS);
         assert_eq!(numbers(&journal, last - 2, None), [last - 1, last]);
         assert_eq!(numbers(&journal, 0, Some(1)), [last]);
         assert_eq!(numbers(&journal, last - 1, Some(9)), [last]);
@@ -178,16 +190,16 @@ mod tests {
     }
 
     #[test]
-    fn fields_stand_beside_the_words() {
-        let mut journal = Journal::default();
+    fn an_event_is_read_as_it_is_written_its_fields_beside_the_rest() {
         let record = EventRecord::new("died", Level::Error, "worker 7 died")
             .with("worker", 7)
             .with("cause", "hang");
-        let event = serde_json::to_value(journal.note(record)).expect("JSON");
-        assert_eq!((&event["seq"], &event["worker"]), (&1.into(), &7.into()));
-        assert_eq!(
-            (&event["kind"], &event["level"], &event["cause"]),
-            (&"died".into(), &"error".into(), &"hang".into())
-        );
+        let event = Journal::default().note(record);
+        let text = serde_json::to_string(&event).expect("JSON");
+        let head = format!("{{\"seq\":1,\"time\":\"{}\",", event.time);
+        let rest =
+            r#""kind":"died","level":"error","text":"worker 7 died","cause":"hang","worker":7}"#;
+        assert_eq!(text, head + rest);
+        assert_eq!(serde_json::from_str::<Event>(&text).expect("JSON"), event);
     }
 }

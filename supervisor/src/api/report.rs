@@ -1,14 +1,13 @@
-//! What the core decided, told to people and machines: one event a fact, with everything that identifies a worker.
+//! Decisions of the core as events: one record per fact, with everything that identifies the worker.
 
 use super::events::EventRecord;
 use super::worker_exit;
-use crate::systemd::notify::Notifier;
 use log::Level;
 use nix::unistd::Pid;
 use prefork_core::{Command, Fact, RecycleReason, ScaleReason, Stall, WorkerRef};
 use std::time::Duration;
 
-/// A worker as a line names it.
+/// A worker, as a line of the log names it.
 struct Named(WorkerRef, Option<Pid>);
 
 impl std::fmt::Display for Named {
@@ -26,26 +25,26 @@ impl std::fmt::Display for Named {
     }
 }
 
-/// What a worker that does not serve has done, in words.
+/// Describes what a stalled worker has done.
 fn stalled(why: Stall, span: Duration) -> String {
     match why {
         Stall::Silent => format!("missed its heartbeat for {span:.1?}"),
         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
-        Stall::Overdue => format!("has had a request in hand for {span:.1?}"),
+        Stall::Overdue => format!("has had an active request for {span:.1?}"),
     }
 }
 
-/// The limit that a worker has reached, in words.
+/// Describes the limit that a worker has reached.
 fn reached(excess: RecycleReason) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     match excess {
         RecycleReason::Requests(served, most) => {
-            format!("it has served {served} requests (its limit: {most})")
+            format!("it has served {served} requests (limit {most})")
         }
-        RecycleReason::Age(age, most) => format!("it is {age:.1?} old (its limit: {most:.1?})"),
+        RecycleReason::Age(age, most) => format!("it is {age:.1?} old (limit {most:.1?})"),
         RecycleReason::Memory(used, most) => {
             format!(
-                "it uses {:.1} MiB of memory (its limit: {:.1} MiB)",
+                "it uses {:.1} MiB of memory (limit {:.1} MiB)",
                 mib(used),
                 mib(most)
             )
@@ -53,7 +52,7 @@ fn reached(excess: RecycleReason) -> String {
     }
 }
 
-/// The same for machines: which limit, what was used of it, how much it is. Ages are in milliseconds.
+/// Returns the same as fields: which limit, how much of it was used, how much it is. Ages are in milliseconds.
 fn numbers(excess: RecycleReason) -> (&'static str, u64, u64) {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     match excess {
@@ -66,8 +65,8 @@ fn numbers(excess: RecycleReason) -> (&'static str, u64, u64) {
 fn command_name(command: &Command) -> String {
     match command {
         Command::Reload(_) => "reload".to_owned(),
-        Command::Resize(by) if *by > 0 => "one worker more".to_owned(),
-        Command::Resize(_) => "one worker fewer".to_owned(),
+        Command::Resize(by) if *by > 0 => "addition of a worker".to_owned(),
+        Command::Resize(_) => "removal of a worker".to_owned(),
         Command::Scale(to, _) => format!("scaling to {to} workers"),
         Command::Restart(slot, _) => format!("restart of slot {slot}"),
         Command::Drain(slot, _) => format!("drain of slot {slot}"),
@@ -77,8 +76,9 @@ fn command_name(command: &Command) -> String {
     }
 }
 
-/// A fact in words and fields; `None` for one whose line needs more than the core knows: a worker's start (its pid), and
-/// its death (see [`worker_exit`]). `pid` is that of the worker it is about, where it is known.
+/// Returns the record of a fact. `None` for a worker's start and exit, whose lines need more than the core knows: its
+/// pid, and how it ended (see [`worker_exit`]). `pid` is the process of the worker that the fact is about, where it is
+/// known.
 pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
     use Level::{Error, Info, Warn};
     let about =
@@ -93,11 +93,11 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         Fact::Stalled(who, why, span) => {
             let how = stalled(*why, *span);
             let text =
-                format_args!("is stalled, it {how}; it gets no new connections while others can take them");
+                format_args!("is stalled: it {how}; out of rotation while others can serve");
             about("stalled", Warn, who, text)
         }
         Fact::Resumed(who, span) => {
-            let text = format_args!("serves again after {span:.1?} and gets new connections");
+            let text = format_args!("serves again after {span:.1?}, back in rotation");
             about("resumed", Info, who, text)
         }
         Fact::Hung(who, why, span) => {
@@ -115,7 +115,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         }
         Fact::LeavesUnasked(who, follow) => {
             let follow = worker_exit::follow(*follow);
-            about("leaving", Warn, who, format_args!("drains although it was not asked to; {follow}"))
+            about("leaving", Warn, who, format_args!("drains without being asked to; {follow}"))
         }
         Fact::Draining(who, why) => about("draining", Info, who, format_args!("drains: {why}")),
         Fact::DrainTimedOut(who, timeout) => {
@@ -130,7 +130,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             "degraded",
             Warn,
             format!(
-                "degraded: {slots} slots are empty since their workers keep failing; the last one: {reason}"
+                "degraded: {slots} slots are empty because their workers keep failing; last failure: {reason}"
             ),
         )
         .with("slots", *slots),
@@ -140,7 +140,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
                 .with("generation", generation.0)
         }
         Fact::ReloadWaits => {
-            let text = "reload: waiting until the workers of another generation have left";
+            let text = "reload: waiting for the workers of another generation to exit";
             EventRecord::new("reload-waits", Info, text)
         }
         Fact::Reloaded(generation, workers) => {
@@ -150,7 +150,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         Fact::ReloadFailed(refused, serving, reason) => EventRecord::new(
             "reload-failed",
             Error,
-            format!("reload failed, generation {serving} goes on serving: {reason}"),
+            format!("reload failed, generation {serving} keeps serving: {reason}"),
         )
         .with("generation", serving.0)
         .with("refused", refused.0)
@@ -167,7 +167,7 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         }
         Fact::NoMemory { workers, used } => {
             let text = format!(
-                "not scaling up from {workers} workers, which use {} MiB: one more would use more than scale-up-memory",
+                "not scaling up: {workers} workers use {} MiB, one more would exceed scale-up-memory",
                 used >> 20
             );
             EventRecord::new("no-memory", Warn, text).with("workers", *workers).with("used", *used)
@@ -176,34 +176,34 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
             "restarting",
             Info,
             who,
-            format_args!("is to be replaced; it serves until another one is ready"),
+            format_args!("is being replaced; it serves until its replacement is ready"),
         ),
         Fact::Recycling(who, excess) => {
             let text =
-                format_args!("is to be recycled: {}; it serves until another one is ready", reached(*excess));
+                format_args!("is being recycled: {}; it serves until its replacement is ready", reached(*excess));
             let (word, used, most) = numbers(*excess);
             about("recycling", Info, who, text).with("limit", word).with("used", used).with("most", most)
         }
         Fact::NotReplaced(who, reason) => {
-            let text = format_args!("was to be replaced and goes on serving: {reason}");
+            let text = format_args!("could not be replaced and keeps serving: {reason}");
             about("not-replaced", Warn, who, text)
         }
         Fact::Holding(slot) => EventRecord::new(
             "holding",
             Info,
             format!(
-                "slot {slot} is held empty from now on (restart-worker {slot} or a reload fills it again)"
+                "slot {slot} is held empty (restart-worker {slot} or a reload fills it again)"
             ),
         )
         .with("slot", slot.0),
         Fact::Released(slot) => {
-            EventRecord::new("released", Info, format!("slot {slot} is not held empty any more"))
+            EventRecord::new("released", Info, format!("slot {slot} is no longer held empty"))
                 .with("slot", slot.0)
         }
         Fact::Stranded(slot, waiting) => EventRecord::new(
             "stranded",
             Info,
-            format!("slot {slot} has no worker, but connections wait in its queue; starting one for them"),
+            format!("slot {slot} has no worker, but connections wait in its queue; starting a rescue worker"),
         )
         .with("slot", slot.0)
         .with("waiting", *waiting),
@@ -213,13 +213,13 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         Fact::DrainingAll => EventRecord::new(
             "draining-all",
             Info,
-            "all workers drain, the sockets stay (reload to start workers again)",
+            "draining all workers, the sockets stay (reload to start workers again)",
         ),
         Fact::PreStop(delay) => EventRecord::new(
             "pre-stop",
             Info,
             format!(
-                "stopping in {delay:?}: not ready any more, and serving as before (a second signal stops now)"
+                "stopping in {delay:?}: no longer ready, still serving (a second signal stops now)"
             ),
         )
         .with("delay_ms", u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
@@ -233,23 +233,20 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         Fact::SupervisorStalled(gap) => EventRecord::new(
             "supervisor-stalled",
             Warn,
-            format!("the supervisor itself was stopped for {gap:.1?}; putting every deadline off by as much"),
+            format!("the supervisor itself was stalled for {gap:.1?}; every deadline is extended by as much"),
         ),
     })
 }
 
-/// Why the load has changed the number of workers: in a word, and in words.
+/// Returns why autoscaling has changed the number of workers, as a field and as text.
 fn reason_of(reason: ScaleReason) -> (&'static str, String) {
     match reason {
-        ScaleReason::Backlog(1) => (
-            "backlog",
-            "1 connection waits and nobody has time".to_owned(),
-        ),
+        ScaleReason::Backlog(1) => ("backlog", "1 connection waiting, no idle worker".to_owned()),
         ScaleReason::Backlog(waiting) => (
             "backlog",
-            format!("{waiting} connections wait and nobody has time"),
+            format!("{waiting} connections waiting, no idle worker"),
         ),
-        ScaleReason::Busy(percent) => ("busy", format!("they are {percent} % busy")),
+        ScaleReason::Busy(percent) => ("busy", format!("{percent} % busy")),
         ScaleReason::Unneeded(slot, span) => {
             let span = humantime::format_duration(Duration::from_secs(span.as_secs()));
             ("unneeded", format!("slot {slot} was not needed for {span}"))
@@ -257,7 +254,7 @@ fn reason_of(reason: ScaleReason) -> (&'static str, String) {
     }
 }
 
-/// Something about a worker, with its numbers as fields.
+/// Returns a record about a worker, with its numbers as fields.
 pub(crate) fn of_worker(
     kind: &'static str,
     level: Level,
@@ -275,7 +272,7 @@ pub(crate) fn of_worker(
     }
 }
 
-/// Whom a fact is about.
+/// Returns the worker that a fact is about.
 pub(crate) fn subject(fact: &Fact) -> Option<WorkerRef> {
     match fact {
         Fact::Spawning(who)
@@ -314,46 +311,14 @@ pub(crate) fn subject(fact: &Fact) -> Option<WorkerRef> {
     }
 }
 
-/// Tells systemd what concerns it. Every RELOADING=1 is followed by a READY=1, or the unit would hang in "reloading".
-///
-/// # Errors
-/// Those of the notifier: `WouldBlock` means that it has to be told again.
-pub(crate) fn tell_systemd(notifier: &Notifier, fact: &Fact, booted: bool) -> std::io::Result<()> {
-    match fact {
-        Fact::ServerReady(_, workers) => notifier.ready(&format!("{workers} workers serve")),
-        // Before the first READY=1 the unit is starting, and a reload is part of that.
-        Fact::ReloadBegan(generation) if booted => {
-            notifier.reloading(&format!("reloading: trying generation {generation}"))
-        }
-        Fact::Reloaded(generation, workers) if booted => notifier.ready(&format!(
-            "{workers} workers of generation {generation} serve"
-        )),
-        Fact::ReloadFailed(_, serving, reason) if booted => notifier.ready(&format!(
-            "generation {serving} serves; the last reload failed: {reason}"
-        )),
-        Fact::Degraded(slots, reason) => {
-            notifier.status(&format!("degraded: {slots} slots are empty: {reason}"))
-        }
-        Fact::Recovered => notifier.status("every slot is filled again"),
-        Fact::Resized(_, to) | Fact::Scaled { to, .. } => {
-            notifier.status(&format!("scaling to {to} workers"))
-        }
-        Fact::DrainingAll => notifier.status("all workers drain"),
-        Fact::PreStop(delay) => notifier.stopping(&format!("stopping in {delay:?}")),
-        Fact::Stopping(_) => notifier.stopping("stopping"),
-        Fact::StartupFailed(reason) => notifier.stopping(&format!("giving up: {reason}")),
-        _ => Ok(()),
-    }
-}
-
-/// What a client that waits for a reload's verdict is told meanwhile.
+/// Returns what a client that waits for a reload's verdict reads meanwhile.
 pub(crate) fn progress(fact: &Fact) -> Option<String> {
     match fact {
         Fact::ReloadBegan(generation) => Some(format!("trying generation {generation}")),
         Fact::ReloadWaits => {
-            Some("waiting until the workers of another generation have left".to_owned())
+            Some("waiting for the workers of another generation to exit".to_owned())
         }
-        Fact::Spawning(who) => Some(format!("{} is being started", Named(*who, None))),
+        Fact::Spawning(who) => Some(format!("starting {}", Named(*who, None))),
         Fact::WorkerReady(who, _) => Some(format!("{} is ready", Named(*who, None))),
         _ => None,
     }

@@ -142,8 +142,8 @@ pub(crate) fn follow(follow: Successor) -> String {
     match follow {
         Successor::New(Duration::ZERO) => "replacing it at once".to_owned(),
         Successor::New(wait) => format!("trying again in {wait:.1?}"),
-        Successor::Known(worker) => format!("worker {worker} follows"),
-        Successor::Refused => "not replacing it, since its generation does not serve".to_owned(),
+        Successor::Known(worker) => format!("worker {worker} replaces it"),
+        Successor::Refused => "not replacing it: its generation does not serve".to_owned(),
         Successor::Nobody => String::new(),
     }
 }

@@ -1,7 +1,9 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
+use crate::api::request::Request;
+use crate::config::runtime_directory::{default_path, runtime_directory};
 use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
-use crate::control::{Request, client, default_path, discovery as place, runtime_directory};
+use crate::control::{client, discovery};
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
@@ -102,7 +104,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
             match find(&source).map(|path| top::run(&path, options)) {
                 Err(code) => code,
                 Ok(Ok(())) => ExitCode::SUCCESS,
-                Ok(Err(reason)) => fail(&reason),
+                Ok(Err(error)) => fail(&error.to_string()),
             }
         }
         Subcommand::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
@@ -243,7 +245,9 @@ fn find(source: &Source) -> Result<PathBuf, ExitCode> {
             ));
         }
         Ok((Control::Path(path), _)) => Some(path),
-        Ok((Control::Default, name)) => place::of_running_server(source.file(), name.as_deref()),
+        Ok((Control::Default, name)) => {
+            discovery::of_running_server(source.file(), name.as_deref())
+        }
     };
     path.ok_or_else(|| {
         fail(
@@ -258,7 +262,7 @@ fn reach(source: &Source, json: bool, request: &Request) -> ExitCode {
     match find(source).map(|path| client::ask(&path, request, json)) {
         Err(code) => code,
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(reason)) => fail(&reason),
+        Ok(Err(error)) => fail(&error.to_string()),
     }
 }
 

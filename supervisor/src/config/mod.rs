@@ -27,6 +27,7 @@ mod reader;
 mod ready;
 mod render;
 mod resolve;
+pub(crate) mod runtime_directory;
 mod sandbox;
 mod source;
 #[cfg(test)]
@@ -47,8 +48,8 @@ pub use options::Config;
 pub(crate) use privileges::{Account, Capabilities, CoreDumps, Privileges};
 pub(crate) use ready::Ready;
 pub(crate) use sandbox::{Limit, Sandbox, SandboxMode, Seccomp};
+pub(crate) use source::Invocation;
 pub use source::Source;
-pub(crate) use source::{Explained, Invocation};
 pub(crate) use types::{
     AccessTarget, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };

@@ -8,7 +8,7 @@ use super::options::{Config, Options, PREFIX, SETTINGS, Setting, setting};
 use super::reader::{Parsed, invalid};
 use super::resolve::resolve;
 use super::types::Control;
-use serde::Serialize;
+use crate::api::answer;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,20 +39,6 @@ pub struct Source {
     /// The file as it was read at some time, which then stands for what it is now.
     read: Option<Arc<File>>,
     linked: bool,
-}
-
-/// A setting, its value, and who set it.
-#[derive(Debug, Clone, Serialize)]
-pub struct Explained {
-    /// Its name.
-    pub name: String,
-    /// Its value, as the file would have it; null for one that has none.
-    pub value: serde_json::Value,
-    /// `flag`, `environment`, `file` or `default`.
-    pub from: &'static str,
-    /// Where exactly; a default stands nowhere.
-    #[serde(rename = "where", skip_serializing_if = "Option::is_none")]
-    pub place: Option<String>,
 }
 
 impl Source {
@@ -183,7 +169,7 @@ impl Source {
 
     /// Every setting of a configuration that was loaded from this source, with its value and with
     /// who set it.
-    pub fn explain(&self, config: &Config) -> Vec<Explained> {
+    pub fn explain(&self, config: &Config) -> Vec<answer::Setting> {
         let layers = self.layers(&mut Vec::new(), &mut Vec::new());
         let table: toml::Table = config.render().parse().unwrap_or_default();
         let explained = SETTINGS.iter().map(|setting| {
@@ -193,10 +179,10 @@ impl Source {
                 .and_then(|value| serde_json::to_value(value).ok());
             let layer = layers.iter().find(|layer| layer.options.sets(setting));
             let (from, place) = layer.map_or(("default", None), |layer| layer.source(&name));
-            Explained {
+            answer::Setting {
                 name,
                 value: value.unwrap_or_default(),
-                from,
+                from: from.into(),
                 place,
             }
         });
@@ -204,10 +190,10 @@ impl Source {
             let layer = layers.iter().find(|layer| !layer.program.is_empty());
             let (from, place) = layer.map_or(("default", None), |layer| layer.source("command"));
             let value = serde_json::to_value(command).unwrap_or_default();
-            Explained {
+            answer::Setting {
                 name: "command".to_owned(),
                 value,
-                from,
+                from: from.into(),
                 place,
             }
         });

@@ -1,14 +1,16 @@
-//! Where a running server's control socket is, when nobody says: the way from an operator's words to a unit's directory.
+//! Where the control socket of a server is, when `--control` does not say: from a name or a configuration file to the
+//! runtime directory of a unit.
 //!
-//! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable. What the shipped units
-//! have in common is known here: `prefork.service` reads /etc/prefork/config.toml and has /run/prefork, and
+//! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable. The conventions of the
+//! shipped units are known here: `prefork.service` reads /etc/prefork/config.toml and has /run/prefork, and
 //! `prefork@shop.service` reads /etc/prefork/shop.toml and has /run/prefork-shop.
 
-use crate::control::{SOCKET, default_path, socket_name};
+use crate::config::runtime_directory::{SOCKET, default_path, socket_name};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Where to ask, for the server with this configuration file, or of this name. `None` when nobody can tell.
+/// Returns the control socket of the server with this configuration file, or of this name. `None` when neither leads to
+/// one.
 pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Option<PathBuf> {
     if let Some(name) = name {
         let places = of_name(name);
@@ -18,19 +20,19 @@ pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Op
             .or(places.first())
             .cloned();
     }
-    let inside_a_unit = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|path| !path.is_empty());
-    let of_ours = default_path(None);
+    let in_unit = std::env::var_os("RUNTIME_DIRECTORY").is_some_and(|path| !path.is_empty());
+    let default = default_path(None);
     match of_unit(config) {
-        Some((path, certain)) if !inside_a_unit => match of_ours {
-            Some(ours) if !certain && (ours.exists() || !path.exists()) => Some(ours),
+        Some((path, certain)) if !in_unit => match default {
+            Some(default) if !certain && (default.exists() || !path.exists()) => Some(default),
             _ => Some(path),
         },
-        _ => of_ours,
+        _ => default,
     }
 }
 
-/// Where a server of this name may have its socket, most likely first: where ours would be, in the directory of a unit, and
-/// where root's would be.
+/// Returns the places where a server of this name may have its socket, most likely first: this user's default, the
+/// directory of a unit, and root's default.
 fn of_name(name: &str) -> Vec<PathBuf> {
     let run = Path::new("/run");
     let socket = socket_name(Some(name));
@@ -46,8 +48,8 @@ fn of_name(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The socket of the unit to which a configuration file belongs, and whether that is certain. Without a file it may be
-/// the plain unit that is meant.
+/// Returns the socket of the unit to which a configuration file belongs, and whether that is certain. Without a file the
+/// plain unit may be meant.
 fn of_unit(config: Option<&Path>) -> Option<(PathBuf, bool)> {
     let (directory, certain) = match config {
         None => ("prefork".to_owned(), false),
@@ -55,7 +57,7 @@ fn of_unit(config: Option<&Path>) -> Option<(PathBuf, bool)> {
         Some(path) if path.extension() != Some(OsStr::new("toml")) => return None,
         Some(path) => match path.file_stem()?.to_str()? {
             "config" => ("prefork".to_owned(), true),
-            site => (format!("prefork-{site}"), true),
+            instance => (format!("prefork-{instance}"), true),
         },
     };
     Some((Path::new("/run").join(directory).join(SOCKET), certain))
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_looked_for_in_the_directories_of_units_too() {
+    fn a_name_is_searched_in_the_directories_of_units_too() {
         let places = of_name("shop");
         for path in [
             "/run/prefork-shop/prefork.sock",

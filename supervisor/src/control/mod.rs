@@ -6,83 +6,98 @@
 //! <- {"version":1,"ok":true,"generation":2}
 //! ```
 //!
-//! A client gets one answer to one request. It is bounded in everything (number, size of the request, time to make it,
-//! size of what waits to be read by it), so a slow, dead or lying client costs the others nothing: when there is no room
-//! for one more, whoever has asked nothing for longest has to go. What a client may ask is its [`Role`]. This module
-//! does not know what a request does.
+//! A client gets one answer to one request. It is bounded in everything (number, size of the request, time to send it,
+//! size of the output that it has not read), so a slow, dead or lying client costs the others nothing: when all places are
+//! taken, the client that has been silent for longest is dropped. What a client may request depends on its [`Role`]. This
+//! module does not know what a request does.
 //!
-//! A child of ours that is to know how things are does not connect: it inherits one end of a pair of sockets, the other
-//! end of which is [taken in](ControlServer::take_in) as a *lasting* client, which may ask again and again.
+//! A child of the supervisor that needs the status does not connect: it inherits one end of a socket pair, the other end
+//! of which is [admitted](ControlServer::admit_lasting) as a *lasting* client, which may ask again and again.
+//!
+//! * this file – the server; `peer` – the role of a client; `resume` – the server over an upgrade in place;
+//! * `client` – the operator's end; `discovery` – where the socket of a running server is.
 
 pub(crate) mod client;
 pub(crate) mod discovery;
 pub(crate) mod peer;
-pub(crate) mod protocol;
 pub(crate) mod resume;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use protocol::Request;
-pub(crate) use protocol::{Answer, Progress, Role, VERSION};
-
+pub(crate) use crate::api::answer::{Answer, event_line};
+use crate::api::request::{MAX_REQUEST, RequestError};
+pub(crate) use crate::api::request::{Request, Role, VERSION};
+pub(crate) use crate::api::status::Progress;
+pub(crate) use crate::config::runtime_directory::runtime_directory;
 use crate::process::poll::{Interest, Poll, Token};
 use nix::unistd::Gid;
+use peer::PeerError;
 use prefork_core::Time;
-use protocol::MAX_REQUEST;
-pub(crate) use protocol::event_line;
 use std::collections::BTreeMap;
 use std::io;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The name of the socket in a runtime directory.
-pub(crate) const SOCKET: &str = "prefork.sock";
-
-/// Clients at the same time, and among them those who wait for a verdict, and those who are told of events.
+/// Concurrent clients, and among them those that wait for a verdict, and those that follow events.
 const MAX_CLIENTS: usize = 128;
 const MAX_WAITING: usize = 64;
 const MAX_FOLLOWERS: usize = 32;
-/// The most clients taken in before others have their turn.
-const AT_ONCE: usize = 32;
-/// What may wait to be read by a client, and by one that is told of events, which are never the last.
+/// The most clients accepted before others have their turn.
+const MAX_ACCEPTS: usize = 32;
+/// The most unread output of a client, in bytes, and of one that follows events, which never end.
 const MAX_UNREAD: usize = 4 << 20;
 const MAX_UNREAD_EVENTS: usize = 256 << 10;
 const TIME_TO_ASK: Duration = Duration::from_secs(10);
 const TIME_TO_READ: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long no client is accepted after accept(2) has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where the server's small files go: `$RUNTIME_DIRECTORY`, else `$XDG_RUNTIME_DIR`, else for root `/run`.
-pub(crate) fn runtime_directory() -> Option<PathBuf> {
-    let directory =
-        |name| std::env::var_os(name).filter(|path: &std::ffi::OsString| !path.is_empty());
-    // systemd separates several runtime directories by colons.
-    directory("RUNTIME_DIRECTORY")
-        .and_then(|paths| std::env::split_paths(&paths).next())
-        .or_else(|| directory("XDG_RUNTIME_DIR").map(PathBuf::from))
-        .or_else(|| {
-            nix::unistd::geteuid()
-                .is_root()
-                .then(|| PathBuf::from("/run"))
-        })
+/// A control socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make the control socket {}: {problem}", path.display())]
+pub(crate) struct BindError {
+    path: PathBuf,
+    problem: BindProblem,
 }
 
-/// The file of the control socket of a server with this name, or with none.
-pub(crate) fn socket_name(name: Option<&str>) -> String {
-    name.map_or_else(|| SOCKET.to_owned(), |name| format!("prefork-{name}.sock"))
+#[derive(Debug, thiserror::Error)]
+enum BindProblem {
+    #[error("something that is not a socket has this name (choose another with --control)")]
+    NotASocket,
+    #[error("another instance answers there (choose another with --control, or a --name)")]
+    InUse,
+    #[error(
+        "it cannot be given to group {group}: {error} (run as root, or as a member of the group)"
+    )]
+    Group { group: Gid, error: io::Error },
+    #[error(transparent)]
+    System(#[from] io::Error),
 }
 
-/// Where the control socket is by default: in the [runtime directory](runtime_directory).
-pub(crate) fn default_path(name: Option<&str>) -> Option<PathBuf> {
-    runtime_directory().map(|directory| directory.join(socket_name(name)))
+/// A client or a request that is rejected, in words for the client.
+#[derive(Debug, thiserror::Error)]
+enum Rejection {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("you may only read: status, events, config (ask as root or as the server's user)")]
+    ReadOnly,
+    #[error("{MAX_CLIENTS} control clients are being served already")]
+    Clients,
+    #[error("{MAX_FOLLOWERS} clients follow the events already")]
+    Followers,
+    #[error("{MAX_WAITING} clients wait for an answer already")]
+    Waiting,
 }
 
-/// The clients, and the socket on which they come, if there is one.
+/// The control socket, if there is one, and its clients.
 #[derive(Debug, Default)]
 pub(crate) struct ControlServer {
-    door: Option<Door>,
+    listener: Option<Listener>,
     clients: BTreeMap<u64, Client>,
     last: u64,
     /// The group that may read.
@@ -91,12 +106,12 @@ pub(crate) struct ControlServer {
 
 /// The listening socket.
 #[derive(Debug)]
-struct Door {
-    listener: UnixListener,
+struct Listener {
+    socket: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
-    /// Until when nobody is taken in, since the last attempt failed: descriptors may have run out, and what waits
-    /// would wake us for ever.
+    /// Until when no client is accepted, as the last attempt failed: descriptors may have run out, and the clients in the
+    /// queue would wake the loop for ever.
     pause: Option<Time>,
 }
 
@@ -104,7 +119,7 @@ struct Door {
 struct Client {
     stream: UnixStream,
     role: Role,
-    /// It may ask again.
+    /// It may send further requests.
     lasting: bool,
     stage: Stage,
     input: Vec<u8>,
@@ -113,66 +128,30 @@ struct Client {
     read_by: Option<Time>,
 }
 
-/// Whose turn it is.
+/// The turn that a conversation is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// The client's, until then.
+    /// The client's, to send a request until then.
     Asks { by: Option<Time> },
-    /// Ours: an answer.
+    /// The server's, to answer.
     Waits,
-    /// Ours, again and again: events.
+    /// The server's, to send events.
     Follows,
-    /// It was answered.
+    /// Nobody's: the verdict was written.
     Answered,
 }
 
 impl ControlServer {
-    /// Makes the socket, usable for its owner and group: ours, or that of the `readers`.
+    /// Makes the socket, usable by its owner and group: the server's own, or that of the `readers`.
     ///
     /// # Errors
-    /// When it cannot be made; the text tells why and what to do.
-    pub(crate) fn bind(&mut self, path: &Path, readers: Option<Gid>) -> Result<(), String> {
-        let failed = |error: &dyn std::fmt::Display| {
-            format!("cannot make the control socket {}: {error}", path.display())
-        };
-        if let Ok(about) = std::fs::symlink_metadata(path) {
-            use std::os::unix::fs::FileTypeExt;
-            if !about.file_type().is_socket() {
-                return Err(failed(
-                    &"something that is not a socket has this name (choose another with --control)",
-                ));
-            }
-            match UnixStream::connect(path) {
-                Ok(_) => {
-                    return Err(failed(
-                        &"another instance answers there (choose another with --control, or a --name)",
-                    ));
-                }
-                Err(_) => std::fs::remove_file(path).map_err(|error| failed(&error))?,
-            }
-        }
-        let listener = UnixListener::bind(path).map_err(|error| failed(&error))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|error| failed(&error))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
-            .map_err(|error| failed(&error))?;
-        if let Some(readers) = readers {
-            std::os::unix::fs::chown(path, None, Some(readers.as_raw())).map_err(|error| {
-                failed(&format_args!(
-                    "it cannot be given to group {readers}: {error} (run as root, or as a member of the group)"
-                ))
-            })?;
-        }
-        let about = std::fs::metadata(path).map_err(|error| failed(&error))?;
-        let identity = (about.dev(), about.ino());
-        self.readers = readers;
-        self.door = Some(Door {
-            listener,
+    /// When it cannot be made.
+    pub(crate) fn bind(&mut self, path: &Path, readers: Option<Gid>) -> Result<(), BindError> {
+        self.listener = Some(Listener::bind(path, readers).map_err(|problem| BindError {
             path: path.to_owned(),
-            identity,
-            pause: None,
-        });
+            problem,
+        })?);
+        self.readers = readers;
         Ok(())
     }
 
@@ -181,53 +160,58 @@ impl ControlServer {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub(crate) fn watch(&self, poll: &Poll) -> io::Result<()> {
-        self.door.as_ref().map_or(Ok(()), |door| {
-            poll.add(&door.listener, Token::Control, Interest::Read)
+        self.listener.as_ref().map_or(Ok(()), |listener| {
+            poll.add(&listener.socket, Token::Control, Interest::Read)
         })
     }
 
-    /// Takes in whoever connects, and may.
+    /// Accepts the clients that wait, and rejects those without a role.
     pub(crate) fn accept(&mut self, now: Time, poll: &Poll) {
-        for _ in 0..AT_ONCE {
-            let Some(door) = &mut self.door else { return };
-            let stream = match door.listener.accept() {
+        for _ in 0..MAX_ACCEPTS {
+            let Some(listener) = &mut self.listener else {
+                return;
+            };
+            let stream = match listener.socket.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => {
-                    poll.remove(&door.listener);
-                    door.pause = Some(now + PAUSE);
+                    poll.remove(&listener.socket);
+                    listener.pause = Some(now + ACCEPT_PAUSE);
                     return;
                 }
             };
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            let role =
-                peer::role(&stream, self.readers).and_then(|role| match self.make_room(poll) {
-                    true => Ok(role),
-                    false => Err(format!(
-                        "{MAX_CLIENTS} control clients are being served already"
-                    )),
-                });
             let stage = Stage::Asks {
                 by: Some(now + TIME_TO_ASK),
             };
-            match role {
+            match self.role(poll, &stream) {
                 Ok(role) => drop(self.admit(poll, Client::new(stream, role, stage))),
-                Err(reason) => {
+                Err(rejection) => {
                     let mut client = Client::new(stream, Role::Read, stage);
-                    client.push(&Answer::failed(reason).line());
+                    client.push(&Answer::failed(rejection.to_string()).line());
                     let _ = client.flush();
                 }
             }
         }
     }
 
-    /// Takes in a lasting client, one of our own children: it has the other end.
+    /// Returns the role of a new client, if a place is free or can be freed.
+    fn role(&mut self, poll: &Poll, stream: &UnixStream) -> Result<Role, Rejection> {
+        let role = peer::role(stream, self.readers)?;
+        if self.make_room(poll) {
+            Ok(role)
+        } else {
+            Err(Rejection::Clients)
+        }
+    }
+
+    /// Admits a lasting client: one of the server's own children, which has the other end.
     ///
     /// # Errors
     /// Those of fcntl(2) and epoll_ctl(2).
-    pub(crate) fn take_in(
+    pub(crate) fn admit_lasting(
         &mut self,
         poll: &Poll,
         stream: UnixStream,
@@ -241,8 +225,8 @@ impl ControlServer {
         self.admit(poll, client)
     }
 
-    /// Lets go of all lasting clients: they read the end.
-    pub(crate) fn dismiss(&mut self, poll: &Poll) {
+    /// Drops all lasting clients, which read the end of the stream.
+    pub(crate) fn drop_lasting(&mut self, poll: &Poll) {
         let lasting: Vec<u64> = self
             .clients
             .iter()
@@ -261,7 +245,7 @@ impl ControlServer {
         Ok(())
     }
 
-    /// Whether there is room for one more. If there is none, whoever has asked nothing for longest has to go.
+    /// Returns whether a place is free, after dropping the client that has been silent for longest if need be.
     fn make_room(&mut self, poll: &Poll) -> bool {
         if self.clients.len() < MAX_CLIENTS {
             return true;
@@ -287,7 +271,7 @@ impl ControlServer {
             .count()
     }
 
-    /// A client can be read or written; gives its request when it is complete, and it may ask for that.
+    /// Reads from or writes to a client that is ready for it; returns its request when that is complete and allowed.
     pub(crate) fn serve(&mut self, now: Time, poll: &Poll, id: u64) -> Option<Request> {
         let client = self.clients.get_mut(&id)?;
         if !client.output.is_empty() {
@@ -302,12 +286,14 @@ impl ControlServer {
                 let request = Request::read(&client.input)?;
                 client.input = Vec::new();
                 client.stage = Stage::Waits;
-                match request.and_then(|request| self.may(id, request)) {
+                match self.check(id, request) {
                     Ok(request) => return Some(request),
-                    Err(reason) => self.answer(now, poll, id, &Answer::failed(reason)),
+                    Err(rejection) => {
+                        self.answer(now, poll, id, &Answer::failed(rejection.to_string()));
+                    }
                 }
             }
-            // It has asked already: more of it is not read, or it would wake us for ever.
+            // It has sent its request already: further input is not read, or it would wake the loop for ever.
             Ok(_) => self.drop_client(poll, id),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.drop_client(poll, id),
@@ -315,22 +301,18 @@ impl ControlServer {
         None
     }
 
-    /// Whether a client may ask for that, and whether there is room for it.
-    fn may(&self, id: u64, request: Request) -> Result<Request, String> {
+    /// Returns the request, if the client's role and the limits allow it.
+    fn check(&self, id: u64, request: Result<Request, RequestError>) -> Result<Request, Rejection> {
+        let request = request?;
         let role = self.clients.get(&id).map(|client| client.role);
         if role.is_none_or(|role| role < request.needs()) {
-            return Err(
-                "you may only read: status, events, config (ask as root or as the server's user)"
-                    .to_owned(),
-            );
+            return Err(Rejection::ReadOnly);
         }
         match request {
             Request::Events { follow: true, .. } if self.count(Stage::Follows) >= MAX_FOLLOWERS => {
-                Err(format!("{MAX_FOLLOWERS} clients follow the events already"))
+                Err(Rejection::Followers)
             }
-            _ if self.count(Stage::Waits) > MAX_WAITING => {
-                Err(format!("{MAX_WAITING} clients wait for an answer already"))
-            }
+            _ if self.count(Stage::Waits) > MAX_WAITING => Err(Rejection::Waiting),
             _ => Ok(request),
         }
     }
@@ -340,7 +322,7 @@ impl ControlServer {
         self.send(now, poll, id, &answer.line(), answer.ok.is_some());
     }
 
-    /// Sends lines that are written already; `last`: with the verdict.
+    /// Sends rendered lines; `last` when the verdict is among them.
     pub(crate) fn send(&mut self, now: Time, poll: &Poll, id: u64, lines: &[u8], last: bool) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
@@ -352,15 +334,15 @@ impl ControlServer {
         self.push_on(now, poll, id);
     }
 
-    /// Tells a client of events from now on.
+    /// Sends a client events from now on.
     pub(crate) fn follow(&mut self, id: u64) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.stage = Stage::Follows;
         }
     }
 
-    /// Tells whoever follows of an event.
-    pub(crate) fn tell(&mut self, now: Time, poll: &Poll, line: &[u8]) {
+    /// Sends the line of an event to all clients that follow.
+    pub(crate) fn broadcast(&mut self, now: Time, poll: &Poll, line: &[u8]) {
         let follows =
             |(id, client): (&u64, &Client)| (client.stage == Stage::Follows).then_some(*id);
         for id in self.clients.iter().filter_map(follows).collect::<Vec<_>>() {
@@ -368,7 +350,7 @@ impl ControlServer {
         }
     }
 
-    /// Whether anybody follows.
+    /// Returns whether any client follows events.
     pub(crate) fn is_followed(&self) -> bool {
         self.clients
             .values()
@@ -392,7 +374,7 @@ impl ControlServer {
                 let _ = poll.change(&client.stream, Token::Client(id), Interest::Read);
             }
             Ok(()) if client.output.len() <= client.most_unread() => {
-                // Whoever reads a little of it has as long again for the rest.
+                // A client that reads a part has as long again for the rest.
                 if client.read_by.is_none() || client.output.len() < before {
                     client.read_by = Some(now + TIME_TO_READ);
                 }
@@ -402,15 +384,15 @@ impl ControlServer {
         }
     }
 
-    /// Lets go of whoever is late, and takes clients in again after a pause.
+    /// Drops the clients whose time is over, and accepts clients again after a pause.
     pub(crate) fn expire(&mut self, now: Time, poll: &Poll) {
-        if let Some(door) = &mut self.door
-            && door.pause.take_if(|until| *until <= now).is_some()
+        if let Some(listener) = &mut self.listener
+            && listener.pause.take_if(|until| *until <= now).is_some()
             && poll
-                .add(&door.listener, Token::Control, Interest::Read)
+                .add(&listener.socket, Token::Control, Interest::Read)
                 .is_err()
         {
-            door.pause = Some(now + PAUSE);
+            listener.pause = Some(now + ACCEPT_PAUSE);
         }
         let late: Vec<u64> = self
             .clients
@@ -423,9 +405,9 @@ impl ControlServer {
         }
     }
 
-    /// When somebody will be late, or the pause is over.
+    /// Returns when a client's time or the pause is over.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        let pause = self.door.as_ref().and_then(|door| door.pause);
+        let pause = self.listener.as_ref().and_then(|listener| listener.pause);
         self.clients
             .values()
             .filter_map(Client::deadline)
@@ -433,7 +415,7 @@ impl ControlServer {
             .min()
     }
 
-    /// Gives everybody a last chance to read what was written, before the server exits.
+    /// Writes as much of the output as the clients' sockets take, before the server exits.
     pub(crate) fn finish(&mut self) {
         for client in self.clients.values_mut() {
             let _ = client.flush();
@@ -460,7 +442,7 @@ impl Client {
         }
     }
 
-    /// By when it must have done something.
+    /// Returns by when it must have sent or read something.
     fn deadline(&self) -> Option<Time> {
         match self.stage {
             Stage::Asks { by } if self.output.is_empty() => by,
@@ -499,9 +481,37 @@ impl Client {
     }
 }
 
-impl Drop for Door {
+impl Listener {
+    fn bind(path: &Path, readers: Option<Gid>) -> Result<Self, BindProblem> {
+        if let Ok(about) = std::fs::symlink_metadata(path) {
+            if !about.file_type().is_socket() {
+                return Err(BindProblem::NotASocket);
+            }
+            if UnixStream::connect(path).is_ok() {
+                return Err(BindProblem::InUse);
+            }
+            std::fs::remove_file(path)?;
+        }
+        let socket = UnixListener::bind(path)?;
+        socket.set_nonblocking(true)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+        if let Some(group) = readers {
+            std::os::unix::fs::chown(path, None, Some(group.as_raw()))
+                .map_err(|error| BindProblem::Group { group, error })?;
+        }
+        let about = std::fs::metadata(path)?;
+        Ok(Self {
+            socket,
+            path: path.to_owned(),
+            identity: (about.dev(), about.ino()),
+            pause: None,
+        })
+    }
+}
+
+impl Drop for Listener {
     fn drop(&mut self) {
-        // Somebody may have put another one in its place.
+        // Another process may have put its own socket there.
         if std::fs::metadata(&self.path)
             .is_ok_and(|about| (about.dev(), about.ino()) == self.identity)
         {

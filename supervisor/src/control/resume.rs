@@ -1,22 +1,23 @@
-//! The control socket and its clients, written down for the next version of the program, and taken over by it.
+//! The control socket and its clients over an upgrade in place: one version of the program packs them, the next one
+//! unpacks them.
 //!
-//! Lasting clients are left out: the children that have the other ends are started anew.
+//! Lasting clients are left out: the children that have the other ends are started again.
 
-use super::{Client, ControlServer, Door, Stage};
+use super::{Client, ControlServer, Listener, Stage};
 use crate::process::poll::{Interest, Poll, Token};
 use crate::upgrade::{ClientState, ControlState, Kind, Packing, Unpacking};
 use nix::unistd::Gid;
 use std::io;
 
-/// A client that has more than this to read is let go of.
-const MOST_UNREAD: usize = 64 << 10;
+/// A client with more unread output, in bytes, is dropped.
+const MAX_UNREAD: usize = 64 << 10;
 
 impl ControlServer {
-    /// What has to be known to go on in another program; `None` without a socket.
+    /// Packs the socket and the clients; `None` without a socket.
     pub(crate) fn state(&self, packing: &mut Packing) -> Option<ControlState> {
-        let door = self.door.as_ref()?;
-        let kept = |client: &Client| !client.lasting && client.output.len() <= MOST_UNREAD;
-        let listener = packing.add(Kind::Listener, &door.listener);
+        let listener = self.listener.as_ref()?;
+        let packs = |client: &Client| !client.lasting && client.output.len() <= MAX_UNREAD;
+        let socket = packing.add(Kind::Listener, &listener.socket);
         let client = |(id, client): (&u64, &Client)| ClientState {
             id: *id,
             stream: packing.add(Kind::Stream, &client.stream),
@@ -28,23 +29,23 @@ impl ControlServer {
             follows: client.stage == Stage::Follows,
         };
         Some(ControlState {
-            listener,
-            path: (&door.path).into(),
-            device: door.identity.0,
-            inode: door.identity.1,
+            listener: socket,
+            path: (&listener.path).into(),
+            device: listener.identity.0,
+            inode: listener.identity.1,
             last: self.last,
-            pause: door.pause,
+            pause: listener.pause,
             clients: self
                 .clients
                 .iter()
-                .filter(|(_, client)| kept(client))
+                .filter(|(_, client)| packs(client))
                 .map(client)
                 .collect(),
             readers: self.readers.map(Gid::as_raw),
         })
     }
 
-    /// Goes on with the socket and the clients of another program.
+    /// Unpacks the socket and the clients of another version.
     pub(crate) fn adopted(state: ControlState, unpacking: &mut Unpacking) -> Self {
         let client = |client: &ClientState| {
             let stream = unpacking.take(client.stream, Kind::Stream).into();
@@ -77,26 +78,30 @@ impl ControlServer {
             )
         };
         let clients = state.clients.iter().map(client).collect();
-        let door = Door {
-            listener: unpacking.take(state.listener, Kind::Listener).into(),
+        let listener = Listener {
+            socket: unpacking.take(state.listener, Kind::Listener).into(),
             path: state.path.path(),
             identity: (state.device, state.inode),
             pause: state.pause,
         };
         Self {
-            door: Some(door),
+            listener: Some(listener),
             clients,
             last: state.last,
             readers: state.readers.map(Gid::from_raw),
         }
     }
 
-    /// Watches everything that is to be watched.
+    /// Watches the socket and all clients.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).
     pub(crate) fn watch_all(&self, poll: &Poll) -> io::Result<()> {
-        if self.door.as_ref().is_some_and(|door| door.pause.is_none()) {
+        if self
+            .listener
+            .as_ref()
+            .is_some_and(|listener| listener.pause.is_none())
+        {
             self.watch(poll)?;
         }
         self.clients.iter().try_for_each(|(id, client)| {

@@ -1,16 +1,17 @@
 //! The control socket with clients of all kinds.
 
 use super::*;
+use crate::config::runtime_directory::SOCKET;
 use std::io::{BufRead, BufReader};
 
-struct Desk {
+struct Fixture {
     server: ControlServer,
     poll: Poll,
     folder: tempfile::TempDir,
     now: Time,
 }
 
-impl Desk {
+impl Fixture {
     fn open() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut server = ControlServer::default();
@@ -51,32 +52,19 @@ fn line(stream: UnixStream) -> Answer {
 
 #[test]
 fn a_request_is_taken_and_answered_once() {
-    let mut desk = Desk::open();
-    let (stream, id, request) = desk.ask("{\"command\":\"reload\",\"wait\":true}\n");
+    let mut fixture = Fixture::open();
+    let (stream, id, request) = fixture.ask("{\"command\":\"reload\",\"wait\":true}\n");
     assert_eq!(request, Some(Request::Reload { wait: true }));
-    desk.server
-        .answer(desk.now, &desk.poll, id, &Answer::done());
+    fixture
+        .server
+        .answer(fixture.now, &fixture.poll, id, &Answer::done());
     assert_eq!(line(stream).ok, Some(true));
-    assert!(desk.server.clients.is_empty());
-}
-
-#[test]
-fn a_line_that_is_too_long_is_refused_however_it_is_cut() {
-    let line = format!("{{\"command\":\"status\"}}{}\n", " ".repeat(MAX_REQUEST));
-    let refused = Request::read(line.as_bytes()).and_then(Result::err);
-    assert!(
-        refused
-            .as_ref()
-            .is_some_and(|reason| reason.contains("at most 4096 bytes")),
-        "{refused:?}"
-    );
-    let cut = Request::read(&line.as_bytes()[..line.len() - 1]).and_then(Result::err);
-    assert_eq!(cut, refused);
+    assert!(fixture.server.clients.is_empty());
 }
 
 #[test]
 fn nonsense_is_answered_with_the_reason() {
-    let mut desk = Desk::open();
+    let mut fixture = Fixture::open();
     for nonsense in [
         "{}\n",
         "stop\n",
@@ -84,7 +72,7 @@ fn nonsense_is_answered_with_the_reason() {
         "\u{0}\n",
         &format!("{}\n", "x".repeat(4095)),
     ] {
-        let (stream, _, request) = desk.ask(nonsense);
+        let (stream, _, request) = fixture.ask(nonsense);
         assert_eq!(request, None);
         assert!(
             line(stream)
@@ -94,54 +82,52 @@ fn nonsense_is_answered_with_the_reason() {
             "{nonsense}"
         );
     }
-    let (stream, _, _) = desk.ask(&"x".repeat(MAX_REQUEST));
+    let (stream, _, _) = fixture.ask(&"x".repeat(MAX_REQUEST));
     assert!(line(stream).error.expect("a reason").contains("one line"));
 }
 
 #[test]
-fn a_silent_client_is_let_go() {
-    let mut desk = Desk::open();
-    let _stream = desk.connect();
+fn a_silent_client_is_dropped() {
+    let mut fixture = Fixture::open();
+    let _stream = fixture.connect();
     assert_eq!(
-        desk.server.next_deadline(),
+        fixture.server.next_deadline(),
         Some(Time::default() + TIME_TO_ASK)
     );
-    desk.server
-        .expire(Time::default() + TIME_TO_ASK, &desk.poll);
-    assert!(desk.server.clients.is_empty());
+    fixture
+        .server
+        .expire(Time::default() + TIME_TO_ASK, &fixture.poll);
+    assert!(fixture.server.clients.is_empty());
 }
 
 #[test]
-fn a_client_that_does_not_read_is_let_go_and_delays_nobody() {
-    let mut desk = Desk::open();
-    let (_stream, id, _) = desk.ask("{\"command\":\"status\"}\n");
+fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
+    let mut fixture = Fixture::open();
+    let (_stream, id, _) = fixture.ask("{\"command\":\"status\"}\n");
     let much = Answer::progress("x".repeat(1 << 20));
     for _ in 0..6 {
-        desk.server.answer(desk.now, &desk.poll, id, &much);
+        fixture.server.answer(fixture.now, &fixture.poll, id, &much);
     }
     assert!(
-        desk.server.clients.is_empty(),
-        "more waits to be read than is kept"
+        fixture.server.clients.is_empty(),
+        "its unread output exceeds the limit"
     );
 }
 
 #[test]
-fn who_has_asked_nothing_for_longest_makes_room() {
-    let mut desk = Desk::open();
-    let mut held: Vec<_> = (0..MAX_CLIENTS).map(|_| desk.connect()).collect();
-    assert_eq!(desk.server.clients.len(), MAX_CLIENTS);
-    let (mut stream, id, request) = desk.ask("{\"command\":\"status\"}\n");
-    assert_eq!(
-        request,
-        Some(Request::Status),
-        "there is room for whoever asks"
-    );
+fn the_client_that_is_silent_for_longest_makes_room() {
+    let mut fixture = Fixture::open();
+    let mut held: Vec<_> = (0..MAX_CLIENTS).map(|_| fixture.connect()).collect();
+    assert_eq!(fixture.server.clients.len(), MAX_CLIENTS);
+    let (mut stream, id, request) = fixture.ask("{\"command\":\"status\"}\n");
+    assert_eq!(request, Some(Request::Status), "a request finds room");
     assert!(
-        !desk.server.clients.contains_key(&held[0].1),
-        "the first one had to go"
+        !fixture.server.clients.contains_key(&held[0].1),
+        "the first one was dropped"
     );
-    desk.server
-        .answer(desk.now, &desk.poll, id, &Answer::done());
+    fixture
+        .server
+        .answer(fixture.now, &fixture.poll, id, &Answer::done());
     let mut byte = [0];
     assert!(stream.read(&mut byte).is_ok_and(|length| length == 1));
     assert_eq!(held[0].0.read(&mut byte).expect("the end"), 0);
@@ -149,31 +135,32 @@ fn who_has_asked_nothing_for_longest_makes_room() {
 
 #[test]
 fn only_so_many_clients_wait_and_follow() {
-    let mut desk = Desk::open();
+    let mut fixture = Fixture::open();
     let held: Vec<_> = (0..MAX_WAITING)
-        .map(|_| desk.ask("{\"command\":\"reload\",\"wait\":true}\n"))
+        .map(|_| fixture.ask("{\"command\":\"reload\",\"wait\":true}\n"))
         .collect();
     assert!(held.iter().all(|(_, _, request)| request.is_some()));
-    let (stream, _, request) = desk.ask("{\"command\":\"status\"}\n");
+    let (stream, _, request) = fixture.ask("{\"command\":\"status\"}\n");
     assert_eq!(request, None);
     assert!(line(stream).error.expect("a reason").contains("already"));
     drop(held);
 
-    let mut desk = Desk::open();
+    let mut fixture = Fixture::open();
     let follow = "{\"command\":\"events\",\"follow\":true}\n";
     let held: Vec<_> = (0..MAX_FOLLOWERS)
         .map(|_| {
-            let (stream, id, request) = desk.ask(follow);
+            let (stream, id, request) = fixture.ask(follow);
             assert!(request.is_some());
-            desk.server.follow(id);
+            fixture.server.follow(id);
             stream
         })
         .collect();
-    let (stream, _, request) = desk.ask(follow);
+    let (stream, _, request) = fixture.ask(follow);
     assert_eq!(request, None);
     assert!(line(stream).error.expect("a reason").contains("already"));
-    desk.server
-        .tell(desk.now, &desk.poll, &event_line(&"something"));
+    fixture
+        .server
+        .broadcast(fixture.now, &fixture.poll, &event_line(&"something"));
     assert_eq!(
         held.into_iter()
             .filter_map(|stream| line(stream).event)
@@ -183,50 +170,66 @@ fn only_so_many_clients_wait_and_follow() {
 }
 
 #[test]
-fn a_lasting_client_may_ask_again_and_only_what_its_role_allows() {
-    let mut desk = Desk::open();
+fn a_lasting_client_may_ask_again_but_only_what_its_role_allows() {
+    let mut fixture = Fixture::open();
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    desk.server
-        .take_in(&desk.poll, ours, Role::Read)
+    fixture
+        .server
+        .admit_lasting(&fixture.poll, ours, Role::Read)
         .expect("take in");
-    let id = desk.server.last;
+    let id = fixture.server.last;
     for _ in 0..3 {
         theirs
             .write_all(b"{\"command\":\"status\"}\n")
             .expect("ask");
         assert_eq!(
-            desk.server.serve(desk.now, &desk.poll, id),
+            fixture.server.serve(fixture.now, &fixture.poll, id),
             Some(Request::Status)
         );
-        desk.server
-            .answer(desk.now, &desk.poll, id, &Answer::done());
+        fixture
+            .server
+            .answer(fixture.now, &fixture.poll, id, &Answer::done());
     }
     theirs.write_all(b"{\"command\":\"stop\"}\n").expect("ask");
-    assert_eq!(desk.server.serve(desk.now, &desk.poll, id), None);
+    assert_eq!(fixture.server.serve(fixture.now, &fixture.poll, id), None);
     let answers: Vec<_> = BufReader::new(&theirs)
         .lines()
         .take(4)
         .map(Result::unwrap_or_default)
         .collect();
     assert!(answers[3].contains("only read"), "{answers:?}");
-    desk.server
-        .expire(Time::default() + TIME_TO_ASK * 100, &desk.poll);
-    assert!(desk.server.clients.contains_key(&id), "it may be silent");
+    fixture
+        .server
+        .expire(Time::default() + TIME_TO_ASK * 100, &fixture.poll);
+    assert!(
+        fixture.server.clients.contains_key(&id),
+        "it may stay silent"
+    );
 }
 
 #[test]
-fn a_live_socket_is_not_taken_over_and_a_stale_one_is() {
+fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join(SOCKET);
-    drop(UnixListener::bind(&path).expect("a socket that nobody serves"));
+    drop(UnixListener::bind(&path).expect("a socket without a server"));
     let bind = || {
         let mut server = ControlServer::default();
         server.bind(&path, None).map(|()| server)
     };
     let server = bind().expect("it is stale");
-    assert!(bind().expect_err("it is live").contains("another instance"));
+    assert!(
+        bind()
+            .expect_err("it is live")
+            .to_string()
+            .contains("another instance")
+    );
     drop(server);
     assert!(!path.exists());
     std::fs::write(&path, "").expect("a file");
-    assert!(bind().expect_err("a file").contains("not a socket"));
+    assert!(
+        bind()
+            .expect_err("a file")
+            .to_string()
+            .contains("not a socket")
+    );
 }

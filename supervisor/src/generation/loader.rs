@@ -1,7 +1,8 @@
 //! From a command line, an environment and a file to a generation that can be started.
 
 use super::{AdminSockets, Generation, LoadError, Origin};
-use crate::config::{Config, ConfigError, Explained, Program, Source, Surroundings};
+use crate::api::answer::Setting;
+use crate::config::{Config, ConfigError, Program, Source, Surroundings};
 use crate::listen::Listeners;
 use crate::logging::access_log::AccessLog;
 use crate::process::spawn::{Executable, ExecutableError};
@@ -102,7 +103,7 @@ impl Loader {
     }
 
     /// Returns the settings of a generation, and where each came from.
-    pub(crate) fn explain(&self, generation: &Generation) -> Vec<Explained> {
+    pub(crate) fn explain(&self, generation: &Generation) -> Vec<Setting> {
         self.source
             .with_text(generation.origin.file.clone())
             .explain(&generation.config)

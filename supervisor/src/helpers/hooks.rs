@@ -79,7 +79,7 @@ enum HookError {
 impl Hooks {
     /// Queues an event for the program, if the program subscribes to it and there is room.
     pub(crate) fn offer(&mut self, settings: Option<&Settings>, level: log::Level, event: &Event) {
-        if !settings.is_some_and(|settings| settings.want(event.kind, level)) {
+        if !settings.is_some_and(|settings| settings.want(&event.kind, level)) {
             return;
         }
         if self.waiting.len() >= MAX_WAITING {
@@ -95,7 +95,7 @@ impl Hooks {
         if let Ok(mut json) = serde_json::to_vec(event) {
             json.push(b'\n');
             self.waiting.push_back(Waiting {
-                kind: event.kind.to_owned(),
+                kind: event.kind.to_string(),
                 json,
             });
         }

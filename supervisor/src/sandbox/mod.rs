@@ -22,7 +22,7 @@ mod tests;
 pub(crate) use drop_privileges::{Dropped, become_user, warn_of_root};
 pub(crate) use error::ConfinementError;
 
-use super::control::runtime_directory;
+use crate::config::runtime_directory::runtime_directory;
 use crate::config::{Config, CoreDumps, Program};
 use crate::process::spawn::Executable;
 use identity::Own;

@@ -191,7 +191,7 @@ impl Server {
             admin, processes, ..
         } = &mut self.helpers;
         if admin.is_outdated(generation) {
-            self.operators.control.dismiss(&self.poll);
+            self.operators.control.drop_lasting(&self.poll);
             admin.retire(self.now, processes);
         }
         let started = admin.start(self.now, &self.poll, processes, &self.name, generation);
@@ -202,12 +202,12 @@ impl Server {
         };
         let control = &mut self.operators.control;
         let watched = control
-            .take_in(&self.poll, status, Role::Read)
-            .and_then(|()| control.take_in(&self.poll, events, Role::Read));
+            .admit_lasting(&self.poll, status, Role::Read)
+            .and_then(|()| control.admit_lasting(&self.poll, events, Role::Read));
         if let Err(error) = watched {
             warn!("cannot watch the admin child: {error}");
             // Without its connections it leaves by itself, or is killed.
-            control.dismiss(&self.poll);
+            control.drop_lasting(&self.poll);
             admin.retire_failed(self.now, processes);
         }
     }

@@ -194,7 +194,8 @@ impl Server {
         let readers = readers.and_then(|it| it.config.control_readers.as_ref());
         let readers = readers.map(|group| Gid::from_raw(group.gid));
         let control = &mut self.operators.control;
-        let opened = control.bind(path, readers).and_then(|()| {
+        let bound = control.bind(path, readers);
+        let opened = bound.map_err(|error| error.to_string()).and_then(|()| {
             let watched = control.watch(&self.poll);
             watched.map_err(|error| format!("cannot watch the control socket: {error}"))
         });

@@ -2,6 +2,7 @@
 
 use super::Server;
 use super::quiesce::Quiesce;
+use crate::api::answer::Json;
 use crate::api::events::{EventRecord, Journal};
 use crate::api::report;
 use crate::api::status::LastReload;
@@ -201,7 +202,7 @@ impl Server {
         {
             self.operators.counts.status_requests += 1;
             let answer = Answer {
-                status: serde_json::to_value(self.status()).ok(),
+                status: Json::write(&self.status()),
                 ..Answer::done()
             };
             self.operators.status_line = Some((self.now, answer.line()));
@@ -238,7 +239,7 @@ impl Server {
         let generation = self.generations.accepted();
         let config = generation.map(|generation| self.generations.loader.explain(generation));
         let answer = Answer {
-            config: config.and_then(|config| serde_json::to_value(config).ok()),
+            config: config.and_then(|config| Json::write(&config)),
             generation: Some(self.generations.accepted.0),
             ..Answer::done()
         };
@@ -264,7 +265,9 @@ impl Server {
         );
         if self.operators.control.is_followed() {
             let line = event_line(&event);
-            self.operators.control.tell(self.now, &self.poll, &line);
+            self.operators
+                .control
+                .broadcast(self.now, &self.poll, &line);
         }
     }
 
@@ -321,13 +324,7 @@ impl Server {
         if !self.operators.waiting.is_empty()
             && let Some(progress) = report::progress(fact)
         {
-            let reload = self.core.view().reload.map(|view| Progress {
-                generation: view.generation.0,
-                slots: view.slots,
-                spawned: view.spawned,
-                ready: view.ready,
-                passed: view.passed,
-            });
+            let reload = self.core.view().reload.map(Progress::from);
             let answer = Answer {
                 reload,
                 ..Answer::progress(progress)

@@ -1,12 +1,13 @@
 //! The status document: a snapshot of the whole server.
 
 use super::{Server, unix_time};
-use crate::api::status::{Reloads, SlotStatus, Status, WorkerStatus};
+use crate::api::status::{Progress, Reloads, SlotStatus, Status, WorkerStatus};
 use crate::control::VERSION;
-use prefork_core::View;
+use crate::workers::handle::WorkerHandle;
+use prefork_core::{View, WorkerView};
 use prefork_os::monotonic;
 use prefork_protocol::Slot;
-use prefork_protocol::scoreboard::{LATENCY_BOUNDS_US, Totals};
+use prefork_protocol::scoreboard::{LATENCY_BOUNDS_US, Reading, Totals};
 use std::time::Duration;
 
 impl Server {
@@ -25,10 +26,10 @@ impl Server {
             name: self.name.clone(),
             instance: accepted.and_then(|accepted| accepted.config.name.clone()),
             pid: std::process::id(),
-            program: crate::version::VERSION,
+            program: crate::version::VERSION.into(),
             time: time.as_secs_f64(),
             uptime: time.saturating_sub(started).as_secs_f64(),
-            state: view.state,
+            state: view.state.into(),
             ready: view.ready,
             generation: view.generation.0,
             workers: view.open,
@@ -38,7 +39,7 @@ impl Server {
             max_unavailable,
             capacity: class.map(|class| u64::from(class.threads) * u64::from(class.connections)),
             slots: self.slots(&view),
-            reload: view.reload,
+            reload: view.reload.map(Progress::from),
             last_reload: self.operators.last_reload.clone(),
             last_upgrade: self.upgrade.last.clone(),
             reloads: Reloads {
@@ -57,7 +58,7 @@ impl Server {
                 .map(|accepted| accepted.admin.agent.describe())
                 .unwrap_or_default(),
             status_requests: self.operators.counts.status_requests,
-            latency_bounds_us: &LATENCY_BOUNDS_US,
+            latency_bounds_us: LATENCY_BOUNDS_US.as_slice().into(),
             last_event: self.operators.journal.last(),
         }
     }
@@ -91,27 +92,46 @@ impl Server {
             let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
             let workers: Vec<WorkerStatus> = here
                 .filter_map(|worker| {
-                    Some(WorkerStatus::new(
-                        worker,
-                        self.workers.handles.get(&worker.worker)?,
-                        now,
-                    ))
+                    let handle = self.workers.handles.get(&worker.worker)?;
+                    let reading = handle.reading().unwrap_or_default();
+                    totals.fold(&reading);
+                    Some(worker_status(worker, handle, reading, now))
                 })
                 .collect();
-            for worker in &workers {
-                totals.fold(&worker.scoreboard);
-            }
             SlotStatus {
                 slot,
                 open: slot < view.open,
                 held: view.held.contains(&Slot(slot)),
                 in_rotation: view.rotation.contains(&Slot(slot)),
-                totals,
+                totals: totals.into(),
                 queue: accepted.and_then(|accepted| accepted.sockets.queue_length(slot)),
                 backlog: accepted.map_or(0, |accepted| accepted.config.backlog),
                 workers,
             }
         };
         (0..count).map(slot).collect()
+    }
+}
+
+/// Returns the status of a worker at `now`, by the clock of the scoreboard.
+fn worker_status(
+    view: &WorkerView,
+    handle: &WorkerHandle,
+    reading: Reading,
+    now: Duration,
+) -> WorkerStatus {
+    let since =
+        |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());
+    WorkerStatus {
+        worker: view.worker.0,
+        pid: handle.pid.as_raw(),
+        generation: view.generation.0,
+        state: view.state.into(),
+        status: handle.status.clone(),
+        age: now.saturating_sub(view.born.0).as_secs_f64(),
+        beat_age: since(reading.heartbeat),
+        memory: handle.memory,
+        oldest_age: since(reading.oldest),
+        scoreboard: reading.into(),
     }
 }

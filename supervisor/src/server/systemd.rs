@@ -1,9 +1,9 @@
 //! What the server exchanges with systemd: notifications, the watchdog, and stored sockets.
 
-use crate::api::report;
 use crate::listen::Listeners;
 use crate::systemd::fd_store::FdStore;
 use crate::systemd::notify::Notifier;
+use crate::systemd::notify::facts;
 use log::{debug, warn};
 use prefork_core::{Fact, Time};
 use prefork_protocol::environment::FDSTORE;
@@ -80,7 +80,7 @@ impl Systemd {
     /// Notifies systemd of a fact. One that it does not take is sent again later, or a unit could
     /// hang in "reloading".
     pub(crate) fn report(&mut self, now: Time, booted: bool, fact: &Fact) {
-        let sent = report::tell_systemd(&self.notifier, fact, booted);
+        let sent = facts::report(&self.notifier, fact, booted);
         self.unsent = match sent {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 Some((now + RETRY, fact.clone()))

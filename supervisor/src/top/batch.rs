@@ -1,70 +1,119 @@
-//! Frames for whoever reads them elsewhere: as plain text, or as JSON.
+//! Frames without a terminal: as plain text, or as JSON.
 
-use super::Options;
-use super::picture::{Picture, Rates};
+use super::client::{Client, News};
 use super::screen::plain;
-use super::session::{News, Session};
+use super::snapshot::{Rates, Snapshot};
 use super::table::{Column, Order};
 use super::view::{Scene, page};
+use super::{Options, TopError};
+use crate::api::status::{SlotStatus, State, Status, WorkerState, WorkerStatus};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde_json::{Value, json};
+use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::Instant;
 
-/// How wide a page is, unless `COLUMNS` says.
+/// The width of a page, unless `COLUMNS` says otherwise.
 const COLUMNS: usize = 132;
 /// The version of the JSON frames.
 const VERSION: u32 = 1;
 
-/// Prints a frame for each look, from the second one on: the first one has no rates.
-pub(crate) fn run(path: &Path, options: Options) -> Result<(), String> {
-    let mut session = Session::new(path.to_owned());
-    session.check()?;
+/// A frame as JSON. `docs/top.md` is its schema for people.
+#[derive(Debug, Serialize)]
+struct Frame<'a> {
+    version: u32,
+    time: f64,
+    interval: f64,
+    name: &'a str,
+    state: State,
+    ready: bool,
+    generation: u32,
+    queue: u64,
+    rates: RatesFrame,
+    slots: Vec<SlotFrame>,
+}
+
+#[derive(Debug, Serialize)]
+struct RatesFrame {
+    requests: f64,
+    errors: f64,
+    connections: f64,
+    bytes_in: f64,
+    bytes_out: f64,
+    p50: Option<f64>,
+    p99: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct SlotFrame {
+    slot: u16,
+    in_rotation: bool,
+    queue: Option<u32>,
+    rates: RatesFrame,
+    workers: Vec<WorkerFrame>,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerFrame {
+    worker: u64,
+    pid: i32,
+    generation: u32,
+    state: WorkerState,
+    age: f64,
+    busy: u64,
+    open: u64,
+    memory: Option<u64>,
+    oldest_age: Option<f64>,
+}
+
+/// Prints a frame per snapshot, from the second one on: the first one has no rates.
+///
+/// # Errors
+/// When the server does not answer, or the frame cannot be written.
+pub(crate) fn run(path: &Path, options: Options) -> Result<(), TopError> {
+    let mut client = Client::new(path.to_owned());
+    client.check()?;
     let columns = std::env::var("COLUMNS")
         .ok()
         .and_then(|columns| columns.parse().ok())
         .unwrap_or(COLUMNS);
-    let mut before = Picture::read(&look(&mut session)?);
+    let mut before = Snapshot::new(status(&mut client)?);
     let mut printed = 0;
     while options.count.is_none_or(|count| printed < count) {
         std::thread::sleep(options.interval);
-        let picture = Picture::read(&look(&mut session)?);
-        let (rates, all) = picture.since(&before);
+        let snapshot = Snapshot::new(status(&mut client)?);
+        let (rates, all) = snapshot.since(&before);
         let text = if options.json {
-            json_frame(&picture, &rates, &all, picture.time - before.time).to_string() + "\n"
+            json_frame(&snapshot.status, &rates, &all, before.status.time)
         } else {
-            text_frame(&picture, &rates, &all, columns)
+            text_frame(&snapshot, &rates, &all, columns)
         };
         match std::io::stdout().write_all(text.as_bytes()) {
-            // Whoever has read enough may go.
+            // The reader of a pipe may leave at any time.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(format!("cannot write: {error}")),
-            Ok(()) => {}
+            written => written.map_err(TopError::Write)?,
         }
-        before = picture;
+        before = snapshot;
         printed += 1;
     }
     Ok(())
 }
 
-/// One picture; nobody minds waiting for it here.
-fn look(session: &mut Session) -> Result<Value, String> {
-    session.look(Instant::now());
+/// Returns the status, for which it waits.
+fn status(client: &mut Client) -> Result<Status, TopError> {
+    client.poll_status(Instant::now());
     loop {
-        let mut fds: Vec<PollFd<'_>> = session
+        let mut fds: Vec<PollFd<'_>> = client
             .descriptors()
             .into_iter()
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
         let _ = poll(&mut fds, PollTimeout::from(100_u8));
-        for news in session.hear(Instant::now()) {
+        for news in client.receive(Instant::now()) {
             match news {
-                News::Picture(status) => return Ok(status),
-                News::Silence(reason) => {
-                    return Err(format!("the server does not answer: {reason}"));
-                }
+                News::Status(status) => return Ok(*status),
+                News::Silence(reason) => return Err(TopError::Silent(reason)),
                 News::Event(_) | News::Verdict(_) | News::Progress(_) => {}
             }
         }
@@ -72,20 +121,20 @@ fn look(session: &mut Session) -> Result<Value, String> {
 }
 
 fn text_frame(
-    picture: &Picture,
-    rates: &BTreeMap<u64, Rates>,
+    snapshot: &Snapshot,
+    rates: &BTreeMap<u16, Rates>,
     all: &Rates,
     columns: usize,
 ) -> String {
     let scene = Scene {
-        picture: Some(picture),
+        snapshot: Some(snapshot),
         rates,
         all,
         order: Order {
             column: Column::Slot,
             reversed: false,
         },
-        chosen: None,
+        selected: None,
         events: &VecDeque::new(),
         trouble: None,
         prompt: None,
@@ -94,39 +143,57 @@ fn text_frame(
     plain(&page(&scene, columns)) + "\n"
 }
 
-/// `docs/top.md` is its schema for people.
-fn json_frame(
-    picture: &Picture,
-    rates: &BTreeMap<u64, Rates>,
-    all: &Rates,
-    interval: f64,
-) -> Value {
-    let of = |rates: &Rates| {
-        json!({
-            "requests": rates.requests, "errors": rates.errors, "connections": rates.connections,
-            "bytes_in": rates.received, "bytes_out": rates.sent, "p50": rates.p50, "p99": rates.p99,
-        })
+/// Renders a frame as one line. `before` is the time of the previous snapshot.
+fn json_frame(status: &Status, rates: &BTreeMap<u16, Rates>, all: &Rates, before: f64) -> String {
+    let slot = |slot: &SlotStatus| SlotFrame {
+        slot: slot.slot,
+        in_rotation: slot.in_rotation,
+        queue: slot.queue,
+        rates: RatesFrame::from(rates.get(&slot.slot).unwrap_or(&Rates::default())),
+        workers: slot.workers.iter().map(WorkerFrame::from).collect(),
     };
-    let slots: Vec<Value> = picture
-        .slots
-        .iter()
-        .map(|slot| {
-            let workers: Vec<Value> = slot
-                .workers
-                .iter()
-                .map(|worker| {
-                    json!({
-                        "worker": worker.worker, "pid": worker.pid, "generation": worker.generation, "state": worker.state,
-                        "age": worker.age, "busy": worker.busy, "open": worker.open, "memory": worker.memory, "oldest_age": worker.oldest,
-                    })
-                })
-                .collect();
-            let rates = rates.get(&slot.slot).cloned().unwrap_or_default();
-            json!({ "slot": slot.slot, "in_rotation": slot.in_rotation, "queue": slot.queue, "rates": of(&rates), "workers": workers })
-        })
-        .collect();
-    json!({
-        "version": VERSION, "time": picture.time, "interval": interval, "name": picture.name, "state": picture.state,
-        "ready": picture.ready, "generation": picture.generation, "queue": picture.queue(), "rates": of(all), "slots": slots,
-    })
+    let frame = Frame {
+        version: VERSION,
+        time: status.time,
+        interval: status.time - before,
+        name: status.title(),
+        state: status.state,
+        ready: status.ready,
+        generation: status.generation,
+        queue: status.queue(),
+        rates: all.into(),
+        slots: status.slots.iter().map(slot).collect(),
+    };
+    // Strings and numbers only: nothing that JSON cannot say.
+    serde_json::to_string(&frame).unwrap_or_default() + "\n"
+}
+
+impl From<&Rates> for RatesFrame {
+    fn from(rates: &Rates) -> Self {
+        Self {
+            requests: rates.requests,
+            errors: rates.errors,
+            connections: rates.connections,
+            bytes_in: rates.received,
+            bytes_out: rates.sent,
+            p50: rates.p50,
+            p99: rates.p99,
+        }
+    }
+}
+
+impl From<&WorkerStatus> for WorkerFrame {
+    fn from(worker: &WorkerStatus) -> Self {
+        Self {
+            worker: worker.worker,
+            pid: worker.pid,
+            generation: worker.generation,
+            state: worker.state,
+            age: worker.age,
+            busy: worker.scoreboard.busy,
+            open: worker.scoreboard.open,
+            memory: worker.memory,
+            oldest_age: worker.oldest_age,
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! A frame as the bytes that draw it.
 
-use super::view::{Line, Look};
+use super::view::{Line, Style};
 use std::fmt::Write;
 
 /// With or without colours (no-color.org).
@@ -10,30 +10,30 @@ pub(crate) struct Palette {
 }
 
 impl Palette {
-    fn code(self, look: Look) -> &'static str {
-        match (look, self.colours) {
-            (Look::Plain, _) => "",
-            (Look::Bold, _) => "1",
-            (Look::Dim, _) => "2",
-            (Look::Chosen, _) => "7",
-            (Look::Good, true) => "32",
-            (Look::Warn, true) => "33",
-            (Look::Bad, true) => "1;31",
-            (Look::Good, false) => "",
-            (Look::Warn | Look::Bad, false) => "1",
+    fn code(self, style: Style) -> &'static str {
+        match (style, self.colours) {
+            (Style::Plain, _) => "",
+            (Style::Bold, _) => "1",
+            (Style::Dim, _) => "2",
+            (Style::Selected, _) => "7",
+            (Style::Good, true) => "32",
+            (Style::Warn, true) => "33",
+            (Style::Bad, true) => "1;31",
+            (Style::Good, false) => "",
+            (Style::Warn | Style::Bad, false) => "1",
         }
     }
 }
 
-/// Draws over whatever is there, from the first line on, without clearing it first: that would flicker.
+/// Draws over the previous frame from the first line on, without clearing it first, which would flicker.
 pub(crate) fn draw(frame: &[Line], palette: Palette) -> String {
     let mut bytes = String::from("\x1b[H");
     for (index, line) in frame.iter().enumerate() {
         if index > 0 {
             bytes.push_str("\r\n");
         }
-        for (look, text) in line {
-            match palette.code(*look) {
+        for (style, text) in line {
+            match palette.code(*style) {
                 "" => bytes.push_str(text),
                 // A string takes every letter.
                 code => drop(write!(bytes, "\x1b[{code}m{text}\x1b[0m")),
@@ -45,17 +45,19 @@ pub(crate) fn draw(frame: &[Line], palette: Palette) -> String {
     bytes
 }
 
-/// The same as plain text.
+/// Returns the frame as plain text.
 pub(crate) fn plain(frame: &[Line]) -> String {
     let line = |line: &Line| {
         line.iter()
             .map(|(_, text)| text.as_str())
             .collect::<String>()
     };
-    frame
-        .iter()
-        .map(|one| line(one).trim_end().to_owned() + "\n")
-        .collect()
+    let mut text = String::new();
+    for one in frame {
+        text.push_str(line(one).trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -63,9 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_cleared_behind_its_text_and_looks_end_where_they_should() {
+    fn a_line_is_cleared_behind_its_text_and_styles_end_where_they_should() {
         let frame = vec![
-            vec![(Look::Bad, "x".to_owned()), (Look::Plain, "y ".to_owned())],
+            vec![
+                (Style::Bad, "x".to_owned()),
+                (Style::Plain, "y ".to_owned()),
+            ],
             Vec::new(),
         ];
         let coloured = draw(&frame, Palette { colours: true });

@@ -1,11 +1,12 @@
 //! The table of workers: its rows, its columns, its order.
 
-use super::picture::{Picture, Rates, Slot, Worker};
-use super::words::{bytes, short, span};
+use super::snapshot::Rates;
+use super::text::{bytes, short, span};
+use crate::api::status::{SlotStatus, Status, WorkerStatus, approximate};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-/// What a column tells.
+/// A column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Column {
     Slot,
@@ -25,7 +26,7 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    /// All of them, from the left. Where there is no room for all, those at the right go.
+    /// All columns, from the left. A narrow screen leaves out those at the right.
     pub(crate) const ALL: [Self; 14] = [
         Self::Slot,
         Self::Worker,
@@ -43,7 +44,7 @@ impl Column {
         Self::Oldest,
     ];
 
-    /// Its heading, and how wide it is.
+    /// Returns its heading, and how wide it is.
     pub(crate) fn heading(self) -> (&'static str, usize) {
         match self {
             Self::Slot => ("SLOT", 4),
@@ -67,26 +68,27 @@ impl Column {
 /// A worker, or a slot that has none.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Row<'a> {
-    pub(crate) slot: &'a Slot,
-    pub(crate) worker: Option<&'a Worker>,
+    pub(crate) slot: &'a SlotStatus,
+    pub(crate) worker: Option<&'a WorkerStatus>,
     pub(crate) rates: Rates,
 }
 
 impl Row<'_> {
-    /// What it does, in a word.
-    pub(crate) fn state(&self) -> &str {
+    /// Returns the state of the worker, or why there is none.
+    pub(crate) fn state(&self) -> &'static str {
         match self.worker {
-            Some(worker) => &worker.state,
+            Some(worker) => worker.state.word(),
             None if self.slot.held => "held",
             None if !self.slot.open => "retired",
             None => "empty",
         }
     }
 
-    /// What stands in a column.
+    /// Returns the text for a column.
     pub(crate) fn cell(&self, column: Column) -> String {
-        let of =
-            |what: &dyn Fn(&Worker) -> String| self.worker.map_or_else(|| "-".to_owned(), what);
+        let of = |what: &dyn Fn(&WorkerStatus) -> String| {
+            self.worker.map_or_else(|| "-".to_owned(), what)
+        };
         let or_none = |number: Option<f64>, write: fn(f64) -> String| {
             number.map_or_else(|| "-".to_owned(), write)
         };
@@ -100,34 +102,40 @@ impl Row<'_> {
             Column::Requests => short(self.rates.requests),
             Column::P99 => or_none(self.rates.p99, span),
             Column::Errors => short(self.rates.errors),
-            Column::Busy => of(&|worker| worker.busy.to_string()),
-            Column::Open => of(&|worker| worker.open.to_string()),
+            Column::Busy => of(&|worker| worker.scoreboard.busy.to_string()),
+            Column::Open => of(&|worker| worker.scoreboard.open.to_string()),
             Column::Queue => self
                 .slot
                 .queue
                 .map_or_else(|| "-".to_owned(), |queue| queue.to_string()),
-            Column::Memory => or_none(self.worker.and_then(|worker| worker.memory), bytes),
-            Column::Oldest => or_none(self.worker.and_then(|worker| worker.oldest), span),
+            Column::Memory => or_none(self.memory(), bytes),
+            Column::Oldest => or_none(self.worker.and_then(|worker| worker.oldest_age), span),
         }
     }
 
-    /// What it is sorted by: numbers from large to small, the rest as it is read.
+    fn memory(&self) -> Option<f64> {
+        self.worker
+            .and_then(|worker| worker.memory)
+            .map(approximate)
+    }
+
+    /// Returns the key by which it is sorted: numbers in descending order, the rest ascending.
     fn key(&self, column: Column) -> f64 {
-        let of = |what: &dyn Fn(&Worker) -> f64| self.worker.map_or(-1.0, what);
+        let of = |what: &dyn Fn(&WorkerStatus) -> f64| self.worker.map_or(-1.0, what);
         match column {
-            Column::Slot | Column::State => -(self.slot.slot as f64),
-            Column::Worker => of(&|worker| worker.worker as f64),
-            Column::Pid => of(&|worker| worker.pid as f64),
-            Column::Generation => of(&|worker| worker.generation as f64),
+            Column::Slot | Column::State => -f64::from(self.slot.slot),
+            Column::Worker => of(&|worker| approximate(worker.worker)),
+            Column::Pid => of(&|worker| f64::from(worker.pid)),
+            Column::Generation => of(&|worker| f64::from(worker.generation)),
             Column::Age => of(&|worker| worker.age),
             Column::Requests => self.rates.requests,
             Column::P99 => self.rates.p99.unwrap_or(-1.0),
             Column::Errors => self.rates.errors,
-            Column::Busy => of(&|worker| worker.busy as f64),
-            Column::Open => of(&|worker| worker.open as f64),
-            Column::Queue => self.slot.queue.map_or(-1.0, |queue| queue as f64),
-            Column::Memory => of(&|worker| worker.memory.unwrap_or(-1.0)),
-            Column::Oldest => of(&|worker| worker.oldest.unwrap_or(-1.0)),
+            Column::Busy => of(&|worker| approximate(worker.scoreboard.busy)),
+            Column::Open => of(&|worker| approximate(worker.scoreboard.open)),
+            Column::Queue => self.slot.queue.map_or(-1.0, f64::from),
+            Column::Memory => self.memory().unwrap_or(-1.0),
+            Column::Oldest => of(&|worker| worker.oldest_age.unwrap_or(-1.0)),
         }
     }
 }
@@ -140,14 +148,12 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// The column beside this one.
+    /// Returns the order by the column to the left (-1) or to the right (1).
     pub(crate) fn shifted(self, by: isize) -> Self {
         let count = Column::ALL.len();
-        let place = Column::ALL
-            .iter()
-            .position(|column| *column == self.column)
-            .unwrap_or(0);
-        let next = (place as isize + by).rem_euclid(count as isize) as usize;
+        let columns = &mut Column::ALL.iter();
+        let index = columns.position(|column| *column == self.column);
+        let next = (index.unwrap_or(0) + count).saturating_add_signed(by) % count;
         Self {
             column: Column::ALL[next],
             reversed: false,
@@ -155,14 +161,14 @@ impl Order {
     }
 }
 
-/// All rows, in order: those that are equal by slot.
+/// Returns all rows in order; those that are equal by slot.
 pub(crate) fn rows<'a>(
-    picture: &'a Picture,
-    rates: &BTreeMap<u64, Rates>,
+    status: &'a Status,
+    rates: &BTreeMap<u16, Rates>,
     order: Order,
 ) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'a>> = Vec::new();
-    for slot in &picture.slots {
+    for slot in &status.slots {
         let rates = rates.get(&slot.slot).cloned().unwrap_or_default();
         if slot.workers.is_empty() {
             rows.push(Row {
@@ -172,9 +178,9 @@ pub(crate) fn rows<'a>(
             });
             continue;
         }
-        // A slot's rates are told once, of whoever takes its connections.
-        for (place, worker) in slot.workers.iter().rev().enumerate() {
-            let rates = if place == 0 {
+        // A slot's rates are shown once, at the worker that takes its connections.
+        for (index, worker) in slot.workers.iter().rev().enumerate() {
+            let rates = if index == 0 {
                 rates.clone()
             } else {
                 Rates::default()
@@ -203,16 +209,17 @@ pub(crate) fn rows<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::picture::tests::status;
+    use super::super::snapshot::Snapshot;
+    use super::super::snapshot::tests::status;
     use super::*;
 
-    fn slots(order: Order) -> Vec<u64> {
+    fn slots(order: Order) -> Vec<u16> {
         let (before, now) = (
-            Picture::read(&status(1000.0, [0, 0])),
-            Picture::read(&status(1001.0, [5, 50])),
+            Snapshot::new(status(1000.0, [0, 0])),
+            Snapshot::new(status(1001.0, [5, 50])),
         );
         let (rates, _) = now.since(&before);
-        rows(&now, &rates, order)
+        rows(&now.status, &rates, order)
             .iter()
             .map(|row| row.slot.slot)
             .collect()
@@ -239,15 +246,15 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_without_a_worker_says_why() {
-        let mut picture = Picture::read(&status(1000.0, [0, 0]));
-        picture.slots[0].workers.clear();
-        picture.slots[0].held = true;
+    fn a_slot_without_a_worker_has_its_reason() {
+        let mut status = status(1000.0, [0, 0]);
+        status.slots[0].workers.clear();
+        status.slots[0].held = true;
         let order = Order {
             column: Column::Slot,
             reversed: false,
         };
-        let rows = rows(&picture, &BTreeMap::new(), order);
+        let rows = rows(&status, &BTreeMap::new(), order);
         assert_eq!(
             (rows[0].state(), rows[0].cell(Column::Pid).as_str()),
             ("held", "-")

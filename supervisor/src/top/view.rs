@@ -1,94 +1,95 @@
-//! What stands where on the screen.
+//! The layout of the screen.
 
-use super::picture::{Picture, Rates};
+use super::snapshot::{Rates, Snapshot};
 use super::table::{Column, Order, Row, rows};
-use super::words::{bytes, clipped, short, span, width};
+use super::text::{bytes, clipped, short, span, width};
+use crate::api::status::State;
 use crate::control::client::progress::cells;
 use std::collections::{BTreeMap, VecDeque};
 
-/// How a piece of text looks.
+/// The style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum Style {
     Plain,
     Bold,
     Dim,
     Good,
     Warn,
     Bad,
-    /// The row that is chosen.
-    Chosen,
+    /// The selected row.
+    Selected,
 }
 
 /// A line of the screen: pieces of text.
-pub(crate) type Line = Vec<(Look, String)>;
+pub(crate) type Line = Vec<(Style, String)>;
 
-/// What has happened, as a line.
+/// An event, as a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Happened {
+pub(crate) struct LogLine {
     pub(crate) time: String,
     pub(crate) level: String,
     pub(crate) text: String,
 }
 
-/// All that a frame shows.
+/// The content of a frame.
 #[derive(Debug)]
 pub(crate) struct Scene<'a> {
-    pub(crate) picture: Option<&'a Picture>,
-    pub(crate) rates: &'a BTreeMap<u64, Rates>,
+    pub(crate) snapshot: Option<&'a Snapshot>,
+    pub(crate) rates: &'a BTreeMap<u16, Rates>,
     pub(crate) all: &'a Rates,
     pub(crate) order: Order,
-    /// The slot that is chosen, if somebody has chosen one.
-    pub(crate) chosen: Option<u64>,
-    pub(crate) events: &'a VecDeque<Happened>,
-    /// Why there is no newer picture.
+    /// The slot that is selected.
+    pub(crate) selected: Option<u16>,
+    pub(crate) events: &'a VecDeque<LogLine>,
+    /// Why there is no newer snapshot.
     pub(crate) trouble: Option<&'a str>,
-    /// What is asked, or was answered.
-    pub(crate) prompt: Option<(Look, String)>,
+    /// A question, or a message.
+    pub(crate) prompt: Option<(Style, String)>,
     pub(crate) help: bool,
 }
 
 const HELP: &[&str] = &[
-    "up, down, PgUp, PgDn   choose a slot          Home  choose none",
+    "up, down, PgUp, PgDn   select a slot          Home  select none",
     "<  >                   sort by the column to the left, to the right",
     "s w p g t a r 9 e b c u m o   sort by slot, worker, pid, generation, state,",
     "                       age, requests, p99, errors, busy, connections, queue,",
-    "                       memory, oldest request;  i  the other way round",
-    "R                      reload                 S  another number of workers",
-    "x                      restart the chosen slot's worker",
-    "d                      drain the chosen slot and hold it empty",
-    "                       (each asks for a y before it is done)",
-    "?                      this, or not           q  leave",
+    "                       memory, oldest request;  i  reverse the order",
+    "R                      reload                 S  set the number of workers",
+    "x                      restart the worker of the selected slot",
+    "d                      drain the selected slot and hold it empty",
+    "                       (each asks for confirmation)",
+    "?                      show or hide this help q  quit",
 ];
-const KEYS: &str = "q leave  ? help  < > sort  R reload  S scale  x restart  d drain";
+const KEYS: &str = "q quit  ? help  < > sort  R reload  S scale  x restart  d drain";
 
-/// The frame for a screen of so many columns and lines.
+/// Returns the frame for a screen of so many columns and lines.
 pub(crate) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line> {
     let (columns, lines) = (columns.max(20), lines.max(6));
     let mut frame = Vec::new();
-    if let Some(picture) = scene.picture {
-        frame.extend(head(scene, picture));
+    if let Some(snapshot) = scene.snapshot {
+        frame.extend(head(scene, snapshot));
         frame.extend(
             scene
                 .trouble
-                .map(|trouble| vec![(Look::Bad, trouble.to_owned())]),
+                .map(|trouble| vec![(Style::Bad, trouble.to_owned())]),
         );
         let footer = 1;
-        let told = if scene.help {
+        let log = if scene.help {
             HELP.len()
         } else {
             scene.events.len().min((lines / 4).max(2))
         };
-        let room = lines.saturating_sub(frame.len() + footer + told + 2).max(1);
-        frame.extend(table(scene, picture, columns, room));
+        let room = lines.saturating_sub(frame.len() + footer + log + 2).max(1);
+        frame.extend(table(scene, snapshot, columns, room));
     } else {
         frame.push(vec![(
-            Look::Bad,
+            Style::Bad,
             scene.trouble.unwrap_or("asking the server").to_owned(),
         )]);
     }
-    let told: Vec<Line> = if scene.help {
+    let log: Vec<Line> = if scene.help {
         HELP.iter()
-            .map(|line| vec![(Look::Plain, (*line).to_owned())])
+            .map(|line| vec![(Style::Plain, (*line).to_owned())])
             .collect()
     } else {
         let room = (lines / 4).max(2);
@@ -99,62 +100,66 @@ pub(crate) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line
             .map(event)
             .collect()
     };
-    frame.truncate(lines.saturating_sub(told.len() + 1));
-    while frame.len() + told.len() + 1 < lines {
+    frame.truncate(lines.saturating_sub(log.len() + 1));
+    while frame.len() + log.len() + 1 < lines {
         frame.push(Vec::new());
     }
-    frame.extend(told);
+    frame.extend(log);
     frame.push(vec![
-        scene.prompt.clone().unwrap_or((Look::Dim, KEYS.to_owned())),
+        scene
+            .prompt
+            .clone()
+            .unwrap_or((Style::Dim, KEYS.to_owned())),
     ]);
     frame.truncate(lines);
     frame.into_iter().map(|line| fit(line, columns)).collect()
 }
 
-/// The same without an end below, for whoever prints it.
+/// Returns the same without the lines below the table, to be printed.
 pub(crate) fn page(scene: &Scene<'_>, columns: usize) -> Vec<Line> {
-    let Some(picture) = scene.picture else {
+    let Some(snapshot) = scene.snapshot else {
         return Vec::new();
     };
-    let mut page = head(scene, picture);
-    page.extend(table(scene, picture, columns, usize::MAX));
+    let mut page = head(scene, snapshot);
+    page.extend(table(scene, snapshot, columns, usize::MAX));
     page.into_iter().map(|line| fit(line, columns)).collect()
 }
 
-fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
-    let state = match picture.state.as_str() {
-        "serving" => Look::Good,
-        "starting" | "pre-stop" | "stopping" | "draining" => Look::Warn,
-        _ => Look::Bad,
+fn head(scene: &Scene<'_>, snapshot: &Snapshot) -> Vec<Line> {
+    let status = &snapshot.status;
+    let state = match status.state {
+        State::Serving => Style::Good,
+        State::Starting | State::PreStop | State::Stopping | State::Draining => Style::Warn,
+        State::Degraded | State::Unknown => Style::Bad,
     };
-    let plain = |text: String| (Look::Plain, text);
+    let plain = |text: String| (Style::Plain, text);
     let first = vec![
-        (Look::Bold, picture.name.clone()),
+        (Style::Bold, status.title().to_owned()),
         plain("  ".to_owned()),
-        (state, picture.state.clone()),
+        (state, status.state.to_string()),
         plain(format!(
             "  generation {}  up {}  version {}  {}",
-            picture.generation,
-            span(picture.uptime.floor()),
-            picture.version,
-            picture.listeners.join(" ")
+            status.generation,
+            span(status.uptime.floor()),
+            status.program,
+            status.listeners.join(" ")
         )),
     ];
     let all = scene.all;
     let or_none = |number: Option<f64>| number.map_or_else(|| "-".to_owned(), span);
     let errors = if all.errors > 0.0 {
-        Look::Bad
+        Style::Bad
     } else {
-        Look::Plain
+        Style::Plain
     };
-    let queue = if picture.queue() > 0 {
-        Look::Warn
+    let queue = if status.queue() > 0 {
+        Style::Warn
     } else {
-        Look::Plain
+        Style::Plain
     };
     let second = vec![
         plain("requests ".to_owned()),
-        (Look::Bold, format!("{}/s", short(all.requests))),
+        (Style::Bold, format!("{}/s", short(all.requests))),
         plain(format!(
             "  p50 {}  p99 {}  ",
             or_none(all.p50),
@@ -167,14 +172,11 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
             bytes(all.received),
             bytes(all.sent)
         )),
-        (queue, format!("queue {}", picture.queue())),
+        (queue, format!("queue {}", status.queue())),
     ];
-    let (least, most) = picture.range;
-    let (out, permits) = picture.unavailable;
-    let died: u64 = picture.deaths.iter().map(|(_, count)| count).sum();
-    let causes: Vec<String> = picture
-        .deaths
-        .iter()
+    let died: u64 = snapshot.deaths().map(|(_, count)| count).sum();
+    let causes: Vec<String> = snapshot
+        .deaths()
         .map(|(cause, count)| format!("{cause} {count}"))
         .collect();
     let deaths = if died == 0 {
@@ -183,34 +185,35 @@ fn head(scene: &Scene<'_>, picture: &Picture) -> Vec<Line> {
         format!("deaths {died} ({})", causes.join(", "))
     };
     let third = vec![plain(format!(
-        "workers {} of {least}..{most}  not whole {out}, permits {permits}  reloads {} ok, {} failed  {deaths}",
-        picture.workers, picture.reloads.0, picture.reloads.1
+        "workers {} of {}..{}  unhealthy {}, permits {}  reloads {} ok, {} failed  {deaths}",
+        status.workers,
+        status.min_workers,
+        status.max_workers,
+        status.unavailable,
+        status.max_unavailable,
+        status.reloads.ok,
+        status.reloads.failed
     ))];
     let mut head = vec![first, second, third];
-    if let Some(reload) = picture.reload {
-        let (bar, words) = (
-            cells(reload.slots, [reload.passed, reload.ready, reload.spawned]),
-            format!(
-                "  reload to generation {}: spawned {}/{slots}, ready {}/{slots}, passed {}/{slots}",
-                reload.generation,
-                reload.spawned,
-                reload.ready,
-                reload.passed,
-                slots = reload.slots
-            ),
+    if let Some(reload) = status.reload {
+        let slots = reload.slots;
+        let bar = cells(slots, [reload.passed, reload.ready, reload.spawned]);
+        let text = format!(
+            "  reload to generation {}: spawned {}/{slots}, ready {}/{slots}, passed {}/{slots}",
+            reload.generation, reload.spawned, reload.ready, reload.passed,
         );
-        head.push(vec![(Look::Good, bar), plain(words)]);
-    } else if let Some(reason) = &picture.last_failure {
+        head.push(vec![(Style::Good, bar), plain(text)]);
+    } else if let Some(reason) = snapshot.last_failure() {
         head.push(vec![(
-            Look::Bad,
+            Style::Bad,
             format!("the last reload failed: {reason}"),
         )]);
     }
     head
 }
 
-/// The heading and as many rows as there is room for, those around the chosen one.
-fn table(scene: &Scene<'_>, picture: &Picture, columns: usize, room: usize) -> Vec<Line> {
+/// Returns the heading and as many rows as fit, those around the selected one.
+fn table(scene: &Scene<'_>, snapshot: &Snapshot, columns: usize, room: usize) -> Vec<Line> {
     let shown = fitting(columns);
     let mut heading = Vec::new();
     for column in &shown {
@@ -220,34 +223,34 @@ fn table(scene: &Scene<'_>, picture: &Picture, columns: usize, room: usize) -> V
             Order { reversed: true, .. } => "^",
             Order { .. } => "v",
         };
-        let look = if mark.is_empty() {
-            Look::Dim
+        let style = if mark.is_empty() {
+            Style::Dim
         } else {
-            Look::Bold
+            Style::Bold
         };
         let mark = if mark.is_empty() { " " } else { mark };
-        heading.push((look, format!("{}{mark}", aligned(*column, name, wide))));
+        heading.push((style, format!("{}{mark}", aligned(*column, name, wide))));
     }
-    let rows = rows(picture, scene.rates, scene.order);
-    let place = rows
+    let rows = rows(&snapshot.status, scene.rates, scene.order);
+    let index = rows
         .iter()
-        .position(|row| Some(row.slot.slot) == scene.chosen)
+        .position(|row| Some(row.slot.slot) == scene.selected)
         .unwrap_or(0);
-    let first = place
+    let first = index
         .saturating_sub(room / 2)
         .min(rows.len().saturating_sub(room));
     let hidden = (rows.len() > room)
         .then(|| format!("rows {} to {} of {}", first + 1, first + room, rows.len()));
-    let above = vec![(Look::Dim, hidden.unwrap_or_default())];
+    let above = vec![(Style::Dim, hidden.unwrap_or_default())];
     let body = rows
         .iter()
         .skip(first)
         .take(room)
-        .map(|row| line(row, &shown, scene.chosen));
+        .map(|row| line(row, &shown, scene.selected));
     [above, heading].into_iter().chain(body).collect()
 }
 
-/// The columns for which there is room, from the left.
+/// Returns the columns that fit, from the left.
 fn fitting(columns: usize) -> Vec<Column> {
     let mut taken = 0;
     let fits = |column: &Column| {
@@ -257,7 +260,7 @@ fn fitting(columns: usize) -> Vec<Column> {
     Column::ALL.into_iter().take_while(fits).collect()
 }
 
-/// Words stand at the left of their column, numbers at the right.
+/// Aligns words left, numbers right.
 fn aligned(column: Column, text: &str, wide: usize) -> String {
     match column {
         Column::State => format!("{text:<wide$}"),
@@ -265,90 +268,95 @@ fn aligned(column: Column, text: &str, wide: usize) -> String {
     }
 }
 
-fn line(row: &Row<'_>, shown: &[Column], chosen: Option<u64>) -> Line {
+fn line(row: &Row<'_>, shown: &[Column], selected: Option<u16>) -> Line {
     let of_state = match row.state() {
-        "ready" => Look::Good,
-        "starting" | "draining" | "held" => Look::Warn,
-        "retired" => Look::Dim,
-        _ => Look::Bad,
+        "ready" => Style::Good,
+        "starting" | "draining" | "held" => Style::Warn,
+        "retired" => Style::Dim,
+        _ => Style::Bad,
     };
-    let is_chosen = chosen == Some(row.slot.slot);
+    let is_selected = selected == Some(row.slot.slot);
     let cell = |column: &Column| {
         let text = format!(
             "{} ",
             aligned(*column, &row.cell(*column), column.heading().1)
         );
-        let look = match column {
-            _ if is_chosen => Look::Chosen,
+        let style = match column {
+            _ if is_selected => Style::Selected,
             Column::State => of_state,
-            Column::Errors if row.rates.errors > 0.0 => Look::Bad,
-            Column::Queue if row.slot.queue.is_some_and(|queue| queue > 0) => Look::Warn,
-            _ => Look::Plain,
+            Column::Errors if row.rates.errors > 0.0 => Style::Bad,
+            Column::Queue if row.slot.queue.is_some_and(|queue| queue > 0) => Style::Warn,
+            _ => Style::Plain,
         };
-        (look, text)
+        (style, text)
     };
     let mut line: Line = shown.iter().map(cell).collect();
-    let words = row.worker.map_or("", |worker| worker.status.as_str());
+    let text = row.worker.map_or("", |worker| worker.status.as_str());
     line.push((
-        if is_chosen { Look::Chosen } else { Look::Dim },
-        words.to_owned(),
+        if is_selected {
+            Style::Selected
+        } else {
+            Style::Dim
+        },
+        text.to_owned(),
     ));
     line
 }
 
-fn event(happened: &Happened) -> Line {
-    let look = match happened.level.as_str() {
-        "error" => Look::Bad,
-        "warn" => Look::Warn,
-        _ => Look::Plain,
+fn event(event: &LogLine) -> Line {
+    let style = match event.level.as_str() {
+        "error" => Style::Bad,
+        "warn" => Style::Warn,
+        _ => Style::Plain,
     };
     // The time of day is enough.
-    let time = happened.time.get(11..19).unwrap_or(&happened.time);
+    let time = event.time.get(11..19).unwrap_or(&event.time);
     vec![
-        (Look::Dim, format!("{time} ")),
-        (look, happened.text.clone()),
+        (Style::Dim, format!("{time} ")),
+        (style, event.text.clone()),
     ]
 }
 
-/// A line of so many columns at most.
+/// Clips a line to so many columns.
 fn fit(line: Line, columns: usize) -> Line {
     let mut left = columns;
     let mut fitted = Vec::new();
-    for (look, text) in line {
+    for (style, text) in line {
         let text = clipped(&text, left);
         left -= width(&text);
-        fitted.push((look, text));
+        fitted.push((style, text));
     }
     fitted
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::picture::tests::status;
+    use super::super::snapshot::tests::status;
     use super::*;
+    use crate::api::status::{Progress, SlotStatus, Status};
 
-    fn shown(columns: usize, lines: usize, change: impl FnOnce(&mut Picture)) -> Vec<String> {
+    fn shown(columns: usize, lines: usize, change: impl FnOnce(&mut Status)) -> Vec<String> {
         let (before, mut now) = (
-            Picture::read(&status(1000.0, [0, 0])),
-            Picture::read(&status(1002.0, [20, 4])),
+            Snapshot::new(status(1000.0, [0, 0])),
+            Snapshot::new(status(1002.0, [20, 4])),
         );
         let (rates, all) = now.since(&before);
-        change(&mut now);
-        let happened = Happened {
+        change(&mut now.status);
+        let event = LogLine {
             time: "2026-11-27T12:34:56.789Z".into(),
             level: "error".into(),
             text: "worker 7 died".into(),
         };
         let scene = Scene {
-            picture: Some(&now),
+            snapshot: Some(&now),
             rates: &rates,
             all: &all,
             order: Order {
                 column: Column::Requests,
                 reversed: false,
             },
-            chosen: Some(1),
-            events: &VecDeque::from([happened]),
+            selected: Some(1),
+            events: &VecDeque::from([event]),
             trouble: None,
             prompt: None,
             help: false,
@@ -373,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn it_tells_the_server_its_slots_and_what_has_happened() {
+    fn it_shows_the_server_its_slots_and_its_events() {
         let frame = shown(120, 24, |_| {});
         assert!(
             frame[0].starts_with("shop  serving  generation 2  up 15m02"),
@@ -386,7 +394,7 @@ mod tests {
             frame[1]
         );
         assert!(
-            frame[2].contains("workers 2 of 1..8  not whole 0, permits 1")
+            frame[2].contains("workers 2 of 1..8  unhealthy 0, permits 1")
                 && frame[2].contains("deaths 1 (hang 1)"),
             "{}",
             frame[2]
@@ -396,7 +404,7 @@ mod tests {
             "{frame:#?}"
         );
         assert!(
-            frame[frame.len() - 2] == "12:34:56 worker 7 died" && frame[23].starts_with("q leave"),
+            frame[frame.len() - 2] == "12:34:56 worker 7 died" && frame[23].starts_with("q quit"),
             "{frame:#?}"
         );
         let row = frame
@@ -407,15 +415,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_is_a_bar_and_a_thousand_slots_scroll_to_the_chosen_one() {
-        let reload = super::super::picture::Reload {
+    fn a_reload_is_a_bar_and_a_thousand_slots_scroll_to_the_selected_one() {
+        let reload = Progress {
             generation: 3,
             slots: 4,
             spawned: 4,
             ready: 2,
             passed: 1,
         };
-        let frame = shown(100, 24, |picture| picture.reload = Some(reload));
+        let frame = shown(100, 24, |status| status.reload = Some(reload));
         assert!(
             frame[3].starts_with(
                 "[======>>>>>>------------]  reload to generation 3: spawned 4/4, ready 2/4, passed 1/4"
@@ -423,14 +431,12 @@ mod tests {
             "{}",
             frame[3]
         );
-        let frame = shown(80, 24, |picture| {
-            let slot = picture.slots[0].clone();
-            picture
-                .slots
-                .extend((2..1000).map(|number| super::super::picture::Slot {
-                    slot: number,
-                    ..slot.clone()
-                }));
+        let frame = shown(80, 24, |status| {
+            let slot = status.slots[0].clone();
+            status.slots.extend((2..1000).map(|number| SlotStatus {
+                slot: number,
+                ..slot.clone()
+            }));
         });
         assert!(
             frame.iter().any(|line| line.contains("of 1000")),

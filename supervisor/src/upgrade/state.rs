@@ -6,7 +6,7 @@
 //! them itself.
 
 use super::descriptors::{Descriptor, Fd, Kind, Packing, Unpacking};
-use crate::control::Role;
+use crate::api::request::Role;
 use crate::process::spawn::{ExecErrors, Spawned};
 use nix::unistd::Pid;
 use prefork_core::{CoreState, Time, record};

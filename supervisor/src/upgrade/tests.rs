@@ -1,6 +1,6 @@
 use super::descriptors::Descriptor;
 use super::*;
-use crate::control::Role;
+use crate::api::request::Role;
 use prefork_core::{
     Command, Core, Event, Limits, Observation, Plan, ReadinessSignal, RequestId, Share, Time,
     WorkerSample,

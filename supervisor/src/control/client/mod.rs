@@ -1,125 +1,153 @@
 //! The operator's end of the control socket.
 //!
-//! Whatever is asked, the way is the same: one line is sent, lines come back until one has the verdict, and that is the
-//! exit status. What is told meanwhile goes to standard error, what was asked for to standard output.
+//! Every request works the same way: one line is sent, lines come back until one has the verdict, and that is the exit
+//! status. Progress goes to standard error, the result to standard output.
 
+pub(crate) mod printable;
 pub(crate) mod progress;
-mod table;
+mod render;
 
-use crate::control::{Answer, Request};
+use crate::api::answer::Answer;
+use crate::api::request::Request;
 use progress::Bar;
+use std::io;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Asks for something, and tells the answer, for people or as `json`.
+/// A request that was not done, or of which nobody knows.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// There is no server, or it cannot be reached.
+    #[error(
+        "cannot reach the server at {}: {error} (is the server running? --control or --name names \
+         another one)", path.display()
+    )]
+    Unreachable { path: PathBuf, error: io::Error },
+    /// The connection failed while the request was sent.
+    #[error("cannot ask the server at {}: {error}", path.display())]
+    Send { path: PathBuf, error: io::Error },
+    /// The connection failed before the verdict.
+    #[error("cannot read the answer from {}: {error}", path.display())]
+    Receive { path: PathBuf, error: io::Error },
+    /// The connection ended before the verdict.
+    #[error(
+        "cannot read the answer from {}: the server closed the connection without a verdict",
+        path.display()
+    )]
+    NoVerdict { path: PathBuf },
+    /// The answer is not one of this protocol.
+    #[error("cannot understand the answer from {}: {error}", path.display())]
+    Decode {
+        path: PathBuf,
+        error: serde_json::Error,
+    },
+    /// The server's verdict is no, for this reason.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Sends a request and prints the answer, for people or as `json`.
 ///
 /// # Errors
-/// When there is no server, or its verdict is no: the reason.
-pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), String> {
+/// When there is no server, or its verdict is no.
+pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), ClientError> {
+    let decode = |error| ClientError::Decode {
+        path: path.to_owned(),
+        error,
+    };
     let mut bar = Bar::new();
     let verdict = converse(path, request, |answer| {
-        if let Some(event) = &answer.event {
-            return tell(&if json {
-                event.to_string()
-            } else {
-                table::event(event)
-            });
+        match &answer.event {
+            Some(event) if json => print(event.text()),
+            Some(event) => print(&render::event(&event.read().map_err(decode)?)),
+            None if json => print_line(answer),
+            None => bar.show(answer),
         }
-        if json {
-            tell_answer(answer)
-        } else {
-            bar.show(answer)
-        }
+        Ok(())
     });
     bar.clear();
     let verdict = verdict?;
     if let Some(status) = &verdict.status {
-        tell(&if json {
-            status.to_string()
+        if json {
+            print(status.text());
         } else {
-            table::status(status)
-        });
+            print(&render::status(&status.read().map_err(decode)?));
+        }
     } else if let Some(config) = &verdict.config {
-        tell(&if json {
-            config.to_string()
+        if json {
+            print(config.text());
         } else {
-            table::config(config)
-        });
+            print(&render::config(&config.read().map_err(decode)?));
+        }
     } else if json {
         if !matches!(request, Request::Events { .. }) {
-            tell_answer(&verdict);
+            print_line(&verdict);
         }
     } else if let Some(generation) = verdict.generation {
-        tell(&format!("generation {generation} serves"));
+        print(&format!("generation {generation} serves"));
     } else if let Some(version) = &verdict.upgraded {
-        tell(&format!("upgraded to version {version}"));
+        print(&format!("upgraded to version {version}"));
     } else if let Some((from, to)) = verdict.scaled {
-        tell(&format!("{to} workers (before: {from})"));
+        print(&format!("{to} workers (before: {from})"));
     } else if let Some((slot, worker)) = verdict.slot.zip(verdict.worker) {
-        tell(&format!("worker {worker} serves slot {slot}"));
+        print(&format!("worker {worker} serves slot {slot}"));
     } else if let Some(slot) = verdict.slot {
-        tell(&format!("slot {slot} is empty"));
+        print(&format!("slot {slot} is empty"));
     }
     if verdict.ok == Some(true) {
         return Ok(());
     }
-    Err(verdict
-        .error
-        .unwrap_or_else(|| "the server says no, without a reason".to_owned()))
+    Err(ClientError::Refused(verdict.reason().to_owned()))
 }
 
-/// Asks, hands on what is told meanwhile, and gives the line with the verdict.
+/// Sends a request, passes on the lines before the verdict, and returns the line with the verdict.
 fn converse(
     path: &Path,
     request: &Request,
-    mut hear: impl FnMut(&Answer),
-) -> Result<Answer, String> {
-    let reason = |act: &str, error: &dyn std::fmt::Display| {
-        format!("cannot {act} {}: {error}", path.display())
-    };
-    let mut stream = UnixStream::connect(path).map_err(|error| {
-        format!(
-            "{} (is the server running? --control or --name names another one)",
-            reason("reach the server at", &error)
-        )
+    mut pass_on: impl FnMut(&Answer) -> Result<(), ClientError>,
+) -> Result<Answer, ClientError> {
+    let path = || path.to_owned();
+    let mut stream = UnixStream::connect(path()).map_err(|error| ClientError::Unreachable {
+        path: path(),
+        error,
     })?;
-    let mut line =
-        serde_json::to_vec(request).map_err(|error| reason("write the request to", &error))?;
-    line.push(b'\n');
-    match stream.write_all(&line) {
-        // A server that refuses us closes at once; its reason can still be read.
+    match stream.write_all(&request.line()) {
+        // A server that refuses this client closes at once; its reason can still be read.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            return Err(reason("ask the server at", &error));
+            return Err(ClientError::Send {
+                path: path(),
+                error,
+            });
         }
         _ => {}
     }
     for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|error| reason("read the answer from", &error))?;
-        let answer: Answer = serde_json::from_str(&line)
-            .map_err(|error| reason("understand the answer from", &error))?;
+        let line = line.map_err(|error| ClientError::Receive {
+            path: path(),
+            error,
+        })?;
+        let answer: Answer = serde_json::from_str(&line).map_err(|error| ClientError::Decode {
+            path: path(),
+            error,
+        })?;
         if answer.ok.is_some() {
             return Ok(answer);
         }
-        hear(&answer);
+        pass_on(&answer)?;
     }
-    Err(reason(
-        "read the answer from",
-        &"the server closed the connection without a verdict",
-    ))
+    Err(ClientError::NoVerdict { path: path() })
 }
 
-fn tell_answer(answer: &Answer) {
+fn print_line(answer: &Answer) {
     if let Ok(line) = serde_json::to_string(answer) {
-        tell(&line);
+        print(&line);
     }
 }
 
-fn tell(text: &str) {
-    // Whoever reads may have gone: nobody is left to tell.
-    if writeln!(std::io::stdout(), "{text}")
-        .is_err_and(|error| error.kind() == ErrorKind::BrokenPipe)
-    {
+fn print(text: &str) {
+    // When the reader of a pipe has gone, nothing is left to do.
+    if writeln!(io::stdout(), "{text}").is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
         std::process::exit(0);
     }
 }

@@ -1,12 +1,14 @@
 //! How far a reload is: a bar on a terminal, lines elsewhere.
 
-use crate::control::{Answer, Progress};
+use crate::api::answer::Answer;
+use crate::api::status::Progress;
 use std::io::{IsTerminal, Write};
 
 /// The bar's width in characters.
-const WIDTH: u64 = 24;
+const WIDTH: u32 = 24;
 
-/// What is shown on standard error.
+/// The progress that is shown on standard error.
+#[derive(Debug)]
 pub(crate) struct Bar {
     terminal: bool,
     shown: bool,
@@ -22,9 +24,9 @@ impl Bar {
         }
     }
 
-    /// Shows what an answer tells of progress.
+    /// Shows the progress that an answer reports.
     pub(crate) fn show(&mut self, answer: &Answer) {
-        let words = answer.progress.as_deref().unwrap_or_default();
+        let text = answer.progress.as_deref().unwrap_or_default();
         let mut stderr = std::io::stderr().lock();
         let line = match &answer.reload {
             Some(reload) if reload.slots > 0 && self.terminal => {
@@ -34,7 +36,7 @@ impl Bar {
                 return;
             }
             Some(reload) if reload.slots > 0 => counts(reload),
-            Some(_) | None => words.to_owned(),
+            Some(_) | None => text.to_owned(),
         };
         drop(stderr);
         self.clear();
@@ -45,7 +47,7 @@ impl Bar {
         }
     }
 
-    /// Leaves the line to others.
+    /// Clears the line, for other output.
     pub(crate) fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
@@ -62,7 +64,8 @@ fn counts(reload: &Progress) -> String {
         passed,
     } = reload;
     format!(
-        "generation {generation}: spawned {spawned}/{slots}, ready {ready}/{slots}, passed {passed}/{slots}"
+        "generation {generation}: spawned {spawned}/{slots}, ready {ready}/{slots}, \
+         passed {passed}/{slots}"
     )
 }
 
@@ -76,15 +79,16 @@ fn bar(reload: &Progress) -> String {
     } = *reload;
     format!(
         "{} {}",
-        cells(slots.into(), [passed, ready, spawned].map(u64::from)),
+        cells(slots, [passed, ready, spawned]),
         counts(reload)
     )
 }
 
-/// `[====>>>---...]`: how many of so many have passed, are ready, are spawned, are missing.
-pub(crate) fn cells(slots: u64, so_far: [u64; 3]) -> String {
-    let [passed, ready, spawned] = so_far.map(|count| count.min(slots) * WIDTH / slots.max(1));
-    let cell = |at: u64| match at {
+/// Returns `[====>>>---...]`: how many slots have passed, are ready, are spawned, are missing.
+pub(crate) fn cells(slots: u16, so_far: [u16; 3]) -> String {
+    let of = u32::from(slots.max(1));
+    let [passed, ready, spawned] = so_far.map(|count| u32::from(count.min(slots)) * WIDTH / of);
+    let cell = |at: u32| match at {
         _ if at < passed => '=',
         _ if at < ready => '>',
         _ if at < spawned => '-',
@@ -98,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bar_tells_spawned_ready_and_passed_apart() {
+    fn the_bar_shows_spawned_ready_and_passed() {
         let reload = Progress {
             generation: 2,
             slots: 8,

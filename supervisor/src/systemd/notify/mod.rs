@@ -4,6 +4,7 @@
 //! Each message is one datagram of `KEY=VALUE` lines. Nothing here blocks: a receiver that does not
 //! read costs a message, never time.
 
+pub(crate) mod facts;
 mod notifier;
 mod server;
 #[cfg(test)]

@@ -1,33 +1,14 @@
-//! Words and numbers, fit for a terminal.
+//! Texts and numbers in the columns of a terminal.
 
 use std::time::Duration;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// What somebody else has said, without anything that a terminal would obey or that would mislead its reader: control
-/// characters, and those that have no width or turn the direction of writing.
-///
-/// ```text
-/// harmless("died\u{1b}[2J") == "died [2J"
-/// ```
-pub(crate) fn harmless(text: &str) -> String {
-    text.chars()
-        .filter_map(|letter| match letter {
-            _ if letter.is_control() => Some(' '),
-            '\u{200b}'..='\u{200f}'
-            | '\u{202a}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' => None,
-            _ => Some(letter),
-        })
-        .collect()
-}
-
-/// How many columns a text takes.
+/// Returns the number of columns that a text takes.
 pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// The beginning of a text that fits into so many columns.
+/// Returns the beginning of a text that fits into so many columns.
 pub(crate) fn clipped(text: &str, columns: usize) -> String {
     let mut taken = 0;
     text.chars()
@@ -38,7 +19,7 @@ pub(crate) fn clipped(text: &str, columns: usize) -> String {
         .collect()
 }
 
-/// A number in three or four characters: `7`, `1.2k`, `34M`.
+/// Renders a number in three or four characters: `7`, `1.2k`, `34M`.
 pub(crate) fn short(number: f64) -> String {
     let units = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
     match units.into_iter().find(|(unit, _)| number >= *unit) {
@@ -49,7 +30,7 @@ pub(crate) fn short(number: f64) -> String {
     }
 }
 
-/// A number of bytes, in binary units.
+/// Renders a number of bytes in binary units.
 pub(crate) fn bytes(number: f64) -> String {
     let units = [(30, "G"), (20, "M"), (10, "K")];
     let unit = |shift: u32| f64::from(1_u32 << shift);
@@ -62,7 +43,7 @@ pub(crate) fn bytes(number: f64) -> String {
     }
 }
 
-/// A span in two units at most: `850us`, `12ms`, `3.5s`, `2m05`, `3h07`, `4d02`.
+/// Renders a time span in two units at most: `850us`, `12ms`, `3.5s`, `2m05`, `3h07`, `4d02`.
 pub(crate) fn span(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds.max(0.0))
         .unwrap_or(Duration::MAX)
@@ -81,13 +62,6 @@ pub(crate) fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_others_say_cannot_command_the_terminal_nor_hide_anything() {
-        assert_eq!(harmless("a\u{1b}[2Jb\r\nc\u{9b}1m"), "a [2Jb  c 1m");
-        assert_eq!(harmless("evil\u{202e}txt\u{200b}\u{feff}"), "eviltxt");
-        assert_eq!(harmless("größe 大"), "größe 大");
-    }
 
     #[test]
     fn wide_letters_take_two_columns() {
