@@ -162,7 +162,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
 fn nobody_is_started_for_whom_there_is_no_memory() {
     let server = setup().args(["--scale-up-memory=1MiB"]).start();
     let rush = start(Plan::fresh(&server.address(), 8).http("/?ms=30", None));
-    server.wait_for_log("not scaling up from 2 workers");
+    server.wait_for_log("not scaling up: 2 workers");
     rush.wait_for_more(50);
     rush.finish().assert_flawless();
     assert_eq!(size(&server), 2);
