@@ -160,7 +160,7 @@ fn it_shows_the_server_sorts_and_leaves_the_terminal_as_it_was() {
     screen.keys(&["<"]);
     screen.wait_for("AGEv");
     screen.keys(&["?"]);
-    screen.wait_for("each asks for a y before it is done");
+    screen.wait_for("each asks for confirmation");
     screen.keys(&["?"]);
     // Load is seen, and where it goes.
     let address = server.address();

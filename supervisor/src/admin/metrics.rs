@@ -14,6 +14,9 @@ pub(crate) enum Format {
     OpenMetrics,
 }
 
+/// A counter of a slot: its name, its HELP text, and how it is read.
+type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
+
 impl Format {
     /// Returns the format for a client with this `Accept` header.
     pub(crate) fn wanted(accept: &str) -> Self {
@@ -186,7 +189,7 @@ impl Page {
 
     fn slot_counters(&mut self, status: &Status) {
         let slots = &status.slots;
-        let counters: [(&str, &str, fn(&Totals) -> u64); 5] = [
+        let counters: [Counter; 5] = [
             ("prefork_slot_requests", "Requests answered.", |totals| {
                 totals.requests
             }),
