@@ -319,7 +319,7 @@ fn a_pipe_whose_reader_is_stuck_delays_no_request() {
     let began = Instant::now();
     assert_eq!(server.get("/now").status, 200);
     assert!(
-        began.elapsed() < Duration::from_secs(2),
+        began.elapsed() < Duration::from_secs(8),
         "{:?}",
         began.elapsed()
     );

@@ -259,7 +259,7 @@ fn it_is_not_ready_as_soon_as_a_stop_begins_and_healthy_all_the_same() {
     );
     let mut client = server.connect();
     client
-        .write_all(b"GET /?ms=2500 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .write_all(b"GET /?ms=6000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .expect("sent");
     wait_until("it is in hand", LONG, || server.busy() == 1);
     server.signal(SIGTERM);
@@ -601,7 +601,7 @@ fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
     assert_eq!(agent(&server), "up ready 100%\n");
     let mut client = server.connect();
     client
-        .write_all(b"GET /?ms=3000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        .write_all(b"GET /?ms=8000 HTTP/1.1\r\nHost: x\r\n\r\n")
         .expect("sent");
     wait_until("half of it is busy", LONG, || {
         agent(&server) == "up ready 50%\n"

@@ -99,7 +99,12 @@ fn a_request_that_lasts_keeps_its_worker_and_no_other() {
     wait_for_size(&server, 6);
     rush.finish().assert_flawless();
     // Some of them will be in the hands of workers that are not needed otherwise.
-    let last = start(Plan::fresh(&address, 6).http("/?ms=6000", None).count(6));
+    let last = start(
+        Plan::fresh(&address, 6)
+            .http("/?ms=12000", None)
+            .timeout(2 * LONG)
+            .count(6),
+    );
     wait_until("all of them are in hand", LONG, || server.busy() == 6);
     last.wait().assert_flawless();
     wait_for_size(&server, 2);

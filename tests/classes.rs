@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 use testkit::load::{Plan, Report, run};
-use testkit::{Server, Setup};
+use testkit::{LONG, Server, Setup};
 
 fn setup(class: &str) -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--class", class])
 }
 
-/// Eight requests at once that keep their handler for 300 ms each.
-fn eight(server: &Server) -> Report {
+/// So long that eight one after the other take longer than a busy machine delays two.
+const LASTING: Duration = Duration::from_secs(2);
+
+/// Eight requests at once that keep their handler for a while each.
+fn eight(server: &Server, each: Duration) -> Report {
     let report = run(&Plan::fresh(&server.address(), 8)
-        .http("/?ms=300", None)
+        .http(&format!("/?ms={}", each.as_millis()), None)
+        .timeout(2 * LONG)
         .count(8));
     report.assert_flawless();
     report
@@ -19,33 +23,35 @@ fn eight(server: &Server) -> Report {
 
 #[test]
 fn sync_serves_one_connection_after_the_other() {
-    let report = eight(&setup("sync").workers(1).args(["--app", "sleep"]).start());
-    assert!(report.elapsed >= Duration::from_millis(8 * 300), "{report}");
+    let each = Duration::from_millis(300);
+    let server = setup("sync").workers(1).args(["--app", "sleep"]).start();
+    let report = eight(&server, each);
+    assert!(report.elapsed >= 8 * each, "{report}");
 }
 
 #[test]
 fn threads_serve_one_connection_each() {
-    let report = eight(
-        &setup("threads")
-            .workers(1)
-            .args(["--app", "sleep", "--threads", "4"])
-            .start(),
-    );
+    let server = setup("threads")
+        .workers(1)
+        .args(["--app", "sleep", "--threads", "4"])
+        .start();
+    let report = eight(&server, LASTING);
     assert!(
-        report.elapsed >= Duration::from_millis(2 * 300),
+        report.elapsed >= 2 * LASTING,
         "four at once at most: {report}"
     );
     assert!(
-        report.elapsed < Duration::from_millis(8 * 300),
+        report.elapsed < 8 * LASTING,
         "not one after the other: {report}"
     );
 }
 
 #[test]
 fn async_serves_many_connections_at_once() {
-    let report = eight(&setup("async").workers(1).args(["--app", "sleep"]).start());
+    let server = setup("async").workers(1).args(["--app", "sleep"]).start();
+    let report = eight(&server, LASTING);
     assert!(
-        report.elapsed < Duration::from_millis(8 * 300),
+        report.elapsed < 8 * LASTING,
         "not one after the other: {report}"
     );
 }

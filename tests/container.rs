@@ -101,7 +101,7 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
     );
     let load = start(
         Plan::fresh(&server.address(), 8)
-            .http("/?ms=700", None)
+            .http("/?ms=5000", None)
             .count(8),
     );
     wait_until("eight requests in hand", LONG, || server.busy() == 8);

@@ -298,7 +298,7 @@ fn scale_restart_and_drain_lose_nothing_and_tell_what_became_of_it() {
             String::from_utf8_lossy(&text).trim().to_owned(),
         )
     };
-    let load = testkit::load::start(Plan::fresh(&server.address(), 4).lasting(LONG));
+    let load = testkit::load::start(Plan::fresh(&server.address(), 4));
     load.wait_for_more(10);
     let scaled = said(&server.command(&["scale", "5"]));
     assert_eq!(scaled, (Some(0), "5 workers (before: 3)".to_owned()));

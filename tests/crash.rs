@@ -54,7 +54,9 @@ fn the_first_death_is_replaced_at_once() {
     server.wait_for_replacement(worker.slot, worker.process);
     let took = began.elapsed();
     println!("killed to ready, as seen from outside: {took:?}");
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    let line = server.wait_for_log("killed by SIGKILL");
+    assert!(line.contains("replacing it at once"), "{line}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]
@@ -62,7 +64,8 @@ fn requests_in_another_workers_hands_survive_a_death() {
     let server = setup().workers(2).args(["--app", "sleep"]).start();
     let load = start(
         Plan::fresh(&server.address(), 16)
-            .http("/?ms=1500", None)
+            .http("/?ms=6000", None)
+            .timeout(2 * LONG)
             .count(16),
     );
     wait_until("sixteen requests in both workers' hands", LONG, || {
@@ -111,30 +114,30 @@ fn while_a_worker_hangs_new_connections_are_served() {
 
 #[test]
 fn a_supervisor_that_was_stopped_itself_kills_nobody() {
-    let server = setup().workers(2).args(["--hang-timeout", "1s"]).start();
+    let server = setup().workers(2).args(["--hang-timeout", "2s"]).start();
     let before = server.ready();
     server.signal(SIGSTOP);
     wait_until("it to stop", LONG, || server.process().is_stopped());
     // Longer than the time after which a silent worker is killed; workers go on and beat meanwhile.
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_secs(5));
     server.signal(SIGCONT);
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_secs(3));
     assert_eq!(server.ready(), before);
 }
 
 #[test]
 fn everybody_stopped_together_is_a_pause_and_nobody_is_killed() {
-    let server = setup().workers(2).args(["--hang-timeout", "1s"]).start();
+    let server = setup().workers(2).args(["--hang-timeout", "2s"]).start();
     let before = server.ready();
     let everybody = || before.iter().copied().chain([server.process()]);
     everybody().for_each(|process| process.signal(SIGSTOP));
-    std::thread::sleep(Duration::from_millis(2500));
+    std::thread::sleep(Duration::from_secs(5));
     // The supervisor first, which then sees heartbeats that are all late.
     server.signal(SIGCONT);
     everybody().for_each(|process| process.signal(SIGCONT));
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_secs(3));
     assert_eq!(server.ready(), before);
 }
 
@@ -175,9 +178,9 @@ fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
         wait_until("the workers' end", LONG, || {
             workers.iter().all(|worker| !worker.runs())
         });
-        // A second, and one more for a busy machine.
+        // A second, and what a busy machine takes; far less than the request.
         assert!(
-            killed.elapsed() < Duration::from_secs(2),
+            killed.elapsed() < Duration::from_secs(10),
             "{:?}",
             killed.elapsed()
         );
@@ -228,7 +231,7 @@ fn a_crash_loop_is_degraded_and_heals() {
         "retries back off"
     );
     std::fs::remove_file(server.path("broken")).expect("it was there");
-    server.wait_until_settled(2 * LONG);
+    server.wait_until_settled(4 * LONG);
 }
 
 #[test]

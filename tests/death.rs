@@ -218,7 +218,7 @@ fn an_overdue_request_is_told() {
 fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
     let server = setup()
         .workers(1)
-        .args(["--start-timeout", "300ms", "--ready", "notify"]);
+        .args(["--start-timeout", "1s", "--ready", "notify"]);
     let server = server.program(["sleep", "1000"]).spawn();
     server.wait_for_log(") died (start-timeout): killed by SIGABRT");
     let setup = setup().workers(1);
@@ -329,7 +329,7 @@ fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warni
 fn a_clean_exit_in_a_reload_fails_it() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(1)
-        .args(["--min-ready", "10s"]);
+        .args(["--min-ready", "20s"]);
     let program = testkit::program("mortal.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let before = server.ready();

@@ -37,7 +37,7 @@ fn a_program_that_says_nothing_counts_as_ready_after_a_while() {
     server.reload();
     load.wait_for_more(20);
     load.finish().assert_flawless();
-    let times = testkit::ready_after(server.log());
+    let times = testkit::ready_after(server.log(), 4);
     assert!(
         times.len() == 4 && times.iter().all(|time| time.as_millis() >= 300),
         "{times:?}"
@@ -78,11 +78,12 @@ fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
 
 #[test]
 fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
-    let script = "trap '' TERM; while :; do sleep 0.1; done";
+    let script = "trap '' TERM; echo deaf; while :; do sleep 0.1; done";
     let setup = setup()
         .workers(1)
         .args(["--ready", "after=100ms", "--graceful-timeout", "500ms"]);
     let mut server = setup.program(["sh", "-c", script]).start();
+    server.wait_for_log("deaf");
     let old = server.ready();
     server.reload();
     assert!(old.iter().all(|process| !process.runs()));
@@ -90,12 +91,13 @@ fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
 
 #[test]
 fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
-    let script =
-        "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; while :; do sleep 0.1; done";
+    let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; echo listens; while :; do sleep 0.1; done";
     let setup = setup()
         .workers(1)
         .args(["--ready", "after=100ms", "--stop-signal", "USR2"]);
     let mut server = setup.program(["sh", "-c", script]).start();
+    // It counts as ready after its time, whether or not it has set its traps by then.
+    server.wait_for_log("listens");
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
     server.wait_for_log("asked");

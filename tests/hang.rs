@@ -108,7 +108,7 @@ fn an_idle_worker_that_stops_is_noticed_by_its_heartbeat() {
 #[test]
 fn a_worker_stopped_for_good_is_replaced_and_what_waited_for_it_is_answered() {
     const CLIENTS: usize = 8;
-    let server = setup().workers(4).args(["--hang-timeout", "2s"]).start();
+    let server = setup().workers(4).args(["--hang-timeout", "5s"]).start();
     let worker = server.workers().remove(2);
     let load = start(Plan::fresh(&server.address(), CLIENTS).timeout(2 * LONG));
     load.wait_for_more(50);
@@ -160,7 +160,7 @@ fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
 
 #[test]
 fn a_program_that_accepts_no_more_for_good_is_replaced_and_its_queue_is_served() {
-    let Some(server) = bare("a hung program", "2s") else {
+    let Some(server) = bare("a hung program", "5s") else {
         return;
     };
     let before = server.workers();
@@ -209,7 +209,7 @@ fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
         .workers(3)
         .args(["--app", "block", "--class", "threads", "--threads", "4"]);
     let server = setup
-        .args(["--request-timeout", "1s", "--hang-timeout", "1m"])
+        .args(["--request-timeout", "3s", "--hang-timeout", "1m"])
         .start();
     let before = server.workers();
     let mut client = server.connect();

@@ -143,7 +143,8 @@ fn hup_during_a_stop_does_not_keep_it() {
     let mut server = setup().workers(2).args(["--app", "sleep"]).start();
     let load = start(
         Plan::fresh(&server.address(), 2)
-            .http("/?ms=1000", None)
+            .http("/?ms=5000", None)
+            .timeout(2 * LONG)
             .count(2),
     );
     wait_until("requests in hand", LONG, || server.busy() == 2);
@@ -169,7 +170,7 @@ fn slow_starter() -> Server {
         "--ready",
         "notify",
         "--start-timeout",
-        "5s",
+        "10s",
         "--min-ready",
         "4s",
     ]);

@@ -142,12 +142,12 @@ fn sleep_answers_after_its_time_and_many_sleep_at_once() {
         .args(["--app", "sleep", "--class", "async"])
         .start();
     let report = run(&Plan::fresh(&server.address(), 20)
-        .http("/?ms=200", None)
+        .http("/?ms=1000", None)
         .count(20));
     report.assert_flawless();
-    assert!(report.latency.p50 >= 200.0, "{report}");
+    assert!(report.latency.p50 >= 1000.0, "{report}");
     assert!(
-        report.elapsed < Duration::from_secs(3),
+        report.elapsed < Duration::from_secs(12),
         "twenty at once, not one after the other: {report}"
     );
 }

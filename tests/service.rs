@@ -231,7 +231,7 @@ fn inside_reloads() {
     }
     // A machine that does much else at the same time may hold up one of them.
     times.sort();
-    assert!(times[2] < Duration::from_secs(1), "{times:?}");
+    assert!(times[2] < Duration::from_secs(10), "{times:?}");
     // A program that does not start, or dies at once, takes as long as it takes.
     for broken in ["/nowhere/python3", "/bin/false"] {
         configure(&format!("command = [\"{broken}\"]"));
@@ -425,7 +425,7 @@ fn inside_stops() {
     configure("app = \"sleep\"");
     begin("");
     for round in 0..3 {
-        let load = start(Plan::fresh(&v4(), 8).http("/?ms=1500", None).count(8));
+        let load = start(Plan::fresh(&v4(), 8).http("/?ms=4000", None).count(8));
         // All eight are active when the stop begins.
         wait_until("eight requests", LONG, || {
             let status: serde_json::Value =

@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::load::{Plan, run};
 use testkit::notify::NotifySocket;
 use testkit::{LONG, Server, Setup, root, skipped};
@@ -35,14 +35,14 @@ fn ready_is_sent_only_when_the_workers_are_ready() {
         .env("START_DELAY", "1.5")
         .args(["--ready", "notify"]);
     let program = testkit::program("bare.py").into_os_string();
+    let began = Instant::now();
     let mut server = setup.program(["python3".into(), program]).spawn();
-    std::thread::sleep(Duration::from_millis(700));
-    let early = socket
-        .messages()
-        .iter()
-        .any(|message| message.lines().any(|line| line == "READY=1"));
-    assert!(!early, "{:?}", socket.messages());
     socket.wait_for("READY=1", 0, LONG);
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_millis(1500),
+        "READY=1 after {took:?}"
+    );
     socket.wait_for("STATUS=", 0, LONG);
     server.wait_until_settled(LONG);
     // The workers' own messages stay between them and the supervisor.

@@ -4,8 +4,7 @@ use nix::sys::signal::Signal::{SIGCONT, SIGTERM};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
-use testkit::load::{Plan, run};
+use testkit::load::{Plan, start};
 use testkit::process::Process;
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
@@ -164,15 +163,13 @@ fn it_shows_the_server_sorts_and_leaves_the_terminal_as_it_was() {
     screen.keys(&["?"]);
     // Load is seen, and where it goes.
     let address = server.address();
-    let load = std::thread::spawn(move || {
-        run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2)))
-    });
+    let load = start(Plan::kept_alive(&address, 2));
     wait_until("requests are counted", LONG, || {
         let text = screen.text();
         text.lines()
             .any(|line| line.starts_with("requests ") && !line.starts_with("requests 0/s"))
     });
-    load.join().expect("the load").assert_flawless();
+    load.finish().assert_flawless();
     screen.keys(&["q"]);
     screen.wait_for("status 0");
     wait_until("the terminal is as it was", LONG, || is_restored(&server));
@@ -285,9 +282,7 @@ fn top(server: &Server, words: &[&str]) -> Output {
 fn frames_can_be_printed_as_text_and_as_json() {
     let server = setup().workers(2).start();
     let address = server.address();
-    let load = std::thread::spawn(move || {
-        run(&Plan::kept_alive(&address, 2).lasting(Duration::from_secs(2)))
-    });
+    let load = start(Plan::kept_alive(&address, 2));
     let answered = |slot: usize| server.status()["slots"][slot]["totals"]["requests"].as_u64();
     wait_until("it is under load", LONG, || {
         answered(0).max(answered(1)) > Some(10)
@@ -311,7 +306,7 @@ fn frames_can_be_printed_as_text_and_as_json() {
             && frame["rates"]["p99"].as_f64() > Some(0.0),
         "{frame}"
     );
-    load.join().expect("the load").assert_flawless();
+    load.finish().assert_flawless();
 }
 
 #[test]

@@ -54,6 +54,8 @@ def main():
     signal.set_wakeup_fd(writer)
     signal.signal(signal.SIGTERM, lambda *_: None)
     time.sleep(float(os.environ.get("START_DELAY", 0)))
+    while "START_WHEN" in os.environ and not os.path.exists(os.environ["START_WHEN"]):
+        time.sleep(0.01)
     if os.environ.get("READY") != "no":
         notify("READY=1\nSTATUS=waiting for connections")
     while True:

@@ -17,7 +17,7 @@ fn stage(test: &str, wrapper: Option<&str>) -> Option<Stage> {
     }
     let program = testkit::root().join("tests/hostile/programs/villain.py");
     let setup = setup
-        .args(["--ready", "notify", "--start-timeout", "2s"])
+        .args(["--ready", "notify", "--start-timeout", "8s"])
         .env("PROGRAMS", "1")
         .env("GOOD", testkit::program("bare.py"));
     Some(Stage::of(setup.program([python, program])))

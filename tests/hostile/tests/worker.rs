@@ -16,7 +16,7 @@ type Row = (&'static str, &'static str, &'static str);
 fn ends(start_timeout: &str, rows: &[Row]) {
     for (kind, line, cause) in rows {
         println!("{kind}");
-        let mut stage = Stage::new(&["--start-timeout", start_timeout, "--hang-timeout", "1s"]);
+        let mut stage = Stage::new(&["--start-timeout", start_timeout, "--hang-timeout", "3s"]);
         stage.enter(kind);
         stage.wait_for_lines(line, 2);
         stage.wait_for_deaths(cause, 2);
@@ -230,7 +230,7 @@ fn descriptors_that_come_with_messages_go_nowhere() {
 
 #[test]
 fn a_worker_that_does_not_hear_is_killed_when_it_is_to_drain() {
-    let mut stage = Stage::new(&["--graceful-timeout", "1s"]);
+    let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
     stage.enter("stops-reading");
     let villain = stage.wait_for_villain();
     stage.send_no_more();
@@ -245,7 +245,7 @@ fn a_worker_that_does_not_hear_is_killed_when_it_is_to_drain() {
 fn a_worker_that_ignores_every_request_is_killed_at_the_deadline() {
     for (kind, reload) in [("ignores-requests", true), ("drains-for-ever", false)] {
         println!("{kind}");
-        let mut stage = Stage::new(&["--graceful-timeout", "1s"]);
+        let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
         stage.enter(kind);
         let villain = stage.wait_for_villain();
         stage.send_no_more();
@@ -284,7 +284,7 @@ fn whatever_a_worker_leaves_behind_is_killed() {
 
 #[test]
 fn a_supervisor_stops_in_time_whoever_stays() {
-    let mut stage = Stage::new(&["--graceful-timeout", "1s"]);
+    let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
     stage.enter("ignores-requests");
     stage.wait_for_villain();
     stage.end_load();

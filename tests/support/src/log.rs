@@ -1,6 +1,8 @@
 //! A process's output, read line by line as it comes.
 
-use std::io::{BufRead, BufReader, Read};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -8,38 +10,92 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Default)]
 pub struct Log {
     shared: Arc<(Mutex<Lines>, Condvar)>,
+    /// The pipe that the lines come from, to see whether more wait in it.
+    pipe: Option<Arc<OwnedFd>>,
 }
+
+/// As much as a pipe holds: one read takes all that was in it.
+const PIPE: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 struct Lines {
     all: Vec<String>,
-    /// Nobody can write any more.
+    /// The last writer has closed the pipe.
     ended: bool,
+    /// How many reads there have been.
+    reads: u64,
+    /// The beginning of a line whose end has not been read yet.
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn add(&mut self, read: &[u8]) {
+        self.rest.extend_from_slice(read);
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else {
+            return;
+        };
+        let rest = self.rest.split_off(end + 1);
+        self.flush();
+        self.rest = rest;
+    }
+
+    /// Takes what was read so far as whole lines.
+    fn flush(&mut self) {
+        let text = String::from_utf8_lossy(&self.rest).into_owned();
+        let lines = text.split_terminator('\n');
+        self.all
+            .extend(lines.map(|line| line.trim_end().to_owned()));
+        self.rest.clear();
+    }
 }
 
 impl Log {
     /// Reads `output` in a thread of its own until its last writer closes it.
-    pub fn read(output: impl Read + Send + 'static) -> Self {
-        let log = Self::default();
+    ///
+    /// # Panics
+    /// When its descriptor cannot be duplicated.
+    pub fn read(mut output: impl Read + AsFd + Send + 'static) -> Self {
+        let copy = output.as_fd().try_clone_to_owned().expect("a descriptor");
+        let log = Self {
+            shared: Arc::default(),
+            pipe: Some(Arc::new(copy)),
+        };
         let writer = log.clone();
         std::thread::spawn(move || {
-            let mut output = BufReader::new(output);
-            let mut line = Vec::new();
-            while output
-                .read_until(b'\n', &mut line)
-                .is_ok_and(|length| length > 0)
-            {
-                writer
-                    .guard()
-                    .all
-                    .push(String::from_utf8_lossy(&line).trim_end().to_owned());
+            let mut buffer = vec![0; PIPE];
+            let mut ended = false;
+            while !ended {
+                let _ = waiting(output.as_fd(), PollTimeout::NONE);
+                // Read while nobody looks, so that a line is either in the pipe or in `all`.
+                let mut lines = writer.guard();
+                match output.read(&mut buffer) {
+                    Ok(length @ 1..) => lines.add(&buffer[..length]),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Ok(0) | Err(_) => ended = true,
+                }
+                if ended {
+                    lines.flush();
+                }
+                lines.ended = ended;
+                lines.reads += 1;
+                drop(lines);
                 writer.shared.1.notify_all();
-                line.clear();
             }
-            writer.guard().ended = true;
-            writer.shared.1.notify_all();
         });
         log
+    }
+
+    /// The lines, with all that was written before the call.
+    fn up_to_date(&self) -> MutexGuard<'_, Lines> {
+        let lines = self.guard();
+        let more = |pipe: &Arc<OwnedFd>| waiting(pipe.as_fd(), PollTimeout::ZERO);
+        if lines.ended || !self.pipe.as_ref().is_some_and(more) {
+            return lines;
+        }
+        let before = lines.reads;
+        let read = |lines: &mut Lines| lines.reads == before && !lines.ended;
+        let read = self.shared.1.wait_while(lines, read);
+        read.expect("no thread panics while it holds the log")
     }
 
     fn guard(&self) -> MutexGuard<'_, Lines> {
@@ -49,14 +105,14 @@ impl Log {
             .expect("no thread panics while it holds the log")
     }
 
-    /// All lines so far.
+    /// Returns all lines so far.
     pub fn lines(&self) -> Vec<String> {
-        self.guard().all.clone()
+        self.up_to_date().all.clone()
     }
 
-    /// How many lines so far contain `text`.
+    /// Counts the lines so far that contain `text`.
     pub fn count(&self, text: &str) -> usize {
-        self.guard()
+        self.up_to_date()
             .all
             .iter()
             .filter(|line| line.contains(text))
@@ -111,9 +167,30 @@ impl Log {
     }
 }
 
+/// Waits until a pipe can be read or has ended.
+fn waiting(pipe: std::os::fd::BorrowedFd<'_>, limit: PollTimeout) -> bool {
+    let mut one = [PollFd::new(pipe, PollFlags::POLLIN)];
+    poll(&mut one, limit).is_ok_and(|ready| ready > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_before_the_call_is_there() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        let log = Log::read(reader);
+        for number in 1..=1000 {
+            let line = format!("line {number}\n");
+            std::io::Write::write_all(&mut writer, line.as_bytes()).expect("room in the pipe");
+            assert_eq!(log.count("line"), number);
+        }
+        std::io::Write::write_all(&mut writer, b"no end").expect("room in the pipe");
+        drop(writer);
+        let lines = log.all(Duration::from_secs(10));
+        assert_eq!((lines.len(), lines[1000].as_str()), (1001, "no end"));
+    }
 
     #[test]
     fn lines_are_found_whether_they_came_before_or_come_later() {

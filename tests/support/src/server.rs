@@ -607,11 +607,13 @@ impl Server {
     }
 }
 
-/// How long after their start workers were ready, by the log, in its order.
+/// Waits until at least `count` workers are ready by the log, and returns how long after their start
+/// each of them was, in the log's order.
 ///
 /// # Panics
-/// When a line is not as it should be.
-pub fn ready_after(log: &Log) -> Vec<Duration> {
+/// When there are fewer in time, or when a line is not as it should be.
+#[track_caller]
+pub fn ready_after(log: &Log, count: usize) -> Vec<Duration> {
     let time = |line: &str| {
         let (_, text) = line.split_once("is ready after ")?;
         let digits = text.trim_end_matches(char::is_alphabetic);
@@ -624,7 +626,10 @@ pub fn ready_after(log: &Log) -> Vec<Duration> {
             digits.parse::<f64>().expect("a number") * unit,
         ))
     };
-    log.lines().iter().filter_map(|line| time(line)).collect()
+    wait_for(&format!("{count} ready workers in the log"), LONG, || {
+        let times: Vec<_> = log.lines().iter().filter_map(|line| time(line)).collect();
+        (times.len() >= count).then_some(times)
+    })
 }
 
 /// Copies a program. By another process: one that this process has open for writing cannot be started while some

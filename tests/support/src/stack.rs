@@ -196,7 +196,7 @@ impl Stack {
 
     /// When it is seen to be ready, what is lost in reloads, and how it stops.
     fn reloads_and_stops(&self) -> (Option<Duration>, String, String) {
-        let setup = self.setup("listen").args(["--graceful-timeout", "10s"]);
+        let setup = self.setup("listen").args(["--graceful-timeout", "20s"]);
         let mut server = setup
             .env("START_DELAY", DELAY.as_secs_f64().to_string())
             .start();
@@ -309,7 +309,7 @@ const IN_HAND: &str = "in-hand";
 
 /// When the first worker was ready, counted from its start.
 fn earliest(server: &Server) -> Duration {
-    ready_after(server.log())
+    ready_after(server.log(), 1)
         .into_iter()
         .min()
         .expect("somebody was ready")

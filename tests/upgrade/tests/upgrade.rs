@@ -247,11 +247,11 @@ fn a_new_version_that_fails_in_the_check_changes_nothing() {
         ("exit", "status 3"),
         ("panic", "this version is broken"),
         ("refuse", "does not want to"),
-        ("hang", "did not end within 700ms"),
+        ("hang", "did not end within 3s"),
     ] {
         let setup = setup()
             .env("PREFORK_NEXT", part)
-            .args(["--start-timeout", "700ms"]);
+            .args(["--start-timeout", "3s"]);
         changes_nothing(setup.start(), |server| server.replace(next()), reason);
     }
 }
@@ -372,7 +372,7 @@ fn term_just_after_usr2_stops_gracefully() {
             .start();
         let load = start(
             Plan::fresh(&server.address(), 1)
-                .http("/?ms=300", None)
+                .http("/?ms=1500", None)
                 .count(1),
         );
         wait_until("a request in hand", LONG, || server.busy() == 1);
