@@ -87,11 +87,8 @@ impl Held {
 
 /// Splits a set into its lower and its upper half.
 fn halves(set: u64) -> [u32; 2] {
-    let [a, b, c, d, e, f, g, h] = set.to_le_bytes();
-    [
-        u32::from_le_bytes([a, b, c, d]),
-        u32::from_le_bytes([e, f, g, h]),
-    ]
+    let half = |shift: u32| u32::try_from((set >> shift) & u64::from(u32::MAX)).unwrap_or(0);
+    [half(0), half(32)]
 }
 
 /// Returns the bounding set: what can be gained by executing files.

@@ -17,6 +17,9 @@
 //!
 //! *Invariant*: every descriptor that the server opens is closed on exec. [`adopt`] relies on it.
 #![allow(unsafe_code)]
+// System calls take lengths of kernel structures, flags and descriptor numbers as integers of many
+// types. All of them are small.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
 pub mod capabilities;
 pub mod clock;

@@ -71,11 +71,7 @@ impl<'a> Plan<'a> {
             .map(|argument| argument.as_ptr())
             .chain([std::ptr::null()])
             .collect();
-        let sources: Vec<RawFd> = command
-            .descriptors
-            .iter()
-            .map(|descriptor| descriptor.as_raw_fd())
-            .collect();
+        let sources: Vec<RawFd> = command.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         Self {
             argv,
             env,

@@ -36,7 +36,7 @@ fn stalled(why: Stall, span: Duration) -> String {
 
 /// Describes the limit that a worker has reached.
 fn reached(excess: RecycleReason) -> String {
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mib = |bytes: u64| f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0;
     match excess {
         RecycleReason::Requests(served, most) => {
             format!("it has served {served} requests (limit {most})")

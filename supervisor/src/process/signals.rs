@@ -102,7 +102,7 @@ mod tests {
     /// tests.
     fn alone(test: fn() -> Result<(), u32>) {
         // Lines above 255 wrap, but never to 0.
-        let status = |line: u32| (line % 255) as i32 + 1;
+        let status = |line: u32| (line % 255).cast_signed() + 1;
         let child = fork(|| test().err().map_or(0, status)).expect("fork");
         let status = waitpid(child, None).expect("reaped");
         assert_eq!(

@@ -32,7 +32,10 @@ mod right {
     pub(crate) const TRUNCATE: u64 = 1 << 14;
     pub(crate) const IOCTL_DEV: u64 = 1 << 15;
 }
-use right::*;
+use right::{
+    EXECUTE, IOCTL_DEV, MAKE_BLOCK, MAKE_CHAR, MAKE_DIR, MAKE_FIFO, MAKE_REG, MAKE_SOCK, MAKE_SYM,
+    READ_DIR, READ_FILE, REFER, REMOVE_DIR, REMOVE_FILE, TRUNCATE, WRITE_FILE,
+};
 
 /// To read files and list directories.
 pub(crate) const READ: u64 = READ_FILE | READ_DIR;

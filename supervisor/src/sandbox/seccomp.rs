@@ -322,7 +322,7 @@ fn stock() -> Compiled<Rules> {
     ];
     let mut harmless = Vec::new();
     for option in STEERING.into_iter().chain(filters) {
-        harmless.push(argument(2, Is::Ne, option as u64)?);
+        harmless.push(argument(2, Is::Ne, u64::from(option.unsigned_abs()))?);
     }
     let elsewhere = SeccompRule::new(vec![argument(1, Is::Ne, socket)?])?;
     rules.insert(
@@ -347,7 +347,7 @@ fn others() -> Compiled<Rules> {
     let socket = u64::from(libc::SOL_SOCKET.unsigned_abs());
     let mut steering = Vec::new();
     for option in STEERING {
-        let option = argument(2, Is::Eq, option as u64)?;
+        let option = argument(2, Is::Eq, u64::from(option.unsigned_abs()))?;
         steering.push(SeccompRule::new(vec![
             argument(1, Is::Eq, socket)?,
             option,
@@ -356,7 +356,7 @@ fn others() -> Compiled<Rules> {
     rules.insert(libc::SYS_setsockopt, steering);
     let mut namespaces = Vec::new();
     for flag in NAMESPACES {
-        let flag = flag as u64;
+        let flag = u64::from(flag.unsigned_abs());
         namespaces.push(one(0, Is::MaskedEq(flag), flag)?);
     }
     rules.insert(libc::SYS_clone, namespaces);
@@ -386,11 +386,21 @@ fn prologue() -> BpfProgram {
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     const NUMBER: u32 = 0; // Its place in struct seccomp_data.
     const X32: u32 = 0x4000_0000;
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "system call numbers are small"
+    )]
+    const CLONE3: u32 = libc::SYS_clone3.cast_unsigned() as u32;
     let line = |code, jt, jf, k| sock_filter { code, jt, jf, k };
     vec![
         line(LOAD, 0, 0, NUMBER),
-        line(EQUAL, 1, 0, libc::SYS_clone3 as u32),
+        line(EQUAL, 1, 0, CLONE3),
         line(AT_LEAST, 0, 1, X32),
-        line(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+        line(
+            RETURN,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs(),
+        ),
     ]
 }

@@ -92,7 +92,7 @@ impl App {
             }
             News::Verdict(Ok(text)) => self.prompt = Prompt::Message(Style::Good, printable(&text)),
             News::Verdict(Err(reason)) => {
-                self.prompt = Prompt::Message(Style::Bad, printable(&reason))
+                self.prompt = Prompt::Message(Style::Bad, printable(&reason));
             }
             News::Progress(text) => self.prompt = Prompt::Message(Style::Plain, printable(&text)),
             News::Silence(reason) => {

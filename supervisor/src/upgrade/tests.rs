@@ -23,15 +23,14 @@ fn unhex(text: &str) -> Vec<u8> {
         .collect();
     digits
         .chunks(2)
-        .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+        .map(|pair| u8::try_from(pair[0] * 16 + pair[1]).expect("two digits"))
         .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
     let line = |line: &[u8]| {
         line.iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+            .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
     };
     bytes.chunks(48).map(line).collect::<Vec<_>>().join("\n")
 }

@@ -162,7 +162,7 @@ impl fmt::Display for ExecFailure {
                 "cannot set the parent-death signal of {program}: {reason}"
             )?,
             Stage::NoNewPrivileges => {
-                write!(f, "cannot renounce new privileges of {program}: {reason}")?
+                write!(f, "cannot renounce new privileges of {program}: {reason}")?;
             }
             Stage::Groups => write!(f, "cannot set the groups of {program}: {reason}")?,
             Stage::Identity => write!(f, "cannot change the user or group of {program}: {reason}")?,

@@ -1,6 +1,6 @@
 use super::executable::ExecutableError;
 use super::*;
-use crate::process::reap::{Death, reap, reap_orphans};
+use crate::process::reap::{Death, Orphans, reap, reap_orphans};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::kill;
@@ -37,7 +37,7 @@ struct Shell<'a> {
     directory: Option<CString>,
 }
 
-impl<'a> Shell<'a> {
+impl Shell<'_> {
     fn new(script: &str) -> Self {
         let argv = vec![c("sh"), c("-c"), c(script)];
         Self {
@@ -440,7 +440,7 @@ fn reaps() -> Result<(), i32> {
     };
     nix::sys::prctl::set_child_subreaper(true).map_err(|_| 1)?;
     fact(
-        reap_orphans(|_| false).is_ok_and(|orphans| orphans == Default::default()),
+        reap_orphans(|_| false).is_ok_and(|orphans| orphans == Orphans::default()),
         line!(),
     )?;
     // A worker that leaves 70 dead grandchildren behind, then dies itself.
@@ -485,7 +485,7 @@ fn reaps() -> Result<(), i32> {
         )?;
     }
     fact(
-        reap_orphans(|_| true).is_ok_and(|orphans| orphans == Default::default()),
+        reap_orphans(|_| true).is_ok_and(|orphans| orphans == Orphans::default()),
         line!(),
     )
 }
