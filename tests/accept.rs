@@ -1,4 +1,4 @@
-//! `--accept`: whose queues a worker takes connections from.
+//! `--accept`: the queues that a worker takes connections from.
 
 use nix::sys::signal::Signal::{SIGCONT, SIGHUP, SIGSTOP, SIGTTOU};
 use testkit::load::{Plan, run, start};
@@ -24,7 +24,7 @@ fn every_way_serves_over_tcp_and_unix_sockets() {
 }
 
 #[test]
-fn a_stopped_worker_keeps_nobody_waiting() {
+fn a_stopped_worker_keeps_no_client_waiting() {
     for accept in ["steal", "shared"] {
         for class in ["sync", "threads", "async"] {
             let server = setup(accept).workers(4).args(["--class", class]).start();
@@ -43,7 +43,7 @@ fn a_stopped_worker_keeps_nobody_waiting() {
 }
 
 #[test]
-fn who_waits_in_the_queue_of_a_stopped_worker_that_steals_nothing_is_served_when_it_goes_on() {
+fn a_client_in_the_queue_of_a_stopped_worker_that_steals_nothing_is_served_when_it_goes_on() {
     let server = setup("own").workers(1).start();
     let worker = &server.workers()[0];
     worker.process.signal(SIGSTOP);
@@ -99,7 +99,7 @@ fn beyond_eight_slots_workers_still_cover_each_other() {
 }
 
 #[test]
-fn a_scale_down_far_beyond_eight_slots_leaves_nobody_behind() {
+fn a_scale_down_far_beyond_eight_slots_leaves_no_client_behind() {
     let server = setup("steal").workers(12).start();
     let load = start(Plan::fresh(&server.address(), 16).http("/", Some("Hello, client!")));
     for left in (1..12).rev() {

@@ -1,4 +1,5 @@
-//! The access log has a line for each request, whole, whatever an operator does; and it holds up nobody.
+//! The access log has a line for each request, whole, whatever an operator does, and delays no
+//! request.
 
 use nix::sys::signal::Signal::{SIGTERM, SIGUSR1, SIGUSR2};
 use nix::sys::stat::Mode;
@@ -94,7 +95,8 @@ fn each_request_of_an_http2_connection_has_a_line() {
     let server = logged(setup().workers(1), format).start();
     let path = server.path("access.log");
     let before = lines(&path).len();
-    // By hand (RFC 9113, RFC 7541): the preface, no settings, and two requests for `/` of the authority `here`.
+    // By hand (RFC 9113, RFC 7541): the preface, no settings, and two requests for `/` of the
+    // authority `here`.
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
         [
             &[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream],
@@ -207,7 +209,7 @@ fn no_line_is_lost_or_torn_over_reloads_rotations_an_upgrade_and_a_graceful_stop
         server.log().count("upgraded in place") > 0
     });
     more();
-    // Nobody says a word, and it is found out all the same.
+    // The workers notice a rotation without being signalled.
     rotate(&mut files, &server, false);
     more();
     server.reload();
@@ -366,7 +368,8 @@ fn an_unknown_variable_is_refused_with_the_known_ones() {
 fn nothing_that_a_client_sends_makes_a_second_line() {
     let server = logged(setup().workers(1), "combined").start();
     let before = lines(&server.path("access.log")).len();
-    let request = b"GET /%0a\"x HTTP/1.1\r\nHost: a\r\nReferer: \"\\ \t\xff\r\nUser-Agent: \" 200 0 \"x\r\nConnection: close\r\n\r\n";
+    let request = b"GET /%0a\"x HTTP/1.1\r\nHost: a\r\nReferer: \"\\ \t\xff\r\nUser-Agent: \" 200 \
+     0 \"x\r\nConnection: close\r\n\r\n";
     let status = http::raw(&server.address(), request)
         .expect("an answer")
         .status;
@@ -379,7 +382,7 @@ fn nothing_that_a_client_sends_makes_a_second_line() {
 }
 
 #[test]
-fn a_slow_request_is_told_and_a_flood_of_them_is_not() {
+fn a_slow_request_is_logged_and_a_flood_of_them_is_suppressed() {
     for class in ["sync", "threads", "async"] {
         let setup =
             setup()

@@ -1,4 +1,5 @@
-//! The admin child: metrics, health and agent checks, by somebody who can do nearly nothing, and who is never waited for.
+//! The admin child: metrics, health and agent checks by a process with nearly no privileges, for
+//! which the supervisor never waits.
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR2};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -208,14 +209,16 @@ fn the_openmetrics_text_is_what_another_parser_understands() {
     }
     let server = administered().start();
     run(&Plan::fresh(&server.address(), 2).count(20)).assert_flawless();
-    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\nConnection: close\r\n\r\n";
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\n\
+     Connection: close\r\n\r\n";
     let text = http::raw(&admin(&server), request.as_bytes())
         .expect("an answer")
         .body;
     let script = "import sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 families = {family.name: family for family in parse(sys.stdin.read())}
-print(len(families), families['prefork_slot_requests'].type, families['prefork_slot_request_duration_seconds'].type)";
+print(len(families), families['prefork_slot_requests'].type, \
+ families['prefork_slot_request_duration_seconds'].type)";
     let mut child = Command::new(python)
         .args(["-c", script])
         .stdin(Stdio::piped())
@@ -261,7 +264,7 @@ fn it_is_not_ready_as_soon_as_a_stop_begins_and_healthy_all_the_same() {
     client
         .write_all(b"GET /?ms=6000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .expect("sent");
-    wait_until("it is in hand", LONG, || server.busy() == 1);
+    wait_until("the request to be in flight", LONG, || server.busy() == 1);
     server.signal(SIGTERM);
     let get = |path: &str| http::get(&http, path);
     wait_until("not ready", LONG, || {
@@ -287,7 +290,7 @@ fn it_is_not_ready_as_soon_as_a_stop_begins_and_healthy_all_the_same() {
 }
 
 #[test]
-fn the_child_is_nobody_and_can_do_nearly_nothing() {
+fn the_child_runs_as_nobody_with_nearly_no_privileges() {
     let server = administered().start();
     get(&server, "/healthz");
     let status =
@@ -331,7 +334,7 @@ fn the_child_is_nobody_and_can_do_nearly_nothing() {
 }
 
 #[test]
-fn a_dead_child_is_replaced_and_refuses_nobody() {
+fn a_dead_child_is_replaced_and_refuses_no_connection() {
     let server = administered().start();
     get(&server, "/healthz");
     for _ in 0..3 {
@@ -342,7 +345,7 @@ fn a_dead_child_is_replaced_and_refuses_nobody() {
     }
     let told = server.wait_for_log("the admin child is dead (killed by SIGKILL)");
     assert!(told.contains("WARN"), "{told}");
-    // One that is stopped keeps its clients waiting, and nobody else.
+    // One that is stopped keeps only its own clients waiting.
     child(&server).signal(SIGSTOP);
     run(&Plan::fresh(&server.address(), 2).count(50)).assert_flawless();
     assert_eq!(server.status()["state"], "serving");
@@ -360,7 +363,7 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
         (first.to_string(), served),
         "it stays what it is"
     );
-    // Taken by somebody else.
+    // Taken by another process.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("its address");
     server.file("config.toml", &file(&format!("admin = \"{address}\"")));
@@ -395,7 +398,7 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
 }
 
 #[test]
-fn an_upgrade_in_place_keeps_the_address_and_refuses_nobody() {
+fn an_upgrade_in_place_keeps_the_address_and_refuses_no_connection() {
     let server = administered().copied().start();
     let address = admin(&server);
     let old = child(&server);
@@ -403,7 +406,7 @@ fn an_upgrade_in_place_keeps_the_address_and_refuses_nobody() {
         let end = Instant::now() + Duration::from_secs(3);
         let mut answers = 0;
         while Instant::now() < end {
-            let answer = http::get(&address, "/healthz").expect("nobody is refused");
+            let answer = http::get(&address, "/healthz").expect("no connection is refused");
             assert_eq!(answer.status, 200, "{}", answer.body);
             answers += 1;
         }
@@ -419,7 +422,7 @@ fn an_upgrade_in_place_keeps_the_address_and_refuses_nobody() {
 }
 
 #[test]
-fn a_child_that_leaves_at_an_upgrade_finishes_and_is_nobodys_leftover() {
+fn a_child_that_leaves_at_an_upgrade_finishes_and_is_no_leftover() {
     let server = setup()
         .workers(2)
         .copied()
@@ -464,7 +467,8 @@ fn scrapers_that_misbehave_delay_neither_a_good_one_nor_the_server() {
     for number in 0..120 {
         let mut client = connect();
         let said: &[u8] = match number % 5 {
-            // A head that never ends, nothing at all, garbage, an answer that is never read, and many at once.
+            // A head that never ends, nothing at all, garbage, an answer that is never read, and
+            // many at once.
             0 => b"GET /metrics HTTP/1.1\r\nX: ",
             1 => b"",
             2 => b"\x16\x03\x01\x00garbage\r\n\r\n\r\n",
@@ -503,7 +507,7 @@ fn scrapers_that_misbehave_delay_neither_a_good_one_nor_the_server() {
         "it was let go of after {:?}",
         asked.elapsed()
     );
-    // Whoever sits and does nothing makes room.
+    // Idle connections make room.
     let crowd: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
     assert_eq!(
         http::get(&address, "/healthz").expect("an answer").status,
@@ -540,7 +544,8 @@ fn the_child_takes_little_of_a_processor_however_many_ask() {
                     .for_each(|_| ask())
             });
         }
-        // Whatever the processors do besides, it has its part of the time that has passed, and what it had saved.
+        // Whatever the processors do besides, it has its part of the time that has passed, and what
+        // it had saved.
         std::thread::sleep(Duration::from_secs(4));
         over.store(true, Relaxed);
     });
@@ -554,7 +559,7 @@ fn the_child_takes_little_of_a_processor_however_many_ask() {
 }
 
 #[test]
-fn events_are_told_as_they_happen_and_from_where_one_has_stopped() {
+fn events_are_streamed_as_they_happen_and_resumed_where_a_client_stopped() {
     let server = administered().start();
     let listen = |head: &str| {
         let mut stream = TcpStream::connect(admin(&server).to_string()).expect("connected");
@@ -584,7 +589,7 @@ fn events_are_told_as_they_happen_and_from_where_one_has_stopped() {
 }
 
 #[test]
-fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
+fn haproxy_learns_how_busy_the_server_is_and_when_it_leaves() {
     let server = setup()
         .workers(2)
         .args([
@@ -610,7 +615,7 @@ fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
         Some("/usr/sbin/haproxy".into()).filter(|path: &std::path::PathBuf| path.is_file())
     }) else {
         return testkit::skipped(
-            "haproxy_is_told",
+            "haproxy_learns",
             "no haproxy (scripts/peers all installs it)",
         );
     };
@@ -623,7 +628,8 @@ fn haproxy_is_told_how_busy_the_server_is_and_when_it_leaves() {
     server.file(
         "haproxy.cfg",
         &format!(
-            "global\n    stats socket {}\ndefaults\n    mode http\n    timeout connect 1s\n    timeout client 10s\n    timeout server 10s\n\
+            "global\n    stats socket {}\ndefaults\n    mode http\n    timeout connect 1s\n    \
+             timeout client 10s\n    timeout server 10s\n\
              backend app\n    server one {host} weight 100 check agent-check agent-addr 127.0.0.1 agent-port {port} agent-inter 100ms\n",
             stats.display()
         ),

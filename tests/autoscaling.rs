@@ -1,4 +1,4 @@
-//! `--workers MIN..MAX`: the number of workers follows the load, and nobody notices.
+//! `--workers MIN..MAX`: the number of workers follows the load without losing a request.
 
 use nix::sys::signal::Signal::{SIGTTOU, SIGUSR2};
 use std::time::{Duration, Instant};
@@ -41,7 +41,7 @@ fn requests(server: &Server) -> u64 {
 }
 
 #[test]
-fn a_rush_is_met_at_once_and_whoever_came_for_it_leaves_when_it_is_over() {
+fn a_rush_is_met_at_once_and_the_added_workers_leave_when_it_is_over() {
     let server = setup().start();
     let (address, before) = (server.address(), requests(&server));
     let status = server.status();
@@ -105,7 +105,7 @@ fn a_request_that_lasts_keeps_its_worker_and_no_other() {
             .timeout(2 * LONG)
             .count(6),
     );
-    wait_until("all of them are in hand", LONG, || server.busy() == 6);
+    wait_until("all of them to be in flight", LONG, || server.busy() == 6);
     last.wait().assert_flawless();
     wait_for_size(&server, 2);
 }
@@ -155,7 +155,9 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .patient()
         .args(words);
-    let server = setup.program([python, testkit::program("bare.py")]).start();
+    let server = setup
+        .program([python, testkit::program("minimal.py")])
+        .start();
     let rush =
         start(Plan::fresh(&server.address(), 8).http("/sleep/0.1", Some("Hello from Python")));
     wait_for_size(&server, 4);
@@ -164,7 +166,7 @@ fn a_program_that_counts_nothing_grows_by_its_queues() {
 }
 
 #[test]
-fn nobody_is_started_for_whom_there_is_no_memory() {
+fn no_worker_is_started_without_memory_for_it() {
     let server = setup().args(["--scale-up-memory=1MiB"]).start();
     let rush = start(Plan::fresh(&server.address(), 8).http("/?ms=30", None));
     server.wait_for_log("not scaling up: 2 workers");
@@ -212,8 +214,9 @@ fn a_range_that_is_none_is_refused_with_the_remedy() {
     }
 }
 
-/// Makes the recorded load curve of `supervisor/core/src/autoscale/curves/`: clients of ours come and go by a random walk, and what
-/// they were answered in each second is written down. `CURVE_RECORD=FILE cargo test --test autoscaling -- --ignored`
+/// Makes the recorded load curve of `supervisor/core/src/autoscale/curves/`: clients of ours come
+/// and go by a random walk, and what they were answered in each second is written down.
+/// `CURVE_RECORD=FILE cargo test --test autoscaling -- --ignored`
 #[test]
 #[ignore = "takes seven minutes and is run by hand"]
 fn record_a_curve() {
@@ -251,8 +254,10 @@ fn record_a_curve() {
         counts.push((now - before).to_string());
         before = now;
     }
-    let head = "# Requests answered in each second by 16 workers of `--class sync --app sleep`, at 50 ms each, for one to twelve\n\
-                # clients without think time that came and went by a random walk. Made by record_a_curve in tests/autoscaling.rs.\n";
+    let head = "# Requests answered in each second by 16 workers of `--class sync --app sleep`, at \
+     50 ms each, for one to twelve\n\
+                # clients without think time that came and went by a random walk. Made by \
+                 record_a_curve in tests/autoscaling.rs.\n";
     std::fs::write(path, format!("{head}{}\n", counts.join("\n"))).expect("a file to write to");
     for client in clients {
         client.finish().assert_flawless();

@@ -1,4 +1,5 @@
-//! A control group for each worker, in a directory of the kernel's own that the test makes and removes.
+//! A control group for each worker, in a directory of the kernel's own that the test makes and
+//! removes.
 
 use nix::sys::signal::Signal::SIGKILL;
 use std::fs;
@@ -177,7 +178,7 @@ fn an_upgrade_in_place_keeps_the_groups() {
 }
 
 #[test]
-fn a_limit_that_cannot_be_had_is_told_of_once_and_the_server_serves() {
+fn a_limit_that_cannot_be_set_is_logged_once_and_the_server_serves() {
     let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(3)
         .args([
@@ -303,7 +304,7 @@ fn the_number_of_workers_follows_a_quota_of_cpus() {
         .args(["-c", &script, binary])
         .output()
         .expect("a shell");
-    fs::remove_dir(&group).expect("nobody is in it");
+    fs::remove_dir(&group).expect("it is empty");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(said.lines().any(|line| line == "workers = 1"), "{output:?}");
 }

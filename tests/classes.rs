@@ -1,4 +1,5 @@
-//! The three worker classes: how many connections a worker has in hand, and that any of them may hold on to them.
+//! The three worker classes: how many connections a worker serves at once, and that idle ones block
+//! no other.
 
 use std::time::Duration;
 use testkit::load::{Plan, Report, run};
@@ -58,7 +59,7 @@ fn async_serves_many_connections_at_once() {
 
 #[test]
 fn every_class_serves_more_keeping_clients_than_it_has_places() {
-    // An idle kept-alive connection must not keep the only place of a worker from everybody else.
+    // An idle kept-alive connection must not occupy the only place of a worker.
     for class in ["sync", "threads", "async"] {
         let server = setup(class).workers(2).args(["--threads", "2"]).start();
         let load = Plan::kept_alive(&server.address(), 32).http("/", Some("Hello, client!"));

@@ -46,7 +46,7 @@ fn a_flag_is_over_the_environment_which_is_over_the_file() {
 }
 
 #[test]
-fn an_unknown_key_is_told_where_it_is_and_what_was_meant() {
+fn an_unknown_key_is_refused_with_its_place_and_what_was_meant() {
     let setup = setup().config("bind = \"127.0.0.1:0\"\nworkerz = 3\n");
     let (status, log) = setup.run();
     assert_eq!(status.code(), Some(2), "{log:#?}");

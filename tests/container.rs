@@ -29,8 +29,9 @@ fn first_process(test: &str, prepare: impl FnOnce(Setup) -> Setup) -> Option<(Se
     Some((server, first))
 }
 
-/// Has a process that the server did not start run a script in its namespace, as `docker exec` does.
-fn stranger(first: Process, script: &str) -> std::process::Child {
+/// Has a process that the server did not start run a script in its namespace, as `docker exec`
+/// does.
+fn unrelated(first: Process, script: &str) -> std::process::Child {
     Command::new("nsenter")
         .args([
             "--pid",
@@ -55,17 +56,17 @@ fn ten_thousand_orphans_are_buried_while_it_serves() {
     let idle = first.children().len();
     let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello, client!")));
     // Each `( : & )` leaves a process behind whose parent is gone.
-    let mut maker = stranger(
+    let mut maker = unrelated(
         first,
         "i=0; while [ $i -lt 10000 ]; do ( : & ); i=$((i + 1)); done",
     );
     assert!(maker.wait().expect("our child").success());
-    wait_until("all orphans are buried", LONG, || {
+    wait_until("all orphans to be reaped", LONG, || {
         first.children().len() == idle
     });
     load.wait_for_more(20);
     load.finish().assert_flawless();
-    let buried = || {
+    let reaped = || {
         server
             .log()
             .lines()
@@ -73,13 +74,13 @@ fn ten_thousand_orphans_are_buried_while_it_serves() {
             .filter(|line| line.contains(" orphan "))
             .count()
     };
-    wait_until("each was buried by the supervisor", LONG, || {
-        buried() >= 10_000
+    wait_until("each of them to be reaped by the supervisor", LONG, || {
+        reaped() >= 10_000
     });
 }
 
 #[test]
-fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
+fn unrelated_processes_get_none_of_its_signals_and_it_stops_in_time() {
     let setup = |setup: Setup| {
         setup
             .workers(2)
@@ -88,7 +89,7 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
     let Some((mut server, first)) = first_process("signals", setup) else {
         return;
     };
-    let mut stranger = stranger(first, "exec sleep 1000");
+    let mut unrelated_process = unrelated(first, "exec sleep 1000");
     let generation = server.generation();
     for signal in [Signal::SIGUSR1, Signal::SIGTTIN, Signal::SIGTTOU] {
         first.signal(signal);
@@ -96,7 +97,7 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
     first.signal(Signal::SIGHUP);
     server.wait_for_generation_after(generation);
     assert!(
-        stranger.try_wait().expect("our child").is_none(),
+        unrelated_process.try_wait().expect("our child").is_none(),
         "it runs on"
     );
     let load = start(
@@ -104,20 +105,23 @@ fn strangers_get_none_of_its_signals_and_it_stops_in_time() {
             .http("/?ms=5000", None)
             .count(8),
     );
-    wait_until("eight requests in hand", LONG, || server.busy() == 8);
+    wait_until("eight requests in flight", LONG, || server.busy() == 8);
     first.signal(Signal::SIGTERM);
     load.wait().assert_flawless();
-    assert!(server.wait_exit(LONG).success(), "it waits for no stranger");
+    assert!(
+        server.wait_exit(LONG).success(),
+        "it waits for no unrelated process"
+    );
     // The kernel ends whatever is left in the namespace.
-    wait_for("the stranger's end", LONG, || {
-        stranger.try_wait().expect("our child")
+    wait_for("the unrelated process's end", LONG, || {
+        unrelated_process.try_wait().expect("our child")
     });
 }
 
 #[test]
-fn what_workers_leave_is_killed_and_what_strangers_leave_is_not() {
+fn what_workers_leave_is_killed_and_what_unrelated_processes_leave_is_not() {
     let setup = |setup: Setup| {
-        let program = testkit::program("mortal.py").into_os_string();
+        let program = testkit::program("crashing.py").into_os_string();
         setup
             .workers(1)
             .args(["--min-ready", "50ms"])
@@ -127,7 +131,7 @@ fn what_workers_leave_is_killed_and_what_strangers_leave_is_not() {
         return;
     };
     // `docker exec` may leave a process behind; it becomes process 1's child.
-    let mut maker = stranger(first, "( setsid sleep 1001 & )");
+    let mut maker = unrelated(first, "( setsid sleep 1001 & )");
     assert!(maker.wait().expect("our child").success());
     let child = |seconds: &str| {
         let command = format!("sleep {seconds}");
@@ -137,8 +141,8 @@ fn what_workers_leave_is_killed_and_what_strangers_leave_is_not() {
             .find(|process| process.command_line().trim_end() == command)
     };
     let strangers = wait_for("the stranger's child", LONG, || child("1001"));
-    // Five in sessions of their own with the worker's environment, some behind a parent; and one that hides whose it is:
-    // process 1 cannot know that it is no stranger, so it lives.
+    // Five in sessions of their own with the worker's environment, some behind a parent; and one
+    // that hides whose it is: process 1 cannot know that it is no stranger, so it lives.
     let program = "
 def leave(seconds, environment, parent=False):
     pid = os.fork()
@@ -155,7 +159,7 @@ leave('1003', {k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'})
 ";
     let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
     testkit::http::get(&server.address(), &format!("/{digits}")).expect("an answer");
-    let hidden = wait_for("whoever hides", LONG, || child("1003"));
+    let hidden = wait_for("the process that hides", LONG, || child("1003"));
     let generation = server.generation();
     first.signal(Signal::SIGHUP);
     server.wait_for_generation_after(generation);
@@ -225,7 +229,8 @@ fn the_containerfile_builds_of_what_is_there_and_its_command_serves_and_stops() 
             .map(|(_, argument)| argument.clone())
             .unwrap_or_else(|| panic!("the last stage has no {name}"))
     };
-    // What is copied from the checkout is there, and what is copied from the builder was built there.
+    // What is copied from the checkout is there, and what is copied from the builder was built
+    // there.
     for (_, argument) in all.iter().filter(|(name, _)| name == "COPY") {
         let words: Vec<_> = argument.split(' ').collect();
         for source in words[..words.len() - 1]
@@ -267,7 +272,8 @@ fn the_containerfile_builds_of_what_is_there_and_its_command_serves_and_stops() 
         .expect("a grace");
     assert_eq!(grace.1, "8s", "below the ten seconds that engines give");
 
-    // The same words and variables as process 1, with nothing else in the environment, but on a free port.
+    // The same words and variables as process 1, with nothing else in the environment, but on a
+    // free port.
     let port: u16 = of("EXPOSE").parse().expect("a port");
     let arguments = arguments
         .iter()

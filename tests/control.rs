@@ -18,7 +18,7 @@ fn setup() -> Setup {
 }
 
 #[test]
-fn status_tells_who_serves() {
+fn status_lists_the_workers_that_serve() {
     let server = setup().workers(3).start();
     run(&Plan::fresh(&server.address(), 4).count(100)).assert_flawless();
     let status = server.status();
@@ -89,7 +89,7 @@ fn stop_ends_the_server_gracefully() {
 }
 
 #[test]
-fn nobody_there_is_a_failure_that_names_the_socket() {
+fn a_socket_without_a_server_is_a_failure_that_names_it() {
     let mut server = setup().workers(1).start();
     server.command(&["stop"]);
     server.wait_exit(LONG);
@@ -112,7 +112,7 @@ fn the_socket_is_for_its_owner_and_group_only() {
 }
 
 #[test]
-fn stalled_and_noisy_clients_delay_nobody() {
+fn stalled_and_noisy_clients_delay_no_other() {
     let server = setup().workers(2).start();
     let mut stalled = Vec::new();
     for noise in [
@@ -149,7 +149,7 @@ fn status_takes(server: &Server) -> Duration {
 }
 
 #[test]
-fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
+fn a_hundred_clients_that_misbehave_delay_no_other() {
     let server = setup().workers(4).start();
     let before = status_takes(&server);
     let stop = AtomicBool::new(false);
@@ -203,7 +203,7 @@ fn a_hundred_clients_that_misbehave_keep_nobody_waiting() {
 }
 
 #[test]
-fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
+fn events_are_listed_with_numbers_and_fields_and_can_be_followed() {
     let server = setup().workers(2).args(["--min-ready", "50ms"]).start();
     let follow = Command::new(env!("CARGO_BIN_EXE_supervisor"))
         .args(["events", "--follow", "--json", "--since", "0", "--control"])
@@ -217,7 +217,7 @@ fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
     let mut wait_for = |kind: &str| {
         lines
             .find(|event| event["kind"] == kind)
-            .expect("it is told")
+            .expect("it is listed")
     };
     let first = wait_for("starting");
     assert_eq!(
@@ -252,7 +252,7 @@ fn events_are_told_with_numbers_and_fields_and_can_be_followed() {
 }
 
 #[test]
-fn config_tells_each_setting_and_who_has_set_it() {
+fn config_lists_each_setting_and_its_source() {
     let server = setup()
         .config("workers = 2\nkeep-alive = \"9s\"\n")
         .env("SUPERVISOR_KEEP_ALIVE", "7s")
@@ -266,7 +266,7 @@ fn config_tells_each_setting_and_who_has_set_it() {
         settings
             .iter()
             .find(|setting| setting["name"] == name)
-            .expect("it is told")
+            .expect("it is listed")
     };
     let told = |name: &str| (of(name)["value"].clone(), of(name)["from"].clone());
     assert_eq!(told("workers"), (2.into(), "file".into()));
@@ -289,7 +289,7 @@ fn config_tells_each_setting_and_who_has_set_it() {
 }
 
 #[test]
-fn scale_restart_and_drain_lose_nothing_and_tell_what_became_of_it() {
+fn scale_restart_and_drain_lose_nothing_and_report_the_outcome() {
     let mut server = setup().workers(3).start();
     let said = |output: &std::process::Output| {
         let text = [output.stdout.as_slice(), &output.stderr].concat();
@@ -385,10 +385,10 @@ fn servers_are_found_by_their_names() {
             (&name.into(), &server.process().0.into())
         );
     }
-    let nobody = ask(&["status", "--name", "nobody"]);
+    let missing = ask(&["status", "--name", "nobody"]);
     assert!(
-        String::from_utf8_lossy(&nobody.stderr).contains("prefork-nobody.sock"),
-        "{nobody:?}"
+        String::from_utf8_lossy(&missing.stderr).contains("prefork-nobody.sock"),
+        "{missing:?}"
     );
     let wrong = ask(&["status", "--name", "../x"]);
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
@@ -410,7 +410,8 @@ fn a_group_that_may_read_can_do_nothing_else() {
     std::fs::set_permissions(server.directory(), PermissionsExt::from_mode(0o755)).expect("chmod");
     let ask = |request: &str, group: &str| {
         let script = format!(
-            "import os,socket,sys; os.setgroups([{group}]); os.setgid(1); os.setuid(2); s=socket.socket(socket.AF_UNIX); \
+            "import os,socket,sys; os.setgroups([{group}]); os.setgid(1); os.setuid(2); \
+             s=socket.socket(socket.AF_UNIX); \
              s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode()+b'\\n'); print(s.makefile().readline())"
         );
         let mut python = Command::new("python3");
@@ -426,8 +427,8 @@ fn a_group_that_may_read_can_do_nothing_else() {
     assert!(status.contains("\"serving\""), "{status}");
     let stop = ask("{\"command\":\"stop\"}", "65534");
     assert!(stop.contains("you may only read"), "{stop}");
-    let stranger = ask("{\"command\":\"status\"}", "100");
-    assert!(stranger.contains("Permission"), "{stranger}");
+    let outsider = ask("{\"command\":\"status\"}", "100");
+    assert!(outsider.contains("Permission"), "{outsider}");
     assert_eq!(server.state(), "serving");
 }
 

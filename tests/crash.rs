@@ -60,7 +60,7 @@ fn the_first_death_is_replaced_at_once() {
 }
 
 #[test]
-fn requests_in_another_workers_hands_survive_a_death() {
+fn requests_of_another_worker_survive_a_death() {
     let server = setup().workers(2).args(["--app", "sleep"]).start();
     let load = start(
         Plan::fresh(&server.address(), 16)
@@ -68,7 +68,7 @@ fn requests_in_another_workers_hands_survive_a_death() {
             .timeout(2 * LONG)
             .count(16),
     );
-    wait_until("sixteen requests in both workers' hands", LONG, || {
+    wait_until("sixteen requests in both workers", LONG, || {
         let workers = server.workers();
         server.busy() == 16 && workers.iter().all(|worker| worker.busy > 0)
     });
@@ -104,7 +104,8 @@ fn while_a_worker_hangs_new_connections_are_served() {
     let server = setup().workers(2).args(["--hang-timeout", "3s"]).start();
     let worker = server.workers().remove(0);
     worker.process.signal(SIGSTOP);
-    // A sibling takes what waits for the hung one. What it had accepted itself when it was stopped stays with it.
+    // A sibling takes what waits for the hung one. What it had accepted itself when it was stopped
+    // stays with it.
     let report = run(&Plan::fresh(&server.address(), 8)
         .http("/", Some("Hello, client!"))
         .count(200));
@@ -113,7 +114,7 @@ fn while_a_worker_hangs_new_connections_are_served() {
 }
 
 #[test]
-fn a_supervisor_that_was_stopped_itself_kills_nobody() {
+fn a_supervisor_that_was_stopped_itself_kills_no_worker() {
     let server = setup().workers(2).args(["--hang-timeout", "2s"]).start();
     let before = server.ready();
     server.signal(SIGSTOP);
@@ -127,15 +128,15 @@ fn a_supervisor_that_was_stopped_itself_kills_nobody() {
 }
 
 #[test]
-fn everybody_stopped_together_is_a_pause_and_nobody_is_killed() {
+fn stopping_all_processes_together_is_a_pause_and_kills_none() {
     let server = setup().workers(2).args(["--hang-timeout", "2s"]).start();
     let before = server.ready();
-    let everybody = || before.iter().copied().chain([server.process()]);
-    everybody().for_each(|process| process.signal(SIGSTOP));
+    let all_processes = || before.iter().copied().chain([server.process()]);
+    all_processes().for_each(|process| process.signal(SIGSTOP));
     std::thread::sleep(Duration::from_secs(5));
     // The supervisor first, which then sees heartbeats that are all late.
     server.signal(SIGCONT);
-    everybody().for_each(|process| process.signal(SIGCONT));
+    all_processes().for_each(|process| process.signal(SIGCONT));
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(server.ready(), before);
@@ -151,7 +152,7 @@ fn workers_do_not_outlive_a_killed_supervisor() {
         workers.iter().all(|worker| !worker.runs())
     });
     // A process counts as dead when its first thread is; the last one closes the sockets.
-    wait_until("nobody listens any more", LONG, || {
+    wait_until("the listening sockets to be closed", LONG, || {
         address.connect().is_err()
     });
     let again = setup().workers(1).bind(&address.to_string()).start();
@@ -161,11 +162,11 @@ fn workers_do_not_outlive_a_killed_supervisor() {
 #[test]
 fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
     let rust = setup().workers(2).args(["--app", "sleep"]);
-    let foreign = setup().workers(2).program([
+    let external = setup().workers(2).program([
         "python3".into(),
-        testkit::program("bare.py").into_os_string(),
+        testkit::program("minimal.py").into_os_string(),
     ]);
-    for setup in [rust, foreign] {
+    for setup in [rust, external] {
         let mut server = setup.start();
         let (workers, address) = (server.ready(), server.address());
         // One that would take far longer than a worker has.
@@ -188,7 +189,7 @@ fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
         let Address::Tcp(port) = address else {
             panic!("a TCP address")
         };
-        wait_until("anybody to be able to have the port", LONG, || {
+        wait_until("the port to be free", LONG, || {
             TcpListener::bind(port).is_ok()
         });
     }
@@ -198,10 +199,12 @@ fn a_killed_supervisors_workers_leave_within_a_second_and_the_port_is_free() {
 fn a_crash_loop_is_degraded_and_heals() {
     let setup = setup().workers(3).args(["--ready", "notify"]);
     let flag = setup.path("broken");
-    let app = std::fs::read_to_string(testkit::program("bare.py")).expect("the program").replacen(
+    let app = std::fs::read_to_string(testkit::program("minimal.py")).expect("the \
+     program").replacen(
         "\nmain()\n",
         &format!(
-            "\nif os.environ['PREFORK_SLOT'] == '1' and os.path.exists({:?}): raise SystemExit(9)\nmain()\n",
+            "\nif os.environ['PREFORK_SLOT'] == '1' and os.path.exists({:?}): raise SystemExit(9)\n\
+             main()\n",
             flag.display().to_string()
         ),
         1,

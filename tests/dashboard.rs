@@ -1,4 +1,5 @@
-//! The dashboard in a real browser: what it shows of a real server, by the eye, by the keyboard and by a screen reader.
+//! The dashboard in a real browser: what it shows of a real server, by the eye, by the keyboard and
+//! by a screen reader.
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use serde_json::json;
@@ -37,18 +38,18 @@ fn look(test: &str, server: &Server) -> Option<Browser> {
     Some(browser)
 }
 
-/// The page is as it should be: it has complained of nothing, and asked nobody but its server.
+/// The page is as it should be: it has logged no error, and contacted only its server.
 #[track_caller]
 fn assert_sound(browser: &Browser) {
     let mut complaints = browser.console();
     // The admin child says so while a loaded machine lets the supervisor wait; the page asks again.
     complaints.retain(|line| !line.contains("/status") || !line.contains("503"));
     assert_eq!(complaints, Vec::<String>::new());
-    let foreign = browser.run(
+    let external = browser.run(
         "return performance.getEntriesByType('resource').map(one => one.name)\
          .filter(name => !name.startsWith(location.origin) && !name.startsWith('data:'))",
     );
-    assert_eq!(foreign, json!([]), "other hosts were asked");
+    assert_eq!(external, json!([]), "other hosts were asked");
 }
 
 fn label(browser: &Browser, slot: usize) -> String {
@@ -69,7 +70,8 @@ fn faint(browser: &Browser) -> Vec<String> {
     let script = r#"
         const parse = colour => (colour.match(/[\d.]+/g) || []).map(Number);
         const light = ([r, g, b]) => {
-            const [x, y, z] = [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+            const [x, y, z] = [r, g, b].map(c => c / 255)
+                .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
             return 0.2126 * x + 0.7152 * y + 0.0722 * z;
         };
         const over = (top, below) => {
@@ -78,18 +80,23 @@ fn faint(browser: &Browser) -> Vec<String> {
         };
         const ground = element => {
             const layers = [];
-            for (let at = element; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
-            return layers.reverse().filter(one => one.length > 2).reduce((below, top) => over(top, below), [255, 255, 255]);
+            for (let at = element; at; at = at.parentElement)
+                layers.push(parse(getComputedStyle(at).backgroundColor));
+            return layers.reverse().filter(one => one.length > 2)
+                .reduce((below, top) => over(top, below), [255, 255, 255]);
         };
         const found = [];
         const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walker.nextNode()) {
-            const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
-            if (!text || !element.getClientRects().length || element.closest('script, style')) continue;
+            const text = walker.currentNode.textContent.trim();
+            const element = walker.currentNode.parentElement;
+            if (!text || !element.getClientRects().length) continue;
+            if (element.closest('script, style')) continue;
             const style = getComputedStyle(element), size = parseFloat(style.fontSize);
             if (style.visibility !== 'visible') continue;
             const below = ground(element);
-            const ink = over(parse(element instanceof SVGElement ? style.fill : style.color), below);
+            const colour = element instanceof SVGElement ? style.fill : style.color;
+            const ink = over(parse(colour), below);
             const [a, b] = [light(ink), light(below)].sort((x, y) => y - x);
             const ratio = (a + 0.05) / (b + 0.05);
             const large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
@@ -297,9 +304,9 @@ fn a_reload_is_seen_while_it_goes_on() {
 }
 
 #[test]
-fn a_death_under_load_is_told_with_its_cause() {
+fn a_death_under_load_is_shown_with_its_cause() {
     let server = setup().workers(3).start();
-    let Some(browser) = look("a_death_under_load_is_told_with_its_cause", &server) else {
+    let Some(browser) = look("a_death_under_load_is_shown_with_its_cause", &server) else {
         return;
     };
     let load = start(Plan::rate(&server.address(), 50.0).http("/", None));
@@ -330,7 +337,7 @@ fn a_death_under_load_is_told_with_its_cause() {
             .is_some_and(|said| said.contains("slot 1 died"))
     });
     assert_sound(&browser);
-    // What the killed worker had in hand may be lost.
+    // What the killed worker had in flight may be lost.
     let _ = load.finish();
 }
 

@@ -12,8 +12,8 @@ fn setup() -> Setup {
 }
 
 /// A server of programs that do what they are asked to.
-fn mortal(workers: usize) -> Setup {
-    let program = testkit::program("mortal.py").into_os_string();
+fn crashing(workers: usize) -> Setup {
+    let program = testkit::program("crashing.py").into_os_string();
     setup()
         .workers(workers)
         .args(["--accept", "own"])
@@ -47,8 +47,8 @@ fn line_of(server: &Server, cause: &str) -> String {
 }
 
 #[test]
-fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
-    let server = mortal(1).start();
+fn an_exit_is_logged_with_its_status_its_numbers_and_the_stderr_tail() {
+    let server = crashing(1).start();
     ask(
         &server.address(),
         "print('first\\nlast \\x1b[1mword', file=sys.stderr, flush=True); os._exit(3)",
@@ -72,7 +72,7 @@ fn an_exit_is_told_with_its_status_its_numbers_and_the_last_words() {
 }
 
 #[test]
-fn a_panics_message_is_in_the_last_words() {
+fn a_panics_message_is_in_the_stderr_tail() {
     let setup = setup()
         .workers(1)
         .args(["--ready", "after=0s", "--env", "RUST_BACKTRACE=0"]);
@@ -110,8 +110,8 @@ fn a_panics_message_is_in_the_last_words() {
 }
 
 #[test]
-fn machines_are_told_everything_in_fields() {
-    let server = mortal(1).args(["--log-format", "json"]).start();
+fn a_json_log_has_everything_in_fields() {
+    let server = crashing(1).args(["--log-format", "json"]).start();
     ask(
         &server.address(),
         "os.write(2, b'<4>' + b'x' * 5000 + b'\\nend'); os._exit(3)",
@@ -142,7 +142,7 @@ fn machines_are_told_everything_in_fields() {
 }
 
 #[test]
-fn a_crash_is_told_with_its_signal() {
+fn a_crash_is_logged_with_its_signal() {
     // Where limits allow a core dump, the cause is `core`.
     let wrapper = [
         "sh",
@@ -150,7 +150,7 @@ fn a_crash_is_told_with_its_signal() {
         "ulimit -c unlimited 2>/dev/null; exec \"$@\"",
         "sh",
     ];
-    let server = mortal(1).wrapped(wrapper).start();
+    let server = crashing(1).wrapped(wrapper).start();
     ask(&server.address(), "import ctypes; ctypes.string_at(0)");
     let line = server.wait_for_log("killed by SIGSEGV");
     let cause = if line.contains("(core dumped)") {
@@ -168,7 +168,7 @@ fn a_kill_by_somebody_else_is_told_and_what_was_in_hand() {
     client
         .write_all(b"GET /?ms=60000 HTTP/1.1\r\nHost: x\r\n\r\n")
         .expect("sent");
-    wait_until("a request in hand", LONG, || server.busy() == 1);
+    wait_until("a request in flight", LONG, || server.busy() == 1);
     server.ready()[0].signal(SIGKILL);
     let line = line_of(&server, "signal");
     assert!(
@@ -186,7 +186,7 @@ fn a_kill_by_somebody_else_is_told_and_what_was_in_hand() {
 }
 
 #[test]
-fn a_hang_is_told() {
+fn a_hang_is_logged() {
     let server = setup().workers(2).args(["--hang-timeout", "1s"]).start();
     server.ready()[0].signal(SIGSTOP);
     let line = line_of(&server, "hang");
@@ -198,7 +198,7 @@ fn a_hang_is_told() {
 }
 
 #[test]
-fn an_overdue_request_is_told() {
+fn an_overdue_request_is_logged() {
     let setup = setup()
         .workers(1)
         .args(["--app", "block", "--request-timeout", "300ms"]);
@@ -215,7 +215,7 @@ fn an_overdue_request_is_told() {
 }
 
 #[test]
-fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
+fn a_start_that_takes_too_long_and_a_broken_program_are_logged() {
     let server = setup()
         .workers(1)
         .args(["--start-timeout", "1s", "--ready", "notify"]);
@@ -235,7 +235,7 @@ fn a_start_that_takes_too_long_and_a_broken_program_are_told() {
 }
 
 #[test]
-fn whoever_is_asked_to_leave_leaves_without_alarm_and_is_counted() {
+fn a_worker_asked_to_leave_leaves_without_alarm_and_is_counted() {
     let mut server = setup().workers(3).start();
     server.signal(SIGTTOU);
     wait_until("a scale-down", LONG, || deaths(&server, "scale-down") == 1);
@@ -279,7 +279,7 @@ fn a_drain_that_takes_too_long_is_a_warning() {
             client
         })
         .collect();
-    wait_until("requests in every worker's hands", LONG, || {
+    wait_until("requests in flight in every worker", LONG, || {
         let workers = server.workers();
         server.busy() == 8 && workers.iter().all(|worker| worker.busy > 0)
     });
@@ -290,8 +290,8 @@ fn a_drain_that_takes_too_long_is_a_warning() {
 }
 
 #[test]
-fn a_clean_exit_is_no_failure_and_whoever_crashes_when_asked_to_leave_is_a_warning() {
-    let mut server = mortal(1).args(["--clean-exit", "0 30 TERM"]).start();
+fn a_clean_exit_is_no_failure_and_a_crash_when_asked_to_leave_is_a_warning() {
+    let mut server = crashing(1).args(["--clean-exit", "0 30 TERM"]).start();
     for round in 1..=4 {
         let worker = server.workers().remove(0);
         // As long as it takes to have served for a while.
@@ -330,11 +330,11 @@ fn a_clean_exit_in_a_reload_fails_it() {
     let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .workers(1)
         .args(["--min-ready", "20s"]);
-    let program = testkit::program("mortal.py").into_os_string();
+    let program = testkit::program("crashing.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let before = server.ready();
     server.signal(nix::sys::signal::Signal::SIGHUP);
-    let new = wait_for("the trial's worker", LONG, || {
+    let new = wait_for("the candidate's worker", LONG, || {
         server
             .workers()
             .into_iter()
@@ -356,7 +356,7 @@ fn a_clean_exit_in_a_reload_fails_it() {
 
 #[test]
 fn counts_survive_an_upgrade_in_place() {
-    let mut server = mortal(1).copied().start();
+    let mut server = crashing(1).copied().start();
     for _ in 0..2 {
         let worker = server.workers().remove(0);
         ask(&server.address(), "os._exit(3)");
@@ -380,8 +380,9 @@ fn counts_survive_an_upgrade_in_place() {
     wait_until("one more", LONG, || deaths(&server, "exit") == 3);
 }
 
-/// Starts a process that outlives the worker and goes on accepting: in a group of its own, or a session of its own and
-/// somebody else's child; with the worker's environment or without. It answers `leftover`.
+/// Starts a process that outlives the worker and goes on accepting: in a group of its own, or a
+/// session of its own and another process's child; with the worker's environment or without. It
+/// answers `leftover`.
 fn leftover(how: &str) -> String {
     format!(
         r#"
@@ -414,13 +415,14 @@ if pid == 0:
             while True: __import__("time").sleep(100)
     os.execvpe("python3", ["python3", "-c", code], environment)
 if "fork" in steps: os.waitpid(pid, 0)
-while not os.path.exists("leftover") or open("leftover").read().count("\n") < 1: __import__("time").sleep(0.01)
+while not os.path.exists("leftover") or open("leftover").read().count("\n") < 1:
+    __import__("time").sleep(0.01)
 "#
     )
 }
 
 fn outlived(how: &str, named: bool) {
-    let server = mortal(1).start();
+    let server = crashing(1).start();
     let address = server.address();
     let worker = server.workers().remove(0);
     ask(&address, &leftover(how));
@@ -429,7 +431,8 @@ fn outlived(how: &str, named: bool) {
     assert!(left.runs());
     worker.process.signal(SIGKILL);
     server.wait_for_log(") died (signal): killed by SIGKILL");
-    // The signal has been sent; a process that waits in accept(2) may still take a connection on its way out.
+    // The signal has been sent; a process that waits in accept(2) may still take a connection on
+    // its way out.
     wait_until("the leftover's end", LONG, || !left.runs());
     for _ in 0..100 {
         let answer = ask(&address, "pass").expect("an answer");
@@ -442,28 +445,28 @@ fn outlived(how: &str, named: bool) {
     };
     let line = server.wait_for_log(&text);
     assert!(line.contains("WARN") && line.contains("(python3"), "{line}");
-    wait_until("nobody but the new worker", LONG, || {
+    wait_until("only the new worker", LONG, || {
         server.descendants().len() == 1
     });
 }
 
 #[test]
-fn whoever_outlives_its_worker_in_a_group_of_its_own_is_killed() {
+fn a_process_that_outlives_its_worker_in_a_group_of_its_own_is_killed() {
     outlived("os.environ, 'group'", true);
 }
 
 #[test]
-fn whoever_outlives_its_worker_in_a_session_of_its_own_is_killed() {
+fn a_process_that_outlives_its_worker_in_a_session_of_its_own_is_killed() {
     outlived("os.environ, 'session fork'", true);
 }
 
 #[test]
-fn whoever_outlives_its_worker_behind_a_parent_is_killed() {
+fn a_process_that_outlives_its_worker_behind_a_parent_is_killed() {
     outlived("os.environ, 'session fork parent'", true);
 }
 
 #[test]
-fn whoever_hides_whose_it_is_is_killed_too() {
+fn a_process_that_hides_its_origin_is_killed_too() {
     // The variable by which this kit finds what a server has left is kept.
     outlived(
         "{k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'}, 'session fork'",
@@ -473,7 +476,7 @@ fn whoever_hides_whose_it_is_is_killed_too() {
 
 #[test]
 fn a_stop_leaves_nothing_of_the_workers() {
-    let mut server = mortal(2).start();
+    let mut server = crashing(2).start();
     ask(
         &server.address(),
         &leftover("os.environ, 'session fork parent'"),
@@ -485,7 +488,7 @@ fn a_stop_leaves_nothing_of_the_workers() {
 
 #[test]
 fn a_hundred_leftovers_leave_no_trace() {
-    let mut server = mortal(1).start();
+    let mut server = crashing(1).start();
     let program = "
 for _ in range(10):
     pid = os.fork()
@@ -499,7 +502,7 @@ for _ in range(10):
         for _ in 0..count {
             let before = server.log().count("had left behind");
             ask(&server.address(), program).expect("it lives");
-            // No worker fails, so nobody backs off, and what is measured is at rest.
+            // No worker fails, so no slot backs off, and what is measured is at rest.
             server.reload();
             wait_until("ten leftovers", LONG, || {
                 server.log().count("had left behind") == before + 10
@@ -533,7 +536,7 @@ for _ in range(10):
 
 #[test]
 fn a_living_workers_children_live() {
-    let server = mortal(2).start();
+    let server = crashing(2).start();
     ask(&server.address(), &leftover("os.environ, 'session fork'"));
     let text = std::fs::read_to_string(server.path("leftover")).expect("its number");
     let child = Process(text.trim().parse().expect("a pid"));

@@ -1,4 +1,5 @@
-//! The documents against the repository and the binary: lengths, links, paths, the glossary, the options.
+//! The documents against the repository and the binary: lengths, links, paths, the glossary, the
+//! options.
 //!
 //! `UPDATE_DOCS=1 cargo test --test docs` rewrites what is generated in them.
 

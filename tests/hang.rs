@@ -18,7 +18,8 @@ fn worker_in(server: &Server, slot: u64) -> Option<Worker> {
         .find(|worker| worker.slot == slot)
 }
 
-/// Everybody who lives, whether well or not: on a busy machine, anybody may stall for a moment.
+/// All living workers, stalled ones included: on a busy machine, any of them may stall for a
+/// moment.
 fn processes(server: &Server) -> Vec<Process> {
     server
         .workers()
@@ -33,8 +34,9 @@ fn wait_for_state(server: &Server, slot: u64, state: &str) {
     });
 }
 
-/// A program that answers one request at a time, four of it, or a visible note that the test was skipped.
-fn bare(test: &str, hang_timeout: &str) -> Option<Server> {
+/// A program that answers one request at a time, four of it, or a visible note that the test was
+/// skipped.
+fn minimal(test: &str, hang_timeout: &str) -> Option<Server> {
     if tool("python3").is_none() {
         skipped(test, "python3 is not installed");
         return None;
@@ -46,7 +48,7 @@ fn bare(test: &str, hang_timeout: &str) -> Option<Server> {
         setup
             .program([
                 "python3".into(),
-                testkit::program("bare.py").into_os_string(),
+                testkit::program("minimal.py").into_os_string(),
             ])
             .start(),
     )
@@ -72,7 +74,8 @@ fn a_worker_stopped_for_a_moment_is_steered_away_from_and_comes_back() {
     worker.process.signal(SIGSTOP);
     wait_for_state(&server, 1, "stalled");
     server.wait_for_log("is stalled");
-    // Nobody is sent there any more: every new connection is answered, although one in four would have waited.
+    // No connection is steered there any more: all new ones are answered, where one in four would
+    // wait.
     run(&Plan::fresh(&server.address(), 8).count(400)).assert_flawless();
     worker.process.signal(SIGCONT);
     wait_for_state(&server, 1, "ready");
@@ -139,7 +142,7 @@ fn a_worker_stopped_for_good_is_replaced_and_what_waited_for_it_is_answered() {
 
 #[test]
 fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
-    let Some(server) = bare("a stalled program", "1m") else {
+    let Some(server) = minimal("a stalled program", "1m") else {
         return;
     };
     let mut busy = server.connect();
@@ -155,12 +158,12 @@ fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
     run(&Plan::fresh(&server.address(), 4).count(200)).assert_flawless();
     wait_for_state(&server, slot, "ready");
     load.finish().assert_flawless();
-    assert_eq!(processes(&server), before, "nobody was replaced");
+    assert_eq!(processes(&server), before, "no worker was replaced");
 }
 
 #[test]
 fn a_program_that_accepts_no_more_for_good_is_replaced_and_its_queue_is_served() {
-    let Some(server) = bare("a hung program", "5s") else {
+    let Some(server) = minimal("a hung program", "5s") else {
         return;
     };
     let before = server.workers();
@@ -188,13 +191,13 @@ fn a_program_that_accepts_no_more_for_good_is_replaced_and_its_queue_is_served()
         others
             .iter()
             .all(|process| processes(&server).contains(process)),
-        "nobody else was replaced"
+        "no other worker was replaced"
     );
 }
 
 #[test]
 fn a_program_that_is_idle_for_longer_than_the_timeout_is_well() {
-    let Some(server) = bare("an idle program", "500ms") else {
+    let Some(server) = minimal("an idle program", "500ms") else {
         return;
     };
     let before = processes(&server);
@@ -204,7 +207,7 @@ fn a_program_that_is_idle_for_longer_than_the_timeout_is_well() {
 }
 
 #[test]
-fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
+fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_no_other() {
     let setup = setup()
         .workers(3)
         .args(["--app", "block", "--class", "threads", "--threads", "4"]);
@@ -228,13 +231,13 @@ fn a_request_that_blocks_beyond_its_timeout_costs_its_worker_and_nobody_else() {
     let others = || before.iter().filter(|worker| worker.slot != hung.slot);
     assert!(
         others().all(|worker| processes(&server).contains(&worker.process)),
-        "nobody else was replaced"
+        "no other worker was replaced"
     );
     run(&Plan::fresh(&server.address(), 8).count(100)).assert_flawless();
 }
 
 #[test]
-fn a_request_that_only_waits_beyond_its_timeout_costs_nobody() {
+fn a_request_that_only_waits_beyond_its_timeout_costs_no_worker() {
     let server = setup()
         .workers(2)
         .args(["--app", "sleep", "--request-timeout", "500ms"])

@@ -24,11 +24,12 @@ fn hooked(setup: Setup, script: &str) -> Setup {
     setup.args(["--on-event".into(), hook.into_os_string()])
 }
 
-/// A hook that keeps every event: written aside and renamed, so that nobody reads half of one.
-const KEEPS: &str = "cat > $HERE/event.$$ && mv $HERE/event.$$ $HERE/$PREFORK_EVENT.$$.json";
+/// A hook that keeps every event: written aside and renamed, so that a reader never sees half of
+/// one.
+const STORES: &str = "cat > $HERE/event.$$ && mv $HERE/event.$$ $HERE/$PREFORK_EVENT.$$.json";
 
 /// The events of a kind that it has kept.
-fn kept(server: &Server, kind: &str) -> Vec<Value> {
+fn stored_events(server: &Server, kind: &str) -> Vec<Value> {
     let files = std::fs::read_dir(server.directory()).expect("the directory");
     let wanted = |name: &str| name.starts_with(&format!("{kind}.")) && name.ends_with(".json");
     let files = files
@@ -43,13 +44,13 @@ fn kept(server: &Server, kind: &str) -> Vec<Value> {
 /// Waits for the first event of a kind.
 fn event(server: &Server, kind: &str) -> Value {
     wait_for(&format!("the event {kind}"), LONG, || {
-        kept(server, kind).into_iter().next()
+        stored_events(server, kind).into_iter().next()
     })
 }
 
 #[test]
 fn each_notable_event_reaches_the_program_as_json() {
-    let mut server = hooked(setup().workers(2), KEEPS).start();
+    let mut server = hooked(setup().workers(2), STORES).start();
     let ready = event(&server, "server-ready");
     assert_eq!(
         (&ready["kind"], &ready["workers"]),
@@ -68,16 +69,16 @@ fn each_notable_event_reaches_the_program_as_json() {
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
     event(&server, "stopping");
-    // What is as it should be pages nobody.
+    // Normal exits cause no event.
     assert_eq!(
-        kept(&server, "died").len(),
+        stored_events(&server, "died").len(),
         1,
         "workers that a reload or a stop sends away"
     );
     assert_eq!(
         (
-            kept(&server, "starting").len(),
-            kept(&server, "ready").len()
+            stored_events(&server, "starting").len(),
+            stored_events(&server, "ready").len()
         ),
         (0, 0)
     );
@@ -85,9 +86,9 @@ fn each_notable_event_reaches_the_program_as_json() {
 
 #[test]
 fn an_upgrade_ends_no_hook_and_misses_no_event() {
-    // Six reloads are more events than hooks at a time; each hook holds out until it is let go.
+    // Six reloads are more events than hooks at a time; each hook waits until it is released.
     let script =
-        format!("touch $HERE/began.$$; until [ -e $HERE/go ]; do sleep 0.02; done; {KEEPS}");
+        format!("touch $HERE/began.$$; until [ -e $HERE/go ]; do sleep 0.02; done; {STORES}");
     let mut server = hooked(
         setup()
             .copied()
@@ -121,12 +122,14 @@ fn an_upgrade_ends_no_hook_and_misses_no_event() {
     server.wait_for_log("killed by SIGKILL");
     wait_until("another worker", LONG, || server.is_settled());
     assert_eq!(
-        (kept(&server, "reloaded").len(), began()),
+        (stored_events(&server, "reloaded").len(), began()),
         (0, 4),
-        "nobody is let go, nobody has given up"
+        "no hook was released, none has given up"
     );
     server.file("go", "");
-    wait_until("all six", LONG, || kept(&server, "reloaded").len() == 6);
+    wait_until("all six", LONG, || {
+        stored_events(&server, "reloaded").len() == 6
+    });
 }
 
 #[test]
@@ -137,7 +140,7 @@ fn kinds_can_be_chosen_and_a_wrong_one_is_refused() {
         "--on-event-kinds",
         "reload-failed",
     ]);
-    let server = hooked(chosen.config(""), KEEPS).start();
+    let server = hooked(chosen.config(""), STORES).start();
     event(&server, "starting");
     server.file("config.toml", "nonsense = 1\n");
     server.signal(SIGHUP);
@@ -148,8 +151,8 @@ fn kinds_can_be_chosen_and_a_wrong_one_is_refused() {
             .is_some_and(|reason| reason.contains("nonsense")),
         "{failed}"
     );
-    assert!(kept(&server, "server-ready").is_empty());
-    let (status, lines) = hooked(setup().workers(1), KEEPS)
+    assert!(stored_events(&server, "server-ready").is_empty());
+    let (status, lines) = hooked(setup().workers(1), STORES)
         .args(["--on-event-kinds", "birthday"])
         .run();
     assert_eq!(status.code(), Some(2));
@@ -183,7 +186,8 @@ fn a_program_that_is_not_there_refuses_the_start_and_the_reload() {
 
 #[test]
 fn one_that_takes_too_long_is_killed_with_what_it_has_started() {
-    let script = "echo $$ > $HERE/pid.new; mv $HERE/pid.new $HERE/pid; trap '' TERM; sleep 600 & wait; sleep 600";
+    let script = "echo $$ > $HERE/pid.new; mv $HERE/pid.new $HERE/pid; trap '' TERM; sleep 600 & \
+     wait; sleep 600";
     let hasty = setup().workers(1).args([
         "--on-event-timeout",
         "2s",
@@ -204,14 +208,15 @@ fn one_that_takes_too_long_is_killed_with_what_it_has_started() {
     assert!(server.get("/").body.contains("Hello"));
 }
 
-/// How long a slot that has failed many times may stay empty: half a minute, and what a busy machine
-/// takes to start its worker.
+/// How long a slot that has failed many times may stay empty: half a minute, and what a busy
+/// machine takes to start its worker.
 const BACKED_OFF: Duration = LONG.saturating_mul(4);
 
 #[test]
 fn a_flood_of_events_starts_four_at_a_time_and_the_server_serves() {
     // Every worker dies at once, over and over; every hook takes its time.
-    let script = "n=$(ls -d $HERE/running.* 2>/dev/null | wc -l); mkdir $HERE/running.$$; echo $n >> $HERE/seen; sleep 0.3; rmdir $HERE/running.$$";
+    let script = "n=$(ls -d $HERE/running.* 2>/dev/null | wc -l); mkdir $HERE/running.$$; echo $n \
+     >> $HERE/seen; sleep 0.3; rmdir $HERE/running.$$";
     let kinds = ["starting", "ready", "died"].map(|kind| format!("--on-event-kinds={kind}"));
     let server = hooked(setup().workers(8).args(kinds), script).start();
     for _ in 0..12 {
@@ -276,9 +281,10 @@ fn it_is_the_workers_user_and_has_none_of_our_descriptors() {
         .args(["--user", "nobody", "--on-event-kinds", "server-ready"]);
     std::fs::set_permissions(setup.path(""), PermissionsExt::from_mode(0o777))
         .expect("a place to write");
-    let script = "{ id -u; ls /proc/$$/fd | tr '\\n' ' '; env; grep -E 'CapEff|CapBnd' /proc/$$/status; } > $HERE/told.new; mv $HERE/told.new $HERE/told";
+    let script = "{ id -u; ls /proc/$$/fd | tr '\\n' ' '; env; grep -E 'CapEff|CapBnd' \
+     /proc/$$/status; } > $HERE/told.new; mv $HERE/told.new $HERE/told";
     let server = hooked(setup, script).start();
-    let told = wait_for("its words", LONG, || {
+    let told = wait_for("its output", LONG, || {
         std::fs::read_to_string(server.path("told")).ok()
     });
     let mut lines = told.lines();

@@ -39,7 +39,7 @@ fn a_name_is_resolved() {
 }
 
 #[test]
-fn a_second_instance_is_refused_and_told_the_address() {
+fn a_second_instance_is_refused_with_the_address() {
     let server = setup().workers(2).start();
     let address = server.address();
     let (status, log) = setup().workers(1).bind(&address.to_string()).run();
@@ -192,8 +192,9 @@ fn a_reload_adds_and_removes_addresses_and_loses_nothing() {
     load.finish().assert_flawless();
 }
 
-/// Who is connected when an address is removed is served, whichever slot's queue it waits in, also while workers leave one
-/// by one and when the last of them leaves late. Nobody is connected only to be reset.
+/// Who is connected when an address is removed is served, whichever slot's queue it waits in, also
+/// while workers leave one by one and when the last of them leaves late. No connection is accepted
+/// only to be reset.
 fn a_removed_address_serves_its_queue(surge: &str) {
     let free = |_| {
         TcpListener::bind("127.0.0.1:0")
@@ -205,7 +206,8 @@ fn a_removed_address_serves_its_queue(surge: &str) {
     let [stays, goes] = [1, 2].map(free);
     let config = |binds: &[&str]| {
         format!(
-            "workers = 4\nsurge = {surge}\nmin-ready = \"50ms\"\napp = \"sleep\"\nbind = {binds:?}\n"
+            "workers = 4\nsurge = {surge}\nmin-ready = \"50ms\"\napp = \"sleep\"\nbind = \
+             {binds:?}\n"
         )
     };
     let mut server = setup().no_bind().config(&config(&[&stays, &goes])).start();

@@ -28,14 +28,14 @@ fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "100ms"])
 }
 
-/// As foreign program: one that serves, or `None` and a note.
+/// As an external program: one that serves, or `None` and a note.
 fn python(setup: Setup, test: &str) -> Option<Setup> {
     if !Path::new("/usr/bin/python3").is_file() {
         skipped(test, "/usr/bin/python3 is not there");
         return None;
     }
-    // Its file lies where not everybody may go, perhaps; the interpreter takes it as text.
-    let text = std::fs::read_to_string(testkit::program("bare.py")).expect("the program");
+    // Its file may lie where other users have no access; the interpreter takes it as text.
+    let text = std::fs::read_to_string(testkit::program("minimal.py")).expect("the program");
     let setup = setup.env("PATH", "/usr/local/bin:/usr/bin:/bin");
     Some(
         setup
@@ -57,7 +57,7 @@ fn status(process: Process) -> BTreeMap<String, String> {
     text.lines().filter_map(line).collect()
 }
 
-/// Demands that a process is this user and nobody else, with these capabilities and no way to more.
+/// Asserts that a process runs as this user only, with these capabilities and no way to more.
 #[track_caller]
 fn assert_is(process: Process, user: &str, group: &str, groups: &str, capabilities: &str) {
     let status = status(process);
@@ -84,14 +84,14 @@ fn private(setup: &Setup) {
     std::fs::set_permissions(setup.path(""), Permissions::from_mode(0o700)).expect("chmod");
 }
 
-/// A stock server and a foreign one whose workers run as nobody.
+/// A stock server and an external one whose workers run as nobody.
 fn of_nobody(test: &str, prepare: impl Fn(Setup) -> Setup) -> Vec<Server> {
     if !root(test) {
         return Vec::new();
     }
     let base = || prepare(setup().workers(2).args(["--user", NOBODY]));
-    let foreign = python(base(), test).map(Setup::start);
-    [base().start()].into_iter().chain(foreign).collect()
+    let external = python(base(), test).map(Setup::start);
+    [base().start()].into_iter().chain(external).collect()
 }
 
 #[test]
@@ -269,8 +269,8 @@ fn workers_of_another_user_are_reloaded_aborted_killed_and_stopped() {
         let before = server.ready();
         server.reload();
         assert!(server.ready().iter().all(|worker| !before.contains(worker)));
-        let foreign = server.ready()[0].variable("PREFORK_CHANNEL").is_none();
-        if !foreign {
+        let external = server.ready()[0].variable("PREFORK_CHANNEL").is_none();
+        if !external {
             // Stopped, it can act upon nothing but SIGKILL.
             let worker = server.ready()[0];
             worker.signal(SIGSTOP);
@@ -284,8 +284,7 @@ fn workers_of_another_user_are_reloaded_aborted_killed_and_stopped() {
 }
 
 #[test]
-fn what_workers_cannot_reach_is_refused_with_the_remedy_and_a_reload_that_asks_for_it_changes_nothing()
- {
+fn what_workers_cannot_reach_is_refused_with_the_remedy_at_the_start_and_by_a_reload() {
     if !root("what_workers_cannot_reach_is_refused_with_the_remedy") {
         return;
     }
@@ -306,7 +305,8 @@ fn what_workers_cannot_reach_is_refused_with_the_remedy_and_a_reload_that_asks_f
     let path = directory.display();
     refused(
         format!("directory = \"{path}\""),
-        "as user nobody (uid 65534): Permission denied (give it to them with chown or chmod, or name another)",
+        "as user nobody (uid 65534): Permission denied (give it to them with chown or chmod, or \
+         name another)",
     );
     refused(
         format!("log-file = \"{}\"", log.display()),
@@ -463,7 +463,8 @@ fn workers_of_another_user_cannot_even_open_the_control_socket() {
     }
 }
 
-/// A server that runs as nobody, in a directory of nobody's, in a network of its own, at a port that is root's.
+/// A server that runs as nobody, in a directory of that user, in a network of its own, at a port
+/// that is root's.
 fn as_nobody(test: &str, config: &str) -> Option<(Setup, String)> {
     if !root(test) {
         return None;
@@ -560,13 +561,15 @@ fn a_reload_that_asks_for_what_the_supervisor_gave_up_is_refused_and_changes_not
         format!("{base}{bind}user = \"1\"\n"),
         &[
             "cannot run workers as user",
-            "without CAP_SETGID, CAP_SETUID (it gave that up at its start: restart it as root with this setting, or leave the setting out)",
+            "without CAP_SETGID, CAP_SETUID (it gave that up at its start: restart it as root with \
+             this setting, or leave the setting out)",
         ],
     );
     refused(
         format!("{base}bind = [\"unix:/etc/nobody.sock\"]\n"),
         &[
-            "cannot bind unix:/etc/nobody.sock: permission denied (this user must be able to write in the directory)",
+            "cannot bind unix:/etc/nobody.sock: permission denied (this user must be able to write \
+             in the directory)",
         ],
     );
     let socket = server.path("given.sock");
@@ -678,7 +681,8 @@ fn a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_g
     let Some(setup) = python(setup, test) else {
         return;
     };
-    // A directory in which root alone can write; a directory of a test is nobody's by now.
+    // A directory in which root alone can write; a directory of a test belongs to the user nobody
+    // by now.
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("chmod");
     let log = folder.path().join("log");
@@ -688,7 +692,8 @@ fn a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_g
     let logged = || std::fs::read_to_string(&log).expect("a log");
     assert!(
         logged().contains(&format!(
-            "it cannot run workers as another user, give a Unix socket to another owner, reopen log file {}",
+            "it cannot run workers as another user, give a Unix socket to another owner, reopen \
+             log file {}",
             log.display()
         )),
         "{}",
@@ -705,7 +710,8 @@ fn a_supervisor_of_another_user_that_cannot_reopen_its_log_says_so_at_once_and_g
     );
     let output = server.command(&["upgrade", "--wait"]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    let expected = "Permission denied (os error 13) (give it to user 65534 with chown, or choose another --log-file)";
+    let expected = "Permission denied (os error 13) (give it to user 65534 with chown, or choose \
+     another --log-file)";
     assert!(
         !output.status.success() && told.contains(expected),
         "{told}"

@@ -1,4 +1,4 @@
-//! When a program counts as ready, and what is said of one that never does.
+//! When a program counts as ready, and what is logged of one that never is.
 
 use nix::sys::signal::Signal::SIGUSR2;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ fn silent(test: &str) -> Option<[OsString; 2]> {
     }
     Some([
         "python3".into(),
-        testkit::program("bare.py").into_os_string(),
+        testkit::program("minimal.py").into_os_string(),
     ])
 }
 
@@ -67,8 +67,8 @@ fn a_program_of_another_user_in_its_sandbox_is_seen_too() {
     let setup = slow(setup())
         .workers(1)
         .args(["--ready", "listen", "--user", "nobody"]);
-    // The checkout may be out of nobody's reach; a directory of the test is not, once it says so.
-    let here = setup.path("bare.py");
+    // The user nobody may have no access to the checkout; the test's own directory can grant it.
+    let here = setup.path("minimal.py");
     std::fs::copy(script, &here).expect("a copy");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(setup.path(""), open).expect("our own directory");
@@ -109,7 +109,7 @@ fn a_program_that_never_waits_for_connections_is_refused_with_the_remedy() {
     let line = log
         .iter()
         .find(|line| line.contains("giving up"))
-        .expect("it is said");
+        .expect("it is logged");
     assert!(
         line.contains("not seen to wait for connections") && line.contains("--ready after=TIME"),
         "{line}"
@@ -140,7 +140,7 @@ fn a_program_that_must_speak_and_does_not_is_refused_with_the_remedy() {
     let line = log
         .iter()
         .find(|line| line.contains("giving up"))
-        .expect("it is said");
+        .expect("it is logged");
     assert!(
         line.contains("did not say READY=1") && line.contains("--ready after=TIME"),
         "{line}"

@@ -1,4 +1,5 @@
-//! Workers that are replaced before they have leaked too much, and a stop that is announced: under load, and nothing is lost.
+//! Workers that are replaced before they have leaked too much, and a pre-stop delay: under load,
+//! and nothing is lost.
 
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use std::collections::BTreeSet;
@@ -162,7 +163,7 @@ while True:
 }
 
 #[test]
-fn a_stop_is_announced_and_everybody_is_served_until_the_delay_is_over() {
+fn a_pre_stop_delay_passes_before_the_stop_and_every_request_is_served_meanwhile() {
     let mut server = setup().workers(2).args(["--pre-stop-delay", "8s"]).start();
     assert_eq!(server.status()["ready"], true);
     server.signal(SIGTERM);
@@ -201,7 +202,7 @@ fn a_second_term_does_not_wait_for_the_delay_and_lets_requests_end() {
     client
         .write_all(b"GET /?ms=5000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         .expect("sent");
-    wait_until("it is in hand", LONG, || server.busy() == 1);
+    wait_until("the request to be in flight", LONG, || server.busy() == 1);
     server.signal(SIGTERM);
     server.wait_for_log("stopping in 600s");
     server.signal(SIGTERM);
@@ -212,7 +213,7 @@ fn a_second_term_does_not_wait_for_the_delay_and_lets_requests_end() {
 }
 
 #[test]
-fn a_limit_that_nobody_counts_is_told_of() {
+fn a_limit_that_cannot_be_counted_is_a_warning() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_supervisor"))
         .args(["check", "--max-requests", "100", "--", "/bin/sleep", "1"])
         .output()

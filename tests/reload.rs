@@ -128,7 +128,7 @@ fn term_during_a_reload_stops_the_server() {
     let mut server = slow_starter();
     server.file("app.py", &program("time.sleep(3600)"));
     server.signal(SIGHUP);
-    wait_until("the trial", LONG, || {
+    wait_until("the candidate", LONG, || {
         server
             .workers()
             .iter()
@@ -147,7 +147,7 @@ fn hup_during_a_stop_does_not_keep_it() {
             .timeout(2 * LONG)
             .count(2),
     );
-    wait_until("requests in hand", LONG, || server.busy() == 2);
+    wait_until("requests in flight", LONG, || server.busy() == 2);
     server.signal(SIGTERM);
     server.signal(SIGHUP);
     assert!(server.wait_exit(LONG).success());
@@ -158,14 +158,14 @@ fn hup_during_a_stop_does_not_keep_it() {
 
 /// A Python program that runs `before_ready`, then says that it is ready and serves.
 fn program(before_ready: &str) -> String {
-    let good = std::fs::read_to_string(testkit::program("bare.py")).expect("the program");
+    let good = std::fs::read_to_string(testkit::program("minimal.py")).expect("the program");
     good.replacen("\nmain()\n", &format!("\n{before_ready}\nmain()\n"), 1)
 }
 
 /// A server whose program is `app.py` in its directory and must say that it is ready in time.
 fn slow_starter() -> Server {
-    // A `--min-ready` that is far longer than the second after which a program of these tests dies: a machine that stands
-    // still for a while must not make the program outlive it.
+    // A `--min-ready` that is far longer than the second after which a program of these tests dies:
+    // a machine that stands still for a while must not make the program outlive it.
     let setup = setup().workers(2).args([
         "--ready",
         "notify",
@@ -281,10 +281,10 @@ fn a_program_that_dies_a_second_after_ready_changes_nothing() {
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
     let setup = setup().args(["--ready", "notify", "--min-ready", "100ms"]);
-    setup.file("bare.py", &program("pass"));
+    setup.file("minimal.py", &program("pass"));
     let good = format!(
         "workers = 2\ncommand = [\"python3\", \"{}\"]\n",
-        setup.path("bare.py").display()
+        setup.path("minimal.py").display()
     );
     let server = setup.config(&good).start();
     let bad = "workers = 2\ncommand = [\"/nonexistent/program\"]\n";

@@ -64,8 +64,8 @@ fn memory_is_small() {
     }
 }
 
-/// How many descriptors the supervisor has, and how many processes. The connection that last asked for
-/// the status may be open for a moment more, so the fewest of a few looks count.
+/// How many descriptors the supervisor has, and how many processes. The connection that last asked
+/// for the status may be open for a moment more, so the fewest of a few looks count.
 fn facts(server: &Server) -> (usize, usize) {
     let look = || {
         std::thread::sleep(Duration::from_millis(5));
@@ -115,7 +115,9 @@ fn failed_reloads_leave_no_trace_either() {
         assert_eq!(output.status.code(), Some(1), "round {round}: {output:?}");
     }
     server.file("config.toml", good);
-    wait_until("the last trial to be gone", LONG, || server.is_settled());
+    wait_until("the last candidate to be gone", LONG, || {
+        server.is_settled()
+    });
     wait_until("descriptors and processes as before", LONG, || {
         facts(&server) == before
     });
@@ -132,7 +134,7 @@ fn workers_inherit_nothing_but_what_is_theirs() {
             .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
             .map(|target| target.to_string_lossy().into_owned())
             .collect();
-        let foreign = |target: &&String| target.contains("pidfd") || target.contains("signalfd");
-        assert_eq!(targets.iter().find(foreign), None, "{targets:?}");
+        let internal = |target: &&String| target.contains("pidfd") || target.contains("signalfd");
+        assert_eq!(targets.iter().find(internal), None, "{targets:?}");
     }
 }

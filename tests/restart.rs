@@ -102,7 +102,7 @@ fn install(config: &str, changes: &str) {
 fn change_unit(changes: &str) {
     let directory = PathBuf::from(format!("/run/systemd/system/{UNIT}.d"));
     std::fs::create_dir_all(&directory).expect("a directory");
-    // Tests restart more often than anybody should.
+    // Tests restart more often than an operator should.
     let text = format!("[Unit]\nStartLimitIntervalSec=0\n[Service]\n{changes}\n");
     std::fs::write(directory.join("test.conf"), text).expect("written");
     assert!(systemctl(&["daemon-reload"]));

@@ -1,4 +1,5 @@
-//! What a worker cannot do: each attempt is made by a confined worker, and by a free one, for whom it works.
+//! What a worker cannot do: each attempt is made by a confined worker, and by a free one, for whom
+//! it works.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -19,8 +20,9 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// A worker that tries what it is asked to, behind a Unix socket; its own network, so that any port is free.
-fn tempter(test: &str) -> Option<Setup> {
+/// A worker that tries what it is asked to, behind a Unix socket; its own network, so that any port
+/// is free.
+fn sandbox_escape(test: &str) -> Option<Setup> {
     let Some(python) = python() else {
         skipped(test, "there is no /usr/bin/python3");
         return None;
@@ -35,17 +37,20 @@ fn tempter(test: &str) -> Option<Setup> {
         .bind("0.0.0.0:0")
         .workers(2);
     let setup = setup.args(["--ready", "notify", "--hang-timeout", "off"]);
-    // Somebody else than root must get there, to the script and to the notification socket.
+    // Other users than root must reach the script and the notification socket.
     std::fs::set_permissions(setup.path("."), Permissions::from_mode(0o711))
         .expect("our own directory");
-    setup.file("tempter.py", include_str!("programs/tempter.py"));
+    setup.file(
+        "sandbox_escape.py",
+        include_str!("programs/sandbox_escape.py"),
+    );
     for directory in ["inside", "outside"] {
         std::fs::create_dir(setup.path(directory)).expect("our own directory");
         let all = Permissions::from_mode(0o777);
         std::fs::set_permissions(setup.path(directory), all).expect("our own directory");
     }
     setup.file("outside/there", "something");
-    let script = setup.path("tempter.py");
+    let script = setup.path("sandbox_escape.py");
     // Bytecode would be written beside the script.
     Some(setup.program([
         python.into_os_string(),
@@ -60,12 +65,12 @@ fn ask(server: &Server, attempt: &str) -> String {
         .body
 }
 
-/// The paths that a confined tempter may use.
+/// The paths that a confined worker may use.
 fn paths(setup: &Setup) -> [String; 4] {
     let path = |name: &str| setup.path(name).display().to_string();
     [
         "--read-only".to_owned(),
-        path("tempter.py"),
+        path("sandbox_escape.py"),
         "--writable".to_owned(),
         path("inside"),
     ]
@@ -74,15 +79,17 @@ fn paths(setup: &Setup) -> [String; 4] {
 #[test]
 fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not() {
     let test = "a confined worker";
-    let Some(free) = tempter(test) else { return };
-    let (Some(other), Some(confined)) = (tempter(test), tempter(test)) else {
+    let Some(free) = sandbox_escape(test) else {
+        return;
+    };
+    let (Some(other), Some(confined)) = (sandbox_escape(test), sandbox_escape(test)) else {
         return;
     };
     // As free as the supervisor: root.
     let free = free
         .args(["--keep-cap", "all", "--no-new-privileges", "off"])
         .start();
-    // Another user alone brings the sandbox, but for the paths, which nobody has named.
+    // Another user alone brings the sandbox, except for the paths, which were not given.
     let other = other.args(["--user", "nobody"]).start();
     let named = paths(&confined);
     let confined = confined
@@ -221,7 +228,7 @@ fn a_confined_worker_is_refused_whatever_is_not_its_part_and_a_free_one_is_not()
 
 #[test]
 fn a_limit_is_the_workers_and_one_that_cannot_be_given_changes_nothing() {
-    let Some(setup) = tempter("limits") else {
+    let Some(setup) = sandbox_escape("limits") else {
         return;
     };
     let server = setup
@@ -243,7 +250,7 @@ fn a_limit_is_the_workers_and_one_that_cannot_be_given_changes_nothing() {
 
 #[test]
 fn a_private_tmp_is_empty_and_seen_by_its_worker_only() {
-    let Some(setup) = tempter("a private /tmp") else {
+    let Some(setup) = sandbox_escape("a private /tmp") else {
         return;
     };
     // The test's own directory is in /tmp, which would be hidden.
@@ -251,8 +258,8 @@ fn a_private_tmp_is_empty_and_seen_by_its_worker_only() {
         .permissions(Permissions::from_mode(0o755))
         .tempdir_in("/var/lib");
     let place = place.expect("root may make a directory there");
-    let script = place.path().join("tempter.py");
-    std::fs::copy(setup.path("tempter.py"), &script).expect("a copy");
+    let script = place.path().join("sandbox_escape.py");
+    std::fs::copy(setup.path("sandbox_escape.py"), &script).expect("a copy");
     let python = python().expect("it was found").into_os_string();
     let setup = setup.env("XDG_RUNTIME_DIR", place.path());
     let setup = setup.program([python, "-B".into(), script.clone().into_os_string()]);
@@ -273,7 +280,7 @@ fn a_private_tmp_is_empty_and_seen_by_its_worker_only() {
 
 #[test]
 fn a_notification_socket_that_a_private_tmp_hides_is_refused_before_anything_starts() {
-    let Some(setup) = tempter("a hidden socket") else {
+    let Some(setup) = sandbox_escape("a hidden socket") else {
         return;
     };
     let (status, lines) = setup.args(["--private-tmp", "on"]).run();
@@ -311,26 +318,26 @@ fn stock_apps_are_sandboxed_unless_that_is_switched_off_and_other_programs_are_n
     assert_eq!(facts(own("strict").args(["--app", "echo"])), pair("2", "1"));
     assert_eq!(facts(own("off")), pair("0", "0"));
     let sleep = ["sh", "-c", "while :; do sleep 1; done"];
-    let foreign = || {
+    let external = || {
         setup()
             .args(["--no-new-privileges", "off", "--ready", "after=100ms"])
             .program(sleep)
     };
     assert_eq!(
-        facts(foreign()),
+        facts(external()),
         pair("0", "0"),
         "whatever runs under systemd"
     );
     if nix::unistd::geteuid().is_root() {
-        assert_eq!(facts(foreign().args(["--user", "nobody"])), pair("2", "1"));
+        assert_eq!(facts(external().args(["--user", "nobody"])), pair("2", "1"));
         assert_eq!(
-            facts(foreign().args(["--user", "nobody", "--sandbox", "off"])),
+            facts(external().args(["--user", "nobody", "--sandbox", "off"])),
             pair("0", "0")
         );
     }
-    assert_eq!(facts(foreign().args(["--seccomp", "log"])), pair("2", "1"));
+    assert_eq!(facts(external().args(["--seccomp", "log"])), pair("2", "1"));
     assert_eq!(
-        facts(foreign().args(["--sandbox", "strict"])),
+        facts(external().args(["--sandbox", "strict"])),
         pair("0", "1")
     );
 }
@@ -349,7 +356,7 @@ fn the_files_that_are_served_are_the_only_ones_that_can_be() {
 }
 
 #[test]
-fn a_sandboxed_worker_makes_its_log_file_anew_when_it_was_rotated() {
+fn a_sandboxed_worker_creates_its_log_file_again_after_a_rotation() {
     let setup = setup()
         .workers(1)
         .args(["--app", "greeter", "--sandbox", "strict"]);
@@ -392,8 +399,9 @@ fn a_script_and_its_interpreter_can_be_executed_under_rules() {
         return skipped("a script", "there is no /usr/bin/python3");
     };
     let setup = setup().workers(1).args(["--ready", "notify"]);
-    let bare = std::fs::read_to_string(testkit::program("bare.py")).expect("a program of ours");
-    setup.file("serve", &format!("#!{}\n{bare}", python.display()));
+    let minimal =
+        std::fs::read_to_string(testkit::program("minimal.py")).expect("a program of ours");
+    setup.file("serve", &format!("#!{}\n{minimal}", python.display()));
     let script = setup.path("serve");
     std::fs::set_permissions(&script, Permissions::from_mode(0o755)).expect("our own file");
     let empty = setup.path("empty");
@@ -438,7 +446,7 @@ fn real_programs_serve_and_reload_with_everything_but_paths_enforced() {
     let applications = testkit::root().join("tests/programs").display().to_string();
     let here = |name: &str| format!("{applications}/{name}");
     let programs: [(&str, Vec<String>, &str); 4] = [
-        ("python3", vec![here("bare.py")], "Hello from Python"),
+        ("python3", vec![here("minimal.py")], "Hello from Python"),
         ("node", vec![here("http.js")], "Hello from Node"),
         (
             "uvicorn",

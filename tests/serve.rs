@@ -12,7 +12,7 @@ fn setup() -> Setup {
 }
 
 #[test]
-fn every_worker_answers_and_says_who_it_is() {
+fn every_worker_answers_with_its_identity() {
     let server = setup().workers(4).start();
     let report = run(&Plan::fresh(&server.address(), 8)
         .http("/", Some("Hello, client!"))
@@ -93,7 +93,8 @@ fn an_oversized_head_gets_431() {
         "x".repeat(64 * 1024)
     );
     let response = http::raw(&server.address(), long.as_bytes());
-    // The server may close before it has read everything, so that the rest of the request is met by a reset.
+    // The server may close before it has read everything, so that the rest of the request is met by
+    // a reset.
     match response {
         Ok(response) => assert_eq!(response.status, 431),
         Err(error) => panic!("no answer to an oversized head: {error}"),
@@ -102,7 +103,7 @@ fn an_oversized_head_gets_431() {
 }
 
 #[test]
-fn a_silent_client_holds_up_nobody() {
+fn a_silent_client_delays_no_other() {
     let server = setup().workers(1).args(["--class", "async"]).start();
     let mut silent = server.connect();
     silent.write_all(b"GET / HT").expect("sent");

@@ -164,7 +164,7 @@ fn write(path: &str, text: &str) {
 /// The configuration and code of a program in Python, which the units can reach.
 fn python(body: &str) {
     configure("command = [\"/usr/bin/python3\", \"/opt/app.py\"]");
-    let code = std::fs::read_to_string(testkit::program("bare.py")).expect("it is there");
+    let code = std::fs::read_to_string(testkit::program("minimal.py")).expect("it is there");
     let body = format!("body = os.environ.get(\"BODY\", {body:?}).encode()");
     let code = code.replace(
         "body = os.environ.get(\"BODY\", \"Hello from Python\").encode()",
@@ -516,7 +516,7 @@ fn inside_hardened() {
     install(Path::new(env!("CARGO_BIN_EXE_supervisor")));
     PLAIN.drop_in("");
     write("/opt/index.html", "A file.");
-    for program in ["bare.py", "http.js"] {
+    for program in ["minimal.py", "http.js"] {
         std::fs::copy(testkit::program(program), Path::new("/opt").join(program)).expect("copied");
     }
     let node = testkit::tool("node").map(|path| path.display().to_string());
@@ -526,7 +526,7 @@ fn inside_hardened() {
         ("app = \"sleep\"".to_owned(), "/?ms=1"),
         ("app = \"hello\"\nclass = \"threads\"".to_owned(), "/"),
         (
-            "command = [\"/usr/bin/python3\", \"/opt/bare.py\"]".to_owned(),
+            "command = [\"/usr/bin/python3\", \"/opt/minimal.py\"]".to_owned(),
             "/",
         ),
     ];

@@ -1,4 +1,4 @@
-//! Signals: what each of them does, with requests in hand.
+//! Signals: what each of them does, with requests in flight.
 
 use nix::sys::signal::Signal;
 use nix::sys::signal::Signal::{
@@ -12,7 +12,7 @@ fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor"))
 }
 
-/// A server whose only worker has a request in hand that takes `ms`.
+/// A server whose only worker has a request in flight that takes `ms`.
 fn busy(ms: u32) -> (Server, Load) {
     let server = setup().workers(1).args(["--app", "sleep"]).start();
     let load = start(
@@ -20,7 +20,7 @@ fn busy(ms: u32) -> (Server, Load) {
             .http(&format!("/?ms={ms}"), None)
             .count(1),
     );
-    wait_until("a request in hand", LONG, || server.busy() == 1);
+    wait_until("a request in flight", LONG, || server.busy() == 1);
     (server, load)
 }
 
@@ -43,10 +43,10 @@ fn a_stop_loses_no_request_on_a_kept_connection() {
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
     let report = load.finish();
-    // The end is the end for clients that connect anew: refused, or reset in a queue that nobody reads any more.
-    let anew = [Failure::Refused, Failure::ConnectReset, Failure::ReadReset]
+    // Clients that connect again are refused, or reset in a queue that is not read any more.
+    let after = [Failure::Refused, Failure::ConnectReset, Failure::ReadReset]
         .map(|class| report.count(class));
-    assert_eq!(report.failed(), anew.iter().sum::<u64>(), "{report}");
+    assert_eq!(report.failed(), after.iter().sum::<u64>(), "{report}");
     assert!(
         report.announced >= 32,
         "every connection was announced to close: {report}"
@@ -81,7 +81,7 @@ fn int_stops_at_once() {
 }
 
 #[test]
-fn a_term_to_a_worker_that_drains_already_cuts_nobody_off() {
+fn a_term_to_a_worker_that_drains_already_cuts_off_no_request() {
     let server = setup().workers(2).args(["--app", "sleep"]).start();
     let load = start(
         Plan::fresh(&server.address(), 16)
@@ -89,11 +89,11 @@ fn a_term_to_a_worker_that_drains_already_cuts_nobody_off() {
             .timeout(2 * LONG)
             .count(16),
     );
-    wait_until("sixteen requests in both workers' hands", LONG, || {
+    wait_until("sixteen requests in flight in both workers", LONG, || {
         server.busy() == 16 && server.workers().iter().all(|worker| worker.busy > 0)
     });
     server.signal(SIGTTOU);
-    let draining = wait_for("a worker that drains with requests in hand", LONG, || {
+    let draining = wait_for("a worker that drains with requests in flight", LONG, || {
         server
             .workers()
             .into_iter()
@@ -125,7 +125,7 @@ fn a_graceful_stop_ends_at_its_deadline() {
             .http("/?ms=20000", None)
             .count(1),
     );
-    wait_until("a request in hand", LONG, || server.busy() == 1);
+    wait_until("a request in flight", LONG, || server.busy() == 1);
     let began = Instant::now();
     server.signal(SIGTERM);
     server.wait_exit(LONG);

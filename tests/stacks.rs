@@ -1,5 +1,5 @@
-//! Servers of many stacks under the supervisor, each by its own documentation's means: what they do is a row of the table
-//! in docs/worker-contract.md, which `scripts/stacks` writes.
+//! Servers of many stacks under the supervisor, each by its own documentation's means: what they do
+//! is a row of the table in docs/worker-contract.md, which `scripts/stacks` writes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,9 @@ fn bare_python() {
         return;
     };
     let stack = stack("Python, bare `socket`", "Hello from Python").speaks(Speaks::InTime);
-    stack.program(words(python, [&file("bare.py")])).measure();
+    stack
+        .program(words(python, [&file("minimal.py")]))
+        .measure();
 }
 
 /// The directory of the applications.

@@ -1,4 +1,4 @@
-//! Workers' standard error: whole lines, last words, floods, a reader that does not read, upgrades.
+//! Workers' standard error: whole lines, tails, floods, a reader that does not read, upgrades.
 
 use nix::sys::signal::Signal::{SIGHUP, SIGUSR2};
 use std::collections::BTreeMap;
@@ -11,8 +11,8 @@ fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "50ms"])
 }
 
-fn mortal(workers: usize) -> Setup {
-    let program = testkit::program("mortal.py").into_os_string();
+fn crashing(workers: usize) -> Setup {
+    let program = testkit::program("crashing.py").into_os_string();
     setup()
         .workers(workers)
         .args(["--accept", "own"])
@@ -31,7 +31,7 @@ fn ask(address: &Address, program: &str) -> String {
     answer.split("\r\n\r\n").nth(1).expect("a body").to_owned()
 }
 
-/// Has each of so many workers run a program once.
+/// Has each of `workers` workers run a program once.
 fn ask_all(server: &Server, workers: usize, program: &str) {
     let once = format!("if not globals().get('asked'):\n asked = True\n {program}");
     let mut seen = std::collections::BTreeSet::new();
@@ -43,9 +43,10 @@ fn ask_all(server: &Server, workers: usize, program: &str) {
 #[test]
 fn lines_of_workers_that_write_at_once_stay_whole() {
     const LINES: usize = 500;
-    let server = mortal(4).start();
+    let server = crashing(4).start();
     let program = format!(
-        "import threading; threading.Thread(target=lambda: [(os.write(2, b'<5>w%d line %d ' % (os.getpid(), n)), \
+        "import threading; threading.Thread(target=lambda: [(os.write(2, b'<5>w%d line %d ' % \
+         (os.getpid(), n)), \
          os.write(2, b'x' * (n * 7 % 900) + b' end\\n')) for n in range({LINES})]).start()"
     );
     ask_all(&server, 4, &program);
@@ -72,8 +73,8 @@ fn lines_of_workers_that_write_at_once_stay_whole() {
 }
 
 #[test]
-fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_do_the_last_words() {
-    let mut server = mortal(1).copied().start();
+fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_does_the_tail() {
+    let mut server = crashing(1).copied().start();
     let before = server.workers().remove(0);
     ask(
         &server.address(),
@@ -89,7 +90,8 @@ fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_do_the_last_words()
     ask(&server.address(), "os.write(2, b' and the end\\n')");
     server.wait_for_log("the beginning and the end");
     // While lines come, none is lost.
-    let program = "import threading; threading.Thread(target=lambda: [(os.write(2, b'line %d of many\\n' % n), \
+    let program = "import threading; threading.Thread(target=lambda: [(os.write(2, b'line %d of \
+     many\\n' % n), \
                    __import__('time').sleep(0.0005)) for n in range(2000)]).start()";
     ask(&server.address(), program);
     server.signal(SIGUSR2);
@@ -116,11 +118,12 @@ fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_do_the_last_words()
 }
 
 #[test]
-fn a_worker_that_floods_starves_nobody_and_nothing_grows() {
+fn a_worker_that_floods_starves_no_other_and_nothing_grows() {
     let wrapper = ["sh", "-c", "exec \"$@\" 2>/dev/null", "sh"];
-    let server = mortal(2).wrapped(wrapper).start();
+    let server = crashing(2).wrapped(wrapper).start();
     let flood = "import threading; b = (b'x' * 99 + b'\\n') * 600; \
-                 threading.Thread(target=lambda: [os.write(2, b) for _ in iter(int, 1)], daemon=True).start()";
+                 threading.Thread(target=lambda: [os.write(2, b) for _ in iter(int, 1)], \
+                  daemon=True).start()";
     let flooding = ask(&server.address(), flood);
     let (pid, memory) = (server.process(), server.process().resident_kib());
     let began = std::time::Instant::now();
@@ -146,15 +149,16 @@ fn a_worker_that_floods_starves_nobody_and_nothing_grows() {
 }
 
 #[test]
-fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
-    let setup = mortal(2);
+fn a_standard_error_that_is_not_read_delays_only_its_writer() {
+    let setup = crashing(2);
     let pipe = setup.path("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::from_bits_truncate(0o600)).expect("a pipe");
     let wrapper = ["sh", "-c", "exec \"$@\" 2<>pipe", "sh"];
     let server = setup.wrapped(wrapper).start();
     // More than all the pipes hold: the thread that writes it waits, and its worker goes on.
     let program = "import threading; threading.Thread(daemon=True, target=lambda: \
-                   [os.write(2, b'%d line %d end\\n' % (os.getpid(), n)) for n in range(50000)]).start()";
+                   [os.write(2, b'%d line %d end\\n' % (os.getpid(), n)) for n in \
+                    range(50000)]).start()";
     ask_all(&server, 2, program);
     wait_until("the pipe to be full", LONG, || {
         let reader = OpenOptions::new().read(true).open(&pipe).expect("the pipe");
@@ -170,7 +174,7 @@ fn a_standard_error_that_nobody_reads_holds_up_nobody_but_who_writes() {
         assert!(!ask(&server.address(), "pass").is_empty());
     }
     assert!(server.process().resident_kib() <= memory + 1024);
-    // Whoever comes back to read finds whole lines, and what the supervisor had to say meanwhile.
+    // A reader that comes back finds whole lines, and what the supervisor has logged meanwhile.
     let (sender, lines) = std::sync::mpsc::channel();
     let reader = OpenOptions::new().read(true).open(&pipe).expect("the pipe");
     std::thread::spawn(move || {
@@ -237,7 +241,7 @@ fn a_worker_knows_that_its_lines_end_in_the_journal() {
     client.write_all(b"a line for the log").expect("sent");
     let line = server.wait_for_log("a line for the log");
     assert!(line.starts_with("<6>"), "{line}");
-    let server = mortal(1).wrapped(wrapper).start();
+    let server = crashing(1).wrapped(wrapper).start();
     let program =
         "s = os.fstat(2); assert os.environ['JOURNAL_STREAM'] == '%d:%d' % (s.st_dev, s.st_ino)";
     ask(&server.address(), program);
@@ -246,12 +250,12 @@ fn a_worker_knows_that_its_lines_end_in_the_journal() {
 }
 
 #[test]
-fn a_standard_error_that_is_inherited_is_nobodys_business() {
-    let server = mortal(1).args(["--worker-stderr", "inherit"]).start();
+fn a_standard_error_that_is_inherited_is_left_alone() {
+    let server = crashing(1).args(["--worker-stderr", "inherit"]).start();
     let target = |process: testkit::process::Process| {
         std::fs::read_link(format!("/proc/{}/fd/2", process.0)).expect("it has one")
     };
     assert_eq!(target(server.ready()[0]), target(server.process()));
-    let server = mortal(1).start();
+    let server = crashing(1).start();
     assert_ne!(target(server.ready()[0]), target(server.process()));
 }

@@ -34,7 +34,7 @@ fn ready_is_sent_only_when_the_workers_are_ready() {
         .env("NOTIFY_SOCKET", path)
         .env("START_DELAY", "1.5")
         .args(["--ready", "notify"]);
-    let program = testkit::program("bare.py").into_os_string();
+    let program = testkit::program("minimal.py").into_os_string();
     let began = Instant::now();
     let mut server = setup.program(["python3".into(), program]).spawn();
     socket.wait_for("READY=1", 0, LONG);
@@ -100,7 +100,7 @@ fn stopping_is_sent_before_the_end() {
 #[test]
 fn the_watchdog_is_fed_also_during_a_long_reload() {
     let (server, mut socket) = notifying(|setup| {
-        let program = testkit::program("bare.py").into_os_string();
+        let program = testkit::program("minimal.py").into_os_string();
         setup
             .workers(1)
             .args(["--ready", "notify"])

@@ -29,7 +29,8 @@ impl Screen {
         };
         let control = server.control();
         let script = format!(
-            "stty -g > {at}/before; {} top --control {} --interval 100ms; echo \"status $?\"; stty -g > {at}/after; exec sleep 600",
+            "stty -g > {at}/before; {} top --control {} --interval 100ms; echo \"status $?\"; stty \
+             -g > {at}/after; exec sleep 600",
             env!("CARGO_BIN_EXE_supervisor"),
             control.display(),
             at = server.directory().display(),
@@ -214,7 +215,7 @@ fn its_keys_operate_the_server_after_a_y_and_only_then() {
 }
 
 #[test]
-fn it_fits_any_screen_and_is_told_of_a_new_size() {
+fn it_fits_any_screen_and_follows_a_new_size() {
     let server = setup().workers(2).start();
     let Some(screen) = Screen::open(&server, "it_fits_any_screen", 40, 10) else {
         return;

@@ -1,4 +1,5 @@
-//! What the slots have done, dead workers included, never goes back: not by kills, reloads, upgrades or a changed class.
+//! What the slots have done, dead workers included, never goes back: not by kills, reloads,
+//! upgrades or a changed class.
 
 use nix::sys::signal::Signal::{SIGKILL, SIGUSR2};
 use serde_json::Value;
@@ -46,7 +47,8 @@ fn sum(server: &Server, name: &str) -> u64 {
         .sum()
 }
 
-/// The status by the control socket itself, as a process for each look would be slow; `None` while nobody answers.
+/// The status by the control socket itself, as a process for each look would be slow; `None` while
+/// there is no answer.
 fn look(server: &Server) -> Option<Value> {
     let mut stream = UnixStream::connect(server.control()).ok()?;
     stream.write_all(b"{\"command\":\"status\"}\n").ok()?;
@@ -144,7 +146,7 @@ fn totals_never_go_back_and_miss_nothing_over_reloads_and_upgrades() {
     assert!(sum(&server, "connections") >= before[1] + fresh.answered);
     assert!(sum(&server, "bytes_in") > before[2] && sum(&server, "busy_us") > 0);
     assert_eq!(sum(&server, "errors"), 0);
-    // When nothing is lost, the bytes of one more request are the same, whoever serves it.
+    // When nothing is lost, the bytes of one more request are the same, whichever worker serves it.
     let all = (sum(&server, "bytes_in"), sum(&server, "bytes_out"));
     run(&Plan::fresh(&address, 1).count(1)).assert_flawless();
     wait_until("one more", LONG, || {

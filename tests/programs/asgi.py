@@ -1,6 +1,7 @@
 """An ASGI application for uvicorn and hypercorn.
 
-Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written
+when /slow is being answered.
 """
 import asyncio
 import os
@@ -19,7 +20,7 @@ async def app(scope, receive, send):
     if scope["type"] != "http":
         return
     if scope["path"] == "/slow":
-        open(os.environ["IN_HAND"], "w").close()
+        open(os.environ["IN_FLIGHT"], "w").close()
         await asyncio.sleep(1)
     elif scope["path"] == "/block":
         time.sleep(3600)

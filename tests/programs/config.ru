@@ -1,6 +1,6 @@
 # A Rack application for Puma.
 #
-# Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+# Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
 require 'fiddle'
 
 sleep ENV.fetch('START_DELAY', '0').to_f
@@ -8,7 +8,7 @@ sleep ENV.fetch('START_DELAY', '0').to_f
 run(lambda do |env|
   case env['PATH_INFO']
   when '/slow'
-    File.write(ENV['IN_HAND'], '')
+    File.write(ENV['IN_FLIGHT'], '')
     sleep 1
   when '/block'
     # As a C library does that keeps the interpreter's lock.

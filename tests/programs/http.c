@@ -1,6 +1,6 @@
 /* A small HTTP server on descriptor 3, one connection at a time. SIGTERM: finish, leave. It says READY=1.
  *
- * Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered. */
+ * Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
@@ -52,7 +52,7 @@ static void answer(int connection) {
         request[length] = 0;
     } while (!strstr(request, "\r\n\r\n") && length < sizeof request - 1);
     if (!strncmp(request, "GET /slow ", 10)) {
-        close(open(variable("IN_HAND"), O_CREAT | O_WRONLY, 0600));
+        close(open(variable("IN_FLIGHT"), O_CREAT | O_WRONLY, 0600));
         struct timespec left = {.tv_sec = 1};
         while (nanosleep(&left, &left))
             ;
@@ -79,7 +79,7 @@ int main(void) {
         poll(both, 2, -1);
         if (both[1].revents)
             break;
-        /* The descriptor is non-blocking: somebody else may have taken the connection. */
+        /* The descriptor is non-blocking: another worker may have taken the connection. */
         int connection = accept4(3, NULL, NULL, SOCK_CLOEXEC);
         if (connection >= 0) {
             answer(connection);

@@ -1,7 +1,7 @@
 // Go's net/http on descriptor 3. SIGTERM: Shutdown. It speaks systemd's protocol: READY=1, STOPPING=1, and WATCHDOG=1 as
 // long as the lock that handlers need can be had.
 //
-// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
 package main
 
 import (
@@ -34,7 +34,7 @@ func main() {
 		}
 		state.Unlock()
 		if request.URL.Path == "/slow" {
-			os.WriteFile(os.Getenv("IN_HAND"), nil, 0o600)
+			os.WriteFile(os.Getenv("IN_FLIGHT"), nil, 0o600)
 			time.Sleep(time.Second)
 		}
 		answer.Header().Set("x-prefork-generation", os.Getenv("PREFORK_GENERATION"))

@@ -1,6 +1,7 @@
 // Node's own http server on descriptor 3. SIGTERM: accept no more, finish, leave.
 //
-// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when
+// /slow is being answered.
 const fs = require('fs');
 const http = require('http');
 
@@ -10,7 +11,7 @@ const server = http.createServer((request, response) => {
   if (request.url === '/block') {
     for (;;);
   } else if (request.url === '/slow') {
-    fs.writeFileSync(process.env.IN_HAND, '');
+    fs.writeFileSync(process.env.IN_FLIGHT, '');
     setTimeout(() => response.end('Hello from Node'), 1000);
   } else {
     response.end('Hello from Node');

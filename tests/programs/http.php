@@ -1,7 +1,7 @@
 <?php
 // A small HTTP server on descriptor 3, one connection at a time. SIGTERM: finish, leave.
 //
-// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
 usleep((int) (1e6 * (float) getenv('START_DELAY')));
 $listener = fopen('php://fd/3', 'r+');
 stream_set_blocking($listener, false);
@@ -16,7 +16,7 @@ while (!$stop) {
     if (!@stream_select($read, $write, $except, 1)) {
         continue;
     }
-    // Somebody else may have taken it.
+    // Another worker may have taken it.
     $connection = @stream_socket_accept($listener, 0);
     if (!$connection) {
         continue;
@@ -29,7 +29,7 @@ while (!$stop) {
     }
     $path = explode(' ', $request)[1];
     if ($path === '/slow') {
-        touch(getenv('IN_HAND'));
+        touch(getenv('IN_FLIGHT'));
         // A signal would cut it short.
         $end = microtime(true) + 1;
         while (($left = $end - microtime(true)) > 0) {

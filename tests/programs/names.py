@@ -1,4 +1,7 @@
-"""Answers each connection with the name (LISTEN_FDNAMES) of the socket that it came by. Knows no signals."""
+"""Answers each connection with the name (LISTEN_FDNAMES) of the socket that it came by.
+
+It handles no signals.
+"""
 import os
 import select
 import socket

@@ -1,7 +1,8 @@
-//! A small HTTP server on descriptor 3 that knows nothing but the standard library, one connection at a time. SIGTERM:
-//! finish, leave.
+//! A small HTTP server on descriptor 3 that knows nothing but the standard library, one connection
+//! at a time. SIGTERM: finish, leave.
 //!
-//! Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+//! Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when
+//! /slow is being answered.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,8 +20,8 @@ struct PollFd {
     revents: i16,
 }
 
-// The standard library has no signals, no poll, and no safe way to take an inherited socket: the only
-// place outside prefork-os with `unsafe`, as rustc compiles this without any crate.
+// The standard library has no signals, no poll, and no safe way to take an inherited socket: the
+// only place outside prefork-os with `unsafe`, as rustc compiles this without any crate.
 unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
     fn write(fd: i32, bytes: *const u8, length: usize) -> isize;
@@ -48,7 +49,7 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
         request.extend_from_slice(&bytes[..length]);
     }
     if request.starts_with(b"GET /slow ") {
-        std::fs::write(variable("IN_HAND"), "")?;
+        std::fs::write(variable("IN_FLIGHT"), "")?;
         std::thread::sleep(Duration::from_secs(1));
     } else if request.starts_with(b"GET /block ") {
         std::thread::sleep(Duration::from_secs(3600));
@@ -67,7 +68,7 @@ fn main() {
     unsafe { signal(15, ring) };
     let delay = variable("START_DELAY").parse().unwrap_or(0.0);
     std::thread::sleep(Duration::from_secs_f64(delay));
-    // SAFETY: the supervisor opened it for us, and nobody else here has taken it.
+    // SAFETY: the supervisor opened it for us, and nothing else here has taken it.
     let listener = unsafe { TcpListener::from_raw_fd(3) };
     loop {
         let mut both = [listener.as_raw_fd(), bell.as_raw_fd()].map(|fd| PollFd { fd, events: 1, revents: 0 });
@@ -76,7 +77,7 @@ fn main() {
         if both[1].revents != 0 {
             return;
         }
-        // The listening socket is non-blocking: somebody else may have taken the connection.
+        // The listening socket is non-blocking: another worker may have taken the connection.
         if let Ok((connection, _)) = listener.accept() {
             let _ = answer(connection);
         }

@@ -1,6 +1,7 @@
 """A WSGI application for gunicorn.
 
-Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow is being answered.
+Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written
+when /slow is being answered.
 """
 import os
 import time
@@ -10,7 +11,7 @@ time.sleep(float(os.environ.get("START_DELAY", 0)))
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
-        open(os.environ["IN_HAND"], "w").close()
+        open(os.environ["IN_FLIGHT"], "w").close()
         time.sleep(1)
     elif environ["PATH_INFO"] == "/block":
         time.sleep(3600)

@@ -1,6 +1,7 @@
-// The service of the chaos suite for Node's cluster module, which leaves reloads to its user. This one does what the
-// module's documentation shows: HUP starts new workers and disconnects the old ones when the new ones listen; USR2 reads
-// their number again; a worker that exits is replaced; TERM disconnects all.
+// The service of the chaos suite for Node's cluster module, which leaves reloads to its user. This
+// one does what the module's documentation shows: HUP starts new workers and disconnects the old
+// ones when the new ones listen; USR2 reads their number again; a worker that exits is replaced;
+// TERM disconnects all.
 const cluster = require('cluster');
 const fs = require('fs');
 const http = require('http');
@@ -22,7 +23,8 @@ function primary() {
     if (listens(worker)) disconnect(worker); else worker.retired = true;
   };
   const converge = () => {
-    const of = (wanted) => [...serving].filter((worker) => (worker.generation === generation) === wanted);
+    const is = (worker, current) => (worker.generation === generation) === current;
+    const of = (current) => [...serving].filter((worker) => is(worker, current));
     for (let more = wanted - of(true).length; more > 0 && !stopping; more -= 1) {
       const worker = cluster.fork();
       worker.generation = generation;
@@ -32,7 +34,8 @@ function primary() {
     of(true).slice(wanted).forEach(retire);
     // An old one goes for each new one that listens.
     const old = of(false);
-    old.slice(0, Math.max(0, of(true).filter(listens).length + old.length - wanted)).forEach(retire);
+    const excess = of(true).filter(listens).length + old.length - wanted;
+    old.slice(0, Math.max(0, excess)).forEach(retire);
   };
   cluster.on('listening', (worker) => {
     worker.places += 1;
@@ -80,7 +83,8 @@ function worker() {
       request.on('end', () => answer(Buffer.concat(pieces)));
       return;
     }
-    const [, way, key, length, ms] = request.url.match(/^\/(\w+)\/(\d+)\/(\d+)(?:\?ms=(\d+))?$/) || [];
+    const known = /^\/(\w+)\/(\d+)\/(\d+)(?:\?ms=(\d+))?$/;
+    const [, way, key, length, ms] = request.url.match(known) || [];
     const body = bodies.get(`${key}/${length}`);
     if (!body) {
       response.statusCode = 404;
@@ -98,7 +102,8 @@ function worker() {
   const leave = () => { if (leaving && listening === places.length) cluster.worker.disconnect(); };
   process.on('SIGTERM', () => { leaving = true; leave(); });
   for (const place of places) {
-    http.createServer({ keepAliveTimeout: 75_000 }, handler).listen(place, () => { listening += 1; leave(); });
+    const server = http.createServer({ keepAliveTimeout: 75_000 }, handler);
+    server.listen(place, () => { listening += 1; leave(); });
   }
 }
 

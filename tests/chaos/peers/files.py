@@ -1,4 +1,4 @@
-"""What the Python peers serve: the files that the suite wrote, read once, and the way to find one by a path."""
+"""What the Python peers serve: the files that the suite wrote, read once, and their paths."""
 import os
 
 BODIES = {}
@@ -9,7 +9,7 @@ for base, _, names in os.walk(os.path.join(os.environ["CHAOS_SITE"], "bytes")):
 
 
 def wanted(path, query):
-    """The kind of request, the time that it is to take, and its answer's body; None if there is no such thing."""
+    """Returns the kind of request, the time that it is to take and its answer's body, or None."""
     words = path.split("/")
     if len(words) != 4 or words[1] not in ("bytes", "wait", "block"):
         return None

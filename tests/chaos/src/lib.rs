@@ -1,7 +1,8 @@
-//! The chaos suite: a server is broken, changed and stopped in every way that it must survive, in an order that a
-//! seed decides, while clients ask it in every way that clients do. Every response is verified byte for byte, and every
-//! request that was not answered as promised is counted by kind. The run fails if there is any such request that was
-//! not in the hands of a worker when that worker was killed.
+//! The chaos suite: a server is broken, changed and stopped in every way that it must survive, in
+//! an order that a seed decides, while clients ask it in every way that clients do. Every response
+//! is verified byte for byte, and every request that was not answered as promised is counted by
+//! kind. The run fails if there is any such request that was not in the hands of a worker when that
+//! worker was killed.
 //!
 //! * [`client`]: the clients, one thread for all of them;
 //! * [`plan`]: what is done, and when; `run` does it;
@@ -9,22 +10,26 @@
 //! * [`subject`]: the server under test as the suite sees it; [`service`]: what our own one serves;
 //! * [`report`]: what was found.
 //!
-//! The plan and the shape of the load follow from the seed alone. What happens does not: the kernel and the other
-//! processes have their own pace. A seed that fails may have to be run several times.
+//! The plan and the shape of the load follow from the seed alone. What happens does not: the kernel
+//! and the other processes have their own pace. A seed that fails may have to be run several times.
 //!
 //! What counts as a failure and what does not:
-//! * A kept connection that the server closes while nothing of a request is on its way is no failure: the client sees
-//!   the end and connects anew. A request that was written and met by a close is one.
-//! * Through a delay line, a request on a kept connection that meets the server's orderly end of that connection on its way, is
-//!   counted as crossed: the end had left before the request was there. Over a short way there is no such excuse.
-//! * A request that was pipelined behind an answer with `Connection: close` was withdrawn by the server, as HTTP says.
-//! * A worker that is to be killed is stopped first, and what it holds is read from outside. Exactly those connections
-//!   may fail. What waits in a queue is in nobody's hands, and must be answered.
+//! * A kept connection that the server closes while nothing of a request is on its way is no
+//!   failure: the client sees the end and connects again. A request that was written and met by a
+//!   close is one.
+//! * Through a delay line, a request on a kept connection that meets the server's orderly end of
+//!   that connection on its way, is counted as crossed: the end had left before the request was
+//!   there. Over a short way there is no such excuse.
+//! * A request that was pipelined behind an answer with `Connection: close` was withdrawn by the
+//!   server, as HTTP says.
+//! * A worker that is to be killed is stopped first, and what it holds is read from outside.
+//!   Exactly those connections may fail. What waits in a queue is held by no worker, and must be
+//!   answered.
 //! * An answer after more than `--late` is told, since workers are stopped for seconds on purpose.
 #![forbid(unsafe_code)]
 
 pub mod client;
-mod hands;
+mod held;
 pub mod options;
 mod pattern;
 pub mod plan;
@@ -50,10 +55,11 @@ use testkit::process::Process;
 
 /// How many failures are enough.
 const ENOUGH: u64 = 200;
-/// How long the server may take to stop with requests in hand: its graceful time-out is 30 s.
+/// How long the server may take to stop with requests in flight: its graceful time-out is 30 s.
 const STOP: Duration = Duration::from_secs(45);
 
-/// Starts the server, breaks it for as long as was asked, stops it, and prints the report. True when it is flawless.
+/// Starts the server, breaks it for as long as was asked, stops it, and prints the report. True
+/// when it is flawless.
 ///
 /// # Errors
 /// When there can be no run.
@@ -192,10 +198,10 @@ fn measure(
     broken.extend(invariants(subject, options.workers, before.0));
     let after = (supervisor.descriptors(), supervisor.resident_kib());
     if subject.offers().handlers {
-        // A graceful stop answers what is in hand.
+        // A graceful stop answers what is in flight.
         clients.last(32, Duration::from_secs(1));
         wait_for(Duration::from_secs(10), || clients.sent() == 32);
-        // In hand is what has arrived.
+        // In flight is what has arrived.
         std::thread::sleep(2 * options.delay.map_or(Duration::ZERO, Duration::from_millis));
     }
     if let Err(reason) = subject.stop(STOP) {

@@ -5,22 +5,24 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Breaks a running server in every way it must survive, under load in which every byte is verified.
+/// Breaks a running server in every way it must survive, under load in which every byte is
+/// verified.
 ///
 /// Ends with 0 when nothing failed but what was in the hands of a worker that the suite killed.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "chaos", version)]
 pub struct Options {
-    /// What follows from chance follows from this number; a random one if it is missing. It is printed
+    /// What follows from chance follows from this number; a random one if it is missing. It is
+    /// printed
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// How long to go on. With --requests: at most so long (then 60 unless said)
     #[arg(long, value_name = "M")]
     pub minutes: Option<f64>,
-    /// Go on until so many answers are verified
+    /// Go on until this many answers are verified
     #[arg(long, value_name = "N")]
     pub requests: Option<u64>,
-    /// Go on for so many steps of the plan at most
+    /// Go on for this many steps of the plan at most
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
     /// Only operations whose kind begins with one of these words, as in: scale,upgrade,kill
@@ -44,16 +46,19 @@ pub struct Options {
     /// Milliseconds after which an answer counts as late, which is told and is no failure
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub late: u64,
-    /// Where the server listens: HOST:PORT (port 0 finds a free one), or unix. May be given several times
+    /// Where the server listens: HOST:PORT (port 0 finds a free one), or unix. May be given several
+    /// times
     #[arg(long, value_name = "ADDRESS", default_values = ["127.0.0.1:0", "[::1]:0", "unix"])]
     pub bind: Vec<String>,
     /// Break another server instead of ours: see scripts/chaos --against help
     #[arg(long, value_name = "PEER")]
     pub against: Option<String>,
-    /// Hold every packet for so long in each direction, in a network namespace of its own; 0 makes the namespace only
+    /// Hold every packet for so long in each direction, in a network namespace of its own; 0 makes
+    /// the namespace only
     #[arg(long, value_name = "MS")]
     pub delay: Option<u64>,
-    /// With --delay: a setting of that namespace, as in: net.ipv4.tcp_migrate_req=1. May be given several times
+    /// With --delay: a setting of that namespace, as in: net.ipv4.tcp_migrate_req=1. May be given
+    /// several times
     #[arg(long, value_name = "NAME=VALUE", requires = "delay")]
     pub sysctl: Vec<String>,
     /// Further words for the server's command line

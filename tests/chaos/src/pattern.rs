@@ -1,9 +1,10 @@
-//! What a body must be: bytes that follow from a key and a length, and can be checked piece by piece.
+//! What a body must be: bytes that follow from a key and a length, and can be checked piece by
+//! piece.
 
 use crate::random::mix;
 
-/// A body's bytes. Two bodies of different key or length differ from the first word on, so that an answer which
-/// belongs to another request shows.
+/// A body's bytes. Two bodies of different key or length differ from the first word on, so that an
+/// answer which belongs to another request shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pattern {
     seed: u64,
@@ -20,7 +21,8 @@ impl Pattern {
         }
     }
 
-    /// Writes the bytes from `offset` on; at most to the pattern's end. Returns how many those were.
+    /// Writes the bytes from `offset` on; at most to the pattern's end. Returns how many those
+    /// were.
     pub fn fill(&self, offset: u64, out: &mut [u8]) -> usize {
         let mut done = 0;
         self.words(offset, out.len(), |piece| {

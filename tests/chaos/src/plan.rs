@@ -5,22 +5,22 @@ use crate::subject::{Asked, Broken};
 use std::fmt;
 use std::time::Duration;
 
-/// One thing that is done to the server, or one thing that happens to it. Where a worker is concerned, the number tells
-/// which one of those that are there by then.
+/// One thing that is done to the server, or one thing that happens to it. Where a worker is
+/// concerned, the number tells which one of those that are there by then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// A reload that must work.
     Reload(Asked),
     /// A reload that must fail and change nothing.
     Break(Broken),
-    /// To so many workers, and back again.
+    /// To this many workers, and back again.
     Scale {
         /// How few.
         to: usize,
         /// Whether the workers that are too many have left before the way back begins.
         settle: bool,
     },
-    /// SIGKILL to so many workers at once.
+    /// SIGKILL to this many workers at once.
     Kill {
         /// The first of them.
         worker: u64,
@@ -79,7 +79,8 @@ impl Operation {
         }
     }
 
-    /// Whether the outcome of something else that is under way at the same time may be another one because of it.
+    /// Whether the outcome of something else that is under way at the same time may be another one
+    /// because of it.
     fn disturbs(&self) -> bool {
         !matches!(self, Self::Burst { .. })
     }
@@ -133,7 +134,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a seed for a server with so many workers.
+    /// The plan of a seed for a server with this many workers.
     pub fn new(seed: u64, workers: usize) -> Self {
         Self {
             random: Random::new(seed, 2),

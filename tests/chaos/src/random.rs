@@ -15,7 +15,8 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// A source of its own for each purpose of a run, so that one purpose's needs do not shift another's numbers.
+    /// A source of its own for each purpose of a run, so that one purpose's needs do not shift
+    /// another's numbers.
     pub(crate) fn new(seed: u64, purpose: u64) -> Self {
         Self(mix(seed ^ mix(purpose)))
     }

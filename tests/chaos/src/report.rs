@@ -139,7 +139,8 @@ impl Report {
         )
     }
 
-    /// What is needed to study a failure: the first ones, what was done around them, how to do it again.
+    /// What is needed to study a failure: the first ones, what was done around them, how to do it
+    /// again.
     pub fn study(&self) -> String {
         let mut text = String::new();
         let mut say = |line: String| text.push_str(&(line + "\n"));

@@ -1,7 +1,7 @@
 //! Carries out a plan on a subject while clients are at work.
 
 use crate::client::{Clients, Name};
-use crate::hands;
+use crate::held;
 use crate::plan::{Operation, Step};
 use crate::subject::{Subject, Verdict};
 use nix::sys::signal::Signal;
@@ -10,7 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use testkit::process::Process;
 
-/// How long the server may take to be settled after a step. Slow clients and stopped workers are what it waits for.
+/// How long the server may take to be settled after a step. Slow clients and stopped workers are
+/// what it waits for.
 const SETTLE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -61,7 +62,7 @@ pub struct Runner<'a> {
     clients: &'a Clients,
     workers: usize,
     journal: Mutex<Journal>,
-    /// Held while a worker is stopped to be killed: nobody may continue it meanwhile.
+    /// Held while a worker is stopped to be killed: nothing may continue it meanwhile.
     stopped: Mutex<()>,
     /// Workers that were asked to drain, each with its start.
     drained: Mutex<HashSet<(Process, u64)>>,
@@ -72,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<'a> Runner<'a> {
-    /// For a subject with so many workers.
+    /// For a subject with this many workers.
     pub fn new(subject: &'a dyn Subject, clients: &'a Clients, workers: usize) -> Self {
         Self {
             subject,
@@ -104,7 +105,8 @@ impl<'a> Runner<'a> {
         lock(&self.journal).events.push(event);
     }
 
-    /// Does what a step says, and waits until the server is as it was before. False when it does not become so.
+    /// Does what a step says, and waits until the server is as it was before. False when it does
+    /// not become so.
     pub fn carry_out(&self, number: u64, step: &Step) -> bool {
         let (began, alone) = (Instant::now(), step.is_alone());
         std::thread::scope(|scope| {
@@ -225,7 +227,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Waits until the server itself knows these workers no more, unless the verdict is that they stay.
+    /// Waits until the server itself knows these workers no more, unless the verdict is that they
+    /// stay.
     fn left(&self, workers: &[Process], verdict: Verdict) -> Verdict {
         if verdict != Verdict::Done {
             return verdict;
@@ -247,7 +250,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Asks a worker to leave, once: whoever asks twice wants it to leave at once.
+    /// Asks a worker to leave, once: a second request means that it is to leave immediately.
     fn drain(&self, worker: Process) -> Verdict {
         match lock(&self.drained).insert((worker, worker.started())) {
             true => self.subject.drain_worker(worker),
@@ -268,7 +271,7 @@ impl<'a> Runner<'a> {
 
     /// Stops a worker, and marks what it holds as lost with it.
     fn doom(&self, worker: Process, signal: &'static str) -> Result<(), Verdict> {
-        let names: HashSet<Name> = match hands::hold(worker) {
+        let names: HashSet<Name> = match held::hold(worker) {
             Ok(names) => names,
             Err(_) if !worker.runs() => {
                 return Err(Verdict::Refused(format!(
@@ -281,7 +284,7 @@ impl<'a> Runner<'a> {
                 return Err(Verdict::Wrong(reason));
             }
         };
-        // Its number must be known before anybody can fail because of it.
+        // Its number must be known before a client can fail because of it.
         let mut journal = lock(&self.journal);
         let (kill, at) = (journal.kills.len(), self.clients.began().elapsed());
         let held = names.len();

@@ -7,8 +7,9 @@
 //! | `GET /block/KEY/LENGTH?ms=N` | the same after so long, in which the thread does nothing else |
 //! | `POST /echo` | the request's body |
 //!
-//! `x-chaos-request` comes back as it was sent; `x-chaos-pid` and `x-chaos-build` tell who answered. In a worker with
-//! `CHAOS_SPOIL` in its environment, the service breaks at its start, as bad programs do: see [`Spoil`].
+//! `x-chaos-request` comes back as it was sent; `x-chaos-pid` and `x-chaos-build` tell who
+//! answered. In a worker with `CHAOS_SPOIL` in its environment, the service breaks at its start, as
+//! bad programs do: see [`Spoil`].
 
 use crate::pattern::Pattern;
 use bytes::Bytes;

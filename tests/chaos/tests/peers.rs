@@ -11,7 +11,8 @@ use testkit::{Address, LONG, skipped, wait_until};
 fn ask(address: &Address, method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     let mut stream = address.connect().expect("connected");
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nx-chaos-request: 7\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nx-chaos-request: 7\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
         body.len()
     );
     stream
@@ -67,8 +68,8 @@ fn serves(subject: &dyn Subject) {
     }
 }
 
-/// Asserts that it worked, or is something that the peer does not know. `before` are the workers from
-/// before it.
+/// Asserts that it worked, or is something that the peer does not know. `before` are the workers
+/// from before it.
 #[track_caller]
 fn did(what: &str, verdict: &Verdict, before: &[Process], subject: &dyn Subject) -> bool {
     match verdict {
@@ -79,8 +80,8 @@ fn did(what: &str, verdict: &Verdict, before: &[Process], subject: &dyn Subject)
     wait_until(&format!("it to settle after {what}"), LONG, || {
         subject.settled()
     });
-    // Node's `server.close()` cuts off a response that was ended and is not yet written: a worker that
-    // leaves is no part of what is asked here.
+    // Node's `server.close()` cuts off a response that was ended and is not yet written: a worker
+    // that leaves is no part of what is asked here.
     let serving = subject.workers().expect("workers");
     wait_until(
         &format!("the workers replaced by {what} to leave"),

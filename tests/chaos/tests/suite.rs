@@ -1,4 +1,5 @@
-//! The suite itself, against the real server: a good one passes, and one that loses requests does not.
+//! The suite itself, against the real server: a good one passes, and one that loses requests does
+//! not.
 
 use serde_json::Value;
 use std::process::{Command, Output};
@@ -58,7 +59,7 @@ fn killed_workers_cost_what_they_held_and_nothing_else() {
 
 #[test]
 fn a_server_that_cuts_its_clients_off_is_found_out() {
-    // Draining workers are killed at once, whatever they have in hand.
+    // Draining workers are killed at once, whatever they have in flight.
     let words = [
         "--seed",
         "5",

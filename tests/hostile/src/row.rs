@@ -1,4 +1,4 @@
-//! What a villain writes on its row of the scoreboard.
+//! What a hostile worker writes on its row of the scoreboard.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

@@ -1,4 +1,5 @@
-//! One foreign program of four does its worst with what it has: the notify socket and its listening socket.
+//! One external program of four does its worst with what it has: the notify socket and its
+//! listening socket.
 
 mod stage;
 
@@ -15,16 +16,16 @@ fn stage(test: &str, wrapper: Option<&str>) -> Option<Stage> {
     if let Some(script) = wrapper {
         setup = setup.wrapped(["sh", "-c", script, "sh"]);
     }
-    let program = testkit::root().join("tests/hostile/programs/villain.py");
+    let program = testkit::root().join("tests/hostile/programs/hostile.py");
     let setup = setup
         .args(["--ready", "notify", "--start-timeout", "8s"])
         .env("PROGRAMS", "1")
-        .env("GOOD", testkit::program("bare.py"));
+        .env("GOOD", testkit::program("minimal.py"));
     Some(Stage::of(setup.program([python, program])))
 }
 
 fn notes(stage: &Stage) -> String {
-    std::fs::read_to_string(stage.server.path("villain.notes")).unwrap_or_default()
+    std::fs::read_to_string(stage.server.path("hostile.notes")).unwrap_or_default()
 }
 
 fn wait_for_end(stage: &Stage) {
@@ -51,9 +52,9 @@ fn junk_on_the_notify_socket_says_nothing() {
         return;
     };
     stage.enter("sends-junk");
-    let villain = stage.wait_for_villain();
+    let hostile = stage.wait_for_hostile_worker();
     wait_for_end(&stage);
-    assert!(villain.runs());
+    assert!(hostile.runs());
     stage.assert_answers();
     stage.leave();
     stage.assert_unharmed();
@@ -67,13 +68,13 @@ fn descriptors_that_come_with_notices_go_nowhere() {
             return;
         };
         stage.enter("sends-descriptors");
-        let villain = stage.wait_for_villain();
+        let hostile = stage.wait_for_hostile_worker();
         wait_for_end(&stage);
-        wait_until("its last words", LONG, || {
+        wait_until("its last notice to be in the status", LONG, || {
             stage.server.status()["slots"][0].to_string().contains("99")
         });
         stage.assert_descriptors();
-        assert!(villain.runs(), "it is tolerated");
+        assert!(hostile.runs(), "it is tolerated");
         stage.leave();
         stage.assert_unharmed();
     }
@@ -85,7 +86,7 @@ fn a_program_that_speaks_for_its_siblings_is_not_believed() {
         return;
     };
     stage.enter("speaks-for-siblings");
-    stage.wait_for_villain();
+    stage.wait_for_hostile_worker();
     wait_for_end(&stage);
     let (notes, status) = (notes(&stage), stage.server.status());
     println!("{notes}");

@@ -1,5 +1,5 @@
-//! One Rust worker of four does its worst. The others serve on without a failure, and the supervisor neither blocks, dies,
-//! grows nor believes it.
+//! One Rust worker of four does its worst. The others serve on without a failure, and the
+//! supervisor neither blocks, dies, grows nor believes it.
 
 mod stage;
 
@@ -9,10 +9,11 @@ use std::time::Duration;
 use testkit::load::{Failure, Plan, run};
 use testkit::{LONG, process, wait_until};
 
-/// What a villain does, what is said of it, and what its death counts as.
+/// What a hostile worker does, what is logged of it, and what its death counts as.
 type Row = (&'static str, &'static str, &'static str);
 
-/// The villain is found out and killed, and so is the next one; when there are no more, the server is whole.
+/// The hostile worker is found out and killed, and so is the next one; when there are no more, the
+/// server is healthy.
 fn ends(start_timeout: &str, rows: &[Row]) {
     for (kind, line, cause) in rows {
         println!("{kind}");
@@ -154,7 +155,7 @@ fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_a
         stage.wait_for_deaths("protocol", 2);
         stage.assert_answers();
         stage.leave();
-        // The kernel resets whoever waited in that queue, and nobody else.
+        // The kernel resets the connections in that queue, and no others.
         let report = stage.end_load_whatever();
         let resets = [
             Failure::ConnectReset,
@@ -189,10 +190,10 @@ fn lies_on_the_scoreboard_do_not_save_a_hung_worker() {
 }
 
 #[test]
-fn counters_that_go_back_and_forth_stay_numbers_and_nobody_elses() {
+fn counters_that_go_back_and_forth_stay_numbers_and_affect_no_other_slot() {
     let mut stage = Stage::new(&[]);
     stage.enter("counts-back-and-forth");
-    stage.wait_for_villain();
+    stage.wait_for_hostile_worker();
     let most = |stage: &Stage| stage.server.status()["slots"][0]["totals"]["requests"].as_u64();
     wait_until("the largest number", LONG, || {
         most(&stage) == Some(u64::MAX)
@@ -220,10 +221,10 @@ fn counters_that_go_back_and_forth_stay_numbers_and_nobody_elses() {
 fn descriptors_that_come_with_messages_go_nowhere() {
     let mut stage = Stage::new(&[]);
     stage.enter("sends-descriptors");
-    let villain = stage.wait_for_villain();
+    let hostile = stage.wait_for_hostile_worker();
     stage.load().wait_for_more(500);
     stage.assert_descriptors();
-    assert!(villain.runs(), "it is tolerated");
+    assert!(hostile.runs(), "it is tolerated");
     stage.leave();
     stage.assert_unharmed();
 }
@@ -232,11 +233,11 @@ fn descriptors_that_come_with_messages_go_nowhere() {
 fn a_worker_that_does_not_hear_is_killed_when_it_is_to_drain() {
     let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
     stage.enter("stops-reading");
-    let villain = stage.wait_for_villain();
+    let hostile = stage.wait_for_hostile_worker();
     stage.send_no_more();
     stage.server.reload();
     stage.server.wait_for_log("cannot be asked to drain");
-    wait_until("its end", LONG, || !villain.runs());
+    wait_until("its end", LONG, || !hostile.runs());
     stage.leave();
     stage.assert_unharmed();
 }
@@ -247,13 +248,13 @@ fn a_worker_that_ignores_every_request_is_killed_at_the_deadline() {
         println!("{kind}");
         let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
         stage.enter(kind);
-        let villain = stage.wait_for_villain();
+        let hostile = stage.wait_for_hostile_worker();
         stage.send_no_more();
         if reload {
-            villain.signal(Signal::SIGTERM);
+            hostile.signal(Signal::SIGTERM);
             stage.server.reload();
         }
-        wait_until("its end", LONG, || !villain.runs());
+        wait_until("its end", LONG, || !hostile.runs());
         stage.wait_for_deaths("drain-timeout", 1);
         stage.leave();
         stage.assert_unharmed();
@@ -283,10 +284,10 @@ fn whatever_a_worker_leaves_behind_is_killed() {
 }
 
 #[test]
-fn a_supervisor_stops_in_time_whoever_stays() {
+fn a_supervisor_stops_in_time_whichever_worker_stays() {
     let mut stage = Stage::new(&["--graceful-timeout", "5s"]);
     stage.enter("ignores-requests");
-    stage.wait_for_villain();
+    stage.wait_for_hostile_worker();
     stage.end_load();
     stage.server.signal(Signal::SIGTERM);
     assert_eq!(

@@ -1,4 +1,5 @@
-//! A real browser, driven as W3C's WebDriver has it: Chromium without a window, by its own driver over plain HTTP.
+//! A real browser, driven as W3C's WebDriver has it: Chromium without a window, by its own driver
+//! over plain HTTP.
 
 use crate::http::{Client, Response};
 use crate::{Address, tool};
@@ -42,7 +43,8 @@ pub struct Browser {
 fn drive(program: &Path, home: &Path) -> Option<(Child, u16)> {
     let mut driver = Command::new(program)
         .arg("--port=0")
-        // What the browser itself writes, such as sockets and crash reports, goes where it is cleaned up.
+        // What the browser itself writes, such as sockets and crash reports, goes where it is
+        // cleaned up.
         .env("TMPDIR", home)
         .env("HOME", home)
         .stdin(Stdio::null())
@@ -56,7 +58,7 @@ fn drive(program: &Path, home: &Path) -> Option<(Child, u16)> {
         let port = line.split_once("successfully on port ")?.1;
         port.trim_end_matches('.').parse::<u16>().ok()
     });
-    // It must not block on what nobody reads.
+    // It must not block on unread output.
     std::thread::spawn(move || lines.count());
     if port.is_none() {
         let _ = driver.wait();
@@ -78,7 +80,8 @@ impl Browser {
             .find_map(tool)?;
         let profile = tempfile::tempdir().expect("a temporary directory");
         let chromedriver = tool("chromedriver")?;
-        // It wants one port of both 127.0.0.1 and ::1, and leaves when the one that it was given is somebody's at the other.
+        // It wants one port of both 127.0.0.1 and ::1, and leaves when the one that it was given is
+        // taken at the other.
         let (driver, port) = (0..8)
             .find_map(|_| drive(&chromedriver, profile.path()))
             .expect("chromedriver tells its port, once in eight times");
@@ -150,7 +153,8 @@ impl Browser {
         self.command("/execute/sync", &json!({ "script": body, "args": [] }))
     }
 
-    /// The text in the first element that a selector finds; empty when there is none or it is hidden.
+    /// The text in the first element that a selector finds; empty when there is none or it is
+    /// hidden.
     pub fn text(&self, selector: &str) -> String {
         let script = format!(
             "const node = document.querySelector({}); return node && node.innerText || ''",
@@ -236,7 +240,8 @@ impl Browser {
             String::new()
         };
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {0}\r\nContent-Type: application/json\r\nContent-Length: {1}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nHost: {0}\r\nContent-Type: application/json\r\n\
+             Content-Length: {1}\r\n\r\n",
             self.address,
             body.len()
         );

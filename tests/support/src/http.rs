@@ -52,7 +52,8 @@ fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
         .position(|window| window == wanted)
 }
 
-/// Judges the bytes of a response. `eof` tells that no more will come, which ends a body without a length.
+/// Judges the bytes of a response. `eof` tells that no more will come, which ends a body without a
+/// length.
 pub fn parse(bytes: &[u8], eof: bool) -> Parsed<'_> {
     let enough = bytes.len().min(7);
     if bytes[..enough] != b"HTTP/1."[..enough] {
@@ -199,10 +200,12 @@ impl Client {
         self.stream.set_limit(limit)
     }
 
-    /// Asks for `path` and waits for the whole response. The connection stays open if the server agrees.
+    /// Asks for `path` and waits for the whole response. The connection stays open if the server
+    /// agrees.
     ///
     /// # Errors
-    /// Those of the connection; `UnexpectedEof` when the server closes first; `InvalidData` for what is no HTTP.
+    /// Those of the connection; `UnexpectedEof` when the server closes first; `InvalidData` for
+    /// what is no HTTP.
     pub fn get(&mut self, path: &str) -> io::Result<Response> {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())?;
         self.receive()

@@ -1,17 +1,20 @@
 //! What the end-to-end tests, the benchmark and the chaos runs share.
 //!
-//! * [`Server`] starts the real binary in a directory of its own, reads its log, asks it for its status, and leaves no
-//!   process behind;
-//! * [`load`] drives connections at it and puts every one that was not served as promised into a class;
-//! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification protocol; [`systemd`]
-//!   runs a program under a real one, where [`unit`](mod@unit) asks for a service;
+//! * [`Server`] starts the real binary in a directory of its own, reads its log, asks it for its
+//!   status, and leaves no process behind;
+//! * [`load`] drives connections at it and puts every one that was not served as promised into a
+//!   class;
+//! * [`http`] asks for one thing at a time; [`notify`] plays systemd's side of the notification
+//!   protocol; [`systemd`] runs a program under a real one, where [`unit`](mod@unit) asks for a
+//!   service;
 //! * [`stack`] measures what a program of some stack does under a server;
 //! * [`browser`] is a real one, for pages;
 //! * [`delay`] makes the way between client and server long;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
-//! It knows the supervisor only from outside: its command line, its log, its control socket and its sockets. Nothing
-//! here links the code under test, so that a mistake there cannot hide behind the same mistake here.
+//! It knows the supervisor only from outside: its command line, its log, its control socket and its
+//! sockets. Nothing here links the code under test, so that a mistake there cannot hide behind the
+//! same mistake here.
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -53,7 +56,7 @@ pub fn root() -> std::path::PathBuf {
         .to_path_buf()
 }
 
-/// A foreign tool, from `target/venv` (made by `scripts/peers`) or else from the path.
+/// An external tool, from `target/venv` (made by `scripts/peers`) or else from the path.
 pub fn tool(name: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places =

@@ -66,7 +66,7 @@ impl Log {
             let mut ended = false;
             while !ended {
                 let _ = waiting(output.as_fd(), PollTimeout::NONE);
-                // Read while nobody looks, so that a line is either in the pipe or in `all`.
+                // Read under the lock, so that a line is either in the pipe or in `all`.
                 let mut lines = writer.guard();
                 match output.read(&mut buffer) {
                     Ok(length @ 1..) => lines.add(&buffer[..length]),
@@ -119,8 +119,8 @@ impl Log {
             .count()
     }
 
-    /// All lines there will ever be: waits until nobody can write any more, or for `limit` when a process that was left
-    /// behind still could.
+    /// All lines there will ever be: waits until the last writer has closed the pipe, or for
+    /// `limit` when a process that was left behind still could.
     pub fn all(&self, limit: Duration) -> Vec<String> {
         let waited = self
             .shared
@@ -157,7 +157,8 @@ impl Log {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let all = lines.all.join("\n  ");
-                // Not poisoned by the panic: the same log is printed again when the server is dropped.
+                // Not poisoned by the panic: the same log is printed again when the server is
+                // dropped.
                 drop(lines);
                 panic!("no line `{what}` within {limit:?} in:\n  {all}");
             }

@@ -50,7 +50,8 @@ impl NotifySocket {
         self.messages().len()
     }
 
-    /// Waits for a message, not among the first `after`, with a line that begins with `text`. Returns its place and itself.
+    /// Waits for a message, not among the first `after`, with a line that begins with `text`.
+    /// Returns its place and itself.
     ///
     /// # Panics
     /// When none comes within `limit`, with all messages.

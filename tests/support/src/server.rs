@@ -1,4 +1,5 @@
-//! The real binary, started in a directory of its own, watched from outside, and gone without a trace at the end.
+//! The real binary, started in a directory of its own, watched from outside, and gone without a
+//! trace at the end.
 
 use crate::http::{self, Response};
 use crate::log::Log;
@@ -25,7 +26,7 @@ const CONTROL: &str = "prefork.sock";
 const COPY: &str = "program";
 
 /// Variables that would lead a server under test astray.
-const FOREIGN: [&str; 7] = [
+const INHERITED: [&str; 7] = [
     "RUNTIME_DIRECTORY",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
@@ -125,7 +126,7 @@ impl Setup {
         self.args([OsString::from("--config"), path.into()])
     }
 
-    /// A foreign program and its arguments: `-- PROGRAM ARGS`.
+    /// An external program and its arguments: `-- PROGRAM ARGS`.
     #[must_use]
     pub fn program<T: Into<OsString>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
         self.program = words.into_iter().map(Into::into).collect();
@@ -139,14 +140,16 @@ impl Setup {
         self
     }
 
-    /// Gives clients that stay connected five seconds instead of half a one when their worker drains: one that is not scheduled
-    /// for so long may ask just as its idle connection ends, which is HTTP/1.1's own race (RFC 9112, section 9.5).
+    /// Gives clients that stay connected five seconds instead of half a one when their worker
+    /// drains: one that is not scheduled for so long may ask just as its idle connection ends,
+    /// which is HTTP/1.1's own race (RFC 9112, section 9.5).
     #[must_use]
     pub fn patient(self) -> Self {
         self.env("SUPERVISOR_DRAIN_IDLE", "5s")
     }
 
-    /// Starts it through another program, which must exec its last arguments: `sh -c 'exec "$@"' sh`.
+    /// Starts it through another program, which must exec its last arguments: `sh -c 'exec "$@"'
+    /// sh`.
     #[must_use]
     pub fn wrapped<T: Into<OsString>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
         self.wrapper = words.into_iter().map(Into::into).collect();
@@ -167,7 +170,8 @@ impl Setup {
         self
     }
 
-    /// Starts a copy of the program, in the server's own directory, where [`Server::replace`] can put another one.
+    /// Starts a copy of the program, in the server's own directory, where [`Server::replace`] can
+    /// put another one.
     ///
     /// # Panics
     /// When it cannot be copied.
@@ -215,7 +219,7 @@ impl Setup {
                 command.env_remove(name);
             }
         }
-        for name in FOREIGN {
+        for name in INHERITED {
             command.env_remove(name);
         }
         command
@@ -251,7 +255,8 @@ impl Setup {
         let child = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.binary));
-        // The command holds the pipe's writing end; the log must see its end when the server is gone.
+        // The command holds the pipe's writing end; the log must see its end when the server is
+        // gone.
         drop(command);
         Server {
             pid: Process(child.id()),
@@ -334,7 +339,7 @@ impl Server {
         self.directory.path().join(name)
     }
 
-    /// Writes a file into the server's own directory, at once for whoever reads it.
+    /// Writes a file into the server's own directory, replacing it in one step for its readers.
     ///
     /// # Panics
     /// When it cannot be written.
@@ -344,7 +349,8 @@ impl Server {
         std::fs::rename(&new, self.path(name)).expect("a file in a directory of our own");
     }
 
-    /// Puts another program in the place of the [copy](Setup::copied) that was started, as an installer does.
+    /// Puts another program in the place of the [copy](Setup::copied) that was started, as an
+    /// installer does.
     ///
     /// # Panics
     /// When it cannot be copied.
@@ -430,7 +436,7 @@ impl Server {
             .collect()
     }
 
-    /// Requests in the hands of all workers, as they say themselves.
+    /// Requests in flight in all workers, as they report themselves.
     #[track_caller]
     pub fn busy(&self) -> u64 {
         self.workers().iter().map(|worker| worker.busy).sum()
@@ -489,7 +495,8 @@ impl Server {
         self.pid.signal(signal);
     }
 
-    /// Whether every slot has exactly one worker, ready and of the accepted generation, and no reload is under way.
+    /// Whether every slot has exactly one worker, ready and of the accepted generation, and no
+    /// reload is under way.
     pub fn is_settled(&self) -> bool {
         self.try_status().is_some_and(|status| settled(&status))
     }
@@ -589,14 +596,16 @@ impl Server {
         })
     }
 
-    /// Every process that this server started and that still runs, the supervisor itself not counted.
+    /// Every process that this server started and that still runs, the supervisor itself not
+    /// counted.
     pub fn descendants(&self) -> Vec<Process> {
         let mut found = process::with_variable(MARK, &self.mark);
         found.retain(|process| *process != self.pid);
         found
     }
 
-    /// Does not complain about processes left behind, as after a supervisor that was killed with foreign programs.
+    /// Does not complain about processes left behind, as after a supervisor that was killed with
+    /// external programs.
     pub fn allow_survivors(&mut self) {
         self.survivors_allowed = true;
     }
@@ -607,8 +616,8 @@ impl Server {
     }
 }
 
-/// Waits until at least `count` workers are ready by the log, and returns how long after their start
-/// each of them was, in the log's order.
+/// Waits until at least `count` workers are ready by the log, and returns how long after their
+/// start each of them was, in the log's order.
 ///
 /// # Panics
 /// When there are fewer in time, or when a line is not as it should be.
@@ -632,8 +641,8 @@ pub fn ready_after(log: &Log, count: usize) -> Vec<Duration> {
     })
 }
 
-/// Copies a program. By another process: one that this process has open for writing cannot be started while some
-/// other test forks, since the child has it open, too.
+/// Copies a program. By another process: one that this process has open for writing cannot be
+/// started while some other test forks, since the child has it open, too.
 fn copy_program(from: &Path, to: &Path) {
     let status = Command::new("cp")
         .arg(from)

@@ -1,7 +1,9 @@
-//! What a program of some stack does under the supervisor: five facts, measured, and a row of a table about them.
+//! What a program of some stack does under the supervisor: five facts, measured, and a row of a
+//! table about them.
 //!
-//! [`Stack::measure`] starts the real program three times, demands what every program must do, and writes down what each
-//! one does in its own way, into `target/stacks/`, where `scripts/stacks` collects it.
+//! [`Stack::measure`] starts the real program three times, demands what every program must do, and
+//! writes down what each one does in its own way, into `target/stacks/`, where `scripts/stacks`
+//! collects it.
 
 use crate::load::{Failure, Plan, Report, run, start};
 use crate::wait::LONG;
@@ -46,8 +48,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack whose program answers `body` at `/`, a second later at `/slow`, and never, nor anything else, after
-    /// `/block`.
+    /// A stack whose program answers `body` at `/`, a second later at `/slow`, and never, nor
+    /// anything else, after `/block`.
     pub fn new(name: &'static str, binary: &'static str, body: &'static str) -> Self {
         let (program, arguments) = (Vec::new(), Vec::new());
         let (slow, block) = ("/slow", "/block");
@@ -92,8 +94,8 @@ impl Stack {
         self
     }
 
-    /// At a graceful stop, it drops connections that it has accepted, in this way. Of those, each client may lose one a
-    /// reload.
+    /// At a graceful stop, it drops connections that it has accepted, in this way. Of those, each
+    /// client may lose one a reload.
     #[must_use]
     pub fn drops(mut self, how: &'static str) -> Self {
         self.drops = Some(how);
@@ -107,8 +109,8 @@ impl Stack {
         let setup = setup
             .args(self.arguments.iter().cloned())
             .program(self.program.iter().cloned());
-        let in_hand = setup.path(IN_HAND);
-        let setup = setup.env("IN_HAND", in_hand);
+        let in_flight = setup.path(IN_FLIGHT);
+        let setup = setup.env("IN_FLIGHT", in_flight);
         if self.speaks == Speaks::Channel {
             setup
         } else {
@@ -238,15 +240,16 @@ impl Stack {
         format!("{RELOADS} reloads, {requests} requests, {its_own} lost{why}")
     }
 
-    /// A request in hand is answered although the server was told to stop, and everybody leaves in time.
+    /// A request in flight is answered although the server was told to stop, and all workers leave
+    /// in time.
     fn stops(&self, mut server: Server) -> String {
         let address = server.address();
         let slow = self.slow;
         let request = std::thread::spawn(move || http::get(&address, slow));
-        let in_hand = server.path(IN_HAND);
-        wait_until("the request to be in hand", LONG, || match self.speaks {
+        let in_flight = server.path(IN_FLIGHT);
+        wait_until("the request to be in flight", LONG, || match self.speaks {
             Speaks::Channel => server.busy() == 1,
-            _ => in_hand.exists(),
+            _ => in_flight.exists(),
         });
         let asked = Instant::now();
         server.signal(SIGTERM);
@@ -255,7 +258,7 @@ impl Stack {
         let response = request
             .join()
             .expect("no panic")
-            .expect("the request in hand is answered");
+            .expect("the request in flight is answered");
         assert!(
             response.status == 200 && status.success(),
             "{response:?}, {status}"
@@ -305,14 +308,14 @@ impl Stack {
 }
 
 /// What a program writes while it answers slowly.
-const IN_HAND: &str = "in-hand";
+const IN_FLIGHT: &str = "in-flight";
 
 /// When the first worker was ready, counted from its start.
 fn earliest(server: &Server) -> Duration {
     ready_after(server.log(), 1)
         .into_iter()
         .min()
-        .expect("somebody was ready")
+        .expect("a worker was ready")
 }
 
 fn seconds(time: Duration) -> String {

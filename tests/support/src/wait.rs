@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How long a test waits for something that must come. Generous, because a loaded machine is slow, not wrong.
+/// How long a test waits for something that must come. Generous, because a loaded machine is slow,
+/// not wrong.
 pub const LONG: Duration = Duration::from_secs(30);
 
 /// Asks `fact` again and again until it is true.

@@ -19,7 +19,8 @@ fn line(test: &str, way: Way) -> Option<DelayLine> {
         .ok()
 }
 
-/// A server that lasts as long as the test's process: each connection gets a thread that runs `serve`.
+/// A server that lasts as long as the test's process: each connection gets a thread that runs
+/// `serve`.
 fn listen(
     near: IpAddr,
     serve: impl Fn(TcpStream) -> io::Result<()> + Copy + Send + 'static,
@@ -116,12 +117,12 @@ fn a_refusal_takes_its_time_too() {
     let address = listener.local_addr().expect("bound");
     drop(listener);
     let start = Instant::now();
-    let refused = TcpStream::connect(DelayLine::far(address, 0)).expect_err("nobody listens");
+    let refused = TcpStream::connect(DelayLine::far(address, 0)).expect_err("no process listens");
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     assert!(start.elapsed() >= 2 * DELAY);
 }
 
-/// Sends so many bytes each way at once, over IPv4 and IPv6.
+/// Sends this many bytes each way at once, over IPv4 and IPv6.
 fn exchange(line: &DelayLine, length: usize) {
     for near in line.near() {
         let server = listen(near, move |mut stream| {

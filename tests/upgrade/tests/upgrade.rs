@@ -1,4 +1,5 @@
-//! Upgrade in place: another program, the same process, sockets and workers; and a bad one changes nothing.
+//! Upgrade in place: another program, the same process, sockets and workers; and a bad one changes
+//! nothing.
 
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGTERM, SIGUSR2};
 use std::os::unix::fs::PermissionsExt;
@@ -57,7 +58,7 @@ fn twenty_upgrades_keep_pid_workers_and_connections_and_leak_nothing() {
         upgrade(&server);
         kept.wait_for_more(20);
         assert_eq!((server.process(), server.ready()), (pid, workers.clone()));
-        wait_until("nobody but the workers", LONG, || pid.children().len() == 2);
+        wait_until("only the workers", LONG, || pid.children().len() == 2);
         // The client that asked for the status may not be gone yet.
         wait_until("as many descriptors as before", LONG, || {
             pid.descriptors() <= descriptors
@@ -120,7 +121,8 @@ fn upgrade_wait_gives_the_verdict_and_the_reason() {
     );
 }
 
-/// An upgrade, by USR2 and by a reload, that must fail for this reason, and change nothing; the next one works.
+/// An upgrade, by USR2 and by a reload, that must fail for this reason, and change nothing; the
+/// next one works.
 fn changes_nothing(server: Server, spoil: impl Fn(&Server), reason: &str) {
     let (pid, workers, version, generation) = (
         server.process(),
@@ -159,7 +161,7 @@ fn changes_nothing(server: Server, spoil: impl Fn(&Server), reason: &str) {
     );
     assert_eq!(server.generation(), generation);
     assert_eq!(server.log().count("upgrade failed"), 1, "it is logged once");
-    wait_until("nobody but the workers", LONG, || pid.children().len() == 2);
+    wait_until("only the workers", LONG, || pid.children().len() == 2);
     server.replace(Path::new(THIS));
     upgrade(&server);
     load.wait_for_more(20);
@@ -206,7 +208,7 @@ fn a_program_for_another_machine_changes_nothing() {
         let mut bytes = std::fs::read(THIS).expect("the program");
         // e_machine: a 68000 is what this one is not.
         bytes[18..20].copy_from_slice(&4_u16.to_le_bytes());
-        let file = server.path("foreign");
+        let file = server.path("other");
         std::fs::write(&file, bytes).expect("a file");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("its mode");
         server.replace(&file);
@@ -343,7 +345,7 @@ fn an_upgrade_in_the_middle_of_a_reload_disturbs_neither() {
 }
 
 #[test]
-fn whoever_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
+fn a_client_that_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
     let server = Server::setup(THIS)
         .copied()
         .workers(2)
@@ -351,7 +353,7 @@ fn whoever_waits_for_a_reload_gets_the_verdict_over_an_upgrade() {
         .start();
     let client = std::thread::scope(|scope| {
         let client = scope.spawn(|| server.command(&["reload", "--wait"]));
-        wait_until("a trial", LONG, || !server.status()["reload"].is_null());
+        wait_until("a candidate", LONG, || !server.status()["reload"].is_null());
         upgrade(&server);
         client.join().expect("the client")
     });
@@ -375,9 +377,10 @@ fn term_just_after_usr2_stops_gracefully() {
                 .http("/?ms=1500", None)
                 .count(1),
         );
-        wait_until("a request in hand", LONG, || server.busy() == 1);
+        wait_until("a request in flight", LONG, || server.busy() == 1);
         server.signal(SIGUSR2);
-        // Whatever the machine does meanwhile: before the check, during it, during the exec or after it.
+        // Whatever the machine does meanwhile: before the check, during it, during the exec or
+        // after it.
         std::thread::sleep(std::time::Duration::from_millis(pause));
         server.signal(SIGTERM);
         assert!(server.wait_exit(LONG).success());
@@ -426,7 +429,7 @@ fn counters_scale_and_configuration_survive_an_upgrade() {
         server.ready().len() == 3 && server.is_settled()
     });
     let before = requests(&server);
-    // The file is spoilt: what serves is what was read, whoever reads it.
+    // The file is spoilt: what serves is what was read before.
     server.file("config.toml", "workers = \"none\"\n");
     server.replace(next());
     upgrade(&server);
@@ -463,8 +466,8 @@ fn programs_that_notify_are_known_after_an_upgrade() {
             .copied()
             .workers(2)
             .args(["--ready", "notify", "--min-ready", "50ms"]);
-    let bare = testkit::program("bare.py").into_os_string();
-    let mut server = setup.program(["python3".into(), bare]).start();
+    let minimal = testkit::program("minimal.py").into_os_string();
+    let mut server = setup.program(["python3".into(), minimal]).start();
     let workers = server.ready();
     let load = start(Plan::fresh(&server.address(), 4));
     load.wait_for_more(20);

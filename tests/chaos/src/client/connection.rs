@@ -136,7 +136,7 @@ impl Connection {
                 connect(raw, &SockaddrStorage::from(*address))
             }
             Address::Unix(path) => {
-                // The kernel finds a name that nobody else has; by it, the server's end tells whose it is.
+                // The kernel finds an unused name; it identifies this client at the server's end.
                 bind(raw, &UnixAddr::new_unnamed()).map_err(local)?;
                 connect(raw, &UnixAddr::new(path).map_err(local)?)
             }
@@ -178,7 +178,8 @@ impl Connection {
             .as_ref()
             .and_then(Name::of);
         Some(match (name, peer) {
-            // A delay line swaps the addresses, so that the server meets a client from where the client went to.
+            // A delay line swaps the addresses, so that the server meets a client from where the
+            // client went to.
             (Name::Tcp(mut name), Some(Name::Tcp(peer))) if DelayLine::is_far(peer.ip()) => {
                 name.set_ip(peer.ip());
                 Name::Tcp(name)
@@ -277,7 +278,7 @@ impl Connection {
                 // An answer may come before the request is whole; it is read below.
                 Err(Errno::EAGAIN) => break,
                 Err(Errno::EINTR) => {}
-                // Nothing of it was written: whoever asks may ask elsewhere.
+                // Nothing of it was written: the client may ask elsewhere.
                 Err(_) if self.sent == 0 && self.answered > 0 => {
                     self.withdrawn = self.asked.len() as u64;
                     self.asked.clear();

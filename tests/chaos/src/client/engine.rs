@@ -201,7 +201,7 @@ impl Engine {
                 .as_ref()
                 .is_some_and(|connection| connection.asked.is_empty())
             {
-                // Bytes that nobody asked for would be lost unseen otherwise.
+                // Otherwise unrequested bytes would be lost unseen.
                 self.drive(place, usize::MAX);
             }
         }
@@ -324,7 +324,8 @@ impl Engine {
             self.places.push(None);
             self.places.len() - 1
         });
-        // Edge-triggered and registered once: a connection is always driven until the kernel has no more.
+        // Edge-triggered and registered once: a connection is always driven until the kernel has no
+        // more.
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
@@ -403,7 +404,8 @@ impl Engine {
             let written = if post {
                 let written = write!(
                     out,
-                    "POST /echo HTTP/1.1\r\nhost: chaos\r\nx-chaos-request: {id}\r\n{close}content-length: {length}\r\n\r\n"
+                    "POST /echo HTTP/1.1\r\nhost: chaos\r\nx-chaos-request: {id}\r\n\
+                     {close}content-length: {length}\r\n\r\n"
                 );
                 out.extend_from_slice(&body.bytes());
                 written
@@ -415,7 +417,8 @@ impl Engine {
                 };
                 write!(
                     out,
-                    "GET /{way}/{key}/{length}{ms} HTTP/1.1\r\nhost: chaos\r\nx-chaos-request: {id}\r\n{close}\r\n"
+                    "GET /{way}/{key}/{length}{ms} HTTP/1.1\r\nhost: chaos\r\nx-chaos-request: \
+                     {id}\r\n{close}\r\n"
                 )
             };
             written.expect("memory can be written to");

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// How a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Failure {
-    /// Nobody listens, or the queue is full.
+    /// No process listens, or the queue is full.
     Refused,
     /// Reset or closed while connecting, or before a byte of the first request could be sent.
     ResetBefore,
@@ -24,7 +24,7 @@ pub enum Failure {
     WrongStatus,
     /// What came is no HTTP, or an answer without a length.
     Malformed,
-    /// Bytes that nobody had asked for.
+    /// Unrequested bytes.
     Surplus,
     /// Not connected, or not answered, in time.
     TimedOut,
@@ -32,7 +32,8 @@ pub enum Failure {
     NotClosed,
     /// Reset after the whole answer, where an orderly close was due.
     CloseReset,
-    /// The client's own trouble (descriptors, ports, memory): the run says nothing about the server.
+    /// The client's own trouble (descriptors, ports, memory): the run says nothing about the
+    /// server.
     Local,
 }
 
@@ -88,12 +89,13 @@ pub struct Tally {
     pub begun: u64,
     /// Requests answered as they must be.
     pub verified: u64,
-    /// Requests that the server had told beforehand to repeat elsewhere: pipelined behind an answer with
-    /// `Connection: close`, or not written at all since the connection was found closed.
+    /// Requests that the server had told beforehand to repeat elsewhere: pipelined behind an answer
+    /// with `Connection: close`, or not written at all since the connection was found closed.
     pub withdrawn: u64,
-    /// Requests on kept connections that met the server's orderly end of an idle connection on their way: the end was here
-    /// before an answer could have been, so it had left before the request was there. HTTP/1.1 knows no way around
-    /// that; a client that is far away must be ready to repeat.
+    /// Requests on kept connections that met the server's orderly end of an idle connection on
+    /// their way: the end was here before an answer could have been, so it had left before the
+    /// request was there. HTTP/1.1 knows no way around that; a client that is far away must be
+    /// ready to repeat.
     pub crossed: u64,
     /// Requests that were due when the client had too many open already; nothing was sent.
     pub unbegun: u64,
@@ -147,8 +149,8 @@ pub struct Ledger {
     pub pids: BTreeMap<u32, u64>,
     /// How long the load ran.
     pub elapsed: Duration,
-    /// How late the clients themselves were, at worst: much more than some milliseconds mean that the machine had no
-    /// time for them, and that the times of the answers are theirs too.
+    /// How late the clients themselves were, at worst: much more than some milliseconds mean that
+    /// the machine had no time for them, and that the times of the answers are theirs too.
     pub lag: Duration,
 }
 

@@ -1,9 +1,10 @@
 //! The clients: one thread, one epoll instance, every kind of client that a server meets.
 //!
-//! A [`Load`] tells where to ask and how much; [`start`] begins, and [`Clients`] steers what runs. Arrivals follow a
-//! schedule of their own, whatever the server does, and a request's time counts from the moment when it was due.
-//! Every request that was begun ends as verified, as withdrawn (the server had said beforehand that it would not
-//! answer it), or as one [`Failure`]. Nothing is tried twice.
+//! A [`Load`] tells where to ask and how much; [`start`] begins, and [`Clients`] steers what runs.
+//! Arrivals follow a schedule of their own, whatever the server does, and a request's time counts
+//! from the moment when it was due. Every request that was begun ends as verified, as withdrawn
+//! (the server had said beforehand that it would not answer it), or as one [`Failure`]. Nothing is
+//! tried twice.
 
 mod connection;
 mod engine;
@@ -27,12 +28,13 @@ use testkit::Address;
 /// A kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shape {
-    /// A new connection for one small answer; half of them say beforehand that it is their only request.
+    /// A new connection for one small answer; half of them say beforehand that it is their only
+    /// request.
     New,
     /// A new connection for 16 KiB there and back.
     Post,
-    /// A kept connection with dozens of requests without think time, then a short rest; a tenth of the requests are
-    /// 16 KiB there and back.
+    /// A kept connection with dozens of requests without think time, then a short rest; a tenth of
+    /// the requests are 16 KiB there and back.
     Kept,
     /// A kept connection with short think times.
     Thinking,
@@ -93,9 +95,9 @@ impl Shape {
 /// How much of a shape there is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// So many requests a second, arriving independently of each other.
+    /// This many requests a second, arriving independently of each other.
     Rate(f64),
-    /// So many clients with a connection each.
+    /// This many clients with a connection each.
     Pool(u32),
 }
 
@@ -123,7 +125,8 @@ pub struct Load {
 impl Load {
     /// The full mix for a server of this class, `amount` times as much as usual.
     pub fn mix(addresses: Vec<Address>, offers: Offers, class: &str, amount: f64) -> Self {
-        // A worker that has one connection in hand at a time is held up by slow clients, which is what it is for.
+        // A worker that serves one connection at a time is held up by slow clients, which is what
+        // it is for.
         let slow = if class == "sync" { 0.1 } else { 1.0 };
         let rate = |per_second: f64| Pace::Rate(per_second * amount);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -174,9 +177,9 @@ enum Order {
         kill: usize,
         done: Sender<usize>,
     },
-    /// So many new connections at once to one address.
+    /// This many new connections at once to one address.
     Burst { count: u64, address: usize },
-    /// So many requests whose handlers take so long.
+    /// This many requests whose handlers take so long.
     Last { count: u64, takes: Duration },
     /// Begin nothing more, and let go of what is idle.
     Quiet,
@@ -257,25 +260,25 @@ impl Clients {
         self.thread.is_finished()
     }
 
-    /// Notes that the worker which holds these connections is killed now, as number `kill`. Returns how many of them
-    /// are open.
+    /// Notes that the worker which holds these connections is killed now, as number `kill`. Returns
+    /// how many of them are open.
     pub fn doom(&self, names: HashSet<Name>, kill: usize) -> usize {
         let (done, answer) = channel();
         self.order(Order::Doom { names, kill, done });
         answer.recv().unwrap_or(0)
     }
 
-    /// Opens so many connections at once.
+    /// Opens this many connections at once.
     pub fn burst(&self, count: u64, address: usize) {
         self.order(Order::Burst { count, address });
     }
 
-    /// Begins nothing more. Idle connections are closed, requests in hand are waited for.
+    /// Begins nothing more. Idle connections are closed, requests in flight are waited for.
     pub fn quiet(&self) {
         self.order(Order::Quiet);
     }
 
-    /// Makes so many more requests, each of which takes the server so long.
+    /// Makes this many more requests, each of which takes the server so long.
     pub fn last(&self, count: u64, takes: Duration) {
         self.order(Order::Last { count, takes });
     }

@@ -1,5 +1,5 @@
-//! The clients against servers that misbehave in one way each. A check that cannot fail is worth nothing, so every
-//! kind of failure is made to appear, and nothing else with it.
+//! The clients against servers that misbehave in one way each. A check that cannot fail is worth
+//! nothing, so every kind of failure is made to appear, and nothing else with it.
 
 use super::connection::Name;
 use super::{Failure, Ledger, Load, Pace, Shape, start};
@@ -202,7 +202,7 @@ fn a_burst_is_answered_too() {
 }
 
 #[test]
-fn nobody_there_is_refused() {
+fn a_connection_without_a_listener_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     drop(listener);
@@ -363,7 +363,7 @@ fn silence_is_a_timeout_and_a_connection_left_open_is_not_closed() {
 
 #[test]
 fn a_full_queue_is_a_timeout() {
-    // A listener that accepts nobody, with a queue of one.
+    // A listener that accepts no connection, with a queue of one.
     let listener = socket_with_a_short_queue();
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     only(&run(&address, Shape::New), Failure::TimedOut);
@@ -389,7 +389,8 @@ fn a_kept_connection_closed_while_idle_is_no_failure() {
             answer(&mut stream, &request, "");
         }
     });
-    // An end that comes right behind the answer may meet the next request of a client without think time.
+    // An end that comes right behind the answer may meet the next request of a client without think
+    // time.
     let ledger = run(&address, Shape::Idling);
     assert_eq!(ledger.failures, BTreeMap::new(), "{:#?}", ledger.incidents);
     assert!(
@@ -402,7 +403,8 @@ fn a_kept_connection_closed_while_idle_is_no_failure() {
 
 #[test]
 fn an_end_that_comes_before_an_answer_could_have_has_crossed_the_request() {
-    // It answers once, and closes after the second request. Only the way's length tells whether it had seen that.
+    // It answers once, and closes after the second request. Only the way's length tells whether it
+    // had seen that.
     let address = server(|mut stream| {
         if let Some(first) = request(&mut stream) {
             answer(&mut stream, &first, "");

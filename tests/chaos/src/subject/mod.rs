@@ -1,7 +1,8 @@
 //! A server under test, as the suite sees it: addresses, processes, and what can be asked of it.
 //!
-//! The suite does what it can from outside (signals to workers, load, facts from `/proc`) and asks the subject for
-//! the rest. What a server cannot do stays [`Verdict::Unsupported`], which the report tells and nobody holds against it.
+//! The suite does what it can from outside (signals to workers, load, facts from `/proc`) and asks
+//! the subject for the rest. What a server cannot do stays [`Verdict::Unsupported`], which the
+//! report lists and does not count as a failure.
 
 pub mod peers;
 mod prefork;
@@ -68,8 +69,8 @@ pub enum Broken {
     Address,
     /// The program breaks.
     Program(Spoil),
-    /// A new worker is killed when it serves already, and before it is trusted. It is the suite that kills it, since
-    /// what a program has in its hands when it dies by itself nobody can tell.
+    /// A new worker is killed when it serves already, and before it is trusted. It is the suite
+    /// that kills it, since what a program holds when it exits by itself is unknown.
     Killed,
 }
 
@@ -106,7 +107,8 @@ pub struct Offers {
     pub echo: bool,
     /// `/wait` and `/block`.
     pub handlers: bool,
-    /// Keys of `/bytes` are below this; a server of files has only so many. `None`: any key, each used once.
+    /// Keys of `/bytes` are below this; a server of files has only this many. `None`: any key, each
+    /// used once.
     pub keys: Option<u64>,
     /// Several requests on their way at once on a connection.
     pub pipelining: bool,
@@ -122,7 +124,8 @@ impl Offers {
     };
 }
 
-/// The lengths of small bodies; with `keys`, these are the files that there must be (and one of [`LARGE`]).
+/// The lengths of small bodies; with `keys`, these are the files that there must be (and one of
+/// [`LARGE`]).
 pub const SMALL: [u64; 6] = [1, 17, 256, 1000, 1500, 4096];
 /// The length of a body for slow readers.
 pub const LARGE: u64 = 1 << 20;
@@ -130,7 +133,8 @@ pub const LARGE: u64 = 1 << 20;
 /// What a subject needs to know to start.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// Where to listen: `HOST:0` where a free port is to be found, `unix` for a socket in the subject's directory.
+    /// Where to listen: `HOST:0` where a free port is to be found, `unix` for a socket in the
+    /// subject's directory.
     pub bind: Vec<String>,
     /// How many workers.
     pub workers: usize,
@@ -162,15 +166,17 @@ pub trait Subject: Send + Sync {
     /// When the server does not tell.
     fn workers(&self) -> Result<Vec<Process>, String>;
 
-    /// Whether everything asked for is done: as many workers as wanted, all ready, nothing under way.
+    /// Whether everything asked for is done: as many workers as wanted, all ready, nothing under
+    /// way.
     fn settled(&self) -> bool;
 
-    /// Whether it promises what is ours to promise beyond serving: how many processes, threads and descriptors it has.
+    /// Whether it promises what is ours to promise beyond serving: how many processes, threads and
+    /// descriptors it has.
     fn is_ours(&self) -> bool {
         true
     }
 
-    /// How many processes serve when there are so many workers; others may have threads instead.
+    /// How many processes serve when there are this many workers; others may have threads instead.
     fn processes(&self, workers: usize) -> usize {
         workers
     }
@@ -180,15 +186,15 @@ pub trait Subject: Send + Sync {
         true
     }
 
-    /// Replaces all workers. With `alone` nothing else is under way, and only success is right; else a reason to
-    /// refuse is right too. This and what follows returns when the outcome is known, which may be before old workers
-    /// have left.
+    /// Replaces all workers. With `alone` nothing else is under way, and only success is right;
+    /// else a reason to refuse is right too. This and what follows returns when the outcome is
+    /// known, which may be before old workers have left.
     fn reload(&self, _asked: Asked, _alone: bool) -> Verdict {
         Verdict::Unsupported("no reload".to_owned())
     }
 
-    /// Asks for a reload that must fail and change nothing; [`Verdict::Done`] when it did so. `kill` kills a worker
-    /// such that what it holds is accounted for; for [`Broken::Killed`].
+    /// Asks for a reload that must fail and change nothing; [`Verdict::Done`] when it did so.
+    /// `kill` kills a worker such that what it holds is accounted for; for [`Broken::Killed`].
     fn broken_reload(
         &self,
         _how: Broken,
@@ -208,7 +214,7 @@ pub trait Subject: Send + Sync {
         Verdict::Unsupported("no upgrade".to_owned())
     }
 
-    /// Asks one worker to leave after what it has in hand; another one takes its place.
+    /// Asks one worker to leave after what it has in flight; another one takes its place.
     fn drain_worker(&self, _worker: Process) -> Verdict {
         Verdict::Unsupported("no draining of one worker".to_owned())
     }

@@ -1,4 +1,5 @@
-//! Our own server as the subject: the service of this crate under the supervisor that it is linked with.
+//! Our own server as the subject: the service of this crate under the supervisor that it is linked
+//! with.
 
 use super::{Asked, Broken, Offers, Setup, Subject, Verdict};
 use crate::service::{SPOIL, Spoil};
@@ -15,8 +16,8 @@ use testkit::log::Log;
 use testkit::process::Process;
 use testkit::{Address, Server};
 
-/// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile, and the supervisor
-/// for two.
+/// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile,
+/// and the supervisor for two.
 const OUTCOME: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -36,7 +37,7 @@ pub struct Prefork {
     log: Log,
     /// The build that lies at the binary's path.
     build: Mutex<usize>,
-    /// Whoever changes the configuration holds this until the verdict is there.
+    /// Held by every change of the configuration until the verdict is there.
     configuration: Mutex<()>,
     server: Mutex<Option<Server>>,
 }
@@ -225,7 +226,8 @@ impl Prefork {
         Ok(Verdict::Done)
     }
 
-    /// Kills the first worker of a newer generation that is ready, unless the reload is over before.
+    /// Kills the first worker of a newer generation that is ready, unless the reload is over
+    /// before.
     fn kill_newcomer(
         &self,
         before: &Value,
@@ -490,7 +492,8 @@ fn pids(status: &Value) -> Vec<Process> {
     pids
 }
 
-/// As many workers as there are open slots, all ready and of the accepted generation, and no reload under way.
+/// As many workers as there are open slots, all ready and of the accepted generation, and no reload
+/// under way.
 fn settled(status: &Value) -> bool {
     let fits =
         |worker: &Value| worker["state"] == "ready" && worker["generation"] == status["generation"];

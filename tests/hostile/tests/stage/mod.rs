@@ -1,4 +1,4 @@
-//! Four workers under load, of which the one in slot 0 becomes a villain when told to.
+//! Four workers under load, of which the one in slot 0 becomes a hostile worker when told to.
 #![allow(dead_code, reason = "not every test file uses all of it")]
 
 use nix::sys::signal::Signal;
@@ -7,7 +7,7 @@ use testkit::load::{Load, Plan, Report, start};
 use testkit::process::Process;
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
-/// Resident memory that a supervisor may gain by whatever a villain does, in KiB.
+/// Resident memory that a supervisor may gain by whatever a hostile worker does, in KiB.
 const GROWTH: u64 = 1024;
 /// The share of a CPU that the supervisor may take while it is asked for its status all the time.
 const SHARE: f64 = 0.5;
@@ -30,11 +30,11 @@ impl Stage {
 
     /// Starts it, and 8 clients.
     pub(crate) fn of(setup: Setup) -> Self {
-        let file = setup.path("villain");
+        let file = setup.path("hostile");
         let setup = setup
             .workers(4)
             .args(["--min-ready", "0s"])
-            .env("VILLAIN", file);
+            .env("HOSTILE", file);
         let server = setup.start();
         let load = start(Plan::fresh(&server.address(), 8));
         load.wait_for_more(50);
@@ -55,7 +55,7 @@ impl Stage {
         self.load.as_ref().expect("it runs until the end")
     }
 
-    /// The supervisor has no more than before; whoever asks for its status has one for a moment.
+    /// The supervisor has no more than before; a question about its status has one for a moment.
     pub(crate) fn assert_descriptors(&self) {
         wait_until("no more descriptors than before", LONG, || {
             self.server.process().descriptors() <= self.descriptors
@@ -67,36 +67,36 @@ impl Stage {
         &self.good
     }
 
-    /// The worker in slot 0 leaves; who follows is a villain.
+    /// The worker in slot 0 leaves; its successor is a hostile worker.
     pub(crate) fn enter(&mut self, kind: &str) {
-        self.server.file("villain", kind);
+        self.server.file("hostile", kind);
         self.first.signal(Signal::SIGTERM);
     }
 
-    /// Who follows from now on is good.
+    /// Successors from now on are good.
     pub(crate) fn send_no_more(&self) {
-        let _ = std::fs::remove_file(self.server.path("villain"));
+        let _ = std::fs::remove_file(self.server.path("hostile"));
     }
 
-    /// All villains so far, dead or alive.
-    fn villains(&self) -> Vec<Process> {
-        let text = std::fs::read_to_string(self.server.path("villain.pids")).unwrap_or_default();
+    /// All hostile workers so far, dead or alive.
+    fn hostile_workers(&self) -> Vec<Process> {
+        let text = std::fs::read_to_string(self.server.path("hostile.pids")).unwrap_or_default();
         text.lines()
             .filter_map(|line| line.parse().ok())
             .map(Process)
             .collect()
     }
 
-    /// The villain's process, once there is one that counts as ready.
-    pub(crate) fn wait_for_villain(&self) -> Process {
-        wait_for("a villain", LONG, || {
-            let villains = self.villains();
+    /// The hostile worker's process, once there is one that counts as ready.
+    pub(crate) fn wait_for_hostile_worker(&self) -> Process {
+        wait_for("a hostile worker", LONG, || {
+            let hostile = self.hostile_workers();
             let workers = self.server.workers();
             let mut there = workers
                 .iter()
                 .filter(|worker| worker.slot == 0 && worker.state != "starting");
             there
-                .find(|worker| villains.contains(&worker.process))
+                .find(|worker| hostile.contains(&worker.process))
                 .map(|worker| worker.process)
         })
     }
@@ -112,7 +112,7 @@ impl Stage {
         });
     }
 
-    /// Waits until so many have died of it.
+    /// Waits until this many workers have died of this cause.
     pub(crate) fn wait_for_deaths(&self, cause: &str, count: u64) {
         wait_until(&format!("{count} deaths by {cause}"), LONG, || {
             self.server.status()["deaths"][cause].as_u64() >= Some(count)
@@ -130,25 +130,25 @@ impl Stage {
         );
     }
 
-    /// No more villains: the server is whole again.
+    /// No more hostile workers: the server is healthy again.
     pub(crate) fn leave(&mut self) {
         self.send_no_more();
-        let villains = self.villains();
+        let hostile = self.hostile_workers();
         for worker in self
             .server
             .workers()
             .into_iter()
-            .filter(|one| villains.contains(&one.process))
+            .filter(|one| hostile.contains(&one.process))
         {
             // One that was tolerated.
             worker.process.signal(Signal::SIGKILL);
         }
-        wait_until("the last villain's end", LONG, || {
+        wait_until("the last hostile worker's end", LONG, || {
             !self
                 .server
                 .workers()
                 .iter()
-                .any(|one| villains.contains(&one.process))
+                .any(|one| hostile.contains(&one.process))
         });
         self.server.wait_until_settled(LONG);
     }
@@ -162,7 +162,7 @@ impl Stage {
         self.load.take().expect("it runs until the end").finish()
     }
 
-    /// Nobody was refused or lost, and the supervisor is what it was.
+    /// No request was refused or lost, and the supervisor is what it was.
     pub(crate) fn assert_unharmed(&mut self) {
         let (began, ticks) = self.began;
         let process = self.server.process();
@@ -189,7 +189,7 @@ impl Stage {
     }
 }
 
-/// How many it has when nobody has just asked for its status.
+/// How many it has while no status is being read.
 fn settled_descriptors(process: Process) -> usize {
     let look = || {
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -1,5 +1,5 @@
-//! Load from the command line: see `--help`. Prints one JSON object; exits with 1 when anything failed, with 2 for
-//! wrong usage.
+//! Load from the command line: see `--help`. Prints one JSON object; exits with 1 when anything
+//! failed, with 2 for wrong usage.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +18,7 @@ What is said (default: HTTP GET /)
   --path PATH       HTTP: what to ask for
   --mix PATH:SHARE  HTTP: what to ask for instead in this share of the requests, 0.05 say; latencies by path
   --expect TEXT     HTTP: what the body must be; with --send: what the answer must be
-  --echo BYTES      raw: so many bytes that must come back
+  --echo BYTES      raw: this many bytes that must come back
   --send TEXT       raw: ask TEXT, demand the answer of --expect and that the server closes
 Bounds
   --duration TIME   seconds, fractions allowed (default: 10, unless --count is given)

@@ -76,7 +76,8 @@ impl Device {
 
     /// The kernel's own counts about the device.
     pub(super) fn statistics(&self) -> Result<Statistics, NotPossible> {
-        // Opened here, it tells of this thread's namespace for ever, whoever reads it.
+        // Opened here, it tells of this thread's namespace for ever, in whichever thread it is
+        // read.
         File::open("/proc/thread-self/net/dev")
             .map(Statistics)
             .map_err(failed("cannot open /proc/net/dev"))
@@ -107,7 +108,8 @@ impl Statistics {
             .flat_map(str::split_whitespace)
             .filter_map(|field| field.parse().ok())
             .collect();
-        // Eight columns of what came in, then eight of what went out; the fourth of each counts drops.
+        // Eight columns of what came in, then eight of what went out; the fourth of each counts
+        // drops.
         fields.get(3).unwrap_or(&0) + fields.get(11).unwrap_or(&0)
     }
 }
@@ -123,7 +125,8 @@ fn interface(name: &str) -> Result<Interface, NotPossible> {
     Interface::named(name).map_err(failed("cannot make a socket"))
 }
 
-/// Sets the length of a device's queue by rtnetlink(7), since the ioctl for it demands to be root outside as well.
+/// Sets the length of a device's queue by rtnetlink(7), since the ioctl for it demands to be root
+/// outside as well.
 fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
     // A header of 16 bytes, an ifinfomsg of 16, an attribute of 8.
     let mut message = Vec::new();

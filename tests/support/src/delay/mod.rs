@@ -1,16 +1,18 @@
 //! A delay line: this machine's own TCP, over a long way.
 //!
-//! Many ways to lose a connection need a round trip to show: a handshake in flight, an answer still on its way when its
-//! socket is closed. On loopback they last microseconds. Here every packet is held for a while.
+//! Many ways to lose a connection need a round trip to show: a handshake in flight, an answer still
+//! on its way when its socket is closed. On loopback they last microseconds. Here every packet is
+//! held for a while.
 //!
-//! How it works: [`DelayLine::start`] moves the calling thread into a network namespace of its own, where nothing but
-//! `lo` and one TUN device exist. The device has the addresses [`NEAR_V4`] and [`NEAR_V6`]; all others of its networks
-//! are *far*. What the kernel sends to a far address comes out of the device. A thread holds it for the delay, swaps
-//! source and destination, and puts it back in. So a client that connects to a far address reaches the server on the
-//! near one, and each believes that the other is far away. Swapping leaves every checksum valid.
+//! How it works: [`DelayLine::start`] moves the calling thread into a network namespace of its own,
+//! where nothing but `lo` and one TUN device exist. The device has the addresses [`NEAR_V4`] and
+//! [`NEAR_V6`]; all others of its networks are *far*. What the kernel sends to a far address comes
+//! out of the device. A thread holds it for the delay, swaps source and destination, and puts it
+//! back in. So a client that connects to a far address reaches the server on the near one, and each
+//! believes that the other is far away. Swapping leaves every checksum valid.
 //!
-//! Threads and processes that the calling thread makes afterwards are in the namespace too; threads made before are not.
-//! Traffic from a near address to a near one goes over `lo`, without delay.
+//! Threads and processes that the calling thread makes afterwards are in the namespace too; threads
+//! made before are not. Traffic from a near address to a near one goes over `lo`, without delay.
 //!
 //! It needs root, or user namespaces and a process with one thread; and `/dev/net/tun`.
 
@@ -90,13 +92,15 @@ pub struct Counts {
     pub bytes: u64,
     /// Lost on purpose, by [`Way::loss_per_million`].
     pub lost: u64,
-    /// Lost by the line itself, which must not be: the device's queue was full, or the kernel took a packet not back.
+    /// Lost by the line itself, which must not be: the device's queue was full, or the kernel took
+    /// a packet not back.
     pub dropped: u64,
     /// Not TCP, UDP or the like between two hosts: neighbour discovery and other multicast.
     pub ignored: u64,
     /// The most packets that were held at once.
     pub most_held: u64,
-    /// The longest that a packet was held beyond its time, in microseconds: what the machine's load did to the delay.
+    /// The longest that a packet was held beyond its time, in microseconds: what the machine's load
+    /// did to the delay.
     pub latest_us: u64,
 }
 
@@ -123,8 +127,8 @@ pub struct DelayLine {
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-/// Moves this thread, and whatever it starts from now on, into a new network namespace in which only `lo` is there, and
-/// up: all ports are free.
+/// Moves this thread, and whatever it starts from now on, into a new network namespace in which
+/// only `lo` is there, and up: all ports are free.
 ///
 /// # Errors
 /// When there can be none, and why.
@@ -137,7 +141,8 @@ impl DelayLine {
     /// Moves this thread into a network namespace of its own and lays the line there.
     ///
     /// # Errors
-    /// When this machine does not allow it, with the reason. The thread may then be in a namespace without a network.
+    /// When this machine does not allow it, with the reason. The thread may then be in a namespace
+    /// without a network.
     pub fn start(way: Way) -> Result<Self, NotPossible> {
         device::check_access()?;
         namespace::enter()?;
@@ -178,8 +183,8 @@ impl DelayLine {
         std::iter::once(IpAddr::V4(NEAR_V4)).chain(v6).collect()
     }
 
-    /// The far address of a server that listens on the near one, or on all. There are 256 of them; connections to
-    /// different ones do not use up each other's ports.
+    /// The far address of a server that listens on the near one, or on all. There are 256 of them;
+    /// connections to different ones do not use up each other's ports.
     pub fn far(server: SocketAddr, n: u8) -> SocketAddr {
         let host = match server {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(10, 77, 1, n)),
@@ -279,7 +284,8 @@ impl Carrier {
                     self.tally.carried.fetch_add(1, Relaxed);
                     self.tally.bytes.fetch_add(packet.len() as u64, Relaxed);
                 }
-                // The kernel has no memory for it, or finds it malformed. TCP repeats it; whoever reads the counts knows.
+                // The kernel has no memory for it, or finds it malformed. TCP repeats it; the
+                // counters show it.
                 Err(_) => {
                     self.tally.refused.fetch_add(1, Relaxed);
                 }

@@ -1,7 +1,7 @@
 //! Packets as the kernel writes them: an IP header, and what it carries.
 
-/// Swaps a packet's source and destination, so that it comes back from where it went to. Tells whether it did; a
-/// packet that is not for one host, or is no packet, is left as it is.
+/// Swaps a packet's source and destination, so that it comes back from where it went to. Tells
+/// whether it did; a packet that is not for one host, or is no packet, is left as it is.
 pub(super) fn turn_back(packet: &mut [u8]) -> bool {
     let (first, width) = match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= 20 && packet[16] < 224 => (12, 4),
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_nobody_in_particular_is_refused() {
+    fn packets_without_a_single_destination_are_refused() {
         let mut multicast_v4 = [0; 40];
         multicast_v4[0] = 0x45;
         multicast_v4[16] = 239;

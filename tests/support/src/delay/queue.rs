@@ -11,7 +11,8 @@ pub(super) struct Held {
     pub(super) packet: Vec<u8>,
 }
 
-/// First in, first out: since no packet overtakes another one, the first is always the next that is due.
+/// First in, first out: since no packet overtakes another one, the first is always the next that is
+/// due.
 #[derive(Debug)]
 pub(super) struct Queue {
     way: Way,
@@ -30,7 +31,8 @@ impl Queue {
 
     /// Holds a packet, or gives it back if it is lost.
     pub(super) fn push(&mut self, now: Instant, packet: Vec<u8>) -> Result<(), Vec<u8>> {
-        // Drawn for each packet and whatever the settings, so that with one seed a packet's loss does not depend on the jitter.
+        // Drawn for each packet and whatever the settings, so that with one seed a packet's loss
+        // does not depend on the jitter.
         let (loss, jitter) = (self.chance.below(1_000_000), self.chance.below(1 << 20));
         if loss < u64::from(self.way.loss_per_million) {
             return Err(packet);

@@ -31,7 +31,8 @@ pub(super) enum Step {
     Waiting,
     /// A request was answered, and the connection can take another one.
     Answered(Marks),
-    /// A request was answered and the connection is over; `announced` if the server had said so beforehand.
+    /// A request was answered and the connection is over; `announced` if the server had said so
+    /// beforehand.
     Over { marks: Marks, announced: bool },
     /// The request failed and the connection is over.
     Failed(Failure, String),
@@ -108,11 +109,11 @@ impl Script {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) socket: OwnedFd,
-    /// When the request in hand was due; its latency counts from here.
+    /// When the request in flight was due; its latency counts from here.
     pub(super) due: Instant,
     /// When to give up.
     pub(super) deadline: Instant,
-    /// Whether the request in hand is for the other path of a mix.
+    /// Whether the request in flight is for the other path of a mix.
     pub(super) other: bool,
     stage: Stage,
     answered: u64,
@@ -279,7 +280,8 @@ impl Connection {
         self.answered > 0 && self.buffer.is_empty()
     }
 
-    /// `Some(close announced)` for a whole and right response, `None` for a part of one, an error for a wrong one.
+    /// `Some(close announced)` for a whole and right response, `None` for a part of one, an error
+    /// for a wrong one.
     fn judge(&mut self, script: &Script, eof: bool) -> Result<Option<bool>, String> {
         let expected: &[u8] = match &script.talk {
             Talk::Http { body, .. } => {

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 /// How often deadlines and the wish to stop are looked at.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a closed-loop client rests after a failure, so that a dead server is not asked a million times.
+/// How long a closed-loop client rests after a failure, so that a dead server is not asked a
+/// million times.
 const REST: Duration = Duration::from_millis(10);
-/// How many answers a connection gets before it is the others' turn: a server on the same processor could go on with one for
-/// ever.
+/// How many answers a connection gets before it is the others' turn: a server on the same processor
+/// could go on with one for ever.
 const TURN: usize = 16;
 /// The event of the timer, which no connection can have.
 const TIMER: u64 = u64::MAX;
@@ -181,7 +182,8 @@ impl<'a> Engine<'a> {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        // Edge-triggered and registered once: a connection is always driven until the kernel has no more.
+        // Edge-triggered and registered once: a connection is always driven until the kernel has no
+        // more.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         if let Err(error) = self
             .epoll
@@ -192,7 +194,8 @@ impl<'a> Engine<'a> {
         }
         self.slots[number] = Some(connection);
         self.open += 1;
-        // It asks at once, as whoever connects does. What follows has to wait until all have asked.
+        // It asks at once, like every new connection. What follows has to wait until all have
+        // asked.
         self.drive(number, 1);
     }
 
@@ -211,7 +214,8 @@ impl<'a> Engine<'a> {
         chance < share
     }
 
-    /// Goes on with a connection until the kernel has no more, or until it has had so many answers.
+    /// Goes on with a connection until the kernel has no more, or until it has had this many
+    /// answers.
     fn drive(&mut self, number: usize, turn: usize) {
         for _ in 0..turn {
             // An event may be left over from a connection that ended in this round.

@@ -1,14 +1,17 @@
 //! Load that classifies every failure.
 //!
-//! A [`Plan`] tells what to do; [`run`] does it in this thread with one epoll instance, [`start`] in another one.
-//! Every request that was begun ends in exactly one class: answered, or one [`Failure`]. Nothing is retried.
+//! A [`Plan`] tells what to do; [`run`] does it in this thread with one epoll instance, [`start`]
+//! in another one. Every request that was begun ends in exactly one class: answered, or one
+//! [`Failure`]. Nothing is retried.
 //!
 //! Three shapes of load:
-//! * [`Plan::rate`]: new connections on a schedule, whatever the server does. Latency counts from the moment a
-//!   connection was *due*, so that a server that stalls cannot hide behind a client that waits for it.
-//! * [`Plan::kept_alive`]: clients that keep their connections and ask again without think time. A server that closes
-//!   such a connection without having announced it loses a request; one that announces it does not.
-//! * [`Plan::fresh`]: clients that connect anew for every request.
+//! * [`Plan::rate`]: new connections on a schedule, whatever the server does. Latency counts from
+//!   the moment a connection was *due*, so that a server that stalls cannot hide behind a client
+//!   that waits for it.
+//! * [`Plan::kept_alive`]: clients that keep their connections and ask again without think time. A
+//!   server that closes such a connection without having announced it loses a request; one that
+//!   announces it does not.
+//! * [`Plan::fresh`]: clients that connect again for every request.
 
 mod connection;
 mod engine;
@@ -28,11 +31,12 @@ use std::time::Duration;
 /// When requests are made.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// Open loop: so many new connections a second, one request on each.
+    /// Open loop: this many new connections a second, one request on each.
     Rate(f64),
-    /// Closed loop: so many clients without think time, which keep their connections.
+    /// Closed loop: this many clients without think time, which keep their connections.
     KeptAlive(usize),
-    /// Closed loop: so many clients without think time, each with a new connection for each request.
+    /// Closed loop: this many clients without think time, each with a new connection for each
+    /// request.
     Fresh(usize),
 }
 
@@ -46,7 +50,8 @@ pub enum Talk {
         /// What the body must be.
         body: Option<String>,
     },
-    /// Bytes that must come back as they are. Without keep-alive, the client half-closes afterwards.
+    /// Bytes that must come back as they are. Without keep-alive, the client half-closes
+    /// afterwards.
     Echo(usize),
     /// Bytes that must be answered by these bytes, after which the server closes.
     Ask(String, String),
@@ -92,7 +97,7 @@ impl Plan {
         Self::new(target, Pace::KeptAlive(clients))
     }
 
-    /// Closed loop: `clients` that connect anew for each request.
+    /// Closed loop: `clients` that connect again for each request.
     pub fn fresh(target: &Address, clients: usize) -> Self {
         Self::new(target, Pace::Fresh(clients))
     }
@@ -107,15 +112,16 @@ impl Plan {
         self
     }
 
-    /// Asks for `path` instead in this share of the requests (0 to 1), chosen by chance but in each run the same.
-    /// Its answers must be 200, with any body; [`Report::paths`] tells the latencies apart. Only for HTTP.
+    /// Asks for `path` instead in this share of the requests (0 to 1), chosen by chance but in each
+    /// run the same. Its answers must be 200, with any body; [`Report::paths`] tells the latencies
+    /// apart. Only for HTTP.
     #[must_use]
     pub fn mixed(mut self, path: &str, share: f64) -> Self {
         self.mix = Some((path.to_owned(), share));
         self
     }
 
-    /// Says so many bytes and demands them back.
+    /// Says this many bytes and demands them back.
     #[must_use]
     pub fn echo(mut self, bytes: usize) -> Self {
         self.talk = Talk::Echo(bytes.max(1));
@@ -129,21 +135,23 @@ impl Plan {
         self
     }
 
-    /// Begins no request after this time. Without it and without [`Plan::count`], only [`Load::finish`] ends the load.
+    /// Begins no request after this time. Without it and without [`Plan::count`], only
+    /// [`Load::finish`] ends the load.
     #[must_use]
     pub fn lasting(mut self, time: Duration) -> Self {
         self.lasting = Some(time);
         self
     }
 
-    /// Begins so many requests.
+    /// Begins this many requests.
     #[must_use]
     pub fn count(mut self, requests: u64) -> Self {
         self.count = Some(requests);
         self
     }
 
-    /// What a connection may take to be made, and a request to be answered. Ten seconds unless told otherwise.
+    /// What a connection may take to be made, and a request to be answered. Ten seconds unless told
+    /// otherwise.
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
@@ -177,7 +185,7 @@ impl Load {
         self.live.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more requests were answered.
+    /// Waits until this many more requests were answered.
     ///
     /// # Panics
     /// When they are not, within [`crate::LONG`].

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// How a request failed. A reset right after the handshake shows as `ConnectReset` or `ReadReset` by chance: judge
-/// their sum.
+/// How a request failed. A reset right after the handshake shows as `ConnectReset` or `ReadReset`
+/// by chance: judge their sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Failure {
-    /// Nobody listens.
+    /// No process listens.
     Refused,
     /// Reset while connecting.
     ConnectReset,
@@ -25,8 +25,8 @@ pub enum Failure {
     ReadReset,
     /// Closed before the whole response had come.
     EofEarly,
-    /// A request on a kept-alive connection was met by a close or a reset, without one byte of a response and without
-    /// the server having announced it.
+    /// A request on a kept-alive connection was met by a close or a reset, without one byte of a
+    /// response and without the server having announced it.
     Unanswered,
     /// No whole response in time.
     ResponseTimeout,

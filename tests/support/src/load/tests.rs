@@ -1,4 +1,5 @@
-//! The load against servers that misbehave in one way each: every misdeed must land in its own class.
+//! The load against servers that misbehave in one way each: every misdeed must land in its own
+//! class.
 
 use super::{Failure, Plan, Report, run, start};
 use crate::Address;
@@ -7,7 +8,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-/// A server on a port of its own that does `serve(stream, how manieth connection)` in a thread per connection.
+/// A server on a port of its own that does `serve(stream, how manieth connection)` in a thread per
+/// connection.
 fn server(serve: impl Fn(TcpStream, usize) + Clone + Send + 'static) -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
@@ -121,7 +123,7 @@ fn a_reset_is_a_reset() {
 }
 
 #[test]
-fn nobody_there_is_refused() {
+fn a_connection_without_a_listener_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = Address::Tcp(listener.local_addr().expect("a bound socket"));
     drop(listener);

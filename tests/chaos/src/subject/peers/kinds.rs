@@ -1,5 +1,5 @@
-//! What the peers are, how each is configured, and what it can be asked to do. Each is set up as its documentation
-//! recommends for reloads that lose nothing.
+//! What the peers are, how each is configured, and what it can be asked to do. Each is set up as
+//! its documentation recommends for reloads that lose nothing.
 
 use super::site::{KEYS, Site};
 use crate::subject::{Broken, Offers};
@@ -24,7 +24,8 @@ pub(super) enum Scale {
 /// How the supervisor's own program is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Upgrade {
-    /// USR2 starts a second supervisor; the first one is told to leave when the second one's workers are there.
+    /// USR2 starts a second supervisor; the first one is told to leave when the second one's
+    /// workers are there.
     Second {
         /// The file that names the second supervisor.
         second: &'static str,
@@ -51,7 +52,7 @@ pub(super) struct Kind {
     pub(super) several: bool,
     /// Detaches, and writes this file.
     pub(super) daemon: Option<&'static str>,
-    /// Makes or changes the configuration for so many workers, and tells how to start.
+    /// Makes or changes the configuration for this many workers, and tells how to start.
     pub(super) prepare: fn(&Site, usize) -> Result<Command, String>,
     /// The name of the configuration's file, for those that refuse a broken one.
     pub(super) file: Option<&'static str>,
@@ -111,7 +112,8 @@ const GUNICORN: Kind = Kind {
     name: "gunicorn-gthread",
     program: "gunicorn",
     version: "--version",
-    // It answers the first of several requests that come at once; the others wait for a byte that never comes.
+    // It answers the first of several requests that come at once; the others wait for a byte that
+    // never comes.
     offers: Offers {
         pipelining: false,
         ..APP

@@ -17,8 +17,8 @@ use testkit::Address;
 use testkit::log::Log;
 use testkit::process::{Process, in_group};
 
-/// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile, and hold a slow
-/// client's connection for longer.
+/// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile,
+/// and hold a slow client's connection for longer.
 const OUTCOME: Duration = Duration::from_secs(60);
 /// After which time a reload that has not begun is asked for again.
 const DEAF: Duration = Duration::from_secs(3);
@@ -62,7 +62,7 @@ struct Peer {
     /// The process group that all its processes are in.
     group: u32,
     state: Mutex<State>,
-    /// Whoever changes anything holds this until the outcome is known.
+    /// Held by every change until its outcome is known.
     change: Mutex<()>,
     /// What a proxy stands in front of.
     _behind: Option<Box<Self>>,
@@ -124,7 +124,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// What HAProxy stands in front of: nginx with these files, which nobody touches.
+    /// What HAProxy stands in front of: nginx with these files, which no operation touches.
     fn behind(site: &Site, setup: &Setup) -> Result<Self, String> {
         let kind = KINDS
             .iter()
@@ -228,7 +228,8 @@ impl Peer {
         Ok(Verdict::Done)
     }
 
-    /// HAProxy's master has no ear for a short while after it has started again; then the reload is asked for again.
+    /// HAProxy's master has no ear for a short while after it has started again; then the reload is
+    /// asked for again.
     fn ask_again(&self, supervisor: Process, asked: &mut Instant) {
         if self.kind.one && asked.elapsed() > DEAF {
             supervisor.signal(self.kind.reload);

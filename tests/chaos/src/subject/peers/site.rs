@@ -17,7 +17,8 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Writes the files and chooses ports. Another program could take a port before the peer does; it then fails to start.
+    /// Writes the files and chooses ports. Another program could take a port before the peer does;
+    /// it then fails to start.
     pub(super) fn new(bind: &[String]) -> Result<Self, String> {
         let directory =
             tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;

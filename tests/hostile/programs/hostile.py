@@ -1,6 +1,8 @@
-"""A foreign program: a good server, but in slot 0 a villain as long as the file that `VILLAIN` names exists.
+"""An external program: a good server, but a hostile worker in slot 0 while the file that `HOSTILE`
+names exists.
 
-The file says which kind. A villain says what it says to the notify socket, and accepts no connections.
+The file says which kind. A hostile worker sends its messages to the notify socket, and accepts no
+connections.
 """
 import array
 import os
@@ -35,7 +37,7 @@ def siblings():
 
 def note(what):
     """For the test to read."""
-    with open(os.environ["VILLAIN"] + ".notes", "a") as file:
+    with open(os.environ["HOSTILE"] + ".notes", "a") as file:
         file.write(what + "\n")
 
 
@@ -62,7 +64,8 @@ def sends_junk(notify):
     notify.send(b"READY=1")
     for junk in [b"", b"\0" * 64, b"\xff" * 4000, b"x" * 70000, b"READY", b"READY=1" + b"x" * 5000,
                  b"STATUS=" + b"\x1b[31m" * 600, b"EXTEND_TIMEOUT_USEC=99999999999999999999999",
-                 b"EXTEND_TIMEOUT_USEC=18446744073709551615", b"MAINPID=1", b"FDSTORE=1\nFDNAME=mine",
+                 b"EXTEND_TIMEOUT_USEC=18446744073709551615", b"MAINPID=1",
+                 b"FDSTORE=1\nFDNAME=mine",
                  b"WATCHDOG_USEC=1", b"ERRNO=5", b"RELOADING=1\nMONOTONIC_USEC=1", b"\n" * 4000]:
         attempt(f"junk of {len(junk)}", lambda: notify.send(junk))
     note("end")
@@ -73,10 +76,11 @@ def sends_descriptors(notify):
     notify.send(b"READY=1")
     ends = array.array("i", [notify.fileno()] * 253)
     for turn in range(100):
-        # The kernel allows a user only so many on the way.
+        # The kernel allows a user only this many on the way.
         while True:
             try:
-                notify.sendmsg([b"STATUS=%d" % turn], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)
+                notify.sendmsg([b"STATUS=%d" % turn], [rights])
                 break
             except OSError:
                 time.sleep(0.005)
@@ -91,10 +95,11 @@ def speaks_for_siblings(notify):
     for sibling in siblings():
         forged = struct.pack("iII", sibling, os.getuid(), os.getgid())
         words = b"STATUS=forged\nSTOPPING=1"
-        attempt("forge", lambda: notify.sendmsg([words], [(socket.SOL_SOCKET, SCM_CREDENTIALS, forged)]))
+        credentials = (socket.SOL_SOCKET, SCM_CREDENTIALS, forged)
+        attempt("forge", lambda: notify.sendmsg([words], [credentials]))
         child = os.fork()
         if child == 0:
-            # Nobody's group, two generations down, and a child of the supervisor's.
+            # No sibling's group, two generations down, and a child of the supervisor's.
             if os.fork() > 0:
                 os._exit(0)
             time.sleep(0.1)
@@ -116,14 +121,14 @@ def starts_never(notify):
 
 
 def main():
-    villain = os.environ.get("VILLAIN", "")
-    if os.environ["PREFORK_SLOT"] != "0" or not os.path.exists(villain):
+    hostile = os.environ.get("HOSTILE", "")
+    if os.environ["PREFORK_SLOT"] != "0" or not os.path.exists(hostile):
         sys.argv[0] = os.environ["GOOD"]
         runpy.run_path(sys.argv[0], run_name="__main__")
         return
-    with open(villain) as file:
+    with open(hostile) as file:
         kind = file.read()
-    with open(villain + ".pids", "a") as file:
+    with open(hostile + ".pids", "a") as file:
         file.write(f"{os.getpid()}\n")
     globals()[kind.replace("-", "_")](line())
 

@@ -20,14 +20,15 @@ fn worker_in(server: &Server, slot: u64) -> Option<Worker> {
         .find(|worker| worker.slot == slot && worker.state == "ready")
 }
 
-/// Stops the worker of slot 1, the last one, has clients come until one of them waits there, and retires the slot.
-/// What nobody accepts before the worker dies is what a handshake in flight would be.
-fn retires_with_somebody_waiting(mut server: Server, body: &str) {
+/// Stops the worker of slot 1, the last one, has clients come until one of them waits there, and
+/// retires the slot. A connection that is not accepted before the worker dies is like a handshake
+/// in flight.
+fn retires_with_a_client_waiting(mut server: Server, body: &str) {
     let last = wait_for("the worker of slot 1", LONG, || worker_in(&server, 1)).process;
     last.signal(SIGSTOP);
     wait_until("it has stopped", LONG, || last.is_stopped());
     let mut clients = Vec::new();
-    wait_until("somebody to wait for it", LONG, || {
+    wait_until("a client to wait for it", LONG, || {
         let mut client = server.connect();
         client
             .write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -54,13 +55,13 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
     }
     assert!(
         slots.contains(&"1".to_owned()),
-        "somebody came for them: {slots:?}"
+        "a rescue worker served them: {slots:?}"
     );
     assert!(!last.runs());
     server.wait_for_log(
         "slot 1 has no worker, but connections wait in its queue; starting a rescue worker",
     );
-    // Whoever came for them leaves again.
+    // The rescue worker leaves again.
     wait_until("one worker to be left", LONG, || {
         server.workers().len() == 1
     });
@@ -72,7 +73,7 @@ fn retires_with_somebody_waiting(mut server: Server, body: &str) {
 fn a_foreign_programs_client_that_waits_in_a_retired_slot_is_answered() {
     if tool("python3").is_none() {
         return skipped(
-            "stragglers of a foreign program",
+            "stranded clients of an external program",
             "python3 is not installed",
         );
     }
@@ -80,21 +81,21 @@ fn a_foreign_programs_client_that_waits_in_a_retired_slot_is_answered() {
     let server = setup
         .program([
             "python3".into(),
-            testkit::program("bare.py").into_os_string(),
+            testkit::program("minimal.py").into_os_string(),
         ])
         .start();
-    retires_with_somebody_waiting(server, "Hello from Python");
+    retires_with_a_client_waiting(server, "Hello from Python");
 }
 
 #[test]
-fn a_client_that_waits_in_a_retired_slot_is_answered_where_nobody_steals() {
+fn a_client_that_waits_in_a_retired_slot_is_answered_without_stealing() {
     let server = setup().workers(2).args(["--accept", "own"]).start();
-    retires_with_somebody_waiting(server, "Hello, client!");
+    retires_with_a_client_waiting(server, "Hello, client!");
 }
 
 #[test]
 fn a_client_that_waits_in_a_slot_younger_than_all_siblings_is_answered() {
     let server = setup().workers(1).start();
     server.signal(SIGTTIN);
-    retires_with_somebody_waiting(server, "Hello, client!");
+    retires_with_a_client_waiting(server, "Hello, client!");
 }

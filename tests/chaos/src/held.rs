@@ -1,7 +1,8 @@
-//! What a worker has in its hands: the connections that it holds, by their clients' ends.
+//! The connections that a worker holds, by their clients' ends.
 //!
-//! The worker is stopped first, so that what is read is what is true until it is killed: it can neither accept nor
-//! close a connection in between. What still waits in a queue is in nobody's hands.
+//! The worker is stopped first, so that what is read is what is true until it is killed: it can
+//! neither accept nor close a connection in between. What still waits in a queue is not held by any
+//! worker.
 
 use crate::client::Name;
 use nix::sys::signal::Signal;
@@ -103,7 +104,7 @@ mod tests {
         )
         .expect("a socket");
         let own = UnixAddr::new_abstract(name.as_bytes()).expect("a name");
-        bind(named.as_raw_fd(), &own).expect("a name that nobody has");
+        bind(named.as_raw_fd(), &own).expect("an unused name");
         connect(named.as_raw_fd(), &UnixAddr::new(&path).expect("a path")).expect("a connection");
         let (held_unix, _) = unix.accept().expect("a connection");
         // A child that inherits both connections, and says so before it sleeps.

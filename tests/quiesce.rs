@@ -1,4 +1,4 @@
-//! Whoever waits for a reload's verdict has it when the old code serves nobody any more, and never waits for long.
+//! `reload --wait` returns when the old code answers no new request, and never waits for long.
 
 use nix::sys::signal::Signal::SIGUSR2;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ fn setup() -> Setup {
         .args(["--min-ready", "20ms"])
 }
 
-/// Ten reloads under load: after each, whoever answers is new.
+/// Ten reloads under load: after each, only new workers answer.
 fn the_next_requests_are_for_the_new_code(setup: Setup) {
     let server = setup.start();
     let load = start(Plan::rate(&server.address(), 200.0));
@@ -35,7 +35,7 @@ fn after_a_reload_the_next_requests_are_for_the_new_code() {
 
 #[test]
 fn after_a_reload_of_a_foreign_program_too() {
-    let program = testkit::program("bare.py").into_os_string();
+    let program = testkit::program("minimal.py").into_os_string();
     the_next_requests_are_for_the_new_code(setup().program(["python3".into(), program]));
 }
 
@@ -48,7 +48,7 @@ fn stubborn() -> Setup {
 }
 
 #[test]
-fn a_program_that_does_not_tell_holds_nobody_up() {
+fn a_program_that_does_not_say_that_it_stops_delays_no_verdict() {
     let server = stubborn().start();
     let begun = Instant::now();
     let output = server.command(&["reload", "--wait"]);
@@ -62,7 +62,7 @@ fn a_program_that_does_not_tell_holds_nobody_up() {
 }
 
 #[test]
-fn an_upgrade_meanwhile_leaves_nobody_without_a_verdict() {
+fn an_upgrade_meanwhile_leaves_no_client_without_a_verdict() {
     let server = stubborn().start();
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| server.command(&["reload", "--wait"]));

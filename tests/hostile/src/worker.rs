@@ -1,4 +1,4 @@
-//! Every kind of villain. None of them returns, and none accepts connections.
+//! Every kind of hostile worker. None of them returns, and none accepts connections.
 
 use crate::row::{CONNECTIONS, HEARTBEAT, REQUESTS, Row};
 use nix::sys::signal::{Signal, raise};
@@ -19,7 +19,7 @@ const HELLO: ToSupervisor = ToSupervisor::Hello { protocol: PROTOCOL };
 /// Often enough for every setting of the tests.
 const BEAT: Duration = Duration::from_millis(50);
 
-struct Villain {
+struct HostileWorker {
     channel: OwnedFd,
     listeners: Vec<OwnedFd>,
     row: Row,
@@ -29,7 +29,7 @@ struct Villain {
 pub(crate) fn play(kind: &str) -> ! {
     let environment = WorkerEnvironment::take();
     let environment = environment.ok().flatten().unwrap_or_else(|| exit(90));
-    let villain = Villain {
+    let hostile = HostileWorker {
         channel: environment.channel.into(),
         listeners: environment
             .listeners
@@ -38,10 +38,10 @@ pub(crate) fn play(kind: &str) -> ! {
             .collect(),
         row: Row::new(environment.scoreboard),
     };
-    villain.act(kind.trim())
+    hostile.act(kind.trim())
 }
 
-impl Villain {
+impl HostileWorker {
     fn act(self, kind: &str) -> ! {
         let status = || ToSupervisor::Status {
             text: "I am fine".to_owned(),
@@ -240,7 +240,7 @@ impl Villain {
         }
     }
 
-    /// As many as fit, all of them the channel itself: a cycle if anybody keeps them.
+    /// As many as fit, all of them the channel itself: a cycle if the receiver keeps them.
     fn send_descriptors(&self, packet: &[u8]) {
         let descriptors = [self.channel.as_fd().as_raw_fd(); 200] as [RawFd; 200];
         let control = [ControlMessage::ScmRights(&descriptors)];
@@ -254,8 +254,8 @@ impl Villain {
         );
     }
 
-    /// In a group and in a session of its own, two generations down, and without this server's variables: each with the
-    /// channel as input and a listener as output.
+    /// In a group and in a session of its own, two generations down, and without this server's
+    /// variables: each with the channel as input and a listener as output.
     fn leave_children(&self) {
         let ways: [(&str, bool, bool); 4] = [
             ("exec sleep 600", true, false),
@@ -263,7 +263,7 @@ impl Villain {
             ("sleep 600 & sleep 600 & exit", false, false),
             ("setsid sleep 600 & exit", false, true),
         ];
-        for (script, own_group, bare) in ways {
+        for (script, own_group, unmarked) in ways {
             let mut command = Command::new("sh");
             command
                 .args(["-c", script])
@@ -275,7 +275,7 @@ impl Villain {
             if own_group {
                 command.process_group(0);
             }
-            if bare {
+            if unmarked {
                 command.env_remove(PREFORK_WORKER);
             }
             let _ = command.spawn();

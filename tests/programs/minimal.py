@@ -1,7 +1,7 @@
-"""A server that knows nothing but sockets: descriptors from 3 on, SIGTERM, and systemd's notifications.
+"""A minimal server: descriptors from 3 on, SIGTERM, and systemd's notifications.
 
-Variables for tests: READY=no says nothing; START_DELAY=SECONDS makes it slow to start, IN_HAND=FILE is written when /slow
-is being answered.
+Variables for tests: READY=no sends no notification; START_DELAY=SECONDS makes it slow to start;
+START_WHEN=FILE makes it wait for a file; IN_FLIGHT=FILE is written when /slow is being answered.
 """
 import os
 import select
@@ -27,7 +27,7 @@ def answer(connection):
         request += more
     path = request.split()[1].decode()
     if path == "/slow":
-        open(os.environ["IN_HAND"], "w").close()
+        open(os.environ["IN_FLIGHT"], "w").close()
         time.sleep(1)
     elif path == "/block":
         time.sleep(3600)
@@ -44,7 +44,7 @@ def answer(connection):
 
 
 def main():
-    assert os.environ["LISTEN_PID"] == str(os.getpid()), "the sockets are for somebody else"
+    assert os.environ["LISTEN_PID"] == str(os.getpid()), "the sockets are for another process"
     listeners = [socket.socket(fileno=3 + n) for n in range(int(os.environ["LISTEN_FDS"]))]
     for listener in listeners:
         listener.setblocking(False)

@@ -1,4 +1,5 @@
-"""A worker that tries what a worker must not: `GET /NAME/ARGUMENT` answers `done`, or the error's name.
+"""A worker that tries what a worker must not: `GET /NAME/ARGUMENT` answers `done`, or the name of
+the error.
 
 Needs nothing but Linux on x86-64 or aarch64. What it takes, it gives back where that can be.
 """
@@ -137,11 +138,13 @@ def ptrace(name):
 
 
 def memory(name):
-    # One byte of the address space's first page, which nobody has: EFAULT tells that it might be read.
+    # One byte of the address space's first page, which no process maps: EFAULT tells that it might
+    # be read.
     byte = ctypes.create_string_buffer(1)
     here = (ctypes.c_size_t * 2)(ctypes.addressof(byte), 1)
     there = (ctypes.c_size_t * 2)(0, 1)
-    if system_call(SYS_PROCESS_VM_READV, process(name), here, 1, there, 1, 0) < 0 and ctypes.get_errno() != errno.EFAULT:
+    read = system_call(SYS_PROCESS_VM_READV, process(name), here, 1, there, 1, 0)
+    if read < 0 and ctypes.get_errno() != errno.EFAULT:
         check(-1)
 
 
@@ -209,9 +212,12 @@ def names(path):
 
 def attempt(name, argument):
     act = {
-        "bind": bind, "udp": udp, "write": write, "read": read, "execute": execute, "kill": kill, "attach": attach,
-        "detach": detach, "own_attach": own_attach, "own_detach": own_detach, "ptrace": ptrace, "memory": memory,
-        "proc_memory": proc_memory, "connect": connect, "mount": mount, "clone": clone, "io_uring": io_uring,
+        "bind": bind, "udp": udp, "write": write, "read": read, "execute": execute,
+        "kill": kill, "attach": attach,
+        "detach": detach, "own_attach": own_attach, "own_detach": own_detach, "ptrace": ptrace,
+        "memory": memory,
+        "proc_memory": proc_memory, "connect": connect, "mount": mount, "clone": clone,
+        "io_uring": io_uring,
         "limit": limit, "names": names,
     }[name]  # fmt: skip
     try:

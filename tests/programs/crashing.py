@@ -1,4 +1,5 @@
-"""A server that does what it is asked to: `GET /HEX` runs the Python program of these hexadecimal digits, then answers.
+"""A server that crashes on request: `GET /HEX` runs the Python program of these hexadecimal digits,
+then answers.
 
 `GET /` answers with the process's id. SIGTERM ends it at once, by the signal.
 """

@@ -1,5 +1,5 @@
-//! Programs that know nothing of this project, only systemd's contract or less. Servers of many stacks are in
-//! tests/stacks.rs.
+//! Programs that know nothing of this project, only systemd's contract or less. Servers of many
+//! stacks are in tests/stacks.rs.
 
 use nix::sys::signal::Signal::SIGTERM;
 use std::path::PathBuf;
@@ -31,7 +31,9 @@ fn a_program_that_says_nothing_counts_as_ready_after_a_while() {
         .workers(2)
         .args(["--ready", "after=300ms"])
         .env("READY", "no");
-    let mut server = setup.program([python, testkit::program("bare.py")]).start();
+    let mut server = setup
+        .program([python, testkit::program("minimal.py")])
+        .start();
     let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello from Python")));
     load.wait_for_more(20);
     server.reload();
@@ -53,7 +55,7 @@ fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
         .workers(1)
         .args(["--ready", "notify"])
         .env("LEFT", "alone");
-    let program = testkit::program("bare.py").into_os_string();
+    let program = testkit::program("minimal.py").into_os_string();
     let server = setup.program(["python3".into(), program]).start();
     let worker = server.ready()[0];
     let variable = |name: &str| worker.variable(name).unwrap_or_else(|| panic!("no {name}"));
@@ -72,7 +74,7 @@ fn a_program_finds_systemds_contract_and_nothing_of_the_supervisors_own() {
     assert_eq!(
         worker.variable("PREFORK_CHANNEL"),
         None,
-        "foreign programs get no channel"
+        "external programs get no channel"
     );
 }
 
@@ -91,7 +93,8 @@ fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
 
 #[test]
 fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
-    let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; echo listens; while :; do sleep 0.1; done";
+    let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; echo listens; while :; do \
+     sleep 0.1; done";
     let setup = setup()
         .workers(1)
         .args(["--ready", "after=100ms", "--stop-signal", "USR2"]);
