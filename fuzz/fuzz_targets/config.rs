@@ -1,5 +1,5 @@
-//! The text of a configuration file: it is valid, or every problem has a message; and what is valid can be written
-//! down and read again.
+//! The text of a configuration file: it is valid, or every problem has a message; and what is valid
+//! can be written down and read again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! What a control client sends: a request is read the same however it is cut, and in no more than its bound.
+//! What a control client sends: a request is read the same however it is cut, and in no more than
+//! its bound.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! A packet from a worker: no panic, no memory beyond its bound, and what is understood is understood again.
+//! A packet from a worker: no panic, no memory beyond its bound, and what is understood is
+//! understood again.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -50,7 +50,8 @@ pub struct LocalTime {
 pub fn local_time(second: i64) -> LocalTime {
     // SAFETY: tm is made of integers and a pointer, for which zero is a value.
     let mut tm: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are valid; localtime_r keeps neither, and leaves `tm` alone when it fails.
+    // SAFETY: both pointers are valid; localtime_r keeps neither, and leaves `tm` alone when it
+    // fails.
     unsafe { libc::localtime_r(&raw const second, &raw mut tm) };
     LocalTime {
         year: tm.tm_year + 1900,

@@ -1,9 +1,9 @@
 //! What a process gives up on its way to its program, and in which order.
 //!
 //! *Invariant*: the order is fixed, since each step takes away what an earlier one needs: private
-//! directories (mounts need privileges), limits, identity; then, after the parent-death signal (which
-//! the kernel forgets whenever credentials change), `no_new_privs` and Landlock; and, as the last step
-//! before exec, the filter of system calls.
+//! directories (mounts need privileges), limits, identity; then, after the parent-death signal
+//! (which the kernel forgets whenever credentials change), `no_new_privs` and Landlock; and, as the
+//! last step before exec, the filter of system calls.
 
 use crate::identity::Identity;
 use crate::landlock::Ruleset;

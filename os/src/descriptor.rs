@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-/// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares it sees it.
+/// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares
+/// it sees it.
 ///
 /// # Errors
 /// Those of fcntl(2).
@@ -20,8 +21,8 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 /// Takes ownership of a descriptor that this process inherited, and has it closed on exec.
 ///
 /// What exec has left open is not closed on exec, and everything that this process opens is: so the
-/// flag distinguishes an inherited descriptor from one that has an owner here, and adopting sets it,
-/// so that a number is adopted once.
+/// flag distinguishes an inherited descriptor from one that has an owner here, and adopting sets
+/// it, so that a number is adopted once.
 ///
 /// # Errors
 /// `EBADF` when no such descriptor is open, or when it has an owner: it is closed on exec, or a

@@ -5,8 +5,8 @@ use nix::fcntl::AtFlags;
 use std::ffi::CString;
 use std::os::fd::{AsFd, RawFd};
 
-/// Becomes a program that was opened by descriptor, which inherits the descriptors `kept` under their
-/// numbers. Returns only when that fails; they are closed on exec again then.
+/// Becomes a program that was opened by descriptor, which inherits the descriptors `kept` under
+/// their numbers. Returns only when that fails; they are closed on exec again then.
 pub fn exec_with(program: impl AsFd, argv: &[CString], env: &[CString], kept: &[RawFd]) -> Errno {
     close_on_exec(kept, false);
     let failed = nix::unistd::execveat(program, c"", argv, env, AtFlags::AT_EMPTY_PATH);

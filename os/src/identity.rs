@@ -1,9 +1,9 @@
 //! Users, groups and capabilities: how a process becomes another user, and in which order.
 //!
-//! The order matters, since each step takes away what an earlier one needs: groups need `CAP_SETGID`
-//! and the bounding set `CAP_SETPCAP`, which go with the user; a capability becomes ambient only when
-//! it is permitted and inheritable. [`STEPS`] is that order. Every step is async-signal-safe and
-//! allocates nothing.
+//! The order matters, since each step takes away what an earlier one needs: groups need
+//! `CAP_SETGID` and the bounding set `CAP_SETPCAP`, which go with the user; a capability becomes
+//! ambient only when it is permitted and inheritable. [`STEPS`] is that order. Every step is
+//! async-signal-safe and allocates nothing.
 
 use crate::capabilities::{self, Held};
 use crate::spawn::Stage;
@@ -78,8 +78,8 @@ impl Identity {
         capabilities::drop_from_bounding(self.unbound)
     }
 
-    /// The calls go to the kernel directly: the C library's own would want to tell other threads, and
-    /// take locks.
+    /// The calls go to the kernel directly: the C library's own would want to tell other threads,
+    /// and take locks.
     fn set_groups(&self) -> Result<(), Errno> {
         match &self.groups {
             Some(groups) => set_groups(groups),
@@ -145,8 +145,8 @@ mod tests {
     const NOBODY: u32 = 65534;
     const NET_BIND_SERVICE: u64 = 1 << 10;
 
-    /// Returns what `/proc` says of a child before the first step and after each one, and the number
-    /// of the step that failed.
+    /// Returns what `/proc` says of a child before the first step and after each one, and the
+    /// number of the step that failed.
     fn step_by_step(identity: &Identity) -> (Vec<String>, i32) {
         let (reader, mut writer) = pipe().expect("a pipe");
         let child = fork(|| {

@@ -22,8 +22,9 @@ pub fn abi() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
-/// Rights that a domain takes away except where a rule gives them back: `struct landlock_ruleset_attr`.
-/// An older kernel, which knows fewer fields, takes the rest for zeros, as it is then.
+/// Rights that a domain takes away except where a rule gives them back: `struct
+/// landlock_ruleset_attr`. An older kernel, which knows fewer fields, takes the rest for zeros, as
+/// it is then.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handled {
@@ -60,8 +61,8 @@ pub struct Ruleset {
 }
 
 impl Ruleset {
-    /// Prepares a ruleset and tries it. The paths `late`, with their rights, are opened only when it is
-    /// entered, since they name something else, or nothing, before.
+    /// Prepares a ruleset and tries it. The paths `late`, with their rights, are opened only when
+    /// it is entered, since they name something else, or nothing, before.
     ///
     /// # Errors
     /// The kernel's, when it does not accept the rules.
@@ -81,8 +82,9 @@ impl Ruleset {
         Ok(prepared)
     }
 
-    /// Enters a domain of this ruleset for good, with everything that this thread executes from now on.
-    /// Needs `no_new_privs`. Async-signal-safe; it leaves descriptors open that are closed on exec.
+    /// Enters a domain of this ruleset for good, with everything that this thread executes from now
+    /// on. Needs `no_new_privs`. Async-signal-safe; it leaves descriptors open that are closed on
+    /// exec.
     ///
     /// # Errors
     /// The kernel's.

@@ -34,8 +34,9 @@ impl SharedMemory {
         }
         let size = NonZeroUsize::new(length)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing; the file was
-        // checked to be long enough, and its seals (see `sealed_memory`) keep it from shrinking.
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing; the file
+        // was checked to be long enough, and its seals (see `sealed_memory`) keep it from
+        // shrinking.
         let start = unsafe {
             nix::sys::mman::mmap(
                 None,
@@ -64,8 +65,8 @@ impl SharedMemory {
                 .is_some_and(|end| end <= self.length),
             "row out of bounds"
         );
-        // SAFETY: in bounds and aligned (just asserted; the mapping starts at a page), valid for any
-        // bytes (`AnyBytes`), alive as long as `self`.
+        // SAFETY: in bounds and aligned (just asserted; the mapping starts at a page), valid for
+        // any bytes (`AnyBytes`), alive as long as `self`.
         unsafe { self.start.byte_add(offset).cast::<T>().as_ref() }
     }
 }
@@ -122,7 +123,8 @@ macro_rules! shared_row {
             $($(#[$of_field])* $of $field: $kind),+
         }
 
-        // SAFETY: the constant below compiles only if every field is AnyBytes; padding has no value.
+        // SAFETY: the constant below compiles only if every field is AnyBytes; padding has no
+        // value.
         unsafe impl $crate::AnyBytes for $name {}
 
         const _: () = {

@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Receives one packet into `buffer`; the second value tells whether the packet was longer than the buffer.
+/// Receives one packet into `buffer`; the second value tells whether the packet was longer than the
+/// buffer.
 ///
 /// # Errors
-/// Those of recv(2); `WouldBlock` when there is none. A length of 0 means that the other side is gone.
+/// Those of recv(2); `WouldBlock` when there is none. A length of 0 means that the other side is
+/// gone.
 pub fn receive_packet(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
     // SAFETY: `buffer` is valid for writes of its length.
     let length = unsafe {
@@ -28,13 +30,15 @@ pub struct Sent {
     pub length: usize,
     /// The packet was longer than the buffer.
     pub cut: bool,
-    /// The sender's pid; 0 when it is not told, as of a socket without `SO_PASSCRED`, or of another pid namespace.
+    /// The sender's pid; 0 when it is not told, as of a socket without `SO_PASSCRED`, or of another
+    /// pid namespace.
     pub sender: libc::pid_t,
 }
 
-/// Receives one packet into `buffer`, with its sender. Descriptors that come along are not taken: there is no room for
-/// them, so that the kernel closes them before they have a number here. (Whoever takes them must close them, and
-/// cannot tell how many there are once this process has no numbers left.)
+/// Receives one packet into `buffer`, with its sender. Descriptors that come along are not taken:
+/// there is no room for them, so that the kernel closes them before they have a number here.
+/// (Whoever takes them must close them, and cannot tell how many there are once this process has no
+/// numbers left.)
 ///
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
@@ -47,7 +51,8 @@ pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
     if let Some(first) = received.first
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
     {
-        // SAFETY: the kernel writes a message of this type as a whole ucred after its header, or not at all.
+        // SAFETY: the kernel writes a message of this type as a whole ucred after its header, or
+        // not at all.
         sender = unsafe {
             libc::CMSG_DATA(first)
                 .cast::<libc::ucred>()
@@ -66,7 +71,8 @@ pub fn receive_with_sender(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Res
 #[repr(C, align(8))]
 struct Control<const ROOM: usize>([u8; ROOM]);
 
-/// A packet, and the header of the first message beside it, which stands in its control buffer with all that belongs to it.
+/// A packet, and the header of the first message beside it, which stands in its control buffer with
+/// all that belongs to it.
 struct Received<'a> {
     length: usize,
     cut: bool,
@@ -91,10 +97,12 @@ fn receive<'a, const ROOM: usize>(
     header.msg_control = (&raw mut *control).cast();
     header.msg_controllen = room.min(ROOM) as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the lengths beside them.
+    // SAFETY: `header` names one buffer and one control buffer, both valid for writes of the
+    // lengths beside them.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control buffer, or null.
+    // SAFETY: recvmsg has left `header` valid; CMSG_FIRSTHDR gives a header within the control
+    // buffer, or null.
     let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header).as_ref() };
     Ok(Received {
         length,
@@ -103,11 +111,12 @@ fn receive<'a, const ROOM: usize>(
     })
 }
 
-/// Receives one packet into `buffer`: its length, whether it was longer than the buffer, and the descriptor that has come
-/// along, closed on exec. There is room for one.
+/// Receives one packet into `buffer`: its length, whether it was longer than the buffer, and the
+/// descriptor that has come along, closed on exec. There is room for one.
 ///
 /// # Errors
-/// Those of recvmsg(2); `WouldBlock` when there is none. A length of 0 means that the other side is gone.
+/// Those of recvmsg(2); `WouldBlock` when there is none. A length of 0 means that the other side is
+/// gone.
 pub fn receive_with_descriptor(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -124,7 +133,8 @@ pub fn receive_with_descriptor(
         && (first.cmsg_level, first.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS)
         && first.cmsg_len.checked_sub(ONE as _) == Some(0)
     {
-        // SAFETY: the kernel has written one descriptor after this header, new in this process, so nobody else owns it.
+        // SAFETY: the kernel has written one descriptor after this header, new in this process, so
+        // nobody else owns it.
         descriptor = Some(unsafe {
             OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned())
         });

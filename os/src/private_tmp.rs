@@ -34,8 +34,8 @@ impl PrivateTmp {
     }
 }
 
-/// Checks that this process may mount such directories, by asking for an instance of the file system
-/// and throwing it away: that needs the same privilege.
+/// Checks that this process may mount such directories, by asking for an instance of the file
+/// system and throwing it away: that needs the same privilege.
 ///
 /// # Errors
 /// Those of fsopen(2).

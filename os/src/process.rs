@@ -13,9 +13,9 @@ pub fn set_nice(pid: Pid, nice: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, id, nice) }).map(drop)
 }
 
-/// Keeps processes without privileges from looking into this one from now on, even those of the same
-/// user. So it leaves no core dump either, except `when_aborted`: SIGABRT then permits the kernel's
-/// dump again.
+/// Keeps processes without privileges from looking into this one from now on, even those of the
+/// same user. So it leaves no core dump either, except `when_aborted`: SIGABRT then permits the
+/// kernel's dump again.
 pub fn forbid_inspection(when_aborted: bool) {
     /// Runs in any state of the process, a hung one too: system calls only.
     extern "C" fn permit_dump(signal: libc::c_int) {

@@ -18,7 +18,8 @@ pub fn ignore(signal: Signal) -> Result<(), Errno> {
     unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn) }.map(drop)
 }
 
-/// Signals that are counted as long as this lives. Afterwards they are swallowed, not back to default.
+/// Signals that are counted as long as this lives. Afterwards they are swallowed, not back to
+/// default.
 #[derive(Debug)]
 pub struct Counted {
     signals: Vec<Signal>,

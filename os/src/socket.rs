@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's program, for good:
-/// setsockopt(2) then refuses with EPERM. Processes that inherit the socket are what it is for.
+/// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's
+/// program, for good: setsockopt(2) then refuses with EPERM. Processes that inherit the socket are
+/// what it is for.
 ///
 /// # Errors
 /// Those of setsockopt(2).
@@ -12,8 +13,8 @@ pub fn lock_filter(socket: impl AsFd) -> io::Result<()> {
     set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1)
 }
 
-/// Has a TCP socket ignore packets that have come over a router, or from a machine that lets packets live for fewer than
-/// 255 hops, as nearly all do. Needs no privilege.
+/// Has a TCP socket ignore packets that have come over a router, or from a machine that lets
+/// packets live for fewer than 255 hops, as nearly all do. Needs no privilege.
 ///
 /// # Errors
 /// Those of setsockopt(2).
@@ -105,7 +106,8 @@ pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
-    // Of a listening socket, the kernel tells its queue in these two fields (net/ipv4/tcp.c, tcp_get_info).
+    // Of a listening socket, the kernel tells its queue in these two fields (net/ipv4/tcp.c,
+    // tcp_get_info).
     let queue = ListenQueue {
         length: info.tcpi_unacked,
         limit: info.tcpi_sacked,

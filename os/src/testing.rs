@@ -19,7 +19,8 @@ use std::process::Command;
 /// Those of fork(2).
 pub fn fork(act: impl FnOnce() -> i32) -> Result<Pid, Errno> {
     // SAFETY: glibc lets the child allocate. What another thread was about to change when this one
-    // forked is behind a lock that stays locked in the child, so that it is never seen half changed.
+    // forked is behind a lock that stays locked in the child, so that it is never seen half
+    // changed.
     match unsafe { nix::unistd::fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
@@ -49,8 +50,9 @@ pub fn pass_descriptors(command: &mut Command, descriptors: Vec<RawFd>) {
             *copy = Errno::result(unsafe { libc::fcntl(*number, libc::F_DUPFD_CLOEXEC, 100) })?;
         }
         for (number, copy) in (3..).zip(&high) {
-            // SAFETY: dup2 takes integers. The numbers are the program's; until it is executed, only
-            // the standard library's pipe is used here, which it moves away from its own numbers.
+            // SAFETY: dup2 takes integers. The numbers are the program's; until it is executed,
+            // only the standard library's pipe is used here, which it moves away from its own
+            // numbers.
             Errno::result(unsafe { libc::dup2(*copy, number) })?;
         }
         // SAFETY: prctl takes integers here, and touches no memory.
@@ -174,7 +176,8 @@ impl Interface {
         })
     }
 
-    /// Makes it: a TUN device whose packets are read from and written to `/dev/net/tun`, opened here.
+    /// Makes it: a TUN device whose packets are read from and written to `/dev/net/tun`, opened
+    /// here.
     ///
     /// # Errors
     /// Those of ioctl(2).

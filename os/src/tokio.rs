@@ -1,5 +1,5 @@
-//! Descriptors that tokio watches. It demands that a watched descriptor stays open, and the same, for
-//! as long as it is watched; these types see to that.
+//! Descriptors that tokio watches. It demands that a watched descriptor stays open, and the same,
+//! for as long as it is watched; these types see to that.
 
 use std::io;
 use std::ops::Deref;
@@ -71,8 +71,8 @@ impl LazilyWatched {
         let watch = self.watch.get_or_init(|| {
             let _entered = runtime.enter();
             let number = self.descriptor.as_raw_fd();
-            // SAFETY: the descriptor lives in the same value, is not exchanged, and is dropped after
-            // the watch, which is never lent out to be changed.
+            // SAFETY: the descriptor lives in the same value, is not exchanged, and is dropped
+            // after the watch, which is never lent out to be changed.
             Ok(unsafe { AsyncFd::register_with_interest(number, self.interest) }?)
         });
         watch.as_ref().map_err(|error| error.kind().into())

@@ -210,7 +210,8 @@ impl WorkerEnvironment {
     /// worker.
     ///
     /// # Errors
-    /// When the variables contradict each other or name descriptors that are not open, or were taken.
+    /// When the variables contradict each other or name descriptors that are not open, or were
+    /// taken.
     pub fn take() -> Result<Option<Self>, EnvironmentError> {
         let Some(channel) = number::<RawFd>(PREFORK_CHANNEL)? else {
             return Ok(None);

@@ -48,8 +48,8 @@ pub fn bucket(took_us: u64) -> usize {
 }
 
 shared_row! {
-    /// What one serving thread writes, as its only writer. Times are milliseconds of [`monotonic_ms`],
-    /// 0 meaning never.
+    /// What one serving thread writes, as its only writer. Times are milliseconds of
+    /// [`monotonic_ms`], 0 meaning never.
     ///
     /// The order of the fields is the layout that another process reads by: new ones go to the end.
     #[repr(C, align(128))]

@@ -1,4 +1,5 @@
-//! A multi-process prefork server for Linux, as a library: a program that calls [`main`] is a whole server.
+//! A multi-process prefork server for Linux, as a library: a program that calls [`main`] is a whole
+//! server.
 //!
 //! ```no_run
 //! use prefork_worker::Service;
@@ -8,19 +9,22 @@
 //! }
 //! ```
 //!
-//! The program then has the supervisor's command line (`myapp --workers 8`, `myapp reload --wait`) and plays both
-//! roles: as supervisor it starts itself again for every worker.
+//! The program then has the supervisor's command line (`myapp --workers 8`, `myapp reload --wait`)
+//! and plays both roles: as supervisor it starts itself again for every worker.
 //!
 //! One folder per subsystem:
 //!
 //! * `cli` – which role this process plays; `config` – what was typed → what is true;
 //! * `server` – the loop, and what each action of the core (`prefork-core`) means;
-//! * `generation`, `workers` – from a configuration to a worker, and what is held of it until it has exited;
+//! * `generation`, `workers` – from a configuration to a worker, and what is held of it until it
+//!   has exited;
 //! * `process`, `sandbox` – fork and exec, and what the child gives up in between;
-//! * `listen` – listening sockets and the steering of connections; `systemd` – its sockets, its notifications, its FD store;
+//! * `listen` – listening sockets and the steering of connections; `systemd` – its sockets, its
+//!   notifications, its FD store;
 //! * `helpers` – other processes of the server's own: readiness probe, memory sampler, hooks;
 //!   `admin` – the one that serves metrics, health and the dashboard over HTTP;
-//! * `api` – status and events as data; `control` – the control socket, both ends; `top` – the server on a terminal;
+//! * `api` – status and events as data; `control` – the control socket, both ends; `top` – the
+//!   server on a terminal;
 //! * `upgrade` – how one version of the program hands a running server over to another;
 //! * `logging` – the log, and the standard error of workers, which goes through it.
 //!

@@ -98,7 +98,8 @@ impl<'a> Plan<'a> {
         let Err((stage, errno)) = self.become_program();
         let mut report = [stage as u8; REPORT];
         report[1..].copy_from_slice(&(errno as c_int).to_ne_bytes());
-        // SAFETY: `report` is valid for reads of its length; `_exit` runs no destructor and no atexit handler.
+        // SAFETY: `report` is valid for reads of its length; `_exit` runs no destructor and no
+        // atexit handler.
         unsafe {
             libc::write(self.report, report.as_ptr().cast(), report.len());
             libc::_exit(127)
@@ -106,9 +107,8 @@ impl<'a> Plan<'a> {
     }
 
     fn become_program(&mut self) -> Result<Infallible, (Stage, Errno)> {
-        // A session of its own, not only a group: a process of another session cannot join its group,
-        // by which we know who speaks.
-        // SAFETY: setsid takes nothing and touches no memory.
+        // A session of its own, not only a group: a process of another session cannot join its
+        // group, by which we know who speaks. SAFETY: setsid takes nothing and touches no memory.
         check(Stage::Group, unsafe { libc::setsid() })?;
         if let Some(cgroup) = self.cgroup {
             // SAFETY: one byte of a literal is read.
@@ -163,8 +163,8 @@ impl<'a> Plan<'a> {
         Err((Stage::Exec, Errno::last()))
     }
 
-    /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above, and
-    /// closes the rest. Returns the executable's new number.
+    /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above,
+    /// and closes the rest. Returns the executable's new number.
     fn place_descriptors(&mut self) -> Result<RawFd, (Stage, Errno)> {
         let stage = Stage::Descriptors;
         if !self.kept.is_empty() {
@@ -219,14 +219,14 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Resets every signal to its default action, then empties the mask. A signal that came since the fork
-/// acts here.
+/// Resets every signal to its default action, then empties the mask. A signal that came since the
+/// fork acts here.
 fn reset_signals() {
     /// What the kernel takes as a set of signals.
     const SET: usize = size_of::<u64>();
-    // SAFETY: zeros are SIG_DFL without flags in the kernel's own layout (at most four words), and an
-    // empty set; both calls only read them. The C library's wrapper would refuse two signals, which
-    // exec then passes on ignored. KILL and STOP are refused, as they should be.
+    // SAFETY: zeros are SIG_DFL without flags in the kernel's own layout (at most four words), and
+    // an empty set; both calls only read them. The C library's wrapper would refuse two signals,
+    // which exec then passes on ignored. KILL and STOP are refused, as they should be.
     unsafe {
         let zeros = [0_u64; 4];
         for signal in 1..=64 {
@@ -263,7 +263,8 @@ unsafe fn write_pid(pid: c_int, field: *mut u8) {
         length += 1;
     }
     for (place, digit) in digits[..length].iter().rev().enumerate() {
-        // SAFETY: a pid has at most 10 digits, so `place` is below PID_ROOM, as is the end of the string.
+        // SAFETY: a pid has at most 10 digits, so `place` is below PID_ROOM, as is the end of the
+        // string.
         unsafe { field.add(place).write(*digit) };
     }
     // SAFETY: as above.

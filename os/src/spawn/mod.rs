@@ -1,8 +1,9 @@
 //! Fork and exec: turns a [`Command`] into a running program.
 //!
 //! The program is always executed from a descriptor. The child between fork and exec makes
-//! async-signal-safe calls only, never allocates, and never returns into its parent's code: it becomes
-//! the program or exits. What went wrong there comes back through a pipe that a successful exec closes.
+//! async-signal-safe calls only, never allocates, and never returns into its parent's code: it
+//! becomes the program or exits. What went wrong there comes back through a pipe that a successful
+//! exec closes.
 //!
 //! This module does not know what a program is for, or what its environment means (except the pids
 //! that only the child can know). Start reading at [`spawn`].
@@ -60,8 +61,8 @@ pub struct Child {
     pub pid: Pid,
     /// Readable when it is dead; it must then be reaped. Closed on exec.
     pub pidfd: OwnedFd,
-    /// The reading end of the pipe through which a failed exec is reported: non-blocking, and readable
-    /// as soon as the exec worked (end of file) or failed (a report).
+    /// The reading end of the pipe through which a failed exec is reported: non-blocking, and
+    /// readable as soon as the exec worked (end of file) or failed (a report).
     pub report: OwnedFd,
 }
 

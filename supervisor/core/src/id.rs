@@ -6,7 +6,8 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A place to be filled by a worker, with listening sockets of its own. Slots count from 0 and are reused.
+/// A place to be filled by a worker, with listening sockets of its own. Slots count from 0 and are
+/// reused.
 ///
 /// ```
 /// # use prefork_core::Slot;

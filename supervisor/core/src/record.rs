@@ -35,9 +35,10 @@ pub fn take<T: bincode::Decode<()>>(record: &mut &[u8]) -> Result<T, DecodeError
     Ok(value)
 }
 
-/// Writes and reads a struct as a record: `record!(Name { its, fields } added { later: default() } skipped { rest:
-/// fresh() })`. Fields of the first release stand first; later ones follow under `added`, in the order in which they
-/// came. Fields under `skipped` are not written and start fresh.
+/// Writes and reads a struct as a record: `record!(Name { its, fields } added { later: default() }
+/// skipped { rest: fresh() })`. Fields of the first release stand first; later ones follow under
+/// `added`, in the order in which they came. Fields under `skipped` are not written and start
+/// fresh.
 #[macro_export]
 macro_rules! record {
     (

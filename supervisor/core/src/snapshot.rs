@@ -45,8 +45,8 @@ record!(Core {
     out: Vec::new(),
 });
 
-/// A [`Core`] between two steps, as it is handed to another process. Nothing is believed of it until
-/// [`resume`](Core::resume) has checked it.
+/// A [`Core`] between two steps, as it is handed to another process. Nothing is believed of it
+/// until [`resume`](Core::resume) has checked it.
 #[derive(Debug, Clone, bincode::Encode, bincode::Decode)]
 pub struct CoreState(Core);
 

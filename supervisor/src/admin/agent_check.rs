@@ -1,4 +1,5 @@
-//! HAProxy's agent check: one line about the server, then the end (HAProxy's configuration manual, `agent-check`).
+//! HAProxy's agent check: one line about the server, then the end (HAProxy's configuration manual,
+//! `agent-check`).
 
 use super::child::Client;
 use super::connection::Permit;
@@ -10,7 +11,8 @@ use tokio::io::AsyncWriteExt;
 
 /// How long a client may take to read the line.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// The most connections per worker at which its load is measured in requests; above, in connections.
+/// The most connections per worker at which its load is measured in requests; above, in
+/// connections.
 const MAX_CAPACITY_BY_REQUESTS: u64 = 1024;
 
 /// Answers a client, and closes.
@@ -27,7 +29,8 @@ pub(crate) async fn answer(mut client: Box<dyn Client>, source: Source, permit: 
     drop(permit);
 }
 
-/// `up ready 75%`: it serves, and a quarter of it is busy. `drain`: it is stopping. `down #why`: it does not serve.
+/// `up ready 75%`: it serves, and a quarter of it is busy. `drain`: it is stopping. `down #why`: it
+/// does not serve.
 fn line(status: &Status) -> String {
     match status.state {
         State::PreStop | State::Draining | State::Stopping => "drain\n".to_owned(),

@@ -1,8 +1,9 @@
 //! The child's budget of processor time.
 //!
-//! Workers share the processors with the child, and a low priority is not enough: a kernel that does not preempt a system
-//! call lets a waking worker wait, for a millisecond or more when the child has much to do. So the child works for a
-//! moment and rests, all of its clients with it. Time that it saves while idle lets a page of requests pass at once.
+//! Workers share the processors with the child, and a low priority is not enough: a kernel that
+//! does not preempt a system call lets a waking worker wait, for a millisecond or more when the
+//! child has much to do. So the child works for a moment and rests, all of its clients with it.
+//! Time that it saves while idle lets a page of requests pass at once.
 
 use nix::time::{ClockId, clock_gettime};
 use std::cell::RefCell;
@@ -28,8 +29,8 @@ impl Budget {
         ))))
     }
 
-    /// Charges the time spent since the last call. Sleeps when it was too much: as the child has one thread, that stops all
-    /// of it, on purpose.
+    /// Charges the time spent since the last call. Sleeps when it was too much: as the child has
+    /// one thread, that stops all of it, on purpose.
     pub(crate) fn spend(&self) {
         let rest = self.0.borrow_mut().charge(Instant::now(), processor_time());
         if let Some(rest) = rest {

@@ -1,4 +1,5 @@
-//! The process of the admin child: it adopts its sockets, serves, and exits when the supervisor closes its connections.
+//! The process of the admin child: it adopts its sockets, serves, and exits when the supervisor
+//! closes its connections.
 
 use super::budget::Budget;
 use super::connection::{Limiter, serve};
@@ -20,7 +21,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long no client is accepted after accept(2) has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Returns the task of this process, if it was started as an admin child. Call it before anything else.
+/// Returns the task of this process, if it was started as an admin child. Call it before anything
+/// else.
 pub(crate) fn task() -> Option<Task> {
     let mut words = std::env::args_os().skip(1);
     if words.next()? != ROLE {
@@ -38,7 +40,8 @@ pub(crate) fn task() -> Option<Task> {
     })
 }
 
-/// The number of inherited sockets of each kind, which are followed by the two connections to the supervisor.
+/// The number of inherited sockets of each kind, which are followed by the two connections to the
+/// supervisor.
 #[derive(Debug)]
 pub(crate) struct Task {
     http: RawFd,

@@ -1,7 +1,7 @@
 //! The status as metrics, in the text format of Prometheus (0.0.4) or as OpenMetrics (1.0).
 //!
-//! Counters come from totals that include dead workers, so they never go back. `docs/metrics.md` lists all metrics, and a
-//! test compares.
+//! Counters come from totals that include dead workers, so they never go back. `docs/metrics.md`
+//! lists all metrics, and a test compares.
 
 use crate::api::status::{SlotStatus, State, Status, Totals, WorkerState, WorkerStatus};
 use std::fmt;
@@ -291,8 +291,8 @@ impl Page {
         );
     }
 
-    /// Writes a histogram, in which a bucket counts the requests of the buckets below it, too (Prometheus, *Histograms and
-    /// summaries*).
+    /// Writes a histogram, in which a bucket counts the requests of the buckets below it, too
+    /// (Prometheus, *Histograms and summaries*).
     fn histogram(&mut self, slot: u16, totals: &Totals, bounds: &[u64]) {
         let fraction = self.format == Format::OpenMetrics;
         let mut count: u64 = 0;

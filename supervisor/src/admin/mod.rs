@@ -1,16 +1,18 @@
-//! Metrics, health, events and the dashboard over HTTP, and HAProxy's agent checks: served by a child, never by the
-//! supervisor.
+//! Metrics, health, events and the dashboard over HTTP, and HAProxy's agent checks: served by a
+//! child, never by the supervisor.
 //!
-//! The child is this program in another role: another user, no capability, no file but the libraries that it is made of,
-//! few system calls, last in line for a processor. It inherits the admin sockets, which the supervisor keeps, so that a
-//! dead child refuses nobody, and two connections to the control server with the role *read*: one on which it asks for
-//! the status, one on which it is told of events. What it knows it knows by them. When they end it finishes what it has
-//! in hand and leaves.
+//! The child is this program in another role: another user, no capability, no file but the
+//! libraries that it is made of, few system calls, last in line for a processor. It inherits the
+//! admin sockets, which the supervisor keeps, so that a dead child refuses nobody, and two
+//! connections to the control server with the role *read*: one on which it asks for the status, one
+//! on which it is told of events. What it knows it knows by them. When they end it finishes what it
+//! has in hand and leaves.
 //!
 //! * this file – the supervisor's side: starting one, letting go of one;
-//! * `child` – the child's life; `budget` – how much of a processor it takes; `connection` – one HTTP connection, and what it
-//!   may cost;
-//! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as metrics; `agent_check` – as a line for HAProxy.
+//! * `child` – the child's life; `budget` – how much of a processor it takes; `connection` – one
+//!   HTTP connection, and what it may cost;
+//! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as
+//!   metrics; `agent_check` – as a line for HAProxy.
 
 mod agent_check;
 mod budget;
@@ -110,8 +112,8 @@ impl Admin {
         }
     }
 
-    /// Whether the child that serves is not, or no longer, what this generation wants. It is then to
-    /// be retired.
+    /// Whether the child that serves is not, or no longer, what this generation wants. It is then
+    /// to be retired.
     pub(crate) fn is_outdated(&self, generation: &Generation) -> bool {
         self.serving
             .as_ref()
@@ -262,7 +264,8 @@ fn launch(
     Ok((helper, [our_status, our_events]))
 }
 
-/// What the child gives up: what the worker of a stock app that serves no file gives up, and its user.
+/// What the child gives up: what the worker of a stock app that serves no file gives up, and its
+/// user.
 fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, StartError> {
     let mut own = config.clone();
     own.program = Program::App("hello".to_owned());

@@ -1,7 +1,9 @@
-//! What the child knows: the server's status, requested when a client needs it, and events as they happen.
+//! What the child knows: the server's status, requested when a client needs it, and events as they
+//! happen.
 //!
-//! At most one request is in progress, and its answer is fresh for a while: clients that come meanwhile get the same. So
-//! the supervisor renders at most four snapshots a second, however many scrapers there are.
+//! At most one request is in progress, and its answer is fresh for a while: clients that come
+//! meanwhile get the same. So the supervisor renders at most four snapshots a second, however many
+//! scrapers there are.
 
 use super::metrics::{Format, render};
 use crate::api::answer::{Answer, Json};
@@ -160,7 +162,8 @@ impl Source {
 }
 
 impl Following {
-    /// Returns the next events, as many as there are; `None` when too many were missed, or there will be no more.
+    /// Returns the next events, as many as there are; `None` when too many were missed, or there
+    /// will be no more.
     pub(crate) async fn next(&mut self) -> Option<Vec<NumberedEvent>> {
         loop {
             let new: Vec<NumberedEvent> = self

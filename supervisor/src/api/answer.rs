@@ -1,7 +1,7 @@
 //! Answers on the control socket: one or more lines of JSON, of which the last one has the verdict.
 //!
-//! Fields are only ever added. A client ignores those that it does not know, and takes the default of those that an older
-//! server does not send. `docs/control.md` is the same for people.
+//! Fields are only ever added. A client ignores those that it does not know, and takes the default
+//! of those that an older server does not send. `docs/control.md` is the same for people.
 
 use super::events::Event;
 use super::request::VERSION;
@@ -55,8 +55,8 @@ pub(crate) struct Answer {
     pub(crate) config: Option<Json<Vec<Setting>>>,
 }
 
-/// A document inside an answer, as the JSON that was written or received: whoever only passes it on need not read it, and
-/// passes on what a newer server has put into it.
+/// A document inside an answer, as the JSON that was written or received: whoever only passes it on
+/// need not read it, and passes on what a newer server has put into it.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Json<T> {

@@ -1,8 +1,9 @@
 //! Events: what people read as a line of the log, machines read as an *event* in JSON.
 //!
-//! An [`EventRecord`] is the one form of a fact before it is published: the log writes its text, and its fields if it
-//! writes JSON; the [`Journal`] numbers it and keeps the last ones as JSON, which takes a third of the memory of their
-//! parts. Numbers continue over an upgrade in place; the journal itself starts empty.
+//! An [`EventRecord`] is the one form of a fact before it is published: the log writes its text,
+//! and its fields if it writes JSON; the [`Journal`] numbers it and keeps the last ones as JSON,
+//! which takes a third of the memory of their parts. Numbers continue over an upgrade in place; the
+//! journal itself starts empty.
 
 use log::{Level, Record};
 use serde::{Deserialize, Serialize};

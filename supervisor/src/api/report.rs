@@ -1,4 +1,5 @@
-//! Decisions of the core as events: one record per fact, with everything that identifies the worker.
+//! Decisions of the core as events: one record per fact, with everything that identifies the
+//! worker.
 
 use super::events::EventRecord;
 use super::worker_exit;
@@ -52,7 +53,8 @@ fn reached(excess: RecycleReason) -> String {
     }
 }
 
-/// Returns the same as fields: which limit, how much of it was used, how much it is. Ages are in milliseconds.
+/// Returns the same as fields: which limit, how much of it was used, how much it is. Ages are in
+/// milliseconds.
 fn numbers(excess: RecycleReason) -> (&'static str, u64, u64) {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     match excess {
@@ -76,9 +78,9 @@ fn command_name(command: &Command) -> String {
     }
 }
 
-/// Returns the record of a fact. `None` for a worker's start and exit, whose lines need more than the core knows: its
-/// pid, and how it ended (see [`worker_exit`]). `pid` is the process of the worker that the fact is about, where it is
-/// known.
+/// Returns the record of a fact. `None` for a worker's start and exit, whose lines need more than
+/// the core knows: its pid, and how it ended (see [`worker_exit`]). `pid` is the process of the
+/// worker that the fact is about, where it is known.
 pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
     use Level::{Error, Info, Warn};
     let about =

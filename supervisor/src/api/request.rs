@@ -1,7 +1,7 @@
 //! Requests on the control socket: one line of JSON each.
 //!
-//! Fields and commands are only ever added; what would break a client raises [`VERSION`]. `docs/control.md` is the same
-//! for people.
+//! Fields and commands are only ever added; what would break a client raises [`VERSION`].
+//! `docs/control.md` is the same for people.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,9 @@
-//! The answer to `supervisor status`: a snapshot of the server. `docs/control.md` is its schema for people.
+//! The answer to `supervisor status`: a snapshot of the server. `docs/control.md` is its schema for
+//! people.
 //!
-//! The words and the shape are this module's, not the core's nor the scoreboard's: they are an interface to others. What
-//! is missing gets its default, and an unknown word is [`State::Unknown`], so that a client can read what a newer or an
-//! older server sends.
+//! The words and the shape are this module's, not the core's nor the scoreboard's: they are an
+//! interface to others. What is missing gets its default, and an unknown word is
+//! [`State::Unknown`], so that a client can read what a newer or an older server sends.
 
 use prefork_core::{ReloadView, State as CoreState, WorkerState as CoreWorkerState};
 use prefork_protocol::scoreboard::{Reading, Totals as SlotTotals};
@@ -45,7 +46,8 @@ pub(crate) struct Status {
     pub(crate) unavailable: u16,
     /// How many slots may be so on purpose.
     pub(crate) max_unavailable: u16,
-    /// Concurrent connections per worker at most; `None` when that is not known, as of an external program.
+    /// Concurrent connections per worker at most; `None` when that is not known, as of an external
+    /// program.
     pub(crate) capacity: Option<u64>,
     /// The reload in progress.
     pub(crate) reload: Option<Progress>,
@@ -190,7 +192,8 @@ pub(crate) struct WorkerStatus {
     pub(crate) beat_age: Option<f64>,
     /// Its proportional set size in bytes, if that was measured.
     pub(crate) memory: Option<u64>,
-    /// How long its oldest active request has been with the handler, in seconds; `None` without any.
+    /// How long its oldest active request has been with the handler, in seconds; `None` without
+    /// any.
     pub(crate) oldest_age: Option<f64>,
     /// Its scoreboard rows; all zero for an external program.
     pub(crate) scoreboard: Scoreboard,

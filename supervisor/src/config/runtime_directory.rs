@@ -6,7 +6,8 @@ use std::path::PathBuf;
 /// The name of the control socket in a runtime directory.
 pub(crate) const SOCKET: &str = "prefork.sock";
 
-/// Returns the directory for the server's small files: `$RUNTIME_DIRECTORY`, else `$XDG_RUNTIME_DIR`, else for root `/run`.
+/// Returns the directory for the server's small files: `$RUNTIME_DIRECTORY`, else
+/// `$XDG_RUNTIME_DIR`, else for root `/run`.
 pub(crate) fn runtime_directory() -> Option<PathBuf> {
     let directory = |name| std::env::var_os(name).filter(|path: &OsString| !path.is_empty());
     // systemd separates several runtime directories by colons.

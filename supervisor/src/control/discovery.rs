@@ -1,16 +1,17 @@
-//! Where the control socket of a server is, when `--control` does not say: from a name or a configuration file to the
-//! runtime directory of a unit.
+//! Where the control socket of a server is, when `--control` does not say: from a name or a
+//! configuration file to the runtime directory of a unit.
 //!
-//! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable. The conventions of the
-//! shipped units are known here: `prefork.service` reads /etc/prefork/config.toml and has /run/prefork, and
-//! `prefork@shop.service` reads /etc/prefork/shop.toml and has /run/prefork-shop.
+//! A service finds its own by `RUNTIME_DIRECTORY`, but an operator's shell has no such variable.
+//! The conventions of the shipped units are known here: `prefork.service` reads
+//! /etc/prefork/config.toml and has /run/prefork, and `prefork@shop.service` reads
+//! /etc/prefork/shop.toml and has /run/prefork-shop.
 
 use crate::config::runtime_directory::{SOCKET, default_path, socket_name};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Returns the control socket of the server with this configuration file, or of this name. `None` when neither leads to
-/// one.
+/// Returns the control socket of the server with this configuration file, or of this name. `None`
+/// when neither leads to one.
 pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Option<PathBuf> {
     if let Some(name) = name {
         let places = of_name(name);
@@ -31,8 +32,8 @@ pub(crate) fn of_running_server(config: Option<&Path>, name: Option<&str>) -> Op
     }
 }
 
-/// Returns the places where a server of this name may have its socket, most likely first: this user's default, the
-/// directory of a unit, and root's default.
+/// Returns the places where a server of this name may have its socket, most likely first: this
+/// user's default, the directory of a unit, and root's default.
 fn of_name(name: &str) -> Vec<PathBuf> {
     let run = Path::new("/run");
     let socket = socket_name(Some(name));
@@ -48,8 +49,8 @@ fn of_name(name: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Returns the socket of the unit to which a configuration file belongs, and whether that is certain. Without a file the
-/// plain unit may be meant.
+/// Returns the socket of the unit to which a configuration file belongs, and whether that is
+/// certain. Without a file the plain unit may be meant.
 fn of_unit(config: Option<&Path>) -> Option<(PathBuf, bool)> {
     let (directory, certain) = match config {
         None => ("prefork".to_owned(), false),

@@ -1,4 +1,5 @@
-//! The control socket: a Unix stream socket on which an operator asks and is answered in lines of JSON.
+//! The control socket: a Unix stream socket on which an operator asks and is answered in lines of
+//! JSON.
 //!
 //! ```text
 //! -> {"command":"reload","wait":true}
@@ -6,15 +7,18 @@
 //! <- {"version":1,"ok":true,"generation":2}
 //! ```
 //!
-//! A client gets one answer to one request. It is bounded in everything (number, size of the request, time to send it,
-//! size of the output that it has not read), so a slow, dead or lying client costs the others nothing: when all places are
-//! taken, the client that has been silent for longest is dropped. What a client may request depends on its [`Role`]. This
-//! module does not know what a request does.
+//! A client gets one answer to one request. It is bounded in everything (number, size of the
+//! request, time to send it, size of the output that it has not read), so a slow, dead or lying
+//! client costs the others nothing: when all places are taken, the client that has been silent for
+//! longest is dropped. What a client may request depends on its [`Role`]. This module does not know
+//! what a request does.
 //!
-//! A child of the supervisor that needs the status does not connect: it inherits one end of a socket pair, the other end
-//! of which is [admitted](ControlServer::admit_lasting) as a *lasting* client, which may ask again and again.
+//! A child of the supervisor that needs the status does not connect: it inherits one end of a
+//! socket pair, the other end of which is [admitted](ControlServer::admit_lasting) as a *lasting*
+//! client, which may ask again and again.
 //!
-//! * this file – the server; `peer` – the role of a client; `resume` – the server over an upgrade in place;
+//! * this file – the server; `peer` – the role of a client; `resume` – the server over an upgrade
+//!   in place;
 //! * `client` – the operator's end; `discovery` – where the socket of a running server is.
 
 pub(crate) mod client;
@@ -110,8 +114,8 @@ struct Listener {
     socket: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
-    /// Until when no client is accepted, as the last attempt failed: descriptors may have run out, and the clients in the
-    /// queue would wake the loop for ever.
+    /// Until when no client is accepted, as the last attempt failed: descriptors may have run out,
+    /// and the clients in the queue would wake the loop for ever.
     pause: Option<Time>,
 }
 
@@ -245,7 +249,8 @@ impl ControlServer {
         Ok(())
     }
 
-    /// Returns whether a place is free, after dropping the client that has been silent for longest if need be.
+    /// Returns whether a place is free, after dropping the client that has been silent for longest
+    /// if need be.
     fn make_room(&mut self, poll: &Poll) -> bool {
         if self.clients.len() < MAX_CLIENTS {
             return true;
@@ -271,7 +276,8 @@ impl ControlServer {
             .count()
     }
 
-    /// Reads from or writes to a client that is ready for it; returns its request when that is complete and allowed.
+    /// Reads from or writes to a client that is ready for it; returns its request when that is
+    /// complete and allowed.
     pub(crate) fn serve(&mut self, now: Time, poll: &Poll, id: u64) -> Option<Request> {
         let client = self.clients.get_mut(&id)?;
         if !client.output.is_empty() {
@@ -293,7 +299,8 @@ impl ControlServer {
                     }
                 }
             }
-            // It has sent its request already: further input is not read, or it would wake the loop for ever.
+            // It has sent its request already: further input is not read, or it would wake the loop
+            // for ever.
             Ok(_) => self.drop_client(poll, id),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.drop_client(poll, id),

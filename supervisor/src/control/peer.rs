@@ -1,8 +1,9 @@
 //! The role of a control client, by the credentials that the kernel reports.
 //!
-//! Root, the supervisor's own user and its group may operate; the group of readers may read. Workers may do neither,
-//! although they may run as that user: no process that the supervisor has started, and none that descends from such a
-//! process. As the supervisor adopts orphans, a process does not leave the family by losing its parent.
+//! Root, the supervisor's own user and its group may operate; the group of readers may read.
+//! Workers may do neither, although they may run as that user: no process that the supervisor has
+//! started, and none that descends from such a process. As the supervisor adopts orphans, a process
+//! does not leave the family by losing its parent.
 
 use crate::api::request::Role;
 use crate::process::ancestry::parent_and_group;
@@ -35,8 +36,8 @@ pub(crate) enum PeerError {
     Gone(i32),
 }
 
-/// Returns the role of a client. The socket's mode restricts clients, too, but a mode can be changed. `readers` is the
-/// group that may read.
+/// Returns the role of a client. The socket's mode restricts clients, too, but a mode can be
+/// changed. `readers` is the group that may read.
 pub(crate) fn role(stream: &UnixStream, readers: Option<Gid>) -> Result<Role, PeerError> {
     let peer = getsockopt(stream, PeerCredentials)
         .map_err(|errno| PeerError::Unidentified(errno.into()))?;
@@ -73,8 +74,8 @@ fn parent(process: Pid) -> Option<Pid> {
 fn descends(process: Pid, ancestor: Pid, parent: impl Fn(Pid) -> Option<Pid>) -> Option<bool> {
     let mut process = process;
     for _ in 0..MAX_ANCESTORS {
-        // 0 is a process outside our pid namespace; none that was started inside comes from there. 1 is the end, too:
-        // systemd is root's, and hidden from a service with ProtectProc=.
+        // 0 is a process outside our pid namespace; none that was started inside comes from there.
+        // 1 is the end, too: systemd is root's, and hidden from a service with ProtectProc=.
         if process.as_raw() <= 1 {
             return Some(false);
         }
@@ -91,7 +92,8 @@ fn descends(process: Pid, ancestor: Pid, parent: impl Fn(Pid) -> Option<Pid>) ->
 mod tests {
     use super::*;
 
-    /// Returns the parents in a family where each process's parent is the number before, from `first` on.
+    /// Returns the parents in a family where each process's parent is the number before, from
+    /// `first` on.
     fn family(first: i32) -> impl Fn(Pid) -> Option<Pid> {
         move |process| {
             let number = process.as_raw();

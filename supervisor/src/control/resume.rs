@@ -1,5 +1,5 @@
-//! The control socket and its clients over an upgrade in place: one version of the program packs them, the next one
-//! unpacks them.
+//! The control socket and its clients over an upgrade in place: one version of the program packs
+//! them, the next one unpacks them.
 //!
 //! Lasting clients are left out: the children that have the other ends are started again.
 

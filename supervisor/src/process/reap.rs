@@ -9,8 +9,8 @@ use std::os::fd::AsFd;
 
 pub(crate) use prefork_os::wait::{Death, Usage};
 
-/// The most orphans that one call of [`reap_orphans`] reaps, so that a flood of them cannot starve the
-/// loop.
+/// The most orphans that one call of [`reap_orphans`] reaps, so that a flood of them cannot starve
+/// the loop.
 pub(crate) const ORPHANS_AT_ONCE: usize = 64;
 
 /// What [`reap_orphans`] did.
@@ -46,8 +46,8 @@ pub(crate) fn reap_with_usage(pidfd: impl AsFd) -> io::Result<Option<(Death, Usa
     }
 }
 
-/// Reaps dead children that are not `known`, such as grandchildren that came to us as their subreaper.
-/// To be called after a round in which the pidfds of the known children were served.
+/// Reaps dead children that are not `known`, such as grandchildren that came to us as their
+/// subreaper. To be called after a round in which the pidfds of the known children were served.
 ///
 /// # Errors
 /// Those of waitid(2). To have no children is none.
@@ -58,7 +58,8 @@ pub(crate) fn reap_orphans(known: impl Fn(Pid) -> bool) -> io::Result<Orphans> {
         _ => Err(error),
     };
     loop {
-        // First it is only looked at: the status of a known child belongs to the reader of its pidfd.
+        // First it is only looked at: the status of a known child belongs to the reader of its
+        // pidfd.
         let Some(dead) = wait::peek(Which::Any).or_else(gone)? else {
             return Ok(orphans);
         };

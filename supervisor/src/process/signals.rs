@@ -1,8 +1,8 @@
 //! Signals, turned into something that an event loop can wait for.
 //!
-//! A handler only counts the signal and wakes the loop through an eventfd. So of each kind at least one
-//! is seen, however many come, and SIGTTIN and SIGTTOU, which mean "one more" and "one fewer", are all
-//! seen. What a signal means is decided elsewhere.
+//! A handler only counts the signal and wakes the loop through an eventfd. So of each kind at least
+//! one is seen, however many come, and SIGTTIN and SIGTTOU, which mean "one more" and "one fewer",
+//! are all seen. What a signal means is decided elsewhere.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use prefork_os::signal::{Counted, ignore};
@@ -23,17 +23,18 @@ pub(crate) const CAUGHT: [Signal; 10] = [
     Signal::SIGTTOU,
 ];
 
-/// The most signals of a counted kind that one [`Signals::take`] returns: as many as there can be slots.
+/// The most signals of a counted kind that one [`Signals::take`] returns: as many as there can be
+/// slots.
 const COUNTED_AT_ONCE: u32 = prefork_protocol::Slot::MAX as u32;
 
-/// The signals of this process, caught as long as it lives. Afterwards they are swallowed, not back to
-/// default.
+/// The signals of this process, caught as long as it lives. Afterwards they are swallowed, not back
+/// to default.
 #[derive(Debug)]
 pub(crate) struct Signals(Counted);
 
 impl Signals {
-    /// Catches [`CAUGHT`], also where the process was started with some of them blocked or ignored, and
-    /// ignores SIGPIPE.
+    /// Catches [`CAUGHT`], also where the process was started with some of them blocked or ignored,
+    /// and ignores SIGPIPE.
     ///
     /// # Errors
     /// Those of eventfd(2) and sigaction(2).
@@ -44,7 +45,8 @@ impl Signals {
         Ok(this)
     }
 
-    /// Has signals wait until somebody [installs](Self::install) handlers or [goes on](Self::go_on), across an exec too.
+    /// Has signals wait until somebody [installs](Self::install) handlers or [goes
+    /// on](Self::go_on), across an exec too.
     ///
     /// # Errors
     /// Those of sigprocmask(2).
@@ -68,9 +70,9 @@ impl Signals {
         )?)
     }
 
-    /// Returns the signals that came since the last call: each once, except SIGTTIN and SIGTTOU, which
-    /// are returned as often as they were delivered (the kernel itself merges what comes while one is
-    /// pending).
+    /// Returns the signals that came since the last call: each once, except SIGTTIN and SIGTTOU,
+    /// which are returned as often as they were delivered (the kernel itself merges what comes
+    /// while one is pending).
     pub(crate) fn take(&self) -> impl Iterator<Item = Signal> + use<> {
         self.0.take().into_iter().flat_map(|(signal, count)| {
             let most = match signal {
@@ -98,8 +100,8 @@ mod tests {
     use nix::sys::wait::{WaitStatus, waitpid};
     use prefork_os::testing::fork;
 
-    /// Runs a test in a process of its own: signals are the whole process's, and would interrupt other
-    /// tests.
+    /// Runs a test in a process of its own: signals are the whole process's, and would interrupt
+    /// other tests.
     fn alone(test: fn() -> Result<(), u32>) {
         // Lines above 255 wrap, but never to 0.
         let status = |line: u32| (line % 255).cast_signed() + 1;

@@ -1,4 +1,5 @@
-//! What a confined process can still do: each attempt by a free one, too, so that the test can fail.
+//! What a confined process can still do: each attempt by a free one, too, so that the test can
+//! fail.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

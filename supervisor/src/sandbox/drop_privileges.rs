@@ -1,8 +1,8 @@
 //! How the supervisor itself drops privileges at its start: `--supervisor-user`.
 //!
 //! Before it binds, since only one user's sockets can share an address; after it has read its
-//! configuration and opened its log. The capabilities that it keeps are ambient, so that an upgrade in
-//! place keeps them.
+//! configuration and opened its log. The capabilities that it keeps are ambient, so that an upgrade
+//! in place keeps them.
 
 use super::identity::Own;
 use super::{ConfinementError, access_check};

@@ -191,7 +191,8 @@ fn kept(own: &Own, privileges: &Privileges) -> Result<Capabilities, ConfinementE
 /// Returns whether nothing that workers execute may gain privileges.
 pub(crate) fn no_new_privs(own: &Own, privileges: &Privileges) -> bool {
     let uid = privileges.user.as_ref().map_or(own.uid, |user| user.uid);
-    // Root gets back by exec what the bounding set has; only this prevents it where that cannot be changed.
+    // Root gets back by exec what the bounding set has; only this prevents it where that cannot be
+    // changed.
     privileges
         .no_new_privileges
         .unwrap_or(privileges.change_identity() || uid == 0)

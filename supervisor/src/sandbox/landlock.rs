@@ -1,9 +1,9 @@
 //! Landlock: which files a worker can open, which processes it can touch, whether it binds ports.
 //!
-//! The parent opens every path and tries the rules; the child makes a ruleset of its own of them and
-//! enters it. Of its own, since two of the paths only exist there: its `/proc/self`, and its `/tmp`. And
-//! since each ruleset is a domain of its own, no worker can trace, or read the memory of, its sibling or
-//! the supervisor.
+//! The parent opens every path and tries the rules; the child makes a ruleset of its own of them
+//! and enters it. Of its own, since two of the paths only exist there: its `/proc/self`, and its
+//! `/tmp`. And since each ruleset is a domain of its own, no worker can trace, or read the memory
+//! of, its sibling or the supervisor.
 
 use nix::errno::Errno;
 use prefork_os::landlock::{Handled, Rule, Ruleset};
@@ -68,7 +68,8 @@ const BIND_TCP: u64 = 1 << 0;
 const SCOPE_ABSTRACT: u64 = 1 << 0;
 const SCOPE_SIGNAL: u64 = 1 << 1;
 
-/// Rights to files that a kernel knows. Later ones are left out, on purpose: what they would refuse was not tried.
+/// Rights to files that a kernel knows. Later ones are left out, on purpose: what they would refuse
+/// was not tried.
 fn known(abi: u32) -> u64 {
     let first = MAKE_SYM * 2 - 1;
     let later = [(2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)];
@@ -166,8 +167,8 @@ pub(crate) fn rule(path: OwnedFd, access: u64) -> Result<Rule, Errno> {
     Ok(Rule { path, access })
 }
 
-/// Paths that the child opens, with their rights: they name something else, or nothing, in the parent,
-/// or may do so by the time that they are needed.
+/// Paths that the child opens, with their rights: they name something else, or nothing, in the
+/// parent, or may do so by the time that they are needed.
 pub(crate) type Late = Vec<(Cow<'static, CStr>, u64)>;
 
 /// Prepares and tries a ruleset. `None` on a kernel that has none.

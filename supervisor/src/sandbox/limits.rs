@@ -36,8 +36,9 @@ pub(crate) fn prepare(limits: &[Limit]) -> Result<Vec<confinement::Limit>, Confi
     Ok(limits.collect())
 }
 
-/// Checks whether a hard limit can be set. There is no other way to know than to set it for a moment: a
-/// privilege may be missing, a security module may object, and the kernel has bounds of its own.
+/// Checks whether a hard limit can be set. There is no other way to know than to set it for a
+/// moment: a privilege may be missing, a security module may object, and the kernel has bounds of
+/// its own.
 fn raisable(limit: &Limit) -> Result<(), Errno> {
     let (soft, hard) = getrlimit(limit.resource)?;
     let wanted = limit.hard.unwrap_or(libc::RLIM_INFINITY);

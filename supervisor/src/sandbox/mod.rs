@@ -1,8 +1,8 @@
-//! What a worker may not do: prepared before the fork, entered between fork and exec, so that it holds
-//! for any program.
+//! What a worker may not do: prepared before the fork, entered between fork and exec, so that it
+//! holds for any program.
 //!
-//! Everything here that can fail for reasons of the configuration or of the kernel fails in the parent,
-//! when a generation is made. How a child enters it, and in which order, is
+//! Everything here that can fail for reasons of the configuration or of the kernel fails in the
+//! parent, when a generation is made. How a child enters it, and in which order, is
 //! [`prefork_os::confinement`]'s.
 
 mod access_check;
@@ -102,8 +102,8 @@ impl Confinement {
         &self.steps
     }
 
-    /// Returns a directory in which workers can connect to a socket of ours: the runtime directory, if
-    /// they can enter it.
+    /// Returns a directory in which workers can connect to a socket of ours: the runtime directory,
+    /// if they can enter it.
     pub(crate) fn socket_directory(&self) -> Option<PathBuf> {
         if !self.is_other() {
             return runtime_directory();
@@ -117,8 +117,8 @@ impl Confinement {
             .find(|directory| self.can_enter(directory))
     }
 
-    /// Opens the program of the workers with the rights that they have, and checks that they can use
-    /// what else is named for them.
+    /// Opens the program of the workers with the rights that they have, and checks that they can
+    /// use what else is named for them.
     ///
     /// # Errors
     /// What they cannot use.

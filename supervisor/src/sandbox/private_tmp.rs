@@ -1,5 +1,5 @@
-//! A `/tmp` and a `/var/tmp` of a worker's own: empty memory in a mount namespace of its own, gone with
-//! it.
+//! A `/tmp` and a `/var/tmp` of a worker's own: empty memory in a mount namespace of its own, gone
+//! with it.
 
 use nix::errno::Errno;
 use prefork_os::private_tmp::{PrivateTmp, check};

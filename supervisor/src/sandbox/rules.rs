@@ -133,7 +133,8 @@ impl Sandbox {
         }
         let stock = matches!(config.program, Program::App(_));
         let external = matches!(config.program, Program::Command(_));
-        // Where the notification socket will have a path, which every program understands and no scope forbids.
+        // Where the notification socket will have a path, which every program understands and no
+        // scope forbids.
         let usable = |place: &&Path| access(*place, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
         let notices = socket_directory.filter(usable);
         let wanted = Wanted {

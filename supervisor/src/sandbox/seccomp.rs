@@ -1,12 +1,15 @@
-//! Which system calls a worker may make: a filter that the parent compiles and the child enters as its last step.
+//! Which system calls a worker may make: a filter that the parent compiles and the child enters as
+//! its last step.
 //!
-//! Stock apps get a list of what the worker runtime uses; all other calls fail. Other programs get a list of what no
-//! server needs, in the spirit of systemd's `@system-service`; all other calls are done. The filter is in force before
-//! the program is executed, so executing is among the allowed calls: Landlock says what can be executed.
+//! Stock apps get a list of what the worker runtime uses; all other calls fail. Other programs get
+//! a list of what no server needs, in the spirit of systemd's `@system-service`; all other calls
+//! are done. The filter is in force before the program is executed, so executing is among the
+//! allowed calls: Landlock says what can be executed.
 //!
-//! Both lists refuse `SO_DETACH_REUSEPORT_BPF` and its siblings. The kernel lets every holder of a listening socket detach
-//! the program that steers its group, even if the socket is locked; only a filter of system calls prevents that. Hence both
-//! refuse io_uring, too, which would do the same calls past the filter.
+//! Both lists refuse `SO_DETACH_REUSEPORT_BPF` and its siblings. The kernel lets every holder of a
+//! listening socket detach the program that steers its group, even if the socket is locked; only a
+//! filter of system calls prevents that. Hence both refuse io_uring, too, which would do the same
+//! calls past the filter.
 
 use super::ConfinementError;
 use crate::config::Seccomp;
@@ -26,8 +29,8 @@ const ARCHITECTURE: seccompiler::TargetArch = seccompiler::TargetArch::aarch64;
 #[cfg(target_arch = "riscv64")]
 const ARCHITECTURE: seccompiler::TargetArch = seccompiler::TargetArch::riscv64;
 
-/// What the runtime of Rust workers uses, and its relatives that another C library or kernel would choose. No sockets
-/// but those that are given, no processes, no programs.
+/// What the runtime of Rust workers uses, and its relatives that another C library or kernel would
+/// choose. No sockets but those that are given, no processes, no programs.
 const STOCK: &[c_long] = &[
     // Descriptors and files.
     libc::SYS_close,
@@ -376,9 +379,9 @@ fn one(place: u8, is: Is, value: u64) -> Compiled<SeccompRule> {
     SeccompRule::new(vec![argument(place, is, value)?])
 }
 
-/// Before the compiled part: clone3 is not there, since its flags lie in memory, where no filter can see them; C libraries
-/// then use clone. Nor are x86-64's second set of numbers for the same calls. For other architectures nothing is said
-/// here; the compiled part kills them.
+/// Before the compiled part: clone3 is not there, since its flags lie in memory, where no filter
+/// can see them; C libraries then use clone. Nor are x86-64's second set of numbers for the same
+/// calls. For other architectures nothing is said here; the compiled part kills them.
 fn prologue() -> BpfProgram {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K

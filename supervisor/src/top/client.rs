@@ -1,5 +1,5 @@
-//! A client of the control socket that never waits for an answer: each request has a connection of its own, and answers
-//! are read as they come.
+//! A client of the control socket that never waits for an answer: each request has a connection of
+//! its own, and answers are read as they come.
 
 use super::TopError;
 use crate::api::answer::{Answer, Json};

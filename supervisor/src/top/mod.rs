@@ -1,12 +1,13 @@
 //! `supervisor top`: the server on a terminal.
 //!
-//! It is a client of the control socket that polls the status. A status becomes a [`snapshot`](snapshot::Snapshot), which
-//! with the one before gives rates; [`table`] sorts it, [`view`] lays it out, [`screen`] renders it: all of them are pure.
-//! [`client`] sends requests and never waits for an answer; [`terminal`] takes the terminal and restores it; [`app`] holds
-//! what is known and handles keys.
+//! It is a client of the control socket that polls the status. A status becomes a
+//! [`snapshot`](snapshot::Snapshot), which with the one before gives rates; [`table`] sorts it,
+//! [`view`] lays it out, [`screen`] renders it: all of them are pure. [`client`] sends requests and
+//! never waits for an answer; [`terminal`] takes the terminal and restores it; [`app`] holds what
+//! is known and handles keys.
 //!
-//! *Invariants*: no text from the server reaches the terminal but through `printable`, as workers have a say in it; no
-//! command is sent without a confirmation.
+//! *Invariants*: no text from the server reaches the terminal but through `printable`, as workers
+//! have a say in it; no command is sent without a confirmation.
 
 mod app;
 mod batch;

@@ -25,7 +25,8 @@ impl Palette {
     }
 }
 
-/// Draws over the previous frame from the first line on, without clearing it first, which would flicker.
+/// Draws over the previous frame from the first line on, without clearing it first, which would
+/// flicker.
 pub(crate) fn draw(frame: &[Line], palette: Palette) -> String {
     let mut bytes = String::from("\x1b[H");
     for (index, line) in frame.iter().enumerate() {

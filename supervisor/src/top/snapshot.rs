@@ -18,7 +18,8 @@ pub(crate) struct Rates {
     pub(crate) connections: f64,
     pub(crate) received: f64,
     pub(crate) sent: f64,
-    /// The median duration of requests and the 99th percentile, in seconds; `None` without requests.
+    /// The median duration of requests and the 99th percentile, in seconds; `None` without
+    /// requests.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
 }
@@ -48,7 +49,8 @@ impl Snapshot {
         Self { status }
     }
 
-    /// Returns what happened since an earlier snapshot, by slot and in total. A server that was restarted has no past.
+    /// Returns what happened since an earlier snapshot, by slot and in total. A server that was
+    /// restarted has no past.
     pub(crate) fn since(&self, before: &Self) -> (BTreeMap<u16, Rates>, Rates) {
         let (status, before) = (&self.status, &before.status);
         let span = status.time - before.time;
@@ -143,8 +145,8 @@ fn add(sum: &mut Totals, more: &Totals) {
     }
 }
 
-/// Returns how long a share of the requests took at most: the upper bound of the bucket into which that request fell. The
-/// last bucket has none, and counts as its lower bound.
+/// Returns how long a share of the requests took at most: the upper bound of the bucket into which
+/// that request fell. The last bucket has none, and counts as its lower bound.
 fn quantile(buckets: &[u64], bounds: &[f64], share: f64) -> Option<f64> {
     let all: f64 = buckets.iter().copied().map(approximate).sum();
     let wanted = all * share;

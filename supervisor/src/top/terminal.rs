@@ -1,7 +1,7 @@
 //! The terminal: ours for a while, and then as it was.
 //!
-//! Whatever ends this process but SIGKILL gives it back: leaving, a panic, SIGTERM, SIGHUP, SIGINT; SIGTSTP gives it back
-//! until SIGCONT.
+//! Whatever ends this process but SIGKILL gives it back: leaving, a panic, SIGTERM, SIGHUP, SIGINT;
+//! SIGTSTP gives it back until SIGCONT.
 
 use super::screen::{Palette, draw};
 use super::view::Line;

@@ -1,4 +1,5 @@
-//! The descriptors that cross an exec: by number, and told apart from whatever else may have that number.
+//! The descriptors that cross an exec: by number, and told apart from whatever else may have that
+//! number.
 
 use super::give_up;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -127,8 +128,8 @@ impl Unpacking {
         }
     }
 
-    /// A process's descriptor, as of the one that it must be of. While a state is only checked, its owner goes on, and may
-    /// have buried the process by now.
+    /// A process's descriptor, as of the one that it must be of. While a state is only checked, its
+    /// owner goes on, and may have buried the process by now.
     pub(crate) fn take_process(
         &mut self,
         fd: Fd,

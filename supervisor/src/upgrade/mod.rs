@@ -10,13 +10,14 @@
 //!                               (it cannot after all:) exec back <----
 //! ```
 //!
-//! The state is a sealed memory file: a magic word, the number of the [`FORMAT`], and one record (`record.rs`).
-//! Descriptors are named by number, with what identifies them. This module knows how the state travels and how a
-//! process that reads it gives up; what is in it is `state`'s, how a server becomes a state and a state a server is
-//! [`server`](super::server)'s.
+//! The state is a sealed memory file: a magic word, the number of the [`FORMAT`], and one record
+//! (`record.rs`). Descriptors are named by number, with what identifies them. This module knows how
+//! the state travels and how a process that reads it gives up; what is in it is `state`'s, how a
+//! server becomes a state and a state a server is [`server`](super::server)'s.
 //!
-//! *Invariant*: whoever reads a state never returns an error and never unwinds, since a destructor would close or
-//! remove what still belongs to the server: it gives up (`give_up`), which leaves the process by `exit` or by `exec`.
+//! *Invariant*: whoever reads a state never returns an error and never unwinds, since a destructor
+//! would close or remove what still belongs to the server: it gives up (`give_up`), which leaves
+//! the process by `exit` or by `exec`.
 
 mod descriptors;
 #[cfg(feature = "next")]
@@ -42,9 +43,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Mutex, PoisonError};
 
-/// The number of the state's format. It goes up when an older version must not read it, because it would leave out
-/// something that matters; such a version then refuses the upgrade (or the way back) and nothing changes. What is
-/// only more keeps the number.
+/// The number of the state's format. It goes up when an older version must not read it, because it
+/// would leave out something that matters; such a version then refuses the upgrade (or the way
+/// back) and nothing changes. What is only more keeps the number.
 pub(crate) const FORMAT: u16 = 1;
 
 const MAGIC: &[u8; 8] = b"prefork\n";
@@ -55,7 +56,8 @@ const LONGEST: u64 = 64 << 20;
 pub(crate) const VARIABLE: &str = "PREFORK_HANDOVER";
 /// Tells the old program, when the new one had to give up after all, why.
 pub(crate) const FAILED_VARIABLE: &str = "PREFORK_HANDOVER_FAILED";
-/// The first argument of a program that is to check a state. One that knows nothing of it refuses it.
+/// The first argument of a program that is to check a state. One that knows nothing of it refuses
+/// it.
 const CHECK: &str = "--check-handover";
 /// The longest reason that is passed on, in bytes.
 const LONGEST_REASON: usize = 1000;
@@ -98,7 +100,8 @@ fn own_name() -> Option<CString> {
     CString::new(std::path::Path::new(&path).file_name()?.as_bytes()).ok()
 }
 
-/// Whether this process was started to check or to take over a state. To be called once, before anything else.
+/// Whether this process was started to check or to take over a state. To be called once, before
+/// anything else.
 pub(crate) fn task() -> Option<Task> {
     let mut arguments = std::env::args_os().skip(1);
     let check = arguments.next().is_some_and(|word| word == CHECK);
@@ -167,8 +170,8 @@ impl Task {
         std::process::exit(0)
     }
 
-    /// The server is taken over: there is no way back, and panics are what they are. When this is the old program
-    /// again: why.
+    /// The server is taken over: there is no way back, and panics are what they are. When this is
+    /// the old program again: why.
     pub(crate) fn complete(self) -> Option<String> {
         // Closes the old program.
         *way() = Way::None;

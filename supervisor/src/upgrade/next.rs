@@ -1,4 +1,5 @@
-//! How a later version plays its part in the tests: well, or as `PREFORK_NEXT` says. Not in any build that serves.
+//! How a later version plays its part in the tests: well, or as `PREFORK_NEXT` says. Not in any
+//! build that serves.
 
 use super::{FORMAT, Task, give_up};
 

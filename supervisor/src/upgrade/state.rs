@@ -1,9 +1,9 @@
 //! The state that one version of the supervisor hands to the next.
 //!
-//! Every struct is a [record](prefork_core::record), so that fields can be appended: the only change
-//! that needs no new [`FORMAT`](super::FORMAT). A test compares every byte with those of the first
-//! release. A configuration is handed over as its sources, not as its result: the other version parses
-//! them itself.
+//! Every struct is a [record](prefork_core::record), so that fields can be appended: the only
+//! change that needs no new [`FORMAT`](super::FORMAT). A test compares every byte with those of the
+//! first release. A configuration is handed over as its sources, not as its result: the other
+//! version parses them itself.
 
 use super::descriptors::{Descriptor, Fd, Kind, Packing, Unpacking};
 use crate::api::request::Role;
@@ -183,7 +183,8 @@ states! {
     /// The line of an external program.
     NoticesState { stop: i32, ready: bool, greeted: bool, fed: Option<Time> }
 
-    /// A worker's rows of the scoreboard: their memory, the size of a row in bytes, and their number.
+    /// A worker's rows of the scoreboard: their memory, the size of a row in bytes, and their
+    /// number.
     RowState { memory: Fd, size: u32 } added { rows: u32 = 1 }
 
     /// What dead workers of a slot have done.
@@ -350,8 +351,8 @@ impl State {
     }
 }
 
-/// An access log that is a file or a pipe; anything else is reopened. (By kinds of descriptors that all
-/// versions know.)
+/// An access log that is a file or a pipe; anything else is reopened. (By kinds of descriptors that
+/// all versions know.)
 #[derive(Debug, Clone, Copy, bincode::Encode, bincode::Decode)]
 pub(crate) enum AccessState {
     File(Fd),

@@ -10,8 +10,8 @@ use prefork_protocol::{GenerationId, Slot, WorkerId};
 use proptest::prelude::*;
 use std::time::Duration;
 
-/// The bytes of [`sample`] as the first release writes them. They never change: whatever is added is appended to
-/// records, and a reader must still understand these.
+/// The bytes of [`sample`] as the first release writes them. They never change: whatever is added
+/// is appended to records, and a reader must still understand these.
 const GOLDEN: &str = include_str!("golden.hex");
 /// The bytes of [`grown`] as this version writes them.
 const GROWN: &str = include_str!("grown.hex");
@@ -54,7 +54,8 @@ fn look(now: Time) -> Observation {
     }
 }
 
-/// A core with a bit of everything: a reload under way, a drained and a failed worker, one that complained.
+/// A core with a bit of everything: a reload under way, a drained and a failed worker, one that
+/// complained.
 fn core() -> Core {
     let plan = Plan {
         workers: 5,
@@ -362,8 +363,8 @@ fn sample() -> State {
 }
 
 #[cfg(not(feature = "next"))]
-/// The sample with something in every field that was added since the first release, where the sample has what is assumed
-/// of a version that did not write it.
+/// The sample with something in every field that was added since the first release, where the
+/// sample has what is assumed of a version that did not write it.
 fn grown() -> State {
     let mut state = sample();
     let totals = Totals {

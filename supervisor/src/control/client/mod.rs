@@ -1,7 +1,7 @@
 //! The operator's end of the control socket.
 //!
-//! Every request works the same way: one line is sent, lines come back until one has the verdict, and that is the exit
-//! status. Progress goes to standard error, the result to standard output.
+//! Every request works the same way: one line is sent, lines come back until one has the verdict,
+//! and that is the exit status. Progress goes to standard error, the result to standard output.
 
 pub(crate) mod printable;
 pub(crate) mod progress;

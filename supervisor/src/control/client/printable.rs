@@ -1,7 +1,7 @@
 //! Text from others, made fit for a terminal.
 
-/// Returns text from others without anything that a terminal would obey or that would mislead its reader: control
-/// characters, and those that have no width or change the direction of writing.
+/// Returns text from others without anything that a terminal would obey or that would mislead its
+/// reader: control characters, and those that have no width or change the direction of writing.
 ///
 /// ```text
 /// printable("died\u{1b}[2J") == "died [2J"

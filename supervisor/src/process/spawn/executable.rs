@@ -16,8 +16,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// A program, held by descriptor: it stays startable when its file is replaced or removed.
 ///
-/// A script (a file that begins with `#!`) is the exception. Its interpreter opens it again by name, so it is
-/// started by its path, and is what lies there at that time.
+/// A script (a file that begins with `#!`) is the exception. Its interpreter opens it again by
+/// name, so it is started by its path, and is what lies there at that time.
 #[derive(Debug)]
 pub struct Executable {
     descriptor: OwnedFd,
@@ -127,8 +127,9 @@ impl Executable {
         Self::from_descriptor(descriptor, PathBuf::from(OsStr::from_bytes(name)))
     }
 
-    /// Finds a program as a shell would: a name with a slash is a path, from `directory` when relative; any other
-    /// name is looked for in the directories of `path` (a value of `PATH`; an empty entry is `directory`).
+    /// Finds a program as a shell would: a name with a slash is a path, from `directory` when
+    /// relative; any other name is looked for in the directories of `path` (a value of `PATH`; an
+    /// empty entry is `directory`).
     ///
     /// # Errors
     /// When no file fits. If one has the name but cannot be executed, that is the error.

@@ -1,11 +1,11 @@
 //! Starting a program: what a child is given, and what an operator is told when that fails.
 //!
-//! A worker is always exec'd, from a descriptor that was opened when its generation was made, so that a
-//! rollback starts the old program although the file on disk was replaced. Fork and exec themselves,
-//! and what the child does in between, are [`prefork_os::spawn`]'s.
+//! A worker is always exec'd, from a descriptor that was opened when its generation was made, so
+//! that a rollback starts the old program although the file on disk was replaced. Fork and exec
+//! themselves, and what the child does in between, are [`prefork_os::spawn`]'s.
 //!
-//! This module does not know what a worker is, what its environment means (except two pids that only
-//! the child can know), or what to do when a spawn fails. Start reading at [`spawn`].
+//! This module does not know what a worker is, what its environment means (except two pids that
+//! only the child can know), or what to do when a spawn fails. Start reading at [`spawn`].
 
 mod executable;
 #[cfg(test)]
@@ -32,14 +32,15 @@ pub(crate) struct Order<'a> {
     pub executable: &'a Executable,
     /// Its arguments, the name it is called by first.
     pub argv: &'a [CString],
-    /// Its whole environment. `LISTEN_PID` and `WATCHDOG_PID`, where they occur, get the child's pid as
-    /// value, whatever stands there.
+    /// Its whole environment. `LISTEN_PID` and `WATCHDOG_PID`, where they occur, get the child's
+    /// pid as value, whatever stands there.
     pub env: Vec<CString>,
     /// Descriptors for the child's 3, 4, and so on.
     pub listeners: &'a [BorrowedFd<'a>],
     /// Descriptors for the numbers after those, such as a channel. Nothing else stays open, except:
     pub extras: &'a [BorrowedFd<'a>],
-    /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be empty.
+    /// Descriptors that keep their numbers. With any of them, `listeners` and `extras` must be
+    /// empty.
     pub kept: &'a [RawFd],
     /// Its standard input; `None`: the supervisor's.
     pub stdin: Option<BorrowedFd<'a>>,
@@ -76,7 +77,8 @@ impl<'a> Order<'a> {
     }
 }
 
-/// A child that was forked. Whether its exec worked is read from [`exec_errors`](Self::exec_errors).
+/// A child that was forked. Whether its exec worked is read from
+/// [`exec_errors`](Self::exec_errors).
 #[derive(Debug)]
 pub(crate) struct Spawned {
     /// Its process, and its process group.
@@ -118,8 +120,8 @@ impl ExecErrors {
         (&self.program, &self.directory)
     }
 
-    /// Returns why the exec failed; `None` when it worked, or while it is not known. The report of a
-    /// dead child is always there, once.
+    /// Returns why the exec failed; `None` when it worked, or while it is not known. The report of
+    /// a dead child is always there, once.
     pub(crate) fn failure(&self) -> Option<ExecFailure> {
         read_report(&self.pipe).map(|(stage, errno)| ExecFailure {
             stage,
@@ -213,8 +215,8 @@ impl fmt::Display for SpawnError {
 /// Forks, and has the child become the program. Returns at once; a failed exec shows up in
 /// [`Spawned::exec_errors`] and as exit status 127.
 ///
-/// To be called on the main thread only: the kernel takes the end of the forking thread for the parent's
-/// death.
+/// To be called on the main thread only: the kernel takes the end of the forking thread for the
+/// parent's death.
 ///
 /// # Errors
 /// When there can be no pipe, no process or no pidfd for it. Then there is no child either.

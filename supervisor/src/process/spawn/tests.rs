@@ -346,7 +346,8 @@ fn a_signal_before_exec_acts_as_if_it_came_after() {
 
 #[test]
 fn a_supervisors_death_takes_its_workers_along() {
-    // A fork of this test plays the supervisor. Its end is seen through the pipe that only the worker holds.
+    // A fork of this test plays the supervisor. Its end is seen through the pipe that only the
+    // worker holds.
     let (mut reader, writer) = pipe();
     let mut shell = Shell::new("echo up >&3; while :; do :; done");
     shell.listeners.push(writer.as_fd());
@@ -490,8 +491,8 @@ fn reaps() -> Result<(), i32> {
     )
 }
 
-/// Makes an executable file without ever having it open for writing here: a fork of another test could keep it
-/// so, and an exec of such a file fails.
+/// Makes an executable file without ever having it open for writing here: a fork of another test
+/// could keep it so, and an exec of such a file fails.
 fn write_program(path: &Path, text: &str) {
     let status = std::process::Command::new("/bin/sh")
         .args([

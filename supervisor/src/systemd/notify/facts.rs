@@ -4,8 +4,8 @@ use super::Notifier;
 use prefork_core::Fact;
 use std::io;
 
-/// Notifies systemd of a fact that concerns it. Every RELOADING=1 is followed by a READY=1, or the unit would hang in
-/// "reloading".
+/// Notifies systemd of a fact that concerns it. Every RELOADING=1 is followed by a READY=1, or the
+/// unit would hang in "reloading".
 ///
 /// # Errors
 /// Those of the notifier: after `WouldBlock` it has to be called again.
