@@ -67,7 +67,7 @@ pub(crate) fn owned(returned: c_long) -> io::Result<OwnedFd> {
         .ok()
         .filter(|number| *number >= 0)
         .ok_or_else(io::Error::last_os_error)?;
-    // SAFETY: by this function's contract the kernel has just opened it, so nobody else owns it.
+    // SAFETY: by this function's contract the kernel has just opened it, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -86,7 +86,7 @@ mod tests {
         }
         // As exec leaves a descriptor.
         let inherited = nix::unistd::dup(&file).expect("a copy").into_raw_fd();
-        let adopted = adopt(inherited).expect("nobody owns it");
+        let adopted = adopt(inherited).expect("it has no owner");
         assert_eq!(refused(adopted.as_raw_fd()), Some(libc::EBADF), "twice");
     }
 }

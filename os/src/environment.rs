@@ -13,8 +13,8 @@ pub fn remove_variables(names: &[&str]) -> io::Result<()> {
         ));
     }
     for name in names {
-        // SAFETY: nobody else reads or writes the environment: this is the only thread (just seen),
-        // and it starts no other one here.
+        // SAFETY: nothing else reads or writes the environment: this is the only thread (just
+        // seen), and it starts no other one here.
         unsafe { std::env::remove_var(name) };
     }
     Ok(())

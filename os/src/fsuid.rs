@@ -7,8 +7,8 @@ use std::ffi::c_long;
 
 /// Calls a function with the rights to files that `identity` has, and returns its result.
 ///
-/// Only this thread changes, and it changes back, whatever happens: it must not go on as somebody
-/// else.
+/// Only this thread changes, and it changes back, whatever happens: it must not go on as another
+/// user else.
 ///
 /// # Errors
 /// Those of setgroups(2), and `EPERM` when the user or group cannot be changed.

@@ -77,7 +77,7 @@ impl Ruleset {
             late,
         };
         let number = prepared.create()?;
-        // SAFETY: the ruleset was just made for us, and nobody else knows it.
+        // SAFETY: the ruleset was just made for us, and nothing else knows it.
         drop(unsafe { OwnedFd::from_raw_fd(number) });
         Ok(prepared)
     }

@@ -10,7 +10,7 @@
 //!   [`seccomp`] filter and a [`private_tmp`];
 //! * [`exec`], [`environment`], [`process`], [`fsuid`] – what this process does to itself;
 //! * [`pidfd`], [`wait`], [`signal`] – other processes, and what comes from them;
-//! * [`clock`], [`file`], [`terminal`].
+//! * [`clock`], [`mod@file`], [`terminal`].
 //!
 //! *Invariant*: between fork and exec a child allocates nothing, takes no lock and makes
 //! async-signal-safe calls only. Functions that may run there say so.

@@ -36,9 +36,9 @@ pub struct Sent {
 }
 
 /// Receives one packet into `buffer`, with its sender. Descriptors that come along are not taken:
-/// there is no room for them, so that the kernel closes them before they have a number here.
-/// (Whoever takes them must close them, and cannot tell how many there are once this process has no
-/// numbers left.)
+/// there is no room for them, so that the kernel closes them before they have a number here. (A
+/// caller that takes them must close them, and cannot tell how many there are once this process has
+/// no numbers left.)
 ///
 /// # Errors
 /// Those of recvmsg(2); `WouldBlock` when there is none.
@@ -79,7 +79,7 @@ struct Received<'a> {
     first: Option<&'a libc::cmsghdr>,
 }
 
-/// Receives one packet, without waiting, with room for so many bytes beside it.
+/// Receives one packet, without waiting, with room for `room` bytes beside it.
 fn receive<'a, const ROOM: usize>(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],

@@ -4,7 +4,7 @@ use crate::descriptor::owned;
 use nix::errno::Errno;
 use std::ffi::{CStr, c_int};
 
-/// What is mounted there: everybody may write, and nobody can fill the machine's memory.
+/// What is mounted there: every user may write, and none can fill the machine's memory.
 const OPTIONS: &CStr = c"mode=1777,size=10%";
 
 /// Directories that are to be covered by empty ones.

@@ -49,7 +49,7 @@ pub(crate) fn set_option(
     }
 }
 
-/// The groups, besides its main one, of whoever connected to a Unix socket, as they were then.
+/// Returns the supplementary groups of the peer of a Unix socket, as of its connect.
 ///
 /// # Errors
 /// Those of getsockopt(2).
@@ -84,7 +84,7 @@ pub struct ListenQueue {
     pub limit: u32,
 }
 
-/// The queue of a TCP socket, whoever accepts from it; `None` while it does not listen.
+/// Returns the accept queue of a TCP socket; `None` while it does not listen.
 ///
 /// # Errors
 /// Those of getsockopt(2), such as `EOPNOTSUPP` for a socket that is no TCP socket.
@@ -122,7 +122,7 @@ pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
 /// Those of accept(2); `WouldBlock` when there is none, or when another process was faster.
 #[inline]
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: null pointers tell accept4 that nobody wants the peer's address.
+    // SAFETY: null pointers tell accept4 that the peer's address is not wanted.
     let fd = unsafe {
         libc::accept4(
             listener.as_raw_fd(),
@@ -134,6 +134,6 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: accept4 has just made this descriptor, so nobody else owns it.
+    // SAFETY: accept4 has just made this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

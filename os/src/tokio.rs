@@ -19,7 +19,7 @@ impl Watched {
     /// # Errors
     /// Those of epoll_ctl(2).
     pub fn new(owner: Arc<OwnedFd>, interest: Interest) -> io::Result<Self> {
-        // SAFETY: the reference keeps the descriptor open, nobody can exchange it (it is only lent
+        // SAFETY: the reference keeps the descriptor open, it cannot be exchanged (it is only lent
         // out shared), and tokio lets go of it before the reference is dropped.
         Ok(Self(unsafe {
             AsyncFd::register_with_interest(owner, interest)
@@ -35,7 +35,7 @@ impl Deref for Watched {
     }
 }
 
-/// A descriptor that is watched from the first time on that somebody waits for it: most connections
+/// A descriptor that is watched from the first wait on: most connections
 /// never need that.
 #[derive(Debug)]
 pub struct LazilyWatched {

@@ -109,7 +109,7 @@ fn wait(which: Which<'_>, options: libc::c_int) -> io::Result<Option<Dead>> {
         Which::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd()),
     };
     loop {
-        // SAFETY: all-zero bytes are a valid siginfo_t, and its pid stays 0 when nobody is dead.
+        // SAFETY: all-zero bytes are a valid siginfo_t, and its pid stays 0 when no child is dead.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: as above, for an rusage.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };

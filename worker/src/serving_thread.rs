@@ -12,7 +12,7 @@
 //! * at most [`MAX_UNSTARTED`] whose first request has not begun. A connection counts as unstarted
 //!   until its handler starts, or for [`SILENCE_GRACE_MS`]: a client that connects and stays silent
 //!   must not keep others out.
-//!   for [`SILENCE_GRACE_MS`]: whoever connects and says nothing must not keep others out.
+//!   for [`SILENCE_GRACE_MS`]: a silent client must not keep others out.
 //!
 //! A thread that serves one connection at a time does not count those that have been silent for
 //! [`SILENCE_GRACE_MS`] (new ones and kept-alive ones), up to [`MAX_SILENT`] of them; if two become

@@ -160,8 +160,8 @@ fn saturated_http2_clients_lose_nothing() {
                             Err(mut error) => {
                                 // Handed back: not a byte of it was sent.
                                 let unsent = error.take_message().is_some();
-                                // Or refused by GOAWAY, which tells the client that nobody has
-                                // begun it.
+                                // Or refused by GOAWAY, which tells the client that the server has
+                                // not begun it.
                                 let text = format!("{:?}", error.error());
                                 let refused = text.contains("GoAway(b\"\", NO_ERROR, Remote)");
                                 assert!(unsent || refused, "lost: {text}");

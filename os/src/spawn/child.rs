@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
         check(Stage::DeathSignal, unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, self.death_signal, 0, 0, 0)
         })?;
-        // The parent may have died before the line above. Then no signal comes, and nobody reads a
+        // The parent may have died before the line above. Then no signal comes, and nothing reads a
         // report.
         // SAFETY: getppid takes nothing and touches no memory.
         if unsafe { libc::getppid() } != self.parent.as_raw() {

@@ -85,7 +85,7 @@ impl Core {
                     let how = match why {
                         Stall::Silent => format!("was silent for {span:.1?}"),
                         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
-                        Stall::Overdue => format!("had a request in hand for {span:.1?}"),
+                        Stall::Overdue => format!("has had a request in flight for {span:.1?}"),
                     };
                     self.worker_lost(now, &before, &how, false);
                 }

@@ -184,7 +184,7 @@ pub enum Successor {
     /// None: its generation does not serve.
     Refused,
     /// None.
-    Nobody,
+    None,
 }
 
 /// A worker's exit, as the core judges it.

@@ -260,7 +260,7 @@ impl Core {
             )
         } else {
             let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
-            occupant.map_or(Successor::Nobody, |other| Successor::Known(other.id))
+            occupant.map_or(Successor::None, |other| Successor::Known(other.id))
         };
         self.report(Fact::Died(
             worker.worker_ref(),

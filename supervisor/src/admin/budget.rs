@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// The child gets one part in so many of one processor's time.
+/// The child gets one part in this many of one processor's time.
 const PART: u32 = 20;
 /// The most that can be saved.
 const MAX_SAVED: Duration = Duration::from_millis(20);

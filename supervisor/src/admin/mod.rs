@@ -3,10 +3,10 @@
 //!
 //! The child is this program in another role: another user, no capability, no file but the
 //! libraries that it is made of, few system calls, last in line for a processor. It inherits the
-//! admin sockets, which the supervisor keeps, so that a dead child refuses nobody, and two
+//! admin sockets, which the supervisor keeps, so that a dead child refuses no client, and two
 //! connections to the control server with the role *read*: one on which it asks for the status, one
 //! on which it is told of events. What it knows it knows by them. When they end it finishes what it
-//! has in hand and leaves.
+//! has in flight and exits.
 //!
 //! * this file – the supervisor's side: starting one, letting go of one;
 //! * `child` – the child's life; `budget` – how much of a processor it takes; `connection` – one

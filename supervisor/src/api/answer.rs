@@ -55,8 +55,8 @@ pub(crate) struct Answer {
     pub(crate) config: Option<Json<Vec<Setting>>>,
 }
 
-/// A document inside an answer, as the JSON that was written or received: whoever only passes it on
-/// need not read it, and passes on what a newer server has put into it.
+/// A document inside an answer, as the JSON that was written or received: a process that only
+/// forwards it need not read it, and passes on what a newer server has put into it.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Json<T> {

@@ -63,7 +63,7 @@ pub enum Request {
         /// Only those after this number.
         #[serde(default)]
         since: Option<u64>,
-        /// Only the last so many.
+        /// Only the last ones, this many.
         #[serde(default)]
         recent: Option<u32>,
     },

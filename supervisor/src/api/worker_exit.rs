@@ -144,7 +144,7 @@ pub(crate) fn follow(follow: Successor) -> String {
         Successor::New(wait) => format!("trying again in {wait:.1?}"),
         Successor::Known(worker) => format!("worker {worker} replaces it"),
         Successor::Refused => "not replacing it: its generation does not serve".to_owned(),
-        Successor::Nobody => String::new(),
+        Successor::None => String::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use std::str::FromStr;
 pub(crate) enum WorkerCount {
     /// One per CPU that may be used.
     Auto,
-    /// So many.
+    /// This many.
     Fixed(u16),
     /// As many as the load needs, between these two.
     Range(u16, u16),

@@ -117,7 +117,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The text with control characters escaped: what somebody wrote into a file must not steer a
+/// The text with control characters escaped: what a user wrote into a file must not steer a
 /// terminal or make a second line in the log.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

@@ -5,7 +5,7 @@ use super::toml_text::quoted;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Every kind of event, and whether it is *notable*: worth a program when nobody has chosen others.
+/// Every kind of event, and whether it is *notable*: which start the program by default.
 ///
 /// A test keeps it complete; `docs/control.md` tells what each means.
 pub(crate) const KINDS: &[(&str, bool)] = &[

@@ -57,7 +57,7 @@ impl Layer {
         (kind, Some(self.place(name).to_string()))
     }
 
-    /// Returns whether somebody wrote it: it is not the layer of defaults.
+    /// Returns whether a user wrote it: it is not the layer of defaults.
     pub(crate) fn is_typed(&self) -> bool {
         !matches!(self.origin, Origin::Presets)
     }

@@ -47,7 +47,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What holds when nobody sets an option.
+/// The value of an option that is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Preset {
     /// This value, as it would be typed.
@@ -83,7 +83,7 @@ pub(crate) struct Setting {
     /// The heading under which `--help` shows it.
     #[cfg(test)]
     pub(crate) heading: &'static str,
-    /// What holds when nobody sets it.
+    /// The value when it is not set.
     pub(crate) preset: Preset,
     /// The workers to which it applies.
     pub(crate) applies: Applies,

@@ -416,7 +416,7 @@ impl ConfigValue for Name {
     fn read(text: &str) -> Result<String, InvalidValue> {
         if text.is_empty() || text.contains(|letter: char| letter == ':' || letter.is_control()) {
             return Err(invalid!(
-                "`{}` names nobody (write a name or a number)",
+                "`{}` names no user or group (write a name or a number)",
                 text.escape_debug()
             ));
         }

@@ -135,7 +135,7 @@ pub(crate) trait OptionValue: Sized {
     fn from_toml(value: toml::de::ValueDeserializer<'_>) -> Result<Self, toml::de::Error>;
     /// Lays it over the value of a lower layer.
     fn over(self, lower: Self) -> Self;
-    /// Returns what the configuration holds. A list that nobody sets is empty; anything else has a
+    /// Returns what the configuration holds. A list that is not set is empty; anything else has a
     /// default.
     fn resolve(value: Option<Self>) -> Self::Resolved;
     /// Writes what the configuration holds as the file has it.

@@ -160,7 +160,7 @@ impl Source {
             Place::Flag(_) | Place::Preset(_) => true,
         });
         match control {
-            // Whoever says where it is needs no more.
+            // A client that names the socket needs no more.
             Some(Parsed(control)) => Ok((control, name.map(|Parsed(name)| name))),
             None if problems.is_empty() => Ok((Control::Default, name.map(|Parsed(name)| name))),
             None => Err(ConfigError { problems }),

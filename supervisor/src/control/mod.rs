@@ -141,7 +141,7 @@ enum Stage {
     Waits,
     /// The server's, to send events.
     Follows,
-    /// Nobody's: the verdict was written.
+    /// The verdict was written.
     Answered,
 }
 

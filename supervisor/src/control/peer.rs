@@ -84,7 +84,7 @@ fn descends(process: Pid, ancestor: Pid, parent: impl Fn(Pid) -> Option<Pid>) ->
             return Some(true);
         }
     }
-    // Only a process that hides its ancestors has so many.
+    // Only a process that hides its ancestors has this many.
     Some(true)
 }
 

@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rotated_file_is_opened_anew_and_one_that_is_in_its_place_is_not() {
+    fn a_rotated_file_is_reopened_and_one_that_is_in_its_place_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("access.log");
         let mut log = AccessLog::open(&AccessTarget::File(path.clone())).expect("open");

@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rotated_file_is_opened_anew() {
+    fn a_rotated_file_is_reopened() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("log");
         let file = LogFile::new(path.clone());

@@ -17,7 +17,7 @@ pub(crate) enum Token {
     Signals,
     /// A foreign worker says something on the notification socket.
     Notify,
-    /// Somebody connects to the control socket.
+    /// A client connects to the control socket.
     Control,
     /// A control client says something, or can be told more.
     Client(u64),

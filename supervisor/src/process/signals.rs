@@ -45,7 +45,7 @@ impl Signals {
         Ok(this)
     }
 
-    /// Has signals wait until somebody [installs](Self::install) handlers or [goes
+    /// Blocks signals until a process [installs](Self::install) handlers or [goes
     /// on](Self::go_on), across an exec too.
     ///
     /// # Errors

@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn a_limit_above_what_this_process_may_have_is_refused_in_the_parent() {
         let before = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-        // Above fs.nr_open, nobody gets it.
+        // Above fs.nr_open, no process gets it.
         let more = Limit {
             resource: Resource::RLIMIT_NOFILE,
             soft: Some(1),

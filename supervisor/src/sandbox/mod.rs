@@ -128,7 +128,7 @@ impl Confinement {
         open: impl FnOnce() -> Result<Executable, E>,
     ) -> Result<Executable, ConfinementError> {
         let failed = |error: E| error.to_string();
-        // Our own program is started by descriptor: wherever it lies, nobody looks for it.
+        // Our own program is started by descriptor: it is not looked up.
         let Program::Command(_) = config.program else {
             let own = open().map_err(failed);
             let own = own.map_err(|reason| ConfinementError::Program { reason })?;

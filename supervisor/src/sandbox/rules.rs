@@ -274,7 +274,7 @@ fn rules(
     match &config.program {
         Program::App(_) | Program::Linked => {
             if let Some(directory) = log_directory(config) {
-                // The whole directory: a log that was rotated away is made anew there.
+                // The whole directory: a log that was rotated away is created again there.
                 rules.push(named("log-file", &directory, landlock::APPEND)?);
             }
         }

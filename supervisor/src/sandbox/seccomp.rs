@@ -335,7 +335,7 @@ fn stock() -> Compiled<Rules> {
     // Threads of its own, and no processes. clone3 cannot be looked into; see `prologue`.
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![one(0, Is::MaskedEq(thread), thread)?]);
-    // Its own limits, and nobody else's.
+    // Its own limits only.
     rules.insert(libc::SYS_prlimit64, vec![one(0, Is::Eq, 0)?]);
     // By descriptor, as we start it.
     rules.insert(

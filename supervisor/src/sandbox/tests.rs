@@ -34,7 +34,7 @@ fn nobody() -> Account {
 }
 
 #[test]
-fn without_the_right_to_become_somebody_else_that_is_refused_before_any_fork() {
+fn without_the_right_to_become_another_user_that_is_refused_before_any_fork() {
     let own = Own::unprivileged(1000);
     let privileges = Privileges {
         user: Some(nobody()),

@@ -229,7 +229,7 @@ impl Server {
         }
     }
 
-    /// Replaces listening sockets that somebody has shut down, if this slot's is one of them.
+    /// Replaces listening sockets that were shut down, if this slot's is one of them.
     fn mend_sockets(&mut self, slot: Slot) {
         let is_shut =
             |generation: &Generation| generation.sockets.is_shut(generation.queue_of(slot));
@@ -258,8 +258,8 @@ impl Server {
         self.watch_stderr(handle)
     }
 
-    /// Whether everything that a worker listens on is listened on by every generation: by whoever
-    /// follows it, that is, be it accepted already or on trial.
+    /// Whether everything that a worker listens on is listened on by every generation: by the one
+    /// that follows it, that is, be it accepted already or on trial.
     pub(crate) fn keeps_all_addresses(&self, worker: WorkerId) -> bool {
         let own = self
             .workers

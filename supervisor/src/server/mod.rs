@@ -225,7 +225,7 @@ impl Server {
             let looked = look.queues.is_some();
             self.feed(Event::Observation(look));
             if looked {
-                self.condemn_the_shut();
+                self.terminate_the_shut_down();
             }
             for token in ready {
                 self.dispatch(token);

@@ -94,7 +94,7 @@ impl Server {
 
     /// A worker whose listening socket was shut down accepts nothing any more, whoever has done
     /// that. Its successor gets a socket that listens.
-    pub(crate) fn condemn_the_shut(&mut self) {
+    pub(crate) fn terminate_the_shut_down(&mut self) {
         let is_shut = |handle: &WorkerHandle| {
             let generation = self.generations.get(handle.generation);
             generation.is_some_and(|generation| {
@@ -123,7 +123,8 @@ impl Server {
             .map(|worker| worker.worker)
             .collect();
         for worker in found {
-            let reason = "cannot accept any more, since somebody has shut down a listening socket of its slot";
+            let reason =
+                "cannot accept any more, since a listening socket of its slot was shut down";
             self.feed(Event::ProtocolViolation(worker, reason.to_owned()));
         }
     }

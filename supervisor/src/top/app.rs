@@ -105,7 +105,7 @@ impl App {
         }
     }
 
-    /// Returns the frame for a screen of so many columns and lines.
+    /// Returns the frame for a screen of this size.
     pub(crate) fn frame(&self, (columns, lines): (usize, usize)) -> Vec<Line> {
         let prompt = match &self.prompt {
             Prompt::None => None,

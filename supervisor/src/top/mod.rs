@@ -36,7 +36,7 @@ pub(crate) struct Options {
     pub(crate) batch: bool,
     /// Print frames as JSON.
     pub(crate) json: bool,
-    /// End after so many snapshots.
+    /// End after this many snapshots.
     pub(crate) count: Option<u32>,
 }
 

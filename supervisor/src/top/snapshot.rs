@@ -163,7 +163,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::api::status::tests::document;
 
-    /// The status of a server of two slots that has answered so many requests in each.
+    /// The status of a server of two slots that has answered this many requests in each.
     pub(crate) fn status(time: f64, requests: [u64; 2]) -> Status {
         let mut status = document();
         (status.time, status.uptime) = (time, time - 100.0);

@@ -22,7 +22,7 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 /// What a screen has whose size is not told.
 const USUAL: (usize, usize) = (80, 24);
 
-/// How the terminal was, for whoever has to give it back.
+/// The terminal's settings, to be restored.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// A key.

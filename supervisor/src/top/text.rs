@@ -8,7 +8,7 @@ pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// Returns the beginning of a text that fits into so many columns.
+/// Returns the beginning of a text that fits into this many columns.
 pub(crate) fn clipped(text: &str, columns: usize) -> String {
     let mut taken = 0;
     text.chars()

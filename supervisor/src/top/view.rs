@@ -62,7 +62,7 @@ const HELP: &[&str] = &[
 ];
 const KEYS: &str = "q quit  ? help  < > sort  R reload  S scale  x restart  d drain";
 
-/// Returns the frame for a screen of so many columns and lines.
+/// Returns the frame for a screen of this size.
 pub(crate) fn frame(scene: &Scene<'_>, columns: usize, lines: usize) -> Vec<Line> {
     let (columns, lines) = (columns.max(20), lines.max(6));
     let mut frame = Vec::new();
@@ -317,7 +317,7 @@ fn event(event: &LogLine) -> Line {
     ]
 }
 
-/// Clips a line to so many columns.
+/// Clips a line to this many columns.
 fn fit(line: Line, columns: usize) -> Line {
     let mut left = columns;
     let mut fitted = Vec::new();

@@ -63,7 +63,7 @@ impl Packing {
     /// Has a descriptor stay open, and tells its name in the state.
     pub(crate) fn add(&mut self, kind: Kind, descriptor: &impl AsFd) -> Fd {
         let fd = Fd(descriptor.as_fd().as_raw_fd());
-        // An open descriptor has a status; a wrong one would be refused by whoever reads the state.
+        // An open descriptor has a status; a wrong one would be refused by the reader of the state.
         let (device, inode) =
             fstat(descriptor).map_or((0, 0), |status| (status.st_dev, status.st_ino));
         self.table.push(Descriptor {
@@ -129,7 +129,7 @@ impl Unpacking {
     }
 
     /// A process's descriptor, as of the one that it must be of. While a state is only checked, its
-    /// owner goes on, and may have buried the process by now.
+    /// owner goes on, and may have reaped the process by now.
     pub(crate) fn take_process(
         &mut self,
         fd: Fd,
@@ -145,7 +145,7 @@ impl Unpacking {
         pidfd
     }
 
-    /// Closes what nobody took: a newer version knew a use for it.
+    /// Closes what was not taken: a newer version had a use for it.
     pub(crate) fn finish(self) -> usize {
         self.open.len()
     }

@@ -15,7 +15,7 @@
 //! the state travels and how a process that reads it gives up; what is in it is `state`'s, how a
 //! server becomes a state and a state a server is [`server`](super::server)'s.
 //!
-//! *Invariant*: whoever reads a state never returns an error and never unwinds, since a destructor
+//! *Invariant*: a reader of a state never returns an error and never unwinds, since a destructor
 //! would close or remove what still belongs to the server: it gives up (`give_up`), which leaves
 //! the process by `exit` or by `exec`.
 
@@ -297,7 +297,7 @@ fn read(memory: &OwnedFd) -> Result<State, String> {
     let seals_found =
         fcntl(memory, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
     if !seals_found.contains(seals()) {
-        return Err("the state is not sealed, so somebody could change it".to_owned());
+        return Err("the state is not sealed, so another process could change it".to_owned());
     }
     let mut bytes = Vec::new();
     let mut file = File::from(memory.try_clone().map_err(|error| error.to_string())?);

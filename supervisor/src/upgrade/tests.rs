@@ -35,7 +35,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.chunks(48).map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A worker that is silent, has a request in hand, and whose queue does not move.
+/// A worker that is silent, has a request in flight, and whose queue does not move.
 fn look(now: Time) -> Observation {
     let sample = WorkerSample {
         heard: Time::from_millis(900),
@@ -127,7 +127,7 @@ fn core() -> Core {
     );
     assert!(
         text.contains("waits: Some"),
-        "somebody waits in a retired slot"
+        "a connection waits in a retired slot"
     );
     core
 }

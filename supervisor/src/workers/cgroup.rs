@@ -478,7 +478,7 @@ mod tests {
     fn a_group_that_cannot_be_removed_is_given_up_after_some_attempts() {
         let base = hierarchy("");
         let stuck = base.path().join("worker-9");
-        fs::create_dir_all(stuck.join("somebody")).unwrap();
+        fs::create_dir_all(stuck.join("child")).unwrap();
         let mut groups = groups(base.path());
         assert!(!groups.close(WorkerId(9)), "it has not run out of memory");
         for _ in 0..REMOVAL_ATTEMPTS {

@@ -11,7 +11,7 @@ use prefork_protocol::settings::Accept;
 use std::os::fd::BorrowedFd;
 
 /// Slots that a worker watches besides its own. Watching more would cost memory and time for each
-/// registration, and help nobody: of eight workers one is idle, or the machine is full.
+/// registration for nothing: of eight workers one is idle, or the machine is full.
 const MAX_WATCHED_SLOTS: usize = 7;
 /// Sockets of siblings that a worker inherits at most: its limit of descriptors is for clients.
 const MAX_SIBLING_SOCKETS: usize = 256;

@@ -30,7 +30,7 @@ struct LoadSummary {
 }
 
 impl Core {
-    /// Returns whether the next [`Observation`] with queues needs [`WorkerLoad`]s, and if so
+    /// Returns whether the next [`Observation`] with queues needs [`WorkerLoad`](crate::WorkerLoad)s, and if so
     /// whether with memory.
     pub fn wants_loads(&self) -> Option<bool> {
         self.stable

@@ -125,7 +125,7 @@ fn a_flag_wins_over_the_environment_which_wins_over_the_file() {
     assert_eq!((config.workers, config.threads, config.backlog), (2, 4, 7));
     assert_eq!(
         config.max_connections, 10_000,
-        "the default, which nobody overrides"
+        "the default, which nothing overrides"
     );
 }
 

@@ -15,7 +15,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-/// A request that was not done, or of which nobody knows.
+/// A request that was not done, or whose outcome is unknown.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// There is no server, or it cannot be reached.

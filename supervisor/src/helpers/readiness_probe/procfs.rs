@@ -202,7 +202,7 @@ fn memory(process: u32, address: u64, length: usize) -> io::Result<Vec<u8>> {
 enum Call {
     /// For a connection, on this descriptor.
     Accept(u32),
-    /// For one of so many descriptors; the list is at this address.
+    /// For one of this number of descriptors; the list is at this address.
     Poll { entries: u64, count: usize },
     /// For one of the descriptors below `count` that are in the set at this address.
     Select { set: u64, count: usize },
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_in_accept_poll_or_select_is_seen() {
+    fn a_process_in_accept_poll_or_select_is_seen() {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         use nix::sys::select::{FdSet, select};
         use std::os::fd::AsFd;

@@ -239,7 +239,7 @@ fn an_address_that_stays_keeps_its_sockets_and_one_that_goes_lives_as_long_as_it
     assert!(!path.exists(), "closed with the last set that named it");
     let back = listeners
         .prepare(&[unix(&path)], 64, 1)
-        .expect("bound anew");
+        .expect("bound again");
     assert!(path.exists());
     drop(back);
     drop(new);
@@ -412,7 +412,7 @@ fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
 }
 
 #[test]
-fn a_unix_socket_file_of_somebody_else_stays() {
+fn a_unix_socket_file_of_another_process_stays() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("app.sock");
     let set = fresh().prepare(&[unix(&path)], 64, 1).expect("bound");

@@ -223,7 +223,7 @@ fn a_unix_socket_comes_back_with_its_file_and_queue() {
 }
 
 #[test]
-fn a_unix_socket_whose_file_is_gone_is_bound_anew() {
+fn a_unix_socket_whose_file_is_gone_is_bound_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("app.sock");
     let mut old = fresh();

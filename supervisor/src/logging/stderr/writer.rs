@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_holds_nobody_up() {
+    fn a_reader_that_is_gone_blocks_nothing() {
         let (mut writer, reader) = stderr_writer();
         drop(reader);
         assert!(writer.try_write(b"without a reader\n") && !writer.is_blocked());

@@ -84,7 +84,7 @@ pub(crate) fn remedy(errno: Errno) -> Option<&'static str> {
         Errno::ENOEXEC => {
             "not a program for this machine; a script needs a first line such as #!/bin/sh"
         }
-        Errno::ETXTBSY => "somebody has it open for writing; install programs by rename",
+        Errno::ETXTBSY => "a process has it open for writing; install programs by rename",
         Errno::E2BIG => "its arguments and environment are too long",
         Errno::EMFILE | Errno::EINVAL => "raise the limit of open files: ulimit -n, LimitNOFILE=",
         Errno::ENOMEM => "free memory, or run fewer workers",

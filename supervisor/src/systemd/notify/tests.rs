@@ -85,7 +85,7 @@ fn what_the_supervisor_says_arrives_by_path_and_by_abstract_name() {
 fn without_a_line_every_message_is_a_success() {
     let silent = Notifier::default();
     assert!(!silent.is_connected());
-    silent.ready("nobody hears").expect("nothing to fail");
+    silent.ready("unheard").expect("nothing to fail");
     assert_eq!(silent.watchdog_period(), None);
     assert!(
         !Notifier::new(Some("".as_ref()), None)
@@ -115,7 +115,7 @@ fn a_receiver_that_does_not_read_costs_a_message_not_time() {
     // A fork of another test may hold a copy of the socket until its exec.
     while error.kind() == io::ErrorKind::WouldBlock {
         std::thread::yield_now();
-        error = notifier.watchdog().expect_err("nobody reads");
+        error = notifier.watchdog().expect_err("it is full");
     }
     assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
 }
@@ -231,7 +231,7 @@ fn say_ready_when_asked_to() {
 }
 
 #[test]
-fn a_descendant_speaks_for_its_worker_and_a_stranger_for_nobody() {
+fn a_descendant_speaks_for_its_worker_and_an_unrelated_process_for_none() {
     let directory = tempfile::tempdir().expect("directory");
     let server = NotifyServer::bind(Some(directory.path())).expect("bound");
     assert!(Path::new(server.address()).starts_with(directory.path()));
