@@ -98,11 +98,8 @@ fn each_request_of_an_http2_connection_has_a_line() {
     // By hand (RFC 9113, RFC 7541): the preface, no settings, and two requests for `/` of the
     // authority `here`.
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-        [
-            &[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream],
-            payload,
-        ]
-        .concat()
+        let length = u8::try_from(payload.len()).expect("a short frame");
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
     };
     let head = b"\x82\x86\x84\x41\x04here";
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

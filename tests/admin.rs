@@ -356,11 +356,11 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
     let file = |admin: &str| format!("workers = 1\nmin-ready = \"0s\"\n{admin}\n");
     let mut server = setup().config(&file("admin = \"127.0.0.1:0\"")).start();
     let first = admin(&server);
-    let served = child(&server);
+    let before = child(&server);
     server.reload();
     assert_eq!(
         (admin(&server).to_string(), child(&server)),
-        (first.to_string(), served),
+        (first.to_string(), before),
         "it stays what it is"
     );
     // Taken by another process.
@@ -371,7 +371,7 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
     assert!(!output.status.success(), "{output:?}");
     assert_eq!(
         (get(&server, "/readyz").status, child(&server)),
-        (200, served)
+        (200, before)
     );
     server.wait_until_settled(LONG);
     let path = server.path("admin.sock");
@@ -384,7 +384,7 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
         http::get(&Address::Unix(path.clone()), "/readyz").is_ok_and(|answer| answer.status == 200)
     });
     wait_until("the old address is free", LONG, || first.connect().is_err());
-    wait_until("the old child is gone", LONG, || !served.runs());
+    wait_until("the old child is gone", LONG, || !before.runs());
     server.file("config.toml", &file(""));
     server.reload();
     wait_until("there is none", LONG, || {
@@ -527,7 +527,7 @@ fn the_child_takes_little_of_a_processor_however_many_ask() {
             return;
         };
         client.set_read_timeout(Some(LONG)).expect("a time-out");
-        let mut text = [0; 65536];
+        let mut text = vec![0; 65536];
         while !over.load(Relaxed) {
             let asked = (&client).write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
             if asked.is_err() || (&client).read(&mut text).unwrap_or(0) == 0 {
@@ -539,9 +539,9 @@ fn the_child_takes_little_of_a_processor_however_many_ask() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                (0..)
-                    .take_while(|_| !over.load(Relaxed))
-                    .for_each(|_| ask())
+                while !over.load(Relaxed) {
+                    ask();
+                }
             });
         }
         // Whatever the processors do besides, it has its part of the time that has passed, and what

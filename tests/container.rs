@@ -157,7 +157,7 @@ def leave(seconds, environment, parent=False):
 for number in range(5): leave('1002', os.environ, number % 2 == 1)
 leave('1003', {k: v for k, v in os.environ.items() if k != 'PREFORK_WORKER'})
 ";
-    let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let digits = testkit::hex(program);
     testkit::http::get(&server.address(), &format!("/{digits}")).expect("an answer");
     let hidden = wait_for("the process that hides", LONG, || child("1003"));
     let generation = server.generation();
@@ -225,9 +225,10 @@ fn the_containerfile_builds_of_what_is_there_and_its_command_serves_and_stops() 
         let found = all[last..]
             .iter()
             .find(|(instruction, _)| instruction == name);
-        found
-            .map(|(_, argument)| argument.clone())
-            .unwrap_or_else(|| panic!("the last stage has no {name}"))
+        found.map_or_else(
+            || panic!("the last stage has no {name}"),
+            |(_, argument)| argument.clone(),
+        )
     };
     // What is copied from the checkout is there, and what is copied from the builder was built
     // there.

@@ -67,7 +67,7 @@ fn focus(browser: &Browser) -> String {
 
 /// The texts whose contrast is less than WCAG 2.2, 1.4.3 asks for: 4.5, of large ones 3.
 fn faint(browser: &Browser) -> Vec<String> {
-    let script = r#"
+    let script = r"
         const parse = colour => (colour.match(/[\d.]+/g) || []).map(Number);
         const light = ([r, g, b]) => {
             const [x, y, z] = [r, g, b].map(c => c / 255)
@@ -102,7 +102,7 @@ fn faint(browser: &Browser) -> Vec<String> {
             const large = size >= 24 || size >= 18.66 && style.fontWeight >= 700;
             if (ratio < (large ? 3 : 4.5)) found.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`);
         }
-        return found;"#;
+        return found;";
     let found = browser.run(script);
     let texts = found.as_array().expect("a list").iter();
     texts

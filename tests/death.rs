@@ -23,7 +23,7 @@ fn crashing(workers: usize) -> Setup {
 /// Has a worker run a program; what it answers, if it lives.
 fn ask(address: &Address, program: &str) -> Option<String> {
     let mut client = address.connect().ok()?;
-    let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let digits = testkit::hex(program);
     client
         .write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
         .ok()?;

@@ -153,7 +153,7 @@ fn a_program_that_accepts_no_more_is_steered_away_from_and_comes_back() {
     let slot = stalled_slot(&server);
     let line = server.wait_for_log("is stalled");
     assert!(line.contains("took nothing out of its queue"), "{line}");
-    let queued = server.status()["slots"][slot as usize]["queue"].as_u64();
+    let queued = server.status()["slots"][usize::try_from(slot).expect("a slot")]["queue"].as_u64();
     println!("connections that wait for slot {slot}: {queued:?}");
     run(&Plan::fresh(&server.address(), 4).count(200)).assert_flawless();
     wait_for_state(&server, slot, "ready");

@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGTERM, SIGUSR2};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::load::{Plan, run};
 use testkit::process::{self, Process};
@@ -28,10 +29,13 @@ fn hooked(setup: Setup, script: &str) -> Setup {
 /// one.
 const STORES: &str = "cat > $HERE/event.$$ && mv $HERE/event.$$ $HERE/$PREFORK_EVENT.$$.json";
 
-/// The events of a kind that it has kept.
+/// The events of a kind that it has stored.
 fn stored_events(server: &Server, kind: &str) -> Vec<Value> {
     let files = std::fs::read_dir(server.directory()).expect("the directory");
-    let wanted = |name: &str| name.starts_with(&format!("{kind}.")) && name.ends_with(".json");
+    let wanted = |name: &str| {
+        let is_json = Path::new(name).extension().is_some_and(|end| end == "json");
+        is_json && name.starts_with(&format!("{kind}."))
+    };
     let files = files
         .map(|file| file.expect("a file"))
         .filter(|file| wanted(&file.file_name().to_string_lossy()));

@@ -35,12 +35,12 @@ fn python(setup: Setup, test: &str) -> Option<Setup> {
         return None;
     }
     // Its file may lie where other users have no access; the interpreter takes it as text.
-    let text = std::fs::read_to_string(testkit::program("minimal.py")).expect("the program");
+    let code = std::fs::read_to_string(testkit::program("minimal.py")).expect("the program");
     let setup = setup.env("PATH", "/usr/local/bin:/usr/bin:/bin");
     Some(
         setup
             .args(["--ready", "notify"])
-            .program(["python3".to_owned(), "-c".to_owned(), text]),
+            .program(["python3".to_owned(), "-c".to_owned(), code]),
     )
 }
 

@@ -200,7 +200,9 @@ fn inside_kills() {
         wait_until("another supervisor that serves", LONG, || {
             property("MainPID") != pid && property("ActiveState") == "active"
         });
-        loads.iter().for_each(|load| load.wait_for_more(100));
+        for load in &loads {
+            load.wait_for_more(100);
+        }
         assert_eq!(stored(), 11);
     }
     for load in loads {

@@ -22,7 +22,7 @@ fn crashing(workers: usize) -> Setup {
 /// Has a worker run a program, and waits for its answer.
 fn ask(address: &Address, program: &str) -> String {
     let mut client = address.connect().expect("connected");
-    let digits: String = program.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let digits = testkit::hex(program);
     client
         .write_all(format!("GET /{digits} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
         .expect("sent");
@@ -102,10 +102,7 @@ fn a_line_in_the_middle_of_an_upgrade_comes_out_whole_and_so_does_the_tail() {
     assert_eq!(server.log().count(" of many"), 2000);
     assert_eq!(server.workers().remove(0), before);
     let mut client = server.connect();
-    let digits: String = "os._exit(3)"
-        .bytes()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digits = testkit::hex("os._exit(3)");
     client
         .write_all(format!("GET /{digits} HTTP/1.1\r\n\r\n").as_bytes())
         .expect("sent");

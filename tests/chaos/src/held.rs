@@ -96,7 +96,7 @@ mod tests {
         let path = directory.path().join("socket");
         let unix = UnixListener::bind(&path).expect("a socket");
         let name = format!("chaos-test-{}", std::process::id());
-        let named = socket(
+        let client_socket = socket(
             AddressFamily::Unix,
             SockType::Stream,
             SockFlag::empty(),
@@ -104,8 +104,12 @@ mod tests {
         )
         .expect("a socket");
         let own = UnixAddr::new_abstract(name.as_bytes()).expect("a name");
-        bind(named.as_raw_fd(), &own).expect("an unused name");
-        connect(named.as_raw_fd(), &UnixAddr::new(&path).expect("a path")).expect("a connection");
+        bind(client_socket.as_raw_fd(), &own).expect("an unused name");
+        connect(
+            client_socket.as_raw_fd(),
+            &UnixAddr::new(&path).expect("a path"),
+        )
+        .expect("a connection");
         let (held_unix, _) = unix.accept().expect("a connection");
         // A child that inherits both connections, and says so before it sleeps.
         let inherit = |fd: BorrowedFd<'_>| -> OwnedFd { fd.try_clone_to_owned().expect("a copy") };

@@ -78,9 +78,10 @@ pub fn run(options: &Options) -> Result<bool, String> {
         .transpose()?;
     let subject = start(options)?;
     let (report, log) = measure(options, seed, subject.as_ref(), line.as_ref())?;
-    match options.json {
-        true => println!("{}", report.to_json()),
-        false => println!("{report}"),
+    if options.json {
+        println!("{}", report.to_json());
+    } else {
+        println!("{report}");
     }
     let flawless = report.is_flawless();
     let file = options.log.clone().or_else(|| {

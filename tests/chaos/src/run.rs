@@ -12,7 +12,7 @@ use testkit::process::Process;
 
 /// How long the server may take to be settled after a step. Slow clients and stopped workers are
 /// what it waits for.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(20);
 
 /// One operation, as it went.
@@ -66,6 +66,14 @@ pub struct Runner<'a> {
     stopped: Mutex<()>,
     /// Workers that were asked to drain, each with its start.
     drained: Mutex<HashSet<(Process, u64)>>,
+}
+
+impl std::fmt::Debug for Runner<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut runner = formatter.debug_struct("Runner");
+        runner.field("workers", &self.workers);
+        runner.finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -252,9 +260,10 @@ impl<'a> Runner<'a> {
 
     /// Asks a worker to leave, once: a second request means that it is to leave immediately.
     fn drain(&self, worker: Process) -> Verdict {
-        match lock(&self.drained).insert((worker, worker.started())) {
-            true => self.subject.drain_worker(worker),
-            false => Verdict::Refused(format!("worker {} was asked before", worker.0)),
+        if lock(&self.drained).insert((worker, worker.started())) {
+            self.subject.drain_worker(worker)
+        } else {
+            Verdict::Refused(format!("worker {} was asked before", worker.0))
         }
     }
 
@@ -327,9 +336,10 @@ impl<'a> Runner<'a> {
                     .filter(|worker| !before.contains(worker))
                     .count();
                 let dead = victims.iter().all(|victim| !after.contains(victim));
-                match dead && new == victims.len() {
-                    true => Verdict::Done,
-                    false => Verdict::Wrong(format!("workers {before:?} became {after:?}")),
+                if dead && new == victims.len() {
+                    Verdict::Done
+                } else {
+                    Verdict::Wrong(format!("workers {before:?} became {after:?}"))
                 }
             }
             (Err(reason), _) | (_, Err(reason)) => Verdict::Wrong(reason),

@@ -79,13 +79,12 @@ async fn answer(request: Request<Body>, build: &'static str) -> Response<Reply> 
         Method::POST => request.into_body().bytes().await.ok().map(Reply::Whole),
         _ => pattern(request.uri()).await,
     };
-    let mut response = match reply {
-        Some(reply) => Response::new(reply),
-        None => {
-            let mut response = Response::new(Reply::Whole(Bytes::from_static(b"no such thing\n")));
-            *response.status_mut() = StatusCode::BAD_REQUEST;
-            response
-        }
+    let mut response = if let Some(reply) = reply {
+        Response::new(reply)
+    } else {
+        let mut response = Response::new(Reply::Whole(Bytes::from_static(b"no such thing\n")));
+        *response.status_mut() = StatusCode::BAD_REQUEST;
+        response
     };
     let length = HeaderValue::from(http_body::Body::size_hint(response.body()).lower());
     let headers = response.headers_mut();

@@ -97,7 +97,7 @@ impl HostileWorker {
             "oversized" => {
                 self.get_ready();
                 let _ = setsockopt(&self.channel, sockopt::SndBuf, &200_000);
-                self.then_bytes(&[4; 70_000])
+                self.then_bytes(&vec![4; 70_000])
             }
             "empty-packet" => {
                 self.get_ready();
@@ -267,10 +267,10 @@ impl HostileWorker {
             let mut command = Command::new("sh");
             command
                 .args(["-c", script])
-                .stdin(self.copy(&self.channel))
+                .stdin(copy(&self.channel))
                 .stderr(Stdio::null());
             if let Some(listener) = self.listeners.first() {
-                command.stdout(self.copy(listener));
+                command.stdout(copy(listener));
             }
             if own_group {
                 command.process_group(0);
@@ -283,12 +283,12 @@ impl HostileWorker {
         // They get where they are going.
         sleep(Duration::from_millis(200));
     }
+}
 
-    fn copy(&self, descriptor: &OwnedFd) -> Stdio {
-        descriptor
-            .try_clone()
-            .map_or_else(|_| Stdio::null(), Stdio::from)
-    }
+fn copy(descriptor: &OwnedFd) -> Stdio {
+    descriptor
+        .try_clone()
+        .map_or_else(|_| Stdio::null(), Stdio::from)
 }
 
 fn encoded(message: &ToSupervisor) -> Vec<u8> {
@@ -304,7 +304,7 @@ fn beat_for_ever(row: &Row) -> ! {
 
 fn idle() -> ! {
     loop {
-        sleep(Duration::from_secs(3600));
+        sleep(Duration::from_hours(1));
     }
 }
 

@@ -32,11 +32,12 @@ pub mod key {
 }
 
 /// A browser with one page.
+#[derive(Debug)]
 pub struct Browser {
     driver: Child,
     address: Address,
     session: String,
-    _profile: TempDir,
+    profile: TempDir,
 }
 
 /// Starts a driver: its process and its port; `None` when it leaves without telling one.
@@ -91,7 +92,7 @@ impl Browser {
             driver,
             address,
             session: String::new(),
-            _profile: profile,
+            profile,
         };
         let arguments = [
             "--headless=new".to_owned(),
@@ -102,7 +103,7 @@ impl Browser {
             "--no-first-run".to_owned(),
             format!(
                 "--user-data-dir={}",
-                browser._profile.path().join("profile").display()
+                browser.profile.path().join("profile").display()
             ),
             format!("--window-size={width},{height}"),
         ];
@@ -164,6 +165,9 @@ impl Browser {
     }
 
     /// How many elements a selector finds.
+    ///
+    /// # Panics
+    /// When the page cannot be asked.
     pub fn count(&self, selector: &str) -> u64 {
         let script = format!(
             "return document.querySelectorAll({}).length",

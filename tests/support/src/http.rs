@@ -180,6 +180,14 @@ pub struct Client {
     buffer: Vec<u8>,
 }
 
+impl std::fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut client = formatter.debug_struct("Client");
+        client.field("buffered", &self.buffer.len());
+        client.finish_non_exhaustive()
+    }
+}
+
 impl Client {
     /// Connects.
     ///

@@ -47,7 +47,19 @@ pub fn program(name: &str) -> std::path::PathBuf {
     root().join("tests/programs").join(name)
 }
 
+/// The bytes of a text as hexadecimal digits, as `tests/programs/crashing.py` reads programs.
+pub fn hex(text: &str) -> String {
+    use std::fmt::Write;
+    text.bytes().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
 /// The checkout.
+///
+/// # Panics
+/// When this crate lies elsewhere.
 pub fn root() -> std::path::PathBuf {
     let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors()

@@ -121,6 +121,9 @@ impl Log {
 
     /// All lines there will ever be: waits until the last writer has closed the pipe, or for
     /// `limit` when a process that was left behind still could.
+    ///
+    /// # Panics
+    /// When a thread has panicked while it held the log.
     pub fn all(&self, limit: Duration) -> Vec<String> {
         let waited = self
             .shared

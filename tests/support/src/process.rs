@@ -21,6 +21,9 @@ struct Stat {
 
 impl Process {
     /// Returns its number.
+    ///
+    /// # Panics
+    /// When it is none.
     pub fn pid(self) -> Pid {
         Pid::from_raw(i32::try_from(self.0).expect("a pid"))
     }
@@ -145,6 +148,9 @@ impl Process {
 }
 
 /// Every process that can be seen.
+///
+/// # Panics
+/// When /proc is not mounted.
 pub fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
     entries

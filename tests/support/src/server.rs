@@ -254,7 +254,7 @@ impl Setup {
             .stderr(writer);
         let child = command
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {:?}: {error}", self.binary));
+            .unwrap_or_else(|error| panic!("cannot start {}: {error}", self.binary.display()));
         // The command holds the pipe's writing end; the log must see its end when the server is
         // gone.
         drop(command);
@@ -404,6 +404,9 @@ impl Server {
     }
 
     /// The accepted generation.
+    ///
+    /// # Panics
+    /// When it has no status.
     #[track_caller]
     pub fn generation(&self) -> u64 {
         self.status()["generation"]
@@ -412,6 +415,9 @@ impl Server {
     }
 
     /// `starting`, `serving`, `degraded`, `draining` or `stopping`.
+    ///
+    /// # Panics
+    /// When it has no status.
     #[track_caller]
     pub fn state(&self) -> String {
         self.status()["state"]
@@ -443,6 +449,9 @@ impl Server {
     }
 
     /// Where it listens, in the order of the status.
+    ///
+    /// # Panics
+    /// When it has no status.
     #[track_caller]
     pub fn addresses(&self) -> Vec<Address> {
         let status = self.status();
@@ -570,6 +579,9 @@ impl Server {
     }
 
     /// Whether it has exited.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
     pub fn try_exit(&mut self) -> Option<ExitStatus> {
         if self.exit.is_none() {
             self.exit = self.child.try_wait().expect("it is our child");
@@ -586,12 +598,11 @@ impl Server {
         let end = std::time::Instant::now() + limit;
         wait_for("the server's exit", limit * 2, || {
             let exit = self.try_exit();
-            if exit.is_none() && std::time::Instant::now() > end {
-                panic!(
-                    "still there after {limit:?}:\n  {}",
-                    self.log.lines().join("\n  ")
-                );
-            }
+            assert!(
+                exit.is_some() || std::time::Instant::now() <= end,
+                "still there after {limit:?}:\n  {}",
+                self.log.lines().join("\n  ")
+            );
             exit
         })
     }

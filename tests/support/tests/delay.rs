@@ -23,7 +23,7 @@ fn line(test: &str, way: Way) -> Option<DelayLine> {
 /// `serve`.
 fn listen(
     near: IpAddr,
-    serve: impl Fn(TcpStream) -> io::Result<()> + Copy + Send + 'static,
+    serve: impl Fn(&TcpStream) -> io::Result<()> + Copy + Send + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind((near, 0)).expect("a near address is this thread's");
     // The standard library's queue of 128 is too short here: the kernel would reset connections.
@@ -31,14 +31,14 @@ fn listen(
     let address = listener.local_addr().expect("bound");
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            thread::spawn(move || serve(stream));
+            thread::spawn(move || serve(&stream));
         }
     });
     address
 }
 
-fn echo(stream: TcpStream) -> io::Result<()> {
-    io::copy(&mut &stream, &mut &stream)?;
+fn echo(stream: &TcpStream) -> io::Result<()> {
+    io::copy(&mut &*stream, &mut &*stream)?;
     stream.shutdown(Shutdown::Write)
 }
 
@@ -125,7 +125,7 @@ fn a_refusal_takes_its_time_too() {
 /// Sends this many bytes each way at once, over IPv4 and IPv6.
 fn exchange(line: &DelayLine, length: usize) {
     for near in line.near() {
-        let server = listen(near, move |mut stream| {
+        let server = listen(near, move |mut stream: &TcpStream| {
             let mut out = stream.try_clone()?;
             let writer = thread::spawn(move || out.write_all(&pattern(2, length)));
             let mut got = Vec::new();
@@ -236,7 +236,7 @@ fn a_thousand_new_connections_a_second_lose_nothing() {
     println!(
         "{:.0} connections/s, {:.1} Mbit/s, {counts:?}",
         2_000.0 / time,
-        counts.bytes as f64 * 8e-6 / time
+        f64::from(u32::try_from(counts.bytes).expect("a few MiB")) * 8e-6 / time
     );
     assert_eq!(report.answered, 2_000, "{report}");
     assert_eq!((counts.dropped, counts.lost), (0, 0), "{counts:?}");

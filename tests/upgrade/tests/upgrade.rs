@@ -123,20 +123,20 @@ fn upgrade_wait_gives_the_verdict_and_the_reason() {
 
 /// An upgrade, by USR2 and by a reload, that must fail for this reason, and change nothing; the
 /// next one works.
-fn changes_nothing(server: Server, spoil: impl Fn(&Server), reason: &str) {
+fn changes_nothing(server: &Server, spoil: impl Fn(&Server), reason: &str) {
     let (pid, workers, version, generation) = (
         server.process(),
         server.ready(),
-        program(&server),
+        program(server),
         server.generation(),
     );
     let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello, client!")));
-    spoil(&server);
+    spoil(server);
     server.signal(SIGUSR2);
     let line = server.wait_for_log("upgrade failed");
     assert!(line.contains(reason), "{line}");
     assert_eq!(
-        last_reason(&server).map(|told| told.contains(reason)),
+        last_reason(server).map(|told| told.contains(reason)),
         Some(true),
         "{}",
         server.status()
@@ -156,14 +156,14 @@ fn changes_nothing(server: Server, spoil: impl Fn(&Server), reason: &str) {
     }
     load.wait_for_more(20);
     assert_eq!(
-        (server.process(), server.ready(), program(&server)),
+        (server.process(), server.ready(), program(server)),
         (pid, workers.clone(), version)
     );
     assert_eq!(server.generation(), generation);
     assert_eq!(server.log().count("upgrade failed"), 1, "it is logged once");
     wait_until("only the workers", LONG, || pid.children().len() == 2);
     server.replace(Path::new(THIS));
-    upgrade(&server);
+    upgrade(server);
     load.wait_for_more(20);
     assert_eq!(server.ready(), workers);
     load.finish().assert_flawless();
@@ -181,22 +181,22 @@ fn put(text: &'static [u8], mode: u32) -> impl Fn(&Server) {
 #[test]
 fn a_file_that_is_no_program_changes_nothing() {
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         put(b"these are words", 0o755),
         "not a program for this machine",
     );
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         put(b"\x7fELF\x02\x01\x01", 0o755),
         "cannot execute",
     );
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         put(b"", 0o755),
         "not a program for this machine",
     );
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         put(b"#!/bin/sh\nexec sleep 60\n", 0o755),
         "is a script",
     );
@@ -213,30 +213,30 @@ fn a_program_for_another_machine_changes_nothing() {
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("its mode");
         server.replace(&file);
     };
-    changes_nothing(setup().start(), spoil, "not a program for this machine");
+    changes_nothing(&setup().start(), spoil, "not a program for this machine");
 }
 
 #[test]
 fn a_program_that_may_not_be_executed_changes_nothing() {
-    changes_nothing(setup().start(), put(b"\x7fELF", 0o644), "chmod +x");
+    changes_nothing(&setup().start(), put(b"\x7fELF", 0o644), "chmod +x");
 }
 
 #[test]
 fn a_program_that_is_gone_changes_nothing() {
     let spoil =
         |server: &Server| std::fs::remove_file(server.path("program")).expect("it was there");
-    changes_nothing(setup().start(), spoil, "check the path");
+    changes_nothing(&setup().start(), spoil, "check the path");
 }
 
 #[test]
 fn another_program_changes_nothing() {
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         |server| server.replace(Path::new("/bin/true")),
         "without a word",
     );
     changes_nothing(
-        setup().start(),
+        &setup().start(),
         |server| server.replace(Path::new("/bin/false")),
         "status 1",
     );
@@ -254,7 +254,7 @@ fn a_new_version_that_fails_in_the_check_changes_nothing() {
         let setup = setup()
             .env("PREFORK_NEXT", part)
             .args(["--start-timeout", "3s"]);
-        changes_nothing(setup.start(), |server| server.replace(next()), reason);
+        changes_nothing(&setup.start(), |server| server.replace(next()), reason);
     }
 }
 
@@ -265,7 +265,7 @@ fn a_new_version_that_fails_after_its_check_gives_the_server_back() {
         ("late-panic", "broke too late"),
     ] {
         let setup = setup().env("PREFORK_NEXT", part);
-        changes_nothing(setup.start(), |server| server.replace(next()), reason);
+        changes_nothing(&setup.start(), |server| server.replace(next()), reason);
     }
 }
 

@@ -327,9 +327,10 @@ impl Connection {
         let reset = error.is_some();
         if self.stage == Stage::Closing {
             // Requests that the server refused to read make its end a reset.
-            return match reset && self.withdrawn == 0 {
-                true => State::Failed(Failure::CloseReset, how),
-                false => State::Over,
+            return if reset && self.withdrawn == 0 {
+                State::Failed(Failure::CloseReset, how)
+            } else {
+                State::Over
             };
         }
         if self.asked.is_empty() {
@@ -367,9 +368,8 @@ impl Connection {
 
 fn not_connected(error: Errno) -> (Failure, String) {
     let failure = match error {
-        Errno::ECONNREFUSED | Errno::ENOENT => Failure::Refused,
-        // A Unix socket's queue is full.
-        Errno::EAGAIN => Failure::Refused,
+        // EAGAIN: a Unix socket's queue is full.
+        Errno::ECONNREFUSED | Errno::ENOENT | Errno::EAGAIN => Failure::Refused,
         Errno::ETIMEDOUT | Errno::EHOSTUNREACH | Errno::ENETUNREACH => Failure::TimedOut,
         Errno::EADDRNOTAVAIL
         | Errno::EADDRINUSE

@@ -511,8 +511,7 @@ impl Engine {
         }
         self.ledger.shape(shape).withdrawn += connection.withdrawn;
         match state {
-            State::Waiting | State::Rest => {}
-            State::Over => {}
+            State::Waiting | State::Rest | State::Over => {}
             State::EndedIdle { reset } => {
                 let tally = self.ledger.shape(shape);
                 tally.closed_idle += 1;

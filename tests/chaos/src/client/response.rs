@@ -160,7 +160,7 @@ fn parse(head: &[u8], asked: &Asked) -> Result<Head, Wrong> {
         } else if is(PID) {
             found.pid = value.parse().unwrap_or(0);
         } else if is(BUILD) {
-            found.build = value.to_owned();
+            value.clone_into(&mut found.build);
         }
     }
     match length {

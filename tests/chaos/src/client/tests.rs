@@ -478,9 +478,10 @@ fn only_the_connections_in_a_killed_workers_hands_may_fail() {
         let held: Vec<_> = (0..4)
             .map(|_| listener.accept().expect("a connection"))
             .collect();
-        held.iter()
-            .for_each(|(_, peer)| tell.send(Name::Tcp(*peer)).expect("the test listens"));
-        std::thread::sleep(Duration::from_secs(60));
+        for (_, peer) in &held {
+            tell.send(Name::Tcp(*peer)).expect("the test listens");
+        }
+        std::thread::sleep(Duration::from_mins(1));
     });
     std::thread::spawn(move || {
         let held: Vec<_> = (0..4)
@@ -490,7 +491,7 @@ fn only_the_connections_in_a_killed_workers_hands_may_fail() {
             told.send(Name::Unix(abstract_name(peer)))
                 .expect("the test listens");
         }
-        std::thread::sleep(Duration::from_secs(60));
+        std::thread::sleep(Duration::from_mins(1));
     });
     for address in [tcp, Address::Unix(path)] {
         let mut load = load(&address, Shape::Kept);

@@ -18,7 +18,7 @@ use testkit::{Address, Server};
 
 /// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile,
 /// and the supervisor for two.
-const OUTCOME: Duration = Duration::from_secs(60);
+const OUTCOME: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The two builds, by the names of their binaries.
@@ -179,11 +179,11 @@ impl Prefork {
         })
     }
 
-    fn reload_by_name(&self, alone: bool) -> Result<Verdict, String> {
+    fn reload_by_name(&self, alone: bool) -> Verdict {
         match self.ask(r#"{"command":"reload","wait":true}"#) {
-            Ok(answer) if answer["ok"] == true => Ok(Verdict::Done),
-            Ok(answer) => Ok(refused(text(&answer["error"]), alone)),
-            Err(reason) => Ok(refused(reason, alone)),
+            Ok(answer) if answer["ok"] == true => Verdict::Done,
+            Ok(answer) => refused(text(&answer["error"]), alone),
+            Err(reason) => refused(reason, alone),
         }
     }
 
@@ -278,9 +278,10 @@ impl Prefork {
                 now = self.wait("a status", open)?;
             }
         }
-        match now == to {
-            true => Ok(Verdict::Done),
-            false => Ok(refused(format!("{now} workers instead of {to}"), alone)),
+        if now == to {
+            Ok(Verdict::Done)
+        } else {
+            Ok(refused(format!("{now} workers instead of {to}"), alone))
         }
     }
 
@@ -366,7 +367,7 @@ impl Subject for Prefork {
         Verdict::of(match asked {
             Asked::Signal => self.reload_by_signals(1, alone),
             Asked::Signals(count) => self.reload_by_signals(count, alone),
-            Asked::Control => self.reload_by_name(alone),
+            Asked::Control => Ok(self.reload_by_name(alone)),
         })
     }
 
@@ -434,9 +435,10 @@ fn configuration(setup: &Setup, directory: &Path, extra: &str) -> String {
         ("start-timeout", "\"30s\""),
     ];
     let ours = ours.iter().filter(|(key, _)| !extra.contains(key));
-    let ours: String = ours
+    let ours: Vec<_> = ours
         .map(|(key, value)| format!("{key} = {value}\n"))
         .collect();
+    let ours = ours.concat();
     format!(
         "workers = {}\nclass = \"{}\"\nbind = {bind:?}\n{ours}{extra}",
         setup.workers, setup.class

@@ -166,7 +166,8 @@ impl Stage {
     pub(crate) fn assert_unharmed(&mut self) {
         let (began, ticks) = self.began;
         let process = self.server.process();
-        let spent = (process.cpu_ticks() - ticks) as f64 / 100.0;
+        let ticks = u32::try_from(process.cpu_ticks() - ticks).expect("a few ticks");
+        let spent = f64::from(ticks) / 100.0;
         let span = began.elapsed().as_secs_f64();
         self.end_load();
         let now = self.server.ready();

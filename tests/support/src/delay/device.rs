@@ -75,7 +75,7 @@ impl Device {
     }
 
     /// The kernel's own counts about the device.
-    pub(super) fn statistics(&self) -> Result<Statistics, NotPossible> {
+    pub(super) fn statistics() -> Result<Statistics, NotPossible> {
         // Opened here, it tells of this thread's namespace for ever, in whichever thread it is
         // read.
         File::open("/proc/thread-self/net/dev")
@@ -129,10 +129,11 @@ fn interface(name: &str) -> Result<Interface, NotPossible> {
 /// outside as well.
 fn lengthen_queue(index: libc::c_int) -> io::Result<()> {
     // A header of 16 bytes, an ifinfomsg of 16, an attribute of 8.
+    let flags = u16::try_from(libc::NLM_F_REQUEST | libc::NLM_F_ACK).expect("two small flags");
     let mut message = Vec::new();
     message.extend(40_u32.to_ne_bytes());
     message.extend(libc::RTM_SETLINK.to_ne_bytes());
-    message.extend(((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([0; 12]);
     message.extend(index.to_ne_bytes());
     message.extend([0; 8]);

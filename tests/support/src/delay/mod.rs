@@ -149,7 +149,7 @@ impl DelayLine {
         device::raise("lo")?;
         let device = Device::make()?;
         let has_v6 = device.has_v6();
-        let statistics = device.statistics()?;
+        let statistics = Device::statistics()?;
         let (stop, stopped) =
             UnixStream::pair().map_err(failed("cannot make a pair of sockets"))?;
         let tally = Arc::new(Tally::default());

@@ -37,7 +37,11 @@ impl Queue {
         if loss < u64::from(self.way.loss_per_million) {
             return Err(packet);
         }
-        let jitter = self.way.jitter.mul_f64(jitter as f64 / f64::from(1 << 20));
+        let share = u32::try_from(jitter).expect("below 2^20");
+        let jitter = self
+            .way
+            .jitter
+            .mul_f64(f64::from(share) / f64::from(1 << 20));
         let due = now + self.way.delay + jitter;
         let due = self.held.back().map_or(due, |last| due.max(last.due));
         self.held.push_back(Held { due, packet });

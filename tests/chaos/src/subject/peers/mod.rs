@@ -19,7 +19,7 @@ use testkit::process::{Process, in_group};
 
 /// How long the outcome of anything may take. A worker may be stopped for five seconds meanwhile,
 /// and hold a slow client's connection for longer.
-const OUTCOME: Duration = Duration::from_secs(60);
+const OUTCOME: Duration = Duration::from_mins(1);
 /// After which time a reload that has not begun is asked for again.
 const DEAF: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(10);
@@ -91,9 +91,9 @@ impl Peer {
             .stderr(writer)
             .process_group(0);
         command.current_dir(site.path(""));
-        let child = command
-            .spawn()
-            .map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))?;
+        let child = command.spawn().map_err(|error| {
+            format!("cannot start {}: {error}", command.get_program().display())
+        })?;
         drop(command);
         let first = Process(child.id());
         let state = State {
@@ -343,7 +343,7 @@ impl Peer {
         };
         match how {
             Broken::Missing => {
-                std::fs::remove_file(self.site.path(file)).map_err(|error| error.to_string())?
+                std::fs::remove_file(self.site.path(file)).map_err(|error| error.to_string())?;
             }
             _ => self.site.write(file, broken)?,
         }
