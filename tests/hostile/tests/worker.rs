@@ -149,7 +149,7 @@ fn a_worker_that_shuts_its_listening_socket_down_is_killed_and_its_slot_serves_a
         let mut stage = Stage::new(&["--accept", accept]);
         stage.enter("shuts-its-sockets");
         stage.wait_for_lines(
-            "somebody has shut down a listening socket of its slot; sending SIGKILL",
+            "a listening socket of its slot was shut down; sending SIGKILL",
             2,
         );
         stage.wait_for_deaths("protocol", 2);
