@@ -10,7 +10,7 @@ use crate::listen::{Listeners, StoredSockets};
 use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
 use crate::server::Server;
 use crate::upgrade::Task;
-use crate::{admin, config, logging as logfile, top, upgrade as handover};
+use crate::{admin, config, logging, top, upgrade};
 use log::{error, info, warn};
 use prefork_protocol::environment::{Inherited, take_listeners};
 use prefork_worker::Service;
@@ -45,11 +45,11 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     if let Some(task) = memory_sampler::task() {
         return task.perform();
     }
-    if let Some(task) = handover::task() {
+    if let Some(task) = upgrade::task() {
         return take_over(identity, task);
     }
     if prefork_worker::is_worker() {
-        logfile::start_in_worker();
+        logging::start_in_worker();
         return prefork_worker::run(|settings| match service {
             Some(service) => Ok(service),
             None => prefork_worker::apps::by_name(&settings.app),
@@ -126,7 +126,7 @@ fn serve(
         Ok(config) => config,
         Err(error) => return usage(&error.to_string()),
     };
-    if let Err(reason) = logfile::start(&config.log) {
+    if let Err(reason) = logging::start(&config.log) {
         return fail(&reason);
     }
     info!(
@@ -159,7 +159,7 @@ fn serve(
         Ok(server) => server,
         Err(reason) => {
             error!("cannot start: {reason}");
-            logfile::finish();
+            logging::finish();
             return ExitCode::FAILURE;
         }
     };
@@ -181,13 +181,13 @@ fn take_over(identity: &Identity, task: Task) -> ExitCode {
     if task.check {
         // Who has become another user may not be able to open again what is open now, and would go
         // on without a log.
-        if let Some(Err(reason)) = server.log_settings().map(logfile::can_start) {
-            handover::give_up(&reason);
+        if let Some(Err(reason)) = server.log_settings().map(logging::can_start) {
+            upgrade::give_up(&reason);
         }
         task.pass();
     }
     if let Some(settings) = server.log_settings()
-        && let Err(reason) = logfile::start(settings)
+        && let Err(reason) = logging::start(settings)
     {
         // The server is worth more than its log.
         let _ = writeln!(std::io::stderr(), "error: {reason}");

@@ -14,7 +14,7 @@
 #[expect(
     clippy::disallowed_macros,
     clippy::disallowed_methods,
-    reason = "scripts/adaptive-plots names a directory for pictures and reads the table"
+    reason = "scripts/autoscaling-plots names a directory for pictures and reads the table"
 )]
 mod curves;
 pub(crate) mod load;

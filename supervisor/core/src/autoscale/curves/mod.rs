@@ -123,7 +123,7 @@ fn teeth_that_are_shorter_than_the_wait_stop_hardly_any_worker() {
     );
 }
 
-/// Writes the table and the pictures of `docs/adaptive.md`.
+/// Writes the table and the pictures of `docs/autoscaling.md`.
 #[test]
 #[ignore = "run by scripts/autoscaling-plots"]
 fn draw() {
