@@ -220,8 +220,8 @@ fn plain_rust() {
 }
 
 #[test]
-fn rust_with_the_worker_crate() {
-    let stack = stack("Rust, the `worker` crate", "Block 0 ms\n").speaks(Speaks::Channel);
+fn rust_with_the_prefork_crate() {
+    let stack = stack("Rust, the `prefork` crate", "Block 0 ms\n").speaks(Speaks::Channel);
     // A class with one thread, so that one handler can block all of it.
     let stack = stack.options(["--app", "block", "--class", "sync"]);
     stack.paths("/?ms=1000", "/?ms=60000").measure();

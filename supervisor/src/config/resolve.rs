@@ -20,7 +20,7 @@ use prefork_protocol::settings::ClassName;
 use std::collections::BTreeSet;
 
 /// Why an external program cannot be asked for what only Rust workers have.
-const NO_CHANNEL: &str = "only a program that links the worker crate has a channel, and always \
+const NO_CHANNEL: &str = "only a program that links the prefork crate has a channel, and always \
                           uses it (choose auto, notify, listen or after=TIME for another one)";
 
 /// Why a supervisor that is neither root nor the workers' user cannot see what they wait for.

@@ -292,7 +292,8 @@ impl Server {
             ProbeResult::Gone => debug!("worker {worker} is gone, its readiness probe reports"),
             ProbeResult::Failed(how) => {
                 // Without a probe its readiness would never be known.
-                let reason = format!("cannot be seen to get ready: its readiness probe {how}");
+                let reason =
+                    format!("cannot be seen to get ready: its readiness probe ended early ({how})");
                 self.feed(Event::ProtocolViolation(worker, reason));
             }
         }

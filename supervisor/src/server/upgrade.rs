@@ -9,10 +9,10 @@ use super::{Server, clock};
 use crate::api::events::EventRecord;
 use crate::api::status::LastUpgrade;
 use crate::control::Answer;
-use crate::helpers::{HelperExit, HelperId, Kind as HelperKind};
+use crate::helpers::{HelperExit, HelperId, Kind as HelperKind, StartError};
 use crate::logging::stderr::writer::stderr_writer;
 use crate::process::reap::Death;
-use crate::process::spawn::{Executable, Order};
+use crate::process::spawn::{Executable, ExecutableError, Order};
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, ChannelState, CountsState, DeathsState, ExecErrorsState,
     GenerationState, HandleState, Kind, LineState, NoticesState, Packing, PhaseState, ProgramState,
@@ -30,8 +30,9 @@ use prefork_protocol::environment::{LISTEN_PID, NOTIFY_SOCKET, WATCHDOG_PID, WAT
 use prefork_protocol::message::PROTOCOL;
 use prefork_protocol::scoreboard::Totals;
 use prefork_protocol::{GenerationId, Slot};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a check may take, unless `start-timeout` is less.
@@ -70,6 +71,23 @@ struct Asked {
     clients: Vec<u64>,
     /// The reload that waits for it.
     reload: Option<GenerationId>,
+}
+
+/// Why an upgrade was not tried.
+#[derive(Debug, thiserror::Error)]
+enum UpgradeError {
+    #[error("the server stops")]
+    Stopping,
+    #[error(transparent)]
+    Program(#[from] ExecutableError),
+    #[error("{} is a script, not this program (put the program itself there)", .0.display())]
+    Script(PathBuf),
+    #[error("cannot write down the state: {0}")]
+    State(#[source] io::Error),
+    #[error("cannot make a pipe: {0}")]
+    Pipe(#[source] io::Error),
+    #[error(transparent)]
+    Check(#[from] StartError),
 }
 
 /// What becomes of a reload that may need an upgrade first.
@@ -116,8 +134,8 @@ impl Server {
             clients: client.into_iter().collect(),
             reload: None,
         };
-        if let Err((asked, reason)) = self.try_upgrade(asked) {
-            self.upgrade_failed(asked, &reason);
+        if let Err((asked, error)) = self.try_upgrade(asked) {
+            self.upgrade_failed(asked, &error.to_string());
         }
     }
 
@@ -135,21 +153,21 @@ impl Server {
         };
         match self.try_upgrade(asked) {
             Ok(()) => Preparation::Pending,
-            Err((_, reason)) => {
+            Err((_, error)) => {
                 let path = &self.generations.loader.own_path;
-                Preparation::Refused(cannot_take_over(path, &reason))
+                Preparation::Refused(cannot_take_over(path, &error.to_string()))
             }
         }
     }
 
     /// Begins to check the program at our path, or joins a check of the very same file.
-    fn try_upgrade(&mut self, mut asked: Asked) -> Result<(), (Asked, String)> {
+    fn try_upgrade(&mut self, mut asked: Asked) -> Result<(), (Asked, UpgradeError)> {
         if self.core.is_stopping() {
-            return Err((asked, "the server stops".to_owned()));
+            return Err((asked, UpgradeError::Stopping));
         }
         let next = match self.next_program() {
             Ok(next) => next,
-            Err(reason) => return Err((asked, reason)),
+            Err(error) => return Err((asked, error)),
         };
         if let Some(attempt) = self.upgrade.attempt.take() {
             let Asked { clients, reload } = attempt.asked;
@@ -181,31 +199,26 @@ impl Server {
                 });
                 Ok(())
             }
-            Err(reason) => Err((asked, reason)),
+            Err(error) => Err((asked, error)),
         }
     }
 
-    /// The program that lies at our path now.
-    fn next_program(&self) -> Result<Executable, String> {
+    /// Opens the program that lies at our path now.
+    fn next_program(&self) -> Result<Executable, UpgradeError> {
         let path = &self.generations.loader.own_path;
-        let next = Executable::open(path).map_err(|error| error.to_string())?;
+        let next = Executable::open(path)?;
         if next.is_script() {
-            let path = path.display();
-            return Err(format!(
-                "{path} is a script, not this program (put the program itself there)"
-            ));
+            return Err(UpgradeError::Script(path.clone()));
         }
         Ok(next)
     }
 
     /// Starts the new program to check the state as it is now.
-    fn check(&mut self, next: &Executable) -> Result<(HelperId, OwnedFd), String> {
-        let failed =
-            |act: &'static str| move |error: std::io::Error| format!("cannot {act}: {error}");
+    fn check(&mut self, next: &Executable) -> Result<(HelperId, OwnedFd), UpgradeError> {
         let state = self.state(&Asked::default(), &[]);
-        let memory = seal(&state).map_err(failed("write down the state"))?;
+        let memory = seal(&state).map_err(UpgradeError::State)?;
         let (report, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-            .map_err(|errno| failed("make a pipe")(errno.into()))?;
+            .map_err(|errno| UpgradeError::Pipe(errno.into()))?;
         let kept = state
             .kept()
             .chain([memory.as_raw_fd(), theirs.as_raw_fd()])
@@ -225,9 +238,8 @@ impl Server {
         };
         let deadline = self.now + self.check_timeout();
         let processes = &mut self.helpers.processes;
-        let check = processes
-            .start(&self.poll, HelperKind::UpgradeCheck, order, Some(deadline))
-            .map_err(|error| error.to_string())?;
+        let kind = HelperKind::UpgradeCheck;
+        let check = processes.start(&self.poll, kind, order, Some(deadline))?;
         Ok((check, report))
     }
 

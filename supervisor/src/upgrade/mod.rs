@@ -152,7 +152,7 @@ pub(crate) fn task() -> Option<Task> {
 impl Task {
     /// Reads the state and takes its descriptors over.
     pub(crate) fn read(&self) -> (State, Unpacking) {
-        let state = read(&self.memory).unwrap_or_else(|reason| give_up(&reason));
+        let state = read(&self.memory).unwrap_or_else(|error| give_up(&error.to_string()));
         if let Way::Back { descriptors, .. } = &mut *way() {
             *descriptors = state.kept().collect();
         }
@@ -293,46 +293,61 @@ fn bytes(state: &State) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read(memory: &OwnedFd) -> Result<State, String> {
+/// Why a state cannot be read.
+#[derive(Debug, thiserror::Error)]
+enum StateError {
+    #[error("the state is not sealed, so another process could change it")]
+    NotSealed,
+    #[error("cannot read the state: {0}")]
+    Read(#[from] io::Error),
+    #[error("cannot read the state: it is too long")]
+    TooLong,
+    #[error("cannot read the state: these bytes are none")]
+    NoState,
+    #[error(
+        "cannot read the state: it has format {0}, version {version} reads {FORMAT} \
+         (restart the server to change versions)",
+        version = crate::version::VERSION
+    )]
+    Format(u16),
+    #[error("cannot read the state: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    #[error("cannot read the state: bytes are left over")]
+    LeftOver,
+}
+
+fn read(memory: &OwnedFd) -> Result<State, StateError> {
     let seals_found =
         fcntl(memory, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_retain);
     if !seals_found.contains(seals()) {
-        return Err("the state is not sealed, so another process could change it".to_owned());
+        return Err(StateError::NotSealed);
     }
     let mut bytes = Vec::new();
-    let mut file = File::from(memory.try_clone().map_err(|error| error.to_string())?);
-    let read = file
-        .rewind()
-        .and_then(|()| file.take(LONGEST + 1).read_to_end(&mut bytes));
-    read.map_err(|error| format!("cannot read the state: {error}"))?;
+    let mut file = File::from(memory.try_clone()?);
+    file.rewind()?;
+    file.take(LONGEST + 1).read_to_end(&mut bytes)?;
     parse(&bytes)
 }
 
-fn parse(bytes: &[u8]) -> Result<State, String> {
+fn parse(bytes: &[u8]) -> Result<State, StateError> {
     if bytes.len() as u64 > LONGEST {
-        return Err("cannot read the state: it is too long".to_owned());
+        return Err(StateError::TooLong);
     }
     let (magic, rest) = bytes.split_at_checked(MAGIC.len()).unwrap_or_default();
     let Some((format, mut rest)) = rest.split_first_chunk().filter(|_| magic == MAGIC) else {
-        return Err("cannot read the state: these bytes are none".to_owned());
+        return Err(StateError::NoState);
     };
     match u16::from_le_bytes(*format) {
         FORMAT => {}
         #[cfg(feature = "next")]
         format if format == next::format() => {}
-        format => {
-            let version = crate::version::VERSION;
-            return Err(format!(
-                "cannot read the state: it has format {format}, version {version} reads {FORMAT} (restart the server to change versions)"
-            ));
-        }
+        format => return Err(StateError::Format(format)),
     }
-    let state =
-        record::take(&mut rest).map_err(|error| format!("cannot read the state: {error}"))?;
+    let state = record::take(&mut rest)?;
     if rest.is_empty() {
         Ok(state)
     } else {
-        Err("cannot read the state: bytes are left over".to_owned())
+        Err(StateError::LeftOver)
     }
 }
 

@@ -484,7 +484,7 @@ fn what_is_no_state_is_refused_with_the_reason() {
     for length in 0..good.len() {
         assert!(parse(&good[..length]).is_err(), "{length} bytes");
     }
-    let reason = |bytes: &[u8]| parse(bytes).expect_err("it is no state");
+    let reason = |bytes: &[u8]| parse(bytes).expect_err("it is no state").to_string();
     assert!(reason(b"").contains("none"));
     assert!(reason(&[good.as_slice(), b"x"].concat()).contains("left over"));
     let mut other = good.clone();
@@ -507,6 +507,7 @@ fn only_sealed_memory_is_believed() {
     assert!(
         read(&open)
             .expect_err("it can be written")
+            .to_string()
             .contains("not sealed")
     );
 }

@@ -29,7 +29,7 @@ pub enum Speaks {
     Early,
     /// Nothing: it counts as ready after a while.
     Nothing,
-    /// It links the `worker` crate, and uses its channel.
+    /// It links the `prefork` crate, and uses its channel.
     Channel,
 }
 
