@@ -134,7 +134,7 @@ pub fn receive_with_descriptor(
         && first.cmsg_len.checked_sub(ONE as _) == Some(0)
     {
         // SAFETY: the kernel has written one descriptor after this header, new in this process, so
-        // nobody else owns it.
+        // nothing else owns it.
         descriptor = Some(unsafe {
             OwnedFd::from_raw_fd(libc::CMSG_DATA(first).cast::<RawFd>().read_unaligned())
         });
