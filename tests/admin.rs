@@ -325,7 +325,16 @@ fn the_child_runs_as_nobody_with_nearly_no_privileges() {
         .split_whitespace()
         .nth(16)
         .map(str::to_owned);
-    assert_eq!(nice.as_deref(), Some("19"));
+    assert_eq!(nice.as_deref(), Some("10"));
+    // Its priority is its own, not that of the session that starts it.
+    for process in ["self".to_owned(), server.process().0.to_string()] {
+        let group = std::fs::read_to_string(format!("/proc/{process}/autogroup"));
+        let group = group.unwrap_or_default();
+        assert!(
+            group.is_empty() || group.trim().ends_with(" nice 0"),
+            "{group}"
+        );
+    }
     // None of its descriptors is a worker's socket.
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", child(&server).0))
         .expect("its descriptors")
@@ -455,6 +464,28 @@ fn a_child_that_leaves_at_an_upgrade_finishes_and_is_no_leftover() {
     );
     wait_until("the old child to be gone", LONG, || !old.runs());
     assert_eq!(server.log().count("left behind"), 0);
+}
+
+#[test]
+fn a_stop_answers_the_scrapers_that_were_accepted() {
+    let mut server = administered().start();
+    let child = child(&server);
+    let mut client = admin(&server).connect().expect("connected");
+    // It has the client once it has answered another one.
+    get(&server, "/healthz");
+    server.signal(SIGTERM);
+    wait_until("all workers to be gone", LONG, || {
+        server.process().children().iter().all(|one| *one == child)
+    });
+    // A server that did not wait for the child would be gone after a moment.
+    std::thread::sleep(Duration::from_millis(300));
+    client
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .expect("sent");
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(server.wait_exit(LONG).success());
 }
 
 #[test]

@@ -33,7 +33,6 @@ use crate::process::spawn::{Executable, Order};
 use crate::sandbox::Confinement;
 use crate::upgrade::{ChildState, Unpacking, environment_without};
 use nix::sys::resource::Resource;
-use nix::unistd::Pid;
 use prefork_core::Time;
 use prefork_protocol::environment::ALL;
 use std::ffi::CString;
@@ -43,6 +42,9 @@ use std::time::Duration;
 
 /// The first argument of a process that plays this role.
 const ROLE: &str = "--admin-child";
+/// The child's niceness. Not the lowest priority: metrics are needed most when the machine is busy,
+/// and the child uses little in any case.
+const NICE: i32 = 10;
 /// How long a retired child has for its active requests before it is killed.
 const RETIRE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The uptime after which an exit does not count as a failure.
@@ -122,8 +124,13 @@ impl Admin {
 
     /// Lets the child that serves leave: its connections have been closed.
     pub(crate) fn retire(&mut self, now: Time, processes: &mut HelperProcesses) {
+        self.leave_until(now + RETIRE_TIMEOUT, processes);
+    }
+
+    /// As [`retire`](Self::retire), with this deadline: the server exits.
+    pub(crate) fn leave_until(&mut self, deadline: Time, processes: &mut HelperProcesses) {
         if let Some(serving) = self.serving.take() {
-            processes.set_deadline(serving.helper, now + RETIRE_TIMEOUT);
+            processes.set_deadline(serving.helper, deadline);
         }
     }
 
@@ -259,7 +266,8 @@ fn launch(
         .start(poll, Kind::Admin, order, None)
         .map_err(StartError::new)?;
     if let Some(pid) = processes.pid(helper) {
-        be_modest(pid);
+        // If it fails, the child has the priority of workers.
+        let _ = prefork_os::process::set_nice(pid, NICE);
     }
     Ok((helper, [our_status, our_events]))
 }
@@ -290,11 +298,4 @@ fn confinement(config: &Config, executable: &Executable) -> Result<Confinement, 
         .add_sandbox(&mut own, executable)
         .map_err(StartError::new)?;
     Ok(confinement)
-}
-
-/// Workers come first, also where the kernel shares the processors among sessions.
-fn be_modest(pid: Pid) {
-    let _ = prefork_os::process::set_nice(pid, 19);
-    // Takes no lock of the child's.
-    let _ = std::fs::write(format!("/proc/{pid}/autogroup"), "19");
 }

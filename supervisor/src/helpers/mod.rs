@@ -210,6 +210,12 @@ impl HelperProcesses {
         self.running.values().filter_map(|it| it.deadline).min()
     }
 
+    /// Whether one of this kind runs that is not terminated.
+    pub(crate) fn runs(&self, kind: Kind) -> bool {
+        let mut running = self.running.values();
+        running.any(|it| it.kind == kind && !it.terminating)
+    }
+
     /// Returns the process of a helper.
     pub(crate) fn pid(&self, id: HelperId) -> Option<Pid> {
         self.running.get(&id).map(|it| it.spawned.pid)

@@ -130,12 +130,22 @@ impl Server {
         }
     }
 
-    /// Gives hooks until `end` to finish; returns whether any still runs or waits.
-    pub(crate) fn finish_hooks(&mut self, end: Time) -> bool {
+    /// Gives helpers that do something for others until `end` to finish: hooks, and the admin child,
+    /// which answers the clients that it has accepted. Returns whether any of them still runs or
+    /// waits.
+    pub(crate) fn finish_helpers(&mut self, end: Time) -> bool {
         self.tend_hooks();
-        self.helpers.hooks.hurry(&mut self.helpers.processes, end);
+        self.operators.control.drop_lasting(&self.poll);
+        let Helpers {
+            processes,
+            admin,
+            hooks,
+            ..
+        } = &mut self.helpers;
+        hooks.hurry(processes, end);
+        admin.leave_until(end, processes);
         self.expire_helpers();
-        self.helpers.hooks.are_busy()
+        self.helpers.hooks.are_busy() || self.helpers.processes.runs(Kind::Admin)
     }
 
     fn samples_memory(&self) -> bool {
@@ -184,7 +194,7 @@ impl Server {
 
     /// Starts, replaces or retires the admin child, as the accepted generation wants it.
     fn tend_admin(&mut self) {
-        let Some(generation) = self.generations.accepted() else {
+        let Some(generation) = self.generations.accepted().filter(|_| self.exit.is_none()) else {
             return;
         };
         let Helpers {

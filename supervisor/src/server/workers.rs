@@ -18,7 +18,7 @@ use prefork_protocol::{Slot, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// The longest that an exiting server waits for what its workers have left, and again for hooks.
+/// The longest that an exiting server waits for what its workers have left, and again for helpers.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// The most notices taken from external programs in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
@@ -323,7 +323,7 @@ impl Server {
     }
 
     /// Whether a server that exits, with all workers dead, still waits for what they have left or
-    /// for hooks.
+    /// for helpers.
     pub(crate) fn clear_away(&mut self, farewell: &mut Option<Time>) -> bool {
         let end = *farewell.get_or_insert_with(|| {
             self.workers.leftovers.scan_now(self.now);
@@ -331,9 +331,9 @@ impl Server {
         });
         self.sweep_leftovers(None);
         self.workers.leftovers.rescan_soon(self.now);
-        let end_of_hooks = end + FAREWELL;
-        let hooks = self.finish_hooks(end_of_hooks);
-        self.workers.leftovers.is_busy() && self.now < end || hooks && self.now < end_of_hooks
+        let end_of_helpers = end + FAREWELL;
+        let helpers = self.finish_helpers(end_of_helpers);
+        self.workers.leftovers.is_busy() && self.now < end || helpers && self.now < end_of_helpers
     }
 
     /// Reaps every dead process that is not ours: orphans, and helpers that were killed.
