@@ -60,6 +60,9 @@ pub(super) struct Kind {
     /// There is one process that serves, whatever the number of workers; older ones are leaving.
     pub(super) one: bool,
     pub(super) heals: bool,
+    /// What it logs when it begins to start a worker and when that runs, for those that hang when
+    /// they are told to stop in between.
+    pub(super) starting: Option<(&'static str, &'static str)>,
     pub(super) reload: Signal,
     pub(super) scale: Scale,
     pub(super) upgrade: Upgrade,
@@ -95,6 +98,7 @@ const NGINX: Kind = Kind {
     worker: |process| process.command_line() == "nginx: worker process",
     one: false,
     heals: true,
+    starting: None,
     reload: Signal::SIGHUP,
     scale: Scale::Reload,
     upgrade: Upgrade::Second {
@@ -131,6 +135,7 @@ const GUNICORN: Kind = Kind {
     worker: |_| true,
     one: false,
     heals: true,
+    starting: None,
     reload: Signal::SIGHUP,
     scale: Scale::Signals,
     upgrade: Upgrade::Second {
@@ -190,6 +195,7 @@ pub(super) const KINDS: [Kind; 8] = [
         offers: APP,
         several: false,
         prepare: granian,
+        starting: Some(("Spawning worker-", "Started worker-")),
         worker: is_no_helper,
         scale: Scale::Never,
         upgrade: Upgrade::Never,

@@ -398,7 +398,11 @@ impl Subject for Peer {
             let state = self.state();
             (state.supervisor, state.wanted)
         };
-        self.serving(supervisor).len() == self.processes(wanted)
+        let started = self
+            .kind
+            .starting
+            .is_none_or(|(begun, done)| self.log.count(begun) == self.log.count(done));
+        started && self.serving(supervisor).len() == self.processes(wanted)
     }
 
     fn is_ours(&self) -> bool {
