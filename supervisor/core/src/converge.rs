@@ -21,6 +21,7 @@ impl Core {
         self.judge_stalls(now);
         self.judge_boot();
         self.advance_candidate(now);
+        self.quiesce(now);
         self.begin_reload();
         self.run_slot_operations(now);
         self.recycle(now);
@@ -190,6 +191,7 @@ impl Core {
             replacement: None,
             limits: plan.recycle.draw(&mut self.rng),
             recycle_pending: None,
+            stopped_accepting: false,
         };
         self.report(Fact::Spawning(worker.worker_ref()));
         self.workers.insert(id, worker);
@@ -387,6 +389,7 @@ impl Core {
             .chain(self.candidate_proven_at())
             .chain(self.next_recycle(now))
             .chain(self.pre_stop_until())
+            .chain(self.quiesce.as_ref().map(|quiesce| quiesce.deadline))
             .min()
     }
 }

@@ -52,9 +52,9 @@ pub enum Event {
     Observation(Observation),
     /// A starting worker reports why it will not start.
     Failed(WorkerId, String),
-    /// A worker leaves unasked (someone sent it a signal): it stops accepting and finishes its
-    /// requests.
-    Leaving(WorkerId),
+    /// A worker reports that it accepts no more connections and finishes its requests: because it
+    /// was asked to drain, or unasked (someone sent it a signal).
+    StoppedAccepting(WorkerId),
     /// A worker broke the protocol and cannot be trusted any more.
     ProtocolViolation(WorkerId, String),
     /// A worker has exited (or could not be spawned), and how.
@@ -224,7 +224,8 @@ pub enum Fact {
     ReloadBegan(GenerationId),
     /// A reload is pending: older workers still drain.
     ReloadWaits,
-    /// A reload is done: this generation serves, with this many workers.
+    /// A reload is over: this generation serves, with this many workers, and the old workers accept
+    /// no more connections.
     Reloaded(GenerationId, u16),
     /// A reload failed and changed nothing: the rejected generation, the one that serves, the
     /// reason.

@@ -46,6 +46,7 @@ mod limits;
 mod liveness;
 mod machine;
 mod plan;
+mod quiesce;
 #[doc(hidden)]
 pub mod record;
 mod recycle;

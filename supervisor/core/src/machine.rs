@@ -6,6 +6,7 @@ use crate::candidate::{Candidate, CandidateStage};
 use crate::event::{Action, Command, Done, Fact, RequestId};
 use crate::id::{GenerationId, Slot, WorkerId};
 use crate::plan::Plan;
+use crate::quiesce::Quiesce;
 use crate::record;
 use crate::retired::Retired;
 use crate::rng::Rng;
@@ -77,6 +78,7 @@ pub struct Core {
     /// A reload that has not begun, and the requests that wait for its verdict.
     pub(crate) pending_reload: Option<Vec<RequestId>>,
     pub(crate) reload_wait_reported: bool,
+    pub(crate) quiesce: Option<Quiesce>,
     pub(crate) workers: Workers,
     pub(crate) backoffs: Backoffs,
     /// Generations that the shell still holds.
@@ -126,6 +128,7 @@ impl Core {
             candidate: None,
             pending_reload: None,
             reload_wait_reported: false,
+            quiesce: None,
             workers: Workers::default(),
             backoffs: Backoffs::default(),
             held_generations: BTreeSet::from([generation]),

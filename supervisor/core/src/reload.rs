@@ -2,15 +2,17 @@
 //!
 //! The slots are replaced in batches of `surge`. A batch passes when every new worker in it has
 //! been ready for `min_ready`; only then do the old workers of its slots drain, and only when they
-//! are gone does the next batch begin. When the last batch has passed, the candidate is committed.
+//! are gone does the next batch begin. When the last batch has passed, the candidate is committed,
+//! and the reload is over when the old workers accept nothing more (see [`quiesce`](crate::quiesce)).
 //! Any failure before that ends the candidate, and since intent is then the old generation again,
 //! `converge` brings back what had drained.
 
 use crate::candidate::{Candidate, CandidateStage};
-use crate::event::{Action, Done, Fact};
+use crate::event::{Action, Fact};
 use crate::id::{GenerationId, Slot};
 use crate::machine::{Committed, Core, Phase};
 use crate::plan::Plan;
+use crate::quiesce::{Quiesce, TIMEOUT};
 use crate::time::Time;
 use crate::worker::Worker;
 
@@ -109,10 +111,12 @@ impl Core {
         self.backoffs.reset_all();
         self.forget_slots();
         self.out.push(Action::Commit(generation));
-        self.report(Fact::Reloaded(generation, count));
-        for request in requests {
-            self.reply(Some(request), Ok(Done::Reloaded(generation)));
-        }
+        self.quiesce = Some(Quiesce {
+            generation,
+            workers: count,
+            requests,
+            deadline: now + TIMEOUT,
+        });
         if self.phase != Phase::Serving {
             self.begin_serving();
         }

@@ -41,6 +41,7 @@ record!(Core {
     replacement_backoffs: Backoffs::default(),
     autoscaler: Autoscaler::default(),
 } skipped {
+    quiesce: None,
     // Empty between two steps.
     out: Vec::new(),
 });

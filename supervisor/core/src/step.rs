@@ -38,7 +38,7 @@ impl Core {
                     worker.failure_reason = Some(reason);
                 }
             }
-            Event::Leaving(worker) => self.worker_leaves(now, worker),
+            Event::StoppedAccepting(worker) => self.stopped_accepting(now, worker),
             Event::ProtocolViolation(worker, reason) => {
                 self.protocol_violation(now, worker, &reason);
             }
@@ -70,6 +70,9 @@ impl Core {
                 .values_mut()
                 .for_each(|worker| worker.put_off(late, gap));
             self.put_off_retired(gap);
+            if let Some(quiesce) = &mut self.quiesce {
+                quiesce.deadline += gap;
+            }
             self.autoscaler.put_off(gap);
             self.report(Fact::SupervisorStalled(gap));
             return gap;
@@ -98,6 +101,7 @@ impl Core {
                 self.ignore(command, "all workers drain already");
             }
             (Command::DrainAll, _) => {
+                self.end_reload();
                 self.abandon_candidate("all workers were asked to drain");
                 self.abandon_all_slot_operations("all workers were asked to drain");
                 self.phase = Phase::Drained;
@@ -132,6 +136,7 @@ impl Core {
     }
 
     fn abandon_all_requests(&mut self) {
+        self.end_reload();
         self.abandon_candidate(STOPPING);
         for request in self.pending_reload.take().unwrap_or_default() {
             self.reply(Some(request), Err(STOPPING.to_owned()));
@@ -200,12 +205,9 @@ impl Core {
         self.report(fact);
     }
 
-    fn worker_leaves(&mut self, now: Time, id: WorkerId) {
-        let Some(worker) = self
-            .workers
-            .get_mut(&id)
-            .filter(|worker| worker.is_occupant())
-        else {
+    /// Handles a worker that fills its slot and stopped accepting without being asked to.
+    pub(crate) fn worker_leaves(&mut self, now: Time, id: WorkerId) {
+        let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
         let before = worker.clone();

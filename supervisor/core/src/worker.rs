@@ -56,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     /// Set once it has reached a limit.
     pub(crate) recycle_pending: Option<RecyclePending>,
+    /// It has reported that it accepts no more connections.
+    pub(crate) stopped_accepting: bool,
 }
 
 /// Why a worker is being replaced by another one of its generation. It serves until that one is
@@ -116,7 +118,7 @@ impl From<Replacement> for DrainReason {
     }
 }
 
-record!(Worker { id, slot, generation, plan, born, stage, failure_reason, cause } added { replacement: None, limits: Limits::default(), recycle_pending: None });
+record!(Worker { id, slot, generation, plan, born, stage, failure_reason, cause } added { replacement: None, limits: Limits::default(), recycle_pending: None, stopped_accepting: false });
 
 impl Worker {
     pub(crate) fn worker_ref(&self) -> WorkerRef {

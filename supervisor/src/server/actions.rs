@@ -113,7 +113,7 @@ impl Server {
                     },
                     Err(reason) => Answer::failed(reason),
                 };
-                self.answer_quiesced(client, answer);
+                self.answer(client, &answer);
                 None
             }
             Action::Exit(status) => {

@@ -12,7 +12,6 @@ mod actions;
 mod generations;
 mod helpers;
 mod operators;
-mod quiesce;
 mod snapshot;
 mod stderr;
 mod systemd;
@@ -232,7 +231,6 @@ impl Server {
             }
             self.tend();
         }
-        self.quiesce_now();
         self.helpers.hooks.kill(&self.helpers.processes);
         self.operators.control.finish();
         if self.systemd.store.is_in_use() {
@@ -278,7 +276,6 @@ impl Server {
 
     /// Does what is due, at the end of every round.
     fn tend(&mut self) {
-        self.quiesce();
         self.tend_workers();
         self.operators.control.expire(self.now, &self.poll);
         self.tend_helpers();

@@ -1,7 +1,6 @@
 //! The operators' side: signals and control requests come in, answers and events go out.
 
 use super::Server;
-use super::quiesce::Quiesce;
 use crate::api::answer::Json;
 use crate::api::events::{EventRecord, Journal};
 use crate::api::report;
@@ -30,8 +29,6 @@ pub(crate) struct Operators {
     /// Control clients that wait for a reload's verdict.
     pub(crate) waiting: BTreeSet<u64>,
     pub(crate) last_reload: Option<LastReload>,
-    /// A reload that is done, and of which nothing has been reported yet.
-    pub(crate) quiesce: Option<Quiesce>,
 }
 
 /// What the server has done since it started, upgrades in place included.
@@ -72,17 +69,12 @@ impl Operators {
             status_line: None,
             waiting: BTreeSet::new(),
             last_reload: None,
-            quiesce: None,
         }
     }
 
-    /// Returns when a control client has had its time, or a held-back verdict is reported.
+    /// Returns when a control client has had its time.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        let quiesce = self.quiesce.as_ref().map(Quiesce::deadline);
-        quiesce
-            .into_iter()
-            .chain(self.control.next_deadline())
-            .min()
+        self.control.next_deadline()
     }
 }
 
@@ -288,18 +280,7 @@ impl Server {
         if let Some(event) = event {
             self.announce(event);
         }
-        match fact {
-            Fact::Reloaded(..) if self.begin_quiesce(fact) => {}
-            Fact::ReloadBegan(_)
-            | Fact::ReloadFailed(..)
-            | Fact::Stopping(_)
-            | Fact::StartupFailed(_) => {
-                // The end of one thing is reported before the beginning of another.
-                self.quiesce_now();
-                self.systemd.report(self.now, self.booted, fact);
-            }
-            _ => self.systemd.report(self.now, self.booted, fact),
-        }
+        self.systemd.report(self.now, self.booted, fact);
         match fact {
             Fact::ServerReady(..) => self.booted = true,
             Fact::Spawning(_) => self.operators.counts.spawned += 1,

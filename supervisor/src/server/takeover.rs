@@ -143,7 +143,6 @@ impl Server {
                 status_line: None,
                 waiting: state.waiting.into_iter().collect(),
                 last_reload,
-                quiesce: None,
             },
             systemd,
             upgrade: Upgrade::new(),
@@ -325,7 +324,6 @@ fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerH
                 PhaseState::Greeted => Phase::Greeted,
                 PhaseState::Ready => Phase::Ready,
             },
-            draining: line.draining,
             allowance: Allowance::default(),
         },
         LineState::Notices(line) => Line::Notify {
@@ -355,8 +353,6 @@ fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerH
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::ChannelClosed),
         }),
-        // A verdict is not held back over an upgrade.
-        stopped_accepting: false,
         memory: None,
         // It gets the access log once more.
         reopen_count: 0,

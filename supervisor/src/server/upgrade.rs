@@ -293,7 +293,7 @@ impl Server {
         };
         if self.core.is_stopping() {
             self.give_up_upgrade("the server stops");
-        } else if attempt.check == Check::Passed {
+        } else if attempt.check == Check::Passed && !self.core.is_quiescing() {
             let reason = self.hand_over();
             self.give_up_upgrade(&reason);
         }
@@ -308,7 +308,6 @@ impl Server {
 
     /// Becomes the new program. Returns only why it cannot; everything is as before then.
     fn hand_over(&mut self) -> String {
-        self.quiesce_now();
         // From here on signals wait for the program that goes on.
         if let Err(error) = self.signals.hold() {
             return format!("cannot hold signals: {error}");
@@ -550,19 +549,14 @@ impl Server {
 
 fn handle_state(handle: &WorkerHandle, packing: &mut Packing) -> HandleState {
     let line = match &handle.line {
-        Line::Channel {
-            channel,
-            phase,
-            draining,
-            ..
-        } => LineState::Channel(ChannelState {
+        Line::Channel { channel, phase, .. } => LineState::Channel(ChannelState {
             channel: packing.add(Kind::Channel, channel),
             phase: match phase {
                 Phase::Silent => PhaseState::Silent,
                 Phase::Greeted => PhaseState::Greeted,
                 Phase::Ready => PhaseState::Ready,
             },
-            draining: *draining,
+            draining: false,
         }),
         Line::Notify {
             stop,

@@ -177,7 +177,7 @@ states! {
     /// that was cut, and the tail.
     StderrState { pipe: Option<Fd>, held: Vec<u8>, cut: Option<Vec<u8>>, stderr_tail: Vec<u8> }
 
-    /// The line of a Rust worker.
+    /// The line of a Rust worker. Nothing reads `draining` any more.
     ChannelState { channel: Fd, phase: PhaseState, draining: bool }
 
     /// The line of an external program.

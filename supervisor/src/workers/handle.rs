@@ -50,8 +50,6 @@ pub(crate) struct WorkerHandle {
     pub(crate) status: String,
     /// What to do at a time, unless something else happens first.
     pub(crate) alarm: Option<(Time, Alarm)>,
-    /// Whether it has said that it accepts no more connections.
-    pub(crate) stopped_accepting: bool,
     /// Its proportional set size in bytes, at the last measurement.
     pub(crate) memory: Option<u64>,
     /// The reopen count of the access log that it was given last.
@@ -93,7 +91,6 @@ pub(crate) enum Line {
     Channel {
         channel: SupervisorEnd,
         phase: Phase,
-        draining: bool,
         allowance: Allowance,
     },
     /// An external program, through the notification socket: by what signal it drains, whether it
@@ -211,10 +208,7 @@ impl WorkerHandle {
     /// Takes one message; returns the event that it means, if any.
     fn hear(&mut self, message: ToSupervisor) -> Result<Option<Event>, ProtocolViolation> {
         let id = self.id;
-        let Line::Channel {
-            phase, draining, ..
-        } = &mut self.line
-        else {
+        let Line::Channel { phase, .. } = &mut self.line else {
             return Ok(None);
         };
         match (message, *phase) {
@@ -232,10 +226,8 @@ impl WorkerHandle {
             (ToSupervisor::Failed { reason }, Phase::Greeted) => {
                 Ok(Some(Event::Failed(id, plain(&reason))))
             }
-            // Another process has asked it to, with a signal.
             (ToSupervisor::Draining, Phase::Greeted | Phase::Ready) => {
-                self.stopped_accepting = true;
-                Ok((!std::mem::replace(draining, true)).then_some(Event::Leaving(id)))
+                Ok(Some(Event::StoppedAccepting(id)))
             }
             (ToSupervisor::Status { text }, Phase::Greeted | Phase::Ready) => {
                 self.status = plain(&text);
@@ -277,10 +269,7 @@ impl WorkerHandle {
             WorkerNotice::Watchdog => *fed = Some(now),
             // It speaks the protocol, so it is not ready before it says so.
             WorkerNotice::ExtendTimeout(_) => self.alarm = None,
-            WorkerNotice::Stopping => {
-                self.stopped_accepting = true;
-                return Some(Event::Leaving(id));
-            }
+            WorkerNotice::Stopping => return Some(Event::StoppedAccepting(id)),
         }
         None
     }
@@ -369,10 +358,7 @@ impl WorkerHandle {
     /// Asks the worker to drain.
     pub(crate) fn drain(&mut self, grace: Duration, empty_queue: bool) -> Option<Event> {
         match &mut self.line {
-            Line::Channel {
-                channel, draining, ..
-            } => {
-                *draining = true;
+            Line::Channel { channel, .. } => {
                 let deadline_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
                 let asked = channel.send(&ToWorker::Drain(Drain {
                     deadline_ms,

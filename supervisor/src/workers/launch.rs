@@ -156,7 +156,6 @@ pub(crate) fn launch(
         stderr: capture,
         status: String::new(),
         alarm,
-        stopped_accepting: false,
         memory: None,
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),
         exit: None,
@@ -193,7 +192,6 @@ fn line(generation: &Generation, role: Role<'_>) -> Result<(Line, Option<WorkerE
     let line = Line::Channel {
         channel: ours,
         phase: Phase::Silent,
-        draining: false,
         allowance: Allowance::default(),
     };
     Ok((line, Some(theirs)))

@@ -114,14 +114,62 @@ fn a_good_reload_drains_the_old_workers_only_after_min_ready() {
     assert_eq!(stage.drained(), [] as [u64; 0]);
     stage.pass(0.2);
     assert_eq!(stage.drained(), [1, 2]);
-    assert!(stage.has(&Action::Reply(
-        RequestId(7),
-        Ok(Done::Reloaded(GenerationId(2)))
-    )));
     assert!(stage.has(&Action::Commit(GenerationId(2))));
+    assert!(!stage.has(&RELOADED));
     stage.die(1);
+    assert!(!stage.has(&RELOADED));
     stage.die(2);
+    assert!(stage.has(&RELOADED));
     assert!(stage.has(&Action::Forget(GenerationId(1))));
+}
+
+const RELOADED: Action = Action::Reply(RequestId(7), Ok(Done::Reloaded(GenerationId(2))));
+
+/// Returns a server whose reload was committed just now, with old workers 1 and 2.
+fn quiescing() -> Stage {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.get_ready([3, 4]);
+    stage.pass(2.0);
+    assert_eq!(stage.drained(), [1, 2]);
+    assert!(!stage.has(&RELOADED));
+    stage
+}
+
+#[test]
+fn a_reload_is_over_when_the_old_workers_accept_nothing_more() {
+    let mut stage = quiescing();
+    stage.tell(Event::StoppedAccepting(WorkerId(1)));
+    assert!(!stage.has(&RELOADED));
+    stage.tell(Event::StoppedAccepting(WorkerId(2)));
+    assert!(stage.has(&RELOADED), "although both still drain");
+    assert!(
+        stage
+            .facts()
+            .any(|fact| *fact == Fact::Reloaded(GenerationId(2), 2))
+    );
+}
+
+#[test]
+fn a_program_that_never_reports_that_it_stopped_accepting_has_a_second() {
+    let mut stage = quiescing();
+    stage.pass(0.9);
+    assert!(!stage.has(&RELOADED));
+    stage.pass(0.2);
+    assert!(stage.has(&RELOADED));
+}
+
+#[test]
+fn a_stop_reports_a_committed_reload_first() {
+    for command in [Command::Stop, Command::StopNow, Command::DrainAll] {
+        let mut stage = quiescing();
+        stage.command(command);
+        let reloaded = |fact: &Fact| matches!(fact, Fact::Reloaded(..));
+        let stops = |fact: &Fact| matches!(fact, Fact::Stopping(_) | Fact::DrainingAll);
+        let first = stage.facts().find(|fact| reloaded(fact) || stops(fact));
+        assert!(first.is_some_and(reloaded), "{command:?}: {:?}", stage.last);
+        assert!(stage.has(&RELOADED));
+    }
 }
 
 #[test]
@@ -467,7 +515,7 @@ fn a_reload_can_mend_a_first_start_that_is_stuck() {
 #[test]
 fn a_worker_that_leaves_unasked_is_replaced_while_it_drains() {
     let mut stage = Stage::serving(PLAN);
-    stage.tell(Event::Leaving(WorkerId(1)));
+    stage.tell(Event::StoppedAccepting(WorkerId(1)));
     assert_eq!(stage.spawned(), [(3, 0, 1)]);
     assert_eq!(stage.drained(), [] as [u64; 0], "it drains already");
     stage.get_ready([3]);

@@ -97,6 +97,35 @@ impl World {
         self.processes.iter().any(follows)
     }
 
+    /// A reload is over when no old worker accepts connections any more, or after a second, or when
+    /// the server is about to stop.
+    pub(crate) fn check_reloaded(&self, generation: GenerationId) {
+        let accepts = |process: &Process| {
+            process.generation != generation && !process.stopped_accepting && !process.killed
+        };
+        let quiesced = !self.processes.values().any(accepts);
+        let waited = self.now - self.committed_at >= Duration::from_secs(1);
+        let ends = matches!(
+            self.core.view().state,
+            State::Draining | State::Stopping | State::PreStop
+        );
+        invariant!(
+            self,
+            quiesced || waited || ends,
+            "a reload is over when no old worker accepts connections: {generation}"
+        );
+        let late = self.now - self.committed_at > Duration::from_secs(2);
+        let slept = self
+            .sleeps
+            .iter()
+            .any(|(_, until)| *until >= self.committed_at);
+        invariant!(
+            self,
+            !late || slept,
+            "a reload is over a second after its commit: {generation}"
+        );
+    }
+
     pub(crate) fn check_relieved(&mut self, who: WorkerRef) {
         let replacement_succeeded = self.is_relieved(who);
         invariant!(
@@ -589,7 +618,7 @@ impl World {
             let serving = || here().filter(|process| process.serves());
             let useless = serving().all(|process| self.surely_stalls(process))
                 && (serving().next().is_some()
-                    || here().any(|process| process.aborted_at.is_some()));
+                    || here().any(|process| process.aborted_at.is_some() && !process.killed));
             invariant!(
                 self,
                 !(useless && others),

@@ -83,7 +83,7 @@ impl World {
                 );
             }
             Action::Report(fact) => self.hear(fact),
-            Action::Commit(_) => {}
+            Action::Commit(_) => self.committed_at = self.now,
             Action::Exit(_) => {
                 invariant!(
                     self,
@@ -111,6 +111,11 @@ impl World {
         self.check_drain(worker);
         if !deaf {
             self.schedule(leaves_after, Happening::Dies(worker));
+        }
+        // Seldom as late as the supervisor waits for it at the most; a program may never report it.
+        if self.kind.is_rust() {
+            let stops_after = leaves_after / 2 + Duration::from_millis(u64::from(deaf) * 900);
+            self.schedule(stops_after, Happening::StopsAccepting(worker));
         }
     }
 
@@ -189,7 +194,10 @@ impl World {
             Fact::StartupFailed(_) => self.stops_now = true,
             Fact::Stalled(who, why, _) => self.check_stalled(who, why),
             Fact::Died(_, worker_exit) => self.worker_exit = Some(worker_exit),
-            Fact::Reloaded(..) => self.by_hand = None,
+            Fact::Reloaded(generation, _) => {
+                self.by_hand = None;
+                self.check_reloaded(generation);
+            }
             _ => {}
         }
     }
@@ -262,6 +270,7 @@ impl World {
             drained_at: None,
             aborted_at: None,
             killed: false,
+            stopped_accepting: false,
             silent_since: None,
             deaf: false,
             busy_since: None,
@@ -298,6 +307,12 @@ impl World {
                     }
                     self.step(Event::Died(worker, end));
                     self.check_death(&process, excused);
+                }
+            }
+            Happening::StopsAccepting(worker) => {
+                if let Some(process) = self.processes.get_mut(&worker) {
+                    process.stopped_accepting = true;
+                    self.step(Event::StoppedAccepting(worker));
                 }
             }
             Happening::GetsWell(worker) => self.get_well(worker),

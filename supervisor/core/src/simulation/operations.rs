@@ -108,8 +108,9 @@ impl World {
                         .and_then(|process| grace(process.generation));
                     if let Some(process) = self.processes.get_mut(&worker) {
                         process.drained_at = Some((now, grace.unwrap_or(MINUTE)));
+                        process.stopped_accepting = true;
                     }
-                    self.step(Event::Leaving(worker));
+                    self.step(Event::StoppedAccepting(worker));
                     let after = self.dice.millis(3000);
                     self.schedule(after, Happening::Dies(worker));
                 }

@@ -5,7 +5,8 @@ use super::world::*;
 impl World {
     /// Steps the core, now and then across an upgrade.
     pub(crate) fn step_core(&mut self, event: Event) -> Vec<Action> {
-        if !self.upgrades.percent(1) {
+        // The shell hands over only when no reload quiesces.
+        if !self.upgrades.percent(1) || self.core.is_quiescing() {
             return self.core.step(self.now, event);
         }
         let mut bytes = Vec::new();

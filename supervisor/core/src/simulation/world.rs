@@ -33,6 +33,7 @@ impl Queue {
 pub(crate) enum Happening {
     Ready(WorkerId),
     Dies(WorkerId),
+    StopsAccepting(WorkerId),
     GetsWell(WorkerId),
     Answer(GenerationId),
 }
@@ -55,6 +56,8 @@ pub(crate) struct Process {
     pub(crate) drained_at: Option<(Time, Duration)>,
     pub(crate) aborted_at: Option<Time>,
     pub(crate) killed: bool,
+    /// It has reported that it accepts no more connections.
+    pub(crate) stopped_accepting: bool,
     /// It gives no sign of life and accepts no connections.
     pub(crate) silent_since: Option<Time>,
     /// It sends heartbeats but accepts no connections.
@@ -106,6 +109,8 @@ pub(crate) struct World {
     pub(crate) next_request: u64,
     pub(crate) unanswered: Vec<RequestId>,
     pub(crate) open_at_reload: Option<u16>,
+    /// When a generation was last committed.
+    pub(crate) committed_at: Time,
     pub(crate) asked: u64,
     pub(crate) asked_at_last_prepare: u64,
     pub(crate) served_before: usize,
@@ -167,6 +172,7 @@ impl World {
             next_request: 0,
             unanswered: Vec::new(),
             open_at_reload: None,
+            committed_at: Time::default(),
             asked: 0,
             asked_at_last_prepare: 0,
             served_before: 0,
