@@ -145,6 +145,29 @@ fn restarts_wait_for_a_permit() {
 }
 
 #[test]
+fn a_slot_that_waits_to_be_rolled_back_uses_a_permit_up() {
+    let plan = Plan { surge: 1, ..PLAN };
+    let mut stage = Stage::serving(plan);
+    stage.reload(plan);
+    stage.get_ready([5]);
+    stage.pass(2.0);
+    stage.die(1);
+    assert_eq!(stage.spawned(), [(6, 1, 2)]);
+    stage.die(6);
+    assert_eq!(stage.spawned(), [(7, 0, 1)], "the rollback of slot 0");
+    stage.die(7);
+    assert_eq!(stage.spawned(), [(8, 0, 1)]);
+    stage.die(8);
+    assert_eq!(
+        stage.spawned(),
+        [],
+        "slot 0 keeps the refused worker and waits"
+    );
+    stage.restart(2);
+    assert_eq!((stage.spawned(), stage.answer()), (vec![], None));
+}
+
+#[test]
 fn a_restart_of_a_slot_that_is_down_does_not_wait_for_its_back_off() {
     let mut stage = Stage::serving(PLAN);
     for worker in [3, 5, 6, 7] {
