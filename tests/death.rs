@@ -235,6 +235,30 @@ fn a_start_that_takes_too_long_and_a_broken_program_are_logged() {
 }
 
 #[test]
+fn workers_that_cannot_start_break_no_protocol() {
+    // The first one to exit has the others asked to drain, who have exited by then.
+    let good = "workers = 4\nmin-ready = \"50ms\"\n";
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .config(good)
+        .start();
+    server.file("config.toml", &format!("{good}limit = [\"nofile=12\"]\n"));
+    for _ in 0..8 {
+        let refused = server.command(&["reload", "--wait"]);
+        assert!(!refused.status.success());
+        let reason = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(reason.contains("Too many open files"), "{reason}");
+    }
+    wait_until("the end of every candidate", LONG, || server.is_settled());
+    assert_eq!(
+        deaths(&server, "protocol"),
+        0,
+        "{:#?}",
+        server.log().lines()
+    );
+    assert_eq!(server.log().count("cannot be asked to drain"), 0);
+}
+
+#[test]
 fn a_worker_asked_to_leave_leaves_without_alarm_and_is_counted() {
     let mut server = setup().workers(3).start();
     server.signal(SIGTTOU);

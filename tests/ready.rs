@@ -1,8 +1,9 @@
 //! When a program counts as ready, and what is logged of one that never is.
 
-use nix::sys::signal::Signal::SIGUSR2;
+use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGUSR2};
 use std::ffi::OsString;
 use std::time::Duration;
+use testkit::process::Process;
 use testkit::{LONG, Server, Setup, skipped, tool};
 
 fn setup() -> Setup {
@@ -97,6 +98,36 @@ fn a_program_that_was_not_ready_before_an_upgrade_is_seen_after_it() {
     testkit::wait_until("the old readiness probe's exit", LONG, || {
         server.process().children().len() == 1
     });
+}
+
+#[test]
+fn a_killed_readiness_probe_is_followed_by_another_one() {
+    let Some(program) = silent("a killed probe") else {
+        return;
+    };
+    let setup = setup().workers(1).args(["--ready", "listen"]);
+    let go = setup.path("go");
+    setup.file("go", "");
+    let setup = setup.env("READY", "no").env("START_WHEN", &go);
+    let mut server = setup.program(program).start();
+    let before = server.generation();
+    std::fs::remove_file(&go).expect("it was there");
+    server.signal(SIGHUP);
+    let probe = |not: Option<Process>| {
+        testkit::wait_for("a readiness probe", LONG, || {
+            let children = server.process().children().into_iter();
+            let mut probes = children.filter(|one| one.command_line().contains("readiness probe"));
+            probes.find(|one| Some(*one) != not)
+        })
+    };
+    let first = probe(None);
+    first.signal(SIGKILL);
+    let second = probe(Some(first));
+    second.signal(SIGKILL);
+    probe(Some(second));
+    server.file("go", "");
+    server.wait_for_generation_after(before);
+    assert_eq!(server.status()["deaths"]["protocol"], 0);
 }
 
 #[test]

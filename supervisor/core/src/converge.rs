@@ -10,7 +10,8 @@ use crate::worker::{ABORT_GRACE, MIN_WAIT, Stage, UNREADY_GRACE, Worker};
 /// The most workers alive in a slot: one that leaves, and its successor.
 const MAX_WORKERS_PER_SLOT: usize = 2;
 
-/// The first start is given up after this many failures (or one for every slot, if that is more).
+/// The first start is given up after this many failures (or one for every slot, if that is more),
+/// once no worker is starting any more.
 const MAX_BOOT_FAILURES: u32 = 3;
 
 impl Core {
@@ -107,7 +108,7 @@ impl Core {
     }
 
     /// Completes the first start when every slot is filled; gives it up when no worker ever became
-    /// ready.
+    /// ready and none may still do so.
     fn judge_boot(&mut self) {
         if self.phase != Phase::Booting {
             return;
@@ -118,17 +119,23 @@ impl Core {
         });
         if filled {
             self.begin_serving();
-        } else if !self.ever_ready
-            && self.candidate.is_none()
-            && self.pending_reload.is_none()
-            && self.boot_failures >= MAX_BOOT_FAILURES.max(u32::from(self.open))
-        {
+        } else if self.has_failed_to_boot() && !self.workers.values().any(Worker::is_occupant) {
             self.report(Fact::StartupFailed(self.last_failure.clone()));
             self.phase = Phase::Stopping {
                 now: true,
                 status: 1,
             };
         }
+    }
+
+    /// Whether workers have failed too often for another attempt of the first start. Those that are
+    /// starting already may still become ready.
+    fn has_failed_to_boot(&self) -> bool {
+        self.phase == Phase::Booting
+            && !self.ever_ready
+            && self.candidate.is_none()
+            && self.pending_reload.is_none()
+            && self.boot_failures >= MAX_BOOT_FAILURES.max(u32::from(self.open))
     }
 
     pub(crate) fn begin_serving(&mut self) {
@@ -156,7 +163,7 @@ impl Core {
 
     /// Returns when a missing worker may be spawned; `None` while the slot is full.
     fn may_spawn_at(&self, slot: Slot, generation: GenerationId) -> Option<Time> {
-        if self.in_slot(slot).count() >= MAX_WORKERS_PER_SLOT {
+        if self.in_slot(slot).count() >= MAX_WORKERS_PER_SLOT || self.has_failed_to_boot() {
             return None;
         }
         let backed_off = generation == self.stable.id;

@@ -52,6 +52,8 @@ pub enum Event {
     Observation(Observation),
     /// A starting worker reports why it will not start.
     Failed(WorkerId, String),
+    /// Whether a starting worker becomes ready cannot be observed, and why.
+    Unobservable(WorkerId, String),
     /// A worker reports that it accepts no more connections and finishes its requests: because it
     /// was asked to drain, or unasked (someone sent it a signal).
     StoppedAccepting(WorkerId),

@@ -38,6 +38,7 @@ impl Core {
                     worker.failure_reason = Some(reason);
                 }
             }
+            Event::Unobservable(worker, reason) => self.start_failed(now, worker, &reason),
             Event::StoppedAccepting(worker) => self.stopped_accepting(now, worker),
             Event::ProtocolViolation(worker, reason) => {
                 self.protocol_violation(now, worker, &reason);
@@ -238,6 +239,22 @@ impl Core {
         if was_occupant {
             self.worker_lost(now, &before, reason, false);
         }
+    }
+
+    /// Handles a worker whose start can never succeed, because nothing would show it.
+    fn start_failed(&mut self, now: Time, id: WorkerId, reason: &str) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let Stage::Starting { .. } = worker.stage else {
+            return;
+        };
+        let before = worker.clone();
+        worker.stage = Stage::Killed;
+        worker.cause = Some(Cause::StartTimeout);
+        worker.failure_reason = Some(reason.to_owned());
+        self.out.push(Action::Kill(id));
+        self.worker_lost(now, &before, reason, false);
     }
 
     fn worker_died(&mut self, now: Time, id: WorkerId, end: ProcessEnd) {

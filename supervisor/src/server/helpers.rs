@@ -262,7 +262,7 @@ impl Server {
             &generation.config.log,
         );
         let error = started.err()?;
-        Some(Event::ProtocolViolation(worker, error.to_string()))
+        Some(Event::Unobservable(worker, error.to_string()))
     }
 
     /// Starts the probes of all workers that are not ready: those of the version before were
@@ -300,11 +300,19 @@ impl Server {
                 }
             }
             ProbeResult::Gone => debug!("worker {worker} is gone, its readiness probe reports"),
-            ProbeResult::Failed(how) => {
+            ProbeResult::Failed { how, again: true } => {
+                warn!(
+                    "starting another readiness probe of worker {worker}: one ended early ({how})"
+                );
+                if let Some(event) = self.probe_readiness(worker) {
+                    self.feed(event);
+                }
+            }
+            ProbeResult::Failed { how, again: false } => {
                 // Without a probe its readiness would never be known.
                 let reason =
-                    format!("cannot be seen to get ready: its readiness probe ended early ({how})");
-                self.feed(Event::ProtocolViolation(worker, reason));
+                    format!("cannot be seen to get ready: its readiness probes end early ({how})");
+                self.feed(Event::Unobservable(worker, reason));
             }
         }
     }

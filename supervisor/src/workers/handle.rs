@@ -364,8 +364,12 @@ impl WorkerHandle {
                     deadline_ms,
                     empty_queue,
                 }));
-                let error = asked.err()?;
-                Some(self.violation(&ProtocolViolation::CannotDrain(error)))
+                match asked {
+                    // It has exited already, or is about to: what it has said last is read before
+                    // its death is judged, and one that lives on is terminated by its alarm.
+                    Ok(()) | Err(ChannelError::Closed) => None,
+                    Err(error) => Some(self.violation(&ProtocolViolation::CannotDrain(error))),
+                }
             }
             Line::Notify { stop, .. } => {
                 let stop = *stop;

@@ -42,17 +42,77 @@ fn a_server_whose_workers_can_never_start_exits_with_the_reason() {
             .any(|action| matches!(action, Action::Exit(_)))
     );
     stage.die(3);
-    let reason = stage.facts().find_map(|fact| match fact {
-        Fact::StartupFailed(reason) => Some(reason.as_str()),
+    assert_eq!(startup_failure(&stage), None, "worker 4 may become ready");
+    stage.die(4);
+    assert_eq!(
+        startup_failure(&stage).as_deref(),
+        Some("worker 4 (slot 1) exited with status 3, before it was ready")
+    );
+    assert!(stage.has(&Action::Exit(1)));
+}
+
+fn startup_failure(stage: &Stage) -> Option<String> {
+    stage.facts().find_map(|fact| match fact {
+        Fact::StartupFailed(reason) => Some(reason.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn the_first_start_waits_for_a_slow_worker_whatever_the_others_do() {
+    let mut stage = Stage::boot(PLAN);
+    stage.die(1);
+    stage.die(3);
+    stage.pass(1.0);
+    stage.die(4);
+    stage.pass(30.0);
+    assert_eq!(stage.spawned(), [], "no attempt after the last one");
+    assert_eq!(startup_failure(&stage), None, "worker 2 is still starting");
+    stage.get_ready([2]);
+    assert_eq!(
+        stage.spawned().len(),
+        1,
+        "worker 2 is ready, so it can work: slot 0 is tried again"
+    );
+    let mut stage = Stage::boot(PLAN);
+    stage.die(1);
+    stage.die(3);
+    stage.pass(1.0);
+    stage.die(4);
+    stage.pass(61.0);
+    let late = "worker 2 (slot 1) did not get ready within 60s";
+    assert!(
+        startup_failure(&stage).is_some_and(|reason| reason.starts_with(late)),
+        "{:?}",
+        stage.last
+    );
+}
+
+#[test]
+fn a_start_that_cannot_be_observed_is_a_failed_start() {
+    let mut stage = Stage::serving(PLAN);
+    stage.reload(PLAN);
+    stage.tell(Event::Unobservable(WorkerId(3), "is unseen".to_owned()));
+    assert_eq!(
+        stage.failure().as_deref(),
+        Some("worker 3 (slot 0) is unseen")
+    );
+    assert!(stage.has(&Action::Kill(WorkerId(3))));
+    stage.tell(Event::Died(
+        WorkerId(3),
+        ProcessEnd::unclean("killed by SIGKILL", Cause::Signal),
+    ));
+    let exit = stage.facts().find_map(|fact| match fact {
+        Fact::Died(_, exit) => Some((exit.cause, exit.how.clone())),
         _ => None,
     });
     assert_eq!(
-        reason,
-        Some("worker 3 (slot 0) exited with status 3, before it was ready")
+        exit,
+        Some((
+            Cause::StartTimeout,
+            "killed by SIGKILL: is unseen".to_owned()
+        ))
     );
-    assert!(stage.has(&Action::Kill(WorkerId(4))));
-    stage.die(4);
-    assert!(stage.has(&Action::Exit(1)));
 }
 
 #[test]

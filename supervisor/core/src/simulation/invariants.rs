@@ -50,6 +50,20 @@ impl World {
         );
     }
 
+    /// The first start is not given up while a worker may still become ready.
+    pub(crate) fn check_given_up(&self) {
+        let starting = |process: &Process| {
+            !process.killed && process.aborted_at.is_none() && process.drained_at.is_none()
+        };
+        let starts = self.processes.values().any(starting);
+        invariant!(
+            self,
+            !starts,
+            "the first start waits for every worker that is starting: {:?}",
+            self.core.view()
+        );
+    }
+
     /// No operation takes a slot out of service without a permit.
     pub(crate) fn check_permits(&mut self) {
         self.operations.push_back(self.now);

@@ -191,7 +191,10 @@ impl World {
             Fact::Scaled { from, to, reason } => {
                 self.check_scaled(from, to, reason);
             }
-            Fact::StartupFailed(_) => self.stops_now = true,
+            Fact::StartupFailed(_) => {
+                self.check_given_up();
+                self.stops_now = true;
+            }
             Fact::Stalled(who, why, _) => self.check_stalled(who, why),
             Fact::Died(_, worker_exit) => self.worker_exit = Some(worker_exit),
             Fact::Reloaded(generation, _) => {

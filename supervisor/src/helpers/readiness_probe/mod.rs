@@ -37,9 +37,16 @@ const PERIOD: Duration = Duration::from_millis(25);
 /// The longest time between two looks.
 const LONGEST_PERIOD: Duration = Duration::from_millis(200);
 
+/// How many probes of a worker may fail. Each is followed by another one, as it says nothing about
+/// the worker: it may have been killed.
+const MAX_FAILURES: u32 = 10;
+
 /// The probes of all workers that are starting.
 #[derive(Debug, Default)]
-pub(crate) struct ReadinessProbes(BTreeMap<WorkerId, HelperId>);
+pub(crate) struct ReadinessProbes {
+    running: BTreeMap<WorkerId, HelperId>,
+    failures: BTreeMap<WorkerId, u32>,
+}
 
 /// Why no probe could be started.
 #[derive(Debug, thiserror::Error)]
@@ -76,23 +83,31 @@ impl ReadinessProbes {
     ) -> Result<(), ProbeError> {
         let helper = launch(poll, processes, name, (worker, pid), sockets, log)
             .map_err(|problem| ProbeError { worker, problem })?;
-        self.0.insert(worker, helper);
+        self.running.insert(worker, helper);
         Ok(())
     }
 
     /// Forgets a probe that has exited, and returns what it has seen.
     pub(crate) fn finish(&mut self, worker: WorkerId, exit: &HelperExit) -> ProbeResult {
-        self.0.remove(&worker);
+        self.running.remove(&worker);
         match exit.death {
             Death::Exited(0) => ProbeResult::Ready,
             Death::Exited(1) => ProbeResult::Gone,
-            ref death => ProbeResult::Failed(death.to_string()),
+            ref death => {
+                let failures = self.failures.entry(worker).or_default();
+                *failures += 1;
+                ProbeResult::Failed {
+                    how: death.to_string(),
+                    again: *failures < MAX_FAILURES,
+                }
+            }
         }
     }
 
     /// Stops probing a worker.
     pub(crate) fn stop(&mut self, poll: &Poll, processes: &mut HelperProcesses, worker: WorkerId) {
-        if let Some(helper) = self.0.remove(&worker) {
+        self.failures.remove(&worker);
+        if let Some(helper) = self.running.remove(&worker) {
             processes.terminate(poll, helper);
         }
     }
@@ -141,8 +156,8 @@ pub(crate) enum ProbeResult {
     Ready,
     /// The worker is gone.
     Gone,
-    /// The probe failed: how.
-    Failed(String),
+    /// The probe failed: how, and whether another one is to be started.
+    Failed { how: String, again: bool },
 }
 
 /// Returns which process to probe, if this one was started for that. To be called before anything
