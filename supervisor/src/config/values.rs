@@ -7,6 +7,7 @@
 use super::reader::{ConfigValue, InvalidValue, Parsed, Text, invalid, keywords};
 use super::toml_text::quoted;
 use super::types::{AccessTarget, Control, LogFormat, Surge, WorkerStderr};
+use crate::logging::output::StandardStream;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
 use prefork_core::Share;
@@ -327,7 +328,8 @@ impl ConfigValue for LogFile {
         if text == "-" {
             return Ok(None);
         }
-        path(text).map(Some)
+        let file = path(text)?;
+        Ok((StandardStream::named_by(&file) != Some(StandardStream::Stderr)).then_some(file))
     }
 
     fn write(value: &Option<PathBuf>) -> String {
@@ -345,7 +347,11 @@ impl ConfigValue for AccessTarget {
         if text == "-" {
             return Ok(Self::Stdout);
         }
-        path(text).map(Self::File)
+        let file = path(text)?;
+        Ok(match StandardStream::named_by(&file) {
+            Some(StandardStream::Stdout) => Self::Stdout,
+            Some(StandardStream::Stderr) | None => Self::File(file),
+        })
     }
 
     fn write(value: &Self) -> String {

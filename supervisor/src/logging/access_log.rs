@@ -5,13 +5,14 @@
 //! When its path names another file (it was rotated), it is reopened, and the workers get the new
 //! one through their channels.
 
+use super::output::{StandardStream, kind, open_without_waiting};
 use crate::config::AccessTarget;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{SFlag, fstat};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// An open access log.
@@ -31,7 +32,7 @@ impl AccessLog {
     /// Why it cannot be opened.
     pub(crate) fn open(target: &AccessTarget) -> Result<Self, String> {
         let descriptor = match target {
-            AccessTarget::Stdout => stdout().map_err(|error| {
+            AccessTarget::Stdout => standard(StandardStream::Stdout).map_err(|error| {
                 format!("cannot write the access log to standard output: {error}")
             })?,
             AccessTarget::File(path) => open(path).map_err(|error| cannot_open(path, &error))?,
@@ -62,6 +63,9 @@ impl AccessLog {
         let AccessTarget::File(path) = &self.target else {
             return Ok(false);
         };
+        if StandardStream::named_by(path).is_some() {
+            return Ok(false);
+        }
         let there = std::fs::metadata(path)
             .ok()
             .map(|about| (about.dev(), about.ino()));
@@ -75,9 +79,7 @@ impl AccessLog {
 
     /// Returns what kind of file it is.
     pub(crate) fn kind(&self) -> SFlag {
-        fstat(&self.descriptor).map_or(SFlag::empty(), |status| {
-            SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits())
-        })
+        kind(&self.descriptor)
     }
 }
 
@@ -87,37 +89,30 @@ impl AsFd for AccessLog {
     }
 }
 
+/// Opens it without waiting for the reader of a pipe. A standard stream is not opened by its path,
+/// as it may be a socket, or another user's.
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    let pipe = std::fs::metadata(path).is_ok_and(|about| about.file_type().is_fifo());
-    let mut options = OpenOptions::new();
-    options
-        .append(true)
-        .create(!pipe)
-        .custom_flags(OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits());
-    // With a read end of our own, a pipe's reader may come late, leave and return.
-    let with_reader = pipe
-        .then(|| options.clone().read(true).open(path).ok())
-        .flatten();
-    let file = with_reader.map_or_else(|| options.open(path), Ok)?;
-    Ok(file.into())
+    match StandardStream::named_by(path) {
+        Some(stream) => standard(stream),
+        None => open_without_waiting(path).map(OwnedFd::from),
+    }
 }
 
-/// Opens our standard output as an open file of its own, where that is possible: then O_NONBLOCK
+/// Opens a standard stream as an open file of its own, where that is possible: then O_NONBLOCK
 /// affects no other process.
-fn stdout() -> io::Result<OwnedFd> {
-    let status = fstat(io::stdout())?;
-    let kind = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
-    if kind == SFlag::S_IFIFO {
+fn standard(stream: StandardStream) -> io::Result<OwnedFd> {
+    let descriptor = stream.duplicate()?;
+    if kind(&descriptor) == SFlag::S_IFIFO {
         let flags = OFlag::O_NONBLOCK.bits() | OFlag::O_NOCTTY.bits();
         if let Ok(own) = OpenOptions::new()
             .append(true)
             .custom_flags(flags)
-            .open("/proc/self/fd/1")
+            .open(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
         {
             return Ok(own.into());
         }
     }
-    io::stdout().as_fd().try_clone_to_owned()
+    Ok(descriptor)
 }
 
 fn cannot_open(path: &Path, error: &io::Error) -> String {

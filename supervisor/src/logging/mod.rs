@@ -6,27 +6,26 @@
 //! check at once.
 
 pub(crate) mod access_log;
+mod bounded;
+mod file;
+pub(crate) mod output;
 pub(crate) mod stderr;
 
 use crate::config::{LogFormat, LogSettings};
-use crate::logging::stderr::writer::LogWriter;
+use crate::logging::stderr::writer::{LogWriter, stderr_writer};
 use env_logger::{Builder, Target, WriteStyle};
+use file::{LogFile, Loss};
 use log::kv::{Key, Value, VisitSource};
-use log::{Level, LevelFilter, Record};
-use std::fs::{File, OpenOptions};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use std::io;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
 
 /// The format of a worker's lines.
 pub(crate) const FORMAT_VARIABLE: &str = "PREFORK_LOG_FORMAT";
 /// The file that they go to.
 pub(crate) const FILE_VARIABLE: &str = "PREFORK_LOG_FILE";
-
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 static FILE: OnceLock<LogFile> = OnceLock::new();
 
@@ -34,15 +33,28 @@ static FILE: OnceLock<LogFile> = OnceLock::new();
 /// there itself.
 const COLOUR: &str = "colour";
 
-/// Starts logging in a supervisor, without ever waiting for the reader of its standard error. To be
-/// called once in a process.
+/// Starts logging in a supervisor, without ever waiting for the reader of its standard error or of
+/// its log file. To be called once in a process.
 pub(crate) fn start(settings: &LogSettings) -> Result<(), String> {
     begin(settings, Some(Box::new(LogWriter)), colours())
 }
 
-/// Gives the reader of standard error a last chance. To be called before the process exits.
+/// Gives the readers of the log and of standard error a last chance. To be called before the
+/// process exits.
 pub(crate) fn finish() {
-    crate::logging::stderr::writer::stderr_writer().finish();
+    if let Some(file) = FILE.get() {
+        file.finish();
+    }
+    stderr_writer().finish();
+}
+
+/// Writes what waits for the reader of the log file, and reports what was lost. Returns whether
+/// anything still waits.
+pub(crate) fn flush() -> bool {
+    let Some(file) = FILE.get() else { return false };
+    let waits = file.flush();
+    log::logger().flush();
+    waits
 }
 
 /// Whether lines on standard error are to have colours.
@@ -92,7 +104,46 @@ fn begin(
             writeln!(out, "{time} {style}{level:<5}{style:#} {}", record.args())
         }),
     };
-    builder.try_init().map_err(|error| error.to_string())
+    let logger = Logger(builder.build());
+    log::set_max_level(logger.0.filter());
+    log::set_boxed_logger(Box::new(logger)).map_err(|error| error.to_string())
+}
+
+/// The log, which also reports what it has lost.
+struct Logger(env_logger::Logger);
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.log(record);
+        self.flush();
+    }
+
+    fn flush(&self) {
+        let Some(file) = FILE.get() else { return };
+        match file.take_loss() {
+            None => {}
+            Some(Loss::Dropped(lines)) => self.0.log(
+                &Record::builder()
+                    .level(Level::Warn)
+                    .target(module_path!())
+                    .key_values(&[("lines", lines)])
+                    .args(format_args!(
+                        "dropped {lines} lines of the log: its reader or disk is too slow"
+                    ))
+                    .build(),
+            ),
+            // The log is not the place to say so.
+            Some(Loss::Failing(reason)) => {
+                let path = file.path.display();
+                let line = format!("error: cannot write log file {path}: {reason}\n");
+                let _ = LogWriter.write(line.as_bytes());
+            }
+        }
+    }
 }
 
 /// Starts logging in a worker, as its environment says.
@@ -202,104 +253,4 @@ fn json(out: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result
         .insert("message".to_owned(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);
     writeln!(out, "{}", serde_json::Value::Object(fields.0))
-}
-
-/// A file that is appended to, and reopened when its path names another one.
-struct LogFile {
-    path: PathBuf,
-    open: Mutex<Option<Open>>,
-}
-
-struct Open {
-    file: File,
-    identity: (u64, u64),
-    looked: Instant,
-}
-
-impl LogFile {
-    fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            open: Mutex::new(None),
-        }
-    }
-
-    fn reopen(&self) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&self.path)?;
-        let about = file.metadata()?;
-        let open = Open {
-            file,
-            identity: (about.dev(), about.ino()),
-            looked: Instant::now(),
-        };
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(open);
-        Ok(())
-    }
-
-    fn heal(&self) {
-        let mut guard = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = guard.as_mut() else { return };
-        if open.looked.elapsed() < LOOK_EVERY {
-            return;
-        }
-        open.looked = Instant::now();
-        let there = std::fs::metadata(&self.path)
-            .ok()
-            .map(|about| (about.dev(), about.ino()));
-        if there != Some(open.identity) {
-            drop(guard);
-            // If it fails, the old file stays in use.
-            let _ = self.reopen();
-        }
-    }
-}
-
-impl Write for &LogFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.heal();
-        match self
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-        {
-            Some(open) => open.file.write(bytes),
-            None => Ok(bytes.len()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rotated_file_is_reopened() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("log");
-        let file = LogFile::new(path.clone());
-        file.reopen().expect("open");
-        (&file).write_all(b"one\n").expect("write");
-        std::fs::rename(&path, folder.path().join("log.1")).expect("rotate");
-        (&file).write_all(b"two\n").expect("write");
-        file.open
-            .lock()
-            .expect("lock")
-            .as_mut()
-            .expect("open")
-            .looked -= LOOK_EVERY;
-        (&file).write_all(b"three\n").expect("write");
-        assert_eq!(
-            std::fs::read_to_string(folder.path().join("log.1")).expect("read"),
-            "one\ntwo\n"
-        );
-        assert_eq!(std::fs::read_to_string(&path).expect("read"), "three\n");
-    }
 }

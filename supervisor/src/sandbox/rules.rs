@@ -4,6 +4,7 @@ use super::landlock::Wanted;
 use super::seccomp::Profile;
 use super::{ConfinementError, landlock, private_tmp, seccomp};
 use crate::config::{Config, Program, SandboxMode, Seccomp};
+use crate::logging::output::StandardStream;
 use crate::process::spawn::Executable;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -294,8 +295,11 @@ fn rules(
     Ok(rules)
 }
 
-/// Returns where a Rust worker makes its log file.
+/// Returns where a Rust worker makes its log file. A standard stream it has already.
 fn log_directory(config: &Config) -> Option<PathBuf> {
+    if StandardStream::named_by(config.log.file.as_ref()?).is_some() {
+        return None;
+    }
     let file = config
         .directory
         .clone()

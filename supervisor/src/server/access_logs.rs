@@ -1,6 +1,8 @@
-//! The access logs of the generations: checked once a second, and whenever USR1 asks for it.
+//! The log file, when its reader is slow, and the access logs of the generations: checked once a
+//! second, and whenever USR1 asks for it.
 
 use super::Server;
+use crate::logging;
 use crate::workers::handle::Line;
 use log::{debug, error};
 use prefork_core::Time;
@@ -11,15 +13,34 @@ use std::time::Duration;
 /// The time between two checks whether a log's path names another file.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// The time until a log file that cannot be written now is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// When access logs were checked last, and what could not be done about them.
 #[derive(Debug, Default)]
 pub(crate) struct AccessLogs {
     checked: Time,
+    /// When the log file is tried again.
+    log_due: Option<Time>,
     /// Reported already.
     problem: Option<String>,
 }
 
+impl AccessLogs {
+    /// Returns when the log file is tried again.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.log_due
+    }
+}
+
 impl Server {
+    /// Writes what waits for the reader of the log file.
+    pub(crate) fn tend_log(&mut self) {
+        if self.access_logs.log_due.is_none_or(|at| at <= self.now) {
+            self.access_logs.log_due = logging::flush().then_some(self.now + RETRY);
+        }
+    }
+
     /// Checks the access logs if it is time. The server wakes up for other reasons often enough.
     pub(crate) fn tend_access_logs(&mut self) {
         if self.now - self.access_logs.checked >= PERIOD {

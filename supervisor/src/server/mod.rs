@@ -249,6 +249,7 @@ impl Server {
             self.operators.deadline(),
             self.systemd.deadline(),
             self.stderr.deadline(),
+            self.access_logs.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -280,6 +281,7 @@ impl Server {
         self.operators.control.expire(self.now, &self.poll);
         self.tend_helpers();
         self.tend_access_logs();
+        self.tend_log();
         let listeners = &self.generations.listeners;
         self.systemd.tend(self.now, self.booted, listeners);
         self.tend_stderr();

@@ -1,7 +1,7 @@
 //! Starting one worker: which descriptors, which environment, which welcome.
 
 use super::cgroup::{Limits, WorkerCgroups};
-use crate::config::WorkerStderr;
+use crate::config::{Config, WorkerStderr};
 use crate::generation::Generation;
 use crate::listen::ListenError;
 use crate::logging;
@@ -11,7 +11,11 @@ use crate::process::spawn::{Order, SpawnError, spawn};
 use crate::systemd::journal::{JOURNAL_STREAM, stderr_is_journal};
 use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
 use crate::workers::sockets::WorkerSockets;
+use log::debug;
 use nix::sys::signal::Signal;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::unistd::Uid;
 use prefork_core::Time;
 use prefork_protocol::channel::{ChannelError, WorkerEnd};
 use prefork_protocol::environment::FIRST_FD;
@@ -22,6 +26,9 @@ use std::ffi::{CString, NulError, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// The file system of pipes without a name.
+const PIPEFS: FsType = FsType(0x5049_5045);
 
 /// The identity of a worker that is to be started.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +121,7 @@ pub(crate) fn launch(
             (Some(ours), Some(theirs))
         }
     };
+    give_streams(&generation.config, stderr.as_ref());
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
@@ -160,6 +168,29 @@ pub(crate) fn launch(
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),
         exit: None,
     })
+}
+
+/// Makes the worker's user the owner of the pipes that are its standard output and error, as
+/// container runtimes do. Programs open `/dev/stdout` and `/dev/stderr`, which the owner alone may.
+fn give_streams(config: &Config, stderr: Option<&OwnedFd>) {
+    let Some(user) = &config.privileges.user else {
+        return;
+    };
+    let give = |stream: BorrowedFd<'_>| {
+        // A named pipe, a terminal or a file keeps its owner: others see it, too.
+        let anonymous = fstatfs(stream).is_ok_and(|about| about.filesystem_type() == PIPEFS);
+        if anonymous && fstat(stream).is_ok_and(|status| status.st_uid != user.uid) {
+            let owner = Some(Uid::from_raw(user.uid));
+            if let Err(error) = nix::unistd::fchown(stream, owner, None) {
+                debug!("cannot make {user} the owner of a worker's standard streams: {error}");
+            }
+        }
+    };
+    give(io::stdout().as_fd());
+    match stderr {
+        Some(pipe) => give(pipe.as_fd()),
+        None => give(io::stderr().as_fd()),
+    }
 }
 
 /// Makes the worker's line: a channel in which its welcome waits, or the notification socket.

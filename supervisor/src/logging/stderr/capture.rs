@@ -1,7 +1,8 @@
 //! A worker's standard error: a pipe, the line that is not yet complete, and the tail of the
 //! output.
 
-use super::writer::{PIECE, stderr_writer};
+use super::writer::stderr_writer;
+use crate::logging::output::PIECE;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 use std::collections::VecDeque;
