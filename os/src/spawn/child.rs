@@ -2,15 +2,15 @@
 //! back.
 //!
 //! *Invariant*: each step takes away what an earlier one needs, so their order is fixed: session,
-//! control group, private directories, limits, identity, parent-death signal, `no_new_privs`,
-//! Landlock, signals, descriptors and directory, and at last the filter of system calls.
+//! control group, private directories, limits, identity, parent-death signal, directory,
+//! `no_new_privs`, Landlock, signals, descriptors, and at last the filter of system calls.
 
 use super::{Command, FIRST_FD, REPORT, Stage};
 use crate::confinement::Confinement;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::convert::Infallible;
-use std::ffi::{CStr, c_char, c_int, c_long};
+use std::ffi::{c_char, c_int, c_long};
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Everything the child needs, made before the fork so that the child need not allocate. It holds
@@ -29,8 +29,7 @@ pub(super) struct Plan<'a> {
     /// As many as `sources`: where they are while the low numbers are cleared.
     parked: Vec<RawFd>,
     executable: RawFd,
-    script: Option<&'a CStr>,
-    directory: Option<&'a CStr>,
+    directory: Option<RawFd>,
     death_signal: c_int,
     cgroup: Option<RawFd>,
     confinement: &'a Confinement,
@@ -83,8 +82,7 @@ impl<'a> Plan<'a> {
             stderr: command.stderr.map(|descriptor| descriptor.as_raw_fd()),
             kept: command.kept,
             executable: command.program.as_raw_fd(),
-            script: command.script,
-            directory: command.directory,
+            directory: command.directory.map(|directory| directory.as_raw_fd()),
             death_signal: command.death_signal as c_int,
             cgroup: command.cgroup.map(|group| group.as_raw_fd()),
             confinement: command.confinement,
@@ -115,6 +113,12 @@ impl<'a> Plan<'a> {
             let written = unsafe { libc::write(cgroup, c"0".as_ptr().cast(), 1) };
             checked(Stage::Cgroup, written as c_long)?;
         }
+        // With mounts of its own, it gets a view of its directory, too; the descriptor would lead
+        // back to the view of the supervisor.
+        let early = self.confinement.private_tmp.is_some();
+        if early {
+            self.enter_directory()?;
+        }
         self.confinement.drop_privileges()?;
         // SAFETY: prctl takes integers here, and touches no memory.
         check(Stage::DeathSignal, unsafe {
@@ -127,13 +131,15 @@ impl<'a> Plan<'a> {
             // SAFETY: _exit runs no destructor and no atexit handler.
             unsafe { libc::_exit(127) };
         }
+        if !early {
+            self.enter_directory()?;
+        } else if self.directory.is_some() {
+            // As who it is now, it may not be allowed to. SAFETY: the path ends with a NUL.
+            check(Stage::Directory, unsafe { libc::chdir(c".".as_ptr()) })?;
+        }
         self.confinement.restrict()?;
         reset_signals();
         let executable = self.place_descriptors()?;
-        if let Some(directory) = self.directory {
-            // SAFETY: the path ends with a NUL.
-            check(Stage::Directory, unsafe { libc::chdir(directory.as_ptr()) })?;
-        }
         // SAFETY: getpid takes nothing and touches no memory.
         let pid = unsafe { libc::getpid() };
         for field in &self.pid_fields {
@@ -144,23 +150,24 @@ impl<'a> Plan<'a> {
         // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two
         // arrays end with a null pointer.
         unsafe {
-            match self.script {
-                Some(path) => {
-                    libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr());
-                }
-                None => {
-                    libc::syscall(
-                        libc::SYS_execveat,
-                        executable,
-                        c"".as_ptr(),
-                        self.argv.as_ptr(),
-                        self.env.as_ptr(),
-                        libc::AT_EMPTY_PATH,
-                    );
-                }
-            }
+            libc::syscall(
+                libc::SYS_execveat,
+                executable,
+                c"".as_ptr(),
+                self.argv.as_ptr(),
+                self.env.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
         }
         Err((Stage::Exec, Errno::last()))
+    }
+
+    fn enter_directory(&self) -> Result<(), (Stage, Errno)> {
+        if let Some(directory) = self.directory {
+            // SAFETY: fchdir takes an integer and touches no memory.
+            check(Stage::Directory, unsafe { libc::fchdir(directory) })?;
+        }
+        Ok(())
     }
 
     /// Puts the sources at 3 and up, the pipe and the executable (both closed on exec) right above,

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::unistd::{ForkResult, Pid};
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CString, c_int};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The first descriptor that a program inherits besides the standard ones, by systemd's convention.
@@ -28,8 +28,6 @@ pub const FIRST_FD: RawFd = 3;
 pub struct Command<'a> {
     /// The program.
     pub program: BorrowedFd<'a>,
-    /// The path to start it by instead, as a script needs it.
-    pub script: Option<&'a CStr>,
     /// Its arguments, the name it is called by first.
     pub argv: &'a [CString],
     /// Its whole environment.
@@ -45,7 +43,7 @@ pub struct Command<'a> {
     /// Its standard error; `None`: the parent's.
     pub stderr: Option<BorrowedFd<'a>>,
     /// Its working directory; `None`: the parent's.
-    pub directory: Option<&'a CStr>,
+    pub directory: Option<BorrowedFd<'a>>,
     /// The signal that it gets when its parent dies.
     pub death_signal: Signal,
     /// The `cgroup.procs` of a control group to enter.

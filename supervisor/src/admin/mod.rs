@@ -29,7 +29,7 @@ use super::listen::{AddressId, ListenSet};
 use crate::config::{Config, Limit, Program, Sandbox, SandboxMode, Seccomp};
 use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
 use crate::process::poll::Poll;
-use crate::process::spawn::{Executable, Order};
+use crate::process::spawn::{Directory, Executable, Order};
 use crate::sandbox::Confinement;
 use crate::upgrade::{ChildState, Unpacking, environment_without};
 use nix::sys::resource::Resource;
@@ -38,6 +38,7 @@ use prefork_protocol::environment::ALL;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// The first argument of a process that plays this role.
@@ -255,10 +256,12 @@ fn launch(
         agent.len().to_string(),
     ];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
+    let root = Directory::open(None, Path::new("/"));
+    let root = root.map_err(|errno| StartError::new(std::io::Error::from(errno)))?;
     let order = Order {
         listeners: &listeners,
         extras: &[status.as_fd(), events.as_fd()],
-        directory: Some(c"/"),
+        directory: Some(&root),
         confinement: &confinement,
         ..Order::own(&executable, &argv, environment_without(&ALL))
     };

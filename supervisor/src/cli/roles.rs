@@ -214,9 +214,10 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
         Err(error) => return usage(&error.to_string()),
     };
     let confined = Confinement::prepare(&config).and_then(|mut confinement| {
+        let directory = confinement.directory(&config)?;
         let program = confinement.program(&config, || {
             loader
-                .executable(&config, false)
+                .executable(&config, directory.as_ref(), false)
                 .map_err(|error| error.to_string())
         })?;
         confinement.add_sandbox(&mut config, &program)

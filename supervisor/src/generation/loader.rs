@@ -1,14 +1,14 @@
 //! From a command line, an environment and a file to a generation that can be started.
 
-use super::{AdminSockets, Generation, LoadError, Origin};
+use super::{AdminSockets, Generation, LoadError, Origin, command};
 use crate::api::answer::Setting;
 use crate::config::{Config, ConfigError, Program, Source, Surroundings};
 use crate::listen::Listeners;
 use crate::logging::access_log::AccessLog;
-use crate::process::spawn::{Executable, ExecutableError};
+use crate::process::spawn::{Directory, Executable, ExecutableError};
 use crate::sandbox::Confinement;
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What loading needs to know besides the configuration itself.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ impl Loader {
     pub(crate) fn executable(
         &self,
         config: &Config,
+        directory: Option<&Directory>,
         first: bool,
     ) -> Result<Executable, ExecutableError> {
         match &config.program {
@@ -46,7 +47,6 @@ impl Loader {
             Program::App(_) | Program::Linked => Executable::open(&self.own_path),
             Program::Command(words) => {
                 let path = std::env::var_os("PATH");
-                let directory = config.directory.as_deref().unwrap_or(Path::new("."));
                 let program = words.first().map_or(OsStr::new(""), OsString::as_os_str);
                 Executable::find(program, path.as_deref(), directory)
             }
@@ -70,8 +70,11 @@ impl Loader {
             cpus: around.cpus,
         };
         let mut confinement = Confinement::prepare(&config).map_err(LoadError::confinement)?;
+        let directory = confinement
+            .directory(&config)
+            .map_err(LoadError::confinement)?;
         let open = || {
-            let opened = self.executable(&config, first);
+            let opened = self.executable(&config, directory.as_ref(), first);
             opened.map_err(|error| error.to_string())
         };
         let executable = confinement
@@ -84,11 +87,14 @@ impl Loader {
         let slots = config.max_workers.max(config.workers);
         let sockets = listeners.prepare(&config.binds, config.backlog, slots)?;
         let admin = AdminSockets::prepare(listeners, &config.admin)?;
+        let command = command::words(&config, &executable, directory.as_ref());
         let mut generation = Generation {
             config,
             sockets,
             admin,
+            directory,
             executable,
+            command,
             confinement,
             opened: 0,
             access: None,
@@ -135,7 +141,7 @@ pub(crate) fn open_hook_program(
         return Ok(None);
     };
     let path = std::env::var_os("PATH");
-    let find = || Executable::find(program.as_os_str(), path.as_deref(), Path::new("."));
+    let find = || Executable::find(program.as_os_str(), path.as_deref(), None);
     let found = confinement.with_fsuid(find).map_err(LoadError::hook)?;
     found.map(Some).map_err(LoadError::hook)
 }

@@ -4,6 +4,7 @@
 //! decided by the core (`prefork-core`).
 
 mod admin_sockets;
+pub(crate) mod command;
 mod error;
 pub(crate) mod loader;
 pub(crate) mod steering;
@@ -14,13 +15,12 @@ pub(crate) use error::LoadError;
 use crate::config::{AccessTarget, Config, Program, Ready, Surge};
 use crate::listen::{ListenError, ListenSet};
 use crate::logging::access_log::AccessLog;
-use crate::process::spawn::Executable;
+use crate::process::spawn::{Directory, Executable};
 use crate::sandbox::Confinement;
 use prefork_core::{Autoscale, Limits, Plan, ReadinessSignal};
 use prefork_protocol::Slot;
 use prefork_protocol::settings::Accept;
 use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Everything needed to start workers of a generation, now or after a rollback.
@@ -29,7 +29,11 @@ pub(crate) struct Generation {
     pub(crate) config: Config,
     pub(crate) sockets: ListenSet,
     pub(crate) admin: AdminSockets,
+    /// Where its workers run, if that is not where the supervisor runs.
+    pub(crate) directory: Option<Directory>,
     pub(crate) executable: Executable,
+    /// The command line of an external program; empty for a Rust worker, which needs none.
+    pub(crate) command: Vec<CString>,
     /// What its workers give up.
     pub(crate) confinement: Confinement,
     /// Slots whose sockets listen, as far as this generation has asked for.
@@ -151,18 +155,6 @@ impl Generation {
         match self.config.program {
             Program::App(_) | Program::Linked => true,
             Program::Command(_) => false,
-        }
-    }
-
-    /// Returns the command line of an external program; empty for a Rust worker, which needs none.
-    pub(crate) fn words(&self) -> Vec<CString> {
-        match &self.config.program {
-            Program::App(_) | Program::Linked => Vec::new(),
-            // They came from a command line or a checked file: there is no NUL in them.
-            Program::Command(words) => words
-                .iter()
-                .filter_map(|word| CString::new(word.as_bytes()).ok())
-                .collect(),
         }
     }
 }

@@ -49,6 +49,12 @@ pub(crate) enum ConfinementError {
     )]
     Fsuid(Errno),
     #[error(
+        "cannot open directory {}: {} (make it, or name another)",
+        path.display(),
+        errno.desc()
+    )]
+    Directory { path: PathBuf, errno: Errno },
+    #[error(
         "workers cannot {act} {} as {whom}: {} \
          (give it to them with chown or chmod, or name another)",
         path.display(),

@@ -41,8 +41,6 @@ use right::{
 pub(crate) const READ: u64 = READ_FILE | READ_DIR;
 /// To read and to execute.
 pub(crate) const RUN: u64 = READ | EXECUTE;
-/// The same for what is known to be a file.
-pub(crate) const RUN_FILE: u64 = RUN & OF_A_FILE;
 /// To read, write, make and remove. Not to execute: who can do both can bring its own program.
 pub(crate) const WRITE: u64 = READ
     | WRITE_FILE

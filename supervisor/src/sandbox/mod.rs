@@ -24,7 +24,7 @@ pub(crate) use error::ConfinementError;
 
 use crate::config::runtime_directory::runtime_directory;
 use crate::config::{Config, CoreDumps, Program};
-use crate::process::spawn::Executable;
+use crate::process::spawn::{Directory, Executable};
 use identity::Own;
 use nix::errno::Errno;
 use prefork_os::confinement::Confinement as Steps;
@@ -134,10 +134,8 @@ impl Confinement {
             let own = own.map_err(|reason| ConfinementError::Program { reason })?;
             let log = config.log.file.as_deref();
             self.check(log, "write log file", access_check::can_write)?;
-            self.check_directory(config)?;
             return Ok(own);
         };
-        self.check_directory(config)?;
         self.with_fsuid(open)?.map_err(|error| {
             let reason = failed(error);
             match self.whom.clone() {
@@ -147,9 +145,23 @@ impl Confinement {
         })
     }
 
-    fn check_directory(&self, config: &Config) -> Result<(), ConfinementError> {
-        let directory = config.directory.as_deref();
-        self.check(directory, "enter directory", access_check::can_enter)
+    /// Opens the directory of the workers with the rights that they have, and checks that they can
+    /// enter it.
+    ///
+    /// # Errors
+    /// They cannot, or there is none.
+    pub(crate) fn directory(&self, config: &Config) -> Result<Option<Directory>, ConfinementError> {
+        let Some(path) = config.directory.as_deref() else {
+            return Ok(None);
+        };
+        self.check(Some(path), "enter directory", access_check::can_enter)?;
+        let opened = self.with_fsuid(|| Directory::open(None, path))?;
+        opened
+            .map(Some)
+            .map_err(|errno| ConfinementError::Directory {
+                path: path.to_owned(),
+                errno,
+            })
     }
 
     fn check(

@@ -14,10 +14,7 @@ use prefork_os::landlock::{Rule, Ruleset};
 use prefork_os::private_tmp::PrivateTmp;
 use prefork_os::seccomp::Filter;
 use std::borrow::Cow;
-use std::ffi::{CString, OsStr};
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// Programs and their libraries, wherever a distribution has them.
@@ -181,14 +178,6 @@ impl Sandbox {
             late.extend(tmp.map(|path| (Cow::Borrowed(*path), landlock::WRITE)));
             // Other programs get all of /proc: they ask it about the machine, too.
             late.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
-            // A script is whatever lies at its path when it is started.
-            let script = program.is_script().then(|| program.path().to_owned());
-            let interpreter = script.as_deref().and_then(interpreter);
-            let names = script
-                .into_iter()
-                .chain(interpreter)
-                .filter_map(|path| CString::new(path.into_os_string().into_vec()).ok());
-            late.extend(names.map(|name| (Cow::Owned(name), landlock::RUN_FILE)));
             rules(config, program, &mut warnings)?
         } else {
             Vec::new()
@@ -253,12 +242,15 @@ fn rules(
         allow_what_is_there(&DEVICES, landlock::DEVICE);
     }
 
-    let own = program.as_fd().try_clone_to_owned();
-    let own = own.map_err(|error| ConfinementError::Descriptor {
-        path: program.path().to_owned(),
-        error,
-    })?;
-    rules.extend(landlock::rule(own, landlock::RUN).ok());
+    let interpreters = program.interpreters().map(|it| &it.program);
+    for program in [program].into_iter().chain(interpreters) {
+        let own = program.as_fd().try_clone_to_owned();
+        let own = own.map_err(|error| ConfinementError::Descriptor {
+            path: program.path().to_owned(),
+            error,
+        })?;
+        rules.extend(landlock::rule(own, landlock::RUN).ok());
+    }
 
     if let Program::App(app) = &config.program
         && let Some(served) = app.strip_prefix("files:")
@@ -325,21 +317,6 @@ fn named(setting: &'static str, path: &Path, access: u64) -> Result<Rule, Confin
         })
 }
 
-/// Returns the program in a script's first line.
-fn interpreter(script: &Path) -> Option<PathBuf> {
-    let mut start = [0_u8; 256];
-    let length = std::fs::File::open(script)
-        .and_then(|mut file| file.read(&mut start))
-        .ok()?;
-    let line = start[..length]
-        .split(|byte| *byte == b'\n')
-        .next()?
-        .strip_prefix(b"#!")?
-        .trim_ascii();
-    let word = line.split(u8::is_ascii_whitespace).next()?;
-    Some(PathBuf::from(OsStr::from_bytes(word)))
-}
-
 /// Returns whether a path is below one that a program may read.
 fn is_visible(config: &Config, path: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -370,8 +347,8 @@ fn refuse_hidden(
     let mut need = |what: &str, path: &Path| needed.push((what.to_owned(), path.to_owned()));
     if program.is_script() {
         need("the program", program.path());
-        if let Some(interpreter) = interpreter(program.path()) {
-            need("the program's interpreter", &interpreter);
+        for interpreter in program.interpreters() {
+            need("the program's interpreter", interpreter.program.path());
         }
     }
     if let Some(directory) = &config.directory {

@@ -14,22 +14,22 @@ use super::workers::Workers;
 use super::{Server, Steering, clock};
 use crate::api::events::Journal;
 use crate::api::status::LastReload;
-use crate::config::{Identity, Source};
+use crate::config::{Config, Identity, Source};
 use crate::control::{ControlServer, runtime_directory};
 use crate::generation::loader::Loader;
-use crate::generation::{AdminSockets, Generation, Origin};
+use crate::generation::{AdminSockets, Generation, Origin, command};
 use crate::listen::{AddressSockets, ListenSet, Listeners};
 use crate::logging::access_log::AccessLog;
 use crate::logging::stderr::Capture;
 use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::Poll;
 use crate::process::signals::Signals;
-use crate::process::spawn::Executable;
+use crate::process::spawn::{Directory, Executable, Interpreter};
 use crate::sandbox::Confinement;
 use crate::systemd::notify::NotifyServer;
 use crate::upgrade::{
-    AccessState, AlarmState, Bytes, GenerationState, HandleState, Kind, LineState, PhaseState,
-    ProgramState, RowState, State, Task, Unpacking, give_up,
+    AccessState, AlarmState, Bytes, Fd, GenerationState, HandleState, InterpreterState, Kind,
+    LineState, PhaseState, ProgramState, RowState, State, Task, Unpacking, give_up,
 };
 use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
@@ -43,6 +43,7 @@ use prefork_protocol::message::PROTOCOL;
 use prefork_protocol::scoreboard::{Layout, SharedRows};
 use prefork_protocol::{GenerationId, WorkerId};
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::rc::Rc;
 
 impl Server {
@@ -265,16 +266,21 @@ fn generation(
             error.brief()
         ))
     });
-    let ProgramState {
-        descriptor,
-        path,
-        script,
-    } = state.program;
-    let executable = Executable::adopted(
-        unpacking.take(descriptor, Kind::Program),
-        path.path(),
-        script,
+    let directory = adopt_directory(state.directory, &config, unpacking);
+    let executable = program(
+        state.program,
+        state.interpreters,
+        directory.as_ref(),
+        unpacking,
     );
+    let command = if state.command.is_empty() {
+        command::words(&config, &executable, directory.as_ref())
+    } else {
+        let words = state.command.into_iter();
+        words
+            .filter_map(|Bytes(word)| CString::new(word).ok())
+            .collect()
+    };
     let confinement = Confinement::prepare(&config)
         .and_then(|mut confinement| {
             confinement.add_sandbox(&mut config, &executable)?;
@@ -288,7 +294,9 @@ fn generation(
             http: ListenSet::adopted(state.backlog, &state.admin, groups),
             agent: ListenSet::adopted(state.backlog, &state.agent, groups),
         },
+        directory,
         executable,
+        command,
         confinement,
         opened: state.opened,
         access: None,
@@ -306,6 +314,51 @@ fn generation(
             None => AccessLog::open(&target).unwrap_or_else(|reason| give_up(&reason)),
         });
     generation
+}
+
+/// Goes on with the directory of a generation. A version that held none entered it by name.
+fn adopt_directory(
+    held: Option<Fd>,
+    config: &Config,
+    unpacking: &mut Unpacking,
+) -> Option<Directory> {
+    let path = config.directory.as_ref()?;
+    Some(match held {
+        Some(held) => Directory::adopted(unpacking.take(held, Kind::Program), path.clone()),
+        None => Directory::open(None, path).unwrap_or_else(|errno| {
+            give_up(&format!(
+                "cannot open directory {}: {}",
+                path.display(),
+                errno.desc()
+            ))
+        }),
+    })
+}
+
+/// Goes on with a program and its interpreters.
+fn program(
+    state: ProgramState,
+    interpreters: Vec<InterpreterState>,
+    directory: Option<&Directory>,
+    unpacking: &mut Unpacking,
+) -> Executable {
+    let mut interpreter = None;
+    // Each is run by the one after it.
+    for InterpreterState { program, argument } in interpreters.into_iter().rev() {
+        let descriptor = unpacking.take(program.descriptor, Kind::Program);
+        interpreter = Some(Interpreter {
+            program: Executable::adopted(descriptor, program.path.path(), interpreter),
+            argument: argument.and_then(|Bytes(word)| CString::new(word).ok()),
+        });
+    }
+    let descriptor = unpacking.take(state.descriptor, Kind::Program);
+    let path = state.path.path();
+    if state.script && interpreter.is_none() {
+        // A version that held none had it found by name.
+        interpreter = Interpreter::of_adopted(&descriptor, &path, directory)
+            .unwrap_or_else(|error| give_up(&error.to_string()));
+    }
+    Executable::adopted(descriptor, path, interpreter)
 }
 
 fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerHandle {

@@ -15,9 +15,10 @@ use crate::process::reap::Death;
 use crate::process::spawn::{Executable, ExecutableError, Order};
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, ChannelState, CountsState, DeathsState, ExecErrorsState,
-    GenerationState, HandleState, Kind, LineState, NoticesState, Packing, PhaseState, ProgramState,
-    ReloadState, RowState, State, StderrState, StoredState, TotalsState, Unpacking, UpgradeState,
-    VARIABLE, check_arguments, environment_without, execute, seal, verdict,
+    GenerationState, HandleState, InterpreterState, Kind, LineState, NoticesState, Packing,
+    PhaseState, ProgramState, ReloadState, RowState, State, StderrState, StoredState, TotalsState,
+    Unpacking, UpgradeState, VARIABLE, check_arguments, environment_without, execute, seal,
+    verdict,
 };
 use crate::version::VERSION;
 use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
@@ -445,11 +446,7 @@ impl Server {
                 file: generation.origin.file.clone(),
                 cpus: generation.origin.cpus as u64,
                 protocol: PROTOCOL,
-                program: ProgramState {
-                    descriptor: packing.add(Kind::Program, program),
-                    path: program.path().into(),
-                    script: program.is_script(),
-                },
+                program: program_state(program, packing),
                 opened: generation.opened,
                 backlog,
                 sockets,
@@ -460,6 +457,23 @@ impl Server {
                     SFlag::S_IFIFO => Some(AccessState::Pipe(packing.add(Kind::Pipe, log))),
                     _ => None,
                 }),
+                // By a kind of descriptor that all versions know: opened by path only.
+                directory: generation
+                    .directory
+                    .as_ref()
+                    .map(|directory| packing.add(Kind::Program, directory)),
+                interpreters: program
+                    .interpreters()
+                    .map(|it| InterpreterState {
+                        program: program_state(&it.program, packing),
+                        argument: it.argument.as_ref().map(|it| Bytes(it.to_bytes().to_vec())),
+                    })
+                    .collect(),
+                command: generation
+                    .command
+                    .iter()
+                    .map(|word| Bytes(word.to_bytes().to_vec()))
+                    .collect(),
             }
         });
         let generations = generations.collect();
@@ -544,6 +558,14 @@ impl Server {
             #[cfg(feature = "next")]
             novelty: "something that only this version knows".to_owned(),
         }
+    }
+}
+
+fn program_state(program: &Executable, packing: &mut Packing) -> ProgramState {
+    ProgramState {
+        descriptor: packing.add(Kind::Program, program),
+        path: program.path().into(),
+        script: program.is_script(),
     }
 }
 

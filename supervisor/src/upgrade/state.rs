@@ -109,7 +109,14 @@ states! {
         admin: Vec<EntryState> = Vec::new(),
         agent: Vec<EntryState> = Vec::new(),
         access: Option<AccessState> = None,
+        directory: Option<Fd> = None,
+        interpreters: Vec<InterpreterState> = Vec::new(),
+        command: Vec<Bytes> = Vec::new(),
     }
+
+    /// The interpreter of a script, or of the interpreter before it, and the argument that the
+    /// script's first line gives it.
+    InterpreterState { program: ProgramState, argument: Option<Bytes> }
 
     /// A program.
     ProgramState { descriptor: Fd, path: Bytes, script: bool }

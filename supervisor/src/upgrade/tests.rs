@@ -228,6 +228,9 @@ fn sample() -> State {
             admin: Vec::new(),
             agent: Vec::new(),
             access: None,
+            directory: None,
+            interpreters: Vec::new(),
+            command: Vec::new(),
         }],
         groups: vec![
             group(
@@ -377,6 +380,16 @@ fn grown() -> State {
         latency: std::array::from_fn(|bucket| bucket as u64 * 1000),
     };
     state.generations[0].access = Some(AccessState::Pipe(Fd(60)));
+    state.generations[0].directory = Some(Fd(61));
+    state.generations[0].interpreters = vec![InterpreterState {
+        program: ProgramState {
+            descriptor: Fd(62),
+            path: Bytes::from("/bin/sh"),
+            script: false,
+        },
+        argument: Some(Bytes::from("-e")),
+    }];
+    state.generations[0].command = vec![Bytes::from("/bin/app"), Bytes::from("--flag")];
     state.totals = vec![TotalsState::of(Slot(1), &totals)];
     state.generations[0].admin = vec![EntryState {
         group: 1,

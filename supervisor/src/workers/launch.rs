@@ -25,7 +25,10 @@ use prefork_protocol::{GenerationId, Slot, WorkerId, channel, environment as con
 use std::ffi::{CString, NulError, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
+
+/// The variable that names the working directory.
+const PWD: &str = "PWD";
 
 /// The file system of pipes without a name.
 const PIPEFS: FsType = FsType(0x5049_5045);
@@ -61,7 +64,7 @@ pub(crate) enum LaunchError {
     #[error("cannot make a pipe for a worker's standard error: {0}")]
     Stderr(#[source] io::Error),
     /// Something that is passed to exec contains a NUL byte.
-    #[error("a NUL byte in the name of a worker, its environment or its directory: {0}")]
+    #[error("a NUL byte in the name of a worker or its environment: {0}")]
     Nul(#[from] NulError),
     /// There is no process.
     #[error(transparent)]
@@ -103,16 +106,11 @@ pub(crate) fn launch(
         "{}: worker {} gen {}",
         role.name, role.worker, role.generation
     );
-    let words = generation.words();
-    let argv = if words.is_empty() {
+    let argv = if generation.command.is_empty() {
         vec![CString::new(title)?]
     } else {
-        words
+        generation.command.clone()
     };
-    let directory = generation.config.directory.as_ref();
-    let directory = directory
-        .map(|path| CString::new(path.as_os_str().as_bytes()))
-        .transpose()?;
     let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
     let (capture, stderr) = match generation.config.worker_stderr {
         WorkerStderr::Inherit => (None, None),
@@ -131,7 +129,7 @@ pub(crate) fn launch(
         kept: &[],
         stdin: None,
         stderr: stderr.as_ref().map(AsFd::as_fd),
-        directory: directory.as_deref(),
+        directory: generation.directory.as_ref(),
         // A Rust worker finishes what it can within a second of the supervisor's death.
         death_signal: if theirs.is_some() {
             Signal::SIGTERM
@@ -296,6 +294,12 @@ fn environment(
     // Where our standard error is the journal, a worker's ends there too, with its priorities.
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
+    }
+    // The supervisor's own would name another directory, or another release.
+    if let Some(directory) = &generation.directory
+        && !config.env.contains_key(PWD)
+    {
+        set.push((PWD, directory.path().into()));
     }
     let confined = generation
         .confinement

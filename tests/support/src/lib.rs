@@ -10,6 +10,7 @@
 //! * [`stack`] measures what a program of some stack does under a server;
 //! * [`browser`] is a real one, for pages;
 //! * [`delay`] makes the way between client and server long;
+//! * [`releases`] are deployed by a symbolic link;
 //! * [`process`] reads facts from `/proc`; [`wait`] waits for facts.
 //!
 //! It knows the supervisor only from outside: its command line, its log, its control socket and its
@@ -25,6 +26,7 @@ pub mod load;
 pub mod log;
 pub mod notify;
 pub mod process;
+pub mod releases;
 pub mod server;
 pub mod stack;
 pub mod systemd;

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use testkit::load::{Plan, start};
 use testkit::notify::NotifySocket;
+use testkit::releases::Releases;
 use testkit::{LONG, Server, Setup, wait_until};
 
 const THIS: &str = env!("CARGO_BIN_EXE_supervisor-now");
@@ -477,6 +478,57 @@ fn programs_that_notify_are_known_after_an_upgrade() {
     server.reload();
     load.wait_for_more(20);
     load.finish().assert_flawless();
+}
+
+#[test]
+fn a_generation_stays_pinned_to_its_release_over_an_upgrade() {
+    for words in [
+        ["./app.py"].as_slice(),
+        &["python3", "app.py"],
+        &["LINK/app.py"],
+    ] {
+        let setup = Server::setup(THIS).copied().workers(2);
+        let releases = Releases::new(setup.path(""));
+        releases.add("r1");
+        releases.add_broken("broken");
+        releases.deploy("r1");
+        let link = releases.current().display().to_string();
+        let words = words.iter().map(|word| word.replace("LINK", &link));
+        let mut server = setup
+            .args([
+                "--ready",
+                "notify",
+                "--min-ready",
+                "50ms",
+                "--directory",
+                &link,
+            ])
+            .program(words)
+            .start();
+        let descriptors = server.process().descriptors();
+        releases.deploy("broken");
+        for program in [next(), Path::new(THIS)] {
+            server.replace(program);
+            upgrade(&server);
+            let victim = server.ready()[0];
+            victim.signal(SIGKILL);
+            let worker = server.wait_for_replacement(0, victim).process;
+            assert_eq!(
+                worker.variable("PWD"),
+                releases.path("r1").to_str().map(str::to_owned)
+            );
+        }
+        server.wait_until_settled(LONG);
+        testkit::load::run(
+            &Plan::fresh(&server.address(), 4)
+                .http("/", Some("r1"))
+                .count(20),
+        )
+        .assert_flawless();
+        wait_until("as many descriptors as before", LONG, || {
+            server.process().descriptors() <= descriptors
+        });
+    }
 }
 
 #[test]

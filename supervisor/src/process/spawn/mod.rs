@@ -1,12 +1,14 @@
 //! Starting a program: what a child is given, and what an operator is told when that fails.
 //!
-//! A worker is always exec'd, from a descriptor that was opened when its generation was made, so
-//! that a rollback starts the old program although the file on disk was replaced. Fork and exec
+//! A worker is always exec'd, from descriptors that were opened when its generation was made: of its
+//! program, the program's interpreter and its directory. So a rollback, and a worker that replaces
+//! a dead one, start the old program although the files on disk were replaced. Fork and exec
 //! themselves, and what the child does in between, are [`prefork_os::spawn`]'s.
 //!
 //! This module does not know what a worker is, what its environment means (except two pids that
 //! only the child can know), or what to do when a spawn fails. Start reading at [`spawn`].
 
+mod directory;
 mod executable;
 #[cfg(test)]
 mod tests;
@@ -15,13 +17,14 @@ use crate::sandbox::{Confinement, FREE};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use prefork_os::spawn::{Act, Command, read_report};
+use prefork_os::spawn::{Act, Command, FIRST_FD, read_report};
 use prefork_protocol::environment::{LISTEN_PID, WATCHDOG_PID};
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-pub(crate) use executable::{Executable, ExecutableError};
+pub(crate) use directory::{Directory, without_links};
+pub(crate) use executable::{Executable, ExecutableError, Interpreter};
 pub(crate) use prefork_os::pidfd::send_signal;
 pub(crate) use prefork_os::spawn::Stage;
 
@@ -47,7 +50,7 @@ pub(crate) struct Order<'a> {
     /// Its standard error; `None`: the supervisor's.
     pub stderr: Option<BorrowedFd<'a>>,
     /// Where it runs; `None`: where the supervisor runs.
-    pub directory: Option<&'a CStr>,
+    pub directory: Option<&'a Directory>,
     /// The signal that it gets when the supervisor dies.
     pub death_signal: Signal,
     /// A control group's `cgroup.procs` to enter.
@@ -226,18 +229,20 @@ pub(crate) fn spawn(order: &Order<'_>) -> Result<Spawned, SpawnError> {
         "a supervisor has one thread"
     );
     let program = order.executable.path().display().to_string();
-    let descriptors = [order.listeners, order.extras].concat();
+    let mut descriptors = [order.listeners, order.extras].concat();
+    let number = FIRST_FD + RawFd::try_from(descriptors.len()).unwrap_or(RawFd::MAX / 2);
+    let line = order.executable.command_line(order.argv, number);
+    descriptors.extend(line.files);
     let spawned = prefork_os::spawn::spawn(&Command {
-        program: order.executable.as_fd(),
-        script: order.executable.script(),
-        argv: order.argv,
+        program: line.program,
+        argv: &line.argv,
         env: &order.env,
         pid_variables: &[LISTEN_PID, WATCHDOG_PID],
         descriptors: &descriptors,
         kept: order.kept,
         stdin: order.stdin,
         stderr: order.stderr,
-        directory: order.directory,
+        directory: order.directory.map(AsFd::as_fd),
         death_signal: order.death_signal,
         cgroup: order.cgroup,
         confinement: order.confinement.steps(),
@@ -254,7 +259,7 @@ pub(crate) fn spawn(order: &Order<'_>) -> Result<Spawned, SpawnError> {
     };
     let directory = order
         .directory
-        .map(|path| path.to_string_lossy().into_owned())
+        .map(|directory| directory.path().display().to_string())
         .unwrap_or_default();
     Ok(Spawned {
         pid: spawned.pid,

@@ -34,7 +34,7 @@ struct Shell<'a> {
     env: Vec<CString>,
     listeners: Vec<BorrowedFd<'a>>,
     extras: Vec<BorrowedFd<'a>>,
-    directory: Option<CString>,
+    directory: Option<Directory>,
 }
 
 impl Shell<'_> {
@@ -53,7 +53,7 @@ impl Shell<'_> {
         Order {
             listeners: &self.listeners,
             extras: &self.extras,
-            directory: self.directory.as_deref(),
+            directory: self.directory.as_ref(),
             ..Order::own(executable, &self.argv, self.env.clone())
         }
     }
@@ -202,70 +202,128 @@ fn a_failed_exec_comes_back_with_program_errno_and_remedy() {
 }
 
 #[test]
-fn a_missing_directory_and_a_missing_interpreter_are_named() {
+fn a_directory_that_must_not_be_entered_is_named() {
     let directory = tempfile::tempdir().expect("directory");
+    let closed = Directory::open(None, directory.path()).expect("it is there");
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o000);
+    std::fs::set_permissions(directory.path(), permissions).expect("it is ours");
+    if nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: root enters every directory");
+        return;
+    }
     let mut shell = Shell::new("exit 0");
-    shell.directory = Some(c(directory.path().join("none").to_str().expect("UTF-8")));
+    shell.directory = Some(closed);
     let spawned = shell.spawn();
     death(&spawned);
     let failure = spawned.exec_errors.failure().expect("a report");
     assert_eq!(
         (failure.stage, failure.errno),
-        (Stage::Directory, Errno::ENOENT)
+        (Stage::Directory, Errno::EACCES)
     );
-    assert!(
-        failure
-            .to_string()
-            .contains("/none for /bin/sh: No such file"),
-        "{failure}"
-    );
-
-    let path = directory.path().join("script");
-    write_program(&path, "#!/no/such/interpreter\n");
-    let script = Executable::open(&path).expect("executable");
-    let spawned = spawn(&Shell::new("").order(&script)).expect("spawn");
-    death(&spawned);
-    let failure = spawned.exec_errors.failure().expect("a report");
-    assert!(
-        failure
-            .to_string()
-            .contains("interpreter in its first line"),
-        "{failure}"
-    );
+    let named = format!("{} for ", directory.path().display());
+    assert!(failure.to_string().contains(&named), "{failure}");
 }
 
-#[test]
-fn scripts_run_by_path_from_any_directory() {
-    let directory = tempfile::tempdir().expect("directory");
-    write_program(
-        &directory.path().join("app.sh"),
-        "#!/bin/sh\necho \"$0\" \"$PWD\" >&3\n",
-    );
-    let program = Executable::find(
-        "app.sh".as_ref(),
-        Some(directory.path().as_os_str()),
-        Path::new("/"),
-    )
-    .expect("found");
+/// Runs a program with arguments, and returns what it wrote to descriptor 3.
+fn written(program: &Executable, arguments: &[&str], directory: Option<Directory>) -> String {
     let (mut reader, writer) = pipe();
     let mut shell = Shell::new("");
+    shell.argv = arguments.iter().map(|argument| c(argument)).collect();
+    shell.env = vec![c("PATH=/bin:/usr/bin")];
     shell.listeners.push(writer.as_fd());
-    shell.directory = Some(c("/usr"));
-    let spawned = spawn(&shell.order(&program)).expect("spawn");
+    shell.directory = directory;
+    let spawned = spawn(&shell.order(program)).expect("spawn");
     drop(shell);
     drop(writer);
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("read");
-    assert_eq!(
-        death(&spawned),
-        Death::Exited(0),
-        "{:?}",
-        spawned.exec_errors.failure()
+    let failure = spawned.exec_errors.failure();
+    assert_eq!(death(&spawned), Death::Exited(0), "{failure:?}");
+    text
+}
+
+#[test]
+fn a_script_is_run_by_its_path_from_any_directory() {
+    let directory = tempfile::tempdir().expect("directory");
+    write_program(
+        &directory.path().join("app.sh"),
+        "#!/bin/sh\necho \"$0\" \"$@\" \"$PWD\" >&3\n",
     );
+    let path = Some(directory.path().as_os_str());
+    let program = Executable::find("app.sh".as_ref(), path, None).expect("found");
+    let usr = Directory::open(None, Path::new("/usr")).expect("a directory");
+    let text = written(&program, &["name", "one", "two"], Some(usr));
+    let real = directory.path().canonicalize().expect("its path");
+    assert_eq!(text, format!("{}/app.sh one two /usr\n", real.display()));
+}
+
+#[test]
+fn a_script_that_was_replaced_or_removed_still_runs_as_it_was() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("app.sh");
+    write_program(&path, "#!/bin/sh\necho old $0 $1 >&3\n");
+    let old = Executable::open(&path).expect("executable");
+    let other = directory.path().join("other");
+    write_program(&other, "#!/bin/sh\necho new >&3\n");
+    std::fs::rename(&other, &path).expect("rename");
+    assert_eq!(written(&old, &["", "x"], None), "old /dev/fd/4 x\n");
+    std::fs::remove_file(&path).expect("it is there");
+    assert_eq!(written(&old, &["", "x"], None), "old /dev/fd/4 x\n");
+}
+
+#[test]
+fn a_script_whose_directory_was_moved_runs_by_its_new_path() {
+    let directory = tempfile::tempdir().expect("directory");
+    let real = directory.path().canonicalize().expect("its path");
+    let (before, after) = (real.join("before"), real.join("after"));
+    std::fs::create_dir(&before).expect("a directory");
+    write_program(&before.join("app.sh"), "#!/bin/sh\necho $0 >&3\n");
+    let program = Executable::open(before.join("app.sh")).expect("executable");
+    std::fs::rename(&before, &after).expect("rename");
     assert_eq!(
-        text,
-        format!("{}/app.sh /usr\n", directory.path().display())
+        written(&program, &[""], None),
+        format!("{}/app.sh\n", after.display())
     );
+}
+
+#[test]
+fn the_interpreter_is_the_one_that_was_there_at_first() {
+    let directory = tempfile::tempdir().expect("directory");
+    let interpreter = directory.path().join("interpreter");
+    // An interpreter that is a script itself, with an argument of several words.
+    write_program(&interpreter, "#!/bin/sh -e\necho old \"$1\" >&3\n");
+    let script = directory.path().join("app");
+    let line = format!("#! {}   one two \n", interpreter.display());
+    write_program(&script, &line);
+    let program = Executable::open(&script).expect("executable");
+    let text = "old one two\n";
+    assert_eq!(written(&program, &[""], None), text);
+    let other = directory.path().join("other");
+    write_program(&other, "#!/bin/sh\necho new >&3\n");
+    std::fs::rename(&other, &interpreter).expect("rename");
+    assert_eq!(written(&program, &[""], None), text);
+}
+
+#[test]
+fn a_script_without_a_usable_interpreter_is_refused() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("script");
+    let refused = |text: &str| {
+        write_program(&path, text);
+        let error = Executable::open(&path).expect_err("refused").to_string();
+        let begin = format!(
+            "{}, whose first line names its interpreter: ",
+            path.display()
+        );
+        error.strip_prefix(&begin).map(str::to_owned).ok_or(error)
+    };
+    assert_eq!(
+        refused("#!/no/such/interpreter\n").as_deref(),
+        Ok("cannot execute /no/such/interpreter: No such file or directory (check the path)")
+    );
+    let itself = format!("#!{}\n", path.display());
+    let text = refused(&itself).unwrap_or_default();
+    assert!(text.contains("Too many"), "{text}");
 }
 
 #[test]
@@ -292,6 +350,34 @@ fn a_replaced_program_still_starts_as_it_was() {
 }
 
 #[test]
+fn names_without_links_are_found_where_a_link_leads() {
+    let directory = tempfile::tempdir().expect("directory");
+    let real = directory.path().canonicalize().expect("its path");
+    std::fs::create_dir(real.join("r1")).expect("a directory");
+    std::os::unix::fs::symlink("r1", real.join("current")).expect("a link");
+    std::fs::write(real.join("r1/app.py"), "").expect("a file");
+    let base = Directory::open(None, &real).expect("a directory");
+    for linked in [
+        real.join("current/app.py"),
+        "current/app.py".into(),
+        "./current/app.py".into(),
+    ] {
+        let found = without_links(Some(&base), &linked);
+        assert_eq!(found, Some(real.join("r1/app.py")), "{linked:?}");
+    }
+    for plain in [
+        real.join("r1/app.py"),
+        "r1/app.py".into(),
+        "./r1/app.py".into(),
+        "app.py".into(),
+    ] {
+        assert_eq!(without_links(Some(&base), &plain), None, "{plain:?}");
+    }
+    let through = Directory::open(Some(&base), Path::new("current")).expect("a directory");
+    assert_eq!(through.path(), real.join("r1"));
+}
+
+#[test]
 fn lookups_name_what_is_wrong() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("plain");
@@ -299,8 +385,8 @@ fn lookups_name_what_is_wrong() {
         .and_then(|mut file| file.write_all(b"x"))
         .expect("write");
     let find = |program: &str, path: Option<&std::ffi::OsStr>| {
-        Executable::find(program.as_ref(), path, directory.path())
-            .map(|found| found.path().to_owned())
+        let base = Directory::open(None, directory.path()).expect("a directory");
+        Executable::find(program.as_ref(), path, Some(&base)).map(|found| found.path().to_owned())
     };
     assert_eq!(find("sh", None).map(|path| path.ends_with("sh")), Ok(true));
     let text = |result: Result<_, ExecutableError>| {
@@ -325,7 +411,7 @@ fn lookups_name_what_is_wrong() {
     assert!(Executable::open(odd).is_err());
     let current = Executable::current().expect("this test");
     assert_eq!(current.path(), std::env::current_exe().expect("known"));
-    assert_eq!(current.script(), None);
+    assert!(!current.is_script());
 }
 
 #[test]

@@ -1,0 +1,43 @@
+//! The command line of an external program, pinned to the release that its generation was loaded
+//! from.
+
+use crate::config::{Config, Program};
+use crate::process::spawn::{Directory, Executable, without_links};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// Returns the words that start a generation's program; none for a Rust worker.
+///
+/// The program's own name and the script that it is to run are named without symbolic links to
+/// directories, so that they mean the same when `current` leads elsewhere. All other words are as
+/// they were written: what they mean is known to the program only.
+pub(crate) fn words(
+    config: &Config,
+    executable: &Executable,
+    directory: Option<&Directory>,
+) -> Vec<CString> {
+    let Program::Command(words) = &config.program else {
+        return Vec::new();
+    };
+    let script = script(words, directory);
+    let pinned = words.iter().enumerate().map(|(place, word)| match &script {
+        _ if place == 0 && executable.leads_through_link() => executable.path().into(),
+        Some((found, path)) if place == *found => path.clone().into_os_string(),
+        _ => word.clone(),
+    });
+    // They came from a command line or a checked file: there is no NUL in them.
+    pinned
+        .filter_map(|word: OsString| CString::new(word.into_vec()).ok())
+        .collect()
+}
+
+/// Returns the place and the path without links of the first argument that names a file: the script
+/// of an interpreter. `None` when it leads through no link.
+fn script(words: &[OsString], directory: Option<&Directory>) -> Option<(usize, PathBuf)> {
+    let here = directory.map_or(Path::new(""), Directory::path);
+    let is_file = |word: &OsStr| !word.as_bytes().starts_with(b"-") && here.join(word).is_file();
+    let mut arguments = words.iter().enumerate().skip(1);
+    let (place, word) = arguments.find(|(_, word)| is_file(word))?;
+    Some((place, without_links(directory, Path::new(word))?))
+}
