@@ -1,5 +1,5 @@
 //! Servers of many stacks under the supervisor, each by its own documentation's means: what they do
-//! is a row of the table in docs/worker-contract.md, which `scripts/stacks` writes.
+//! is a row of the table in docs/stacks.md, which `scripts/stacks` writes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -88,6 +88,7 @@ fn uvicorn() {
         ],
     );
     let stack = stack("uvicorn", "Hello from ASGI").program(words);
+    let stack = stack.announces_closes_with(["--stop-signal", "USR1"]);
     stack
         .drops("it closes connections that it has accepted and not read yet")
         .measure();
@@ -113,6 +114,7 @@ fn hypercorn() {
         ],
     );
     let stack = stack("hypercorn", "Hello from ASGI").program(words);
+    let stack = stack.announces_closes_with(["--stop-signal", "USR1"]);
     stack
         .drops("it closes connections that it has accepted and not read yet")
         .measure();
@@ -148,6 +150,7 @@ fn node() {
     };
     stack("Node", "Hello from Node")
         .program(words(node, [&file("http.js")]))
+        .announces_closes_with::<&str>([])
         .measure();
 }
 
@@ -164,6 +167,7 @@ fn go() {
     stack("Go, `net/http`", "Hello from Go")
         .program([program])
         .speaks(Speaks::InTime)
+        .announces_closes_with::<&str>([])
         .measure();
 }
 
@@ -224,5 +228,8 @@ fn rust_with_the_prefork_crate() {
     let stack = stack("Rust, the `prefork` crate", "Block 0 ms\n").speaks(Speaks::Channel);
     // A class with one thread, so that one handler can block all of it.
     let stack = stack.options(["--app", "block", "--class", "sync"]);
-    stack.paths("/?ms=1000", "/?ms=60000").measure();
+    stack
+        .paths("/?ms=1000", "/?ms=60000")
+        .announces_closes()
+        .measure();
 }

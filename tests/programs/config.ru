@@ -1,8 +1,10 @@
 # A Rack application for Puma.
 #
-# Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
+# Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+# start; IN_FLIGHT=FILE is written when /slow is being answered.
 require 'fiddle'
 
+raise 'broken' if File.exist?(ENV['BROKEN'].to_s)
 sleep ENV.fetch('START_DELAY', '0').to_f
 
 run(lambda do |env|

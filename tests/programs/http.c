@@ -1,6 +1,7 @@
 /* A small HTTP server on descriptor 3, one connection at a time. SIGTERM: finish, leave. It says READY=1.
  *
- * Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered. */
+ * Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+ * start; IN_FLIGHT=FILE is written when /slow is being answered. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
@@ -68,7 +69,7 @@ static void answer(int connection) {
 }
 
 int main(void) {
-    if (pipe2(bell, O_CLOEXEC | O_NONBLOCK))
+    if (!access(variable("BROKEN"), F_OK) || pipe2(bell, O_CLOEXEC | O_NONBLOCK))
         return 1;
     struct sigaction action = {.sa_handler = ring, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &action, NULL);

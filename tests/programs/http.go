@@ -1,7 +1,9 @@
 // Go's net/http on descriptor 3. SIGTERM: Shutdown. It speaks systemd's protocol: READY=1, STOPPING=1, and WATCHDOG=1 as
 // long as the lock that handlers need can be had.
 //
-// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
+// Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+// start; IN_FLIGHT=FILE is written when /slow is being answered; with LINGER=SECONDS, it announces
+// closes for that long before Shutdown.
 package main
 
 import (
@@ -12,6 +14,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -26,7 +29,11 @@ func notify(text string) {
 }
 
 func main() {
+	if _, err := os.Stat(os.Getenv("BROKEN")); err == nil {
+		panic("broken")
+	}
 	var state sync.Mutex
+	var draining atomic.Bool
 	http.HandleFunc("/", func(answer http.ResponseWriter, request *http.Request) {
 		state.Lock()
 		if request.URL.Path == "/block" {
@@ -39,6 +46,9 @@ func main() {
 		}
 		answer.Header().Set("x-prefork-generation", os.Getenv("PREFORK_GENERATION"))
 		answer.Header().Set("x-prefork-pid", strconv.Itoa(os.Getpid()))
+		if draining.Load() {
+			answer.Header().Set("Connection", "close")
+		}
 		answer.Write([]byte("Hello from Go"))
 	})
 	delay, _ := strconv.ParseFloat(os.Getenv("START_DELAY"), 64)
@@ -55,6 +65,9 @@ func main() {
 	go func() {
 		<-stop
 		notify("STOPPING=1")
+		draining.Store(true)
+		linger, _ := strconv.Atoi(os.Getenv("LINGER"))
+		time.Sleep(time.Duration(linger) * time.Second)
 		server.Shutdown(context.Background())
 		close(finished)
 	}()

@@ -1,7 +1,11 @@
 <?php
 // A small HTTP server on descriptor 3, one connection at a time. SIGTERM: finish, leave.
 //
-// Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when /slow is being answered.
+// Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+// start; IN_FLIGHT=FILE is written when /slow is being answered.
+if (file_exists((string) getenv('BROKEN'))) {
+    exit(1);
+}
 usleep((int) (1e6 * (float) getenv('START_DELAY')));
 $listener = fopen('php://fd/3', 'r+');
 stream_set_blocking($listener, false);

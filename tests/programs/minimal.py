@@ -1,7 +1,8 @@
 """A minimal server: descriptors from 3 on, SIGTERM, and systemd's notifications.
 
 Variables for tests: READY=no sends no notification; START_DELAY=SECONDS makes it slow to start;
-START_WHEN=FILE makes it wait for a file; IN_FLIGHT=FILE is written when /slow is being answered.
+START_WHEN=FILE makes it wait for a file; if BROKEN=FILE exists, it cannot start; IN_FLIGHT=FILE is
+written when /slow is being answered.
 """
 import os
 import select
@@ -44,6 +45,7 @@ def answer(connection):
 
 
 def main():
+    assert not os.path.exists(os.environ.get("BROKEN", "")), "broken"
     assert os.environ["LISTEN_PID"] == str(os.getpid()), "the sockets are for another process"
     listeners = [socket.socket(fileno=3 + n) for n in range(int(os.environ["LISTEN_FDS"]))]
     for listener in listeners:

@@ -1,8 +1,8 @@
 //! A small HTTP server on descriptor 3 that knows nothing but the standard library, one connection
 //! at a time. SIGTERM: finish, leave.
 //!
-//! Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written when
-//! /slow is being answered.
+//! Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+//! start; IN_FLIGHT=FILE is written when /slow is being answered.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -62,6 +62,7 @@ fn answer(mut connection: TcpStream) -> std::io::Result<()> {
 }
 
 fn main() {
+    assert!(!std::path::Path::new(&variable("BROKEN")).exists(), "broken");
     let (bell, theirs) = UnixStream::pair().expect("a socketpair");
     BELL.store(theirs.as_raw_fd(), Ordering::Relaxed);
     // SAFETY: the handler only writes to a descriptor that stays open.

@@ -1,11 +1,13 @@
 """A WSGI application for gunicorn.
 
-Variables for tests: START_DELAY=SECONDS makes it slow to start, IN_FLIGHT=FILE is written
-when /slow is being answered.
+Variables for tests: START_DELAY=SECONDS makes it slow to start; if BROKEN=FILE exists, it cannot
+start; IN_FLIGHT=FILE is written when /slow is being answered.
 """
 import os
 import time
 
+if os.path.exists(os.environ.get("BROKEN", "")):
+    raise RuntimeError("broken")
 time.sleep(float(os.environ.get("START_DELAY", 0)))
 
 

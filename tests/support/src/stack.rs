@@ -1,14 +1,14 @@
-//! What a program of some stack does under the supervisor: five facts, measured, and a row of a
+//! What a program of some stack does under the supervisor: seven facts, measured, and a row of a
 //! table about them.
 //!
-//! [`Stack::measure`] starts the real program three times, demands what every program must do, and
+//! [`Stack::measure`] starts the real program four times, demands what every program must do, and
 //! writes down what each one does in its own way, into `target/stacks/`, where `scripts/stacks`
-//! collects it.
+//! collects it. A program that can announce closes is started a fifth time, to prove it.
 
 use crate::load::{Failure, Plan, Report, run, start};
 use crate::wait::LONG;
 use crate::{Server, Setup, http, ready_after, wait_until};
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
 use std::ffi::OsString;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,6 +17,10 @@ use std::time::{Duration, Instant};
 const DELAY: Duration = Duration::from_millis(500);
 /// Clients at once.
 const CLIENTS: usize = 8;
+/// Clients that keep their connections: fewer than the threads of programs that need one for each.
+const KEEPING_CLIENTS: usize = 4;
+/// Workers of each server.
+const WORKERS: usize = 2;
 /// Reloads under load.
 const RELOADS: u64 = 3;
 
@@ -33,6 +37,18 @@ pub enum Speaks {
     Channel,
 }
 
+/// What becomes of kept-alive connections when a worker is asked to exit.
+#[derive(Debug, Clone)]
+enum KeptAlive {
+    /// Idle ones are closed; a request that crosses the close is lost.
+    Closed,
+    /// As `Closed`. But with `LINGER=SECONDS`, and with these options in place of the others, the
+    /// program announces each close for that long first, and nothing is lost.
+    ClosedUnlessAsked(Vec<OsString>),
+    /// Each close is announced, so nothing is lost.
+    Announced,
+}
+
 /// A program of some stack.
 #[derive(Debug)]
 pub struct Stack {
@@ -45,6 +61,7 @@ pub struct Stack {
     block: &'static str,
     speaks: Speaks,
     drops: Option<&'static str>,
+    kept_alive: KeptAlive,
 }
 
 impl Stack {
@@ -63,6 +80,7 @@ impl Stack {
             block,
             speaks: Speaks::Nothing,
             drops: None,
+            kept_alive: KeptAlive::Closed,
         }
     }
 
@@ -102,12 +120,35 @@ impl Stack {
         self
     }
 
+    /// It announces each close of a kept-alive connection, so that a reload loses no request.
+    #[must_use]
+    pub fn announces_closes(mut self) -> Self {
+        self.kept_alive = KeptAlive::Announced;
+        self
+    }
+
+    /// With `LINGER=SECONDS` in its environment, and with these options of the supervisor in place
+    /// of the others, it announces closes for that long after it was asked to exit, so that a
+    /// reload loses no request.
+    #[must_use]
+    pub fn announces_closes_with<T: Into<OsString>>(
+        mut self,
+        words: impl IntoIterator<Item = T>,
+    ) -> Self {
+        self.kept_alive = KeptAlive::ClosedUnlessAsked(words.into_iter().map(Into::into).collect());
+        self
+    }
+
     fn setup(&self, ready: &str) -> Setup {
+        self.setup_with(ready, &self.arguments)
+    }
+
+    fn setup_with(&self, ready: &str, options: &[OsString]) -> Setup {
         let setup = Server::setup(self.binary)
-            .workers(2)
+            .workers(WORKERS)
             .args(["--min-ready", "100ms"]);
         let setup = setup
-            .args(self.arguments.iter().cloned())
+            .args(options.iter().cloned())
             .program(self.program.iter().cloned());
         let in_flight = setup.path(IN_FLIGHT);
         let setup = setup.env("IN_FLIGHT", in_flight);
@@ -118,7 +159,7 @@ impl Stack {
         }
     }
 
-    /// Measures the five facts and writes them down.
+    /// Measures the seven facts and writes them down.
     ///
     /// # Panics
     /// When the program does not do what every program must.
@@ -131,8 +172,13 @@ impl Stack {
             None => own,
         };
         let hangs = self.hangs();
+        let (refused, mut kept) = self.refuses_and_keeps(None);
+        if let KeptAlive::ClosedUnlessAsked(options) = &self.kept_alive {
+            let (_, mended) = self.refuses_and_keeps(Some(options));
+            kept = format!("{kept}; if it announces closes, {mended}");
+        }
         let row = format!(
-            "| {} | {serves} | {ready} | {reloads} | {stops} | {hangs} |",
+            "| {} | {serves} | {ready} | {reloads} | {kept} | {refused} | {stops} | {hangs} |",
             self.name
         );
         println!("STACK {row}");
@@ -216,6 +262,101 @@ impl Stack {
         );
         let reloads = self.judge(&report);
         (seen, reloads, self.stops(server))
+    }
+
+    /// What happens at a reload of a program that cannot start, and what a good reload loses of
+    /// requests on kept-alive connections. With options, the program announces closes and must lose
+    /// nothing.
+    fn refuses_and_keeps(&self, announcing: Option<&[OsString]>) -> (String, String) {
+        let setup = self.setup_with("listen", announcing.unwrap_or(&self.arguments));
+        let setup = if announcing.is_some() {
+            setup.env("LINGER", LINGER.to_string())
+        } else {
+            setup
+        };
+        let setup = setup
+            .args(["--start-timeout", "10s", "--graceful-timeout", "20s"])
+            .patient();
+        let broken = setup.path(BROKEN);
+        let setup = setup.env("BROKEN", broken).config("");
+        let mut server = setup.start();
+        let refused = self.refuses(&server);
+        let load = start(
+            Plan::kept_alive(&server.address(), KEEPING_CLIENTS)
+                .http("/", Some(self.body))
+                .timeout(LONG),
+        );
+        load.wait_for_more(100);
+        server.reload();
+        load.wait_for_more(20);
+        let report = load.finish();
+        let flawless = announcing.is_some() || matches!(self.kept_alive, KeptAlive::Announced);
+        (refused, self.judge_kept(&report, flawless))
+    }
+
+    /// A reload is refused when the program cannot start, and the old workers serve on.
+    fn refuses(&self, server: &Server) -> String {
+        let (before, generation) = (server.ready(), server.generation());
+        let load = start(self.plan(server));
+        load.wait_for_more(20);
+        // A service of our own is the supervisor's program, so its configuration is all there is.
+        let spoiled = if self.speaks == Speaks::Channel {
+            "config.toml"
+        } else {
+            BROKEN
+        };
+        server.file(spoiled, "broken = true\n");
+        let asked = Instant::now();
+        server.signal(SIGHUP);
+        let line = server.wait_for_log("reload failed");
+        let after = asked.elapsed();
+        wait_until("the old state", LONG, || server.is_settled());
+        assert_eq!(
+            (server.ready(), server.generation()),
+            (before, generation),
+            "after `{line}`"
+        );
+        load.wait_for_more(20);
+        load.finish().assert_flawless();
+        if spoiled == BROKEN {
+            fs::remove_file(server.path(BROKEN)).expect("it was written");
+        } else {
+            server.file(spoiled, "");
+        }
+        let why = if line.contains("did not get ready") {
+            "it did not get ready"
+        } else if let Some((_, status)) = line.split_once("exited with status ") {
+            let digits = status.chars().take_while(char::is_ascii_digit);
+            &format!("status {}", digits.collect::<String>())
+        } else {
+            assert!(self.speaks == Speaks::Channel, "refused otherwise: {line}");
+            "its configuration"
+        };
+        format!("refused after {}: {why}", seconds(after))
+    }
+
+    fn judge_kept(&self, report: &Report, flawless: bool) -> String {
+        let (requests, failed) = (report.requests, report.failed());
+        if flawless {
+            report.assert_flawless();
+        }
+        // A client without think time loses one request at most to each worker that is stopped.
+        let most = (KEEPING_CLIENTS * WORKERS) as u64;
+        let its_own = if self.drops.is_some() {
+            report.count(Failure::EofEarly)
+                + report.count(Failure::ReadReset)
+                + report.count(Failure::WriteReset)
+        } else {
+            0
+        };
+        assert!(
+            failed == report.count(Failure::Unanswered) + its_own && failed <= most,
+            "{report}"
+        );
+        if report.connections >= report.answered {
+            return "keeps none alive".to_owned();
+        }
+        format!("{requests} requests, {failed} lost")
     }
 
     fn judge(&self, report: &Report) -> String {
@@ -307,6 +448,10 @@ impl Stack {
     }
 }
 
+/// For how many seconds a program is told to announce closes.
+const LINGER: u32 = 2;
+/// A file whose presence makes a program fail at its start. (HAProxy reads only such names.)
+const BROKEN: &str = "broken.cfg";
 /// What a program writes while it answers slowly.
 const IN_FLIGHT: &str = "in-flight";
 
