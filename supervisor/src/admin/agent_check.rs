@@ -1,8 +1,8 @@
 //! HAProxy's agent check: one line about the server, then the end (HAProxy's configuration manual,
 //! `agent-check`).
 
-use super::child::Client;
-use super::connection::Permit;
+use super::connection::Client;
+use super::limiter::Permit;
 use super::source::Source;
 use crate::api::status::{SlotStatus, State, Status, WorkerState, WorkerStatus, approximate};
 use std::rc::Rc;

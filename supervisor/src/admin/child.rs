@@ -2,7 +2,8 @@
 //! closes its connections.
 
 use super::budget::Budget;
-use super::connection::{Limiter, serve};
+use super::connection::{Client, serve};
+use super::limiter::Limiter;
 use super::source::Source;
 use super::{ROLE, agent_check};
 use prefork_protocol::environment::FIRST_FD;
@@ -13,7 +14,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
 /// How long active clients have when the child is to exit.
@@ -141,10 +141,6 @@ fn stream(socket: OwnedFd) -> std::io::Result<tokio::net::UnixStream> {
     stream.set_nonblocking(true)?;
     tokio::net::UnixStream::from_std(stream)
 }
-
-/// A connection of a client, of either kind of socket.
-pub(crate) trait Client: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Client for T {}
 
 /// A listening socket.
 #[derive(Debug)]

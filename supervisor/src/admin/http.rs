@@ -1,6 +1,6 @@
 //! The routes: status, metrics, health, events and the dashboard.
 
-use super::connection::Permit;
+use super::limiter::Permit;
 use super::metrics::Format;
 use super::source::{Following, NumberedEvent, Source};
 use bytes::Bytes;

@@ -9,8 +9,8 @@
 //! has in flight and exits.
 //!
 //! * this file – the supervisor's side: starting one, letting go of one;
-//! * `child` – the child's life; `budget` – how much of a processor it takes; `connection` – one
-//!   HTTP connection, and what it may cost;
+//! * `child` – the child's life; `budget` – how much of a processor it takes; `limiter` –
+//!   how many connections there are; `connection` – one HTTP connection, and what it may cost;
 //! * `source` – what the child is told; `http` – what is served where; `metrics` – the status as
 //!   metrics; `agent_check` – as a line for HAProxy.
 
@@ -19,15 +19,16 @@ mod budget;
 mod child;
 mod connection;
 mod http;
+mod limiter;
 mod metrics;
 mod source;
 
 pub(crate) use child::task;
 
-use super::generation::{AdminSockets, Generation};
-use super::listen::{AddressId, ListenSet};
 use crate::config::{Config, Limit, Program, Sandbox, SandboxMode, Seccomp};
+use crate::generation::{AdminSockets, Generation};
 use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
+use crate::listen::{AddressId, ListenSet};
 use crate::process::poll::Poll;
 use crate::process::spawn::{Directory, Executable, Order};
 use crate::sandbox::Confinement;
