@@ -2,9 +2,10 @@
 //! stacks are in tests/stacks.rs.
 
 use nix::sys::signal::Signal::SIGTERM;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use testkit::load::{Plan, start};
-use testkit::{LONG, Server, Setup, skipped, tool};
+use testkit::{LONG, Server, Setup, skipped, tool, wait_until};
 
 fn setup() -> Setup {
     Server::setup(env!("CARGO_BIN_EXE_supervisor")).args(["--min-ready", "100ms"])
@@ -105,4 +106,30 @@ fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
     assert!(server.wait_exit(LONG).success());
     server.wait_for_log("asked");
     server.wait_for_log("is gone (stop): exited with status 0");
+}
+
+/// As WEBrick does when it is told to stop. The successor of each worker has the same socket.
+#[test]
+fn slots_have_their_own_queues_again_after_workers_shut_their_sockets_down() {
+    let Some(python) = needs("shutdown", "python3") else {
+        return;
+    };
+    let mut server = setup()
+        .workers(4)
+        .args(["--ready", "notify"])
+        .env("SHUTDOWN", "yes")
+        .program([python, testkit::program("minimal.py")])
+        .start();
+    for round in 1..=3 {
+        server.reload();
+        // They accept nothing any more: they exit by themselves, or are terminated.
+        wait_until("the successors to be replaced", LONG, || {
+            server.log().count("; replacing it at once") >= 4 * round && server.is_settled()
+        });
+    }
+    let slots: BTreeSet<_> = (0..64)
+        .filter_map(|_| server.get("/").header("x-prefork-slot").map(str::to_owned))
+        .collect();
+    assert_eq!(slots.len(), 4, "{slots:?}");
+    assert_eq!(server.log().count("cannot steer"), 0);
 }

@@ -2,7 +2,8 @@
 
 Variables for tests: READY=no sends no notification; START_DELAY=SECONDS makes it slow to start;
 START_WHEN=FILE makes it wait for a file; if BROKEN=FILE exists, it cannot start; IN_FLIGHT=FILE is
-written when /slow is being answered.
+written when /slow is being answered; SHUTDOWN=yes shuts its listening sockets down when it is told
+to stop, as WEBrick does.
 """
 import os
 import select
@@ -64,6 +65,8 @@ def main():
         found, _, _ = select.select([reader, *listeners], [], [])
         if reader in found:
             notify("STOPPING=1")
+            for listener in listeners if os.environ.get("SHUTDOWN") else []:
+                listener.shutdown(socket.SHUT_RDWR)
             return
         for listener in found:
             try:

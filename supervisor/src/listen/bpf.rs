@@ -54,8 +54,9 @@ impl fmt::Display for SteerError {
                   stop and start the server"
             }
             SteerProblem::Scattered => {
-                &"not all of its sockets were stored; raise FileDescriptorStoreMax=, \
-                  then stop and start the server"
+                &"not all of its sockets came back from systemd's FD store, or several were shut \
+                  down in an unknown order; stop and start the server (with a higher \
+                  FileDescriptorStoreMax=, if it has one)"
             }
         };
         write!(

@@ -23,6 +23,7 @@ mod inherited;
 mod lock;
 mod rebind;
 mod reuseport_group;
+mod shutdown_order;
 mod socket_label;
 mod stored;
 mod tcp;

@@ -50,12 +50,19 @@ impl ReuseportGroup {
         let members = &mut *members;
         let shut =
             |slot: &usize| members.indices[*slot].is_some() && !listens(&members.sockets[*slot]);
-        let lost: Vec<usize> = (0..members.indices.len()).filter(shut).collect();
+        let mut lost: Vec<usize> = (0..members.indices.len()).filter(shut).collect();
+        // The indices of the others depend on the order in which these left.
+        let in_order = match &members.shutdowns {
+            Some(shutdowns) if lost.len() > 1 => shutdowns.slots(members.indices.len()),
+            _ => Vec::new(),
+        };
+        let position = |slot: &usize| in_order.iter().position(|other| other == slot);
+        let known = lost.len() <= 1 || lost.iter().all(|slot| position(slot).is_some());
+        lost.sort_by_key(position);
         for slot in &lost {
             members.leave(*slot);
         }
-        if lost.len() > 1 {
-            // The indices of the others depend on the order in which these left.
+        if !known {
             members.scatter();
         }
         for slot in lost {
@@ -78,6 +85,9 @@ impl Members {
             return;
         };
         self.count -= 1;
+        if let Some(shutdowns) = &self.shutdowns {
+            shutdowns.forget(&self.sockets[slot]);
+        }
         let last = Some(self.count);
         let others = self.indices.iter_mut().chain([&mut self.steering_index]);
         others
@@ -94,6 +104,7 @@ impl Members {
             let _ = prefork_os::lock_filter(&socket);
         }
         self.sockets[slot] = Rc::new(socket);
+        self.watch(slot);
         self.indices[slot] = Some(self.count);
         self.count += 1;
         Ok(())
@@ -188,10 +199,42 @@ mod tests {
     }
 
     #[test]
-    fn after_several_at_once_every_slot_gets_a_share() {
+    fn sockets_that_were_shut_down_together_are_replaced_in_any_order() {
+        for victims in [[2, 0, 3], [0, 2, 1], [3, 2, 1], [0, 1, 2], [1, 3, 0]] {
+            let (mut set, address) = set(4);
+            set.steer(&[0, 1, 2, 3]).expect("steered");
+            for round in 0..2 {
+                for victim in victims.iter().take(3 - round) {
+                    socket2::SockRef::from(&listener(&set, *victim))
+                        .shutdown(Shutdown::Both)
+                        .expect("shut down");
+                }
+                set.rebind_shut_down().expect("rebound");
+                assert_steered(&set, address, 4);
+            }
+        }
+    }
+
+    #[test]
+    fn all_sockets_that_were_shut_down_together_are_replaced() {
+        let (mut set, address) = set(3);
+        set.steer(&[0, 1, 2]).expect("steered");
+        for victim in [1, 2, 0] {
+            socket2::SockRef::from(&listener(&set, victim))
+                .shutdown(Shutdown::Both)
+                .expect("shut down");
+        }
+        set.rebind_shut_down().expect("rebound");
+        assert_steered(&set, address, 3);
+    }
+
+    #[test]
+    fn where_the_order_is_unknown_every_slot_gets_a_share() {
         let (mut set, address) = set(4);
         set.steer(&[0, 1, 2, 3]).expect("steered");
         for victim in [2, 0] {
+            let slots = set.entries[0].address.slots().expect("slots of its own");
+            slots.members.borrow_mut().shutdowns = None;
             socket2::SockRef::from(&listener(&set, victim))
                 .shutdown(Shutdown::Both)
                 .expect("shut down");

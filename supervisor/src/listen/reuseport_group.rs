@@ -13,6 +13,7 @@
 
 use super::bpf::{self, SteerProblem, Steered};
 use super::error::{ListenProblem, errno_of};
+use super::shutdown_order::ShutdownOrder;
 use super::socket_label::SocketLabel;
 use super::tcp;
 use nix::errno::Errno;
@@ -54,6 +55,8 @@ pub(crate) struct Members {
     pub(crate) steered: Vec<u16>,
     /// Whether the indices are unknown.
     pub(crate) scattered: bool,
+    /// Watches the slots' sockets that listen.
+    pub(crate) shutdowns: Option<ShutdownOrder>,
 }
 
 /// The stored sockets of an address, each with its index.
@@ -86,6 +89,7 @@ impl ReuseportGroup {
             address,
             members: RefCell::new(Members {
                 steering,
+                shutdowns: ShutdownOrder::new().ok(),
                 ..Members::default()
             }),
         };
@@ -118,6 +122,7 @@ impl ReuseportGroup {
             count,
             adopted: true,
             scattered,
+            shutdowns: ShutdownOrder::new().ok(),
             ..Members::default()
         };
         if let Some((index, socket)) = steering {
@@ -139,6 +144,11 @@ impl ReuseportGroup {
             }
             members.sockets.push(Rc::new(socket));
             members.indices.push(Some(index));
+            let slot = members.sockets.len() - 1;
+            // In what order these were shut down, nobody knows any more.
+            if listens(&members.sockets[slot]) {
+                members.watch(slot);
+            }
         }
         if members.sockets.is_empty() {
             members.sockets.push(Rc::new(tcp::bind(address)?));
@@ -259,6 +269,7 @@ impl ReuseportGroup {
             count,
             steering_index,
             backlog: before,
+            shutdowns,
             ..
         } = &mut *members;
         let changed = std::mem::replace(before, backlog) != backlog;
@@ -270,6 +281,9 @@ impl ReuseportGroup {
                     listen(socket, backlog)?;
                     *index = Some(*count);
                     *count += 1;
+                    if let Some(shutdowns) = shutdowns {
+                        let _ = shutdowns.watch(slot, socket);
+                    }
                     if steering_index.is_some() {
                         let _ = prefork_os::lock_filter(&**socket);
                     }
@@ -335,6 +349,14 @@ impl Drop for ReuseportGroup {
 }
 
 impl Members {
+    /// Watches a slot's socket, which listens. If that fails, the order in which several are shut
+    /// down is unknown.
+    pub(crate) fn watch(&self, slot: usize) {
+        if let Some(shutdowns) = &self.shutdowns {
+            let _ = shutdowns.watch(slot, &self.sockets[slot]);
+        }
+    }
+
     /// Returns the index of a slot's socket.
     fn index(&self, slot: u16) -> Result<u16, SteerProblem> {
         let position = usize::from(slot);

@@ -5,6 +5,7 @@ use super::address::AddressKey;
 use super::address_sockets::{AddressSockets, Kind};
 use super::lock::AddressLock;
 use super::reuseport_group::{Members, ReuseportGroup};
+use super::shutdown_order::ShutdownOrder;
 use super::unix::{SocketFile, Wanted};
 use super::{Entry, ListenSet, Listeners};
 use crate::upgrade::{
@@ -229,6 +230,8 @@ impl ReuseportGroup {
             adopted,
             steered,
             scattered,
+            // Watched again.
+            shutdowns: _,
         } = &*self.members.borrow();
         let mut add = |socket: &Rc<OwnedFd>| packing.add(Is::Listener, socket);
         ReuseportGroupState {
@@ -277,7 +280,13 @@ impl ReuseportGroup {
             adopted: state.adopted,
             steered: state.steered,
             scattered: state.scattered,
+            shutdowns: ShutdownOrder::new().ok(),
         };
+        for (slot, index) in members.indices.iter().enumerate() {
+            if index.is_some() {
+                members.watch(slot);
+            }
+        }
         Self {
             address,
             members: RefCell::new(members),
