@@ -277,6 +277,11 @@ impl AddressSockets {
             .collect()
     }
 
+    /// Whether this is the Unix socket that a path leads to.
+    pub(crate) fn is_file_at(&self, path: &Path) -> bool {
+        matches!(&self.kind, Kind::File { file, .. } if file.is_at(path))
+    }
+
     /// Leaves a Unix socket's file behind when this is dropped.
     pub(crate) fn leave_file(&self) {
         if let Kind::File { file, .. } = &self.kind {

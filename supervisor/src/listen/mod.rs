@@ -289,10 +289,16 @@ impl Listeners {
             } => {
                 let wanted = unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref())
                     .map_err(error)?;
-                let found = get_or_bind(&AddressKey::Unix(wanted.path.clone()), live, |_| {
-                    self.unix(&wanted)
-                })
-                .map_err(error)?;
+                // A path may lead to a socket by another spelling, such as /var/run for /run. Bound
+                // again, it would replace that one.
+                let there = live.iter().find(|group| group.is_file_at(&wanted.path));
+                let found = match there {
+                    Some(there) => Rc::clone(there),
+                    None => get_or_bind(&AddressKey::Unix(wanted.path.clone()), live, |_| {
+                        self.unix(&wanted)
+                    })
+                    .map_err(error)?,
+                };
                 if found.has_permissions(&wanted) {
                     Ok(vec![found])
                 } else {

@@ -6,6 +6,7 @@
 use super::reuseport_group::StoredMembers;
 use super::socket_label::{PREFIX, SocketLabel};
 use super::tcp;
+use super::unix;
 use crate::systemd::fd_store::{PROBE, inode};
 use prefork_protocol::environment::Inherited;
 use std::net::SocketAddr;
@@ -105,11 +106,14 @@ impl StoredSockets {
         Some((group.address, group.members))
     }
 
-    /// Takes the stored Unix socket of this path, with its file's device and inode.
+    /// Takes the stored Unix socket of this path, or whose file it leads to, with its file's device
+    /// and inode.
     pub(crate) fn take_file(&mut self, wanted: &Path) -> Option<((u64, u64), OwnedFd)> {
-        let index = self.others.iter().position(
-            |(label, _)| matches!(label, SocketLabel::File { path, .. } if path == wanted),
-        )?;
+        let there = unix::identity(wanted);
+        let index = self.others.iter().position(|(label, _)| match label {
+            SocketLabel::File { path, identity } => path == wanted || there == Some(*identity),
+            _ => false,
+        })?;
         match self.others.swap_remove(index) {
             (SocketLabel::File { identity, .. }, socket) => Some((identity, socket)),
             _ => None,

@@ -154,17 +154,27 @@ impl SocketFile {
 
     /// Whether it was made with these permissions.
     pub(crate) fn was_made_for(&self, wanted: &Wanted) -> bool {
-        self.made_for == *wanted
+        let permissions = |file: &Wanted| (file.mode, file.owner, file.group);
+        permissions(&self.made_for) == permissions(wanted)
     }
+
+    /// Whether a path leads to it.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        identity(path) == Some(self.identity)
+    }
+}
+
+/// Returns the device and inode of the file at a path.
+pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
+    lstat(path)
+        .ok()
+        .map(|status| (status.st_dev, status.st_ino))
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let path = &self.made_for.path;
-        if !self.stored.get()
-            && lstat(path).is_ok_and(|status| (status.st_dev, status.st_ino) == self.identity)
-        {
-            let _ = nix::unistd::unlink(path);
+        if !self.stored.get() && self.is_at(&self.made_for.path) {
+            let _ = nix::unistd::unlink(&self.made_for.path);
         }
     }
 }

@@ -359,6 +359,30 @@ fn v6_sockets_leave_v4_alone() {
 }
 
 #[test]
+fn one_unix_socket_under_two_spellings_is_one_address() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("app.sock");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(directory.path(), &link).expect("a link");
+    let other = link.join("app.sock");
+    let mut listeners = fresh();
+    let both = listeners
+        .prepare(&[unix(&path), unix(&other)], 64, 2)
+        .expect("bound");
+    both.open(2).expect("listening");
+    assert_eq!(both.describe().len(), 1);
+    UnixStream::connect(&other).expect("served");
+    let second = listeners
+        .prepare(&[unix(&other)], 64, 2)
+        .expect("the same socket");
+    assert_eq!(inodes(&second, 2), inodes(&both, 2));
+    drop(both);
+    UnixStream::connect(&path).expect("it serves under both names still");
+    drop(second);
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_unix_socket_gets_its_mode_and_owner_and_replaces_a_stale_one() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("app.sock");
