@@ -256,6 +256,45 @@ fn a_program_that_exits_at_start_changes_nothing() {
 }
 
 #[test]
+fn the_error_of_a_refused_program_is_in_the_answer_the_status_and_the_event() {
+    let server = slow_starter();
+    // The escape sequences are those of a runtime that colours its report.
+    let bad = program(
+        "import sys; print('\\x1b[31mno such table\\x1b[0m', file=sys.stderr); \
+         raise RuntimeError('the database is away')",
+    );
+    server.file("app.py", &bad);
+    let answer = server.command(&["reload", "--wait"]);
+    assert!(!answer.status.success());
+    let error = "before it was ready: RuntimeError: the database is away";
+    let text = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert!(text.contains(error), "{text}");
+    let status = server.status();
+    let reason = status["last_reload"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.ends_with(error), "{status}");
+    let events = server.command(&["events", "--json"]);
+    let events = String::from_utf8_lossy(&events.stdout).into_owned();
+    let refused = events.lines().find(|line| line.contains("reload-failed"));
+    let refused = refused.expect("the event");
+    assert!(
+        refused.contains(error) && !refused.contains("u001b"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn an_ordinary_exit_repeats_nothing_of_standard_error() {
+    let script = program("import sys; print('a remark', file=sys.stderr, flush=True)");
+    let setup = setup().workers(1).args(["--ready", "notify"]);
+    setup.file("app.py", &script);
+    let app = setup.path("app.py").into_os_string();
+    let mut server = setup.program(["python3".into(), app]).start();
+    server.reload();
+    let line = server.wait_for_log("is gone (reload)");
+    assert!(!line.contains("a remark"), "{line}");
+}
+
+#[test]
 fn a_program_that_never_gets_ready_changes_nothing() {
     let bad = program("time.sleep(3600)");
     let reason = "did not get ready";

@@ -139,6 +139,8 @@ pub struct ProcessEnd {
     pub cause: Cause,
     /// Whether it counts as clean.
     pub manner: Manner,
+    /// What it wrote last, as far as that may say why; empty when nothing is known.
+    pub output: String,
 }
 
 impl ProcessEnd {
@@ -148,6 +150,7 @@ impl ProcessEnd {
             how: how.into(),
             cause,
             manner: Manner::Unclean,
+            output: String::new(),
         }
     }
 }

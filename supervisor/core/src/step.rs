@@ -271,12 +271,12 @@ impl Core {
                 Some(since) => format!("{:.1?} after it was ready", now - since),
                 None => "before it was ready".to_owned(),
             };
-            self.worker_lost(
-                now,
-                &worker,
-                &format!("{how}, {when}"),
-                grade == Grade::Clean,
-            )
+            let mut reason = format!("{how}, {when}");
+            // A worker that has said why has mostly written the same.
+            if grade != Grade::Clean && worker.failure_reason.is_none() && !end.output.is_empty() {
+                reason = format!("{reason}: {}", end.output);
+            }
+            self.worker_lost(now, &worker, &reason, grade == Grade::Clean)
         } else {
             let occupant = self.in_slot(worker.slot).find(|other| other.is_occupant());
             occupant.map_or(Successor::None, |other| Successor::Known(other.id))

@@ -1,6 +1,7 @@
 //! The event of a worker's exit.
 
 use super::events::EventRecord;
+use crate::logging::stderr::excerpt::{is_remark, without_escapes};
 use crate::process::reap::{Death, Usage};
 use crate::workers::handle::ExitRecord;
 use log::Level;
@@ -112,6 +113,7 @@ fn line(who: WorkerRef, worker_exit: &WorkerExit, record: Option<&ExitRecord>, n
         let _ = write!(text, "; {follow}");
     }
     if let Some(tail) = record
+        .filter(|_| worker_exit.grade != Grade::Clean)
         .map(|record| stderr_tail(&record.stderr_tail))
         .filter(|tail| !tail.is_empty())
     {
@@ -148,13 +150,14 @@ pub(crate) fn follow(follow: Successor) -> String {
     }
 }
 
-/// Returns the last lines that a worker wrote, escaped and bounded.
+/// Returns the last lines that a worker wrote, without terminals' escape sequences, escaped and
+/// bounded.
 fn stderr_tail(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(bytes);
+    let text = without_escapes(&String::from_utf8_lossy(bytes));
     let lines: Vec<&str> = text
         .lines()
         .map(str::trim_end)
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !is_remark(line))
         .collect();
     let last = lines[lines.len().saturating_sub(MAX_LINES)..].join("\n");
     let escaped: String = last.escape_debug().collect();
@@ -175,10 +178,7 @@ mod tests {
             stderr_tail(b"one\ntwo\n\nthree\nfour\n"),
             "two\\nthree\\nfour"
         );
-        assert_eq!(
-            stderr_tail(b"\x1b[31mred\xff\""),
-            "\\u{1b}[31mred\u{fffd}\\\""
-        );
+        assert_eq!(stderr_tail(b"\x1b[31mred\xff\""), "red\u{fffd}\\\"");
         let long = stderr_tail(&[b'x'; 4096]);
         assert_eq!((long.len(), &long[..4]), (MAX_CHARACTERS + 3, "...x"));
         assert!(stderr_tail("ä".repeat(2048).as_bytes()).ends_with('ä'));

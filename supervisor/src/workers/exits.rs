@@ -5,6 +5,7 @@
 //! exit is reported is a matter of the API.
 
 use crate::config::CleanExits;
+use crate::logging::stderr::excerpt::excerpt;
 use crate::process::reap::Death;
 use crate::workers::handle::{ExitRecord, Line, WorkerHandle};
 use nix::sys::signal::Signal;
@@ -83,6 +84,7 @@ pub(crate) fn end(handle: &WorkerHandle, record: &ExitRecord, clean: &CleanExits
         how: death.to_string(),
         cause,
         manner,
+        output: excerpt(&record.stderr_tail),
     }
 }
 

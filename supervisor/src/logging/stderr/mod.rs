@@ -6,9 +6,11 @@
 //! they wrote there themselves.
 //!
 //! * [`writer`] – our own standard error;
-//! * [`capture`] – a worker's.
+//! * [`capture`] – a worker's;
+//! * [`excerpt`] – which of its last lines say why it has exited.
 
 pub(crate) mod capture;
+pub(crate) mod excerpt;
 pub(crate) mod writer;
 
 pub(crate) use capture::Capture;
