@@ -1,8 +1,9 @@
 //! Descriptors: taking over inherited ones, copying, flags.
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::ffi::c_long;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 /// Makes a descriptor non-blocking. The flag belongs to the open file, so every process that shares
@@ -11,11 +12,32 @@ use std::sync::{Mutex, PoisonError};
 /// # Errors
 /// Those of fcntl(2).
 pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let fd = fd.as_fd();
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    fcntl(fd, FcntlArg::F_SETFL(flags(fd)? | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+/// Makes a descriptor blocking, the opposite of [`set_nonblocking`].
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
+    let fd = fd.as_fd();
+    fcntl(fd, FcntlArg::F_SETFL(flags(fd)? - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Whether a descriptor is non-blocking.
+///
+/// # Errors
+/// Those of fcntl(2).
+#[inline]
+pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
+    Ok(flags(fd.as_fd())?.contains(OFlag::O_NONBLOCK))
+}
+
+fn flags(fd: BorrowedFd<'_>) -> io::Result<OFlag> {
+    Ok(OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?))
 }
 
 /// Takes ownership of a descriptor that this process inherited, and has it closed on exec.

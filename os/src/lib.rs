@@ -21,6 +21,7 @@
 // types. All of them are small.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap)]
 
+mod accept;
 pub mod capabilities;
 pub mod clock;
 pub mod confinement;
@@ -49,8 +50,9 @@ pub mod testing;
 pub mod tokio;
 pub mod wait;
 
+pub use accept::accept;
 pub use clock::{monotonic, monotonic_ms, monotonic_us};
-pub use descriptor::{adopt, set_nonblocking};
+pub use descriptor::{adopt, is_nonblocking, set_blocking, set_nonblocking};
 pub use memory::{AnyBytes, SharedMemory, sealed_memory};
 pub use packet::{Sent, receive_packet, receive_with_descriptor, receive_with_sender};
 pub use socket::{ListenQueue, ignore_travelled_packets, listen_queue, lock_filter, peer_groups};

@@ -1,7 +1,7 @@
-//! Options of sockets, and connections taken out of their queues.
+//! Options of sockets.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// Keeps every holder of a socket from changing its packet filter and its SO_REUSEPORT group's
 /// program, for good: setsockopt(2) then refuses with EPERM. Processes that inherit the socket are
@@ -113,27 +113,4 @@ pub fn listen_queue(socket: BorrowedFd<'_>) -> io::Result<Option<ListenQueue>> {
         limit: info.tcpi_sacked,
     };
     Ok((info.tcpi_state == LISTEN).then_some(queue))
-}
-
-/// Takes one connection out of a listener's queue. The new descriptor is non-blocking and closed on
-/// exec.
-///
-/// # Errors
-/// Those of accept(2); `WouldBlock` when there is none, or when another process was faster.
-#[inline]
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    // SAFETY: null pointers tell accept4 that the peer's address is not wanted.
-    let fd = unsafe {
-        libc::accept4(
-            listener.as_raw_fd(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: accept4 has just made this descriptor, so nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -25,6 +25,10 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// accept from their own.
 const SIBLING_DELAY: Duration = Duration::from_millis(100);
 
+/// The most connections that a draining thread accepts because it may have been woken for them.
+/// Where there are more, others come, and wake the processes that wait.
+const MAX_LEFT_BEHIND: usize = 64;
+
 /// Runs a serving thread, from its start to its end.
 pub(crate) fn thread(
     control: &Arc<Control>,
@@ -94,6 +98,13 @@ pub(crate) fn thread(
                 && let Ok(Some(socket)) = acceptor.take_siblings()
             {
                 take(socket);
+            }
+        }
+        acceptor.pause();
+        for _ in 0..MAX_LEFT_BEHIND {
+            match acceptor.take_from_blocking() {
+                Ok(Some(socket)) => take(socket),
+                Ok(None) | Err(_) => break,
             }
         }
         thread.set_queue_probe(Box::new(|| false));

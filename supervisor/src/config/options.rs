@@ -290,6 +290,11 @@ settings! {
         /// own: only the queue of its slot. steal: also its siblings' queues when its own is empty.
         /// shared: one queue for all workers. External programs never steal.
         accept: (Parsed<Accept>) as "own|steal|shared" = Given("steal"), All => Accept;
+        /// Start external programs with non-blocking listening sockets
+        ///
+        /// Off, a program finds them as under systemd: accept waits for a connection. All workers
+        /// of a socket share this. As NonBlocking= of systemd.
+        nonblocking_sockets: (Parsed<OnOff>) as "on|off" = Given("off"), External => bool;
     }
     "Workers" {
         /// Serve a stock app, like files:DIR

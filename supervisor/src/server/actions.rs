@@ -184,6 +184,7 @@ impl Server {
         id: GenerationId,
     ) -> Option<Event> {
         self.mend_sockets(slot);
+        self.set_blocking_for(worker, slot, id);
         let role = Role {
             worker,
             slot,

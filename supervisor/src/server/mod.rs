@@ -9,6 +9,7 @@
 
 mod access_logs;
 mod actions;
+mod blocking;
 mod generations;
 mod helpers;
 mod operators;

@@ -1,6 +1,7 @@
 //! The worker processes: what they report while they live, and what is left when they have exited.
 
 use super::Server;
+use super::blocking::Displaced;
 use crate::generation::Generation;
 use crate::process::reap::{reap_orphans, reap_with_usage};
 use crate::systemd::notify::NotifyServer;
@@ -33,6 +34,7 @@ pub(crate) struct Workers {
     pub(crate) past_totals: Vec<Totals>,
     pub(crate) exits: ExitCounts,
     pub(crate) leftovers: Leftovers,
+    pub(crate) displaced: Displaced,
     /// Where external programs notify.
     pub(crate) notify: NotifyServer,
     pub(crate) cgroups: Option<WorkerCgroups>,
@@ -48,6 +50,7 @@ impl Workers {
             past_totals: vec![Totals::default(); usize::from(Slot::MAX)],
             exits: ExitCounts::default(),
             leftovers: Leftovers::new(),
+            displaced: Displaced::default(),
             notify,
             cgroups,
             orphans_due: None,
@@ -258,7 +261,8 @@ impl Server {
             reading,
             stderr_tail: stderr_tail.unwrap_or_default(),
         };
-        let generation = self.generations.get(handle.generation);
+        let (slot, id) = (handle.slot, handle.generation);
+        let generation = self.generations.get(id);
         let clean = generation
             .map(|generation| generation.config.clean_exit.clone())
             .unwrap_or_default();
@@ -272,6 +276,7 @@ impl Server {
         // Whatever it has left is gone before its death is reported.
         self.workers.leftovers.scan_now(self.now);
         self.sweep_leftovers(Some(worker));
+        self.restore_blocking_after(worker, slot, id);
         self.feed(Event::Died(worker, end));
         self.workers.handles.remove(&worker);
         self.workers.orphans_due = Some(self.now);

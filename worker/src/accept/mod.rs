@@ -84,7 +84,7 @@ impl Listeners {
 }
 
 fn take(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    match prefork_os::socket::accept(listener) {
+    match prefork_os::accept(listener) {
         Ok(connection) => Ok(Some(connection)),
         Err(error) => match error.raw_os_error() {
             // The last two are connections that died in the queue: the next one may be fine.
@@ -230,6 +230,22 @@ impl Acceptor {
     /// Accepts one connection from a sibling's queue if there is one, without waiting.
     pub(crate) fn take_siblings(&self) -> io::Result<Option<OwnedFd>> {
         self.take_of(self.listeners.own.end..self.listeners.sockets.len())
+    }
+
+    /// Accepts one connection, without waiting, from a queue for which processes may wait in
+    /// accept(2).
+    ///
+    /// The kernel wakes one process for a connection. When that was this one, which watches nothing
+    /// any more, no other is woken: those in epoll look again by themselves, but those in accept(2)
+    /// wait until the next connection.
+    pub(crate) fn take_from_blocking(&self) -> io::Result<Option<OwnedFd>> {
+        let blocks = |index: &usize| {
+            prefork_os::is_nonblocking(&self.listeners.sockets[*index]).is_ok_and(|it| !it)
+        };
+        (0..self.watches.len())
+            .filter(blocks)
+            .find_map(|index| self.listeners.take(index).transpose())
+            .transpose()
     }
 
     /// Returns whether a connection waits in its own queues.
