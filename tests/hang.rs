@@ -54,6 +54,46 @@ fn minimal(test: &str, hang_timeout: &str) -> Option<Server> {
     )
 }
 
+/// A program that says nothing counts as ready after a second, and may still be starting. Once it
+/// was seen to wait, it is not.
+#[test]
+fn a_program_that_accepts_once_and_hangs_does_not_have_the_time_to_start() {
+    if tool("python3").is_none() {
+        return skipped("accepts once", "python3 is not installed");
+    }
+    let script = "import socket, time\nkept = socket.socket(fileno=3).accept()\ntime.sleep(3600)";
+    let options = ["--hang-timeout", "1s", "--start-timeout", "10m"];
+    let server = setup()
+        .workers(1)
+        .args(options)
+        .program(["python3", "-c", script])
+        .start();
+    wait_until("the probe has seen it wait", LONG, || {
+        server.process().children().len() == 1
+    });
+    let _clients: Vec<_> = (0..3).map(|_| server.connect()).collect();
+    server.wait_for_log("died (hang)");
+}
+
+#[test]
+fn a_program_that_listens_elsewhere_does_not_have_the_time_to_start() {
+    if tool("python3").is_none() {
+        return skipped("listens elsewhere", "python3 is not installed");
+    }
+    let script = "import socket, time\n\
+        own = socket.create_server((\"127.0.0.1\", 0))\ntime.sleep(3600)";
+    let options = ["--hang-timeout", "1s", "--start-timeout", "10m"];
+    let server = setup()
+        .workers(1)
+        .args(options)
+        .program(["python3", "-c", script])
+        .start();
+    server.wait_for_log("does not accept on");
+    let _client = server.connect();
+    let line = server.wait_for_log("died (hang)");
+    assert!(line.contains("it listens on 127.0.0.1:"), "{line}");
+}
+
 /// Waits until the slot in which connections wait for longer than they should is known.
 fn stalled_slot(server: &Server) -> u64 {
     wait_for("a stalled worker", LONG, || {

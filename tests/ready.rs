@@ -161,6 +161,96 @@ fn a_program_that_watches_only_one_of_two_sockets_is_not_ready() {
     assert!(!status.success());
 }
 
+/// A script that listens on an address of its own and waits there.
+const ELSEWHERE: &str = "import select, socket\n\
+    own = socket.create_server((\"127.0.0.1\", 0))\n\
+    while True: select.select([own], [], [])";
+
+#[test]
+fn a_program_that_listens_elsewhere_is_reported_in_log_and_status() {
+    let Some([python, _]) = silent("elsewhere") else {
+        return;
+    };
+    let setup = setup()
+        .workers(1)
+        .program([python, "-c".into(), ELSEWHERE.into()]);
+    let server = setup.start();
+    let line = server.wait_for_log("does not accept on");
+    let problem = format!(
+        "does not accept on {} (descriptor 3); it listens on 127.0.0.1:",
+        server.address()
+    );
+    assert!(line.contains(&problem), "{line}");
+    let status = server.status();
+    let seen = &status["slots"][0]["workers"][0]["problem"];
+    assert!(
+        seen.as_str().is_some_and(|seen| seen.starts_with(&problem)
+            && seen.ends_with("It must use the inherited socket (LISTEN_FDS)")),
+        "{status}"
+    );
+    let text = server.command(&["status"]).stdout;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(text.contains(&format!("worker 1 {problem}")), "{text}");
+}
+
+#[test]
+fn a_refused_reload_says_where_the_program_listens() {
+    let Some([python, minimal]) = silent("a refused reload") else {
+        return;
+    };
+    let good = format!(
+        "workers = 1\nready = \"listen\"\nstart-timeout = \"4s\"\n\
+         command = [{python:?}, {minimal:?}]\n"
+    );
+    let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .config(&good)
+        .start();
+    let bad = good.replace(&format!("{minimal:?}"), &format!("\"-c\", {ELSEWHERE:?}"));
+    server.file("config.toml", &bad);
+    let answer = server.command(&["reload", "--wait"]);
+    let text = String::from_utf8_lossy(&answer.stderr).into_owned();
+    let problem = format!(
+        "does not accept on {} (descriptor 3); it listens on 127.0.0.1:",
+        server.address()
+    );
+    assert!(
+        !answer.status.success() && text.contains(&problem),
+        "{text}"
+    );
+}
+
+#[test]
+fn of_several_sockets_the_one_that_is_not_waited_on_is_named() {
+    let Some([python, _]) = silent("one of two, named") else {
+        return;
+    };
+    let script = "import select\nwhile True: select.select([3], [], [])";
+    let setup = setup().workers(1).bind("127.0.0.1:0").bind_unix();
+    let socket = setup.path("http.sock");
+    let setup = setup.program([python, "-c".into(), script.into()]);
+    let server = setup.start();
+    let line = server.wait_for_log("does not accept on");
+    let problem = format!(
+        "does not accept on unix:{} (descriptor 4). It must",
+        socket.display()
+    );
+    assert!(line.contains(&problem), "{line}");
+}
+
+#[test]
+fn a_program_that_waits_is_checked_once_and_not_reported() {
+    let Some(program) = silent("checked once") else {
+        return;
+    };
+    let setup = setup().workers(2).env("READY", "no");
+    let server = setup.program(program).start();
+    testkit::wait_until("no readiness probe to be left", LONG, || {
+        server.process().children().len() == 2
+    });
+    assert_eq!(server.log().count("does not accept"), 0);
+    assert_eq!(server.get("/").status, 200);
+}
+
 #[test]
 fn a_program_that_must_speak_and_does_not_is_refused_with_the_remedy() {
     let setup = setup()

@@ -64,12 +64,9 @@ impl Core {
                     let readiness = worker.plan.readiness;
                     self.report(Fact::StartTimedOut(before.worker_ref(), timeout, readiness));
                     self.out.push(Action::Abort(id));
-                    self.worker_lost(
-                        now,
-                        &before,
-                        &format!("did not get ready within {timeout:?}{readiness}"),
-                        false,
-                    );
+                    let how = before
+                        .with_reason(format!("did not get ready within {timeout:?}{readiness}"));
+                    self.worker_lost(now, &before, &how, false);
                 }
                 Stage::Ready { liveness, .. } => {
                     let Some((why, span)) = liveness.hang(now, &worker.plan) else {
@@ -89,7 +86,7 @@ impl Core {
                         Stall::Stuck => format!("took nothing out of its queue for {span:.1?}"),
                         Stall::Overdue => format!("has had a request in flight for {span:.1?}"),
                     };
-                    self.worker_lost(now, &before, &how, false);
+                    self.worker_lost(now, &before, &before.with_reason(how), false);
                 }
                 Stage::Draining { .. } => {
                     worker.stage = Stage::Killed;

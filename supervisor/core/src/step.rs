@@ -262,10 +262,7 @@ impl Core {
             return;
         };
         let (cause, grade) = worker.judge_end(&end);
-        let how = match &worker.failure_reason {
-            Some(failure_reason) => format!("{}: {failure_reason}", end.how),
-            None => end.how,
-        };
+        let how = worker.with_reason(end.how);
         let successor = if worker.is_occupant() {
             let when = match worker.ready_since() {
                 Some(since) => format!("{:.1?} after it was ready", now - since),

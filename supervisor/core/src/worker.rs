@@ -129,6 +129,14 @@ impl Worker {
         }
     }
 
+    /// Appends what it has reported, or was seen to do wrong.
+    pub(crate) fn with_reason(&self, how: String) -> String {
+        match &self.failure_reason {
+            Some(reason) => format!("{how}: {reason}"),
+            None => how,
+        }
+    }
+
     /// Whether it fills its slot: it serves, or will.
     pub(crate) fn is_occupant(&self) -> bool {
         match self.stage {

@@ -186,6 +186,9 @@ pub(crate) struct WorkerStatus {
     /// Its own words about its status.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) status: String,
+    /// How it fails to accept from its sockets, if that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) problem: Option<String>,
     /// Seconds since it was started.
     pub(crate) age: f64,
     /// Seconds since its last heartbeat; `None` before the first one.

@@ -20,6 +20,7 @@ pub(crate) const KINDS: &[(&str, bool)] = &[
     ("ignored", false),
     ("leaving", false),
     ("no-memory", true),
+    ("not-accepting", true),
     ("not-replaced", true),
     ("pre-stop", true),
     ("protocol-violation", true),

@@ -453,7 +453,8 @@ settings! {
         /// Replace a worker that hangs this long
         ///
         /// A worker hangs when it shows no sign of life, or does not accept from its queue. It is
-        /// killed.
+        /// killed. An external program that was never seen to wait for connections may still be
+        /// starting: it has --start-timeout.
         hang_timeout: (Parsed<OrOff<Time<500, DAY>>>) as "DURATION|off" = Given("30s"), All
             => Option<Duration>;
         /// Answer 503 when a handler takes longer

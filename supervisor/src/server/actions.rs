@@ -11,7 +11,7 @@ use crate::workers::handle::{Line, WorkerHandle};
 use crate::workers::launch::{Role, launch};
 use log::{info, warn};
 use nix::sys::signal::Signal;
-use prefork_core::{Action, Cause, Done, Event, ProcessEnd, RequestId, WorkerRef};
+use prefork_core::{Action, Cause, Done, Event, Fact, ProcessEnd, RequestId, WorkerRef};
 use prefork_protocol::{GenerationId, Slot, WorkerId};
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -89,6 +89,9 @@ impl Server {
             }
             Action::Report(fact) => {
                 self.report(&fact);
+                if let Fact::WorkerReady(who, _) = fact {
+                    self.check_readiness(who.worker);
+                }
                 None
             }
             Action::Reply(RequestId(client), verdict) => {

@@ -4,19 +4,24 @@
 use super::Server;
 use crate::admin::Admin;
 use crate::api::events::EventRecord;
+use crate::api::report::of_worker;
 use crate::config::Ready;
 use crate::control::Role;
 use crate::helpers::hooks::Hooks;
 use crate::helpers::memory_sampler::MemorySampler;
-use crate::helpers::readiness_probe::{ProbeResult, ReadinessProbes};
+use crate::helpers::readiness_probe::{
+    Misdirected, ProbeResult, Purpose, ReadinessProbes, Subject,
+};
 use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
 use crate::upgrade::{ChildState, HooksState, Packing, Unpacking};
 use crate::workers::handle::WorkerHandle;
 use crate::workers::sockets::WorkerSockets;
 use log::{Level, debug, warn};
-use prefork_core::{Event, Time};
+use nix::sys::socket::{SockaddrStorage, getsockname};
+use prefork_core::{Event, Time, WorkerRef};
 use prefork_protocol::WorkerId;
-use std::os::fd::BorrowedFd;
+use prefork_protocol::environment::FIRST_FD;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// All helper processes, and what each kind of them knows.
 #[derive(Debug, Default)]
@@ -242,31 +247,49 @@ impl Server {
     /// Starts the readiness probe of a program that has just been started, if `--ready listen` asks
     /// for one.
     pub(crate) fn probe_readiness(&mut self, worker: WorkerId) -> Option<Event> {
-        let handle = self.workers.handles.get(&worker);
-        let handle = handle.filter(|handle| handle.is_awaited())?;
-        let generation = self.generations.get(handle.generation)?;
-        if generation.config.ready != Ready::Listen {
-            return None;
+        self.probe(worker, true)
+            .map(|reason| Event::Unobservable(worker, reason))
+    }
+
+    /// Checks by a probe whether a program that counts as ready waits for connections.
+    pub(crate) fn check_readiness(&mut self, worker: WorkerId) {
+        if let Some(reason) = self.probe(worker, true) {
+            debug!("{reason}");
         }
+    }
+
+    /// Starts the probe that this worker needs, if it needs one; returns why there is none.
+    fn probe(&mut self, worker: WorkerId, reports: bool) -> Option<String> {
+        let handle = self.workers.handles.get(&worker)?;
+        let generation = self.generations.get(handle.generation)?;
+        let purpose = match generation.config.ready {
+            Ready::Listen if handle.is_awaited() => Purpose::Readiness,
+            Ready::Auto | Ready::After(_) if handle.counts_as_ready() => Purpose::Check,
+            _ => return None,
+        };
         let queues = WorkerSockets::of(generation, handle.slot);
         let sockets: Vec<BorrowedFd<'_>> = queues.own.iter().map(|(_, socket)| *socket).collect();
         let Helpers {
             probes, processes, ..
         } = &mut self.helpers;
+        let subject = Subject {
+            worker,
+            pid: handle.pid,
+            purpose,
+            reports,
+        };
         let started = probes.start(
             &self.poll,
             processes,
             &self.name,
-            (worker, handle.pid),
+            subject,
             &sockets,
             &generation.config.log,
         );
-        let error = started.err()?;
-        Some(Event::Unobservable(worker, error.to_string()))
+        started.err().map(|error| error.to_string())
     }
 
-    /// Starts the probes of all workers that are not ready: those of the version before were
-    /// killed.
+    /// Starts the probes of all workers: those of the version before were killed.
     pub(crate) fn probe_readiness_again(&mut self) {
         for worker in self.workers.handles.keys().copied().collect::<Vec<_>>() {
             if let Some(event) = self.probe_readiness(worker) {
@@ -300,6 +323,14 @@ impl Server {
                 }
             }
             ProbeResult::Gone => debug!("worker {worker} is gone, its readiness probe reports"),
+            ProbeResult::Unseen => debug!("worker {worker} is not seen to wait for connections"),
+            ProbeResult::Misdirected(found) => {
+                self.report_misdirected(worker, &found);
+                // It may still come to wait.
+                if let Some(reason) = self.probe(worker, false) {
+                    debug!("{reason}");
+                }
+            }
             ProbeResult::Failed { how, again: true } => {
                 warn!(
                     "starting another readiness probe of worker {worker}: one ended early ({how})"
@@ -315,5 +346,53 @@ impl Server {
                 self.feed(Event::Unobservable(worker, reason));
             }
         }
+    }
+
+    /// Reports a worker that does not wait on its sockets.
+    fn report_misdirected(&mut self, worker: WorkerId, found: &Misdirected) {
+        let Some(handle) = self.workers.handles.get(&worker) else {
+            return;
+        };
+        let Some(generation) = self.generations.get(handle.generation) else {
+            return;
+        };
+        let own = WorkerSockets::of(generation, handle.slot).own;
+        let unwatched = own.iter().zip(FIRST_FD..).filter(|((_, socket), _)| {
+            nix::sys::stat::fstat(socket).is_ok_and(|it| found.unwatched.contains(&it.st_ino))
+        });
+        let sockets: Vec<String> = unwatched
+            .map(|((name, socket), number)| {
+                let address = getsockname::<SockaddrStorage>(socket.as_raw_fd());
+                let address = match address.map(|it| it.to_string()) {
+                    Ok(address) if !name.starts_with("unix-") => address,
+                    _ => name.replacen("unix-", "unix:", 1),
+                };
+                format!("{address} (descriptor {number})")
+            })
+            .collect();
+        if sockets.is_empty() {
+            return;
+        }
+        let elsewhere = if found.elsewhere.is_empty() {
+            String::new()
+        } else {
+            format!("; it listens on {}", found.elsewhere.join(" and "))
+        };
+        let problem = format!(
+            "does not accept on {}{elsewhere}. It must use the inherited socket (LISTEN_FDS)",
+            sockets.join(" and ")
+        );
+        let who = WorkerRef {
+            worker,
+            slot: handle.slot,
+            generation: handle.generation,
+        };
+        let (level, text) = (Level::Warn, format_args!("{problem}"));
+        let event = of_worker("not-accepting", level, who, Some(handle.pid), text);
+        self.announce(event);
+        if let Some(handle) = self.workers.handles.get_mut(&worker) {
+            handle.problem = Some(problem.clone());
+        }
+        self.feed(Event::Failed(worker, problem));
     }
 }

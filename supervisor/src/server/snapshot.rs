@@ -128,6 +128,7 @@ fn worker_status(
         generation: view.generation.0,
         state: view.state.into(),
         status: handle.status.clone(),
+        problem: handle.problem.clone(),
         age: now.saturating_sub(view.born.0).as_secs_f64(),
         beat_age: since(reading.heartbeat),
         memory: handle.memory,

@@ -48,6 +48,8 @@ pub(crate) struct WorkerHandle {
     pub(crate) rows: Option<SharedRows>,
     /// Its status, in its own words.
     pub(crate) status: String,
+    /// How it fails to accept from its sockets, as a probe has seen.
+    pub(crate) problem: Option<String>,
     /// What to do at a time, unless something else happens first.
     pub(crate) alarm: Option<(Time, Alarm)>,
     /// Its proportional set size in bytes, at the last measurement.
@@ -280,7 +282,13 @@ impl WorkerHandle {
             return None;
         };
         *greeted = true;
+        self.problem = None;
         (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
+    }
+
+    /// Whether it is an external program that counts as ready.
+    pub(crate) fn counts_as_ready(&self) -> bool {
+        matches!(self.line, Line::Notify { ready: true, .. })
     }
 
     /// Whether it is an external program that is not ready yet.
@@ -346,7 +354,8 @@ impl WorkerHandle {
             Line::Notify { fed, greeted, .. } => WorkerSample {
                 heard: fed.unwrap_or(now),
                 beats: fed.is_some(),
-                greeted: *greeted,
+                // One that listens elsewhere is not starting any more.
+                greeted: *greeted || self.problem.is_some(),
                 done: None,
                 oldest: None,
                 requests: None,

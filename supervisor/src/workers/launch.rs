@@ -161,6 +161,7 @@ pub(crate) fn launch(
         rows,
         stderr: capture,
         status: String::new(),
+        problem: None,
         alarm,
         memory: None,
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),

@@ -90,6 +90,11 @@ pub(crate) fn status(status: &Status) -> String {
             .map(|worker| slot_row(slot, Some(worker), worker.state.word()));
         lines.extend(rows);
     }
+    let workers = status.slots.iter().flat_map(|slot| &slot.workers);
+    lines.extend(workers.filter_map(|worker| {
+        let problem = printable(worker.problem.as_ref()?);
+        Some(format!("worker {} {problem}", worker.worker))
+    }));
     lines
         .iter()
         .map(|line| line.trim_end())

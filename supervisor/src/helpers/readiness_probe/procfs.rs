@@ -18,7 +18,7 @@ const PROCESSES: usize = 64;
 /// The most threads of each.
 const THREADS: usize = 256;
 /// The most descriptors of each.
-const DESCRIPTORS: usize = 4096;
+pub(super) const DESCRIPTORS: usize = 4096;
 /// The most entries of a poll.
 const POLLED: usize = 4096;
 
@@ -27,6 +27,8 @@ const POLLED: usize = 4096;
 pub(crate) struct Look {
     /// All sockets are waited on.
     pub(crate) waits: bool,
+    /// The sockets that are.
+    pub(crate) waited: BTreeSet<u64>,
     /// There is no such process any more.
     pub(crate) gone: bool,
     /// What this process may not see, if there is something.
@@ -51,6 +53,7 @@ pub(crate) fn look(pid: u32, sockets: &BTreeSet<u64>) -> Look {
             break;
         }
     }
+    look.waited = waited;
     look
 }
 
@@ -62,7 +65,7 @@ fn lives(pid: u32) -> bool {
 }
 
 /// The process and its descendants, the nearest first.
-fn family(pid: u32) -> Vec<u32> {
+pub(super) fn family(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(&process) = found.get(next)
@@ -88,7 +91,7 @@ fn threads(process: u32) -> Vec<u32> {
 }
 
 /// The numbers that the entries of a directory are called by.
-fn numbers(directory: &str, most: usize) -> io::Result<Vec<u32>> {
+pub(super) fn numbers(directory: &str, most: usize) -> io::Result<Vec<u32>> {
     let entries = fs::read_dir(directory)?.take(most);
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
@@ -153,7 +156,7 @@ fn look_at(process: u32, sockets: &BTreeSet<u64>, waited: &mut BTreeSet<u64>) ->
 }
 
 /// The inode of a socket, from `socket:[12345]`.
-fn inode_of(target: &str) -> Option<u64> {
+pub(super) fn inode_of(target: &str) -> Option<u64> {
     target
         .strip_prefix("socket:[")?
         .strip_suffix(']')?
