@@ -159,8 +159,9 @@ fn what_a_refused_reload_has_changed_is_as_before() {
     let server = setup_of_file().config(&good).start();
     let worker = server.ready()[0];
     assert!(!is_blocking(worker), "it has changed that itself");
+    let python = python.display();
     let bad =
-        format!("{options}command = [{python:?}, \"-c\", \"import time; time.sleep(0.2)\"]\n");
+        format!("{options}command = [\"{python}\", \"-c\", \"import time; time.sleep(0.2)\"]\n");
     server.file("config.toml", &bad);
     server.signal(SIGHUP);
     server.wait_for_log("reload failed");

@@ -344,6 +344,13 @@ fn a_clean_exit_is_no_failure_and_a_crash_when_asked_to_leave_is_a_warning() {
     );
     server.reload();
     server.wait_for_log(") is gone (reload): killed by SIGTERM");
+    // As the JVM reports a signal.
+    ask(
+        &server.address(),
+        "import signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(143))",
+    );
+    server.reload();
+    server.wait_for_log(") is gone (reload): exited with status 143");
 }
 
 #[test]

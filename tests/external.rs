@@ -4,6 +4,7 @@
 use nix::sys::signal::Signal::SIGTERM;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 use testkit::load::{Plan, start};
 use testkit::{LONG, Server, Setup, skipped, tool, wait_until};
 
@@ -132,4 +133,71 @@ fn slots_have_their_own_queues_again_after_workers_shut_their_sockets_down() {
         .collect();
     assert_eq!(slots.len(), 4, "{slots:?}");
     assert_eq!(server.log().count("cannot steer"), 0);
+}
+
+/// A server behind a shell that does not exec it, and the request that it is answering.
+fn behind_a_shell(shell: &str, options: &[&str]) -> Option<(Server, JoinHandle<Option<String>>)> {
+    needs("behind a shell", "python3")?;
+    // The sockets are for the shell's process.
+    let python = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); \
+                  exec(open(sys.argv[1]).read())";
+    let script = format!("{shell} python3 -c \"$1\" \"$2\"; exit $?");
+    let setup = setup()
+        .workers(1)
+        .args(["--ready", "notify"])
+        .args(options.to_vec());
+    let in_flight = setup.path("in-flight");
+    let setup = setup.env("IN_FLIGHT", &in_flight);
+    let program = testkit::program("minimal.py").display().to_string();
+    let server = setup
+        .program(["sh", "-c", &script, "sh", python, &program])
+        .start();
+    let address = server.address();
+    let request = std::thread::spawn(move || {
+        let response = testkit::http::get(&address, "/slow").ok()?;
+        Some(response.body)
+    });
+    wait_until("the request in flight", LONG, || in_flight.exists());
+    Some((server, request))
+}
+
+#[test]
+fn what_outlives_a_shell_finishes_its_request() {
+    let Some((mut server, request)) = behind_a_shell("", &[]) else {
+        return;
+    };
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+    let answer = request.join().expect("no panic");
+    assert_eq!(answer.as_deref(), Some("Hello from Python"));
+    assert_eq!(server.log().count("drain-timeout"), 0);
+}
+
+#[test]
+fn all_of_a_group_can_get_the_stop_signal_at_once() {
+    let options = ["--kill-mode", "control-group", "--graceful-timeout", "5m"];
+    let Some((mut server, request)) = behind_a_shell("trap '' HUP; trap : TERM;", &options) else {
+        return;
+    };
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+    let answer = request.join().expect("no panic");
+    assert_eq!(answer.as_deref(), Some("Hello from Python"));
+}
+
+#[test]
+fn what_does_not_end_is_killed_when_the_time_is_over() {
+    let script = "(trap '' TERM; exec sleep 3600) & exec sleep 3600";
+    let mut server = setup()
+        .workers(1)
+        .args(["--ready", "after=0s", "--graceful-timeout", "1s"])
+        .program(["sh", "-c", script])
+        .start();
+    let worker = server.ready()[0];
+    wait_until("both processes", LONG, || {
+        testkit::process::in_group(worker.0).len() == 2
+    });
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+    server.wait_for_log("died (drain-timeout)");
 }

@@ -200,12 +200,17 @@ fn a_refused_reload_says_where_the_program_listens() {
     };
     let good = format!(
         "workers = 1\nready = \"listen\"\nstart-timeout = \"4s\"\n\
-         command = [{python:?}, {minimal:?}]\n"
+         command = [\"{}\", \"{}\"]\n",
+        python.display(),
+        minimal.display()
     );
     let server = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
         .config(&good)
         .start();
-    let bad = good.replace(&format!("{minimal:?}"), &format!("\"-c\", {ELSEWHERE:?}"));
+    let bad = good.replace(
+        &format!("\"{}\"", minimal.display()),
+        &format!("\"-c\", {ELSEWHERE:?}"),
+    );
     server.file("config.toml", &bad);
     let answer = server.command(&["reload", "--wait"]);
     let text = String::from_utf8_lossy(&answer.stderr).into_owned();

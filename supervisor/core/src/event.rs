@@ -50,7 +50,8 @@ pub enum Event {
     /// All workers, observed at one time. One event for all, and the first after every wake-up: a
     /// supervisor that wakes late must not judge workers by data it has not read yet.
     Observation(Observation),
-    /// A starting worker reports why it will not start, or a worker was seen not to accept.
+    /// A starting worker reports why it will not start, or a worker was seen not to accept. Empty
+    /// when that is over.
     Failed(WorkerId, String),
     /// Whether a starting worker becomes ready cannot be observed, and why.
     Unobservable(WorkerId, String),

@@ -35,7 +35,7 @@ impl Core {
             }
             Event::Failed(worker, reason) => {
                 if let Some(worker) = self.workers.get_mut(&worker) {
-                    worker.failure_reason = Some(reason);
+                    worker.failure_reason = Some(reason).filter(|reason| !reason.is_empty());
                 }
             }
             Event::Unobservable(worker, reason) => self.start_failed(now, worker, &reason),

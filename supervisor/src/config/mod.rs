@@ -51,5 +51,5 @@ pub(crate) use sandbox::{Limit, Sandbox, SandboxMode, Seccomp};
 pub(crate) use source::Invocation;
 pub use source::Source;
 pub(crate) use types::{
-    AccessTarget, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
+    AccessTarget, Cgroups, Control, KillMode, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };

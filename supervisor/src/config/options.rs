@@ -33,7 +33,7 @@ use super::reader::{InvalidValue, OptionValue, Parsed, Text};
 use super::ready::Ready;
 use super::sandbox::{Limit, Permission, Sandbox, SandboxMode, Seccomp};
 use super::types::{
-    AccessTarget, Cgroups, Control, LogFormat, LogSettings, Program, Surge, WorkerStderr,
+    AccessTarget, Cgroups, Control, KillMode, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };
 use super::values::{
     DAY, FilePath, LogFile, OrOff, ServerName, Size, StopSignal, Time, Variable, Whole, YEAR,
@@ -419,10 +419,19 @@ settings! {
         drain_idle: (Parsed<Time<0, 60_000>>) as "DURATION" = Given("500ms"), Rust => Duration;
         /// Ask an external program to drain with this signal
         stop_signal: (Parsed<StopSignal>) as "SIGNAL" = Given("TERM"), External => Signal;
+        /// Choose which processes of an external program get the stop signal
+        ///
+        /// mixed: the program itself, and what is left of its process group once it has exited.
+        /// control-group: all of its process group at once. Either way the worker is gone when all
+        /// of them are; after --graceful-timeout they are killed. As KillMode= of systemd, where
+        /// mixed leaves the others without the signal.
+        kill_mode: (Parsed<KillMode>) as "mixed|control-group" = Given("mixed"), External
+            => KillMode;
         /// Treat these exit statuses and signals as a clean exit
         ///
         /// A worker that has served for a second and exits cleanly is replaced without a delay. The
-        /// stop signal is always clean for a worker that was asked to drain.
+        /// stop signal is always clean for a worker that was asked to drain. A status of 128 and a
+        /// signal is as clean as the signal.
         clean_exit: (Parsed<CleanExits>) as "LIST" = Given("0 HUP INT TERM PIPE"), All
             => CleanExits;
     }

@@ -93,3 +93,12 @@ pub enum Control {
     /// There is none.
     Off,
 }
+
+/// Which processes of an external program get the stop signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KillMode {
+    /// The program itself, and the others once it has exited.
+    Mixed,
+    /// All at once.
+    ControlGroup,
+}

@@ -6,7 +6,7 @@
 
 use super::reader::{ConfigValue, InvalidValue, Parsed, Text, invalid, keywords};
 use super::toml_text::quoted;
-use super::types::{AccessTarget, Control, LogFormat, Surge, WorkerStderr};
+use super::types::{AccessTarget, Control, KillMode, LogFormat, Surge, WorkerStderr};
 use crate::logging::output::StandardStream;
 use log::LevelFilter;
 use nix::sys::signal::Signal;
@@ -239,6 +239,10 @@ displayed!(ClassName, "\"async\"");
 displayed!(Accept, "\"steal\"");
 displayed!(Format, "\"combined\"");
 keywords!(LogFormat { Text = "text", Json = "json" }, "is no log format (choose text or json)");
+keywords!(
+    KillMode { Mixed = "mixed", ControlGroup = "control-group" },
+    "is no way to stop processes (choose mixed or control-group)"
+);
 keywords!(
     WorkerStderr { Capture = "capture", Inherit = "inherit" },
     "is no way for standard error (choose capture or inherit)"

@@ -3,6 +3,7 @@
 use super::upgrade::Preparation;
 use super::{Server, clock};
 use crate::api::report;
+use crate::config::KillMode;
 use crate::control::Answer;
 use crate::generation::Generation;
 use crate::generation::steering;
@@ -56,18 +57,20 @@ impl Server {
                 // Steer away first, or a connection could still arrive when it has left.
                 self.steer_between_generations();
                 let orphaned = !self.keeps_all_addresses(worker);
-                self.workers
-                    .handles
-                    .get_mut(&worker)
-                    .and_then(|handle| handle.drain(grace, empty_queue || orphaned))
+                let handle = self.workers.handles.get_mut(&worker)?;
+                let mode = self.generations.get(handle.generation);
+                let mode = mode.map_or(KillMode::Mixed, |generation| generation.config.kill_mode);
+                handle.drain(grace, empty_queue || orphaned, mode)
             }
             Action::Abort(worker) => {
                 self.workers.handles.get(&worker)?.signal(Signal::SIGABRT);
                 None
             }
             Action::Kill(worker) => {
-                let handle = self.workers.handles.get(&worker)?;
+                let handle = self.workers.handles.get_mut(&worker)?;
                 handle.kill_group();
+                // Those that have outlived it do not for long now.
+                handle.outlived = handle.outlived.map(|_| self.now);
                 if let Some(groups) = &self.workers.cgroups {
                     groups.kill(worker);
                 }

@@ -318,6 +318,10 @@ impl Server {
         match self.helpers.probes.finish(worker, exit) {
             ProbeResult::Ready => {
                 let handle = self.workers.handles.get_mut(&worker);
+                if handle.is_some_and(|handle| handle.problem.take().is_some()) {
+                    self.feed(Event::Failed(worker, String::new()));
+                }
+                let handle = self.workers.handles.get_mut(&worker);
                 if let Some(event) = handle.and_then(WorkerHandle::seen_to_wait) {
                     self.feed(event);
                 }

@@ -403,6 +403,7 @@ fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerH
         rows: state.row.map(|state| rows(&state, unpacking)),
         status: state.status,
         problem: None,
+        outlived: None,
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::ChannelClosed),

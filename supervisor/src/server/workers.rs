@@ -23,6 +23,8 @@ use std::time::Duration;
 const FAREWELL: Duration = Duration::from_secs(1);
 /// The most notices taken from external programs in one wake-up.
 const NOTICES_AT_ONCE: usize = 64;
+/// How often to look whether what has outlived a draining program is gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The time until dead processes that could not be reaped are tried again.
 const REAP_AGAIN: Duration = Duration::from_millis(100);
 
@@ -61,7 +63,9 @@ impl Workers {
     pub(crate) fn deadline(&self) -> Option<Time> {
         let alarms = self.handles.values();
         let alarms = alarms.filter_map(|handle| handle.alarm.map(|(time, _)| time));
+        let outlived = self.handles.values().filter_map(|handle| handle.outlived);
         alarms
+            .chain(outlived)
             .chain(self.leftovers.due())
             .chain(self.orphans_due)
             .min()
@@ -221,6 +225,9 @@ impl Server {
     /// its numbers and its leftovers.
     pub(crate) fn worker_exited(&mut self, worker: WorkerId) {
         self.hear(worker);
+        if self.is_outlived(worker) {
+            return;
+        }
         let Some(handle) = self.workers.handles.get_mut(&worker) else {
             return;
         };
@@ -282,6 +289,33 @@ impl Server {
         self.workers.orphans_due = Some(self.now);
     }
 
+    /// Whether a program that was asked to drain has exited while others of its process group still
+    /// drain. The worker is gone when they are, and until then its slot has not drained: they may
+    /// have its requests, as behind a shell script or `npm run`.
+    fn is_outlived(&mut self, worker: WorkerId) -> bool {
+        let workers = self.core.view().workers;
+        let drains = |state| state == WorkerState::Draining;
+        let is_draining = workers
+            .iter()
+            .any(|it| it.worker == worker && drains(it.state));
+        let Some(handle) = self.workers.handles.get_mut(&worker) else {
+            return false;
+        };
+        let Line::Notify { stop, .. } = handle.line else {
+            return false;
+        };
+        if !is_draining || !handle.is_outlived() {
+            return false;
+        }
+        if handle.outlived.is_none() {
+            // It has exited, and would be reported all the time.
+            self.poll.remove(&handle.pidfd);
+            handle.signal_group(stop);
+        }
+        handle.outlived = Some(self.now + LOOK_AGAIN);
+        true
+    }
+
     /// Rings alarms, reaps orphans and kills leftovers, as far as it is time.
     pub(crate) fn tend_workers(&mut self) {
         let handles = self.workers.handles.values();
@@ -291,6 +325,11 @@ impl Server {
             if let Some(event) = handle.and_then(WorkerHandle::ring) {
                 self.feed(event);
             }
+        }
+        let handles = self.workers.handles.values();
+        let outlived = handles.filter(|it| it.outlived.is_some_and(|time| time <= self.now));
+        for worker in outlived.map(|it| it.id).collect::<Vec<_>>() {
+            self.worker_exited(worker);
         }
         if self.workers.orphans_due.is_some_and(|at| at <= self.now) {
             self.reap_orphans_now();

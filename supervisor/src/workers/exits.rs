@@ -13,6 +13,9 @@ use prefork_core::{Cause, Manner, ProcessEnd};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+/// What a status begins with that stands for a signal.
+const SIGNALED: i32 = 128;
+
 /// How many workers have exited for which cause since the server started. The counts never go back,
 /// upgrades in place included.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +69,11 @@ pub(crate) fn end(handle: &WorkerHandle, record: &ExitRecord, clean: &CleanExits
     };
     let (cause, manner) = match death {
         Death::Exited(status) if clean.has_status(status) => (Cause::Exit, Manner::Clean),
+        // As shells and the JVM report a signal that has ended them.
+        Death::Exited(status) if clean.has_signal(status - SIGNALED) => {
+            (Cause::Exit, Manner::Clean)
+        }
+        Death::Exited(status) if asks == Some(status - SIGNALED) => (Cause::Exit, Manner::AsAsked),
         Death::Exited(_) => (Cause::Exit, Manner::Unclean),
         Death::Signaled { core: true, .. } => (Cause::Core, Manner::Unclean),
         Death::Signaled { signal, .. }

@@ -5,11 +5,12 @@
 //! nothing here can fail because of what a worker sends.
 
 use super::proc_stat;
-use crate::config::Config;
+use crate::config::{Config, KillMode};
 use crate::logging::stderr::Capture;
 use crate::process::reap::{Death, Usage};
 use crate::process::spawn::{ExecErrors, ExecFailure};
 use crate::systemd::notify::WorkerNotice;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use prefork_core::{Event, Time, WorkerLoad, WorkerSample};
@@ -50,6 +51,8 @@ pub(crate) struct WorkerHandle {
     pub(crate) status: String,
     /// How it fails to accept from its sockets, as a probe has seen.
     pub(crate) problem: Option<String>,
+    /// It has exited, others of its process group drain, and this is when to look again.
+    pub(crate) outlived: Option<Time>,
     /// What to do at a time, unless something else happens first.
     pub(crate) alarm: Option<(Time, Alarm)>,
     /// Its proportional set size in bytes, at the last measurement.
@@ -282,7 +285,6 @@ impl WorkerHandle {
             return None;
         };
         *greeted = true;
-        self.problem = None;
         (!std::mem::replace(ready, true)).then_some(Event::Ready(self.id))
     }
 
@@ -364,8 +366,13 @@ impl WorkerHandle {
         }
     }
 
-    /// Asks the worker to drain.
-    pub(crate) fn drain(&mut self, grace: Duration, empty_queue: bool) -> Option<Event> {
+    /// Asks the worker to drain: an external program alone, or with its process group.
+    pub(crate) fn drain(
+        &mut self,
+        grace: Duration,
+        empty_queue: bool,
+        mode: KillMode,
+    ) -> Option<Event> {
         match &mut self.line {
             Line::Channel { channel, .. } => {
                 let deadline_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
@@ -382,7 +389,10 @@ impl WorkerHandle {
             }
             Line::Notify { stop, .. } => {
                 let stop = *stop;
-                self.signal(stop);
+                match mode {
+                    KillMode::Mixed => self.signal(stop),
+                    KillMode::ControlGroup => self.signal_group(stop),
+                }
                 None
             }
             Line::Closed => None,
@@ -398,6 +408,23 @@ impl WorkerHandle {
     pub(crate) fn signal(&self, signal: Signal) {
         // It fails only when the worker is dead already.
         let _ = crate::process::spawn::send_signal(self.pidfd.as_fd(), signal);
+    }
+
+    /// Sends a signal to the worker's process group, which cannot be another one: see
+    /// [`kill_group`](Self::kill_group).
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        if nix::sys::signal::killpg(self.pid, signal).is_err() {
+            // It was forked just now and has no process group yet.
+            self.signal(signal);
+        }
+    }
+
+    /// Whether others of the worker's process group live on although it has exited. It has not been
+    /// reaped yet, or the group's number could be another's.
+    pub(crate) fn is_outlived(&self) -> bool {
+        let mut exited = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut exited, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+            && proc_stat::lives_in_group(self.pid)
     }
 
     /// Kills the worker and what it has started. Its process group cannot be another one: the

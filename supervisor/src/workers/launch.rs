@@ -162,6 +162,7 @@ pub(crate) fn launch(
         stderr: capture,
         status: String::new(),
         problem: None,
+        outlived: None,
         alarm,
         memory: None,
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),

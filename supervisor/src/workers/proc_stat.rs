@@ -18,6 +18,30 @@ pub(crate) fn cpu_time(pid: Pid) -> Option<Duration> {
     Duration::from_secs(ticks_of(&stat)?).checked_div(per_second)
 }
 
+/// Whether a process of this group is alive.
+pub(crate) fn lives_in_group(group: Pid) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return false;
+    };
+    let group = group.to_string();
+    let stats = entries.filter_map(|entry| {
+        let name = entry.ok()?.file_name();
+        let pid: u32 = name.to_str()?.parse().ok()?;
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
+    });
+    stats
+        .into_iter()
+        .any(|stat| living_member_of(&stat).is_some_and(|its| its == group))
+}
+
+/// Returns the process group from the text of `stat`; `None` for a zombie.
+fn living_member_of(stat: &str) -> Option<&str> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    fields.nth(1).filter(|_| !matches!(state, "Z" | "X"))
+}
+
 /// Returns user and system time from the text of `stat`. The program's name may hold anything,
 /// parentheses too.
 fn ticks_of(stat: &str) -> Option<u64> {
@@ -52,6 +76,8 @@ mod tests {
         let stat = "7 (a) 1 (b c) S 1 7 7 0 -1 4194560 103 0 0 0 12 34 5 6 20 0 1 0 8 9 10";
         assert_eq!(ticks_of(stat), Some(46));
         assert_eq!((ticks_of("7 (a) S 1 2"), ticks_of("")), (None, None));
+        assert_eq!(living_member_of("7 (a) 1 (b c) S 1 5 7 0"), Some("5"));
+        assert_eq!(living_member_of("7 (a) Z 1 5 7 0"), None);
         assert_eq!(
             (pages_of("900 120 20 1 0 50 0"), pages_of("900")),
             (Some(100), None)
