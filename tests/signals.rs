@@ -6,6 +6,7 @@ use nix::sys::signal::Signal::{
 };
 use std::time::{Duration, Instant};
 use testkit::load::{Failure, Load, Plan, run, start};
+use testkit::process::Process;
 use testkit::{LONG, Server, Setup, wait_for, wait_until};
 
 fn setup() -> Setup {
@@ -227,4 +228,102 @@ fn a_terminal_signal_to_the_group_reaches_no_worker() {
     for worker in server.ready() {
         assert_ne!(group(worker.0).expect("it runs"), supervisor);
     }
+}
+
+/// A server as a job of a terminal.
+fn job(place: &str) -> Setup {
+    let program = testkit::program("terminal.py").into_os_string();
+    setup()
+        .workers(2)
+        .wrapped(["python3".into(), program, place.into()])
+}
+
+/// The process in a file that `terminal.py` has written.
+fn noted(server: &Server, name: &str) -> Process {
+    wait_for(name, LONG, || {
+        let text = std::fs::read_to_string(server.path(name)).ok()?;
+        Some(Process(text.parse().ok()?))
+    })
+}
+
+#[test]
+fn a_resized_terminal_drains_nothing() {
+    let server = job("foreground").start();
+    let before = server.workers();
+    noted(&server, "terminal").signal(SIGUSR1);
+    server.wait_for_log("resized");
+    // The server has seen it by now, if it was sent one.
+    server.signal(SIGTTIN);
+    wait_until("a third worker", LONG, || server.ready().len() == 3);
+    assert_eq!(server.workers()[..2], before);
+    // A process may still ask for it.
+    server.signal(SIGWINCH);
+    wait_until("all drained", LONG, || server.workers().is_empty());
+}
+
+#[test]
+fn a_background_job_of_a_terminal_logs_there_and_keeps_its_size() {
+    let mut server = job("background").start();
+    server.wait_for_log("is ready");
+    noted(&server, "sibling").signal(SIGUSR1);
+    server.wait_for_log("sent SIGTTOU");
+    server.signal(SIGTTIN);
+    wait_until("a third worker", LONG, || server.ready().len() == 3);
+    server.signal(SIGTTOU);
+    wait_until("two workers", LONG, || server.ready().len() == 2);
+    let ticks = server.process().cpu_ticks();
+    server.reload();
+    server.wait_for_log("2 workers of generation 2 serve");
+    assert!(
+        server.process().cpu_ticks() < ticks + 100,
+        "it does not spin"
+    );
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+}
+
+#[test]
+fn a_file_that_reaches_the_limit_of_its_size_ends_no_process() {
+    const LIMIT: usize = 64 << 10;
+    let setup = setup()
+        .workers(1)
+        .args(["--log-file", "server.log", "--access-log", "access.log"])
+        .wrapped(["prlimit".to_owned(), format!("--fsize={LIMIT}")]);
+    for name in ["server.log", "access.log"] {
+        setup.file(name, &"\n".repeat(LIMIT));
+    }
+    let mut server = setup.start();
+    server.wait_for_log("error: cannot write log file server.log: File too large");
+    let before = server.ready();
+    for _ in 0..2 {
+        assert_eq!(server.get("/").status, 200);
+        server.reload();
+    }
+    assert_ne!(server.ready(), before);
+    server.signal(SIGTERM);
+    assert!(server.wait_exit(LONG).success());
+}
+
+#[test]
+fn signals_that_come_while_the_server_starts_are_acted_on_later() {
+    // A configuration that takes a while to parse.
+    let text = "# nothing\n".repeat(100_000);
+    let mut server = setup().workers(1).config(&text).spawn();
+    let io = format!("/proc/{}/io", server.process().0);
+    let end = Instant::now() + LONG;
+    let has_read = |line: &str| {
+        let count: usize = line.strip_prefix("rchar: ")?.parse().ok()?;
+        (count > text.len()).then_some(())
+    };
+    while !std::fs::read_to_string(&io).is_ok_and(|io| io.lines().find_map(has_read).is_some()) {
+        assert!(Instant::now() < end, "it does not read its configuration");
+    }
+    for signal in [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN] {
+        server.signal(signal);
+    }
+    server.wait_for_log("upgraded in place");
+    wait_until("a reload, and a worker more", LONG, || {
+        server.generation() >= 2 && server.ready().len() == 2
+    });
+    server.wait_until_settled(LONG);
 }

@@ -9,6 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// The code of a signal that the kernel sends by itself.
+const SI_KERNEL: i32 = 0x80;
+
 /// Ignores a signal from now on.
 ///
 /// # Errors
@@ -35,7 +38,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// What the handler does: async-signal-safe, and errno stays as the interrupted code left it.
+    /// Counts a signal in its handler: async-signal-safe, and errno stays as the interrupted code
+    /// left it.
     fn came(&self, index: usize) {
         let errno = Errno::last_raw();
         if let Some(count) = self.counts.get(index) {
@@ -49,11 +53,12 @@ impl Shared {
 
 impl Counted {
     /// Installs handlers for signals, also where the process was started with some of them ignored.
-    /// Whether signals are blocked is left as it is.
+    /// Whether signals are blocked is left as it is. Those `from_processes` are not counted when the
+    /// kernel sends them by itself, as it does to all processes of a terminal's job.
     ///
     /// # Errors
     /// Those of eventfd(2) and sigaction(2).
-    pub fn install(signals: &[Signal]) -> io::Result<Self> {
+    pub fn install(signals: &[Signal], from_processes: &[Signal]) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             counts: signals.iter().map(|_| AtomicU32::new(0)).collect(),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -65,12 +70,16 @@ impl Counted {
         };
         for (index, signal) in signals.iter().enumerate() {
             let shared = Arc::clone(&this.shared);
+            let from_process = from_processes.contains(signal);
+            let came = move |about: &libc::siginfo_t| {
+                if !from_process || about.si_code != SI_KERNEL {
+                    shared.came(index);
+                }
+            };
             // SAFETY: `came` is async-signal-safe: atomics, one write(2), errno restored, no
             // allocation, no panic. The last reference is dropped by an unregister, never in the
             // handler.
-            let id = unsafe {
-                signal_hook::low_level::register(*signal as i32, move || shared.came(index))
-            }?;
+            let id = unsafe { signal_hook_registry::register_sigaction(*signal as i32, came) }?;
             this.registered.push(id);
         }
         Ok(this)

@@ -12,7 +12,7 @@ use crate::main_thread::{self, MainThread};
 use crate::service::Service;
 use crate::slow_log::SlowLog;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::signal::Signal::SIGPIPE;
+use nix::sys::signal::Signal::{SIGPIPE, SIGXFSZ};
 use prefork_protocol::access_log::Format;
 use prefork_protocol::channel::{Received, WorkerEnd};
 use prefork_protocol::environment::{PREFORK_CORE_DUMPS, WorkerEnvironment};
@@ -71,8 +71,11 @@ impl Start {
     /// Takes over what the supervisor left in the environment, and waits for the welcome.
     fn begin() -> Result<(WorkerEnd, Self), StartError> {
         let environment = WorkerEnvironment::take()?.ok_or(StartError::NotAWorker)?;
-        // A closed socket is an error of write(2) to a server, not a reason to die.
-        let _ = prefork_os::signal::ignore(SIGPIPE);
+        // A closed socket, or a file that reaches the limit of its size, is an error of write(2) to
+        // a server, not a reason to die.
+        for signal in [SIGPIPE, SIGXFSZ] {
+            let _ = prefork_os::signal::ignore(signal);
+        }
         match std::env::var(PREFORK_CORE_DUMPS).as_deref() {
             Ok("abort") => prefork_os::process::forbid_inspection(true),
             Ok("off") => prefork_os::process::forbid_inspection(false),

@@ -7,6 +7,7 @@ use crate::control::{client, discovery};
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
+use crate::process::signals;
 use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
 use crate::server::Server;
 use crate::upgrade::Task;
@@ -36,6 +37,7 @@ pub fn stock() -> ExitCode {
 }
 
 fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
+    signals::survive_full_files();
     if let Some(task) = readiness_probe::task() {
         return task.perform();
     }
@@ -55,6 +57,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
             None => prefork_worker::apps::by_name(&settings.app),
         });
     }
+    signals::hold_until_installed();
     let inherited = take_listeners();
     let invocation = Source::from_process(identity).unwrap_or_else(|error| error.exit());
     let inherited = match inherited {
@@ -67,6 +70,9 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         json,
         source,
     } = invocation;
+    if !matches!(subcommand, Subcommand::Serve) {
+        signals::release();
+    }
     match subcommand {
         Subcommand::Serve => serve(identity, source, inherited, stored),
         Subcommand::Check { print } => check(source, &inherited, print),

@@ -6,11 +6,12 @@
 //! standard streams are never opened by their paths, but duplicated.
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::stat::{SFlag, fstat};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -125,6 +126,19 @@ impl Output {
 
     /// Writes as much as can be written now.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.descriptor().is_terminal() {
+            return self.write_once(bytes);
+        }
+        // A background job that writes to its terminal is sent SIGTTOU (`stty tostop`) unless it
+        // blocks that. The write would be restarted after the handler, over and over.
+        let ttou = SigSet::from(Signal::SIGTTOU);
+        let before = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        let written = self.write_once(bytes);
+        before.thread_set_mask()?;
+        written
+    }
+
+    fn write_once(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Own(file) => file.write(bytes),
             Self::Socket(socket) => {

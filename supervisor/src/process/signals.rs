@@ -23,6 +23,44 @@ pub(crate) const CAUGHT: [Signal; 10] = [
     Signal::SIGTTOU,
 ];
 
+/// Those that a terminal sends to all processes of a job: to the foreground when its window
+/// changes, to the background when one of them writes to it (`stty tostop`) or reads from it.
+const OF_TERMINALS: [Signal; 3] = [Signal::SIGWINCH, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// Those that would end or stop a process without handlers, and whose sender means a server. The
+/// signals that ask it to stop do that without handlers, too.
+const HELD: [Signal; 6] = [
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
+/// Ignores SIGXFSZ: a write to a file that has reached its limit fails then, and its caller reports
+/// why.
+pub(crate) fn survive_full_files() {
+    let _ = ignore(Signal::SIGXFSZ);
+}
+
+/// Blocks signals that a server acts on as soon as it can, until [handlers](Signals::install) are
+/// there. To be called first thing in a process that may become a server, before it starts a
+/// thread.
+pub(crate) fn hold_until_installed() {
+    let _ = pthread_sigmask(
+        SigmaskHow::SIG_BLOCK,
+        Some(&HELD.into_iter().collect()),
+        None,
+    );
+}
+
+/// Ends that in a process that becomes no server.
+pub(crate) fn release() {
+    let held = HELD.into_iter().collect();
+    let _ = pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&held), None);
+}
+
 /// The most signals of a counted kind that one [`Signals::take`] returns: as many as there can be
 /// slots.
 const COUNTED_AT_ONCE: u32 = prefork_protocol::Slot::MAX as u32;
@@ -39,7 +77,7 @@ impl Signals {
     /// # Errors
     /// Those of eventfd(2) and sigaction(2).
     pub(crate) fn install() -> io::Result<Self> {
-        let this = Self(Counted::install(&CAUGHT)?);
+        let this = Self(Counted::install(&CAUGHT, &OF_TERMINALS)?);
         ignore(Signal::SIGPIPE)?;
         this.go_on()?;
         Ok(this)

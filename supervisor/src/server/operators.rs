@@ -94,7 +94,8 @@ impl Server {
                 Signal::SIGHUP => commands.push(Command::Reload(None)),
                 Signal::SIGTTIN => commands.push(Command::Resize(1)),
                 Signal::SIGTTOU => commands.push(Command::Resize(-1)),
-                // A terminal sends it whenever its window changes.
+                // What is between a terminal and us, such as sudo, may pass on that its window
+                // has changed.
                 Signal::SIGWINCH if self.on_terminal => {}
                 Signal::SIGWINCH => commands.push(Command::DrainAll),
                 Signal::SIGUSR1 => {
