@@ -471,3 +471,110 @@ fn the_control_socket_has_a_place_of_its_own_by_default() {
     });
     drop(server);
 }
+
+/// Asks for something without `--control`, in an environment with this runtime directory.
+fn ask_by_default(words: &[&str], directory: &Path) -> std::process::Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_supervisor"));
+    command.args(words).env_remove("RUNTIME_DIRECTORY");
+    command
+        .env("XDG_RUNTIME_DIR", directory)
+        .stdin(Stdio::null());
+    command.output().expect("the binary can be run")
+}
+
+#[test]
+fn a_second_server_in_the_place_of_another_is_refused() {
+    let mut first = setup().workers(1).no_control().start();
+    let directory = first.directory().to_owned();
+    let second = || {
+        let directory = directory.clone().into_os_string();
+        setup()
+            .workers(1)
+            .no_control()
+            .env("XDG_RUNTIME_DIR", directory)
+    };
+    let (status, log) = second().run();
+    assert!(!status.success(), "{log:?}");
+    let refused = |line: &String| {
+        line.contains("cannot start: cannot make the control socket")
+            && line.contains("another server answers there (give this one a --name")
+    };
+    assert!(log.iter().any(refused), "{log:?}");
+    // With a name, each command reaches the server that is meant.
+    let mut named = second().args(["--name", "second"]).spawn();
+    named.wait_for_log("ready: 1 workers");
+    let stopped = ask_by_default(&["stop", "--name", "second"], &directory);
+    assert!(stopped.status.success(), "{stopped:?}");
+    assert!(named.wait_exit(LONG).success());
+    assert_eq!(first.ready().len(), 1);
+    let missing = ask_by_default(&["status", "--name", "second"], &directory);
+    let text = String::from_utf8_lossy(&missing.stderr).into_owned();
+    assert!(
+        text.contains("is the server running? Its control socket is elsewhere if"),
+        "{text}"
+    );
+    assert!(ask_by_default(&["stop"], &directory).status.success());
+    assert!(first.wait_exit(LONG).success());
+}
+
+#[test]
+fn a_control_socket_that_was_asked_for_and_cannot_be_made_is_an_error() {
+    for asked in [["--control", "/nowhere/c.sock"], ["--name", "shop"]] {
+        let setup = setup().workers(1).no_control().args(asked);
+        let (status, log) = setup.env("XDG_RUNTIME_DIR", "/nowhere").run();
+        assert!(!status.success(), "{log:?}");
+        let told = |line: &String| line.contains("cannot start: cannot make the control socket");
+        assert!(log.iter().any(told), "{log:?}");
+    }
+    // By default one is made where that is possible.
+    let setup = setup()
+        .workers(1)
+        .no_control()
+        .env("XDG_RUNTIME_DIR", "/nowhere");
+    let server = setup.spawn();
+    server.wait_for_log("going on without one");
+    server.wait_for_log("ready: 1 workers");
+}
+
+#[test]
+fn without_a_runtime_directory_the_socket_is_in_a_private_one() {
+    let test = "without_a_runtime_directory";
+    if !nix::unistd::geteuid().is_root() {
+        return testkit::skipped(
+            test,
+            "only root can become a user without a runtime directory",
+        );
+    }
+    let user = (1_500_000_000 + std::process::id()).to_string();
+    let become_user = [
+        "setpriv".to_owned(),
+        format!("--reuid={user}"),
+        format!("--regid={user}"),
+        "--clear-groups".to_owned(),
+        "env".to_owned(),
+        "--unset=XDG_RUNTIME_DIR".to_owned(),
+    ];
+    let binary = Path::new(env!("CARGO_BIN_EXE_supervisor"));
+    let directory = std::path::PathBuf::from(format!("/tmp/prefork-{user}"));
+    let mut server = setup()
+        .workers(1)
+        .no_control()
+        .wrapped(become_user.clone())
+        .spawn();
+    server.wait_for_log("ready: 1 workers");
+    let mode = std::fs::metadata(&directory)
+        .expect("made")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    let stop = Command::new(&become_user[0])
+        .args(&become_user[1..])
+        .arg(binary)
+        .arg("stop")
+        .stdin(Stdio::null())
+        .output();
+    let stop = stop.expect("it runs");
+    let status = server.wait_exit(LONG);
+    std::fs::remove_dir(&directory).expect("the socket is gone");
+    assert!(stop.status.success() && status.success(), "{stop:?}");
+}

@@ -3,7 +3,7 @@
 use crate::api::request::Request;
 use crate::config::runtime_directory::{default_path, runtime_directory};
 use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
-use crate::control::{client, discovery};
+use crate::control::{OpenError, client, discovery};
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
@@ -161,23 +161,39 @@ fn serve(
         warn!("{warning}");
     }
     let listeners = Listeners::new(runtime_directory(), inherited).with_stored(stored);
+    let cannot_start = |reason: &dyn std::fmt::Display| {
+        error!("cannot start: {reason}");
+        logging::finish();
+        ExitCode::FAILURE
+    };
     let mut server = match Server::new(loader, identity.name.clone(), listeners) {
         Ok(server) => server,
-        Err(reason) => {
-            error!("cannot start: {reason}");
-            logging::finish();
-            return ExitCode::FAILURE;
-        }
+        Err(reason) => return cannot_start(&reason),
     };
-    match (&config.control, default_path(config.name.as_deref())) {
-        (Control::Off, _) => {}
-        (Control::Path(path), _) => server.open_control(path),
-        (Control::Default, Some(path)) => server.open_control(&path),
-        (Control::Default, None) => {
-            info!("no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set");
-        }
+    if let Err(error) = open_control(&mut server, &config) {
+        return cannot_start(&error);
     }
     ExitCode::from(server.run())
+}
+
+/// Opens the control socket. A server without one serves all the same, unless its operator would
+/// reach another server in its place, or relies on the socket that was asked for.
+fn open_control(server: &mut Server, config: &config::Config) -> Result<(), OpenError> {
+    let name = config.name.as_deref();
+    let opened = match &config.control {
+        Control::Off => return Ok(()),
+        Control::Path(path) => return server.open_control(path),
+        Control::Default => default_path(name)
+            .map_err(OpenError::from)
+            .and_then(|path| server.open_control(&path)),
+    };
+    match opened {
+        Err(error) if name.is_none() && !error.is_in_use() => {
+            info!("{error}; going on without one");
+            Ok(())
+        }
+        opened => opened,
+    }
 }
 
 /// Goes on with a running server that another version of this program has handed over, or checks
@@ -251,17 +267,12 @@ fn find(source: &Source) -> Result<PathBuf, ExitCode> {
                 "the control socket is switched off (name one with --control)",
             ));
         }
-        Ok((Control::Path(path), _)) => Some(path),
+        Ok((Control::Path(path), _)) => Ok(path),
         Ok((Control::Default, name)) => {
             discovery::of_running_server(source.file(), name.as_deref())
         }
     };
-    path.ok_or_else(|| {
-        fail(
-            "cannot tell where the control socket is (name it with --control, or set \
-            XDG_RUNTIME_DIR)",
-        )
-    })
+    path.map_err(|error| fail(&error.to_string()))
 }
 
 /// Asks the running server for something, and tells what it answers.

@@ -603,7 +603,8 @@ settings! {
         /// Create the control socket at this path
         control: (Parsed<Control>) as "PATH|off"
             = Computed("prefork.sock, or prefork-NAME.sock, in $RUNTIME_DIRECTORY, else in \
-                $XDG_RUNTIME_DIR"),
+                $XDG_RUNTIME_DIR, else in /run for root, in /run/user/UID or /tmp/prefork-UID for \
+                others"),
             All in |config| Some(config.control.clone());
     }
     checked {

@@ -86,7 +86,7 @@ pub enum WorkerStderr {
 /// Where the control socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// `prefork.sock` in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`.
+    /// `prefork.sock` in the runtime directory.
     Default,
     /// Here; short enough for a Unix socket's address.
     Path(PathBuf),

@@ -32,6 +32,7 @@ pub(crate) use crate::api::answer::{Answer, event_line};
 use crate::api::request::{MAX_REQUEST, RequestError};
 pub(crate) use crate::api::request::{Request, Role, VERSION};
 pub(crate) use crate::api::status::Progress;
+use crate::config::runtime_directory::RuntimeDirectoryError;
 pub(crate) use crate::config::runtime_directory::runtime_directory;
 use crate::process::poll::{Interest, Poll, Token};
 use nix::unistd::Gid;
@@ -67,11 +68,31 @@ pub(crate) struct BindError {
     problem: BindProblem,
 }
 
+/// There is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Directory(#[from] RuntimeDirectoryError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("cannot watch the control socket: {0}")]
+    Watch(io::Error),
+}
+
+impl OpenError {
+    /// Whether another server would answer in this one's place.
+    pub(crate) fn is_in_use(&self) -> bool {
+        matches!(self, Self::Bind(error) if matches!(error.problem, BindProblem::InUse))
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum BindProblem {
     #[error("something that is not a socket has this name (choose another with --control)")]
     NotASocket,
-    #[error("another instance answers there (choose another with --control, or a --name)")]
+    #[error(
+        "another server answers there (give this one a --name, or a path of its own with --control)"
+    )]
     InUse,
     #[error(
         "it cannot be given to group {group}: {error} (run as root, or as a member of the group)"

@@ -221,7 +221,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         bind()
             .expect_err("it is live")
             .to_string()
-            .contains("another instance")
+            .contains("another server")
     );
     drop(server);
     assert!(!path.exists());

@@ -20,6 +20,7 @@ mod takeover;
 mod upgrade;
 mod workers;
 
+use crate::control::OpenError;
 use crate::generation::LoadError;
 use crate::generation::loader::Loader;
 use crate::listen::ListenError;
@@ -188,21 +189,19 @@ impl Server {
         self.operators.control.watch_all(&self.poll)
     }
 
-    /// Opens the control socket. A server without one serves all the same.
-    pub(crate) fn open_control(&mut self, path: &Path) {
+    /// Opens the control socket.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn open_control(&mut self, path: &Path) -> Result<(), OpenError> {
         let readers = self.generations.accepted();
         let readers = readers.and_then(|it| it.config.control_readers.as_ref());
         let readers = readers.map(|group| Gid::from_raw(group.gid));
         let control = &mut self.operators.control;
-        let bound = control.bind(path, readers);
-        let opened = bound.map_err(|error| error.to_string()).and_then(|()| {
-            let watched = control.watch(&self.poll);
-            watched.map_err(|error| format!("cannot watch the control socket: {error}"))
-        });
-        match opened {
-            Ok(()) => debug!("control socket at {}", path.display()),
-            Err(reason) => info!("{reason}; going on without one"),
-        }
+        control.bind(path, readers)?;
+        control.watch(&self.poll).map_err(OpenError::Watch)?;
+        debug!("control socket at {}", path.display());
+        Ok(())
     }
 
     /// Serves until the core says that the server stops; returns the exit status.

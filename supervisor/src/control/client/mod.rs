@@ -19,10 +19,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// There is no server, or it cannot be reached.
-    #[error(
-        "cannot reach the server at {}: {error} (is the server running? --control or --name names \
-         another one)", path.display()
-    )]
+    #[error("cannot reach the server at {}: {error} ({})", path.display(), remedy(error))]
     Unreachable { path: PathBuf, error: io::Error },
     /// The connection failed while the request was sent.
     #[error("cannot ask the server at {}: {error}", path.display())]
@@ -45,6 +42,19 @@ pub(crate) enum ClientError {
     /// The server's verdict is no, for this reason.
     #[error("{0}")]
     Refused(String),
+}
+
+/// Returns what may be the matter, and what to do about it.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::NotFound => {
+            "is the server running? Its control socket is elsewhere if it runs as another user, or \
+             was started with another --name, --control or XDG_RUNTIME_DIR: give the same here"
+        }
+        ErrorKind::ConnectionRefused => "the server that made this socket is gone: start it again",
+        ErrorKind::PermissionDenied => "ask as root or as the server's user",
+        _ => "is the server running? --control or --name names another one",
+    }
 }
 
 /// Sends a request and prints the answer, for people or as `json`.
