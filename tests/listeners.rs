@@ -270,3 +270,23 @@ fn an_address_that_cannot_be_bound_fails_the_reload_only() {
         200
     );
 }
+
+#[test]
+fn a_unix_socket_under_two_spellings_is_one() {
+    let setup = setup().workers(1);
+    std::os::unix::fs::symlink(".", setup.path("same")).expect("a link");
+    let plain = format!("unix:{}", setup.path("http.sock").display());
+    let linked = format!("unix:{}", setup.path("same/http.sock").display());
+    let config = |addresses: &[&String]| format!("bind = {addresses:?}\n");
+    let mut server = setup.no_bind().config(&config(&[&plain, &linked])).start();
+    assert_eq!(server.addresses().len(), 1);
+    assert_eq!(server.get("/").status, 200);
+    let clients = ["http.sock", "same/http.sock"].map(|name| Address::Unix(server.path(name)));
+    for kept in [&linked, &plain] {
+        server.file("config.toml", &config(&[kept]));
+        server.reload();
+        for client in &clients {
+            assert_eq!(http::get(client, "/").expect("an answer").status, 200);
+        }
+    }
+}

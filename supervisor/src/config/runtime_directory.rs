@@ -77,13 +77,34 @@ fn private_directory(tmp: &Path) -> Result<PathBuf, RuntimeDirectoryError> {
     }
 }
 
+/// Makes the directory of a socket's file if it is gone, as when its user has logged out, or a
+/// cleaner has passed.
+///
+/// # Errors
+/// Those of mkdir(2).
+pub(crate) fn remake_directory(socket: &Path) -> io::Result<()> {
+    let Some(directory) = socket.parent() else {
+        return Ok(());
+    };
+    // Workers of other users must reach a socket of root's; all others have their own.
+    let mode = if nix::unistd::geteuid().is_root() {
+        0o755
+    } else {
+        0o700
+    };
+    match nix::unistd::mkdir(directory, Mode::from_bits_truncate(mode)) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Whether it is a directory, not a link to one, that only this user can use.
 fn is_private(path: &Path) -> bool {
     lstat(path).is_ok_and(|status| {
         let mode = SFlag::from_bits_truncate(status.st_mode & SFlag::S_IFMT.bits());
         mode == SFlag::S_IFDIR
             && status.st_uid == nix::unistd::geteuid().as_raw()
-            && status.st_mode & 0o077 == 0
+            && !Mode::from_bits_truncate(status.st_mode).intersects(Mode::S_IRWXG | Mode::S_IRWXO)
     })
 }
 

@@ -32,8 +32,8 @@ pub(crate) use crate::api::answer::{Answer, event_line};
 use crate::api::request::{MAX_REQUEST, RequestError};
 pub(crate) use crate::api::request::{Request, Role, VERSION};
 pub(crate) use crate::api::status::Progress;
-use crate::config::runtime_directory::RuntimeDirectoryError;
 pub(crate) use crate::config::runtime_directory::runtime_directory;
+use crate::config::runtime_directory::{RuntimeDirectoryError, remake_directory};
 use crate::process::poll::{Interest, Poll, Token};
 use nix::unistd::Gid;
 use peer::PeerError;
@@ -178,6 +178,34 @@ impl ControlServer {
         })?);
         self.readers = readers;
         Ok(())
+    }
+
+    /// Makes the socket again if its file is gone, and its directory, too. Returns its path, or
+    /// `None` when it is where it was.
+    ///
+    /// # Errors
+    /// When it cannot be made; the old one, which no client can reach, stays in use.
+    pub(crate) fn restore(&mut self, poll: &Poll) -> Result<Option<PathBuf>, OpenError> {
+        let lost = self.listener.as_ref().filter(|it| !it.is_present());
+        let Some(path) = lost.map(|listener| listener.path.clone()) else {
+            return Ok(None);
+        };
+        // If it fails, binding says why.
+        let _ = remake_directory(&path);
+        let old = self.listener.take();
+        match self.bind(&path, self.readers) {
+            Ok(()) => {
+                if let Some(old) = old {
+                    poll.remove(&old.socket);
+                }
+                self.watch(poll).map_err(OpenError::Watch)?;
+                Ok(Some(path))
+            }
+            Err(error) => {
+                self.listener = old;
+                Err(error.into())
+            }
+        }
     }
 
     /// Watches the socket.
@@ -537,12 +565,17 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Whether its file is where it was made.
+    fn is_present(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|about| (about.dev(), about.ino()) == self.identity)
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         // Another process may have put its own socket there.
-        if std::fs::metadata(&self.path)
-            .is_ok_and(|about| (about.dev(), about.ino()) == self.identity)
-        {
+        if self.is_present() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -192,6 +192,11 @@ impl AddressSockets {
             }
     }
 
+    /// Whether this is a Unix socket whose file is gone: no client can connect.
+    pub(crate) fn lost_file(&self) -> bool {
+        matches!(&self.kind, Kind::File { file, .. } if !file.is_at(&file.made_for.path))
+    }
+
     /// Whether both cannot be bound without SO_REUSEPORT: the same port, and one of them is the
     /// wildcard address.
     pub(crate) fn overlaps(&self, other: SocketAddr) -> bool {

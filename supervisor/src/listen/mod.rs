@@ -42,6 +42,7 @@ use address::AddressKey;
 use prefork_protocol::environment::Inherited;
 use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 
@@ -289,16 +290,7 @@ impl Listeners {
             } => {
                 let wanted = unix::Wanted::new(path, *mode, owner.as_deref(), group.as_deref())
                     .map_err(error)?;
-                // A path may lead to a socket by another spelling, such as /var/run for /run. Bound
-                // again, it would replace that one.
-                let there = live.iter().find(|group| group.is_file_at(&wanted.path));
-                let found = match there {
-                    Some(there) => Rc::clone(there),
-                    None => get_or_bind(&AddressKey::Unix(wanted.path.clone()), live, |_| {
-                        self.unix(&wanted)
-                    })
-                    .map_err(error)?,
-                };
+                let found = self.unix(&wanted, live).map_err(error)?;
                 if found.has_permissions(&wanted) {
                     Ok(vec![found])
                 } else {
@@ -318,8 +310,31 @@ impl Listeners {
         }
     }
 
-    fn unix(&self, wanted: &unix::Wanted) -> Result<AddressSockets, ListenProblem> {
-        let directory = self.runtime_dir.as_deref();
+    /// Returns the live Unix socket that this path leads to, or binds one. A path may lead to a
+    /// socket by another spelling, such as /var/run for /run: bound again, it would replace that
+    /// one. A socket whose file is gone is of no use to clients, so it is bound again.
+    fn unix(
+        &self,
+        wanted: &unix::Wanted,
+        live: &mut Vec<Rc<AddressSockets>>,
+    ) -> Result<Rc<AddressSockets>, ListenProblem> {
+        if let Some(known) = live.iter().find(|group| group.is_file_at(&wanted.path)) {
+            return Ok(Rc::clone(known));
+        }
+        let key = AddressKey::Unix(wanted.path.clone());
+        // The lock is its predecessor's as long as that one lives.
+        let again = live.iter().any(|group| group.answers_to(&key));
+        let directory = self.runtime_dir.as_deref().filter(|_| !again);
+        let bound = Rc::new(self.bind_unix(wanted, directory)?);
+        live.push(Rc::clone(&bound));
+        Ok(bound)
+    }
+
+    fn bind_unix(
+        &self,
+        wanted: &unix::Wanted,
+        directory: Option<&Path>,
+    ) -> Result<AddressSockets, ListenProblem> {
         let stored = self.stored.borrow_mut().take_file(&wanted.path);
         if let Some((identity, socket)) = stored {
             if let Some(group) = AddressSockets::unix_stored(wanted, identity, socket, directory)? {
@@ -336,6 +351,14 @@ impl Listeners {
 }
 
 impl ListenSet {
+    /// Returns the Unix sockets whose files are gone.
+    pub(crate) fn lost_files(&self) -> impl Iterator<Item = String> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.address.lost_file())
+            .map(|entry| entry.address.describe())
+    }
+
     /// Returns the sockets that a worker of `slot` accepts from, with their names for
     /// `LISTEN_FDNAMES`, in the order of the configuration. A slot that was not prepared has no TCP
     /// sockets.

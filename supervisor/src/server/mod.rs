@@ -12,6 +12,7 @@ mod actions;
 mod blocking;
 mod generations;
 mod helpers;
+mod lost_sockets;
 mod operators;
 mod snapshot;
 mod stderr;
@@ -34,6 +35,7 @@ use access_logs::AccessLogs;
 use generations::Generations;
 use helpers::Helpers;
 use log::{debug, error, info, warn};
+use lost_sockets::LostSockets;
 use nix::unistd::Gid;
 use operators::Operators;
 use prefork_core::{Core, Event, Time};
@@ -68,6 +70,7 @@ pub(crate) struct Server {
     upgrade: Upgrade,
     stderr: StderrForwarder,
     access_logs: AccessLogs,
+    lost_sockets: LostSockets,
 }
 
 /// Where new connections are steered to.
@@ -170,6 +173,7 @@ impl Server {
             upgrade: Upgrade::new(),
             stderr: StderrForwarder::default(),
             access_logs: AccessLogs::default(),
+            lost_sockets: LostSockets::default(),
         };
         server
             .watch_all()
@@ -181,8 +185,7 @@ impl Server {
     fn watch_all(&self) -> std::io::Result<()> {
         self.poll
             .add(&self.signals, Token::Signals, Interest::Read)?;
-        self.poll
-            .add(&self.workers.notify, Token::Notify, Interest::Read)?;
+        self.workers.notify.watch(&self.poll)?;
         let mut handles = self.workers.handles.values();
         handles.try_for_each(|handle| self.watch(handle))?;
         self.helpers.processes.watch_all(&self.poll)?;
@@ -220,6 +223,7 @@ impl Server {
                 }
             };
             self.now = clock();
+            self.restore_sockets();
             let look = self.look();
             let looked = look.queues.is_some();
             self.feed(Event::Observation(look));

@@ -6,6 +6,7 @@
 use super::access_logs::AccessLogs;
 use super::generations::Generations;
 use super::helpers::{Helpers, HelpersState};
+use super::lost_sockets::LostSockets;
 use super::operators::{Counts, Operators};
 use super::stderr::StderrForwarder;
 use super::systemd::Systemd;
@@ -149,6 +150,7 @@ impl Server {
             upgrade: Upgrade::new(),
             stderr: StderrForwarder::default(),
             access_logs: AccessLogs::default(),
+            lost_sockets: LostSockets::default(),
         };
         if let Err(error) = server.watch_all() {
             give_up(&format!("cannot watch everything: {error}"));

@@ -219,7 +219,12 @@ states! {
     EventState { kind: String, json: Vec<u8> }
 
     /// The socket on which programs notify.
-    NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> }
+    NotifyState { socket: Fd, address: Bytes, file: Option<Bytes> } added {
+        spare: Option<SpareState> = None,
+    }
+
+    /// The one of programs that were started while the file of the other one was gone.
+    SpareState { socket: Fd, address: Bytes }
 
     /// The control socket.
     ControlState {

@@ -307,6 +307,7 @@ fn sample() -> State {
             socket: fd(10),
             address: Bytes::from("@x"),
             file: Some(Bytes::from("/run/n")),
+            spare: None,
         },
         control: Some(ControlState {
             listener: fd(11),

@@ -11,5 +11,5 @@ mod server;
 mod tests;
 
 pub(crate) use notifier::Notifier;
-pub(crate) use server::NotifyServer;
+pub(crate) use server::{NotifyFate, NotifyServer};
 pub use server::{WorkerNotice, parse};

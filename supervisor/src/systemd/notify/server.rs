@@ -4,8 +4,10 @@
 //! although any process may know the address.
 
 use super::notifier::printable;
+use crate::config::runtime_directory::remake_directory;
 use crate::process::ancestry::parent_and_group;
-use crate::upgrade::{Bytes, Kind, NotifyState, Packing, Unpacking};
+use crate::process::poll::{Interest, Poll, Token};
+use crate::upgrade::{Bytes, Kind, NotifyState, Packing, SpareState, Unpacking};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt,
 };
@@ -14,9 +16,12 @@ use prefork_os::receive_with_sender;
 use std::ffi::{OsStr, OsString};
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+#[cfg(test)]
+use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,12 +32,41 @@ const MAX_STATUS: usize = 256;
 /// How many ancestors of a sender are searched for its worker.
 const MAX_ANCESTORS: usize = 16;
 
-/// The socket to which the workers' `NOTIFY_SOCKET` points.
+/// The sockets to which the workers' `NOTIFY_SOCKET` points.
 #[derive(Debug)]
 pub(crate) struct NotifyServer {
+    main: NotifySocket,
+    /// An abstract one, for workers that were started while the file of the main one was gone.
+    spare: Option<NotifySocket>,
+    /// The file of the main one is gone, and could not be made again.
+    lost: bool,
+}
+
+#[derive(Debug)]
+struct NotifySocket {
     socket: OwnedFd,
     address: OsString,
-    file: Option<PathBuf>,
+    file: Option<NotifyFile>,
+}
+
+/// The file of a socket.
+#[derive(Debug)]
+struct NotifyFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+/// What has become of the file of a notification socket.
+#[derive(Debug)]
+pub(crate) enum NotifyFate {
+    /// It is there, or there is none.
+    Present,
+    /// It was gone, and has been made again. Meanwhile no worker could notify.
+    Remade(PathBuf),
+    /// It is gone, and cannot be made again. Workers that know this path cannot notify; new ones
+    /// get another address. The error is reported once.
+    Gone(Option<(PathBuf, io::Error)>),
 }
 
 /// A message from some process.
@@ -64,54 +98,103 @@ pub enum WorkerNotice {
 
 impl NotifyServer {
     /// Binds a socket: a file in `directory` if that is given and can be used, else an abstract
-    /// name, which some programs do not understand.
+    /// name, which some programs do not understand. Files of servers that are gone are removed.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
     pub(crate) fn bind(directory: Option<&Path>) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
-        setsockopt(&socket, sockopt::PassCred, &true)?;
-        if let Some(path) = directory.and_then(|directory| bind_file(&socket, directory)) {
-            return Ok(Self {
-                socket,
-                address: path.clone().into_os_string(),
-                file: Some(path),
-            });
-        }
-        // Bound to no name, it gets a free abstract one.
-        bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
-        let bound: UnixAddr = getsockname(socket.as_raw_fd())?;
-        let name = bound.as_abstract().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let address = OsStr::from_bytes(&[b"@", name].concat()).to_owned();
+        let in_file = |directory: &Path| {
+            let directory = std::path::absolute(directory).ok()?;
+            remove_stale(&directory);
+            let path = directory.join(format!("notify-{}.sock", std::process::id()));
+            NotifySocket::bind_file(&path).ok()
+        };
+        let main = match directory.and_then(in_file) {
+            Some(socket) => socket,
+            None => NotifySocket::bind_abstract()?,
+        };
         Ok(Self {
-            socket,
-            address,
-            file: None,
+            main,
+            spare: None,
+            lost: false,
         })
     }
 
-    /// Returns what another version of the program needs to take over this socket.
-    pub(crate) fn state(&self, packing: &mut Packing) -> NotifyState {
-        NotifyState {
-            socket: packing.add(Kind::Datagram, &self.socket),
-            address: (&self.address).into(),
-            file: self.file.as_ref().map(Bytes::from),
+    /// Makes the file of the socket again if it is gone, and its directory, too. Afterwards the
+    /// sockets must be [watched](Self::watch) again, unless it was present.
+    ///
+    /// # Errors
+    /// Those of socket(2) and bind(2), for the abstract socket.
+    pub(crate) fn restore(&mut self, poll: &Poll) -> io::Result<NotifyFate> {
+        let Some(file) = self.main.file.as_ref().filter(|file| !file.is_present()) else {
+            return Ok(NotifyFate::Present);
+        };
+        let path = file.path.clone();
+        match remake_directory(&path).and_then(|()| NotifySocket::bind_file(&path)) {
+            Ok(socket) => {
+                poll.remove(&self.main.socket);
+                poll.add(&socket.socket, Token::Notify, Interest::Read)?;
+                // Its file is another one's by now, and stays.
+                self.main.file = None;
+                self.main = socket;
+                self.lost = false;
+                Ok(NotifyFate::Remade(path))
+            }
+            Err(error) => {
+                if self.spare.is_none() {
+                    let spare = NotifySocket::bind_abstract()?;
+                    poll.add(&spare.socket, Token::Notify, Interest::Read)?;
+                    self.spare = Some(spare);
+                }
+                let first = !std::mem::replace(&mut self.lost, true);
+                Ok(NotifyFate::Gone(first.then_some((path, error))))
+            }
         }
     }
 
-    /// Takes over the socket of another version of the program.
+    /// Watches the sockets.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub(crate) fn watch(&self, poll: &Poll) -> io::Result<()> {
+        let mut sockets = [&self.main].into_iter().chain(&self.spare);
+        sockets.try_for_each(|one| poll.add(&one.socket, Token::Notify, Interest::Read))
+    }
+
+    /// Returns what another version of the program needs to take over these sockets.
+    pub(crate) fn state(&self, packing: &mut Packing) -> NotifyState {
+        NotifyState {
+            socket: packing.add(Kind::Datagram, &self.main.socket),
+            address: (&self.main.address).into(),
+            file: self.main.file.as_ref().map(|file| Bytes::from(&file.path)),
+            spare: self.spare.as_ref().map(|spare| SpareState {
+                socket: packing.add(Kind::Datagram, &spare.socket),
+                address: (&spare.address).into(),
+            }),
+        }
+    }
+
+    /// Takes over the sockets of another version of the program.
     pub(crate) fn adopted(state: NotifyState, unpacking: &mut Unpacking) -> Self {
         Self {
-            socket: unpacking.take(state.socket, Kind::Datagram),
-            address: state.address.text(),
-            file: state.file.map(Bytes::path),
+            main: NotifySocket {
+                socket: unpacking.take(state.socket, Kind::Datagram),
+                address: state.address.text(),
+                file: state.file.map(|path| NotifyFile::at(path.path())),
+            },
+            spare: state.spare.map(|spare| NotifySocket {
+                socket: unpacking.take(spare.socket, Kind::Datagram),
+                address: spare.address.text(),
+                file: None,
+            }),
+            lost: false,
         }
     }
 
     /// Returns the value for the workers' `NOTIFY_SOCKET`.
     pub(crate) fn address(&self) -> &OsStr {
-        &self.address
+        let spare = self.spare.as_ref().filter(|_| self.lost);
+        &spare.unwrap_or(&self.main).address
     }
 
     /// Takes one message; `None` when there is none. `known` says which pids are workers: the
@@ -123,14 +206,21 @@ impl NotifyServer {
     /// Those of recvmsg(2).
     pub(crate) fn receive(&self, known: impl Fn(Pid) -> bool) -> io::Result<Option<Received>> {
         let mut bytes = [0_u8; MAX_MESSAGE];
-        let packet = match receive_with_sender(self.socket.as_fd(), &mut bytes) {
-            Ok(packet) => packet,
-            Err(error) => {
-                return match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
-                    _ => Err(error),
-                };
+        let mut packet = None;
+        for one in [&self.main].into_iter().chain(&self.spare) {
+            match receive_with_sender(one.socket.as_fd(), &mut bytes) {
+                Ok(received) => {
+                    packet = Some(received);
+                    break;
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                    _ => return Err(error),
+                },
             }
+        }
+        let Some(packet) = packet else {
+            return Ok(None);
         };
         let sender = Pid::from_raw(packet.sender);
         let notices = parse(if packet.cut {
@@ -146,37 +236,111 @@ impl NotifyServer {
     }
 }
 
+#[cfg(test)]
 impl AsFd for NotifyServer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.main.socket.as_fd()
     }
 }
 
-impl Drop for NotifyServer {
-    fn drop(&mut self) {
-        if let Some(path) = &self.file {
+impl NotifySocket {
+    /// Binds to a free abstract name.
+    fn bind_abstract() -> io::Result<Self> {
+        let socket = datagram_socket()?;
+        bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        let bound: UnixAddr = getsockname(socket.as_raw_fd())?;
+        let name = bound.as_abstract().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self {
+            address: OsStr::from_bytes(&[b"@", name].concat()).to_owned(),
+            socket,
+            file: None,
+        })
+    }
+
+    /// Binds to a file named after our pid, which no other process uses.
+    fn bind_file(path: &Path) -> io::Result<Self> {
+        let socket = datagram_socket()?;
+        let address = UnixAddr::new(path)?;
+        // An earlier process with our pid may have left its own.
+        if is_socket(path) {
             let _ = std::fs::remove_file(path);
+        }
+        bind(socket.as_raw_fd(), &address)?;
+        // A worker may run as another user. The kernel identifies the sender, not this mode.
+        let _ = std::fs::set_permissions(path, Permissions::from_mode(0o666));
+        Ok(Self {
+            socket,
+            address: path.as_os_str().to_owned(),
+            file: Some(NotifyFile::at(path.to_owned())),
+        })
+    }
+}
+
+fn datagram_socket() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
+    setsockopt(&socket, sockopt::PassCred, &true)?;
+    Ok(socket)
+}
+
+impl Drop for NotifySocket {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.as_ref().filter(|file| file.is_present()) {
+            let _ = std::fs::remove_file(&file.path);
         }
     }
 }
 
-/// Binds to a file named after our pid, which no other process uses. Returns `None` on failure.
-fn bind_file(socket: &OwnedFd, directory: &Path) -> Option<PathBuf> {
-    let path = std::path::absolute(directory)
-        .ok()?
-        .join(format!("notify-{}.sock", std::process::id()));
-    let address = UnixAddr::new(&path).ok()?;
-    // An earlier process with our pid may have left its own.
-    if path
-        .symlink_metadata()
-        .is_ok_and(|status| status.file_type().is_socket())
-    {
-        let _ = std::fs::remove_file(&path);
+impl NotifyFile {
+    /// Returns the file that is there now.
+    fn at(path: PathBuf) -> Self {
+        Self {
+            identity: identity(&path),
+            path,
+        }
     }
-    bind(socket.as_raw_fd(), &address).ok()?;
-    // A worker may run as another user. The kernel identifies the sender, not this mode.
-    let _ = std::fs::set_permissions(&path, Permissions::from_mode(0o666));
-    Some(path)
+
+    fn is_present(&self) -> bool {
+        self.identity.is_some() && identity(&self.path) == self.identity
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let about = path.symlink_metadata().ok()?;
+    Some((about.dev(), about.ino()))
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|status| status.file_type().is_socket())
+}
+
+/// Removes the sockets of servers that were killed, to which no process is bound any more.
+fn remove_stale(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| {
+            name.strip_prefix("notify-")?
+                .strip_suffix(".sock")?
+                .parse::<u32>()
+                .ok()
+        });
+        let path = entry.path();
+        if number.is_some() && is_socket(&path) && refuses(&path) {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+fn refuses(path: &Path) -> bool {
+    let refused = |socket: UnixDatagram| {
+        let error = socket.connect(path).err();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    UnixDatagram::unbound().is_ok_and(refused)
 }
 
 /// Reads a datagram. Unknown lines are ignored, as the protocol requires.
