@@ -82,7 +82,7 @@ fn a_runtime_directory_that_was_removed_is_made_again() {
     server.wait_for_log("was gone (it or its directory was removed); made it again");
     assert_not_judged(&server, &before);
     before[0].signal(SIGKILL);
-    server.wait_until_settled(LONG);
+    server.wait_for_replacement(0, before[0]);
     assert_eq!(server.ready()[1], before[1]);
     // Workers that go on feeding it are judged again.
     server.signal(nix::sys::signal::Signal::SIGTERM);

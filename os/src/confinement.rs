@@ -50,6 +50,9 @@ pub struct Confinement {
     pub private_tmp: Option<PrivateTmp>,
     /// Its resource limits.
     pub limits: Vec<Limit>,
+    /// How many files it may have open, where that is fewer than its parent may. Set last, since
+    /// the numbers of the parent's own may be higher.
+    pub open_files: Option<Limit>,
     /// Who it becomes.
     pub identity: Identity,
     /// Nothing that it executes may gain privileges, such as by set-user-id bits. A ruleset and a
@@ -66,6 +69,7 @@ impl Confinement {
     pub const NONE: Self = Self {
         private_tmp: None,
         limits: Vec::new(),
+        open_files: None,
         identity: Identity::SAME,
         no_new_privs: false,
         landlock: None,
@@ -80,7 +84,14 @@ impl Confinement {
     pub fn enter(&self) -> Result<(), (Stage, Errno)> {
         self.drop_privileges()?;
         self.restrict()?;
+        self.limit_open_files()?;
         self.filter()
+    }
+
+    /// The limit that the placing of descriptors must not meet.
+    pub(crate) fn limit_open_files(&self) -> Result<(), (Stage, Errno)> {
+        let set = |limit: &Limit| limit.set().map_err(|errno| (Stage::Limits, errno));
+        self.open_files.as_ref().map_or(Ok(()), set)
     }
 
     /// What needs privileges, and dropping them.

@@ -146,6 +146,7 @@ impl<'a> Plan<'a> {
             // SAFETY: each field has PID_ROOM bytes in one of the plan's own buffers.
             unsafe { write_pid(pid, *field) };
         }
+        self.confinement.limit_open_files()?;
         self.confinement.filter()?;
         // SAFETY: every pointer was made from a NUL-terminated string that the fork copied; the two
         // arrays end with a null pointer.

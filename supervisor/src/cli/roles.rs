@@ -8,7 +8,7 @@ use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
 use crate::process::signals;
-use crate::sandbox::{Confinement, Dropped, become_user, warn_of_root};
+use crate::sandbox::{Confinement, Dropped, become_user, raise_open_files, warn_of_root};
 use crate::server::Server;
 use crate::upgrade::Task;
 use crate::{admin, config, logging, top, upgrade};
@@ -141,6 +141,12 @@ fn serve(
         identity.version,
         std::process::id()
     );
+    if let Some((before, now)) = raise_open_files() {
+        info!(
+            "raised the limit of open files from {before} to {now}; external programs start with \
+             {before} (--limit nofile=N sets another)"
+        );
+    }
     // Before anything is bound: only sockets of one user can share an address.
     match become_user(&config) {
         Ok(None) => {}

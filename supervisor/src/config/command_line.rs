@@ -3,6 +3,7 @@
 //! `-h` is a page with what most people need, `--help` and the man page tell everything. What is
 //! true of every option is said once, after the list.
 
+use super::error::printable;
 use super::options::{Applies, Options, PREFIX, Preset};
 use super::reader::Parsed;
 use super::types::Control;
@@ -133,18 +134,40 @@ pub(crate) fn parse(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<CommandLine, clap::Error> {
     let mut command = command(identity);
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     command
-        .try_get_matches_from_mut(args)
+        .try_get_matches_from_mut(&args)
         .and_then(|mut matches| TopLevel::from_arg_matches_mut(&mut matches))
         .map(CommandLine::from)
         .map_err(|error| {
             let help = error.kind() == ErrorKind::DisplayHelp;
             if help && error.to_string() == command.render_help().to_string() {
                 summary(identity)
+            } else if error.kind() == ErrorKind::InvalidUtf8 {
+                let message = not_utf8(&args);
+                clap::Error::raw(ErrorKind::InvalidUtf8, message).format(&mut command)
             } else {
                 with_tip(error, identity).format(&mut command)
             }
         })
+}
+
+/// Returns which argument is not text, and of which option it is the value.
+fn not_utf8(args: &[OsString]) -> String {
+    let wrong = args.iter().position(|argument| argument.to_str().is_none());
+    let Some((index, wrong)) = wrong.and_then(|index| Some((index, args.get(index)?))) else {
+        return "an argument is not UTF-8".to_owned();
+    };
+    let shown = printable(&wrong.to_string_lossy());
+    let before = index.checked_sub(1).and_then(|index| args[index].to_str());
+    let option = match shown.split_once('=') {
+        Some((option, _)) if option.starts_with('-') => Some(option),
+        _ => before.filter(|word| word.starts_with('-') && !word.contains('=')),
+    };
+    match option {
+        Some(option) => format!("{option}: `{shown}` is not UTF-8 (write it as UTF-8)"),
+        None => format!("argument `{shown}` is not UTF-8 (write it as UTF-8)"),
+    }
 }
 
 #[derive(Parser, Debug)]

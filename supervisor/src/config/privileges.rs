@@ -95,6 +95,15 @@ pub(crate) enum LookupError {
     },
 }
 
+/// Returns what a look-up has found. Where the database itself is missing, as in minimal containers,
+/// nothing is found.
+fn found<T>(looked_up: nix::Result<Option<T>>) -> nix::Result<Option<T>> {
+    match looked_up {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        other => other,
+    }
+}
+
 impl LookupError {
     fn system(what: &'static str, written: &str, errno: Errno) -> Self {
         Self::System {
@@ -104,6 +113,9 @@ impl LookupError {
         }
     }
 }
+
+/// The number of the user `nobody`, and of its group, on every Linux.
+const NOBODY: u32 = 65534;
 
 /// A user, as the user database knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,13 +156,28 @@ impl Account {
         }
     }
 
+    /// Returns the user without rights of its own, even where no database names it.
+    pub(crate) fn nobody() -> Result<Self, LookupError> {
+        match Self::with_group("nobody") {
+            Err(LookupError::NoUser(written)) => Ok(Self {
+                written,
+                name: None,
+                uid: NOBODY,
+                gid: Some(NOBODY),
+                groups: Vec::new(),
+                home: None,
+            }),
+            known => known,
+        }
+    }
+
     /// Looks a user up by name or number.
     pub(crate) fn find(written: &str) -> Result<Self, LookupError> {
         let number: Option<u32> = written.parse().ok();
-        let found = match number {
+        let found = found(match number {
             Some(number) => User::from_uid(Uid::from_raw(number)),
             None => User::from_name(written),
-        };
+        });
         let found = found.map_err(|errno| LookupError::system("user", written, errno))?;
         let (written, number) = (
             written.to_owned(),
@@ -197,7 +224,7 @@ impl NamedGroup {
         let number = written.parse().ok().filter(|number| *number != u32::MAX);
         let gid = match number {
             Some(number) => Some(number),
-            None => Group::from_name(written)
+            None => found(Group::from_name(written))
                 .map_err(|errno| LookupError::system("group", written, errno))?
                 .map(|group| group.gid.as_raw()),
         };

@@ -315,10 +315,12 @@ impl Resolver<'_> {
         }
         let serves = !http.is_empty() || !agent.is_empty();
         let root = nix::unistd::geteuid().is_root();
-        let user = given(self.all.admin_user.as_ref())
-            .or_else(|| (serves && root).then(|| "nobody".to_owned()));
-        let found = user.map(|name| Account::with_group(&name)).transpose();
-        let user = found.unwrap_or_else(|error| {
+        let found = match given(self.all.admin_user.as_ref()) {
+            Some(name) => Some(Account::with_group(&name)),
+            None if serves && root => Some(Account::nobody()),
+            None => None,
+        };
+        let user = found.transpose().unwrap_or_else(|error| {
             self.refuse("admin-user", error.to_string());
             None
         });

@@ -195,7 +195,7 @@ impl Listeners {
                 Bind::Tcp { host, port } => {
                     let targets = tcp::resolve(host, *port)
                         .map_err(|problem| ListenError::of(address, problem))?;
-                    let bind = |target: std::net::SocketAddr| {
+                    let bind = |target: std::net::SocketAddr| -> Result<_, ListenError> {
                         let key = AddressKey::Tcp(target);
                         let is_it = |group: &&Rc<AddressSockets>| {
                             group.answers_to(&key)
@@ -218,10 +218,23 @@ impl Listeners {
                         live.push(Rc::clone(&group));
                         Ok(group)
                     };
-                    targets
-                        .into_iter()
-                        .map(bind)
-                        .collect::<Result<Vec<_>, _>>()?
+                    let several = targets.len() > 1;
+                    let mut found = Vec::new();
+                    let mut missing = None;
+                    for bound in targets.into_iter().map(bind) {
+                        match bound {
+                            Ok(group) => found.push(group),
+                            // As for the addresses of workers.
+                            Err(error) if several && error.problem.is_no_such_address() => {
+                                missing = Some(error);
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    match missing {
+                        Some(error) if found.is_empty() => return Err(error),
+                        _ => found,
+                    }
                 }
                 Bind::Unix { .. } | Bind::Fd(_) | Bind::Inherited(_) => {
                     self.sockets_of(address, &mut live)?

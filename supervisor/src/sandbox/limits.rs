@@ -5,6 +5,7 @@ use crate::config::Limit;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prefork_os::confinement;
+use std::sync::OnceLock;
 
 /// No core file of any size.
 pub(crate) const NO_CORE: confinement::Limit = confinement::Limit {
@@ -12,6 +13,45 @@ pub(crate) const NO_CORE: confinement::Limit = confinement::Limit {
     soft: 0,
     hard: 0,
 };
+
+/// The limit of open files that this process was started with, once it has raised its own.
+static STARTED_WITH: OnceLock<u64> = OnceLock::new();
+
+/// Raises the limit of open files as far as it goes, since the supervisor holds the sockets of all
+/// slots. Returns the limits before and after, if they differ.
+pub(crate) fn raise_open_files() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if soft >= hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
+        return None;
+    }
+    let _ = STARTED_WITH.set(soft);
+    Some((soft, hard))
+}
+
+/// Returns the limit that this process was started with, if it has raised its own.
+pub(crate) fn started_with() -> Option<u64> {
+    STARTED_WITH.get().copied()
+}
+
+/// Goes on with what another version of the program has raised.
+pub(crate) fn resume_open_files(started_with: Option<u64>) {
+    if let Some(soft) = started_with {
+        let _ = STARTED_WITH.set(soft);
+    }
+}
+
+/// Returns the limit of open files for an external program: the one that it would have without us.
+/// Some programs use select(2), which cannot handle high numbers, and some close all numbers up to
+/// the limit.
+pub(crate) fn of_programs() -> Option<confinement::Limit> {
+    let soft = started_with()?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some(confinement::Limit {
+        resource: Resource::RLIMIT_NOFILE,
+        soft,
+        hard,
+    })
+}
 
 /// Checks that this process may give a child these limits, and prepares them.
 ///

@@ -21,12 +21,14 @@ mod tests;
 
 pub(crate) use drop_privileges::{Dropped, become_user, warn_of_root};
 pub(crate) use error::ConfinementError;
+pub(crate) use limits::{raise_open_files, resume_open_files, started_with};
 
 use crate::config::runtime_directory::runtime_directory;
 use crate::config::{Config, CoreDumps, Program};
 use crate::process::spawn::{Directory, Executable};
 use identity::Own;
 use nix::errno::Errno;
+use nix::sys::resource::Resource;
 use prefork_os::confinement::Confinement as Steps;
 use prefork_os::fsuid::with_fsuid;
 use rules::Sandbox;
@@ -66,8 +68,14 @@ impl Confinement {
             CoreDumps::Off => limits.push(limits::NO_CORE),
             CoreDumps::On | CoreDumps::Abort => {}
         }
+        let limited = config
+            .limits
+            .iter()
+            .any(|limit| limit.resource == Resource::RLIMIT_NOFILE);
+        let external = matches!(config.program, Program::Command(_));
         Ok(Self {
             steps: Steps {
+                open_files: limits::of_programs().filter(|_| external && !limited),
                 identity: identity::of_workers(&own, privileges)?,
                 no_new_privs: identity::no_new_privs(&own, privileges),
                 limits,

@@ -26,7 +26,7 @@ use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::Poll;
 use crate::process::signals::Signals;
 use crate::process::spawn::{Directory, Executable, Interpreter};
-use crate::sandbox::Confinement;
+use crate::sandbox::{Confinement, resume_open_files};
 use crate::systemd::notify::NotifyServer;
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, Fd, GenerationState, HandleState, InterpreterState, Kind,
@@ -63,6 +63,7 @@ impl Server {
             give_up(&format!("the state is process {}'s", state.pid));
         }
         let now = clock();
+        resume_open_files(state.open_files);
         let loader = loader(&state, identity);
         let (generations, handles) = (state.generations, state.workers);
         let mut listeners = Listeners::adopted(runtime_directory(), state.inherited, rest);

@@ -13,6 +13,7 @@ use crate::helpers::{HelperExit, HelperId, Kind as HelperKind, StartError};
 use crate::logging::stderr::writer::stderr_writer;
 use crate::process::reap::Death;
 use crate::process::spawn::{Executable, ExecutableError, Order};
+use crate::sandbox::started_with;
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, ChannelState, CountsState, DeathsState, ExecErrorsState,
     GenerationState, HandleState, InterpreterState, Kind, LineState, NoticesState, Packing,
@@ -553,6 +554,7 @@ impl Server {
             hooks: helpers.hooks,
             leaving: helpers.leaving,
             terminating: helpers.useless,
+            open_files: started_with(),
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]

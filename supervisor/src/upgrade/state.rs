@@ -85,6 +85,7 @@ states! {
         hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new() },
         leaving: Vec<ChildState> = Vec::new(),
         terminating: Vec<ChildState> = Vec::new(),
+        open_files: Option<u64> = None,
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }

@@ -361,6 +361,7 @@ fn sample() -> State {
         },
         leaving: Vec::new(),
         terminating: Vec::new(),
+        open_files: None,
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -437,6 +438,7 @@ fn grown() -> State {
         }],
     };
     (state.leaving, state.terminating) = (vec![child(4712)], vec![child(4713)]);
+    state.open_files = Some(1024);
     if let Some(control) = &mut state.control {
         control.readers = Some(4);
         control.clients[0] = ClientState {

@@ -79,6 +79,9 @@ impl fmt::Display for ExecutableError {
             Self::Unusable { path, errno } => {
                 write!(f, "cannot execute {}: {}", path.display(), errno.desc())?;
                 match errno {
+                    Errno::ENOENT if path.starts_with("/proc") => {
+                        f.write_str(" (mount /proc: mount -t proc proc /proc)")
+                    }
                     Errno::ENOENT => f.write_str(" (check the path)"),
                     errno => remedy(*errno).map_or(Ok(()), |remedy| write!(f, " ({remedy})")),
                 }

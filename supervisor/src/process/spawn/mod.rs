@@ -178,6 +178,12 @@ impl fmt::Display for ExecFailure {
             Stage::Seccomp => write!(f, "cannot filter the system calls of {program}: {reason}")?,
             Stage::Descriptors => write!(f, "cannot place the descriptors of {program}: {reason}")?,
         }
+        if self.stage == Stage::Descriptors && self.errno == Errno::EPERM {
+            return f.write_str(
+                " (the seccomp filter of a container engine refuses close_range: update the \
+                 engine, or allow that call in its profile)",
+            );
+        }
         match executable::remedy(self.errno) {
             Some(remedy) => write!(f, " ({remedy})"),
             None => Ok(()),
