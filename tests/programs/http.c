@@ -73,6 +73,7 @@ int main(void) {
         return 1;
     struct sigaction action = {.sa_handler = ring, .sa_flags = SA_RESTART};
     sigaction(SIGTERM, &action, NULL);
+    fcntl(3, F_SETFL, fcntl(3, F_GETFL) | O_NONBLOCK);
     usleep((useconds_t)(1e6 * atof(variable("START_DELAY"))));
     say("READY=1");
     for (;;) {
@@ -80,7 +81,7 @@ int main(void) {
         poll(both, 2, -1);
         if (both[1].revents)
             break;
-        /* The descriptor is non-blocking: another worker may have taken the connection. */
+        /* Non-blocking: another worker may have taken the connection. */
         int connection = accept4(3, NULL, NULL, SOCK_CLOEXEC);
         if (connection >= 0) {
             answer(connection);

@@ -71,6 +71,7 @@ fn main() {
     std::thread::sleep(Duration::from_secs_f64(delay));
     // SAFETY: the supervisor opened it for us, and nothing else here has taken it.
     let listener = unsafe { TcpListener::from_raw_fd(3) };
+    listener.set_nonblocking(true).expect("a listening socket");
     loop {
         let mut both = [listener.as_raw_fd(), bell.as_raw_fd()].map(|fd| PollFd { fd, events: 1, revents: 0 });
         // SAFETY: two entries, as it says.
