@@ -1,53 +1,16 @@
 //! Servers of many stacks under the supervisor, each by its own documentation's means: what they do
 //! is a row of the table in docs/stacks.md, which `scripts/stacks` writes.
 
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use testkit::stack::{Speaks, Stack};
-use testkit::{skipped, tool};
+use testkit::stack::{Speaks, Stack, compiled, needs, words};
 
 fn stack(name: &'static str, body: &'static str) -> Stack {
     Stack::new(name, env!("CARGO_BIN_EXE_supervisor"), body)
 }
 
-/// The tool's path, or a visible note that the test was skipped.
-fn needs(test: &str, name: &str) -> Option<OsString> {
-    let found = tool(name);
-    if found.is_none() {
-        skipped(
-            test,
-            &format!("{name} is not installed (scripts/peers installs it)"),
-        );
-    }
-    found.map(PathBuf::into_os_string)
-}
-
-fn words<const N: usize>(program: OsString, arguments: [&str; N]) -> Vec<OsString> {
-    std::iter::once(program)
-        .chain(arguments.map(OsString::from))
-        .collect()
-}
-
 fn file(name: &str) -> String {
     testkit::program(name).display().to_string()
-}
-
-/// Compiles one of the programs into `target/stacks`.
-fn compiled(mut compiler: Command, output: &str, source: &str) -> OsString {
-    let directory = testkit::root().join("target/stacks");
-    std::fs::create_dir_all(&directory).expect("target/ can be written");
-    let built = directory.join(output);
-    let status = compiler
-        .arg("-o")
-        .arg(&built)
-        .arg(testkit::program(source))
-        .status();
-    assert!(
-        status.as_ref().is_ok_and(std::process::ExitStatus::success),
-        "cannot compile {source}: {status:?}"
-    );
-    built.into_os_string()
 }
 
 #[test]

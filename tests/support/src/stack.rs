@@ -7,10 +7,14 @@
 
 use crate::load::{Failure, Plan, Report, run, start};
 use crate::wait::LONG;
-use crate::{Server, Setup, http, ready_after, wait_until};
-use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
+use crate::{Address, Server, Setup, http, ready_after, skipped, tool, wait_until};
+use nix::sys::signal::Signal::{SIGHUP, SIGSTOP, SIGTERM};
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
 use std::ffi::OsString;
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How long each program is told to take before it serves.
@@ -23,6 +27,47 @@ const KEEPING_CLIENTS: usize = 4;
 const WORKERS: usize = 2;
 /// Reloads under load.
 const RELOADS: u64 = 3;
+
+/// The tool's path, or a visible note that the test was skipped.
+pub fn needs(test: &str, name: &str) -> Option<OsString> {
+    let found = tool(name);
+    if found.is_none() {
+        skipped(
+            test,
+            &format!(
+                "{name} is not installed (scripts/peers or `scripts/peers stacks` installs it)"
+            ),
+        );
+    }
+    found.map(PathBuf::into_os_string)
+}
+
+/// A program and its arguments.
+pub fn words<const N: usize>(program: OsString, arguments: [&str; N]) -> Vec<OsString> {
+    std::iter::once(program)
+        .chain(arguments.map(OsString::from))
+        .collect()
+}
+
+/// Compiles one of the programs into `target/stacks`.
+///
+/// # Panics
+/// When that fails.
+pub fn compiled(mut compiler: Command, output: &str, source: &str) -> OsString {
+    let directory = crate::root().join("target/stacks");
+    std::fs::create_dir_all(&directory).expect("target/ can be written");
+    let built = directory.join(output);
+    let status = compiler
+        .arg("-o")
+        .arg(&built)
+        .arg(crate::program(source))
+        .status();
+    assert!(
+        status.as_ref().is_ok_and(std::process::ExitStatus::success),
+        "cannot compile {source}: {status:?}"
+    );
+    built.into_os_string()
+}
 
 /// What a program does by itself when it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +101,15 @@ pub struct Stack {
     binary: &'static str,
     program: Vec<OsString>,
     arguments: Vec<OsString>,
+    variables: Vec<(&'static str, OsString)>,
     body: &'static str,
     slow: &'static str,
-    block: &'static str,
+    block: Option<&'static str>,
     speaks: Speaks,
     drops: Option<&'static str>,
     kept_alive: KeptAlive,
+    in_flight: Option<PathBuf>,
+    front: Option<Address>,
 }
 
 impl Stack {
@@ -69,18 +117,21 @@ impl Stack {
     /// anything else, after `/block`.
     pub fn new(name: &'static str, binary: &'static str, body: &'static str) -> Self {
         let (program, arguments) = (Vec::new(), Vec::new());
-        let (slow, block) = ("/slow", "/block");
+        let (slow, block) = ("/slow", Some("/block"));
         Self {
             name,
             binary,
             program,
             arguments,
+            variables: Vec::new(),
             body,
             slow,
             block,
             speaks: Speaks::Nothing,
             drops: None,
             kept_alive: KeptAlive::Closed,
+            in_flight: None,
+            front: None,
         }
     }
 
@@ -98,10 +149,43 @@ impl Stack {
         self
     }
 
+    /// No handler can block the whole program: SIGSTOP does.
+    #[must_use]
+    pub fn never_blocks(mut self) -> Self {
+        self.block = None;
+        self
+    }
+
+    /// Another program writes this file while it answers slowly, and the program passes on what it
+    /// answers.
+    #[must_use]
+    pub fn in_flight(mut self, file: PathBuf) -> Self {
+        self.in_flight = Some(file);
+        self
+    }
+
+    /// Clients connect there, to a server in front of it.
+    #[must_use]
+    pub fn behind(mut self, front: Address) -> Self {
+        self.front = Some(front);
+        self
+    }
+
+    fn address(&self, server: &Server) -> Address {
+        self.front.clone().unwrap_or_else(|| server.address())
+    }
+
+    /// A variable that it needs.
+    #[must_use]
+    pub fn env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
     /// Other paths than `/slow` and `/block`.
     #[must_use]
     pub fn paths(mut self, slow: &'static str, block: &'static str) -> Self {
-        (self.slow, self.block) = (slow, block);
+        (self.slow, self.block) = (slow, Some(block));
         self
     }
 
@@ -152,6 +236,10 @@ impl Stack {
             .program(self.program.iter().cloned());
         let in_flight = setup.path(IN_FLIGHT);
         let setup = setup.env("IN_FLIGHT", in_flight);
+        let setup = self
+            .variables
+            .iter()
+            .fold(setup, |setup, (name, value)| setup.env(name, value));
         if self.speaks == Speaks::Channel {
             setup
         } else {
@@ -195,7 +283,7 @@ impl Stack {
     }
 
     fn plan(&self, server: &Server) -> Plan {
-        Plan::fresh(&server.address(), CLIENTS).http("/", Some(self.body))
+        Plan::fresh(&self.address(server), CLIENTS).http("/", Some(self.body))
     }
 
     /// Serves, and when it is ready by its own means.
@@ -282,7 +370,7 @@ impl Stack {
         let mut server = setup.start();
         let refused = self.refuses(&server);
         let load = start(
-            Plan::kept_alive(&server.address(), KEEPING_CLIENTS)
+            Plan::kept_alive(&self.address(&server), KEEPING_CLIENTS)
                 .http("/", Some(self.body))
                 .timeout(LONG),
         );
@@ -384,10 +472,13 @@ impl Stack {
     /// A request in flight is answered although the server was told to stop, and all workers leave
     /// in time.
     fn stops(&self, mut server: Server) -> String {
-        let address = server.address();
+        let address = self.address(&server);
         let slow = self.slow;
         let request = std::thread::spawn(move || http::get(&address, slow));
-        let in_flight = server.path(IN_FLIGHT);
+        let in_flight = self
+            .in_flight
+            .clone()
+            .unwrap_or_else(|| server.path(IN_FLIGHT));
         wait_until("the request to be in flight", LONG, || match self.speaks {
             Speaks::Channel => server.busy() == 1,
             _ => in_flight.exists(),
@@ -417,9 +508,15 @@ impl Stack {
         let server = self.setup("listen").args(["--hang-timeout", "1s"]).start();
         let before = server.workers();
         let mut victim = server.connect();
-        victim
-            .write_all(format!("GET {} HTTP/1.1\r\nHost: test\r\n\r\n", self.block).as_bytes())
-            .expect("sent");
+        if let Some(path) = self.block {
+            victim
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes())
+                .expect("sent");
+        } else {
+            // With its children, if it has some: it leads a process group.
+            let group = i32::try_from(before[0].process.0).expect("a process id");
+            killpg(Pid::from_raw(group), SIGSTOP).expect("it runs");
+        }
         let load = start(self.plan(&server).timeout(2 * LONG));
         let line = server.wait_for_log("sending SIGABRT");
         let number = line
@@ -441,8 +538,13 @@ impl Stack {
             "its queue"
         };
         let (_, rest) = line.split_once(" for ").expect("it is said for how long");
+        let stopped = if self.block.is_none() {
+            " (of SIGSTOP)"
+        } else {
+            ""
+        };
         format!(
-            "by {how} after {}",
+            "by {how} after {}{stopped}",
             rest.split(';').next().unwrap_or(rest).replace('s', " s")
         )
     }
