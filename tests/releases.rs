@@ -2,12 +2,14 @@
 //! only a reload follows the link.
 
 use nix::sys::signal::Signal::SIGKILL;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use testkit::load::{Plan, run};
 use testkit::releases::Releases;
-use testkit::{Server, Setup, skipped};
+use testkit::{Address, LONG, Server, Setup, http, skipped, wait_until};
 
 /// A server of two workers, and its releases: `r1`, which is current, `r2` and `broken`.
 fn setup() -> (Setup, Releases) {
@@ -64,7 +66,7 @@ fn is_pinned(mut server: Server, releases: &Releases) {
         victim.signal(SIGKILL);
         server.wait_for_replacement(slot as u64, victim);
     }
-    server.wait_until_settled(testkit::LONG);
+    server.wait_until_settled(LONG);
     all_run(&server, "r1");
     // A good one must wait for its reload, too.
     releases.deploy("r2");
@@ -79,7 +81,7 @@ fn is_pinned(mut server: Server, releases: &Releases) {
     let victim = server.ready()[0];
     victim.signal(SIGKILL);
     server.wait_for_replacement(0, victim);
-    server.wait_until_settled(testkit::LONG);
+    server.wait_until_settled(LONG);
     all_run(&server, "r2");
 }
 
@@ -220,4 +222,114 @@ fn a_private_tmp_does_not_hide_the_release() {
         "{within:?}"
     );
     is_pinned(server, &releases);
+}
+
+/// Asks for `/` until it is told to stop, and returns which release has answered for which
+/// generation. A request that fails ends the test.
+fn observe(address: &Address, stop: &AtomicBool, answers: &AtomicUsize) -> BTreeSet<(u64, String)> {
+    let mut seen = BTreeSet::new();
+    while !stop.load(Ordering::Relaxed) {
+        let answer = http::get(address, "/").expect("no request is lost");
+        assert_eq!(answer.status, 200);
+        let generation = answer
+            .header("x-prefork-generation")
+            .expect("its generation");
+        let generation = generation.parse().expect("a number");
+        seen.insert((generation, answer.body));
+        answers.fetch_add(1, Ordering::Relaxed);
+    }
+    seen
+}
+
+/// Tells clients to stop when it is dropped, by a failing assertion, too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Twenty deployments by symbolic link, every third of them broken, and workers that crash before
+/// the switch, between switch and reload, and after it.
+#[test]
+fn deployments_under_load_lose_nothing_and_run_only_what_was_accepted() {
+    if !can_run("deployments under load", false) {
+        return;
+    }
+    let (setup, releases) = setup();
+    let mut server = setup
+        .args(["--directory".into(), releases.current()])
+        .program(["python3", "app.py"])
+        .start();
+    let address = server.address();
+    let (stop, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let crash = || {
+        let answer = http::get(&address, "/crash").expect("an answer before the crash");
+        assert_eq!(answer.status, 200);
+    };
+    // What each generation may run.
+    let mut accepted = BTreeMap::from([(1, "r1".to_owned())]);
+    let seen: BTreeSet<_> = std::thread::scope(|scope| {
+        let stopped = Stop(&stop);
+        let clients = [(); 4].map(|()| scope.spawn(|| observe(&address, &stop, &answers)));
+        for round in 2..22 {
+            let name = format!("deploy{round}");
+            let good = round % 3 != 0;
+            if good {
+                releases.add(&name);
+            } else {
+                releases.add_broken(&name);
+            }
+            crash();
+            releases.deploy(&name);
+            crash();
+            let before = server.generation();
+            let output = server.command(&["reload", "--wait"]);
+            assert_eq!(output.status.success(), good, "{output:?}");
+            if good {
+                accepted.insert(server.generation(), name);
+            } else {
+                assert_eq!(server.generation(), before);
+            }
+            crash();
+            let answered = answers.load(Ordering::Relaxed);
+            wait_until("answers of this round", LONG, || {
+                answers.load(Ordering::Relaxed) > answered + 8
+            });
+        }
+        drop(stopped);
+        clients
+            .into_iter()
+            .flat_map(|client| client.join().expect("no request is lost"))
+            .collect()
+    });
+    server.wait_until_settled(LONG);
+    let expected: BTreeSet<_> = accepted.into_iter().collect();
+    let strange: Vec<_> = seen.difference(&expected).collect();
+    assert!(strange.is_empty(), "not accepted: {strange:?}");
+    assert!(seen.len() > 10, "most releases have answered: {seen:?}");
+}
+
+#[test]
+fn a_start_in_a_linked_directory_warns_that_no_reload_follows() {
+    if !can_run("a linked directory", false) {
+        return;
+    }
+    for (words, warns) in [
+        (["python3", "app.py"], true),
+        (["./app.py", "-"], true),
+        (["python3", "LINK/app.py"], false),
+    ] {
+        let (setup, releases) = setup();
+        let link = releases.current().display().to_string();
+        let words = words.map(|word| word.replace("LINK", &link));
+        let enter = format!("cd {link}; exec \"$@\"");
+        let server = setup
+            .wrapped(["sh", "-c", &enter, "sh"])
+            .program(words.clone())
+            .start();
+        let remedy = format!("start with --directory {link}");
+        assert_eq!(server.log().count(&remedy), usize::from(warns), "{words:?}");
+    }
 }

@@ -43,6 +43,9 @@ def answer(connection):
     )
     connection.sendall(head.encode() + body)
     connection.shutdown(socket.SHUT_WR)
+    # Between requests, so that none is lost.
+    if path == "/crash":
+        raise SystemExit(3)
 
 
 def main():

@@ -1,9 +1,11 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
+use super::own_path::own_path;
 use crate::api::request::Request;
 use crate::config::runtime_directory::{default_path, runtime_directory};
 use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
 use crate::control::{OpenError, client, discovery};
+use crate::generation::command;
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
@@ -228,7 +230,7 @@ fn take_over(identity: &Identity, task: Task) -> ExitCode {
 fn loader(source: Source, inherited: &[Inherited]) -> Loader {
     Loader {
         source,
-        own_path: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+        own_path: own_path(),
         inherited: inherited.iter().map(|socket| socket.name.clone()).collect(),
     }
 }
@@ -248,6 +250,7 @@ fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
                 .executable(&config, directory.as_ref(), false)
                 .map_err(|error| error.to_string())
         })?;
+        config.warnings.extend(command::unfollowed_link(&config));
         confinement.add_sandbox(&mut config, &program)
     });
     if let Err(error) = confined {

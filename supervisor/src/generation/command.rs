@@ -1,6 +1,7 @@
 //! The command line of an external program, pinned to the release that its generation was loaded
 //! from.
 
+use crate::cli::own_path::working_directory;
 use crate::config::{Config, Program};
 use crate::process::spawn::{Directory, Executable, without_links};
 use std::ffi::{CString, OsStr, OsString};
@@ -30,6 +31,32 @@ pub(crate) fn words(
     pinned
         .filter_map(|word: OsString| CString::new(word.into_vec()).ok())
         .collect()
+}
+
+/// Returns a warning if the supervisor was started in a directory that a symbolic link leads to,
+/// and finds the program there: no reload will follow that link.
+pub(crate) fn unfollowed_link(config: &Config) -> Option<String> {
+    let Program::Command(words) = &config.program else {
+        return None;
+    };
+    let entered = working_directory();
+    let real = std::env::current_dir().ok()?;
+    if config.directory.is_some() || entered == real {
+        return None;
+    }
+    let is_here = |(place, word): (usize, &OsString)| {
+        let path = Path::new(word);
+        let named = place > 0 || word.as_bytes().contains(&b'/');
+        named && path.is_relative() && path.is_file()
+    };
+    let found = words.iter().enumerate().find(|it| is_here(*it))?;
+    Some(format!(
+        "{} is in {}, and no reload will follow the link {} to another directory \
+         (start with --directory {2})",
+        Path::new(found.1).display(),
+        real.display(),
+        entered.display()
+    ))
 }
 
 /// Returns the place and the path without links of the first argument that names a file: the script

@@ -15,7 +15,8 @@ use std::path::PathBuf;
 pub(crate) struct Loader {
     /// The command line and the environment; they name the file.
     pub source: Source,
-    /// Where this program was started from. A reload opens whatever is there by then.
+    /// The path by which this program was started. A reload opens whatever is there by then, also
+    /// when a symbolic link in it was switched.
     pub own_path: PathBuf,
     /// Names of the inherited sockets.
     pub inherited: Vec<String>,
@@ -80,6 +81,7 @@ impl Loader {
         let executable = confinement
             .program(&config, open)
             .map_err(LoadError::confinement)?;
+        config.warnings.extend(command::unfollowed_link(&config));
         open_hook_program(&config, &confinement)?;
         confinement
             .add_sandbox(&mut config, &executable)

@@ -531,6 +531,83 @@ fn a_generation_stays_pinned_to_its_release_over_an_upgrade() {
     }
 }
 
+/// Puts a copy of a program, as `app`, into a release that is not there yet.
+fn release(releases: &Releases, name: &str, program: &Path) {
+    let directory = releases.path(name);
+    std::fs::create_dir(&directory).expect("a directory of our own");
+    let copied = std::process::Command::new("cp")
+        .arg(program)
+        .arg(directory.join("app"))
+        .status();
+    assert!(copied.expect("cp can be run").success());
+}
+
+/// Whether the supervisor and all its workers run a release's program.
+fn all_run(server: &Server, releases: &Releases, name: &str) -> bool {
+    let program = releases.path(name).join("app");
+    let runs =
+        |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|it| it == program);
+    runs(server.process().0) && server.ready().iter().all(|worker| runs(worker.0))
+}
+
+/// A program behind a symbolic link, started by `command` in a shell in the releases' directory.
+fn follows_the_link(command: &str) {
+    let setup = Server::setup(THIS).workers(2).args(["--min-ready", "50ms"]);
+    let releases = Releases::new(setup.path(""));
+    release(&releases, "r1", Path::new(THIS));
+    release(&releases, "r2", next());
+    release(&releases, "r3", Path::new(THIS));
+    releases.deploy("r1");
+    let script = format!("shift; {command} \"$@\"")
+        .replace("LINK", &releases.current().display().to_string());
+    let mut server = setup.wrapped(["sh", "-c", &script, "sh"]).start();
+    assert!(all_run(&server, &releases, "r1"));
+    let load = start(Plan::fresh(&server.address(), 4).http("/", Some("Hello, client!")));
+    let done = |words: &[&str]| {
+        let output = server.command(words);
+        assert!(output.status.success(), "{output:?}");
+    };
+    releases.deploy("r2");
+    done(&["upgrade", "--wait"]);
+    assert!(
+        program(&server).ends_with("-next"),
+        "the supervisor is the new one"
+    );
+    done(&["reload", "--wait"]);
+    assert!(all_run(&server, &releases, "r2"));
+    releases.remove("r1");
+    // A reload alone does both.
+    releases.deploy("r3");
+    done(&["reload", "--wait"]);
+    assert!(all_run(&server, &releases, "r3"));
+    assert!(!program(&server).ends_with("-next"));
+    releases.remove("r2");
+    done(&["upgrade", "--wait"]);
+    done(&["reload", "--wait"]);
+    load.finish().assert_flawless();
+    server.wait_until_settled(LONG);
+}
+
+#[test]
+fn a_program_behind_a_link_is_followed_by_reload_and_upgrade() {
+    follows_the_link("exec LINK/app");
+}
+
+#[test]
+fn a_program_behind_a_link_is_followed_from_the_path() {
+    follows_the_link("PATH=/bin:LINK; exec app");
+}
+
+#[test]
+fn a_program_behind_a_link_is_followed_from_a_directory() {
+    follows_the_link("exec current/app");
+}
+
+#[test]
+fn a_program_behind_a_link_is_followed_from_the_linked_directory() {
+    follows_the_link("cd current; exec ./app");
+}
+
 #[test]
 fn systemd_hears_of_a_reload_that_upgrades_from_one_process() {
     let setup = setup();
