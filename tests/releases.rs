@@ -186,6 +186,31 @@ fn a_sandbox_and_a_user_are_pinned_with_the_release() {
     is_pinned(server, &releases);
 }
 
+/// Static files, in the stock apps' sandbox.
+#[test]
+fn files_are_those_of_the_release() {
+    let setup = Server::setup(env!("CARGO_BIN_EXE_supervisor"))
+        .workers(2)
+        .args(["--min-ready", "50ms"]);
+    let releases = Releases::new(setup.path(""));
+    for release in ["r1", "r2"] {
+        std::fs::create_dir(releases.path(release)).expect("a directory of our own");
+        std::fs::write(releases.path(release).join("index.html"), release).expect("a file");
+    }
+    releases.deploy("r1");
+    let app = format!("files:{}", releases.current().display());
+    let server = setup.args(["--app", &app]).start();
+    releases.deploy("r2");
+    for slot in [0, 1] {
+        let victim = server.ready()[slot];
+        victim.signal(SIGKILL);
+        server.wait_for_replacement(slot as u64, victim);
+    }
+    all_run(&server, "r1");
+    reload(&server, true);
+    all_run(&server, "r2");
+}
+
 #[test]
 fn a_private_tmp_does_not_hide_the_release() {
     if !can_run("private tmp of a release", true) {

@@ -8,7 +8,8 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Returns the words that start a generation's program; none for a Rust worker.
+/// Returns the words that start a generation's program. For a stock app it is the app; none for a
+/// linked service.
 ///
 /// The program's own name and the script that it is to run are named without symbolic links to
 /// directories, so that they mean the same when `current` leads elsewhere. All other words are as
@@ -18,8 +19,13 @@ pub(crate) fn words(
     executable: &Executable,
     directory: Option<&Directory>,
 ) -> Vec<CString> {
-    let Program::Command(words) = &config.program else {
-        return Vec::new();
+    let words = match &config.program {
+        Program::Command(words) => words,
+        Program::App(app) => {
+            let app = pinned_app(app, directory).unwrap_or_else(|| app.clone());
+            return CString::new(app).into_iter().collect();
+        }
+        Program::Linked => return Vec::new(),
     };
     let script = script(words, directory);
     let pinned = words.iter().enumerate().map(|(place, word)| match &script {
@@ -31,6 +37,12 @@ pub(crate) fn words(
     pinned
         .filter_map(|word: OsString| CString::new(word.into_vec()).ok())
         .collect()
+}
+
+/// Returns `files:DIR` with the real path of the directory.
+fn pinned_app(app: &str, directory: Option<&Directory>) -> Option<String> {
+    let served = Directory::open(directory, Path::new(app.strip_prefix("files:")?)).ok()?;
+    Some(format!("files:{}", served.path().to_str()?))
 }
 
 /// Returns a warning if the supervisor was started in a directory that a symbolic link leads to,

@@ -83,13 +83,16 @@ impl Loader {
             .map_err(LoadError::confinement)?;
         config.warnings.extend(command::unfollowed_link(&config));
         open_hook_program(&config, &confinement)?;
+        let command = command::words(&config, &executable, directory.as_ref());
+        if let (Program::App(app), Some(pinned)) = (&mut config.program, command.first()) {
+            *app = pinned.to_string_lossy().into_owned();
+        }
         confinement
             .add_sandbox(&mut config, &executable)
             .map_err(LoadError::confinement)?;
         let slots = config.max_workers.max(config.workers);
         let sockets = listeners.prepare(&config.binds, config.backlog, slots)?;
         let admin = AdminSockets::prepare(listeners, &config.admin)?;
-        let command = command::words(&config, &executable, directory.as_ref());
         let mut generation = Generation {
             config,
             sockets,

@@ -32,7 +32,8 @@ pub(crate) struct Generation {
     /// Where its workers run, if that is not where the supervisor runs.
     pub(crate) directory: Option<Directory>,
     pub(crate) executable: Executable,
-    /// The command line of an external program; empty for a Rust worker, which needs none.
+    /// The command line of an external program, or the name of a stock app; none for a linked
+    /// service.
     pub(crate) command: Vec<CString>,
     /// What its workers give up.
     pub(crate) confinement: Confinement,

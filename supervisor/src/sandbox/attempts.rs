@@ -374,7 +374,13 @@ fn a_kernel_that_lacks_a_part_is_refused_or_told_of_once() {
     };
     let on = |kernel, args: &[&str]| {
         let mut config = config(args);
-        let made = Sandbox::prepare_for(kernel, &mut config, &program, None);
+        let made = Sandbox::prepare_for(
+            kernel,
+            &mut config,
+            &program,
+            None,
+            &mut HeldPaths::default(),
+        );
         made.map(|made| (made, config.warnings))
     };
     let asked = ["--private-tmp", "on"];
@@ -420,7 +426,13 @@ fn any_other_program_is_left_alone_unless_a_part_is_asked_for() {
     let program = Executable::open("/bin/sh").unwrap();
     let asks = |args: &[&str]| {
         let args: Vec<_> = args.iter().copied().chain(["--", "/bin/sh"]).collect();
-        Sandbox::prepare(&mut config(&args), &program, None).unwrap()
+        Sandbox::prepare(
+            &mut config(&args),
+            &program,
+            None,
+            &mut HeldPaths::default(),
+        )
+        .unwrap()
     };
     assert!(!asks(&[]).needs_no_new_privs());
     assert!(
@@ -452,9 +464,15 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
     let path = here.path().to_str().unwrap();
     let served = format!("files:{path}");
     let refused = |args: &[&str]| {
-        Sandbox::prepare_for(fine, &mut config(args), &program, None)
-            .unwrap_err()
-            .to_string()
+        Sandbox::prepare_for(
+            fine,
+            &mut config(args),
+            &program,
+            None,
+            &mut HeldPaths::default(),
+        )
+        .unwrap_err()
+        .to_string()
     };
     for args in [
         ["--directory", path],
@@ -473,7 +491,14 @@ fn what_workers_need_is_not_hidden_by_a_private_tmp_and_what_is_named_exists() {
         "read-only: cannot open /nowhere: No such file or directory (check the path)"
     );
     let mut external = config(&["--read-only", "/srv", "--", "/bin/sh", path]);
-    Sandbox::prepare_for(fine, &mut external, &program, None).unwrap();
+    Sandbox::prepare_for(
+        fine,
+        &mut external,
+        &program,
+        None,
+        &mut HeldPaths::default(),
+    )
+    .unwrap();
     assert!(
         external.warnings[0].contains(&format!("workers cannot open {path}")),
         "{:?}",

@@ -10,6 +10,7 @@ mod access_check;
 mod attempts;
 mod drop_privileges;
 mod error;
+mod held_paths;
 mod identity;
 mod landlock;
 mod limits;
@@ -21,6 +22,7 @@ mod tests;
 
 pub(crate) use drop_privileges::{Dropped, become_user, warn_of_root};
 pub(crate) use error::ConfinementError;
+pub(crate) use held_paths::HeldPaths;
 pub(crate) use limits::{raise_open_files, resume_open_files, started_with};
 
 use crate::config::runtime_directory::runtime_directory;
@@ -44,6 +46,8 @@ pub(crate) struct Confinement {
     whom: Option<String>,
     /// The variables of its environment that say so.
     variables: Vec<(&'static str, OsString)>,
+    /// What its sandbox names.
+    paths: HeldPaths,
 }
 
 /// A child that is as free as the supervisor.
@@ -51,6 +55,7 @@ pub(crate) static FREE: Confinement = Confinement {
     steps: Steps::NONE,
     whom: None,
     variables: Vec::new(),
+    paths: HeldPaths::NONE,
 };
 
 impl Confinement {
@@ -83,6 +88,7 @@ impl Confinement {
             },
             whom: identity::name_of_workers(privileges),
             variables: identity::variables(user.or(privileges.supervisor_user.as_ref())),
+            paths: HeldPaths::NONE,
         })
     }
 
@@ -97,12 +103,23 @@ impl Confinement {
         program: &Executable,
     ) -> Result<(), ConfinementError> {
         let directory = self.socket_directory();
-        let sandbox = Sandbox::prepare(config, program, directory.as_deref())?;
+        let paths = &mut self.paths;
+        let sandbox = Sandbox::prepare(config, program, directory.as_deref(), paths)?;
         self.steps.no_new_privs |= sandbox.needs_no_new_privs();
         self.steps.private_tmp = sandbox.private_tmp;
         self.steps.landlock = sandbox.landlock;
         self.steps.filter = sandbox.filter;
         Ok(())
+    }
+
+    /// Has its sandbox mean these paths by their names.
+    pub(crate) fn hold(&mut self, paths: HeldPaths) {
+        self.paths = paths;
+    }
+
+    /// Returns what its sandbox names.
+    pub(crate) fn held_paths(&self) -> &HeldPaths {
+        &self.paths
     }
 
     /// Returns the steps that a child takes.

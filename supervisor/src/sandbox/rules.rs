@@ -2,7 +2,7 @@
 
 use super::landlock::Wanted;
 use super::seccomp::Profile;
-use super::{ConfinementError, landlock, private_tmp, seccomp};
+use super::{ConfinementError, HeldPaths, landlock, private_tmp, seccomp};
 use crate::config::{Config, Program, SandboxMode, Seccomp};
 use crate::logging::output::StandardStream;
 use crate::process::spawn::Executable;
@@ -114,9 +114,10 @@ impl Sandbox {
         config: &mut Config,
         program: &Executable,
         socket_directory: Option<&Path>,
+        paths: &mut HeldPaths,
     ) -> Result<Self, ConfinementError> {
         let kernel = Kernel::probe(config.sandbox.seccomp);
-        Self::prepare_for(kernel, config, program, socket_directory)
+        Self::prepare_for(kernel, config, program, socket_directory, paths)
     }
 
     pub(crate) fn prepare_for(
@@ -124,6 +125,7 @@ impl Sandbox {
         config: &mut Config,
         program: &Executable,
         socket_directory: Option<&Path>,
+        paths: &mut HeldPaths,
     ) -> Result<Self, ConfinementError> {
         let sandbox = &config.sandbox;
         if sandbox.mode == SandboxMode::Off {
@@ -178,7 +180,7 @@ impl Sandbox {
             late.extend(tmp.map(|path| (Cow::Borrowed(*path), landlock::WRITE)));
             // Other programs get all of /proc: they ask it about the machine, too.
             late.extend(stock.then_some((Cow::Borrowed(c"/proc/self"), landlock::READ)));
-            rules(config, program, &mut warnings)?
+            rules(config, program, &mut warnings, paths)?
         } else {
             Vec::new()
         };
@@ -219,6 +221,7 @@ fn rules(
     config: &Config,
     program: &Executable,
     warnings: &mut Vec<String>,
+    paths: &mut HeldPaths,
 ) -> Result<Vec<Rule>, ConfinementError> {
     let stock = matches!(config.program, Program::App(_));
     let mut rules = Vec::new();
@@ -255,20 +258,20 @@ fn rules(
     if let Program::App(app) = &config.program
         && let Some(served) = app.strip_prefix("files:")
     {
-        rules.push(named("app", Path::new(served), landlock::READ)?);
+        rules.push(named(paths, "app", Path::new(served), landlock::READ)?);
     }
     let sandbox = &config.sandbox;
     for path in &sandbox.read_only {
-        rules.push(named("read-only", path, landlock::RUN)?);
+        rules.push(named(paths, "read-only", path, landlock::RUN)?);
     }
     for path in &sandbox.writable {
-        rules.push(named("writable", path, landlock::WRITE)?);
+        rules.push(named(paths, "writable", path, landlock::WRITE)?);
     }
     match &config.program {
         Program::App(_) | Program::Linked => {
             if let Some(directory) = log_directory(config) {
                 // The whole directory: a log that was rotated away is created again there.
-                rules.push(named("log-file", &directory, landlock::APPEND)?);
+                rules.push(named(paths, "log-file", &directory, landlock::APPEND)?);
             }
         }
         Program::Command(words) => {
@@ -307,8 +310,14 @@ fn opened(path: &Path) -> Result<OwnedFd, Errno> {
     open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-fn named(setting: &'static str, path: &Path, access: u64) -> Result<Rule, ConfinementError> {
-    opened(path)
+fn named(
+    paths: &mut HeldPaths,
+    setting: &'static str,
+    path: &Path,
+    access: u64,
+) -> Result<Rule, ConfinementError> {
+    paths
+        .open(path)
         .and_then(|opened| landlock::rule(opened, access))
         .map_err(|errno| ConfinementError::Path {
             setting,

@@ -15,7 +15,7 @@ use super::workers::Workers;
 use super::{Server, Steering, clock};
 use crate::api::events::Journal;
 use crate::api::status::LastReload;
-use crate::config::{Config, Identity, Source};
+use crate::config::{Config, Identity, Program, Source};
 use crate::control::{ControlServer, runtime_directory};
 use crate::generation::loader::Loader;
 use crate::generation::{AdminSockets, Generation, Origin, command};
@@ -26,11 +26,11 @@ use crate::logging::stderr::writer::stderr_writer;
 use crate::process::poll::Poll;
 use crate::process::signals::Signals;
 use crate::process::spawn::{Directory, Executable, Interpreter};
-use crate::sandbox::{Confinement, resume_open_files};
+use crate::sandbox::{Confinement, HeldPaths, resume_open_files};
 use crate::systemd::notify::NotifyServer;
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, Fd, GenerationState, HandleState, InterpreterState, Kind,
-    LineState, PhaseState, ProgramState, RowState, State, Task, Unpacking, give_up,
+    LineState, PathState, PhaseState, ProgramState, RowState, State, Task, Unpacking, give_up,
 };
 use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
@@ -284,8 +284,20 @@ fn generation(
             .filter_map(|Bytes(word)| CString::new(word).ok())
             .collect()
     };
+    if let (Program::App(app), Some(pinned)) = (&mut config.program, command.first()) {
+        *app = pinned.to_string_lossy().into_owned();
+    }
+    let held = state
+        .paths
+        .into_iter()
+        .map(|PathState { path, descriptor }| {
+            let held = unpacking.take(descriptor, Kind::Program);
+            (path.path(), held)
+        });
+    let held = HeldPaths::adopted(held);
     let confinement = Confinement::prepare(&config)
         .and_then(|mut confinement| {
+            confinement.hold(held);
             confinement.add_sandbox(&mut config, &executable)?;
             Ok(confinement)
         })

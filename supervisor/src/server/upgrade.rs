@@ -17,9 +17,9 @@ use crate::sandbox::started_with;
 use crate::upgrade::{
     AccessState, AlarmState, Bytes, ChannelState, CountsState, DeathsState, ExecErrorsState,
     GenerationState, HandleState, InterpreterState, Kind, LineState, NoticesState, Packing,
-    PhaseState, ProgramState, ReloadState, RowState, State, StderrState, StoredState, TotalsState,
-    Unpacking, UpgradeState, VARIABLE, check_arguments, environment_without, execute, seal,
-    verdict,
+    PathState, PhaseState, ProgramState, ReloadState, RowState, State, StderrState, StoredState,
+    TotalsState, Unpacking, UpgradeState, VARIABLE, check_arguments, environment_without, execute,
+    seal, verdict,
 };
 use crate::version::VERSION;
 use crate::workers::handle::{Alarm, Line, Phase, WorkerHandle};
@@ -468,6 +468,15 @@ impl Server {
                     .map(|it| InterpreterState {
                         program: program_state(&it.program, packing),
                         argument: it.argument.as_ref().map(|it| Bytes(it.to_bytes().to_vec())),
+                    })
+                    .collect(),
+                paths: generation
+                    .confinement
+                    .held_paths()
+                    .iter()
+                    .map(|(path, held)| PathState {
+                        path: path.into(),
+                        descriptor: packing.add(Kind::Program, &held),
                     })
                     .collect(),
                 command: generation

@@ -113,11 +113,15 @@ states! {
         directory: Option<Fd> = None,
         interpreters: Vec<InterpreterState> = Vec::new(),
         command: Vec<Bytes> = Vec::new(),
+        paths: Vec<PathState> = Vec::new(),
     }
 
     /// The interpreter of a script, or of the interpreter before it, and the argument that the
     /// script's first line gives it.
     InterpreterState { program: ProgramState, argument: Option<Bytes> }
+
+    /// A path that the sandbox names, and what it led to when the generation was loaded.
+    PathState { path: Bytes, descriptor: Fd }
 
     /// A program.
     ProgramState { descriptor: Fd, path: Bytes, script: bool }

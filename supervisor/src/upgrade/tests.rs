@@ -231,6 +231,7 @@ fn sample() -> State {
             directory: None,
             interpreters: Vec::new(),
             command: Vec::new(),
+            paths: Vec::new(),
         }],
         groups: vec![
             group(
@@ -390,6 +391,10 @@ fn grown() -> State {
             script: false,
         },
         argument: Some(Bytes::from("-e")),
+    }];
+    state.generations[0].paths = vec![PathState {
+        path: Bytes::from("/srv/current"),
+        descriptor: Fd(63),
     }];
     state.generations[0].command = vec![Bytes::from("/bin/app"), Bytes::from("--flag")];
     state.totals = vec![TotalsState::of(Slot(1), &totals)];

@@ -106,7 +106,7 @@ pub(crate) fn launch(
         "{}: worker {} gen {}",
         role.name, role.worker, role.generation
     );
-    let argv = if generation.command.is_empty() {
+    let argv = if generation.has_channel() {
         vec![CString::new(title)?]
     } else {
         generation.command.clone()

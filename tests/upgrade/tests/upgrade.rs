@@ -482,10 +482,11 @@ fn programs_that_notify_are_known_after_an_upgrade() {
 
 #[test]
 fn a_generation_stays_pinned_to_its_release_over_an_upgrade() {
-    for words in [
-        ["./app.py"].as_slice(),
-        &["python3", "app.py"],
-        &["LINK/app.py"],
+    for (words, sandboxed) in [
+        (["./app.py"].as_slice(), false),
+        (&["python3", "app.py"], false),
+        (&["LINK/app.py"], false),
+        (&["/usr/bin/python3", "-B", "app.py"], true),
     ] {
         let setup = Server::setup(THIS).copied().workers(2);
         let releases = Releases::new(setup.path(""));
@@ -494,7 +495,7 @@ fn a_generation_stays_pinned_to_its_release_over_an_upgrade() {
         releases.deploy("r1");
         let link = releases.current().display().to_string();
         let words = words.iter().map(|word| word.replace("LINK", &link));
-        let mut server = setup
+        let server = setup
             .args([
                 "--ready",
                 "notify",
@@ -503,8 +504,14 @@ fn a_generation_stays_pinned_to_its_release_over_an_upgrade() {
                 "--directory",
                 &link,
             ])
-            .program(words)
-            .start();
+            .program(words);
+        let sandbox = ["--read-only", link.as_str()];
+        let server = if sandboxed {
+            server.args(sandbox)
+        } else {
+            server
+        };
+        let mut server = server.start();
         let descriptors = server.process().descriptors();
         releases.deploy("broken");
         for program in [next(), Path::new(THIS)] {
