@@ -287,7 +287,7 @@ impl Core {
         match self.phase {
             Phase::Stopping { .. } | Phase::Gone => return DrainReason::Stop,
             Phase::Drained => return DrainReason::DrainAll,
-            Phase::Booting | Phase::Serving | Phase::PreStop { .. } => {}
+            Phase::Preparing | Phase::Booting | Phase::Serving | Phase::PreStop { .. } => {}
         }
         let is_candidate = self
             .candidate

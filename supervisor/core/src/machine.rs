@@ -32,6 +32,8 @@ pub(crate) enum Phase {
     Gone,
     /// It serves until then and stops: load balancers must notice before workers drain.
     PreStop { until: Time },
+    /// The first generation is not prepared yet. No worker starts.
+    Preparing,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -155,6 +157,25 @@ impl Core {
         }
     }
 
+    /// Creates a server whose first generation is still being prepared. Its workers start with
+    /// [`Event::Prepared`](crate::Event::Prepared); with
+    /// [`Event::Refused`](crate::Event::Refused) it exits.
+    pub fn preparing(generation: GenerationId, plan: Plan, seed: u64) -> Self {
+        Self {
+            phase: Phase::Preparing,
+            ..Self::new(generation, plan, seed)
+        }
+    }
+
+    /// Returns the generation that the shell is preparing, if any.
+    pub fn being_prepared(&self) -> Option<GenerationId> {
+        match (self.phase, &self.candidate) {
+            (Phase::Preparing, _) => Some(self.stable.id),
+            (_, Some(candidate)) if candidate.plan().is_none() => Some(candidate.generation()),
+            _ => None,
+        }
+    }
+
     /// Returns when [`step`](Self::step) must be called at the latest, with
     /// [`Event::Tick`](crate::Event::Tick) if nothing else happens. Always later than the last
     /// step.
@@ -182,7 +203,8 @@ impl Core {
     pub(crate) fn pre_stop_until(&self) -> Option<Time> {
         match self.phase {
             Phase::PreStop { until } => Some(until),
-            Phase::Booting
+            Phase::Preparing
+            | Phase::Booting
             | Phase::Serving
             | Phase::Drained
             | Phase::Stopping { .. }

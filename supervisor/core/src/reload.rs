@@ -23,7 +23,7 @@ impl Core {
         if self.candidate.is_some()
             || matches!(
                 self.phase,
-                Phase::PreStop { .. } | Phase::Stopping { .. } | Phase::Gone
+                Phase::Preparing | Phase::PreStop { .. } | Phase::Stopping { .. } | Phase::Gone
             )
         {
             return;
@@ -57,6 +57,10 @@ impl Core {
 
     pub(crate) fn prepared(&mut self, generation: GenerationId, plan: Plan) {
         self.held_generations.insert(generation);
+        if self.phase == Phase::Preparing && generation == self.stable.id {
+            self.phase = Phase::Booting;
+            return;
+        }
         let count = self.first_size(&plan);
         match &mut self.candidate {
             Some(candidate) if candidate.generation == generation => {
@@ -74,6 +78,10 @@ impl Core {
     }
 
     pub(crate) fn refused(&mut self, generation: GenerationId, reason: &str) {
+        if self.phase == Phase::Preparing && generation == self.stable.id {
+            self.refuse_first(reason);
+            return;
+        }
         if self
             .candidate
             .as_ref()

@@ -148,7 +148,8 @@ impl Core {
     fn stop(&mut self, now: bool) {
         let status = match self.phase {
             Phase::Stopping { status, .. } => status,
-            Phase::Booting
+            Phase::Preparing
+            | Phase::Booting
             | Phase::Serving
             | Phase::Drained
             | Phase::Gone
@@ -161,6 +162,16 @@ impl Core {
             let grace = self.stable.plan.graceful_timeout;
             self.report(Fact::Stopping((!now).then_some(grace)));
         }
+    }
+
+    /// Stops a server whose first generation cannot be had.
+    pub(crate) fn refuse_first(&mut self, reason: &str) {
+        self.abandon_all_requests();
+        self.report(Fact::StartupFailed(reason.to_owned()));
+        self.phase = Phase::Stopping {
+            now: true,
+            status: 1,
+        };
     }
 
     fn resize(&mut self, by: i32) {

@@ -100,6 +100,7 @@ impl Core {
     /// Returns a snapshot.
     pub fn view(&self) -> View {
         let state = match self.phase {
+            Phase::Preparing => State::Starting,
             Phase::Booting if self.degraded == 0 => State::Starting,
             Phase::Serving if self.degraded == 0 => State::Serving,
             Phase::Booting | Phase::Serving => State::Degraded,
@@ -145,7 +146,8 @@ impl Core {
     fn is_ready(&self) -> bool {
         match self.phase {
             Phase::Serving => self.rotation.iter().any(|slot| self.is_served(*slot)),
-            Phase::Booting
+            Phase::Preparing
+            | Phase::Booting
             | Phase::Drained
             | Phase::PreStop { .. }
             | Phase::Stopping { .. }

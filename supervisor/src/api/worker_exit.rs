@@ -152,7 +152,7 @@ pub(crate) fn follow(follow: Successor) -> String {
 
 /// Returns the last lines that a worker wrote, without terminals' escape sequences, escaped and
 /// bounded.
-fn stderr_tail(bytes: &[u8]) -> String {
+pub(crate) fn stderr_tail(bytes: &[u8]) -> String {
     let text = without_escapes(&String::from_utf8_lossy(bytes));
     let lines: Vec<&str> = text
         .lines()

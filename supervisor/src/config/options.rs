@@ -400,6 +400,13 @@ settings! {
             in |config| Some(config.limits.clone());
     }
     "Reload and shutdown" {
+        /// Run this command before a generation's first worker starts
+        ///
+        /// /bin/sh runs it once, as the workers' user, in their directory, environment and sandbox.
+        /// If it fails or takes longer than start-timeout, no worker starts and a reload fails with
+        /// the end of its standard error.
+        preflight: (Parsed<Text>) as "COMMAND" = Computed("none"), All
+            => Option<String>, if_set;
         /// Replace this many workers at a time during a reload
         surge: (Parsed<Surge>) as "all|N" = Given("all"), All => Surge;
         /// Let a reload's new workers live for this long before the old ones drain

@@ -4,7 +4,8 @@
 //! [`HelperProcesses`] owns all of them, from fork to reaping: their pidfds, their deadlines, and
 //! those that were killed and are not reaped yet. What a helper is for, and what its exit means, is
 //! known to its own module: [`readiness_probe`], [`memory_sampler`], [`hooks`],
-//! [`admin`](crate::admin), and the upgrade's check in [`server`](crate::server).
+//! [`admin`](crate::admin), and the preflight and the upgrade's check in
+//! [`server`](crate::server).
 //!
 //! A new kind of helper is a variant of [`Kind`]; the compiler then names the two places in
 //! `server/helpers.rs` that say what happens at its exit and at its deadline.
@@ -38,6 +39,8 @@ pub(crate) enum Kind {
     MemorySampler,
     /// Watches for a starting worker to wait for connections.
     ReadinessProbe(WorkerId),
+    /// The command of `--preflight`.
+    Preflight,
     /// A new program that checks whether it could take the server over.
     UpgradeCheck,
 }
@@ -249,7 +252,10 @@ impl HelperProcesses {
     pub(crate) fn useless_state(&self, packing: &mut Packing) -> Vec<ChildState> {
         self.states(packing, |it| match it.kind {
             Kind::Admin | Kind::Hook => it.terminating,
-            Kind::MemorySampler | Kind::ReadinessProbe(_) | Kind::UpgradeCheck => true,
+            Kind::MemorySampler
+            | Kind::ReadinessProbe(_)
+            | Kind::Preflight
+            | Kind::UpgradeCheck => true,
         })
     }
 

@@ -31,6 +31,8 @@ pub(crate) enum Token {
     Stderr(WorkerId),
     /// Our own standard error can be written.
     StderrWriter,
+    /// The preflight has written to its standard error.
+    Preflight,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -48,6 +50,7 @@ impl Token {
             Self::Helper(helper) => (6, helper.0),
             Self::Stderr(worker) => (7, worker.0),
             Self::StderrWriter => (8, 0),
+            Self::Preflight => (9, 0),
         };
         kind << KIND_SHIFT | number & NUMBER
     }
@@ -63,7 +66,8 @@ impl Token {
             5 => Self::Channel(WorkerId(number)),
             6 => Self::Helper(HelperId(number)),
             7 => Self::Stderr(WorkerId(number)),
-            _ => Self::StderrWriter,
+            8 => Self::StderrWriter,
+            _ => Self::Preflight,
         }
     }
 }
@@ -167,6 +171,7 @@ mod tests {
             Token::Helper(HelperId(6)),
             Token::Stderr(WorkerId(3)),
             Token::StderrWriter,
+            Token::Preflight,
         ] {
             assert_eq!(Token::unpack(token.pack()), token);
         }

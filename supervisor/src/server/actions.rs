@@ -32,7 +32,7 @@ impl Server {
     pub(crate) fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Prepare(generation) => match self.upgrade_before(generation) {
-                Preparation::Now => Some(self.prepare(generation)),
+                Preparation::Now => self.prepare(generation),
                 Preparation::Pending => None,
                 Preparation::Refused(reason) => Some(Event::Refused(generation, reason)),
             },
@@ -129,7 +129,8 @@ impl Server {
         }
     }
 
-    pub(crate) fn prepare(&mut self, id: GenerationId) -> Event {
+    /// Loads a generation, and begins its preflight; returns the event if that is all there is to do.
+    pub(crate) fn prepare(&mut self, id: GenerationId) -> Option<Event> {
         let loaded = self
             .generations
             .loader
@@ -153,11 +154,9 @@ impl Server {
                         info!("listening on {address}");
                     }
                 }
-                let plan = generation.plan();
-                self.generations.held.insert(id, generation);
-                Event::Prepared(id, plan)
+                self.begin_preflight(id, Some(generation))
             }
-            Err(error) => Event::Refused(id, error.to_string()),
+            Err(error) => Some(Event::Refused(id, error.to_string())),
         }
     }
 

@@ -81,6 +81,7 @@ impl Server {
             Kind::Hook => self.helpers.hooks.finish(id, &exit),
             Kind::MemorySampler => self.memory_sampled(false),
             Kind::ReadinessProbe(worker) => self.readiness_probed(worker, &exit),
+            Kind::Preflight => self.preflight_exited(&exit),
             Kind::UpgradeCheck => self.upgrade_checked(exit),
         }
     }
@@ -98,6 +99,7 @@ impl Server {
                 Kind::MemorySampler => self.memory_sampled(true),
                 // The core has the deadline of a worker's start.
                 Kind::ReadinessProbe(_) => {}
+                Kind::Preflight => self.preflight_expired(),
                 Kind::UpgradeCheck => self.upgrade_check_expired(),
             }
         }

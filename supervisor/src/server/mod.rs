@@ -14,6 +14,7 @@ mod generations;
 mod helpers;
 mod lost_sockets;
 mod operators;
+pub(crate) mod preflight;
 mod snapshot;
 mod stderr;
 mod systemd;
@@ -38,6 +39,7 @@ use log::{debug, error, info, warn};
 use lost_sockets::LostSockets;
 use nix::unistd::Gid;
 use operators::Operators;
+use preflight::Preflight;
 use prefork_core::{Core, Event, Time};
 use prefork_protocol::{GenerationId, Slot};
 use std::collections::BTreeMap;
@@ -68,6 +70,7 @@ pub(crate) struct Server {
     operators: Operators,
     systemd: Systemd,
     upgrade: Upgrade,
+    preflight: Preflight,
     stderr: StderrForwarder,
     access_logs: AccessLogs,
     lost_sockets: LostSockets,
@@ -143,7 +146,11 @@ impl Server {
         }
         let now = clock();
         let seed = u64::from(std::process::id()) ^ u64::try_from(now.0.as_nanos()).unwrap_or(1);
-        let core = Core::new(first, generation.plan(), seed);
+        let core = if generation.config.preflight.is_some() {
+            Core::preparing(first, generation.plan(), seed)
+        } else {
+            Core::new(first, generation.plan(), seed)
+        };
         for remark in listeners.close_unclaimed() {
             warn!("{remark}");
         }
@@ -171,6 +178,7 @@ impl Server {
             operators: Operators::new(unix_time()),
             systemd,
             upgrade: Upgrade::new(),
+            preflight: Preflight::default(),
             stderr: StderrForwarder::default(),
             access_logs: AccessLogs::default(),
             lost_sockets: LostSockets::default(),
@@ -210,6 +218,14 @@ impl Server {
     /// Serves until the core says that the server stops; returns the exit status.
     pub(crate) fn run(mut self) -> u8 {
         self.feed(Event::Tick);
+        if let Some(first) = self
+            .core
+            .being_prepared()
+            .filter(|id| self.generations.get(*id).is_some())
+            && let Some(event) = self.begin_preflight(first, None)
+        {
+            self.feed(event);
+        }
         let mut farewell = None;
         while self.exit.is_none() || self.clear_away(&mut farewell) {
             let timeout = self.next_deadline().map(|deadline| deadline - clock());
@@ -236,6 +252,7 @@ impl Server {
             self.tend();
         }
         self.helpers.hooks.kill(&self.helpers.processes);
+        self.end_preflight();
         self.operators.control.finish();
         if self.systemd.store.is_in_use() {
             self.generations.listeners.leave_files();
@@ -275,6 +292,7 @@ impl Server {
             Token::Death(worker) => self.worker_exited(worker),
             Token::Helper(helper) => self.helper_exited(helper),
             Token::Stderr(worker) => self.forward_stderr(worker),
+            Token::Preflight => self.hear_preflight(),
             Token::StderrWriter => stderr_writer().unblock(),
         }
     }
@@ -284,6 +302,7 @@ impl Server {
         self.tend_workers();
         self.operators.control.expire(self.now, &self.poll);
         self.tend_helpers();
+        self.tend_preflight();
         self.tend_access_logs();
         self.tend_log();
         let listeners = &self.generations.listeners;

@@ -8,6 +8,7 @@ use super::generations::Generations;
 use super::helpers::{Helpers, HelpersState};
 use super::lost_sockets::LostSockets;
 use super::operators::{Counts, Operators};
+use super::preflight::Preflight;
 use super::stderr::StderrForwarder;
 use super::systemd::Systemd;
 use super::upgrade::{Resumption, Upgrade};
@@ -149,6 +150,7 @@ impl Server {
             },
             systemd,
             upgrade: Upgrade::new(),
+            preflight: Preflight::default(),
             stderr: StderrForwarder::default(),
             access_logs: AccessLogs::default(),
             lost_sockets: LostSockets::default(),

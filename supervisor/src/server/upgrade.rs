@@ -80,6 +80,8 @@ struct Asked {
 enum UpgradeError {
     #[error("the server stops")]
     Stopping,
+    #[error("the server has not started yet (wait for its preflight)")]
+    Starting,
     #[error(transparent)]
     Program(#[from] ExecutableError),
     #[error("{} is a script, not this program (put the program itself there)", .0.display())]
@@ -166,6 +168,9 @@ impl Server {
     fn try_upgrade(&mut self, mut asked: Asked) -> Result<(), (Asked, UpgradeError)> {
         if self.core.is_stopping() {
             return Err((asked, UpgradeError::Stopping));
+        }
+        if self.preflight.is_of_start() {
+            return Err((asked, UpgradeError::Starting));
         }
         let next = match self.next_program() {
             Ok(next) => next,
@@ -419,8 +424,9 @@ impl Server {
                 None if self.booted => self.systemd.notifier.ready(&status),
                 _ => self.systemd.notifier.status(&status),
             };
-            if let Some(generation) = upgrade.reload {
-                let event = self.prepare(generation);
+            if let Some(generation) = upgrade.reload
+                && let Some(event) = self.prepare(generation)
+            {
                 self.feed(event);
             }
         }
@@ -545,7 +551,8 @@ impl Server {
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState {
                 clients: asked.clients.clone(),
-                reload: asked.reload,
+                // The next version prepares it anew.
+                reload: asked.reload.or(self.preflight.of_reload()),
             },
             cgroups: self
                 .workers

@@ -297,6 +297,16 @@ fn environment(
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
+    common_environment(generation, set)
+}
+
+/// Returns the environment of whatever runs in the workers' place: the supervisor's own without
+/// what was meant for it alone, the configured variables, and `set`.
+pub(crate) fn common_environment<'a>(
+    generation: &'a Generation,
+    mut set: Vec<(&'a str, OsString)>,
+) -> Result<Vec<CString>, NulError> {
+    let config = &generation.config;
     // The supervisor's own would name another directory, or another release.
     if let Some(directory) = &generation.directory
         && !config.env.contains_key(PWD)

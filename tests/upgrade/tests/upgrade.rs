@@ -616,6 +616,32 @@ fn a_program_behind_a_link_is_followed_from_the_linked_directory() {
 }
 
 #[test]
+fn a_preflight_begins_anew_after_an_upgrade() {
+    let waits = "echo >> begun; until [ -e go ]; do sleep 0.05; done";
+    let setup = Server::setup(THIS)
+        .copied()
+        .workers(2)
+        .config("min-ready = \"50ms\"\n");
+    let server = setup.start();
+    server.file(
+        "config.toml",
+        &format!("min-ready = \"50ms\"\npreflight = \"{waits}\"\n"),
+    );
+    let begun = || std::fs::read_to_string(server.path("begun")).map_or(0, |text| text.len());
+    let client = std::thread::scope(|scope| {
+        let client = scope.spawn(|| server.command(&["reload", "--wait"]));
+        wait_until("a preflight", LONG, || begun() == 1);
+        upgrade(&server);
+        wait_until("another one", LONG, || begun() == 2);
+        assert_eq!(server.generation(), 1);
+        server.file("go", "");
+        client.join().expect("the client")
+    });
+    assert!(client.status.success(), "{client:?}");
+    assert_eq!(server.generation(), 2);
+}
+
+#[test]
 fn systemd_hears_of_a_reload_that_upgrades_from_one_process() {
     let setup = setup();
     let mut socket = NotifySocket::new(&setup.path("")).expect("a notification socket");

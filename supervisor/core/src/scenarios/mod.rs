@@ -2,6 +2,7 @@
 
 mod autoscale;
 mod deaths;
+mod preparing;
 mod ready;
 mod recycle;
 mod slots;

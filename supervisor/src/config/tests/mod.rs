@@ -430,6 +430,7 @@ fn what_is_rendered_gives_the_same_configuration_again() {
         "--bind=[::1]:1",
         "--bind=unix:/a,mode=0660,owner=u,group=g",
         "--directory=/",
+        "--preflight=true",
         "--surge=2",
         "--control=off",
         "--workers=2..16",

@@ -126,6 +126,25 @@ impl Capture {
         self.tail()
     }
 
+    /// Reads what a dead process has left in the pipe, for the tail alone, and returns that.
+    pub(crate) fn tail_of_dead(&mut self) -> Vec<u8> {
+        let mut read = 0;
+        while read < AFTER_DEATH
+            && let Ok(count @ 1..) = self.read()
+        {
+            self.held.clear();
+            read += count;
+        }
+        self.tail()
+    }
+
+    /// Reads once, for the tail alone. Returns whether more may follow.
+    pub(crate) fn keep_tail(&mut self) -> bool {
+        let read = self.read();
+        self.held.clear();
+        !matches!(read, Ok(0))
+    }
+
     /// Completes the last line, as nothing follows. The owner closes the pipe.
     fn end(&mut self, take: &mut dyn FnMut(&[u8]) -> bool) {
         self.emit(take, true);
