@@ -156,7 +156,6 @@ impl Leftovers {
                 Owner::Unreadable => (None, !self.foreign_orphans && known.is_empty()),
             };
             if left && kill(pid, Signal::SIGKILL).is_ok() {
-                self.killed.insert(pid);
                 found.push(Leftover {
                     pid,
                     name: about.name,
@@ -165,6 +164,10 @@ impl Leftovers {
                 kill_descendants(pid, worker, &mut found);
             }
         }
+        // Its descendants become our children, and may not be dead yet at the next scan.
+        self.killed
+            .extend(found.iter().map(|leftover| leftover.pid));
+        self.killed.retain(|pid| About::read(*pid).is_some());
         if !self.queue.is_empty() {
             self.due = Some(now);
         } else if !found.is_empty() {
