@@ -125,7 +125,7 @@ fn slots_have_their_own_queues_again_after_workers_shut_their_sockets_down() {
         server.reload();
         // They accept nothing any more: they exit by themselves, or are terminated.
         wait_until("the successors to be replaced", LONG, || {
-            server.log().count("; replacing it at once") >= 4 * round && server.is_settled()
+            server.log().count("; replacing it ") >= 4 * round && server.is_settled()
         });
     }
     let slots: BTreeSet<_> = (0..64)

@@ -60,7 +60,7 @@ impl Server {
                 let handle = self.workers.handles.get_mut(&worker)?;
                 let mode = self.generations.get(handle.generation);
                 let mode = mode.map_or(KillMode::Mixed, |generation| generation.config.kill_mode);
-                handle.drain(grace, empty_queue || orphaned, mode)
+                handle.drain(self.now, grace, empty_queue || orphaned, mode)
             }
             Action::Abort(worker) => {
                 self.workers.handles.get(&worker)?.signal(Signal::SIGABRT);

@@ -369,6 +369,7 @@ impl WorkerHandle {
     /// Asks the worker to drain: an external program alone, or with its process group.
     pub(crate) fn drain(
         &mut self,
+        now: Time,
         grace: Duration,
         empty_queue: bool,
         mode: KillMode,
@@ -381,9 +382,14 @@ impl WorkerHandle {
                     empty_queue,
                 }));
                 match asked {
+                    Ok(()) => None,
                     // It has exited already, or is about to: what it has said last is read before
-                    // its death is judged, and one that lives on is terminated by its alarm.
-                    Ok(()) | Err(ChannelError::Closed) => None,
+                    // its death is judged. One that lives on hears nothing, and is terminated.
+                    Err(ChannelError::Closed) => {
+                        self.alarm
+                            .get_or_insert((now + EXIT_GRACE, Alarm::ChannelClosed));
+                        None
+                    }
                     Err(error) => Some(self.violation(&ProtocolViolation::CannotDrain(error))),
                 }
             }

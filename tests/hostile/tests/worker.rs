@@ -236,7 +236,9 @@ fn a_worker_that_does_not_hear_is_killed_when_it_is_to_drain() {
     let hostile = stage.wait_for_hostile_worker();
     stage.send_no_more();
     stage.server.reload();
-    stage.server.wait_for_log("cannot be asked to drain");
+    stage
+        .server
+        .wait_for_log("closed its channel and went on living");
     wait_until("its end", LONG, || !hostile.runs());
     stage.leave();
     stage.assert_unharmed();
