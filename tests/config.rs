@@ -137,16 +137,91 @@ fn check_passes_for_the_very_configuration_that_serves() {
     let server = setup().config("workers = 2\n").start();
     let address = server.address().to_string();
     let config = server.path("config.toml");
+    let control = server.control().display().to_string();
     let words = [
         "check",
         "--bind",
         &address,
+        "--control",
+        &control,
         "--config",
         config.to_str().expect("a plain path"),
     ];
     let output = supervisor(&words);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn check_finds_what_would_fail_at_the_start_and_says_what_it_did_not_check() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = holder.local_addr().expect("an address").to_string();
+    let socket = format!("unix:{}", directory.path().join("a.sock").display());
+    let owner = format!("{socket},owner=no-such-user");
+    let group = format!("{socket},group=no-such-group");
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").expect("a file");
+    let no_socket = format!("unix:{}", file.display());
+    for (words, named) in [
+        (&["--bind", &port][..], "address in use"),
+        (
+            &["--bind", "127.0.0.1:0", "--admin", &port],
+            "address in use",
+        ),
+        (&["--bind", &owner], "no-such-user"),
+        (&["--bind", &group], "no-such-group"),
+        (&["--bind", &no_socket], "a regular file"),
+        (
+            &["--bind", &socket, "--on-event", "/nonexistent/hook"],
+            "/nonexistent/hook",
+        ),
+    ] {
+        let output = supervisor(&[&["check"], words].concat());
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{words:?}: {}",
+            text(&output)
+        );
+        assert!(
+            text(&output).contains(named),
+            "{words:?}: {}",
+            text(&output)
+        );
+    }
+    let hidden = format!("unix:{}/later/a.sock", directory.path().display());
+    let output = supervisor(&["check", "--bind", &hidden, "--on-event-kinds", "died"]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("on-event-kinds: has no effect without on-event"),
+        "{said}"
+    );
+    assert!(
+        said.contains("not checked: whether workers become ready"),
+        "{said}"
+    );
+    assert!(said.contains("its directory does not exist yet"), "{said}");
+}
+
+#[test]
+fn check_knows_the_running_servers_own_addresses() {
+    let server = setup().workers(1).args(["--admin", "127.0.0.1:0"]).start();
+    let status = server.status();
+    let address = |list: &str| status[list][0].as_str().expect("an address").to_owned();
+    let (own, admin) = (address("listeners"), address("admin"));
+    let control = server.control().display().to_string();
+    let check = ["check", "--bind", &own, "--admin", &admin, "--control"];
+    let output = supervisor(&[&check[..], &[&control]].concat());
+    assert!(output.status.success(), "{}", text(&output));
+    let output = supervisor(&[&check[..], &["/nonexistent/socket"]].concat());
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "another server's: {}",
+        text(&output)
+    );
 }
 
 #[test]

@@ -225,12 +225,12 @@ async fn serve_status(
 async fn ask(stream: &mut BufReader<UnixStream>) -> Option<Snapshot> {
     stream
         .get_mut()
-        .write_all(&Request::Status.line())
+        .write_all(&Request::Status {}.line())
         .await
         .ok()?;
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
-    let answer: Answer = serde_json::from_str(&line).ok()?;
+    let answer = Answer::read(line.as_bytes()).ok()?;
     Snapshot::read(&answer.status?)
 }
 
@@ -266,7 +266,7 @@ async fn receive_events(mut stream: UnixStream, recent: Rc<RefCell<Recent>>) {
 }
 
 fn event_in(line: &str) -> Option<NumberedEvent> {
-    let answer: Answer = serde_json::from_str(line).ok()?;
+    let answer = Answer::read(line.as_bytes()).ok()?;
     let json = answer.event?;
     Some(NumberedEvent {
         seq: json.read().ok()?.seq,

@@ -143,7 +143,42 @@ pub(crate) fn event_line(event: &impl Serialize) -> Vec<u8> {
     line
 }
 
+/// Why a line is no answer of this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AnswerError {
+    /// Another program has written it.
+    #[error("it does not speak the control protocol (does another program listen there?)")]
+    Foreign,
+    /// A server of another protocol has written it.
+    #[error(
+        "it speaks version {0} of the control protocol, and this command version {VERSION} (use \
+         the command of the server's own version)"
+    )]
+    Version(u32),
+    /// A document in it is not of this version of its schema.
+    #[error("a document in it has other kinds of values (use the command of the server's version)")]
+    Document,
+}
+
 impl Answer {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// When it is not of this protocol, or of another version of it.
+    pub(crate) fn read(line: &[u8]) -> Result<Self, AnswerError> {
+        // First, as another version may have other kinds of values in the same fields.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version } =
+            serde_json::from_slice(line).map_err(|_| AnswerError::Foreign)?;
+        if version != VERSION {
+            return Err(AnswerError::Version(version));
+        }
+        serde_json::from_slice(line).map_err(|_| AnswerError::Foreign)
+    }
+
     /// The verdict yes.
     pub(crate) fn done() -> Self {
         Self {
@@ -200,6 +235,19 @@ mod tests {
         let status = answer.status.expect("a status");
         assert_eq!(status.text(), r#"{"state":"dozing","extra":[1]}"#);
         assert_eq!(status.read().expect("a status"), Status::default());
+    }
+
+    #[test]
+    fn an_answer_of_another_version_or_program_is_not_believed() {
+        let read = |line: &str| Answer::read(line.as_bytes()).map(|answer| answer.ok);
+        assert_eq!(read(r#"{"version":1,"ok":true}"#), Ok(Some(true)));
+        assert_eq!(
+            read(r#"{"version":2,"ok":"yes"}"#),
+            Err(AnswerError::Version(2))
+        );
+        for line in [r#"{"ok":true}"#, "HTTP/1.1 400 Bad Request", ""] {
+            assert_eq!(read(line), Err(AnswerError::Foreign), "{line}");
+        }
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! Which role this process plays: supervisor, worker, or a client of a running server.
 
+use super::check::check;
 use super::own_path::own_path;
 use crate::api::request::Request;
 use crate::config::runtime_directory::{default_path, runtime_directory};
 use crate::config::{Control, Identity, Invocation, Source, Subcommand, USAGE};
+use crate::control::client::ClientError;
 use crate::control::{OpenError, client, discovery};
-use crate::generation::command;
 use crate::generation::loader::Loader;
 use crate::helpers::{memory_sampler, readiness_probe};
 use crate::listen::{Listeners, StoredSockets};
 use crate::process::signals;
-use crate::sandbox::{Confinement, Dropped, become_user, raise_open_files, warn_of_root};
+use crate::sandbox::{Dropped, become_user, raise_open_files, warn_of_root};
 use crate::server::Server;
 use crate::upgrade::Task;
 use crate::{admin, config, logging, top, upgrade};
@@ -77,8 +78,11 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
     }
     match subcommand {
         Subcommand::Serve => serve(identity, source, inherited, stored),
-        Subcommand::Check { print } => check(source, &inherited, print),
-        Subcommand::Status => reach(&source, json, &Request::Status),
+        Subcommand::Check { print } => check(loader(source, &inherited), print),
+        Subcommand::Status { check: false } => reach(&source, json, &Request::Status {}),
+        Subcommand::Status { check: true } => {
+            at_socket(&source, |path| client::check_ready(path, json))
+        }
         Subcommand::Events {
             follow,
             recent,
@@ -97,7 +101,7 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
             reach(&source, json, &Request::RestartWorker { slot, wait: true })
         }
         Subcommand::Drain(slot) => reach(&source, json, &Request::Drain { slot, wait: true }),
-        Subcommand::Config => reach(&source, json, &Request::Config),
+        Subcommand::Config => reach(&source, json, &Request::Config {}),
         Subcommand::Top {
             interval,
             batch,
@@ -117,7 +121,10 @@ fn play(identity: &Identity, service: Option<Service>) -> ExitCode {
         }
         Subcommand::Reload { wait } => reach(&source, json, &Request::Reload { wait }),
         Subcommand::Upgrade { wait } => reach(&source, json, &Request::Upgrade { wait }),
-        Subcommand::Stop { now } => reach(&source, json, &Request::Stop { now }),
+        Subcommand::Stop { now, wait: false } => reach(&source, json, &Request::Stop { now }),
+        Subcommand::Stop { now, wait: true } => {
+            at_socket(&source, |path| client::stop_and_wait(path, now, json))
+        }
         Subcommand::Man => print(&config::man(identity)),
         Subcommand::Completions(shell) => print(&config::completions(identity, shell)),
     }
@@ -235,35 +242,14 @@ fn loader(source: Source, inherited: &[Inherited]) -> Loader {
     }
 }
 
-/// Validates everything that can be known without serving; an instance that serves is not
-/// disturbed.
-fn check(source: Source, inherited: &[Inherited], effective: bool) -> ExitCode {
-    let loader = loader(source, inherited);
-    let mut config = match loader.config() {
-        Ok(config) => config,
-        Err(error) => return usage(&error.to_string()),
-    };
-    let confined = Confinement::prepare(&config).and_then(|mut confinement| {
-        let directory = confinement.directory(&config)?;
-        let program = confinement.program(&config, || {
-            loader
-                .executable(&config, directory.as_ref(), false)
-                .map_err(|error| error.to_string())
-        })?;
-        config.warnings.extend(command::unfollowed_link(&config));
-        confinement.add_sandbox(&mut config, &program)
-    });
-    if let Err(error) = confined {
-        return fail(&error.to_string());
-    }
-    let warnings = config.warnings.iter().fold(String::new(), |text, warning| {
-        text + "warning: " + warning + "\n"
-    });
-    let _ = std::io::stderr().write_all(warnings.as_bytes());
-    if effective {
-        print(config.render().as_bytes())
-    } else {
-        print(b"the configuration is valid\n")
+/// Returns where the running server's control socket is, if it has one.
+pub(super) fn socket_of(source: &Source) -> Option<PathBuf> {
+    match source.reach().ok()? {
+        (Control::Off, _) => None,
+        (Control::Path(path), _) => Some(path),
+        (Control::Default, name) => {
+            discovery::of_running_server(source.file(), name.as_deref()).ok()
+        }
     }
 }
 
@@ -286,14 +272,19 @@ fn find(source: &Source) -> Result<PathBuf, ExitCode> {
 
 /// Asks the running server for something, and tells what it answers.
 fn reach(source: &Source, json: bool, request: &Request) -> ExitCode {
-    match find(source).map(|path| client::ask(&path, request, json)) {
+    at_socket(source, |path| client::ask(path, request, json))
+}
+
+/// Does something at the running server's control socket.
+fn at_socket(source: &Source, act: impl FnOnce(&Path) -> Result<(), ClientError>) -> ExitCode {
+    match find(source).map(|path| act(&path)) {
         Err(code) => code,
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(&error.to_string()),
     }
 }
 
-fn print(text: &[u8]) -> ExitCode {
+pub(super) fn print(text: &[u8]) -> ExitCode {
     match std::io::stdout().write_all(text) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             fail(&format!("cannot write: {error}"))
@@ -302,12 +293,12 @@ fn print(text: &[u8]) -> ExitCode {
     }
 }
 
-fn fail(reason: &str) -> ExitCode {
+pub(super) fn fail(reason: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {reason}");
     ExitCode::FAILURE
 }
 
-fn usage(reason: &str) -> ExitCode {
+pub(super) fn usage(reason: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "error: {reason}");
     ExitCode::from(u8::try_from(USAGE).unwrap_or(2))
 }

@@ -4,13 +4,15 @@
 //! true of every option is said once, after the list.
 
 use super::error::printable;
+use super::file::nearest;
 use super::options::{Applies, Options, PREFIX, Preset};
-use super::reader::Parsed;
+use super::reader::{InvalidValue, Parsed, invalid};
 use super::types::Control;
-use super::values::{ServerName, Time};
+use super::values::{ServerName, Time, Whole};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, ValueHint};
 use clap_complete::Shell;
+use prefork_protocol::Slot;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -64,7 +66,10 @@ pub enum Subcommand {
         print: bool,
     },
     /// Ask the running server how it is.
-    Status,
+    Status {
+        /// Only whether it is ready.
+        check: bool,
+    },
     /// Ask the running server for this many workers.
     Scale(u16),
     /// Ask the running server to replace a slot's worker.
@@ -105,6 +110,8 @@ pub enum Subcommand {
     Stop {
         /// Without draining.
         now: bool,
+        /// Wait until it has ended.
+        wait: bool,
     },
     /// Print the man page.
     Man,
@@ -171,7 +178,7 @@ fn not_utf8(args: &[OsString]) -> String {
 }
 
 #[derive(Parser, Debug)]
-#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(args_conflicts_with_subcommands = true)]
 struct TopLevel {
     #[command(subcommand)]
     subcommand: Option<SubcommandArgs>,
@@ -195,14 +202,25 @@ struct ServerArgs {
     program: Vec<OsString>,
 }
 
+/// The most slots and workers.
+const SLOTS: u32 = Slot::MAX as u32;
+
+/// Reads the number of an event.
+fn event_number(text: &str) -> Result<u64, InvalidValue> {
+    text.parse().map_err(|_| {
+        invalid!("`{text}` is no number of an event (`events --json` shows them: seq)")
+    })
+}
+
 /// How to find the running server.
 #[derive(Args, Debug)]
 struct ClientArgs {
     /// Connect to the control socket at this path
-    #[arg(long, value_name = "PATH", help_heading = "Control")]
+    #[arg(long, value_name = "PATH", help_heading = "Control", value_hint = ValueHint::AnyPath)]
     control: Option<Parsed<Control>>,
     /// Find the control socket by this configuration file
-    #[arg(long, short, value_name = "FILE", help_heading = "Configuration")]
+    #[arg(long, short, value_name = "FILE", help_heading = "Configuration",
+        value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// Find the server that was started with this --name
     #[arg(long, value_name = "NAME", help_heading = "Control")]
@@ -224,6 +242,11 @@ enum SubcommandArgs {
     },
     /// Show the state of the server and its workers
     Status {
+        /// Exit with 1 unless the server is ready, for health checks and probes
+        ///
+        /// Prints only the state. Ready means the same as for /readyz.
+        #[arg(long)]
+        check: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -248,14 +271,17 @@ enum SubcommandArgs {
         /// Stop immediately, without draining
         #[arg(long)]
         now: bool,
+        /// Return when the supervisor has ended
+        #[arg(long)]
+        wait: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
     /// Run N workers until the next reload
     Scale {
         /// Number of workers
-        #[arg(value_name = "N")]
-        workers: u16,
+        #[arg(value_name = "N", allow_negative_numbers = true)]
+        workers: Parsed<Whole<0, SLOTS, u16>>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -264,7 +290,8 @@ enum SubcommandArgs {
     /// The new one is ready before the old one drains. Exits with 1 and the reason when that fails.
     RestartWorker {
         /// Number of the slot, as `status` shows it
-        slot: u16,
+        #[arg(allow_negative_numbers = true)]
+        slot: Parsed<Whole<0, SLOTS, u16>>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -273,7 +300,8 @@ enum SubcommandArgs {
     /// Keeps the slot empty until restart-worker or a reload fills it.
     Drain {
         /// Number of the slot, as `status` shows it
-        slot: u16,
+        #[arg(allow_negative_numbers = true)]
+        slot: Parsed<Whole<0, SLOTS, u16>>,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -283,10 +311,10 @@ enum SubcommandArgs {
         #[arg(long, short)]
         follow: bool,
         /// Show only the last N
-        #[arg(long, short = 'n', value_name = "N")]
-        recent: Option<u32>,
+        #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true)]
+        recent: Option<Parsed<Whole<0, { u32::MAX }>>>,
         /// Show only those after this number
-        #[arg(long, value_name = "NUMBER")]
+        #[arg(long, value_name = "NUMBER", value_parser = event_number)]
         since: Option<u64>,
         #[command(flatten)]
         client: ClientArgs,
@@ -305,16 +333,14 @@ enum SubcommandArgs {
         #[arg(long, short)]
         batch: bool,
         /// Exit after N frames
-        #[arg(long, short = 'n', value_name = "N")]
-        count: Option<u32>,
+        #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true)]
+        count: Option<Parsed<Whole<0, { u32::MAX }>>>,
         #[command(flatten)]
         client: ClientArgs,
     },
     /// Print the man page
-    #[command(hide = true)]
     Man,
     /// Print completions for a shell
-    #[command(hide = true)]
     Completions {
         /// bash, elvish, fish, powershell or zsh
         shell: Shell,
@@ -340,7 +366,9 @@ impl From<TopLevel> for CommandLine {
             SubcommandArgs::Check { print, server } => {
                 Self::of_server(Subcommand::Check { print }, *server)
             }
-            SubcommandArgs::Status { client } => Self::of_client(Subcommand::Status, client),
+            SubcommandArgs::Status { check, client } => {
+                Self::of_client(Subcommand::Status { check }, client)
+            }
             SubcommandArgs::Events {
                 follow,
                 recent,
@@ -349,19 +377,19 @@ impl From<TopLevel> for CommandLine {
             } => {
                 let events = Subcommand::Events {
                     follow,
-                    recent,
+                    recent: recent.map(|Parsed(recent)| recent),
                     since,
                 };
                 Self::of_client(events, client)
             }
             SubcommandArgs::Scale { workers, client } => {
-                Self::of_client(Subcommand::Scale(workers), client)
+                Self::of_client(Subcommand::Scale(workers.0), client)
             }
             SubcommandArgs::RestartWorker { slot, client } => {
-                Self::of_client(Subcommand::RestartWorker(slot), client)
+                Self::of_client(Subcommand::RestartWorker(slot.0), client)
             }
             SubcommandArgs::Drain { slot, client } => {
-                Self::of_client(Subcommand::Drain(slot), client)
+                Self::of_client(Subcommand::Drain(slot.0), client)
             }
             SubcommandArgs::Config { client } => Self::of_client(Subcommand::Config, client),
             SubcommandArgs::Top {
@@ -373,7 +401,7 @@ impl From<TopLevel> for CommandLine {
                 let top = Subcommand::Top {
                     interval,
                     batch,
-                    count,
+                    count: count.map(|Parsed(count)| count),
                 };
                 Self::of_client(top, client)
             }
@@ -383,8 +411,8 @@ impl From<TopLevel> for CommandLine {
             SubcommandArgs::Upgrade { wait, client } => {
                 Self::of_client(Subcommand::Upgrade { wait }, client)
             }
-            SubcommandArgs::Stop { now, client } => {
-                Self::of_client(Subcommand::Stop { now }, client)
+            SubcommandArgs::Stop { now, wait, client } => {
+                Self::of_client(Subcommand::Stop { now, wait }, client)
             }
             SubcommandArgs::Man => Self::of_server(Subcommand::Man, ServerArgs::default()),
             SubcommandArgs::Completions { shell } => {
@@ -476,7 +504,8 @@ Precedence:
 const STATUS: &str = "\
 Exit status:
   0  stopped as requested; the configuration is valid; the request was granted
-  1  no worker could start; the request was rejected, or no server is running
+  1  no worker could start; the request was rejected, no server is running, or
+     it does not answer; it is not ready (status --check)
   2  the command line, the environment or the file is invalid";
 
 /// Returns the whole command line, for parsing and help.
@@ -510,7 +539,8 @@ fn summary(identity: &Identity) -> clap::Error {
     let commands = "Commands:\n  \
                     check                              Validate the configuration\n  \
                     status, events, config, top        Show the running server\n  \
-                    reload, upgrade, stop, scale, restart-worker, drain    Operate it";
+                    reload, upgrade, stop, scale, restart-worker, drain    Operate it\n  \
+                    help COMMAND, man, completions SHELL    Explain";
     let more = format!(
         "Options can also be set in the environment (SUPERVISOR_WORKERS=4) and in the file\n\
          (workers = 4). {name} --help lists all of them, signals, exit status and examples."
@@ -554,9 +584,10 @@ pub(crate) fn man(identity: &Identity) -> Vec<u8> {
         " [-- PROGRAM ARGUMENT...]"
     };
     let synopsis = format!(
-        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status\n  \
+        "Synopsis:\n  {name} [OPTIONS]{program}\n  {name} check [--print] [OPTIONS]{program}\n  {name} status [--check]\n  \
          {name} events [--follow]\n  {name} config\n  {name} top\n  {name} reload [--wait]\n  {name} upgrade [--wait]\n  \
-         {name} stop [--now]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT"
+         {name} stop [--now] [--wait]\n  {name} scale N\n  {name} restart-worker SLOT\n  {name} drain SLOT\n  \
+         {name} help [COMMAND]\n  {name} man\n  {name} completions SHELL"
     );
     let man = clap_mangen::Man::new(command(identity)).section("8");
     let mut page = Vec::new();
@@ -600,6 +631,12 @@ pub(crate) fn completions(identity: &Identity, shell: Shell) -> Vec<u8> {
 /// makes no sense.
 fn describe(arg: Arg, linked: bool) -> Arg {
     let name = arg.get_id().as_str().replace('_', "-");
+    let hint = hint(&arg);
+    let arg = if hint == ValueHint::Unknown {
+        arg
+    } else {
+        arg.value_hint(hint)
+    };
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
     let long_help = arg.get_long_help().map(ToString::to_string);
     let long_help = long_help.unwrap_or_else(|| help.clone());
@@ -624,9 +661,36 @@ fn describe(arg: Arg, linked: bool) -> Arg {
         Preset::Computed(_) => help,
     };
     let refused = linked && matches!(setting.applies, Applies::Stock | Applies::External);
+    // The help shows the values in place of the value, or in its text.
     arg.help(help)
+        .hide_possible_values(true)
         .long_help(format!("{long_help}\n\n[default: {preset}]{scope}"))
         .hide(refused)
+}
+
+/// Returns what a shell completes an option's value with, by what `--help` shows in its place.
+fn hint(arg: &Arg) -> ValueHint {
+    let Some([shown]) = arg.get_value_names() else {
+        return ValueHint::Unknown;
+    };
+    match shown.as_str() {
+        "FILE" | "FILE|-" | "FILE|-|off" => ValueHint::FilePath,
+        "DIR" | "auto|off|DIR" => ValueHint::DirPath,
+        "PATH" | "PATH|off" => ValueHint::AnyPath,
+        "USER" => ValueHint::Username,
+        "PROGRAM" => ValueHint::CommandName,
+        _ => ValueHint::Unknown,
+    }
+}
+
+/// Returns the command that a stray word may have been meant to be.
+fn command_like(stray: &str) -> Option<String> {
+    let command = TopLevel::command();
+    let names = || command.get_subcommands().map(Command::get_name);
+    let longer = names().find(|name| stray.len() >= 3 && name.starts_with(stray));
+    longer
+        .or_else(|| nearest(stray, names()))
+        .map(str::to_owned)
 }
 
 /// Adds to an error about a stray word what was probably meant.
@@ -642,6 +706,8 @@ fn with_tip(mut error: clap::Error, identity: &Identity) -> clap::Error {
         return error;
     } else if TopLevel::command().find_subcommand(&stray).is_some() {
         format!("`{stray}` comes first: {name} {stray} [OPTIONS]")
+    } else if let Some(near) = command_like(&stray) {
+        format!("did you mean `{name} {near}`? (`{name} help` lists the commands)")
     } else if identity.linked {
         return error;
     } else {

@@ -198,18 +198,81 @@ fn words(value: ValueDeserializer<'_>) -> Result<Vec<OsString>, toml::de::Error>
 
 /// What to say of text that is no TOML; in plainer words than the parser's where people slip often.
 fn syntax(error: &toml::de::Error, text: &str) -> String {
-    let rest = error
-        .span()
-        .and_then(|span| text.get(span.start..)?.lines().next())
-        .unwrap_or_default();
-    match error.message() {
-        "duplicate key" => "is set twice in this file (leave one out)".to_owned(),
-        message if message.starts_with("string values must be quoted") => match rest.trim() {
-            "" => "the value is missing (write it after the `=`, or leave the line out)".to_owned(),
-            word => format!("text needs quotes (write it like \"{word}\")"),
-        },
-        message => format!("{message} (the file is TOML; write lines like workers = 8)"),
+    if error.message() == "duplicate key" {
+        return "is set twice in this file (leave one out)".to_owned();
     }
+    let place = error.span().map_or(0, |span| span.start.min(text.len()));
+    let start = text[..place].rfind('\n').map_or(0, |end| end + 1);
+    let line = text[start..].lines().next().unwrap_or_default();
+    let value = line
+        .split_once('=')
+        // What is wrong is the value, not the key.
+        .filter(|(key, _)| start + key.len() < place)
+        .map(|(_, value)| value.split(" #").next().unwrap_or_default().trim());
+    match value.map(|value| (value, rewritten(value))) {
+        Some(("", _)) => {
+            "the value is missing (write it after the `=`, or leave the line out)".to_owned()
+        }
+        Some((_, Some(Rewritten::Quoted(right)))) => {
+            format!("text needs quotes (write it like {right})")
+        }
+        Some((_, Some(Rewritten::Closed(right)))) => {
+            format!("the closing quote is missing (write it like {right})")
+        }
+        Some(_) | None => {
+            let message = error.message();
+            format!("{message} (the file is TOML; write lines like workers = 8)")
+        }
+    }
+}
+
+/// A value that is no TOML, written right.
+enum Rewritten {
+    /// It, or something in it, has quotes now.
+    Quoted(String),
+    /// Its quotes are closed now.
+    Closed(String),
+}
+
+/// Returns how a value may have been meant; `None` when its quotes are not what is wrong with it.
+fn rewritten(value: &str) -> Option<Rewritten> {
+    let needs_quotes = |text: &str| {
+        let is_plain = text.parse::<f64>().is_ok() || matches!(text, "true" | "false");
+        !text.is_empty() && !text.starts_with(['"', '\'', '[', '{']) && !is_plain
+    };
+    let with_quotes = |text: &str| match text.trim() {
+        text if needs_quotes(text) => format!("\"{text}\""),
+        text => text.to_owned(),
+    };
+    let inside = |open, close| {
+        let rest = value.strip_prefix(open)?;
+        Some(rest.strip_suffix(close).unwrap_or(rest))
+    };
+    let quoted = if let Some(list) = inside('[', ']') {
+        let list: Vec<_> = list.split(',').map(with_quotes).collect();
+        format!("[{}]", list.join(", "))
+    } else if let Some(table) = inside('{', '}') {
+        let entry = |entry: &str| match entry.split_once('=') {
+            Some((key, value)) => format!("{} = {}", key.trim(), with_quotes(value)),
+            None => entry.trim().to_owned(),
+        };
+        let table: Vec<_> = table.split(',').map(entry).collect();
+        format!("{{ {} }}", table.join(", "))
+    } else if let Some(text) = value.strip_prefix(['"', '\'']) {
+        let quote = &value[..1];
+        return (!text.contains(quote)).then(|| Rewritten::Closed(format!("{value}{quote}")));
+    } else {
+        let mut words = value.split_whitespace();
+        // Two numbers are not one text.
+        let is_text = words.next().is_some_and(needs_quotes);
+        return is_text.then(|| Rewritten::Quoted(format!("\"{value}\"")));
+    };
+    // Where it was right, something else is wrong.
+    let same = |one: &str, other: &str| {
+        let bare = |text: &str| text.replace(char::is_whitespace, "");
+        bare(one) == bare(other)
+    };
+    (!same(&quoted, value)).then_some(Rewritten::Quoted(quoted))
 }
 
 /// What to say of a key that is no setting's.
@@ -249,4 +312,53 @@ pub(crate) fn nearest<'a>(
         .min()
         .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).clamp(1, 3))
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_without_quotes_is_shown_with_them() {
+        let message = |line: &str| {
+            let error = DeTable::parse(line).err().map(|error| syntax(&error, line));
+            error.unwrap_or_else(|| panic!("{line} is TOML"))
+        };
+        for (line, right) in [
+            ("class = sync", "\"sync\""),
+            ("bind = 0.0.0.0:80", "\"0.0.0.0:80\""),
+            (
+                "bind = [0.0.0.0:80, \"[::]:80\"]",
+                "[\"0.0.0.0:80\", \"[::]:80\"]",
+            ),
+            ("keep-alive = 9s", "\"9s\""),
+            ("graceful-timeout = 1m 30s # a minute", "\"1m 30s\""),
+            ("workers = 2..4", "\"2..4\""),
+            ("name = infra", "\"infra\""),
+            ("name = truely", "\"truely\""),
+            ("command = python3 app.py", "\"python3 app.py\""),
+            ("command = [python3, app.py]", "[\"python3\", \"app.py\"]"),
+            ("env = { A = b, N = 1 }", "{ A = \"b\", N = 1 }"),
+        ] {
+            let wanted = format!("text needs quotes (write it like {right})");
+            assert_eq!(message(line), wanted, "{line}");
+        }
+        assert_eq!(
+            message("bind = \"a\nworkers = 2"),
+            "the closing quote is missing (write it like \"a\")"
+        );
+        assert!(message("workers =").starts_with("the value is missing"));
+        for line in [
+            "workers = 8 9",
+            "workers 8",
+            "a..b = 1",
+            "bind = [\"a\" \"b\"]",
+        ] {
+            let message = message(line);
+            assert!(
+                message.ends_with("(the file is TOML; write lines like workers = 8)"),
+                "{message}"
+            );
+        }
+    }
 }

@@ -48,6 +48,17 @@ pub(crate) const KINDS: &[(&str, bool)] = &[
     ("upgraded", true),
 ];
 
+/// The names of the kinds.
+const NAMES: [&str; KINDS.len()] = {
+    let mut names = [""; KINDS.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = KINDS[index].0;
+        index += 1;
+    }
+    names
+};
+
 /// What is started for events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
@@ -96,6 +107,7 @@ pub(crate) struct Kind;
 impl ConfigValue for Kind {
     type Resolved = &'static str;
     const EXAMPLE: &'static str = "\"died reload-failed\"";
+    const CHOICES: &'static [&'static str] = &NAMES;
 
     fn read(text: &str) -> Result<&'static str, InvalidValue> {
         KINDS

@@ -42,6 +42,7 @@ pub(crate) use clean_exits::CleanExits;
 pub use command_line::Identity;
 pub(crate) use command_line::{Subcommand, completions, man};
 pub(crate) use error::{ConfigError, USAGE};
+pub(crate) use file::nearest;
 pub use hooks::Hooks;
 pub use layer::Surroundings;
 pub use options::Config;

@@ -101,6 +101,17 @@ impl Setting {
     }
 }
 
+/// The options that a reload cannot change: what they configure is made once.
+pub(crate) const READ_AT_START: [&str; 7] = [
+    "cgroups",
+    "control",
+    "control-readers",
+    "log-file",
+    "log-format",
+    "name",
+    "supervisor-user",
+];
+
 /// What every variable begins with.
 pub(crate) const PREFIX: &str = "SUPERVISOR_";
 
@@ -522,7 +533,7 @@ settings! {
             in |config| Some(config.privileges.core_dumps);
         /// Change the supervisor to this user before it binds
         ///
-        /// It keeps only the capabilities that it needs. Needs root.
+        /// It keeps only the capabilities that it needs. Needs root. Read at start only.
         supervisor_user: (Parsed<Name>) as "USER" = Computed("the user that starts it"), All
             in |config| config.privileges.supervisor_user.as_ref().map(|user| user.written.clone());
     }
@@ -533,11 +544,13 @@ settings! {
         log_level: (Parsed<LevelFilter>) as "LEVEL" = Given("info"), All
             in |config| Some(config.log.level);
         /// Write log lines as text or as JSON objects
+        ///
+        /// Read at start only.
         log_format: (Parsed<LogFormat>) as "text|json" = Given("text"), All
             in |config| Some(config.log.format);
         /// Log to this file, or to stderr for -
         ///
-        /// USR1 reopens it.
+        /// USR1 reopens it. Read at start only.
         log_file: (Parsed<LogFile>) as "FILE|-" = Given("-"), All
             in |config| Some(config.log.file.clone());
         /// Capture workers' standard error, or let them inherit the supervisor's
@@ -599,7 +612,7 @@ settings! {
     "Control" {
         /// Name this server, so that commands find it among others
         ///
-        /// As in supervisor status --name NAME.
+        /// As in supervisor status --name NAME. Read at start only.
         name: (Parsed<ServerName>) as "NAME" = Computed("none"), All => Option<String>, if_set;
         /// Let members of this group ask for status, events and config
         ///
@@ -608,6 +621,8 @@ settings! {
             = Computed("only the supervisor's user, its group and root"), All
             => Option<NamedGroup>, if_set;
         /// Create the control socket at this path
+        ///
+        /// Read at start only.
         control: (Parsed<Control>) as "PATH|off"
             = Computed("prefork.sock, or prefork-NAME.sock, in $RUNTIME_DIRECTORY, else in \
                 $XDG_RUNTIME_DIR, else in /run for root, in /run/user/UID or /tmp/prefork-UID for \
@@ -663,6 +678,15 @@ impl Options {
 }
 
 impl Config {
+    /// Returns the values of the options that are read at start only, as the file has them.
+    pub(crate) fn read_at_start(&self) -> Vec<(String, String)> {
+        let value = |name: &str| {
+            let written = setting(name).and_then(|setting| self.written(setting));
+            (name.to_owned(), written.unwrap_or_default())
+        };
+        READ_AT_START.iter().map(|name| value(name)).collect()
+    }
+
     /// Returns how the number of workers would be typed.
     fn worker_count(&self) -> WorkerCount {
         if self.range {

@@ -462,6 +462,7 @@ pub(crate) struct OnOff;
 impl ConfigValue for OnOff {
     type Resolved = bool;
     const EXAMPLE: &'static str = "\"on\"";
+    const CHOICES: &'static [&'static str] = &["on", "off"];
 
     fn read(text: &str) -> Result<bool, InvalidValue> {
         match text {

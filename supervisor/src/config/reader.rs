@@ -4,7 +4,9 @@
 //! It does not know which options there are.
 
 use super::toml_text::quoted;
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser, ValueParserFactory};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use std::ffi::OsStr;
 use std::fmt;
 use std::marker::PhantomData;
 use std::str::FromStr;
@@ -31,6 +33,8 @@ pub(crate) trait ConfigValue: Clone + fmt::Debug + Send + Sync + 'static {
     const NUMBER: bool = false;
     /// The keywords that can stand in a bare number's place, in quotes.
     const KEYWORDS: &'static [&'static str] = &[];
+    /// Values that a shell offers: all that there are, or those that are typed most.
+    const CHOICES: &'static [&'static str] = &[];
     /// Whether a range of numbers can stand in a bare number's place, in quotes.
     const RANGE: bool = false;
 
@@ -75,6 +79,7 @@ macro_rules! keywords {
         impl $crate::config::reader::ConfigValue for $type {
             type Resolved = Self;
             const EXAMPLE: &'static str = concat!("\"", $example, "\"");
+            const CHOICES: &'static [&'static str] = &[$example $(, $keyword)*];
 
             fn read(text: &str) -> Result<Self, $crate::config::reader::InvalidValue> {
                 match text {
@@ -121,6 +126,40 @@ impl<T: ConfigValue> FromStr for Parsed<T> {
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         T::read(text).map(Self)
+    }
+}
+
+/// Reads an option's value on the command line.
+#[derive(Debug, Clone)]
+pub(crate) struct ValueParser<T>(PhantomData<T>);
+
+impl<T: ConfigValue> ValueParserFactory for Parsed<T> {
+    type Parser = ValueParser<T>;
+
+    fn value_parser() -> ValueParser<T> {
+        ValueParser(PhantomData)
+    }
+}
+
+impl<T: ConfigValue> TypedValueParser for ValueParser<T> {
+    type Value = Parsed<T>;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Parsed<T>, clap::Error> {
+        StringValueParser::new()
+            .try_map(|text| text.parse::<Parsed<T>>())
+            .parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let choices = T::CHOICES;
+        (!choices.is_empty()).then(|| -> Box<dyn Iterator<Item = _>> {
+            Box::new(choices.iter().map(PossibleValue::new))
+        })
     }
 }
 

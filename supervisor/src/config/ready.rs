@@ -51,6 +51,7 @@ impl fmt::Display for Ready {
 impl ConfigValue for Ready {
     type Resolved = Self;
     const EXAMPLE: &'static str = "\"auto\"";
+    const CHOICES: &'static [&'static str] = &["auto", "notify", "listen", "channel"];
 
     fn read(text: &str) -> Result<Self, InvalidValue> {
         match text {

@@ -55,6 +55,7 @@ pub(crate) fn resolve(
     let privileges = resolver.privileges();
     resolver.check_ready(&program, &privileges);
     resolver.warn_of_unused(&program, range);
+    resolver.warn_of_missing_companions();
     let checked = Checked {
         program,
         binds,
@@ -416,6 +417,21 @@ impl Resolver<'_> {
         }
     }
 
+    /// Warns of options that are set without the one that they belong to.
+    fn warn_of_missing_companions(&mut self) {
+        for (name, others) in COMPANIONS {
+            let is_typed =
+                |name: &str| setting(name).is_some_and(|setting| self.typed(setting).is_some());
+            if is_typed(name) && !others.iter().any(|other| is_typed(other)) {
+                let place = self.place(name);
+                let others = others.join(" or ");
+                self.warnings.push(format!(
+                    "{place}: has no effect without {others} (set that, too)"
+                ));
+            }
+        }
+    }
+
     /// Warns of options that are set and do not apply to these workers.
     fn warn_of_unused(&mut self, program: &Program, range: bool) {
         for setting in SETTINGS {
@@ -440,6 +456,14 @@ impl Resolver<'_> {
         }
     }
 }
+
+/// Options that have no effect unless one of the others is set.
+const COMPANIONS: [(&str, &[&str]); 4] = [
+    ("access-log-format", &["access-log"]),
+    ("admin-user", &["admin", "agent"]),
+    ("on-event-kinds", &["on-event"]),
+    ("on-event-timeout", &["on-event"]),
+];
 
 /// Returns why an option has no effect on these workers, if it has none.
 fn unused(applies: Applies, program: &Program, class: ClassName, range: bool) -> Option<String> {

@@ -209,6 +209,7 @@ pub(crate) struct Permission;
 impl ConfigValue for Permission {
     type Resolved = bool;
     const EXAMPLE: &'static str = "\"deny\"";
+    const CHOICES: &'static [&'static str] = &["allow", "deny"];
 
     fn read(text: &str) -> Result<bool, InvalidValue> {
         match text {

@@ -219,10 +219,11 @@ impl<T: ConfigValue> ConfigValue for OrOff<T> {
 
 /// Implements [`ConfigValue`] by `FromStr` and `Display`.
 macro_rules! displayed {
-    ($type:ty, $example:literal) => {
+    ($type:ty, $example:literal, $choices:expr) => {
         impl ConfigValue for $type {
             type Resolved = Self;
             const EXAMPLE: &'static str = $example;
+            const CHOICES: &'static [&'static str] = &$choices;
 
             fn read(text: &str) -> Result<Self, InvalidValue> {
                 text.parse::<Self>().map_err(|error| invalid!("{error}"))
@@ -235,9 +236,9 @@ macro_rules! displayed {
     };
 }
 
-displayed!(ClassName, "\"async\"");
-displayed!(Accept, "\"steal\"");
-displayed!(Format, "\"combined\"");
+displayed!(ClassName, "\"async\"", ["sync", "threads", "async"]);
+displayed!(Accept, "\"steal\"", ["own", "steal", "shared"]);
+displayed!(Format, "\"combined\"", ["combined", "json"]);
 keywords!(LogFormat { Text = "text", Json = "json" }, "is no log format (choose text or json)");
 keywords!(
     KillMode { Mixed = "mixed", ControlGroup = "control-group" },
@@ -284,6 +285,7 @@ pub(crate) struct StopSignal;
 impl ConfigValue for StopSignal {
     type Resolved = Signal;
     const EXAMPLE: &'static str = "\"TERM\"";
+    const CHOICES: &'static [&'static str] = &["TERM", "QUIT", "INT", "HUP", "USR1", "USR2"];
 
     fn read(text: &str) -> Result<Signal, InvalidValue> {
         let name = text.to_ascii_uppercase();
@@ -308,6 +310,7 @@ impl ConfigValue for StopSignal {
 impl ConfigValue for LevelFilter {
     type Resolved = Self;
     const EXAMPLE: &'static str = "\"info\"";
+    const CHOICES: &'static [&'static str] = &["off", "error", "warn", "info", "debug", "trace"];
 
     fn read(text: &str) -> Result<Self, InvalidValue> {
         text.parse().map_err(|_| {

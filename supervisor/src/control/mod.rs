@@ -35,6 +35,7 @@ pub(crate) use crate::api::status::Progress;
 pub(crate) use crate::config::runtime_directory::runtime_directory;
 use crate::config::runtime_directory::{RuntimeDirectoryError, remake_directory};
 use crate::process::poll::{Interest, Poll, Token};
+use client::connection::connect_within;
 use nix::unistd::Gid;
 use peer::PeerError;
 use prefork_core::Time;
@@ -57,6 +58,8 @@ const MAX_UNREAD: usize = 4 << 20;
 const MAX_UNREAD_EVENTS: usize = 256 << 10;
 const TIME_TO_ASK: Duration = Duration::from_secs(10);
 const TIME_TO_READ: Duration = Duration::from_secs(10);
+/// How long another instance at the same path may take to accept.
+const TIME_TO_CONNECT: Duration = Duration::from_secs(1);
 /// How long no client is accepted after accept(2) has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -471,9 +474,20 @@ impl ControlServer {
             .min()
     }
 
-    /// Writes as much of the output as the clients' sockets take, before the server exits.
+    /// Returns whether a client waits for the answer to its request.
+    pub(crate) fn is_waiting(&self, id: u64) -> bool {
+        self.clients
+            .get(&id)
+            .is_some_and(|client| client.stage == Stage::Waits)
+    }
+
+    /// Ends the streams of events with a verdict, and writes as much of the output as the clients'
+    /// sockets take, before the server exits.
     pub(crate) fn finish(&mut self) {
         for client in self.clients.values_mut() {
+            if client.stage == Stage::Follows {
+                client.push(&Answer::done().line());
+            }
             let _ = client.flush();
         }
     }
@@ -543,8 +557,13 @@ impl Listener {
             if !about.file_type().is_socket() {
                 return Err(BindProblem::NotASocket);
             }
-            if UnixStream::connect(path).is_ok() {
-                return Err(BindProblem::InUse);
+            // Neither does a server that is stopped hold up this one: its queue may be full.
+            match connect_within(path, TIME_TO_CONNECT) {
+                Ok(_) => return Err(BindProblem::InUse),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(BindProblem::InUse);
+                }
+                Err(_) => {}
             }
             std::fs::remove_file(path)?;
         }

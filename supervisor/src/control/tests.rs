@@ -120,7 +120,7 @@ fn the_client_that_is_silent_for_longest_makes_room() {
     let mut held: Vec<_> = (0..MAX_CLIENTS).map(|_| fixture.connect()).collect();
     assert_eq!(fixture.server.clients.len(), MAX_CLIENTS);
     let (mut stream, id, request) = fixture.ask("{\"command\":\"status\"}\n");
-    assert_eq!(request, Some(Request::Status), "a request finds room");
+    assert_eq!(request, Some(Request::Status {}), "a request finds room");
     assert!(
         !fixture.server.clients.contains_key(&held[0].1),
         "the first one was dropped"
@@ -184,7 +184,7 @@ fn a_lasting_client_may_ask_again_but_only_what_its_role_allows() {
             .expect("ask");
         assert_eq!(
             fixture.server.serve(fixture.now, &fixture.poll, id),
-            Some(Request::Status)
+            Some(Request::Status {})
         );
         fixture
             .server

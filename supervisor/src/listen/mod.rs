@@ -21,6 +21,7 @@ mod bpf;
 mod error;
 mod inherited;
 mod lock;
+mod probe;
 mod rebind;
 mod reuseport_group;
 mod shutdown_order;
@@ -35,6 +36,7 @@ mod upgrade_state;
 pub(crate) use address_sockets::AddressSockets;
 pub(crate) use bpf::{SteerError, Steered};
 pub(crate) use error::{ListenError, ListenProblem};
+pub(crate) use probe::{Free, probe};
 pub(crate) use stored::StoredSockets;
 
 use crate::config::Bind;

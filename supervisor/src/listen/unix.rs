@@ -189,9 +189,33 @@ fn new_socket() -> nix::Result<OwnedFd> {
 /// # Errors
 /// A program listens on it, or the file is no socket.
 fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenProblem> {
+    if !is_stale(path, address)? {
+        return Ok(());
+    }
+    match nix::unistd::unlink(path) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(ListenProblem::system(Operation::BindUnix)(errno)),
+    }
+}
+
+/// Checks that a socket could be bound at a path, as far as what is there tells.
+///
+/// # Errors
+/// A program listens there, or a file is there that is no socket.
+pub(crate) fn probe(path: &Path) -> Result<(), ListenProblem> {
+    let address = UnixAddr::new(path).map_err(ListenProblem::system(Operation::BindUnix))?;
+    is_stale(path, &address).map(drop)
+}
+
+/// Returns whether a socket's file is there on which no program listens; false when nothing is.
+///
+/// # Errors
+/// A program listens on it, or the file is no socket.
+fn is_stale(path: &Path, address: &UnixAddr) -> Result<bool, ListenProblem> {
     let failed = ListenProblem::system(Operation::BindUnix);
     match lstat(path) {
-        Err(Errno::ENOENT) => return Ok(()),
+        // A directory that is missing is for bind(2) to report.
+        Err(Errno::ENOENT) => return Ok(false),
         Err(errno) => return Err(failed(errno)),
         Ok(status) => {
             if let Some(kind) = file_kind(&status) {
@@ -201,11 +225,8 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenProblem> {
     }
     let client = new_socket().map_err(failed)?;
     match connect(client.as_raw_fd(), address) {
-        Err(Errno::ENOENT) => Ok(()),
-        Err(Errno::ECONNREFUSED) => match nix::unistd::unlink(path) {
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(failed(errno)),
-        },
+        Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::ECONNREFUSED) => Ok(true),
         // A full queue, or a socket of another type, belongs to a running program.
         Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Err(ListenProblem::SocketInUse),
         Err(errno) => Err(failed(errno)),

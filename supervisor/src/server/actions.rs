@@ -139,7 +139,8 @@ impl Server {
         self.now = clock();
         match loaded {
             Ok(generation) => {
-                for warning in &generation.config.warnings {
+                let in_vain = self.generations.changed_in_vain(&generation.config);
+                for warning in generation.config.warnings.iter().chain(&in_vain) {
                     warn!("{warning}");
                 }
                 let before = self

@@ -151,6 +151,7 @@ impl Server {
         } else {
             Core::new(first, generation.plan(), seed)
         };
+        let read_at_start = generation.config.read_at_start().into_iter().collect();
         for remark in listeners.close_unclaimed() {
             warn!("{remark}");
         }
@@ -171,6 +172,7 @@ impl Server {
                 listeners,
                 held: BTreeMap::from([(first, generation)]),
                 accepted: first,
+                read_at_start,
             },
             workers: Workers::new(notify, cgroups),
             steering: Steering::default(),

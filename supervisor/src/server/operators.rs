@@ -131,13 +131,13 @@ impl Server {
 
     pub(crate) fn answer_request(&mut self, client: u64, request: Request) {
         match request {
-            Request::Status => self.answer_status(client),
+            Request::Status {} => self.answer_status(client),
             Request::Events {
                 follow,
                 since,
                 recent,
             } => self.answer_events(client, follow, since, recent),
-            Request::Config => self.answer_config(client),
+            Request::Config {} => self.answer_config(client),
             Request::Reload { wait: true } => {
                 self.operators.waiting.insert(client);
                 self.feed(Event::Command(Command::Reload(Some(RequestId(client)))));
@@ -153,12 +153,14 @@ impl Server {
                 )));
             }
             Request::RestartWorker { slot, wait } => {
-                let asked = self.asked_by(client, wait);
-                self.feed(Event::Command(Command::Restart(Slot(slot), asked)));
+                self.command_slot(client, wait, |request| {
+                    Command::Restart(Slot(slot), Some(request))
+                });
             }
             Request::Drain { slot, wait } => {
-                let asked = self.asked_by(client, wait);
-                self.feed(Event::Command(Command::Drain(Slot(slot), asked)));
+                self.command_slot(client, wait, |request| {
+                    Command::Drain(Slot(slot), Some(request))
+                });
             }
             Request::Upgrade { wait: true } => self.ask_for_upgrade(Some(client)),
             Request::Upgrade { wait: false } => {
@@ -176,13 +178,18 @@ impl Server {
         }
     }
 
-    /// Returns the request to answer with the verdict. A client that does not wait is answered at
-    /// once.
-    fn asked_by(&mut self, client: u64, waits: bool) -> Option<RequestId> {
-        if !waits {
+    /// Gives the core a command for a slot. A client that does not wait is answered as soon as the
+    /// core has not refused: it learns that there is no such slot all the same.
+    fn command_slot(
+        &mut self,
+        client: u64,
+        waits: bool,
+        command: impl FnOnce(RequestId) -> Command,
+    ) {
+        self.feed(Event::Command(command(RequestId(client))));
+        if !waits && self.operators.control.is_waiting(client) {
             self.answer(client, &Answer::done());
         }
-        waits.then_some(RequestId(client))
     }
 
     /// Answers with the status, which is rendered once for all clients of one round.

@@ -24,7 +24,7 @@ impl Server {
         Status {
             version: VERSION,
             name: self.name.clone(),
-            instance: accepted.and_then(|accepted| accepted.config.name.clone()),
+            instance: self.generations.instance().map(str::to_owned),
             pid: std::process::id(),
             program: crate::version::VERSION.into(),
             time: time.as_secs_f64(),

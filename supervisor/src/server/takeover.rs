@@ -70,6 +70,7 @@ impl Server {
         let mut listeners = Listeners::adopted(runtime_directory(), state.inherited, rest);
         let groups = listeners.adopt_groups(state.groups, rest);
         let held = adopt_generations(generations, state.accepted, &loader, &groups, rest);
+        let read_at_start = read_at_start(state.read_at_start, &held, state.accepted);
         let (core, handles) = adopt_workers(state.core, handles, &held, rest, check);
         if !check {
             stderr_writer().resume(state.backlog);
@@ -133,6 +134,7 @@ impl Server {
                 listeners,
                 held,
                 accepted: state.accepted,
+                read_at_start,
             },
             workers,
             steering: Steering {
@@ -192,6 +194,20 @@ fn adopt_generations(
         ));
     }
     held
+}
+
+/// Returns the values of the options that a reload cannot change. The log starts anew with an
+/// upgrade, and an older version does not tell the others.
+fn read_at_start(
+    before: Vec<(String, String)>,
+    held: &BTreeMap<GenerationId, Generation>,
+    accepted: GenerationId,
+) -> BTreeMap<String, String> {
+    let now = held.get(&accepted).map(|it| it.config.read_at_start());
+    let mut values: BTreeMap<_, _> = now.unwrap_or_default().into_iter().collect();
+    let before = before.into_iter();
+    values.extend(before.filter(|(name, _)| !name.starts_with("log-")));
+    values
 }
 
 /// Takes over the core and the workers, which must be the ones that the core knows.

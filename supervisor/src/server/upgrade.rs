@@ -571,6 +571,7 @@ impl Server {
             leaving: helpers.leaving,
             terminating: helpers.useless,
             open_files: started_with(),
+            read_at_start: self.generations.read_at_start.clone().into_iter().collect(),
             // All of them, so after everything that adds one.
             descriptors: std::mem::take(packing).finish(),
             #[cfg(feature = "next")]

@@ -91,7 +91,7 @@ impl Client {
         if !self.asks(Purpose::Status) {
             self.ask(
                 Purpose::Status,
-                &Request::Status,
+                &Request::Status {},
                 Some(now + STATUS_TIMEOUT),
             );
         }
@@ -208,14 +208,24 @@ impl Client {
 
     /// Reads a line into `news`; returns whether it is the last one.
     fn understand(&mut self, purpose: Purpose, line: &[u8], news: &mut Vec<News>) -> bool {
-        let Ok(answer) = serde_json::from_slice::<Answer>(line) else {
-            return true;
+        let answer = match Answer::read(line) {
+            Ok(answer) => answer,
+            Err(error) => {
+                match purpose {
+                    Purpose::Status => news.push(News::Silence(error.to_string())),
+                    Purpose::Command => {
+                        news.push(News::Verdict(Err(format!("not known: {error}"))));
+                    }
+                    Purpose::Events => {}
+                }
+                return true;
+            }
         };
         match purpose {
             Purpose::Status => news.push(match &answer.status {
                 Some(status) => match status.read() {
                     Ok(status) => News::Status(Box::new(status)),
-                    Err(error) => News::Silence(format!("cannot understand its status: {error}")),
+                    Err(_) => News::Silence("its status has other kinds of values".to_owned()),
                 },
                 None => News::Silence(answer.reason().to_owned()),
             }),

@@ -86,6 +86,7 @@ states! {
         leaving: Vec<ChildState> = Vec::new(),
         terminating: Vec<ChildState> = Vec::new(),
         open_files: Option<u64> = None,
+        read_at_start: Vec<(String, String)> = Vec::new(),
         #[cfg(feature = "next")]
         novelty: String = "not known to the old version".to_owned(),
     }

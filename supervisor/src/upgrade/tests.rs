@@ -363,6 +363,7 @@ fn sample() -> State {
         leaving: Vec::new(),
         terminating: Vec::new(),
         open_files: None,
+        read_at_start: Vec::new(),
         #[cfg(feature = "next")]
         novelty: String::new(),
     }
@@ -413,6 +414,7 @@ fn grown() -> State {
             ..*rows
         };
     }
+    state.read_at_start = vec![("name".to_owned(), "\"shop\"".to_owned())];
     state.counts = CountsState {
         started: 1_764_000_000,
         spawned: 9,

@@ -166,14 +166,24 @@ fn each_subcommand_is_reached() {
         subcommand(&["check", "--print"]),
         Subcommand::Check { print: true }
     );
-    assert_eq!(subcommand(&["status", "--json"]), Subcommand::Status);
+    assert_eq!(
+        subcommand(&["status", "--json"]),
+        Subcommand::Status { check: false }
+    );
+    assert_eq!(
+        subcommand(&["status", "--check"]),
+        Subcommand::Status { check: true }
+    );
     assert_eq!(
         subcommand(&["reload", "--wait", "--control", "/c"]),
         Subcommand::Reload { wait: true }
     );
     assert_eq!(
-        subcommand(&["stop", "--now"]),
-        Subcommand::Stop { now: true }
+        subcommand(&["stop", "--now", "--wait"]),
+        Subcommand::Stop {
+            now: true,
+            wait: true
+        }
     );
     assert_eq!(subcommand(&["man"]), Subcommand::Man);
     assert_eq!(

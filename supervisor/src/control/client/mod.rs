@@ -3,17 +3,21 @@
 //! Every request works the same way: one line is sent, lines come back until one has the verdict,
 //! and that is the exit status. Progress goes to standard error, the result to standard output.
 
+pub(crate) mod connection;
 pub(crate) mod printable;
 pub(crate) mod progress;
 mod render;
 
-use crate::api::answer::Answer;
+use crate::api::answer::{Answer, AnswerError, Json};
 use crate::api::request::Request;
+use crate::api::status::Status;
+use connection::Connection;
+use nix::unistd::Pid;
 use progress::Bar;
 use std::io;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A request that was not done, or whose outcome is unknown.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +37,23 @@ pub(crate) enum ClientError {
         path.display()
     )]
     NoVerdict { path: PathBuf },
-    /// The answer is not one of this protocol.
-    #[error("cannot understand the answer from {}: {error}", path.display())]
-    Decode {
+    /// The server accepts connections, and answers nothing.
+    #[error(
+        "the server at {}{} has not answered for {} s (a stopped process goes on by kill -CONT; \
+         whether the request was granted is not known)", path.display(), of_pid(*pid),
+        waited.as_secs()
+    )]
+    Silent {
         path: PathBuf,
-        error: serde_json::Error,
+        pid: Option<Pid>,
+        waited: Duration,
     },
+    /// The answer is not one of this protocol.
+    #[error("cannot understand the answer from {}: {problem}", path.display())]
+    Understand { path: PathBuf, problem: AnswerError },
+    /// The server is not ready.
+    #[error("the server is not ready: its state is {0}")]
+    NotReady(String),
     /// The server's verdict is no, for this reason.
     #[error("{0}")]
     Refused(String),
@@ -57,20 +72,92 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
+impl ClientError {
+    fn silent(path: &Path, pid: Option<Pid>, waited: Duration) -> Self {
+        Self::Silent {
+            path: path.to_owned(),
+            pid,
+            waited,
+        }
+    }
+}
+
+fn of_pid(pid: Option<Pid>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
+/// Returns the server's status.
+///
+/// # Errors
+/// When there is no server, or it does not answer.
+pub(crate) fn status(path: &Path) -> Result<Status, ClientError> {
+    let mut connection = Connection::open(path)?;
+    let answer = converse(&mut connection, path, &Request::Status {}, |_| Ok(()))?;
+    match &answer.status {
+        Some(status) => read(path, status),
+        None => Err(ClientError::Refused(answer.reason().to_owned())),
+    }
+}
+
+/// Succeeds if the server is ready, as `/readyz` says it; prints its state.
+///
+/// # Errors
+/// When there is no server, it does not answer, or it is not ready.
+pub(crate) fn check_ready(path: &Path, json: bool) -> Result<(), ClientError> {
+    let status = status(path)?;
+    if json {
+        let state = serde_json::json!({"ready": status.ready, "state": status.state.word()});
+        print(&state.to_string());
+    } else if status.ready {
+        print(&format!("ready: {}", status.state));
+    }
+    if status.ready {
+        Ok(())
+    } else {
+        Err(ClientError::NotReady(status.state.to_string()))
+    }
+}
+
+/// Asks the server to stop, and waits until its process has ended.
+///
+/// # Errors
+/// When there is no server, its verdict is no, or it stops to show life.
+pub(crate) fn stop_and_wait(path: &Path, now: bool, json: bool) -> Result<(), ClientError> {
+    let mut connection = Connection::open(path)?;
+    // Before it is asked: afterwards its number may be another process's.
+    let process = connection.process();
+    let verdict = converse(&mut connection, path, &Request::Stop { now }, |_| Ok(()))?;
+    if verdict.ok == Some(true) {
+        connection.wait_for_exit(process.as_ref())?;
+    }
+    if json {
+        print_line(&verdict);
+    }
+    granted(&verdict)
+}
+
+/// Reads a document in an answer.
+fn read<T: for<'de> serde::Deserialize<'de>>(
+    path: &Path,
+    document: &Json<T>,
+) -> Result<T, ClientError> {
+    document.read().map_err(|_| ClientError::Understand {
+        path: path.to_owned(),
+        problem: AnswerError::Document,
+    })
+}
+
 /// Sends a request and prints the answer, for people or as `json`.
 ///
 /// # Errors
 /// When there is no server, or its verdict is no.
 pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), ClientError> {
-    let decode = |error| ClientError::Decode {
-        path: path.to_owned(),
-        error,
-    };
     let mut bar = Bar::new();
-    let verdict = converse(path, request, |answer| {
+    let mut connection = Connection::open(path)?;
+    let verdict = converse(&mut connection, path, request, |answer| {
         match &answer.event {
             Some(event) if json => print(event.text()),
-            Some(event) => print(&render::event(&event.read().map_err(decode)?)),
+            Some(event) => print(&render::event(&read(path, event)?)),
             None if json => print_line(answer),
             None => bar.show(answer),
         }
@@ -82,13 +169,13 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Clie
         if json {
             print(status.text());
         } else {
-            print(&render::status(&status.read().map_err(decode)?));
+            print(&render::status(&read(path, status)?));
         }
     } else if let Some(config) = &verdict.config {
         if json {
             print(config.text());
         } else {
-            print(&render::config(&config.read().map_err(decode)?));
+            print(&render::config(&read(path, config)?));
         }
     } else if json {
         if !matches!(request, Request::Events { .. }) {
@@ -105,6 +192,11 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Clie
     } else if let Some(slot) = verdict.slot {
         print(&format!("slot {slot} is empty"));
     }
+    granted(&verdict)
+}
+
+/// Returns the verdict as a result.
+fn granted(verdict: &Answer) -> Result<(), ClientError> {
     if verdict.ok == Some(true) {
         return Ok(());
     }
@@ -113,40 +205,21 @@ pub(crate) fn ask(path: &Path, request: &Request, json: bool) -> Result<(), Clie
 
 /// Sends a request, passes on the lines before the verdict, and returns the line with the verdict.
 fn converse(
+    connection: &mut Connection,
     path: &Path,
     request: &Request,
     mut pass_on: impl FnMut(&Answer) -> Result<(), ClientError>,
 ) -> Result<Answer, ClientError> {
-    let path = || path.to_owned();
-    let mut stream = UnixStream::connect(path()).map_err(|error| ClientError::Unreachable {
-        path: path(),
-        error,
-    })?;
-    match stream.write_all(&request.line()) {
-        // A server that refuses this client closes at once; its reason can still be read.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            return Err(ClientError::Send {
-                path: path(),
-                error,
-            });
-        }
-        _ => {}
-    }
-    for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|error| ClientError::Receive {
-            path: path(),
-            error,
-        })?;
-        let answer: Answer = serde_json::from_str(&line).map_err(|error| ClientError::Decode {
-            path: path(),
-            error,
-        })?;
+    connection.send(request)?;
+    while let Some(answer) = connection.next(request)? {
         if answer.ok.is_some() {
             return Ok(answer);
         }
         pass_on(&answer)?;
     }
-    Err(ClientError::NoVerdict { path: path() })
+    Err(ClientError::NoVerdict {
+        path: path.to_owned(),
+    })
 }
 
 fn print_line(answer: &Answer) {
