@@ -117,6 +117,32 @@ fn an_installation_has_these_files_and_leaves_none_when_it_goes() {
 }
 
 #[test]
+fn links_in_installed_documents_lead_to_installed_files() {
+    let directory = tempfile::tempdir().expect("a directory");
+    install(directory.path(), &[]);
+    let documents = directory.path().join("usr/local/share/doc/prefork");
+    let mut seen = 0;
+    for name in files(&documents) {
+        let path = documents.join(&name);
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            continue;
+        };
+        let is_markdown = path.extension() == Some(OsStr::new("md"));
+        let links = text.match_indices("](").map(|(at, _)| &text[at + 2..]);
+        for link in links.filter(|_| is_markdown) {
+            let target = link.split([')', '#']).next().unwrap_or_default();
+            if target.is_empty() || target.contains("://") || target.contains(char::is_whitespace) {
+                continue;
+            }
+            let file = path.parent().expect("a directory").join(target);
+            assert!(file.exists(), "{name}: {target}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "only {seen} links found");
+}
+
+#[test]
 fn the_example_configuration_is_right_and_the_units_name_what_was_installed() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
