@@ -41,7 +41,7 @@ fn get(server: &Server, path: &str) -> Response {
 
 /// The child that serves.
 fn child(server: &Server) -> Process {
-    let is_it = |process: &Process| process.command_line().contains(": admin --admin-child ");
+    let is_it = |process: &Process| process.command_line().ends_with(": admin");
     wait_for("the admin child", LONG, || {
         server.process().children().into_iter().find(is_it)
     })
@@ -401,7 +401,7 @@ fn a_reload_may_change_addresses_and_a_bad_one_changes_nothing() {
             .process()
             .children()
             .iter()
-            .all(|one| !one.command_line().contains(": admin "))
+            .all(|one| !one.command_line().ends_with(": admin"))
     });
     assert!(!path.exists());
 }

@@ -94,6 +94,30 @@ fn a_program_that_ignores_the_request_to_leave_is_killed_at_the_deadline() {
 }
 
 #[test]
+fn with_graceful_timeout_off_a_worker_drains_for_as_long_as_it_needs() {
+    let script = "trap '' TERM; echo deaf; while [ ! -e leave ]; do sleep 0.05; done";
+    let mut server = setup()
+        .workers(1)
+        .args(["--ready", "after=100ms", "--graceful-timeout", "off"])
+        .program(["sh", "-c", script])
+        .start();
+    server.wait_for_log("deaf");
+    let worker = server.ready()[0];
+    server.signal(SIGTERM);
+    server.wait_for_log("workers have as long as they need to finish");
+    testkit::wait_until("it drains", LONG, || {
+        server
+            .workers()
+            .iter()
+            .all(|worker| worker.state == "draining")
+    });
+    assert!(server.try_exit().is_none() && worker.runs());
+    server.file("leave", "");
+    assert!(server.wait_exit(LONG).success());
+    server.wait_for_log("is gone (stop): exited with status 0");
+}
+
+#[test]
 fn a_program_is_asked_to_leave_by_the_signal_that_it_understands() {
     let script = "trap '' TERM INT QUIT; trap 'echo asked; exit 0' USR2; echo listens; while :; do \
      sleep 0.1; done";
@@ -200,4 +224,167 @@ fn what_does_not_end_is_killed_when_the_time_is_over() {
     server.signal(SIGTERM);
     assert!(server.wait_exit(LONG).success());
     server.wait_for_log("died (drain-timeout)");
+}
+
+/// Sends notices and serves nothing: what a program says of itself.
+const REPORTS: &str = "
+import os, socket, time
+line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+to = os.environ['NOTIFY_SOCKET'].replace('@', '\\0')
+line.sendto(b'READY=1', to)
+said = None
+while True:
+    try:
+        text = open('report').read()
+    except OSError:
+        text = None
+    if text and text != said:
+        line.sendto(text.encode(), to)
+        said = text
+    time.sleep(0.02)
+";
+
+#[test]
+fn what_a_program_does_not_count_is_not_shown_as_zero() {
+    let server = setup()
+        .workers(2)
+        .args(["--ready", "notify", "--admin", "127.0.0.1:0"])
+        .program(["python3", "-c", REPORTS])
+        .start();
+    let status = server.status();
+    let slot = &status["slots"][0];
+    for (object, name) in [
+        (&slot["totals"], "requests"),
+        (&slot["totals"], "connections"),
+        (&slot["totals"], "errors"),
+        (&slot["workers"][0]["scoreboard"], "requests"),
+        (&slot["workers"][0]["scoreboard"], "busy"),
+        (&slot["workers"][0]["scoreboard"], "open"),
+    ] {
+        assert!(object[name].is_null(), "{name}: {}", object[name]);
+    }
+    let text = |words: &[&str]| {
+        let output = server.command(words);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let row = |text: &str| -> Vec<String> {
+        let row = text
+            .lines()
+            .find(|line| line.trim_start().starts_with("0 "));
+        let cells = row.expect("a row").split_whitespace();
+        cells.map(str::to_owned).collect()
+    };
+    let shown = text(&["status"]);
+    assert_eq!(row(&shown)[5..8], ["-", "-", "-"], "{shown}");
+    let top = text(&["top", "--batch", "-n", "1", "--interval", "100ms"]);
+    assert!(top.contains("requests -  "), "{top}");
+    let admin: testkit::Address = status["admin"][0]
+        .as_str()
+        .expect("an address")
+        .parse()
+        .expect("an address");
+    let metrics = || {
+        let answer = testkit::http::get(&admin, "/metrics");
+        answer.expect("an answer").body
+    };
+    let page = metrics();
+    for family in [
+        "prefork_slot_requests_total{",
+        "prefork_slot_connections_total{",
+        "prefork_slot_requests_in_hand{",
+        "prefork_slot_open_connections{",
+        "prefork_slot_oldest_request_seconds{",
+        "prefork_slot_request_duration_seconds_count{",
+    ] {
+        assert!(!page.contains(family), "{family}\n{page}");
+    }
+    assert!(page.contains("prefork_slot_queue{"), "{page}");
+
+    // What it reports is shown, and its total survives it.
+    server.file(
+        "report",
+        "PREFORK_REQUESTS=41\nPREFORK_ACTIVE=3\nSTATUS=busy",
+    );
+    let requests = |slot: usize| server.status()["slots"][slot]["totals"]["requests"].as_u64();
+    testkit::wait_until("it is reported", LONG, || {
+        requests(0) == Some(41) && requests(1) == Some(41)
+    });
+    let shown = text(&["status"]);
+    assert_eq!(row(&shown)[5..8], ["41", "-", "3"], "{shown}");
+    testkit::wait_until("it is a metric", LONG, || {
+        let page = metrics();
+        page.contains("prefork_slot_requests_total{slot=\"0\"} 41\n")
+            && page.contains("prefork_slot_requests_in_hand{slot=\"0\"} 3\n")
+    });
+    let old = server.workers()[0].process;
+    old.signal(nix::sys::signal::Signal::SIGKILL);
+    server.wait_for_replacement(0, old);
+    testkit::wait_until("both have counted", LONG, || requests(0) == Some(82));
+    server.file("report", "PREFORK_REQUESTS=40\nPREFORK_ACTIVE=1");
+    let busy = || server.workers().iter().all(|worker| worker.busy == 1);
+    testkit::wait_until("it is reported", LONG, busy);
+    assert_eq!(requests(1), Some(41), "a counter does not go back");
+}
+
+#[test]
+fn a_socket_has_the_name_that_the_configuration_gives_it() {
+    let setup = setup().no_bind().args(["--ready", "after=100ms"]);
+    let socket = setup.path("other.sock").display().to_string();
+    let config = |name: &str| {
+        format!("workers = 1\nbind = [\"127.0.0.1:0,name={name}\", \"unix:{socket}\"]\n")
+    };
+    let mut server = setup
+        .config(&config("web"))
+        .program(["sleep", "600"])
+        .start();
+    let names = |server: &Server| {
+        let worker = server.ready()[0];
+        worker.variable("LISTEN_FDNAMES").expect("names")
+    };
+    assert_eq!(names(&server), format!("web:unix-{socket}"));
+    let listeners = server.status()["listeners"].clone();
+    server.file("config.toml", &config("api"));
+    server.reload();
+    assert_eq!(
+        names(&server),
+        format!("api:unix-{socket}"),
+        "a name is the generation's"
+    );
+    assert_eq!(
+        server.status()["listeners"],
+        listeners,
+        "the sockets are the same"
+    );
+}
+
+#[test]
+fn arguments_and_variables_differ_from_worker_to_worker() {
+    let script = "echo \"$0 $1\"; echo $PORT > port.$PREFORK_WORKER; exec sleep 600";
+    let words = [
+        "sh",
+        "-c",
+        script,
+        "s{slot}w{worker}g{generation}",
+        "{{slot}} {print}",
+    ];
+    let mut server = setup()
+        .workers(2)
+        .args(["--ready", "after=100ms", "--env", "PORT={port}"])
+        .program(words)
+        .start();
+    server.wait_for_log("s0w1g1 {slot} {print}");
+    server.wait_for_log("s1w2g1 {slot} {print}");
+    server.reload();
+    server.wait_for_log("s0w3g2 {slot} {print}");
+    let port = |worker: u64| {
+        let path = server.path(&format!("port.{worker}"));
+        testkit::wait_for("its port", LONG, || {
+            let text = std::fs::read_to_string(&path).ok()?;
+            text.trim().parse::<u16>().ok()
+        })
+    };
+    let mut ports: Vec<u16> = (1..=4).map(port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 4, "an old and a new worker share none");
 }

@@ -123,6 +123,33 @@ while True:
 }
 
 #[test]
+fn memory_is_that_of_the_whole_process_tree() {
+    // A master with two workers, one of which has a session of its own.
+    let program = "import os, time
+for own in [False, True]:
+    if os.fork() == 0:
+        if own: os.setsid()
+        held = os.urandom(1 << 20) * 40
+        open('filled.%d' % own, 'w').close()
+        time.sleep(600)
+time.sleep(600)
+";
+    let server = setup()
+        .workers(1)
+        .args(["--max-memory", "10GiB", "--ready", "after=100ms"])
+        .program(["python3", "-c", program])
+        .start();
+    let memory = || server.status()["slots"][0]["workers"][0]["memory"].as_u64();
+    let filled = |name: &str| server.path(name).exists();
+    wait_until("its workers have their memory", LONG, || {
+        filled("filled.0") && filled("filled.1")
+    });
+    wait_until("all of it is measured", LONG, || {
+        memory().is_some_and(|bytes| (80 << 20..160 << 20).contains(&bytes))
+    });
+}
+
+#[test]
 fn a_replacement_that_fails_leaves_the_old_worker_serving() {
     let broken = setup();
     let flag = broken.path("broken");

@@ -76,9 +76,13 @@ pub const PREFORK_SLOW_LOG: &str = "PREFORK_SLOW_LOG";
 /// The kind of the event that a hook is started for.
 pub const PREFORK_EVENT: &str = "PREFORK_EVENT";
 
+/// What a helper of the supervisor is started for: its role, and what belongs to it. Its command line
+/// is its title alone.
+pub const PREFORK_HELPER: &str = "PREFORK_HELPER";
+
 /// Every variable of the contract. A supervisor removes them from what it inherited before it sets
 /// its own.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     LISTEN_FDS,
     LISTEN_PID,
     LISTEN_FDNAMES,
@@ -99,6 +103,7 @@ pub const ALL: [&str; 20] = [
     PREFORK_SLOW_LOG,
     PREFORK_CORE_DUMPS,
     PREFORK_EVENT,
+    PREFORK_HELPER,
 ];
 
 /// The first inherited descriptor, by systemd's convention.

@@ -64,8 +64,8 @@ fn weight(status: &Status) -> f64 {
 fn busy_share(worker: &WorkerStatus, capacity: Option<u64>) -> f64 {
     let (used, capacity) = match capacity {
         None | Some(0) => return 0.0,
-        Some(most @ 1..=MAX_CAPACITY_BY_REQUESTS) => (worker.scoreboard.busy, most),
-        Some(most) => (worker.scoreboard.open, most),
+        Some(most @ 1..=MAX_CAPACITY_BY_REQUESTS) => (worker.scoreboard.busy.unwrap_or(0), most),
+        Some(most) => (worker.scoreboard.open.unwrap_or(0), most),
     };
     approximate(used.min(capacity)) / approximate(capacity)
 }
@@ -80,8 +80,8 @@ mod tests {
             workers: vec![WorkerStatus {
                 state: WorkerState::Ready,
                 scoreboard: Scoreboard {
-                    busy,
-                    open: busy,
+                    busy: Some(busy),
+                    open: Some(busy),
                     ..Scoreboard::default()
                 },
                 ..WorkerStatus::default()

@@ -6,6 +6,7 @@ use super::connection::{Client, serve};
 use super::limiter::Limiter;
 use super::source::Source;
 use super::{ROLE, agent_check};
+use crate::helpers::words_of;
 use prefork_protocol::environment::FIRST_FD;
 use std::future::poll_fn;
 use std::net::TcpListener;
@@ -24,16 +25,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Returns the task of this process, if it was started as an admin child. Call it before anything
 /// else.
 pub(crate) fn task() -> Option<Task> {
-    let mut words = std::env::args_os().skip(1);
-    if words.next()? != ROLE {
-        return None;
-    }
-    let mut number = || {
-        words
-            .next()
-            .and_then(|word| word.into_string().ok()?.parse().ok())
-            .unwrap_or(0)
-    };
+    let mut words = words_of(ROLE)?.into_iter();
+    let mut number = || words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
     Some(Task {
         http: number(),
         agent: number(),

@@ -15,7 +15,7 @@ pub(crate) enum Format {
 }
 
 /// A counter of a slot: its name, its HELP text, and how it is read.
-type Counter = (&'static str, &'static str, fn(&Totals) -> u64);
+type Counter = (&'static str, &'static str, fn(&Totals) -> Option<u64>);
 
 impl Format {
     /// Returns the format for a client with this `Accept` header.
@@ -215,24 +215,25 @@ impl Page {
             ),
         ];
         for (family, help, of) in counters {
-            self.each(family, Kind::Counter, help, slots, |slot| {
-                Some(of(&slot.totals))
-            });
+            self.each(family, Kind::Counter, help, slots, |slot| of(&slot.totals));
         }
         self.family(
             "prefork_slot_request_duration_seconds",
             Kind::Histogram,
             "Duration of requests in the worker.",
         );
-        for slot in slots {
+        // A slot whose workers do not count has no histogram: one of zeros would be a measurement.
+        for slot in slots.iter().filter(|slot| !slot.totals.latency.is_empty()) {
             self.histogram(slot.slot, &slot.totals, &status.latency_bounds_us);
         }
     }
 
     fn slot_gauges(&mut self, slots: &[SlotStatus]) {
-        let sum = |slot: &SlotStatus, of: fn(&WorkerStatus) -> u64| {
-            let values = slot.workers.iter().map(of);
-            Some(values.fold(0, u64::saturating_add))
+        // What no worker counts has no sample. A slot without a worker has nothing in flight.
+        let sum = |slot: &SlotStatus, of: fn(&WorkerStatus) -> Option<u64>| {
+            let none = (slot.workers.is_empty() && slot.totals.busy_us.is_some()).then_some(0);
+            let values = slot.workers.iter().filter_map(of);
+            values.reduce(u64::saturating_add).or(none)
         };
         self.each(
             "prefork_slot_open_connections",
@@ -269,7 +270,8 @@ impl Page {
             slots,
             |slot| {
                 let ages = slot.workers.iter().filter_map(|worker| worker.oldest_age);
-                Some(ages.fold(0.0, f64::max))
+                let oldest = ages.fold(0.0, f64::max);
+                slot.totals.busy_us.is_some().then_some(oldest)
             },
         );
         self.each(
@@ -306,7 +308,7 @@ impl Page {
             self.line("_bucket", &[("slot", &slot), ("le", bound)], count);
         }
         let sum = Seconds {
-            us: totals.busy_us,
+            us: totals.busy_us.unwrap_or(0),
             fraction: false,
         };
         self.line("_sum", &[("slot", &slot)], sum);

@@ -27,7 +27,7 @@ pub(crate) use child::task;
 
 use crate::config::{Config, Limit, Program, Sandbox, SandboxMode, Seccomp};
 use crate::generation::{AdminSockets, Generation};
-use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind};
+use crate::helpers::{HelperExit, HelperId, HelperProcesses, Kind, role};
 use crate::listen::{AddressId, ListenSet};
 use crate::process::poll::Poll;
 use crate::process::spawn::{Directory, Executable, Order};
@@ -43,7 +43,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The first argument of a process that plays this role.
-const ROLE: &str = "--admin-child";
+const ROLE: &str = "admin";
 /// The child's niceness. Not the lowest priority: metrics are needed most when the machine is busy,
 /// and the child uses little in any case.
 const NICE: i32 = 10;
@@ -250,21 +250,21 @@ fn launch(
     let pair = || UnixStream::pair().map_err(StartError::new);
     let ((our_status, status), (our_events, events)) = (pair()?, pair()?);
     let listeners: Vec<BorrowedFd<'_>> = http.iter().chain(&agent).map(AsFd::as_fd).collect();
-    let argv = [
-        format!("{name}: admin"),
-        ROLE.to_owned(),
-        http.len().to_string(),
-        agent.len().to_string(),
-    ];
+    let argv = [format!("{name}: admin")];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let root = Directory::open(None, Path::new("/"));
     let root = root.map_err(|errno| StartError::new(std::io::Error::from(errno)))?;
+    let mut env = environment_without(&ALL);
+    env.push(role(
+        ROLE,
+        &[http.len().to_string(), agent.len().to_string()],
+    ));
     let order = Order {
         listeners: &listeners,
         extras: &[status.as_fd(), events.as_fd()],
         directory: Some(&root),
         confinement: &confinement,
-        ..Order::own(&executable, &argv, environment_without(&ALL))
+        ..Order::own(&executable, &argv, env)
     };
     let helper = processes
         .start(poll, Kind::Admin, order, None)

@@ -3,6 +3,7 @@
 
 use super::events::EventRecord;
 use super::worker_exit;
+use crate::config::NEVER;
 use log::Level;
 use nix::unistd::Pid;
 use prefork_core::{Command, Fact, RecycleReason, ScaleReason, Stall, WorkerRef};
@@ -227,7 +228,12 @@ pub(crate) fn to_event(fact: &Fact, pid: Option<Pid>) -> Option<EventRecord> {
         .with("delay_ms", u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         Fact::Stopping(None) => EventRecord::new("stopping", Info, "stopping at once"),
         Fact::Stopping(Some(grace)) => {
-            EventRecord::new("stopping", Info, format!("stopping: workers have {grace:?} to finish"))
+            let time = if *grace >= NEVER {
+                "as long as they need".to_owned()
+            } else {
+                format!("{grace:?}")
+            };
+            EventRecord::new("stopping", Info, format!("stopping: workers have {time} to finish"))
         }
         Fact::StartupFailed(reason) => {
             EventRecord::new("startup-failed", Error, format!("giving up, no worker can be started: {reason}"))

@@ -42,6 +42,8 @@ pub(crate) struct Status {
     pub(crate) min_workers: u16,
     /// The most that it may fill.
     pub(crate) max_workers: u16,
+    /// Whether the number of slots follows the load.
+    pub(crate) autoscaling: bool,
     /// Slots that are out of service or have two workers.
     pub(crate) unavailable: u16,
     /// How many slots may be so on purpose.
@@ -151,23 +153,23 @@ pub(crate) struct SlotStatus {
     pub(crate) workers: Vec<WorkerStatus>,
 }
 
-/// What a slot's workers have done.
+/// What a slot's workers have done. What none of them counts is `None`, not 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Totals {
     /// Requests answered.
-    pub(crate) requests: u64,
+    pub(crate) requests: Option<u64>,
     /// Connections accepted.
-    pub(crate) connections: u64,
+    pub(crate) connections: Option<u64>,
     /// Requests answered with a status of 500 or more.
-    pub(crate) errors: u64,
+    pub(crate) errors: Option<u64>,
     /// Bytes received from clients.
-    pub(crate) bytes_in: u64,
+    pub(crate) bytes_in: Option<u64>,
     /// Bytes sent to clients.
-    pub(crate) bytes_out: u64,
+    pub(crate) bytes_out: Option<u64>,
     /// The summed duration of all answered requests, in microseconds.
-    pub(crate) busy_us: u64,
-    /// Requests by duration: see [`Status::latency_bounds_us`].
+    pub(crate) busy_us: Option<u64>,
+    /// Requests by duration: see [`Status::latency_bounds_us`]. Empty when that is not counted.
     pub(crate) latency: Vec<u64>,
 }
 
@@ -198,37 +200,38 @@ pub(crate) struct WorkerStatus {
     /// How long its oldest active request has been with the handler, in seconds; `None` without
     /// any.
     pub(crate) oldest_age: Option<f64>,
-    /// Its scoreboard rows; all zero for an external program.
+    /// Its scoreboard rows; of an external program, what it reports.
     pub(crate) scoreboard: Scoreboard,
 }
 
-/// A worker's own numbers. Untrusted: a worker may write anything.
+/// A worker's own numbers. Untrusted: a worker may write anything. What it does not count is
+/// `None`, not 0: an external program counts what it reports.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Scoreboard {
     /// When a serving thread last beat, in milliseconds of the monotonic clock.
     pub(crate) heartbeat: u64,
     /// Requests answered since the worker started.
-    pub(crate) requests: u64,
+    pub(crate) requests: Option<u64>,
     /// Connections accepted since the worker started.
-    pub(crate) connections: u64,
+    pub(crate) connections: Option<u64>,
     /// Open connections.
-    pub(crate) open: u64,
+    pub(crate) open: Option<u64>,
     /// Active requests.
-    pub(crate) busy: u64,
+    pub(crate) busy: Option<u64>,
     /// Since when at least one request has been active.
     pub(crate) busy_since: u64,
     /// When the handler that has been running longest began.
     pub(crate) oldest: u64,
     /// Requests answered with a status of 500 or more.
-    pub(crate) errors: u64,
+    pub(crate) errors: Option<u64>,
     /// Bytes received from clients.
-    pub(crate) bytes_in: u64,
+    pub(crate) bytes_in: Option<u64>,
     /// Bytes sent to clients.
-    pub(crate) bytes_out: u64,
+    pub(crate) bytes_out: Option<u64>,
     /// The summed duration of all answered requests, in microseconds.
-    pub(crate) busy_us: u64,
-    /// Requests by duration: see [`Status::latency_bounds_us`].
+    pub(crate) busy_us: Option<u64>,
+    /// Requests by duration: see [`Status::latency_bounds_us`]. Empty when that is not counted.
     pub(crate) latency: Vec<u64>,
 }
 
@@ -376,16 +379,22 @@ impl From<ReloadView> for Progress {
     }
 }
 
-impl From<SlotTotals> for Totals {
-    fn from(totals: SlotTotals) -> Self {
+impl Totals {
+    /// Returns what a slot's workers have counted: everything, or perhaps their requests only.
+    pub(crate) fn of(totals: &SlotTotals, everything: bool, requests: bool) -> Self {
+        let counted = |count| everything.then_some(count);
         Self {
-            requests: totals.requests,
-            connections: totals.connections,
-            errors: totals.errors,
-            bytes_in: totals.bytes_in,
-            bytes_out: totals.bytes_out,
-            busy_us: totals.busy_us,
-            latency: totals.latency.to_vec(),
+            requests: (everything || requests).then_some(totals.requests),
+            connections: counted(totals.connections),
+            errors: counted(totals.errors),
+            bytes_in: counted(totals.bytes_in),
+            bytes_out: counted(totals.bytes_out),
+            busy_us: counted(totals.busy_us),
+            latency: if everything {
+                totals.latency.to_vec()
+            } else {
+                Vec::new()
+            },
         }
     }
 }
@@ -394,16 +403,16 @@ impl From<Reading> for Scoreboard {
     fn from(reading: Reading) -> Self {
         Self {
             heartbeat: reading.heartbeat,
-            requests: reading.requests,
-            connections: reading.connections,
-            open: reading.open,
-            busy: reading.busy,
+            requests: Some(reading.requests),
+            connections: Some(reading.connections),
+            open: Some(reading.open),
+            busy: Some(reading.busy),
             busy_since: reading.busy_since,
             oldest: reading.oldest,
-            errors: reading.errors,
-            bytes_in: reading.bytes_in,
-            bytes_out: reading.bytes_out,
-            busy_us: reading.busy_us,
+            errors: Some(reading.errors),
+            bytes_in: Some(reading.bytes_in),
+            bytes_out: Some(reading.bytes_out),
+            busy_us: Some(reading.busy_us),
             latency: reading.latency.to_vec(),
         }
     }
@@ -436,7 +445,7 @@ pub(crate) mod tests {
     pub(crate) const DOCUMENT: &str = concat!(
         r#"{"version":1,"name":"supervisor","instance":"shop","pid":4711,"program":"1.0","#,
         r#""time":1000.5,"uptime":900.5,"state":"serving","ready":true,"generation":2,"#,
-        r#""workers":2,"min_workers":1,"max_workers":8,"unavailable":0,"max_unavailable":1,"#,
+        r#""workers":2,"min_workers":1,"max_workers":8,"autoscaling":true,"unavailable":0,"max_unavailable":1,"#,
         r#""capacity":64,"reload":{"generation":3,"slots":2,"spawned":2,"ready":1,"passed":0},"#,
         r#""last_reload":{"generation":2,"ok":false,"reason":"no"},"#,
         r#""last_upgrade":{"version":"1.0","ok":true},"reloads":{"ok":1,"failed":2},"#,
@@ -467,7 +476,7 @@ pub(crate) mod tests {
         let worker = &status.slots[0].workers[0];
         assert_eq!(
             (status.state, worker.state, worker.scoreboard.busy),
-            (State::Serving, WorkerState::Ready, 1)
+            (State::Serving, WorkerState::Ready, Some(1))
         );
     }
 

@@ -45,6 +45,27 @@ pub enum Bind {
     /// `fd://NAME`: the inherited listening sockets of that name in `LISTEN_FDNAMES`. There may be
     /// several.
     Inherited(String),
+    /// Any of these with `,name=NAME`: what workers find in `LISTEN_FDNAMES`. It holds none of its
+    /// kind.
+    Named(Box<Self>, String),
+}
+
+impl Bind {
+    /// Returns the address without its name.
+    pub(crate) fn address(&self) -> &Self {
+        match self {
+            Self::Named(address, _) => address,
+            other => other,
+        }
+    }
+
+    /// Returns the name that workers know it by, if it was given one.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Named(_, name) => Some(name),
+            Self::Tcp { .. } | Self::Unix { .. } | Self::Fd(_) | Self::Inherited(_) => None,
+        }
+    }
 }
 
 impl ConfigValue for Bind {
@@ -69,6 +90,10 @@ impl FromStr for Bind {
                 "no address is given (write HOST:PORT, unix:/PATH or fd://N)"
             ));
         }
+        if let Some((address, name)) = named(text)? {
+            let address = Box::new(address.parse()?);
+            return Ok(Self::Named(address, name));
+        }
         if let Some(unix) = text.strip_prefix("unix:") {
             return unix_socket(text, unix);
         }
@@ -87,6 +112,29 @@ impl FromStr for Bind {
         }
         tcp(text)
     }
+}
+
+/// Returns an address without its `name=NAME`, and the name; `None` without one.
+fn named(text: &str) -> Result<Option<(String, String)>, InvalidValue> {
+    let (names, rest): (Vec<&str>, Vec<&str>) =
+        text.split(',').partition(|part| part.starts_with("name="));
+    let name = match names[..] {
+        [] => return Ok(None),
+        [name] => name.trim_start_matches("name="),
+        _ => {
+            return Err(invalid!(
+                "`{text}` has two names (leave one out; workers tell sockets apart by one)"
+            ));
+        }
+    };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        return Err(invalid!(
+            "`{text}`: `{name}` cannot name a socket (write up to 64 letters, digits, dashes, dots \
+             and underscores)"
+        ));
+    }
+    Ok(Some((rest.join(","), name.to_owned())))
 }
 
 fn tcp(text: &str) -> Result<Bind, InvalidValue> {
@@ -267,6 +315,7 @@ impl fmt::Display for Bind {
             }
             Self::Fd(fd) => write!(f, "fd://{fd}"),
             Self::Inherited(name) => write!(f, "fd://{name}"),
+            Self::Named(address, name) => write!(f, "{address},name={name}"),
         }
     }
 }
@@ -282,6 +331,32 @@ mod tests {
         Bind::Tcp {
             host: host.to_owned(),
             port,
+        }
+    }
+
+    #[test]
+    fn any_kind_of_address_can_have_a_name() {
+        for (text, address) in [
+            ("127.0.0.1:80,name=web", "127.0.0.1:80"),
+            ("unix:/run/a.sock,name=web", "unix:/run/a.sock"),
+            ("fd://3,name=web", "fd://3"),
+        ] {
+            let bind: Bind = text.parse().unwrap();
+            assert_eq!(
+                (bind.address().to_string(), bind.name()),
+                (address.to_owned(), Some("web"))
+            );
+            assert_eq!(bind.to_string(), text);
+        }
+        let bind: Bind = "unix:/run/a.sock,name=web,mode=0660".parse().unwrap();
+        assert_eq!(bind.to_string(), "unix:/run/a.sock,mode=0660,name=web");
+        for (text, words) in [
+            ("127.0.0.1:80,name=", "cannot name a socket"),
+            ("127.0.0.1:80,name=a:b", "cannot name a socket"),
+            ("127.0.0.1:80,name=a,name=b", "has two names"),
+        ] {
+            let error = text.parse::<Bind>().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
         }
     }
 

@@ -661,11 +661,53 @@ fn describe(arg: Arg, linked: bool) -> Arg {
         Preset::Computed(_) => help,
     };
     let refused = linked && matches!(setting.applies, Applies::Stock | Applies::External);
+    let of_service = |text: &str| {
+        if linked {
+            in_a_service(text)
+        } else {
+            text.to_owned()
+        }
+    };
+    let (help, long_help) = (of_service(&help), of_service(&long_help));
+    let preset = of_service(preset);
+    let scope = if linked && setting.applies == Applies::Rust {
+        ""
+    } else {
+        scope
+    };
     // The help shows the values in place of the value, or in its text.
     arg.help(help)
         .hide_possible_values(true)
         .long_help(format!("{long_help}\n\n[default: {preset}]{scope}"))
         .hide(refused)
+}
+
+/// Returns a text about an option for a program that brings its own service: without what is true of
+/// stock apps and external programs only.
+fn in_a_service(text: &str) -> String {
+    [
+        (
+            "best-effort for stock apps, with --user, and where",
+            "best-effort with --user, and where",
+        ),
+        (
+            "everything; for stock apps nothing but what they serve",
+            "everything",
+        ),
+        ("everything; for stock apps nothing", "everything"),
+        ("deny for stock apps, allow for others", "allow"),
+        (
+            "enforce for stock apps and with --user, off for others",
+            "enforce with --user, else off",
+        ),
+        (" External programs never steal.", ""),
+        (" An external program that was never seen to wait for connections may still be starting: it has --start-timeout.", ""),
+        (", as in a program's arguments", ""),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (others, own)| {
+        text.replace(others, own)
+    })
 }
 
 /// Returns what a shell completes an option's value with, by what `--help` shows in its place.

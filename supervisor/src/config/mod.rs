@@ -54,3 +54,4 @@ pub use source::Source;
 pub(crate) use types::{
     AccessTarget, Cgroups, Control, KillMode, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };
+pub(crate) use values::NEVER;

@@ -36,7 +36,8 @@ use super::types::{
     AccessTarget, Cgroups, Control, KillMode, LogFormat, LogSettings, Program, Surge, WorkerStderr,
 };
 use super::values::{
-    DAY, FilePath, LogFile, OrOff, ServerName, Size, StopSignal, Time, Variable, Whole, YEAR,
+    DAY, FilePath, LogFile, OrNever, OrOff, ServerName, Size, StopSignal, Time, Variable, Whole,
+    YEAR,
 };
 use log::LevelFilter;
 use nix::sys::signal::Signal;
@@ -289,7 +290,8 @@ settings! {
         /// Listen on this address
         ///
         /// HOST:PORT, unix:/PATH[,mode=0660][,owner=USER][,group=GROUP], or an inherited socket:
-        /// fd://N by its number, fd://NAME by its name in LISTEN_FDNAMES. Can be repeated.
+        /// fd://N by its number, fd://NAME by its name in LISTEN_FDNAMES. With ,name=NAME workers
+        /// find it under this name there. Can be repeated.
         bind: (Vec<Parsed<Bind>>) as "ADDRESS" = Given("127.0.0.1:8000"), All
             in |config| Some(config.binds.clone());
         /// Let N connections wait in each listening socket's queue
@@ -343,7 +345,8 @@ settings! {
         max_connections: (Parsed<Whole<1, 1_000_000>>) as "N" = Given("10000"), Async => u32;
         /// Set a variable for the workers
         ///
-        /// Can be repeated. Variables of several layers add up.
+        /// {worker}, {slot}, {generation} and {port} (a free TCP port) are filled in, as in a
+        /// program's arguments. Can be repeated. Variables of several layers add up.
         env: (Vec<Parsed<Variable>>) as "KEY=VALUE" = Computed("the supervisor's environment"), All
             in |_config| None::<Vec<(String, String)>>;
         /// Start workers in this directory
@@ -363,7 +366,8 @@ settings! {
             => Option<Duration>;
         /// Replace a worker that uses this much memory
         ///
-        /// Measured as proportional set size. The limit is jittered by up to 20 %.
+        /// Measured as proportional set size, with all that it has started. The limit is jittered by
+        /// up to 20 %.
         max_memory: (Parsed<OrOff<Size<1_048_576, 1_125_899_906_842_624>>>) as "SIZE|off"
             = Given("off"), All => Option<u64>;
     }
@@ -424,10 +428,10 @@ settings! {
         ///
         /// A worker that dies within this time makes the reload fail, and the old ones stay.
         min_ready: (Parsed<Time<0, DAY>>) as "DURATION" = Given("2s"), All => Duration;
-        /// Limit how long a worker may drain
+        /// Limit how long a worker may drain, or off
         ///
-        /// A worker that takes longer is killed.
-        graceful_timeout: (Parsed<Time<0, DAY>>) as "DURATION" = Given("30s"), All => Duration;
+        /// A worker that takes longer is killed. With off it may take as long as its clients do.
+        graceful_timeout: (Parsed<OrNever>) as "DURATION" = Given("30s"), All => Duration;
         /// Report not ready for this long before a graceful stop drains workers
         ///
         /// Load balancers can take the server out of rotation meanwhile. A second signal skips the

@@ -276,7 +276,7 @@ impl Resolver<'_> {
             {
                 self.refuse("bind", format!("{bind} is named twice (leave one out)"));
             }
-            let Bind::Inherited(name) = bind else {
+            let Bind::Inherited(name) = bind.address() else {
                 continue;
             };
             if !inherited.contains(name) {
@@ -300,7 +300,12 @@ impl Resolver<'_> {
         let agent = resolve_option(self.all.agent.as_ref());
         for (name, list) in [("admin", &http), ("agent", &agent)] {
             for bind in list {
-                if matches!(bind, Bind::Fd(_) | Bind::Inherited(_)) {
+                if bind.name().is_some() {
+                    self.refuse(
+                        name,
+                        format!("{bind} has a name, which only workers could use (leave it out)"),
+                    );
+                } else if matches!(bind, Bind::Fd(_) | Bind::Inherited(_)) {
                     self.refuse(
                         name,
                         format!("{bind} is an inherited socket (name HOST:PORT or unix:/PATH)"),
@@ -492,9 +497,9 @@ fn unused(applies: Applies, program: &Program, class: ClassName, range: bool) ->
 
 /// Returns whether two binds would take the same address. Port 0 is another one each time.
 fn same_address(one: &Bind, other: &Bind) -> bool {
-    match (one, other) {
+    match (one.address(), other.address()) {
         (Bind::Unix { path: one, .. }, Bind::Unix { path: other, .. }) => one == other,
         (Bind::Tcp { port: 0, .. }, Bind::Tcp { .. }) => false,
-        _ => one == other,
+        (one, other) => one == other,
     }
 }

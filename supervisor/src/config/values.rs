@@ -278,6 +278,34 @@ impl ConfigValue for Surge {
     }
 }
 
+/// A duration, or as long as it takes.
+#[derive(Debug, Clone)]
+pub(crate) struct OrNever;
+
+/// What `off` means: longer than any server runs.
+pub(crate) const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+impl ConfigValue for OrNever {
+    type Resolved = Duration;
+    const EXAMPLE: &'static str = "\"30s\"";
+
+    fn read(text: &str) -> Result<Duration, InvalidValue> {
+        match text {
+            "off" => Ok(NEVER),
+            _ => Time::<0, DAY>::read(text)
+                .map_err(|problem| invalid!("{problem}; `off` waits as long as it takes")),
+        }
+    }
+
+    fn write(value: &Duration) -> String {
+        if *value >= NEVER {
+            quoted("off")
+        } else {
+            Time::<0, DAY>::write(value)
+        }
+    }
+}
+
 /// The signal that asks an external program to drain.
 #[derive(Debug, Clone)]
 pub(crate) struct StopSignal;

@@ -182,6 +182,7 @@ impl Hooks {
         HooksState {
             running,
             waiting: waiting.collect(),
+            dropped: self.dropped,
         }
     }
 
@@ -210,7 +211,7 @@ impl Hooks {
         Self {
             running,
             waiting: waiting.collect(),
-            dropped: 0,
+            dropped: state.dropped,
         }
     }
 

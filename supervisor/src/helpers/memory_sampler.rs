@@ -10,10 +10,11 @@
 //!
 //! An upgrade does not hand it over: the next version starts one of its own.
 
-use super::{HelperId, HelperProcesses, Kind, StartError};
+use super::{HelperId, HelperProcesses, Kind, StartError, role, words_of};
 use crate::process::poll::Poll;
 use crate::process::spawn::{Executable, ExecutableError, Order};
 use crate::upgrade::environment_without;
+use crate::workers::process_tree::members;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
@@ -28,8 +29,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// The first argument of a process that plays this role.
-const ROLE: &str = "--memory-sampler";
+/// The name of this role.
+const ROLE: &str = "memory-sampler";
 /// The time between the exit of one sampler and the start of the next.
 const PERIOD: Duration = Duration::from_secs(5);
 /// The most time that one sampler may take.
@@ -174,12 +175,14 @@ fn launch(
         .map(|(_, pid)| pid.to_string())
         .collect::<Vec<_>>()
         .join(",");
-    let argv = [format!("{name}: memory sampler"), ROLE.to_owned(), list];
+    let argv = [format!("{name}: memory sampler")];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
+    let mut env = environment_without(&ALL);
+    env.push(role(ROLE, &[list]));
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let order = Order {
         extras: &[theirs.as_fd()],
-        ..Order::own(&executable, &argv, environment_without(&ALL))
+        ..Order::own(&executable, &argv, env)
     };
     let helper = processes.start(poll, Kind::MemorySampler, order, Some(now + TIMEOUT))?;
     Ok((helper, ours))
@@ -222,13 +225,9 @@ const GONE: &str = "gone";
 /// Returns what to measure, if this process was started for that. To be called before anything
 /// else.
 pub(crate) fn task() -> Option<Task> {
-    let mut words = std::env::args_os().skip(1);
-    (words.next()? == ROLE).then(|| Task {
-        pids: words
-            .next()
-            .unwrap_or_default()
-            .into_string()
-            .unwrap_or_default(),
+    let words = words_of(ROLE)?;
+    Some(Task {
+        pids: words.into_iter().next().unwrap_or_default(),
     })
 }
 
@@ -247,25 +246,36 @@ impl Task {
             return ExitCode::FAILURE;
         };
         let mut pipe = File::from(pipe);
-        for pid in self.pids.split(',') {
-            let answer = match pid
-                .parse::<u32>()
-                .ok()
-                .map(|pid| std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")))
-            {
-                Some(Ok(text)) => {
-                    proportional(&text).map_or(GONE.to_owned(), |bytes| bytes.to_string())
-                }
-                Some(Err(error)) if is_gone(&error) => GONE.to_owned(),
-                Some(Err(error)) => error.to_string().replace('\n', " "),
-                None => GONE.to_owned(),
-            };
-            if writeln!(pipe, "{pid} {answer}").is_err() {
+        let pids = self.pids.split(',').filter_map(|pid| pid.parse().ok());
+        let leaders: Vec<Pid> = pids.map(Pid::from_raw).collect();
+        let members = members(&leaders);
+        for leader in &leaders {
+            let processes = members.get(leader).map_or(&[][..], Vec::as_slice);
+            if writeln!(pipe, "{leader} {}", measure(processes)).is_err() {
                 return ExitCode::FAILURE;
             }
         }
         ExitCode::SUCCESS
     }
+}
+
+/// Measures a worker, which consists of these processes, itself first; returns the answer for it.
+fn measure(processes: &[Pid]) -> String {
+    let mut sum: u64 = 0;
+    for (index, process) in processes.iter().enumerate() {
+        match std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")) {
+            Ok(text) => match proportional(&text) {
+                Some(bytes) => sum = sum.saturating_add(bytes),
+                None if index == 0 => return GONE.to_owned(),
+                None => {}
+            },
+            Err(error) if !is_gone(&error) => return error.to_string().replace('\n', " "),
+            Err(_) if index == 0 => return GONE.to_owned(),
+            // What it has started may end at any time.
+            Err(_) => {}
+        }
+    }
+    sum.to_string()
 }
 
 /// Whether the process is dead: a zombie answers ESRCH.

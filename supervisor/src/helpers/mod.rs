@@ -24,7 +24,9 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use prefork_core::Time;
 use prefork_protocol::WorkerId;
+use prefork_protocol::environment::PREFORK_HELPER;
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -294,4 +296,17 @@ fn kill(spawned: &Spawned, signal: Signal) {
     if killpg(spawned.pid, signal) == Err(Errno::ESRCH) {
         let _ = send_signal(spawned.pidfd.as_fd(), signal);
     }
+}
+
+/// Returns the variable that makes a process a helper of this role, with what belongs to it.
+pub(crate) fn role(role: &str, words: &[String]) -> CString {
+    let text = format!("{PREFORK_HELPER}={role} {}", words.join(" "));
+    CString::new(text.replace('\0', "")).unwrap_or_default()
+}
+
+/// Returns what this process was started with, if it is a helper of this role.
+pub(crate) fn words_of(role: &str) -> Option<Vec<String>> {
+    let text = std::env::var(PREFORK_HELPER).ok()?;
+    let mut words = text.split(' ').map(str::to_owned);
+    (words.next()? == role).then(|| words.collect())
 }

@@ -18,8 +18,8 @@ pub(crate) enum AddressKey {
 
 /// Returns the address for messages: a Unix socket's without mode, owner and group.
 pub(crate) fn text(bind: &Bind) -> String {
-    match bind {
+    match bind.address() {
         Bind::Unix { path, .. } => format!("unix:{}", path.display()),
-        Bind::Tcp { .. } | Bind::Fd(_) | Bind::Inherited(_) => bind.to_string(),
+        address => address.to_string(),
     }
 }

@@ -14,10 +14,10 @@ pub(crate) fn find<'a>(
     inherited: &'a [Inherited],
     bind: &Bind,
 ) -> Result<Vec<&'a Inherited>, ListenProblem> {
-    let fits = |candidate: &&Inherited| match bind {
+    let fits = |candidate: &&Inherited| match bind.address() {
         Bind::Fd(number) => candidate.socket.as_raw_fd() == *number,
         Bind::Inherited(name) => candidate.name == *name,
-        Bind::Tcp { .. } | Bind::Unix { .. } => false,
+        Bind::Tcp { .. } | Bind::Unix { .. } | Bind::Named(..) => false,
     };
     let found: Vec<_> = inherited.iter().filter(fits).collect();
     if !found.is_empty() {

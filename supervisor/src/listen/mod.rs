@@ -72,6 +72,8 @@ pub(crate) struct AddressId(*const AddressSockets);
 #[derive(Debug)]
 struct Entry {
     address: Rc<AddressSockets>,
+    /// The name that this generation gives it, for workers.
+    label: Option<String>,
     /// The address's sockets when the set was made: one per slot, or one for all.
     sockets: Vec<Rc<OwnedFd>>,
 }
@@ -144,11 +146,11 @@ impl Listeners {
     ) -> Result<ListenSet, ListenError> {
         let mut live: Vec<Rc<AddressSockets>> =
             self.addresses.iter().filter_map(Weak::upgrade).collect();
-        let mut chosen: Vec<Rc<AddressSockets>> = Vec::new();
+        let mut chosen: Vec<(Rc<AddressSockets>, Option<&str>)> = Vec::new();
         for address in addresses {
             for group in self.sockets_of(address, &mut live)? {
-                if !chosen.iter().any(|other| Rc::ptr_eq(other, &group)) {
-                    chosen.push(group);
+                if !chosen.iter().any(|(other, _)| Rc::ptr_eq(other, &group)) {
+                    chosen.push((group, address.name()));
                 }
             }
         }
@@ -156,12 +158,13 @@ impl Listeners {
         // address.
         let growth = chosen
             .iter()
-            .map(|group| group.more_sockets(slots))
+            .map(|(group, _)| group.more_sockets(slots))
             .collect::<Result<Vec<_>, ListenError>>()?;
         let grown = chosen.into_iter().zip(growth);
-        let entries = grown.map(|(group, more)| Entry {
+        let entries = grown.map(|((group, name), more)| Entry {
             sockets: group.add(more),
             address: group,
+            label: name.map(str::to_owned),
         });
         let entries: Vec<Entry> = entries.collect();
         for group in entries.iter().map(|entry| &entry.address) {
@@ -238,7 +241,7 @@ impl Listeners {
                         _ => found,
                     }
                 }
-                Bind::Unix { .. } | Bind::Fd(_) | Bind::Inherited(_) => {
+                Bind::Unix { .. } | Bind::Fd(_) | Bind::Inherited(_) | Bind::Named(..) => {
                     self.sockets_of(address, &mut live)?
                 }
             };
@@ -247,6 +250,7 @@ impl Listeners {
         let entries = chosen.into_iter().map(|group| Entry {
             sockets: group.add(Vec::new()),
             address: group,
+            label: None,
         });
         let set = ListenSet {
             entries: entries.collect(),
@@ -266,6 +270,7 @@ impl Listeners {
     ) -> Result<Vec<Rc<AddressSockets>>, ListenError> {
         let error = |problem| ListenError::of(address, problem);
         match address {
+            Bind::Named(address, _) => self.sockets_of(address, live),
             Bind::Tcp { host, port } => {
                 let targets = tcp::resolve(host, *port).map_err(error)?;
                 let mut found = Vec::new();
@@ -365,6 +370,13 @@ impl Listeners {
     }
 }
 
+impl Entry {
+    /// Returns the name that workers know it by.
+    fn name(&self) -> &str {
+        self.label.as_deref().unwrap_or(self.address.name())
+    }
+}
+
 impl ListenSet {
     /// Returns the Unix sockets whose files are gone.
     pub(crate) fn lost_files(&self) -> impl Iterator<Item = String> {
@@ -379,7 +391,8 @@ impl ListenSet {
     /// sockets.
     ///
     /// A TCP socket is called `tcp-127.0.0.1-8000` (`tcp-[__1]-8000`: names must not contain
-    /// colons), a Unix socket `unix-/run/app.sock`, an inherited one keeps its name.
+    /// colons), a Unix socket `unix-/run/app.sock`, an inherited one keeps its name; unless the
+    /// configuration names it.
     pub(crate) fn for_slot(&self, slot: u16) -> Vec<(String, BorrowedFd<'_>)> {
         let own = self.entries.iter().filter_map(|entry| {
             let index = match entry.address.limit(slot + 1) {
@@ -390,7 +403,7 @@ impl ListenSet {
             entry
                 .sockets
                 .get(usize::from(index))
-                .map(|socket| (entry.address.name().to_owned(), socket.as_fd()))
+                .map(|socket| (entry.name().to_owned(), socket.as_fd()))
         });
         own.collect()
     }

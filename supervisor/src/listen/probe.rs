@@ -25,6 +25,7 @@ pub(crate) enum Free {
 pub(crate) fn probe(bind: &Bind) -> Result<Free, ListenError> {
     let problem = |problem| ListenError::of(bind, problem);
     match bind {
+        Bind::Named(address, _) => probe(address),
         Bind::Tcp { host, port } => {
             let targets = tcp::resolve(host, *port).map_err(problem)?;
             let mut missing = 0;

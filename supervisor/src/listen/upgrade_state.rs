@@ -78,6 +78,7 @@ impl ListenSet {
             EntryState {
                 group: count(index),
                 sockets: count(entry.sockets.len()),
+                label: entry.label.clone(),
             }
         };
         (self.backlog, self.entries.iter().map(&mut entry).collect())
@@ -108,6 +109,7 @@ impl ListenSet {
             sockets.truncate(entry.sockets as usize);
             Entry {
                 address: Rc::clone(group),
+                label: entry.label.clone(),
                 sockets,
             }
         };

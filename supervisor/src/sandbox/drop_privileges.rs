@@ -86,7 +86,7 @@ fn needed(config: &Config, user: &Account) -> Capabilities {
     if others || config.privileges.group.is_some() || !config.privileges.groups.is_empty() {
         needed = needed.and(Capabilities::SETGID);
     }
-    let given_away = |bind: &Bind| matches!(bind, Bind::Unix { owner, group, .. } if owner.is_some() || group.is_some());
+    let given_away = |bind: &Bind| matches!(bind.address(), Bind::Unix { owner, group, .. } if owner.is_some() || group.is_some());
     if config.binds.iter().any(given_away) {
         needed = needed.and(Capabilities::CHOWN).and(Capabilities::FOWNER);
     }

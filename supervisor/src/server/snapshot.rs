@@ -1,8 +1,10 @@
 //! The status document: a snapshot of the whole server.
 
 use super::{Server, unix_time};
-use crate::api::status::{Progress, Reloads, SlotStatus, Status, WorkerStatus};
+use crate::api::status::Totals as StatusTotals;
+use crate::api::status::{Progress, Reloads, Scoreboard, SlotStatus, Status, WorkerStatus};
 use crate::control::VERSION;
+use crate::generation::Generation;
 use crate::workers::handle::WorkerHandle;
 use prefork_core::{View, WorkerView};
 use prefork_os::monotonic;
@@ -35,6 +37,7 @@ impl Server {
             workers: view.open,
             min_workers: view.bounds.0,
             max_workers: view.bounds.1,
+            autoscaling: accepted.is_some_and(|accepted| accepted.config.range),
             unavailable,
             max_unavailable,
             capacity: class.map(|class| u64::from(class.threads) * u64::from(class.connections)),
@@ -82,6 +85,8 @@ impl Server {
             .unwrap_or(0);
         // Of retired slots, too, or the totals of all slots together would go back.
         let count = alive.max(view.open).max(served);
+        // An empty slot counts what its next worker will count.
+        let counts = accepted.is_some_and(Generation::has_channel);
         let slot = |slot: u16| {
             let mut totals = self
                 .workers
@@ -89,12 +94,20 @@ impl Server {
                 .get(usize::from(slot))
                 .copied()
                 .unwrap_or_default();
+            let mut counts_all = counts || counted(&totals);
+            let mut counts_requests = totals.requests > 0;
             let here = view.workers.iter().filter(|worker| worker.slot.0 == slot);
             let workers: Vec<WorkerStatus> = here
                 .filter_map(|worker| {
                     let handle = self.workers.handles.get(&worker.worker)?;
-                    let reading = handle.reading().unwrap_or_default();
-                    totals.fold(&reading);
+                    let reading = handle.reading();
+                    if let Some(reading) = &reading {
+                        totals.fold(reading);
+                        counts_all = true;
+                    }
+                    let reported = handle.reported.requests;
+                    totals.requests = totals.requests.saturating_add(reported.unwrap_or(0));
+                    counts_requests |= reported.is_some();
                     Some(worker_status(worker, handle, reading, now))
                 })
                 .collect();
@@ -103,7 +116,7 @@ impl Server {
                 open: slot < view.open,
                 held: view.held.contains(&Slot(slot)),
                 in_rotation: view.rotation.contains(&Slot(slot)),
-                totals: totals.into(),
+                totals: StatusTotals::of(&totals, counts_all, counts_requests),
                 queue: accepted.and_then(|accepted| accepted.sockets.queue_length(slot)),
                 backlog: accepted.map_or(0, |accepted| accepted.config.backlog),
                 workers,
@@ -113,13 +126,31 @@ impl Server {
     }
 }
 
+/// Returns whether there is a number in it that only Rust workers count.
+fn counted(totals: &Totals) -> bool {
+    let requests = totals.requests;
+    Totals {
+        requests,
+        ..Totals::default()
+    } != *totals
+}
+
 /// Returns the status of a worker at `now`, by the clock of the scoreboard.
 fn worker_status(
     view: &WorkerView,
     handle: &WorkerHandle,
-    reading: Reading,
+    reading: Option<Reading>,
     now: Duration,
 ) -> WorkerStatus {
+    let scoreboard = reading.map_or_else(
+        || Scoreboard {
+            requests: handle.reported.requests,
+            busy: handle.reported.active,
+            ..Scoreboard::default()
+        },
+        Scoreboard::from,
+    );
+    let reading = reading.unwrap_or_default();
     let since =
         |ms: u64| (ms > 0).then(|| now.saturating_sub(Duration::from_millis(ms)).as_secs_f64());
     WorkerStatus {
@@ -133,6 +164,6 @@ fn worker_status(
         beat_age: since(reading.heartbeat),
         memory: handle.memory,
         oldest_age: since(reading.oldest),
-        scoreboard: reading.into(),
+        scoreboard,
     }
 }

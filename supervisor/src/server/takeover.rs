@@ -35,7 +35,7 @@ use crate::upgrade::{
 };
 use crate::workers::cgroup::WorkerCgroups;
 use crate::workers::exits::ExitCounts;
-use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
+use crate::workers::handle::{Alarm, Allowance, Line, Phase, Reported, WorkerHandle};
 use crate::workers::leftovers::Leftovers;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -437,6 +437,10 @@ fn handle(state: HandleState, unpacking: &mut Unpacking, check: bool) -> WorkerH
         status: state.status,
         problem: None,
         outlived: None,
+        reported: Reported {
+            requests: state.reported_requests,
+            active: state.reported_active,
+        },
         alarm: state.alarm.map(|(time, alarm)| match alarm {
             AlarmState::CountsAsReady => (time, Alarm::CountsAsReady),
             AlarmState::Mute => (time, Alarm::ChannelClosed),

@@ -639,6 +639,8 @@ fn handle_state(handle: &WorkerHandle, packing: &mut Packing) -> HandleState {
             rows: rows.layout().rows,
         }),
         status: handle.status.clone(),
+        reported_requests: handle.reported.requests,
+        reported_active: handle.reported.active,
         alarm: handle.alarm.map(|(time, alarm)| match alarm {
             Alarm::CountsAsReady => (time, AlarmState::CountsAsReady),
             Alarm::ChannelClosed => (time, AlarmState::Mute),

@@ -259,6 +259,14 @@ impl Server {
         if let Some((totals, reading)) = totals.zip(reading.as_ref()) {
             totals.fold(reading);
         }
+        if let Some((totals, requests)) = self
+            .workers
+            .past_totals
+            .get_mut(handle.slot.index())
+            .zip(handle.reported.requests)
+        {
+            totals.requests = totals.requests.saturating_add(requests);
+        }
         let record = ExitRecord {
             pid: handle.pid,
             death,

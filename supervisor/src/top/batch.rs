@@ -36,11 +36,11 @@ struct Frame<'a> {
 
 #[derive(Debug, Serialize)]
 struct RatesFrame {
-    requests: f64,
-    errors: f64,
-    connections: f64,
-    bytes_in: f64,
-    bytes_out: f64,
+    requests: Option<f64>,
+    errors: Option<f64>,
+    connections: Option<f64>,
+    bytes_in: Option<f64>,
+    bytes_out: Option<f64>,
     p50: Option<f64>,
     p99: Option<f64>,
 }
@@ -61,8 +61,8 @@ struct WorkerFrame {
     generation: u32,
     state: WorkerState,
     age: f64,
-    busy: u64,
-    open: u64,
+    busy: Option<u64>,
+    open: Option<u64>,
     memory: Option<u64>,
     oldest_age: Option<f64>,
 }

@@ -10,14 +10,14 @@ pub(crate) struct Snapshot {
     pub(crate) status: Status,
 }
 
-/// What happened per second between two snapshots.
+/// What happened per second between two snapshots; `None` for what nothing counts.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Rates {
-    pub(crate) requests: f64,
-    pub(crate) errors: f64,
-    pub(crate) connections: f64,
-    pub(crate) received: f64,
-    pub(crate) sent: f64,
+    pub(crate) requests: Option<f64>,
+    pub(crate) errors: Option<f64>,
+    pub(crate) connections: Option<f64>,
+    pub(crate) received: Option<f64>,
+    pub(crate) sent: Option<f64>,
     /// The median duration of requests and the 99th percentile, in seconds; `None` without
     /// requests.
     pub(crate) p50: Option<f64>,
@@ -67,7 +67,7 @@ impl Snapshot {
             let did = if same {
                 minus(&slot.totals, earlier)
             } else {
-                Totals::default()
+                minus(&slot.totals, Some(slot))
             };
             rates.insert(slot.slot, Rates::of(&did, span, &bounds));
             add(&mut all, &did);
@@ -90,12 +90,14 @@ impl Snapshot {
 
 impl Rates {
     fn of(did: &Totals, span: f64, bounds: &[f64]) -> Self {
-        let rate = |count: u64| {
-            if span > 0.0 {
-                approximate(count) / span
-            } else {
-                0.0
-            }
+        let rate = |count: Option<u64>| {
+            count.map(|count| {
+                if span > 0.0 {
+                    approximate(count) / span
+                } else {
+                    0.0
+                }
+            })
         };
         Self {
             requests: rate(did.requests),
@@ -113,16 +115,19 @@ impl Rates {
 fn minus(now: &Totals, before: Option<&SlotStatus>) -> Totals {
     let none = Totals::default();
     let before = before.map_or(&none, |slot| &slot.totals);
+    let did = |now: Option<u64>, before: Option<u64>| {
+        now.map(|now| now.saturating_sub(before.unwrap_or(0)))
+    };
     let bucket = |(index, count): (usize, &u64)| {
         count.saturating_sub(before.latency.get(index).copied().unwrap_or(0))
     };
     Totals {
-        requests: now.requests.saturating_sub(before.requests),
-        connections: now.connections.saturating_sub(before.connections),
-        errors: now.errors.saturating_sub(before.errors),
-        bytes_in: now.bytes_in.saturating_sub(before.bytes_in),
-        bytes_out: now.bytes_out.saturating_sub(before.bytes_out),
-        busy_us: now.busy_us.saturating_sub(before.busy_us),
+        requests: did(now.requests, before.requests),
+        connections: did(now.connections, before.connections),
+        errors: did(now.errors, before.errors),
+        bytes_in: did(now.bytes_in, before.bytes_in),
+        bytes_out: did(now.bytes_out, before.bytes_out),
+        busy_us: did(now.busy_us, before.busy_us),
         latency: now.latency.iter().enumerate().map(bucket).collect(),
     }
 }
@@ -136,7 +141,9 @@ fn add(sum: &mut Totals, more: &Totals) {
         (&mut sum.bytes_out, more.bytes_out),
         (&mut sum.busy_us, more.busy_us),
     ] {
-        *sum = sum.saturating_add(more);
+        if let Some(more) = more {
+            *sum = Some(sum.unwrap_or(0).saturating_add(more));
+        }
     }
     let buckets = sum.latency.len().max(more.latency.len());
     sum.latency.resize(buckets, 0);
@@ -179,19 +186,21 @@ pub(crate) mod tests {
             worker.status = "a\u{1b}[31mb".into();
             worker.memory = Some(u64::from(number) << 23);
             worker.oldest_age = None;
-            worker.scoreboard.busy = u64::from(number);
-            worker.scoreboard.open = 3;
+            worker.scoreboard.busy = Some(u64::from(number));
+            worker.scoreboard.open = Some(3);
             status.slots[usize::from(number)] = SlotStatus {
                 slot: number,
                 open: true,
                 held: false,
                 in_rotation: true,
                 totals: Totals {
-                    requests,
-                    connections: requests,
-                    bytes_out: requests * 1000,
+                    requests: Some(requests),
+                    connections: Some(requests),
+                    errors: Some(0),
+                    bytes_in: Some(0),
+                    bytes_out: Some(requests * 1000),
+                    busy_us: Some(0),
                     latency: vec![requests, 0, 0],
-                    ..Totals::default()
                 },
                 queue: Some(number.into()),
                 backlog: 64,
@@ -213,7 +222,7 @@ pub(crate) mod tests {
             all.sent,
         ];
         assert_eq!(
-            shown.map(|rate| format!("{rate}")),
+            shown.map(|rate| format!("{}", rate.expect("it is counted"))),
             ["10", "0", "10", "10000"]
         );
         assert_eq!(
@@ -227,7 +236,8 @@ pub(crate) mod tests {
         let now = Snapshot::new(status(1002.0, [30, 5]));
         let mut young = now.clone();
         young.status.uptime = 1.0;
-        assert_eq!(young.since(&now).1, Rates::default());
+        let rates = young.since(&now).1;
+        assert_eq!((rates.requests, rates.p99), (Some(0.0), None));
     }
 
     #[test]

@@ -92,6 +92,9 @@ impl Row<'_> {
         let or_none = |number: Option<f64>, write: fn(f64) -> String| {
             number.map_or_else(|| "-".to_owned(), write)
         };
+        let count = |number: Option<u64>| {
+            number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+        };
         match column {
             Column::Slot => self.slot.slot.to_string(),
             Column::Worker => of(&|worker| worker.worker.to_string()),
@@ -99,11 +102,11 @@ impl Row<'_> {
             Column::Generation => of(&|worker| worker.generation.to_string()),
             Column::State => self.state().to_owned(),
             Column::Age => of(&|worker| span(worker.age)),
-            Column::Requests => short(self.rates.requests),
+            Column::Requests => or_none(self.rates.requests, short),
             Column::P99 => or_none(self.rates.p99, span),
-            Column::Errors => short(self.rates.errors),
-            Column::Busy => of(&|worker| worker.scoreboard.busy.to_string()),
-            Column::Open => of(&|worker| worker.scoreboard.open.to_string()),
+            Column::Errors => or_none(self.rates.errors, short),
+            Column::Busy => count(self.worker.and_then(|worker| worker.scoreboard.busy)),
+            Column::Open => count(self.worker.and_then(|worker| worker.scoreboard.open)),
             Column::Queue => self
                 .slot
                 .queue
@@ -128,11 +131,11 @@ impl Row<'_> {
             Column::Pid => of(&|worker| f64::from(worker.pid)),
             Column::Generation => of(&|worker| f64::from(worker.generation)),
             Column::Age => of(&|worker| worker.age),
-            Column::Requests => self.rates.requests,
+            Column::Requests => self.rates.requests.unwrap_or(-1.0),
             Column::P99 => self.rates.p99.unwrap_or(-1.0),
-            Column::Errors => self.rates.errors,
-            Column::Busy => of(&|worker| approximate(worker.scoreboard.busy)),
-            Column::Open => of(&|worker| approximate(worker.scoreboard.open)),
+            Column::Errors => self.rates.errors.unwrap_or(-1.0),
+            Column::Busy => of(&|worker| worker.scoreboard.busy.map_or(-1.0, approximate)),
+            Column::Open => of(&|worker| worker.scoreboard.open.map_or(-1.0, approximate)),
             Column::Queue => self.slot.queue.map_or(-1.0, f64::from),
             Column::Memory => self.memory().unwrap_or(-1.0),
             Column::Oldest => of(&|worker| worker.oldest_age.unwrap_or(-1.0)),

@@ -147,7 +147,10 @@ fn head(scene: &Scene<'_>, snapshot: &Snapshot) -> Vec<Line> {
     ];
     let all = scene.all;
     let or_none = |number: Option<f64>| number.map_or_else(|| "-".to_owned(), span);
-    let errors = if all.errors > 0.0 {
+    let per_second = |rate: Option<f64>, write: fn(f64) -> String| {
+        rate.map_or_else(|| "-".to_owned(), |rate| write(rate) + "/s")
+    };
+    let errors = if all.errors.is_some_and(|rate| rate > 0.0) {
         Style::Bad
     } else {
         Style::Plain
@@ -159,18 +162,18 @@ fn head(scene: &Scene<'_>, snapshot: &Snapshot) -> Vec<Line> {
     };
     let second = vec![
         plain("requests ".to_owned()),
-        (Style::Bold, format!("{}/s", short(all.requests))),
+        (Style::Bold, per_second(all.requests, short)),
         plain(format!(
             "  p50 {}  p99 {}  ",
             or_none(all.p50),
             or_none(all.p99)
         )),
-        (errors, format!("errors {}/s", short(all.errors))),
+        (errors, format!("errors {}", per_second(all.errors, short))),
         plain(format!(
-            "  connections {}/s  in {}/s  out {}/s  ",
-            short(all.connections),
-            bytes(all.received),
-            bytes(all.sent)
+            "  connections {}  in {}  out {}  ",
+            per_second(all.connections, short),
+            per_second(all.received, bytes),
+            per_second(all.sent, bytes)
         )),
         (queue, format!("queue {}", status.queue())),
     ];
@@ -184,11 +187,14 @@ fn head(scene: &Scene<'_>, snapshot: &Snapshot) -> Vec<Line> {
     } else {
         format!("deaths {died} ({})", causes.join(", "))
     };
+    let range = if status.autoscaling {
+        format!(" of {}..{}", status.min_workers, status.max_workers)
+    } else {
+        String::new()
+    };
     let third = vec![plain(format!(
-        "workers {} of {}..{}  unhealthy {}, permits {}  reloads {} ok, {} failed  {deaths}",
+        "workers {}{range}  unhealthy {}, permits {}  reloads {} ok, {} failed  {deaths}",
         status.workers,
-        status.min_workers,
-        status.max_workers,
         status.unavailable,
         status.max_unavailable,
         status.reloads.ok,
@@ -284,7 +290,7 @@ fn line(row: &Row<'_>, shown: &[Column], selected: Option<u16>) -> Line {
         let style = match column {
             _ if is_selected => Style::Selected,
             Column::State => of_state,
-            Column::Errors if row.rates.errors > 0.0 => Style::Bad,
+            Column::Errors if row.rates.errors.is_some_and(|rate| rate > 0.0) => Style::Bad,
             Column::Queue if row.slot.queue.is_some_and(|queue| queue > 0) => Style::Warn,
             _ => Style::Plain,
         };

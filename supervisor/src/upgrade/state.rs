@@ -82,7 +82,7 @@ states! {
         cgroups: Option<Bytes>,
     } added {
         counts: CountsState = CountsState { started: 0, spawned: 0, reloads: 0, failed_reloads: 0, events: 0, status_requests: 0 },
-        hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new() },
+        hooks: HooksState = HooksState { running: Vec::new(), waiting: Vec::new(), dropped: 0 },
         leaving: Vec<ChildState> = Vec::new(),
         terminating: Vec<ChildState> = Vec::new(),
         open_files: Option<u64> = None,
@@ -128,7 +128,7 @@ states! {
     ProgramState { descriptor: Fd, path: Bytes, script: bool }
 
     /// A generation's part of an address: the number of its sockets.
-    EntryState { group: u32, sockets: u32 }
+    EntryState { group: u32, sockets: u32 } added { label: Option<String> = None }
 
     /// The sockets of an address.
     GroupState { key: KeyState, text: String, name: String, kind: KindState, lock: Option<LockState> }
@@ -176,6 +176,8 @@ states! {
         status: String,
         alarm: Option<(Time, AlarmState)>,
     } added {
+        reported_requests: Option<u64> = None,
+        reported_active: Option<u64> = None,
         #[cfg(feature = "next")]
         novelty: Vec<u64> = vec![7],
     }
@@ -216,7 +218,7 @@ states! {
     CountsState { started: u64, spawned: u64, reloads: u64, failed_reloads: u64, events: u64 } added { status_requests: u64 = 0 }
 
     /// Hooks that run, and events that wait for one.
-    HooksState { running: Vec<HookState>, waiting: Vec<EventState> }
+    HooksState { running: Vec<HookState>, waiting: Vec<EventState> } added { dropped: u64 = 0 }
 
     /// A hook, and when it gets SIGTERM, or SIGKILL.
     HookState { child: ChildState, kind: String, deadline: Time, asked: bool }

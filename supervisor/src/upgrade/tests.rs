@@ -176,6 +176,8 @@ fn sample() -> State {
             rows: 1,
         }),
         status: "well".to_owned(),
+        reported_requests: None,
+        reported_active: None,
         alarm,
         #[cfg(feature = "next")]
         novelty: Vec::new(),
@@ -224,6 +226,7 @@ fn sample() -> State {
             sockets: vec![EntryState {
                 group: 0,
                 sockets: 8,
+                label: None,
             }],
             admin: Vec::new(),
             agent: Vec::new(),
@@ -359,6 +362,7 @@ fn sample() -> State {
         hooks: HooksState {
             running: Vec::new(),
             waiting: Vec::new(),
+            dropped: 0,
         },
         leaving: Vec::new(),
         terminating: Vec::new(),
@@ -402,10 +406,12 @@ fn grown() -> State {
     state.generations[0].admin = vec![EntryState {
         group: 1,
         sockets: 1,
+        label: None,
     }];
     state.generations[0].agent = vec![EntryState {
         group: 0,
         sockets: 1,
+        label: None,
     }];
     if let Some(rows) = &mut state.workers[2].row {
         *rows = RowState {
@@ -414,6 +420,8 @@ fn grown() -> State {
             ..*rows
         };
     }
+    state.generations[0].admin[0].label = Some("web".to_owned());
+    state.workers[2].reported_requests = Some(7);
     state.read_at_start = vec![("name".to_owned(), "\"shop\"".to_owned())];
     state.counts = CountsState {
         started: 1_764_000_000,
@@ -443,6 +451,7 @@ fn grown() -> State {
             kind: "reloaded".to_owned(),
             json: b"{}\n".to_vec(),
         }],
+        dropped: 5,
     };
     (state.leaving, state.terminating) = (vec![child(4712)], vec![child(4713)]);
     state.open_files = Some(1024);

@@ -5,6 +5,7 @@
 //! nothing here can fail because of what a worker sends.
 
 use super::proc_stat;
+use super::process_tree::with_descendants;
 use crate::config::{Config, KillMode};
 use crate::logging::stderr::Capture;
 use crate::process::reap::{Death, Usage};
@@ -53,6 +54,8 @@ pub(crate) struct WorkerHandle {
     pub(crate) problem: Option<String>,
     /// It has exited, others of its process group drain, and this is when to look again.
     pub(crate) outlived: Option<Time>,
+    /// What an external program has counted, in its own words.
+    pub(crate) reported: Reported,
     /// What to do at a time, unless something else happens first.
     pub(crate) alarm: Option<(Time, Alarm)>,
     /// Its proportional set size in bytes, at the last measurement.
@@ -61,6 +64,15 @@ pub(crate) struct WorkerHandle {
     pub(crate) reopen_count: u64,
     /// How it ended, from its reaping until its exit is reported.
     pub(crate) exit: Option<ExitRecord>,
+}
+
+/// What an external program counts, as far as it has said so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Reported {
+    /// Requests answered since it started.
+    pub(crate) requests: Option<u64>,
+    /// Active requests.
+    pub(crate) active: Option<u64>,
 }
 
 /// What is known of an exited worker.
@@ -271,6 +283,11 @@ impl WorkerHandle {
                 return (!std::mem::replace(ready, true)).then_some(Event::Ready(id));
             }
             WorkerNotice::Status(text) => self.status = plain(&text),
+            // A counter that goes back is not one.
+            WorkerNotice::Requests(count) => {
+                self.reported.requests = self.reported.requests.max(Some(count));
+            }
+            WorkerNotice::Active(count) => self.reported.active = Some(count),
             WorkerNotice::Watchdog => *fed = Some(now),
             // It speaks the protocol, so it is not ready before it says so.
             WorkerNotice::ExtendTimeout(_) => self.alarm = None,
@@ -322,7 +339,10 @@ impl WorkerHandle {
         let capacity = u64::from(class.threads) * u64::from(class.connections);
         let spent = match (&self.rows, config.requests_per_worker()) {
             (Some(rows), Some(_)) => Some(rows.busy_time(monotonic_ms())),
-            (Some(_) | None, _) => proc_stat::cpu_time(self.pid),
+            (Some(_) | None, _) => with_descendants(self.pid)
+                .into_iter()
+                .filter_map(proc_stat::cpu_time)
+                .reduce(Duration::saturating_add),
         };
         WorkerLoad {
             spent: spent.unwrap_or_default(),
@@ -331,11 +351,12 @@ impl WorkerHandle {
                 Some(_) => 0.0,
                 None => float(row.open) / float(capacity.max(1)),
             }),
-            memory: if memory {
-                proc_stat::private_memory(self.pid)
-            } else {
-                None
-            },
+            memory: memory
+                .then(|| with_descendants(self.pid).into_iter())
+                .and_then(|all| {
+                    all.filter_map(proc_stat::private_memory)
+                        .reduce(u64::saturating_add)
+                }),
         }
     }
 

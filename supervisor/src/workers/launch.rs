@@ -1,6 +1,7 @@
 //! Starting one worker: which descriptors, which environment, which welcome.
 
 use super::cgroup::{Limits, WorkerCgroups};
+use super::placeholders::Placeholders;
 use crate::config::{Config, WorkerStderr};
 use crate::generation::Generation;
 use crate::listen::ListenError;
@@ -9,7 +10,7 @@ use crate::logging::stderr::Capture;
 use crate::logging::stderr::capture::stream;
 use crate::process::spawn::{Order, SpawnError, spawn};
 use crate::systemd::journal::{JOURNAL_STREAM, stderr_is_journal};
-use crate::workers::handle::{Alarm, Allowance, Line, Phase, WorkerHandle};
+use crate::workers::handle::{Alarm, Allowance, Line, Phase, Reported, WorkerHandle};
 use crate::workers::sockets::WorkerSockets;
 use log::debug;
 use nix::sys::signal::Signal;
@@ -63,6 +64,9 @@ pub(crate) enum LaunchError {
     /// There can be no pipe for its standard error.
     #[error("cannot make a pipe for a worker's standard error: {0}")]
     Stderr(#[source] io::Error),
+    /// There is no port for `{port}`.
+    #[error("cannot find a free port for {{port}} in a worker's arguments or variables: {0}")]
+    Port(#[source] io::Error),
     /// Something that is passed to exec contains a NUL byte.
     #[error("a NUL byte in the name of a worker or its environment: {0}")]
     Nul(#[from] NulError),
@@ -106,10 +110,24 @@ pub(crate) fn launch(
         "{}: worker {} gen {}",
         role.name, role.worker, role.generation
     );
-    let argv = if generation.has_channel() {
-        vec![CString::new(title)?]
-    } else {
-        generation.command.clone()
+    let placeholders = Placeholders::new(role.worker.0, role.slot.0, role.generation.0);
+    let argv = match &generation.command[..] {
+        [] => vec![CString::new(title)?],
+        _ if generation.has_channel() => vec![CString::new(title)?],
+        [program, arguments @ ..] => {
+            let fill = |word: &CString| {
+                let filled = placeholders
+                    .fill(word.as_bytes())
+                    .map_err(LaunchError::Port)?;
+                Ok(CString::new(filled)?)
+            };
+            let arguments = arguments.iter().map(fill);
+            let program = Ok(program.clone());
+            [program]
+                .into_iter()
+                .chain(arguments)
+                .collect::<Result<_, LaunchError>>()?
+        }
     };
     let group = groups.and_then(|groups| groups.open(role.worker, Limits::of(&generation.config)));
     let (capture, stderr) = match generation.config.worker_stderr {
@@ -123,7 +141,7 @@ pub(crate) fn launch(
     let order = Order {
         executable: &generation.executable,
         argv: &argv,
-        env: environment(generation, role, &sockets, stderr.as_ref())?,
+        env: environment(generation, role, &sockets, stderr.as_ref(), &placeholders)?,
         listeners: &listeners,
         extras: &extras,
         kept: &[],
@@ -163,6 +181,7 @@ pub(crate) fn launch(
         status: String::new(),
         problem: None,
         outlived: None,
+        reported: Reported::default(),
         alarm,
         memory: None,
         reopen_count: generation.access.as_ref().map_or(0, |log| log.reopen_count),
@@ -235,7 +254,8 @@ fn environment(
     role: Role<'_>,
     sockets: &WorkerSockets<'_>,
     stderr: Option<&OwnedFd>,
-) -> Result<Vec<CString>, NulError> {
+    placeholders: &Placeholders,
+) -> Result<Vec<CString>, LaunchError> {
     let config = &generation.config;
     let names: Vec<&str> = sockets.own.iter().map(|(name, _)| name.as_str()).collect();
     let mut set: Vec<(&str, OsString)> = vec![
@@ -297,7 +317,12 @@ fn environment(
     if let Some(pipe) = stderr.filter(|_| stderr_is_journal()) {
         set.extend(stream(pipe).map(|stream| (JOURNAL_STREAM, stream.into())));
     }
-    common_environment(generation, set)
+    for (key, value) in &config.env {
+        let value = placeholders.fill(value.as_bytes());
+        let value = OsString::from_vec(value.map_err(LaunchError::Port)?);
+        set.push((key.as_str(), value));
+    }
+    Ok(common_environment(generation, set)?)
 }
 
 /// Returns the environment of whatever runs in the workers' place: the supervisor's own without
@@ -319,12 +344,12 @@ pub(crate) fn common_environment<'a>(
         .iter()
         .filter(|(key, _)| !config.env.contains_key(*key));
     set.extend(confined.cloned());
-    set.extend(
-        config
-            .env
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.into())),
-    );
+    for (key, value) in &config.env {
+        // A worker's are there already, with its own numbers in them.
+        if !set.iter().any(|(name, _)| name == key) {
+            set.push((key.as_str(), value.into()));
+        }
+    }
     let ours = |key: &OsStr| {
         contract::ALL
             .iter()

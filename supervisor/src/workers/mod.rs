@@ -7,5 +7,7 @@ pub(crate) mod exits;
 pub(crate) mod handle;
 pub(crate) mod launch;
 pub(crate) mod leftovers;
+mod placeholders;
 pub(crate) mod proc_stat;
+pub(crate) mod process_tree;
 pub(crate) mod sockets;

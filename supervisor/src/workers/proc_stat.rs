@@ -10,8 +10,8 @@ use std::time::Duration;
 /// Fields of `stat` between the program's name and the processor time.
 const FIELDS_BEFORE_TIMES: usize = 11;
 
-/// Returns the processor time that a process's threads have used, with the resolution of the
-/// kernel's clock; `None` when it is gone.
+/// Returns the processor time that a process's threads have used, and the children that it has
+/// waited for, with the resolution of the kernel's clock; `None` when it is gone.
 pub(crate) fn cpu_time(pid: Pid) -> Option<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let per_second = u32::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
@@ -42,14 +42,21 @@ fn living_member_of(stat: &str) -> Option<&str> {
     fields.nth(1).filter(|_| !matches!(state, "Z" | "X"))
 }
 
-/// Returns user and system time from the text of `stat`. The program's name may hold anything,
+/// Returns user and system time from the text of `stat`, its own and that of dead children: so the
+/// sum over a family does not go back when one of them ends. The program's name may hold anything,
 /// parentheses too.
 fn ticks_of(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(FIELDS_BEFORE_TIMES);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user.saturating_add(system))
+    let fields = rest.split_ascii_whitespace().skip(FIELDS_BEFORE_TIMES);
+    let times: Vec<u64> = fields
+        .take(4)
+        .filter_map(|time| time.parse().ok())
+        .collect();
+    (times.len() == 4).then(|| {
+        times
+            .iter()
+            .fold(0_u64, |sum, time| sum.saturating_add(*time))
+    })
 }
 
 /// Returns the bytes of private memory of a process: what is resident and belongs to no file.
@@ -74,7 +81,7 @@ mod tests {
     #[test]
     fn a_programs_name_does_not_move_the_fields() {
         let stat = "7 (a) 1 (b c) S 1 7 7 0 -1 4194560 103 0 0 0 12 34 5 6 20 0 1 0 8 9 10";
-        assert_eq!(ticks_of(stat), Some(46));
+        assert_eq!(ticks_of(stat), Some(57));
         assert_eq!((ticks_of("7 (a) S 1 2"), ticks_of("")), (None, None));
         assert_eq!(living_member_of("7 (a) 1 (b c) S 1 5 7 0"), Some("5"));
         assert_eq!(living_member_of("7 (a) Z 1 5 7 0"), None);

@@ -96,6 +96,17 @@ fn help_man_page_and_completions_are_complete() {
         assert!(help.contains(&format!("Usage: {}", identity.name)));
     }
     command(&Identity::supervisor()).debug_assert();
+    let help = command(&Identity::linked("myapp"))
+        .render_long_help()
+        .to_string();
+    for others in [
+        "stock app",
+        "external program",
+        "External program",
+        "-- PROGRAM",
+    ] {
+        assert!(!help.contains(others), "{others}: {help}");
+    }
 }
 
 #[test]

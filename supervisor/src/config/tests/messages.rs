@@ -76,7 +76,7 @@ const SLIPS: &[(&str, &str)] = &[
     ),
     (
         "graceful-timeout = \"2 weeks\"",
-        "1:20: graceful-timeout: 2 weeks is out of range (0s to 1day)",
+        "1:20: graceful-timeout: 2 weeks is out of range (0s to 1day); `off` waits as long as it takes",
     ),
     (
         "bind = [\"[::1]:80\", \"*:80\"]",

@@ -23,13 +23,18 @@ fn deaths(counts: &BTreeMap<String, u64>) -> Option<String> {
 
 /// Renders the status.
 pub(crate) fn status(status: &Status) -> String {
+    let workers = status.workers;
+    let range = if status.autoscaling {
+        format!(
+            ", of {} to {} by load",
+            status.min_workers, status.max_workers
+        )
+    } else {
+        format!(" (scale can reach {})", status.max_workers)
+    };
     let workers = format!(
-        "{workers} of {} to {}; {} of {workers} slots may be out of service, {} are",
-        status.min_workers,
-        status.max_workers,
-        status.max_unavailable,
-        status.unavailable,
-        workers = status.workers,
+        "{workers}{range}; {} of {workers} slots may be out of service, {} are",
+        status.max_unavailable, status.unavailable,
     );
     let mut lines = Vec::new();
     lines.extend(
@@ -113,13 +118,18 @@ fn slot_row(slot: &SlotStatus, worker: Option<&WorkerStatus>, state: &str) -> St
             of(|worker| worker.pid.to_string()),
             of(|worker| worker.generation.to_string()),
             state.to_owned(),
-            slot.totals.requests.to_string(),
-            slot.totals.connections.to_string(),
-            of(|worker| worker.scoreboard.busy.to_string()),
+            or_dash(slot.totals.requests),
+            or_dash(slot.totals.connections),
+            of(|worker| or_dash(worker.scoreboard.busy)),
             queue.unwrap_or_else(|| "-".to_owned()),
         ],
         &worker.map_or_else(String::new, |worker| printable(&worker.status)),
     )
+}
+
+/// Renders a count; a dash when nothing counts it.
+fn or_dash(count: Option<u64>) -> String {
+    count.map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
 fn row(cells: &[String; 9], words: &str) -> String {
@@ -217,6 +227,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("deaths      4 (hang 4)"), "{text}");
+        assert!(
+            text.contains("workers     2, of 1 to 8 by load; 1 of 2 slots"),
+            "{text}"
+        );
+        shown.autoscaling = false;
+        let fixed = status(&shown);
+        assert!(
+            fixed.contains("workers     2 (scale can reach 8); 1 of 2 slots"),
+            "a fixed number is no range: {fixed}"
+        );
         let states: Vec<_> = text
             .lines()
             .rev()

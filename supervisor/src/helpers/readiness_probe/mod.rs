@@ -16,7 +16,7 @@
 mod elsewhere;
 mod procfs;
 
-use super::{HelperExit, HelperId, HelperProcesses, Kind, StartError};
+use super::{HelperExit, HelperId, HelperProcesses, Kind, StartError, role, words_of};
 use crate::config::LogSettings;
 use crate::logging;
 use crate::process::poll::Poll;
@@ -40,7 +40,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// The first argument of a process that plays this role.
-const ROLE: &str = "--readiness-probe";
+const ROLE: &str = "readiness-probe";
 /// How often it looks at first; a worker that takes its time is looked at less often.
 const PERIOD: Duration = Duration::from_millis(25);
 /// The longest time between two looks.
@@ -213,14 +213,7 @@ fn launch(
         .iter()
         .map(|socket| nix::sys::stat::fstat(socket).map(|status| status.st_ino.to_string()));
     let inodes: Vec<String> = inodes.collect::<Result<_, _>>()?;
-    let argv = [
-        format!("{name}: readiness probe of worker {worker}"),
-        ROLE.to_owned(),
-        pid.to_string(),
-        inodes.join(","),
-        purpose.word().to_owned(),
-        if reports { "reports" } else { "silent" }.to_owned(),
-    ];
+    let argv = [format!("{name}: readiness probe of worker {worker}")];
     let argv = argv.map(|word| CString::new(word.replace('\0', "")).unwrap_or_default());
     let mut env = environment_without(&[
         NOTIFY_SOCKET,
@@ -234,6 +227,15 @@ fn launch(
     env.extend(settings.filter_map(|(key, value)| {
         CString::new([key.as_bytes(), b"=", value.as_os_str().as_bytes()].concat()).ok()
     }));
+    env.push(role(
+        ROLE,
+        &[
+            pid.to_string(),
+            inodes.join(","),
+            purpose.word().to_owned(),
+            if reports { "reports" } else { "silent" }.to_owned(),
+        ],
+    ));
     let (report, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let order = Order {
         extras: &[theirs.as_fd()],
@@ -281,16 +283,8 @@ pub(crate) enum ProbeResult {
 /// Returns which process to probe, if this one was started for that. To be called before anything
 /// else.
 pub(crate) fn task() -> Option<Task> {
-    let mut words = std::env::args_os().skip(1);
-    if words.next()? != ROLE {
-        return None;
-    }
-    let mut word = || {
-        words
-            .next()
-            .and_then(|word| word.into_string().ok())
-            .unwrap_or_default()
-    };
+    let mut words = words_of(ROLE)?.into_iter();
+    let mut word = || words.next().unwrap_or_default();
     Some(Task {
         pid: word(),
         sockets: word(),

@@ -88,6 +88,10 @@ pub enum WorkerNotice {
     Ready,
     /// Its status, in its own words: printable, at most 256 characters.
     Status(String),
+    /// It has answered this many requests since it started.
+    Requests(u64),
+    /// This many requests are active.
+    Active(u64),
     /// It is alive.
     Watchdog,
     /// It is about to leave.
@@ -354,6 +358,8 @@ pub fn parse(bytes: &[u8]) -> Vec<WorkerNotice> {
             ("STATUS", text) => {
                 WorkerNotice::Status(printable(text).chars().take(MAX_STATUS).collect())
             }
+            ("PREFORK_REQUESTS", count) => WorkerNotice::Requests(count.trim().parse().ok()?),
+            ("PREFORK_ACTIVE", count) => WorkerNotice::Active(count.trim().parse().ok()?),
             ("EXTEND_TIMEOUT_USEC", time) => {
                 WorkerNotice::ExtendTimeout(Duration::from_micros(time.trim().parse().ok()?))
             }
