@@ -167,7 +167,6 @@ impl Leftovers {
         // Its descendants become our children, and may not be dead yet at the next scan.
         self.killed
             .extend(found.iter().map(|leftover| leftover.pid));
-        self.killed.retain(|pid| About::read(*pid).is_some());
         if !self.queue.is_empty() {
             self.due = Some(now);
         } else if !found.is_empty() {

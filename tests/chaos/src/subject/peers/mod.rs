@@ -451,9 +451,16 @@ impl Subject for Peer {
     }
 
     fn stop(&self, limit: Duration) -> Result<(), String> {
-        self.supervisor().signal(self.kind.stop);
-        let end = Instant::now() + limit;
+        let supervisor = self.supervisor();
+        supervisor.signal(self.kind.stop);
+        let mut asked = Instant::now();
+        let end = asked + limit;
         loop {
+            // Some lose a signal that comes while they start a worker or execute themselves again.
+            if asked.elapsed() > DEAF {
+                supervisor.signal(self.kind.stop);
+                asked = Instant::now();
+            }
             let _ = self
                 .child
                 .lock()
