@@ -341,6 +341,18 @@ fn a_machine_that_stood_still_makes_no_worker_stalled() {
 }
 
 #[test]
+fn a_stop_of_the_supervisor_is_excused_once() {
+    let mut stage = Stage::serving(Some(0));
+    stage.pass(5.0);
+    stage.silent.insert(WorkerId(2));
+    stage.now += Duration::from_mins(1);
+    stage.wake();
+    assert_eq!(stage.state(2), Some(WorkerState::Ready), "unobserved time");
+    stage.pass(4.0);
+    assert_eq!(stage.state(2), Some(WorkerState::Stalled));
+}
+
+#[test]
 fn a_supervisor_that_was_stopped_calls_no_request_overdue() {
     // Stopped when the next deadline was the request's: a minute later, that is due no sooner.
     let mut stage = Stage::serving(Some(0));
