@@ -145,7 +145,7 @@ impl ReuseportGroup {
             members.sockets.push(Rc::new(socket));
             members.indices.push(Some(index));
             let slot = members.sockets.len() - 1;
-            // In what order these were shut down, nobody knows any more.
+            // The order in which these were shut down is unknown.
             if listens(&members.sockets[slot]) {
                 members.watch(slot);
             }
