@@ -43,6 +43,7 @@ use crate::config::Bind;
 use address::AddressKey;
 use prefork_protocol::environment::Inherited;
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::path::PathBuf;
@@ -200,7 +201,7 @@ impl Listeners {
                 Bind::Tcp { host, port } => {
                     let targets = tcp::resolve(host, *port)
                         .map_err(|problem| ListenError::of(address, problem))?;
-                    let bind = |target: std::net::SocketAddr| -> Result<_, ListenError> {
+                    bind_present(&targets, |target| {
                         let key = AddressKey::Tcp(target);
                         let is_it = |group: &&Rc<AddressSockets>| {
                             group.answers_to(&key)
@@ -218,28 +219,10 @@ impl Listeners {
                             backlog,
                             self.runtime_dir.as_deref(),
                         );
-                        let group =
-                            Rc::new(bound.map_err(|problem| ListenError::new(&target, problem))?);
+                        let group = Rc::new(bound?);
                         live.push(Rc::clone(&group));
                         Ok(group)
-                    };
-                    let several = targets.len() > 1;
-                    let mut found = Vec::new();
-                    let mut missing = None;
-                    for bound in targets.into_iter().map(bind) {
-                        match bound {
-                            Ok(group) => found.push(group),
-                            // As for the addresses of workers.
-                            Err(error) if several && error.problem.is_no_such_address() => {
-                                missing = Some(error);
-                            }
-                            Err(error) => return Err(error),
-                        }
-                    }
-                    match missing {
-                        Some(error) if found.is_empty() => return Err(error),
-                        _ => found,
-                    }
+                    })?
                 }
                 Bind::Unix { .. } | Bind::Fd(_) | Bind::Inherited(_) | Bind::Named(..) => {
                     self.sockets_of(address, &mut live)?
@@ -273,34 +256,21 @@ impl Listeners {
             Bind::Named(address, _) => self.sockets_of(address, live),
             Bind::Tcp { host, port } => {
                 let targets = tcp::resolve(host, *port).map_err(error)?;
-                let mut found = Vec::new();
-                let mut missing = None;
-                for target in &targets {
-                    match get_or_bind(&AddressKey::Tcp(*target), live, |live| {
-                        let stored = self.stored.borrow_mut().take_tcp(*target);
+                bind_present(&targets, |target| {
+                    get_or_bind(&AddressKey::Tcp(target), live, |live| {
+                        let stored = self.stored.borrow_mut().take_tcp(target);
                         if let Some((address, parts)) = stored {
                             return AddressSockets::tcp_stored(
-                                *target,
+                                target,
                                 address,
                                 parts,
                                 self.runtime_dir.as_deref(),
                             );
                         }
-                        let ours = live.iter().any(|group| group.overlaps(*target));
-                        AddressSockets::tcp(*target, ours, self.runtime_dir.as_deref())
-                    }) {
-                        Ok(group) => found.push(group),
-                        // Such as localhost's ::1 where IPv6 is off.
-                        Err(problem) if targets.len() > 1 && problem.is_no_such_address() => {
-                            missing = Some(ListenError::new(&target, problem));
-                        }
-                        Err(problem) => return Err(ListenError::new(&target, problem)),
-                    }
-                }
-                match missing {
-                    Some(error) if found.is_empty() => Err(error),
-                    _ => Ok(found),
-                }
+                        let ours = live.iter().any(|group| group.overlaps(target));
+                        AddressSockets::tcp(target, ours, self.runtime_dir.as_deref())
+                    })
+                })
             }
             Bind::Unix {
                 path,
@@ -367,6 +337,29 @@ impl Listeners {
             ));
         }
         AddressSockets::unix(wanted, directory)
+    }
+}
+
+/// Binds what a name resolves to, without those of several addresses that this machine does not
+/// have, such as localhost's `::1` where IPv6 is off.
+fn bind_present(
+    targets: &[SocketAddr],
+    mut bind: impl FnMut(SocketAddr) -> Result<Rc<AddressSockets>, ListenProblem>,
+) -> Result<Vec<Rc<AddressSockets>>, ListenError> {
+    let mut found = Vec::new();
+    let mut missing = None;
+    for target in targets {
+        match bind(*target) {
+            Ok(group) => found.push(group),
+            Err(problem) if targets.len() > 1 && problem.is_no_such_address() => {
+                missing = Some(ListenError::new(target, problem));
+            }
+            Err(problem) => return Err(ListenError::new(target, problem)),
+        }
+    }
+    match missing {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
     }
 }
 
