@@ -31,7 +31,7 @@ struct Open {
 /// What became of lines that were not written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// There was no room for so many. There is now.
+    /// So many were dropped for want of room, and there is room again.
     Dropped(u64),
     /// They cannot be written, for this reason.
     Failing(String),

@@ -4,7 +4,7 @@
 //! A generation whose preflight runs has been loaded, and is not held yet: the core is told that it
 //! is prepared, or refused, when the command has ended. So a stop, and whatever else makes the core
 //! lose interest, ends the command. An upgrade drops it, and the next version prepares the
-//! generation anew.
+//! generation again.
 
 use super::Server;
 use crate::api::worker_exit::stderr_tail;

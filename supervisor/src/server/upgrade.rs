@@ -551,7 +551,7 @@ impl Server {
             signals: signals.iter().map(|signal| *signal as i32).collect(),
             upgrade: UpgradeState {
                 clients: asked.clients.clone(),
-                // The next version prepares it anew.
+                // The next version prepares it again.
                 reload: asked.reload.or(self.preflight.of_reload()),
             },
             cgroups: self
